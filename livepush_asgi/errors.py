@@ -1,0 +1,60 @@
+"""The error tree: one class per situation. A wrong argument is a ValueError or TypeError as well.
+
+LivePushError
+├── InvalidEventError         an event that would break the stream (also a ValueError)
+├── CapExceededError          no slot is free for this key
+├── SlotsUnavailableError     the slot store is away and the cap fails closed
+├── BrokerUnavailableError    the broker cannot be reached
+├── MessagesLostError         messages of a subscription may have been lost; it goes on
+├── SubscriptionClosedError   a closed subscription was read
+├── AuthorizeError            `authorize` returned something else than a Grant or a Refusal
+└── NotRunningError           LivePush was used after it stopped
+"""
+
+
+class LivePushError(Exception):
+    """Base of every error that this package raises on its own account."""
+
+
+class InvalidEventError(LivePushError, ValueError):
+    """Raised when an event cannot be written as an event stream and read back unchanged."""
+
+
+class CapExceededError(LivePushError):
+    """Raised when every slot of a key is taken.
+
+    Carries `slot_key` and `cap`; `retry_after` is the hint in seconds for an HTTP 429.
+    """
+
+    retry_after = 5
+
+    def __init__(self, slot_key: str, cap: int) -> None:
+        self.slot_key = slot_key
+        self.cap = cap
+        super().__init__(f"all {cap} slots of {slot_key!r} are taken; close a stream or raise the cap")
+
+
+class SlotsUnavailableError(LivePushError):
+    """Raised when the slot store cannot be asked and the cap is configured to fail closed."""
+
+    retry_after = 5
+
+
+class BrokerUnavailableError(LivePushError):
+    """Raised when the broker cannot be reached. What was being published may or may not have arrived."""
+
+
+class MessagesLostError(LivePushError):
+    """Raised by a subscription when messages may have been lost. The subscription goes on afterwards."""
+
+
+class SubscriptionClosedError(LivePushError):
+    """Raised when a subscription is read after it was closed."""
+
+
+class AuthorizeError(LivePushError, TypeError):
+    """Raised when `authorize` returned neither a Grant nor a Refusal."""
+
+
+class NotRunningError(LivePushError):
+    """Raised when a LivePush is used after it has stopped."""

@@ -1,0 +1,150 @@
+"""Event, and the event-stream text. The only file that knows the format.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+
+Two forms are made here. A *block* is what a client receives: the lines of one event and the blank
+line that dispatches it. A *payload* is what travels through a broker: a block behind a two-byte
+mark, or the plain text that some other program published, which becomes the data of an event.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+
+from .errors import InvalidEventError
+
+# Named events beginning so are the component's own voice; applications cannot speak with it.
+RESERVED_PREFIX = "livepush."
+
+# 0xFF never occurs in UTF-8. So no text that somebody publishes, however hostile, can be taken for
+# a finished block and bring its own `event:` or `id:` lines along. The digit is the version.
+PAYLOAD_MARK = b"\xff1"
+
+# One newline only: a comment followed by a blank line makes some clients dispatch an empty event.
+HEARTBEAT = b":\n"
+
+# CRLF, CR and LF end a line and nothing else does: str.splitlines() would also split at U+2028,
+# U+0085 and other characters that are ordinary data here.
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_BREAKS_LINE = re.compile(r"[\r\n]")
+_BREAKS_ID = re.compile(r"[\r\n\0]")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of an event stream; it cannot hold what would break the stream.
+
+    `data` is text, UTF-8 bytes or anything that JSON can hold, and is kept as text. `event` is the
+    event name that `addEventListener` takes. `id` becomes the client's last event id; an empty one
+    resets it. `retry` sets the client's reconnection time in milliseconds.
+
+    Line ends inside `data` arrive as LF, whichever of CRLF, CR and LF they were: the format has no
+    way to tell them apart. Raises InvalidEventError for all that could not be read back.
+    """
+
+    data: object = ""
+    event: str | None = None
+    id: str | int | None = None
+    retry: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", _text_of(self.data))
+        if self.event is not None:
+            _check_name(self.event)
+        if self.id is not None:
+            object.__setattr__(self, "id", _id_of(self.id))
+        if self.retry is not None:
+            _check_retry(self.retry)
+
+    def encode(self) -> bytes:
+        """Return the event as a block: its field lines and the blank line that dispatches it."""
+        return encode_block(str(self.data), event=self.event, id=self.id, retry=self.retry)
+
+
+def encode_block(
+    data: str, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
+) -> bytes:
+    """Write one block from values that are known to be good; `Event` is where they are checked."""
+    lines = []
+    if event is not None:
+        lines.append(f"event: {event}\n")
+    if id is not None:
+        lines.append(f"id: {id}\n")
+    if retry is not None:
+        lines.append(f"retry: {retry}\n")
+    # A line end at the very end of the data is data too: it gives a last, empty line.
+    lines.extend(f"data: {line}\n" for line in _LINE_END.split(data))
+    lines.append("\n")
+    return "".join(lines).encode()
+
+
+def to_payload(block: bytes) -> bytes:
+    """Mark a finished block for its way through a broker."""
+    return PAYLOAD_MARK + block
+
+
+def from_payload(payload: bytes) -> bytes:
+    """Return the block of a payload; a plain one becomes an event that has only data.
+
+    Raises InvalidEventError if a plain payload is not UTF-8.
+    """
+    if payload.startswith(PAYLOAD_MARK):
+        return payload[len(PAYLOAD_MARK) :]
+    return encode_block(_decode(payload))
+
+
+def _text_of(data: object) -> str:
+    if isinstance(data, str):
+        return _encodable(data)
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return _decode(bytes(data))
+    try:
+        return _encodable(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidEventError(
+            f"data of type {type(data).__name__} is neither text, UTF-8 bytes nor JSON: {error}"
+        ) from error
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidEventError(
+            f"an event stream is UTF-8, and these bytes are not ({error}); encode binary data, for example as base64"
+        ) from error
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidEventError(f"text with a lone surrogate cannot be written as UTF-8: {error}") from error
+    return text
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise InvalidEventError(f"an event name is a str, not {type(name).__name__}")
+    if not name:
+        raise InvalidEventError("an empty event name would be read back as 'message'; leave it out instead")
+    if _BREAKS_LINE.search(_encodable(name)):
+        raise InvalidEventError(f"the event name {name!r} has a line end, which would begin another field")
+    if name.startswith(RESERVED_PREFIX):
+        raise InvalidEventError(f"event names that begin with {RESERVED_PREFIX!r} are the component's own")
+
+
+def _id_of(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise InvalidEventError(f"an event id is a str or an int, not {type(value).__name__}")
+    text = str(value)
+    if _BREAKS_ID.search(_encodable(text)):
+        raise InvalidEventError(
+            f"the event id {text!r} has a line end or a NUL: clients would ignore or split it"
+        )
+    return text
+
+
+def _check_retry(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidEventError(f"retry is a whole number of milliseconds from 0 up, not {value!r}")

@@ -1,0 +1,202 @@
+"""StreamRequest, Grant and Refusal: what `authorize` gets and what it gives. Values and pure functions."""
+
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from http import HTTPStatus
+from urllib.parse import parse_qsl
+
+from .event import RESERVED_PREFIX
+from .types import Scope
+
+
+class StreamRequest:
+    """A client's request for a stream, as `authorize` sees it."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.path = path_below(scope)
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The header fields by lower-case name; repeated ones are joined with a comma."""
+        found: dict[str, str] = {}
+        for raw_name, raw_value in self.scope["headers"]:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            joint = "; " if name == "cookie" else ", "
+            found[name] = f"{found[name]}{joint}{value}" if name in found else value
+        return found
+
+    @cached_property
+    def query(self) -> Mapping[str, str]:
+        """The query parameters; of a repeated one the last. `query_all` has them all."""
+        return dict(self._query_pairs)
+
+    def query_all(self, name: str) -> list[str]:
+        """Return every value of one query parameter, in order."""
+        return [value for key, value in self._query_pairs if key == name]
+
+    @cached_property
+    def cookies(self) -> Mapping[str, str]:
+        """The cookies by name; a part without `=` is no cookie (RFC 6265, section 4.2.1)."""
+        pairs = (part.split("=", 1) for part in self.headers.get("cookie", "").split(";") if "=" in part)
+        return {name.strip(): value.strip().strip('"') for name, value in pairs}
+
+    @property
+    def last_event_id(self) -> str | None:
+        """The id after which the client wants to go on: `Last-Event-ID`, or the query's `last_event_id`.
+
+        The query parameter is for clients that cannot set headers; the header wins, because
+        `EventSource` repeats the URL unchanged when it reconnects. Text from outside: trust nothing
+        in it. https://html.spec.whatwg.org/multipage/server-sent-events.html#last-event-id
+        """
+        for name, value in self.scope["headers"]:
+            if name.lower() == b"last-event-id":
+                return bytes(value).decode("utf-8", "replace")
+        return self.query.get("last_event_id")
+
+    @cached_property
+    def _query_pairs(self) -> list[tuple[str, str]]:
+        text = bytes(self.scope.get("query_string", b"")).decode("latin-1")
+        return parse_qsl(text, keep_blank_values=True)
+
+
+def path_below(scope: Scope) -> str:
+    """Return the path below the mount point, "/" at least, without a slash at its end.
+
+    By the specification `path` contains `root_path`, and Starlette's mounts keep to that; Litestar's
+    cut the prefix off, leave `root_path` alone and add a slash. So `root_path` comes off where it is
+    there, and whole segments only: `/eventsX` is not below `/events`.
+    """
+    path = str(scope["path"])
+    root = str(scope.get("root_path", "")).rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    return "/" + path.strip("/") if path.strip("/") else "/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What a client may have: the channels of its stream, and the terms.
+
+    `slot_key` names whose slot the stream takes; without one it takes none. `expires_at` (an aware
+    datetime, or seconds since the epoch) is when the login behind the stream ends, and the stream
+    with it. `control_events` overrides the application's setting for a client that cannot have the
+    `livepush.*` events.
+    """
+
+    channels: str | Iterable[str]
+    slot_key: str | None = None
+    expires_at: datetime | float | None = None
+    control_events: bool | None = None
+
+    def __post_init__(self) -> None:
+        given = (self.channels,) if isinstance(self.channels, str) else tuple(self.channels)
+        for channel in given:
+            check_channel(channel)
+        if not given:
+            raise ValueError("a Grant names at least one channel; to let nobody in, return a Refusal")
+        object.__setattr__(self, "channels", tuple(dict.fromkeys(given)))
+        if self.slot_key is not None and (not isinstance(self.slot_key, str) or not self.slot_key):
+            raise ValueError(f"a slot key is a non-empty str or None, not {self.slot_key!r}")
+        if self.expires_at is not None:
+            object.__setattr__(self, "expires_at", _timestamp(self.expires_at))
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The channels, each once, in the order given."""
+        return tuple(self.channels)
+
+    @property
+    def expiry(self) -> float | None:
+        """`expires_at` in seconds since the epoch."""
+        return None if self.expires_at is None else _timestamp(self.expires_at)
+
+
+class Refusal(Exception):  # noqa: N818  (it is an answer that may be raised, not an error)
+    """The answer to a client that gets no stream. Return it from `authorize`, or raise it.
+
+    `status` is the HTTP status: 204 makes `EventSource` stop without an error, 4xx and 5xx are sent
+    with a small `application/problem+json` in which `detail` is for the client to read. Native
+    `EventSource` never comes back after a status other than 200; `soft=True` answers 200 with a
+    reconnection time and a `livepush.refused` event instead, and ends. `retry_after` is in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int = 403,
+        detail: str | None = None,
+        *,
+        soft: bool = False,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        if status != HTTPStatus.NO_CONTENT and not 400 <= status <= 599:
+            raise ValueError(f"a refusal's status is 204 or from 400 to 599, not {status!r}")
+        if retry_after is not None and retry_after < 0:
+            raise ValueError(f"retry_after is in seconds from 0 up, not {retry_after!r}")
+        self.status = int(status)
+        self.detail = detail
+        self.soft = soft
+        self.retry_after = retry_after
+        self.headers = {_field(name): _field(value) for name, value in (headers or {}).items()}
+        super().__init__(f"{self.status} {detail or self.title}")
+
+    @property
+    def title(self) -> str:
+        """The standard phrase of the status."""
+        try:
+            return HTTPStatus(self.status).phrase
+        except ValueError:
+            return "Refused"
+
+
+Decision = Grant | Refusal
+Authorize = Callable[[StreamRequest], Decision | Awaitable[Decision]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Public:
+    channels: tuple[str, ...]
+    slot_key: str | None = field(default=None, kw_only=True)
+
+    def __call__(self, request: StreamRequest) -> Grant:
+        return Grant(channels=self.channels, slot_key=self.slot_key)
+
+
+def public(*channels: str, slot_key: str | None = None) -> Authorize:
+    """Return an `authorize` that lets everyone in, to these channels. All share the slots of `slot_key`."""
+    Grant(channels=channels, slot_key=slot_key)  # A bad name shows here and not at the first client.
+    return _Public(channels, slot_key=slot_key)
+
+
+def check_channel(channel: object) -> None:
+    """Raise for what cannot name a channel of an application."""
+    if not isinstance(channel, str):
+        raise TypeError(f"a channel is named by a str, not {type(channel).__name__}")
+    if not channel:
+        raise ValueError("a channel name is not empty")
+    if channel.startswith(RESERVED_PREFIX):
+        raise ValueError(f"channel names that begin with {RESERVED_PREFIX!r} are the component's own")
+    channel.encode()
+
+
+def _timestamp(moment: datetime | float) -> float:
+    if isinstance(moment, datetime):
+        if moment.tzinfo is None:
+            raise ValueError(
+                "expires_at needs a time zone: a naive datetime means another moment on another server"
+            )
+        return moment.timestamp()
+    if isinstance(moment, bool) or not isinstance(moment, (int, float)) or math.isnan(moment):
+        raise ValueError(f"expires_at is an aware datetime or seconds since the epoch, not {moment!r}")
+    return float(moment)
+
+
+def _field(text: str) -> str:
+    if any(character in text for character in "\r\n\0"):
+        raise ValueError(f"a header field cannot hold line ends: {text!r}")
+    text.encode("latin-1")
+    return text

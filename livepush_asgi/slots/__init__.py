@@ -1,0 +1,209 @@
+"""The slot port, and `MemorySlotCap`, which keeps to it inside one process.
+
+A slot is a lease: taken before a stream starts, renewed while it lives, given back once. Giving
+back never waits, so that it can be done on any ending, in the middle of a cancellation too.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Literal, Protocol, runtime_checkable
+from uuid import uuid4
+
+from ..errors import CapExceededError
+
+logger = logging.getLogger("livepush_asgi")
+
+OnFull = Literal["refuse", "replace_oldest"]
+SlotHook = Callable[[str], None]
+
+
+class Lease:
+    """One taken slot.
+
+    `replaced` names the leases (by id) that had to go so that this one could be taken; whoever
+    took the slot tells the processes that hold them. `on_replaced` is called, on the event loop,
+    when this lease is the one that has to go.
+    """
+
+    __slots__ = ("_give_back", "id", "on_replaced", "replaced", "slot_key")
+
+    def __init__(
+        self,
+        slot_key: str,
+        give_back: Callable[["Lease"], None],
+        on_replaced: Callable[[], None] | None = None,
+    ) -> None:
+        # A stream without a slot of its own costs nobody anything; an empty key is a forgotten one.
+        if not isinstance(slot_key, str) or not slot_key:
+            raise ValueError(f"a slot key is a non-empty str, not {slot_key!r}")
+        self.id = uuid4().hex
+        self.slot_key = slot_key
+        self.on_replaced = on_replaced
+        self.replaced: tuple[str, ...] = ()
+        self._give_back: Callable[[Lease], None] | None = give_back
+
+    def give_back(self) -> None:
+        """Give the slot back. Returns at once, never raises, and does nothing the second time."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back(self)
+
+    @property
+    def given_back(self) -> bool:
+        """Whether the slot has been given back."""
+        return self._give_back is None
+
+
+@runtime_checkable
+class Slots(Protocol):
+    """At most `cap` live streams for each key."""
+
+    @property
+    def cap(self) -> int:
+        """How many slots each key has."""
+        ...
+
+    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+        """Take a slot of `slot_key` and return its lease, which the caller gives back once.
+
+        Raises CapExceededError when all are taken and SlotsUnavailableError when that cannot be
+        known and the cap fails closed. A call that is cancelled has taken nothing.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Give back what is still held and wait, for a bounded time, until that is known outside."""
+        ...
+
+
+class Hooks:
+    """The two callbacks of a cap. A hook that raises is logged: it must not cost anyone a slot."""
+
+    __slots__ = ("_on_acquire", "_on_release")
+
+    def __init__(self, on_acquire: SlotHook | None, on_release: SlotHook | None) -> None:
+        self._on_acquire = on_acquire
+        self._on_release = on_release
+
+    def acquired(self, slot_key: str) -> None:
+        """Tell that a slot of this key was taken."""
+        self._call(self._on_acquire, slot_key)
+
+    def released(self, slot_key: str) -> None:
+        """Tell that a slot of this key was given back."""
+        self._call(self._on_release, slot_key)
+
+    @staticmethod
+    def _call(hook: SlotHook | None, slot_key: str) -> None:
+        if hook is None:
+            return
+        try:
+            hook(slot_key)
+        except Exception:
+            logger.exception("the slot hook %r raised", hook)
+
+
+class KeyedLeases:
+    """Leases by key, for callers that name only the key when they give a slot back."""
+
+    __slots__ = ("_leases",)
+
+    def __init__(self) -> None:
+        self._leases: dict[str, list[Lease]] = {}
+
+    def add(self, lease: Lease) -> None:
+        """Remember a lease under its key."""
+        self._leases.setdefault(lease.slot_key, []).append(lease)
+
+    def give_back(self, slot_key: str) -> None:
+        """Give back the oldest remembered lease of the key; nothing if there is none."""
+        leases = self._leases.get(slot_key)
+        if not leases:
+            return
+        leases.pop(0).give_back()
+        if not leases:
+            del self._leases[slot_key]
+
+
+def check_cap(cap: int, on_full: str) -> None:
+    """Raise ValueError for a cap that could never be kept."""
+    if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:
+        raise ValueError(f"a cap is a whole number from 1 up, not {cap!r}")
+    if on_full not in ("refuse", "replace_oldest"):
+        raise ValueError(f"on_full is 'refuse' or 'replace_oldest', not {on_full!r}")
+
+
+class MemorySlotCap:
+    """At most `cap` live streams for each key, in this process.
+
+    With `on_full="replace_oldest"` the newest stream wins and the oldest of the key ends with the
+    reason `replaced`. For a cap over several processes there is `SlotCap`, over Redis.
+    """
+
+    def __init__(
+        self,
+        cap: int = 20,
+        *,
+        on_full: OnFull = "refuse",
+        on_acquire: SlotHook | None = None,
+        on_release: SlotHook | None = None,
+    ) -> None:
+        check_cap(cap, on_full)
+        self._cap = cap
+        self._on_full = on_full
+        self._hooks = Hooks(on_acquire, on_release)
+        # A dict keeps the order in which the leases were taken, so the first one is the oldest.
+        self._leases: dict[str, dict[str, Lease]] = {}
+        self._keyed = KeyedLeases()
+
+    @property
+    def cap(self) -> int:
+        """How many slots each key has."""
+        return self._cap
+
+    def held(self, slot_key: str) -> int:
+        """Return how many slots of the key are taken."""
+        return len(self._leases.get(slot_key, ()))
+
+    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+        """Take a slot. Raises CapExceededError when all are taken and none may be replaced."""
+        lease = Lease(slot_key, self._forget, on_replaced)
+        held = self._leases.setdefault(slot_key, {})
+        if len(held) >= self._cap:
+            if self._on_full == "refuse":
+                raise CapExceededError(slot_key, self._cap)
+            self._replace(next(iter(held.values())))
+        self._leases.setdefault(slot_key, {})[lease.id] = lease
+        self._hooks.acquired(slot_key)
+        return lease
+
+    async def acquire(self, slot_key: str) -> bool:
+        """Take a slot by its key alone; False if all are taken. Pairs with `release`."""
+        try:
+            lease = await self.take(slot_key)
+        except CapExceededError:
+            return False
+        self._keyed.add(lease)
+        return True
+
+    async def release(self, slot_key: str) -> None:
+        """Give back a slot that `acquire` took; nothing if there is none."""
+        self._keyed.give_back(slot_key)
+
+    async def aclose(self) -> None:
+        """Give back every slot."""
+        for held in list(self._leases.values()):
+            for lease in list(held.values()):
+                lease.give_back()
+
+    def _replace(self, oldest: Lease) -> None:
+        oldest.give_back()
+        if oldest.on_replaced is not None:
+            oldest.on_replaced()
+
+    def _forget(self, lease: Lease) -> None:
+        held = self._leases[lease.slot_key]
+        del held[lease.id]
+        if not held:
+            del self._leases[lease.slot_key]
+        self._hooks.released(lease.slot_key)
