@@ -1,0 +1,1 @@
+"""livepush_asgi: server push for any Python ASGI application."""

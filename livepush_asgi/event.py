@@ -111,7 +111,7 @@ def _decode(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise InvalidEventError(
-            f"an event stream is UTF-8, and these bytes are not ({error}); encode binary data, for example as base64"
+            f"an event stream is UTF-8, and these bytes are not ({error}); encode binary data first, as base64"
         ) from error
 
 

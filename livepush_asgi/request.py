@@ -115,7 +115,7 @@ class Grant:
         return None if self.expires_at is None else _timestamp(self.expires_at)
 
 
-class Refusal(Exception):  # noqa: N818  (it is an answer that may be raised, not an error)
+class Refusal(Exception):
     """The answer to a client that gets no stream. Return it from `authorize`, or raise it.
 
     `status` is the HTTP status: 204 makes `EventSource` stop without an error, 4xx and 5xx are sent

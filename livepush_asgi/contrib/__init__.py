@@ -1,0 +1,1 @@
+"""One file per framework: the stream inside a route, with the framework's own authentication."""
