@@ -1,0 +1,104 @@
+"""Mailbox: the subscription that the brokers here hand out. It holds what has arrived and was not yet
+asked for, bounded, or passes everything straight on to a sink.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
+
+from ..broker import Sink
+from ..errors import MessagesLostError, SubscriptionClosedError
+
+
+class Mailbox:
+    """One subscription to one channel. The broker calls `deliver` and `lost` on the loop's thread."""
+
+    __slots__ = ("_arrived", "_closed", "_limit", "_on_close", "_sink", "_waiting", "channel")
+
+    def __init__(self, channel: str, on_close: Callable[["Mailbox"], None], limit: int = 1000) -> None:
+        if limit < 1:
+            raise ValueError(f"a mailbox holds at least one message, not {limit}")
+        self.channel = channel
+        self._on_close = on_close
+        self._limit = limit
+        self._closed = False
+        self._sink: Sink | None = None
+        # None stands where messages may be missing, so that a loss is told in its place.
+        self._waiting: deque[bytes | None] = deque()
+        self._arrived: anyio.Event | None = None
+
+    def deliver(self, payload: bytes, /) -> None:
+        """Take a payload. When the mailbox is full the oldest one goes, and its reader is told."""
+        if self._closed:
+            return
+        if self._sink is not None:
+            self._sink.deliver(payload)
+            return
+        self._waiting.append(payload)
+        if len(self._waiting) > self._limit:
+            self._drop_oldest()
+        self._wake()
+
+    def lost(self) -> None:
+        """Take note that payloads may be missing between the last one and the next."""
+        if self._closed:
+            return
+        if self._sink is not None:
+            self._sink.lost()
+            return
+        if not self._waiting or self._waiting[-1] is not None:
+            self._waiting.append(None)
+        self._wake()
+
+    def forward(self, sink: Sink, /) -> None:
+        """Hand what waits, and everything from now on, to `sink`."""
+        self._sink = sink
+        while self._waiting:
+            payload = self._waiting.popleft()
+            if payload is None:
+                sink.lost()
+            else:
+                sink.deliver(payload)
+
+    async def get_message(self, *, timeout: float) -> bytes | None:
+        """Return the next payload, or None after `timeout` seconds. See `broker.Subscription`."""
+        if not self._waiting and not self._closed:
+            with anyio.move_on_after(timeout):
+                await self._next_arrival()
+        else:
+            await anyio.lowlevel.checkpoint()
+        if self._waiting:
+            payload = self._waiting.popleft()
+            if payload is None:
+                raise MessagesLostError(f"messages of {self.channel!r} may have been lost")
+            return payload
+        if self._closed:
+            raise SubscriptionClosedError(f"the subscription to {self.channel!r} is closed")
+        return None
+
+    async def close(self) -> None:
+        """End the subscription. What waits in it is discarded."""
+        if not self._closed:
+            self._closed = True
+            self._waiting.clear()
+            self._on_close(self)
+            self._wake()
+
+    async def _next_arrival(self) -> None:
+        while not self._waiting and not self._closed:
+            if self._arrived is None:
+                self._arrived = anyio.Event()
+            await self._arrived.wait()
+
+    def _wake(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+            self._arrived = None
+
+    def _drop_oldest(self) -> None:
+        if self._waiting[0] is None:
+            self._waiting.popleft()
+        self._waiting.popleft()
+        self._waiting.appendleft(None)
