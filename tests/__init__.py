@@ -1,0 +1,1 @@
+"""The tests. In memory wherever possible; what needs a real server says so in its module."""

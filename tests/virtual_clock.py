@@ -1,0 +1,45 @@
+"""An asyncio event loop whose clock skips to the next timer when nothing is ready.
+
+For tests in memory only: time that a socket, a thread or another process needs does not pass here.
+"""
+
+import asyncio
+import selectors
+
+# Real seconds after which a loop that has no timer and hears nothing is taken for stuck.
+PATIENCE = 20.0
+
+
+class SkippingSelector(selectors.DefaultSelector):
+    """Moves the clock forward instead of waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready; the loop gives as `timeout` how far away its next timer is."""
+        if timeout is None:
+            return self._next_wakeup()
+        ready = super().select(0)
+        if not ready:
+            self.now += max(timeout, 0.0)
+        return ready
+
+    def _next_wakeup(self) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(PATIENCE)
+        if not ready:
+            raise RuntimeError("every task waits for something that no timer and no other task will bring")
+        return ready
+
+
+class VirtualClockLoop(asyncio.SelectorEventLoop):
+    """A selector event loop that starts at time 0 and never waits for a timer."""
+
+    def __init__(self) -> None:
+        self._clock = SkippingSelector()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        """Return the virtual time in seconds."""
+        return self._clock.now
