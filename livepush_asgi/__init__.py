@@ -1,1 +1,112 @@
-"""livepush_asgi: server push for any Python ASGI application."""
+"""livepush_asgi: server push for any Python ASGI application.
+
+An event is delivered in order, or the client is told that it was not.
+
+    publish ─▶ broker ─▶ (one reader per process) ─▶ hub ─▶ outbox of each stream ─▶ send
+
+The rooms, each importing only from those before it: `types, errors, reasons` ← `event, control,
+settings, loop` ← `request, broker, slots, clock` ← `outbox` ← `topic, hub` ← `stream` ← `run` ←
+`carrier, answers, endpoint` ← `app` ← `middleware, service` ← `contrib, cli`. The adapters
+(`brokers/*`, `slots/redis`) import the ports and their client library, and are imported on first
+use: `import livepush_asgi` loads neither redis nor a framework.
+"""
+
+from typing import TYPE_CHECKING
+
+from .app import LivePush
+from .broker import Broker, ForwardingSubscription, Sink, Subscription
+from .brokers.memory import MemoryBroker
+from .cors import Cors
+from .errors import (
+    AuthorizeError,
+    BrokerUnavailableError,
+    CapExceededError,
+    InvalidEventError,
+    LivePushError,
+    MessagesLostError,
+    NotRunningError,
+    SlotsUnavailableError,
+    SubscriptionClosedError,
+)
+from .event import Event
+from .middleware import LivePushMiddleware
+from .reasons import EndReason, GapReason, RefusalCause
+from .request import Authorize, Grant, Refusal, StreamRequest, public
+from .service import SSEStream, SSEStreamService, sse_headers
+from .settings import DrainPolicy, Limits, Timing
+from .slots import Lease, MemorySlotCap, Slots
+from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from .brokers.redis import RedisBroker
+    from .slots.redis import SlotCap
+    from .testing.mock import MockBroker
+
+__all__ = [
+    "Authorize",
+    "AuthorizeError",
+    "Broker",
+    "BrokerUnavailableError",
+    "CapExceededError",
+    "Cors",
+    "DrainPolicy",
+    "EndReason",
+    "Event",
+    "ForwardingSubscription",
+    "GapReason",
+    "Grant",
+    "InvalidEventError",
+    "Lease",
+    "Limits",
+    "LivePush",
+    "LivePushError",
+    "LivePushMiddleware",
+    "MemoryBroker",
+    "MemorySlotCap",
+    "MessagesLostError",
+    "MockBroker",
+    "NotRunningError",
+    "RedisBroker",
+    "Refusal",
+    "RefusalCause",
+    "SSEStream",
+    "SSEStreamService",
+    "Sink",
+    "SlotCap",
+    "Slots",
+    "SlotsUnavailableError",
+    "Statistics",
+    "StreamRequest",
+    "Subscription",
+    "SubscriptionClosedError",
+    "Timing",
+    "public",
+    "sse_headers",
+]
+__version__ = "0.1.0"
+
+# The names that need a client library, or are for tests, are loaded when they are first used.
+_LAZY = {
+    "MockBroker": ".testing.mock",
+    "RedisBroker": ".brokers.redis",
+    "SlotCap": ".slots.redis",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        value: object = getattr(import_module(_LAZY[name], __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise ImportError(f"{name} needs redis-py: pip install 'livepush_asgi[redis]'") from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

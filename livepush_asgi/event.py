@@ -93,6 +93,11 @@ def from_payload(payload: bytes) -> bytes:
     return encode_block(_decode(payload))
 
 
+def data_of(block: bytes) -> str:
+    """Return the data of a block that `encode_block` made of data alone."""
+    return "\n".join(line.removeprefix("data: ") for line in block.decode()[:-2].split("\n"))
+
+
 def _text_of(data: object) -> str:
     if isinstance(data, str):
         return _encodable(data)
@@ -111,7 +116,7 @@ def _decode(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise InvalidEventError(
-            f"an event stream is UTF-8, and these bytes are not ({error}); encode binary data first, as base64"
+            f"an event stream is UTF-8, and these bytes are not ({error}); encode binary data as base64"
         ) from error
 
 

@@ -1,0 +1,199 @@
+"""LivePush: the ASGI application, and the object through which a program publishes."""
+
+import logging
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+from .broker import Broker
+from .commands import tell
+from .cors import Cors
+from .endpoint import SOFT_CAUSES, Endpoint
+from .errors import NotRunningError
+from .event import Event, to_payload
+from .loop import loop_identity
+from .reasons import EndReason, RefusalCause
+from .request import Authorize, Grant, check_channel
+from .run import Run
+from .settings import DrainPolicy, Limits, Timing
+from .slots import Slots
+from .statistics import Statistics, Tally
+from .stream import Stream
+from .types import Receive, Scope, Send
+
+logger = logging.getLogger("livepush_asgi")
+
+
+class LivePush:
+    """Server push as an ASGI application: mount it, or put it in front of another with LivePushMiddleware.
+
+    `authorize` decides about each request: it gets a StreamRequest and returns (or raises) a Grant
+    or a Refusal; it may be `async`. `slots` caps the open streams of a key. `soft_refusals` names
+    the causes, of those that are not `authorize`'s own, which are answered 200 with a
+    `livepush.refused` event, so that `EventSource` comes back; a drain always is. Without
+    `control_events` no `livepush.*` event is sent, and what they would tell ends the stream.
+
+    It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with
+    the first request where no lifespan reaches it. One object serves one event loop at a time.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        authorize: Authorize,
+        *,
+        slots: Slots | None = None,
+        timing: Timing | None = None,
+        limits: Limits | None = None,
+        drain: DrainPolicy | None = None,
+        cors: Cors | None = None,
+        control_events: bool = True,
+        soft_refusals: Collection[RefusalCause] = (),
+    ) -> None:
+        _check_arguments(broker, authorize, soft_refusals)
+        self.broker = broker
+        self.slots = slots
+        self.timing = timing or Timing()
+        self.limits = limits or Limits()
+        self.drain_policy = drain or DrainPolicy()
+        self._control_events = control_events
+        self._tally = Tally()
+        self._run: Run | None = None
+        self._stopped_in: object = None
+        self._endpoint = Endpoint(
+            authorize, self.timing, cors, control_events, soft_refusals, self._count_refusal
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection: a stream, or the lifespan. WebSockets are closed."""
+        if scope["type"] == "http":
+            await self._endpoint(self._running, scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._serve_lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send(
+                {"type": "websocket.close", "code": 1003, "reason": "an event stream, not a WebSocket"}
+            )
+        else:
+            raise ValueError(f"ASGI has no scope type {scope['type']!r} that LivePush could serve")
+
+    async def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+    ) -> int:
+        """Publish one event to a channel, from any process, running or not.
+
+        `data` is an Event, or what an Event takes as data. Events that one task publishes to a
+        channel one after the other arrive in that order. Returns what the broker knows of the number
+        of receivers (processes, not clients). Raises InvalidEventError for an event that could not
+        be read back and BrokerUnavailableError when the broker is away.
+        """
+        check_channel(channel)
+        if not isinstance(data, Event):
+            data = Event(data, event, id, retry)
+        elif (event, id, retry) != (None, None, None):
+            raise TypeError("an Event brings its own event, id and retry")
+        receivers = await self.broker.publish(channel, to_payload(data.encode()))
+        self._tally.published += 1
+        return receivers
+
+    async def disconnect(self, *, slot_key: str | None = None, channel: str | None = None) -> None:
+        """End the live streams of a slot key, or on a channel (or both), in every process.
+
+        They end with the reason `revoked`; the clients come back, and `authorize` decides anew. The
+        streams of this process end at once. Raises BrokerUnavailableError if the other processes
+        cannot be told.
+        """
+        if slot_key is None and channel is None:
+            raise TypeError("disconnect needs a slot_key or a channel")
+        if self._run is not None and self._run.running:
+            self._run.end(self._run.matching(slot_key, channel), EndReason.REVOKED)
+        await tell(self.broker, "disconnect", slot_key=slot_key, channel=channel)
+
+    async def open_stream(self, grant: Grant) -> tuple[Stream, Run]:
+        """Open a stream that this application does not carry itself. The caller has to close it.
+
+        Raises CapExceededError, SlotsUnavailableError, and NotRunningError while draining.
+        """
+        run = await self._running()
+        if run is None or run.draining:
+            raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+        control_events = self._control_events if grant.control_events is None else grant.control_events
+        return await run.open(grant, control_events=control_events), run
+
+    async def drain(self) -> None:
+        """Refuse new streams and end the open ones, spread over the drain window. Returns when all have."""
+        if self._run is not None:
+            await self._run.drain()
+
+    def statistics(self) -> Statistics:
+        """Return the numbers to watch."""
+        run = self._run if self._run is not None and self._run.running else None
+        return Statistics(
+            streams=len(run.streams) if run else 0,
+            channels=run.hub.channels if run else 0,
+            healthy=run.hub.healthy if run else True,
+            draining=run.draining if run else False,
+            opened=self._tally.opened,
+            ended=self._tally.frozen_ended(),
+            refused=self._tally.frozen_refused(),
+            published=self._tally.published,
+            delivered=self._tally.delivered + (run.hub.delivered if run else 0),
+        )
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Run from start to stop: `FastAPI(lifespan=push.lifespan)`, `async with push.lifespan():`."""
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Start in the running event loop. Harmless when it runs there already."""
+        self._stopped_in = None
+        if self._run is None or self._run.ended or self._run.loop is not loop_identity():
+            self._run = Run(self.broker, self.slots, self.timing, self.limits, self.drain_policy, self._tally)
+            self._run.launch()
+        await self._run.wait_started()
+
+    async def stop(self) -> None:
+        """Drain, give back every subscription and slot, and refuse what comes until started again."""
+        run = self._run
+        if run is not None and run.loop is loop_identity():
+            await run.stop()
+            self._stopped_in = run.loop
+
+    async def _running(self) -> Run | None:
+        if self._stopped_in is not None and self._stopped_in is loop_identity():
+            return None
+        await self.start()
+        return self._run
+
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _count_refusal(self, cause: RefusalCause) -> None:
+        self._tally.refused[cause] += 1
+
+
+def _check_arguments(broker: object, authorize: object, soft_refusals: Collection[RefusalCause]) -> None:
+    if not isinstance(broker, Broker):
+        raise TypeError(f"{type(broker).__name__} is no Broker: it needs `publish` and `subscribe`")
+    if not callable(authorize):
+        raise TypeError(
+            "authorize is a function that returns a Grant or a Refusal; to let all in: public(...)"
+        )
+    if unknown := set(soft_refusals) - SOFT_CAUSES:
+        raise ValueError(f"these are no causes that can be chosen to be soft: {unknown}")

@@ -1,0 +1,73 @@
+"""One clock for all streams of a process: it calls functions when their time has come, from one task."""
+
+import heapq
+import logging
+import math
+from collections.abc import Callable
+
+import anyio
+
+logger = logging.getLogger("livepush_asgi")
+
+# Deadlines are met up to so much late, so that ten thousand streams do not wake the clock ten thousand
+# times in every heartbeat interval.
+RESOLUTION = 0.05
+
+
+class Timer:
+    """One appointment. `cancel` keeps it from being called."""
+
+    __slots__ = ("function", "when")
+
+    def __init__(self, when: float, function: Callable[[], None]) -> None:
+        self.when = when
+        self.function: Callable[[], None] | None = function
+
+    def cancel(self) -> None:
+        """Forget the function. Harmless when it was called already."""
+        self.function = None
+
+    def __lt__(self, other: "Timer") -> bool:
+        return self.when < other.when
+
+
+class Clock:
+    """Calls plain functions at or shortly after a time. `run` has to be running."""
+
+    def __init__(self) -> None:
+        self._timers: list[Timer] = []
+        self._earlier = anyio.Event()
+        self._sleeping_until = math.inf
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
+        """Have `function` called in `delay` seconds. Raised exceptions are logged."""
+        timer = Timer(anyio.current_time() + max(0.0, delay), function)
+        heapq.heappush(self._timers, timer)
+        if timer.when < self._sleeping_until:
+            self._earlier.set()
+        return timer
+
+    async def run(self) -> None:
+        """Keep the appointments until cancelled."""
+        while True:
+            self._earlier = anyio.Event()
+            self._sleeping_until = self._next_wakeup()
+            with anyio.CancelScope(deadline=self._sleeping_until):
+                await self._earlier.wait()
+            self._call_due()
+
+    def _next_wakeup(self) -> float:
+        if not self._timers:
+            return math.inf
+        return math.ceil(self._timers[0].when / RESOLUTION) * RESOLUTION
+
+    def _call_due(self) -> None:
+        now = anyio.current_time()
+        while self._timers and self._timers[0].when <= now:
+            function = heapq.heappop(self._timers).function
+            if function is None:
+                continue
+            try:
+                function()
+            except Exception:
+                logger.exception("a timed call raised; the clock goes on")

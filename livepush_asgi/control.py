@@ -1,0 +1,46 @@
+"""The component's own blocks: the `livepush.*` events and the field lines that go without an event.
+
+All control events are named, because named events never reach a page's `onmessage`.
+"""
+
+import json
+
+from .event import encode_block
+from .reasons import EndReason, GapReason
+
+# The id that primes a client whose channels keep no history: it says "I was here before", no more.
+NO_POSITION = "~"
+
+
+def open_block(retry: int) -> bytes:
+    """Return the first block of a stream: the reconnection time (ms), an id, and what was resumed."""
+    return encode_block(_json(resumed=False), event="livepush.open", id=NO_POSITION, retry=retry)
+
+
+def gap_block(channel: str, reason: GapReason) -> bytes:
+    """Return the block that says: at this point events of the channel are, or may be, missing."""
+    return encode_block(_json(channel=channel, reason=reason.value), event="livepush.gap")
+
+
+def close_block(reason: EndReason, retry: int) -> bytes:
+    """Return the last block of a stream. `retry` is in milliseconds and each client's own."""
+    return encode_block(_json(reason=reason.value), event="livepush.close", retry=retry)
+
+
+def refused_block(reason: str, status: int, detail: str | None, retry: int) -> bytes:
+    """Return the one block of a soft refusal."""
+    data = {"reason": reason, "status": status} | ({} if detail is None else {"detail": detail})
+    return encode_block(_json(**data), event="livepush.refused", retry=retry)
+
+
+def retry_line(retry: int) -> bytes:
+    """Return the reconnection time as a bare field line, without the blank line that ends a block.
+
+    A client takes it as soon as it reads the line; the next event completes the block. For clients
+    that cannot have the control events, since many of them choke on a block without data.
+    """
+    return f"retry: {retry}\n".encode()
+
+
+def _json(**data: object) -> str:
+    return json.dumps(data, separators=(",", ":"))

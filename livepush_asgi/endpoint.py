@@ -1,0 +1,164 @@
+"""Endpoint: one HTTP request, from its method to its stream or its refusal."""
+
+import inspect
+import logging
+import random
+import time
+from collections.abc import Callable, Collection
+from typing import NoReturn, Protocol
+
+from .answers import ALLOWED_METHODS, answer, refuse, refuse_softly
+from .carrier import STREAM_HEADERS, carry
+from .cors import Cors, RawHeader
+from .errors import AuthorizeError, CapExceededError, SlotsUnavailableError
+from .reasons import RefusalCause
+from .request import Authorize, Grant, Refusal, StreamRequest
+from .run import Run
+from .settings import Timing
+from .stream import Stream
+from .types import Receive, Scope, Send
+
+logger = logging.getLogger("livepush_asgi")
+
+SOFT_CAUSES = frozenset({RefusalCause.CAP, RefusalCause.SLOTS, RefusalCause.EXPIRED})
+
+
+class Refused(Exception):
+    """Raised on the way to a stream when there will be none."""
+
+    def __init__(self, refusal: Refusal, cause: RefusalCause) -> None:
+        self.refusal = refusal
+        self.cause = cause
+        super().__init__(str(refusal))
+
+
+class Endpoint:
+    """Answers HTTP requests for streams. Holds configuration only; each request is a call of its own."""
+
+    def __init__(
+        self,
+        authorize: Authorize,
+        timing: Timing,
+        cors: Cors | None,
+        control_events: bool,
+        soft_refusals: Collection[RefusalCause],
+        count_refusal: Callable[[RefusalCause], None],
+    ) -> None:
+        self._authorize = authorize
+        self._timing = timing
+        self._cors = cors
+        self._control_events = control_events
+        self._soft_refusals = frozenset(soft_refusals)
+        self._count_refusal = count_refusal
+
+    async def __call__(self, run: "RunningGetter", scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = StreamRequest(scope)
+        method = scope["method"]
+        headers = [] if self._cors is None else self._cors.answer(request.headers.get("origin"))
+        if method == "OPTIONS":
+            await self._answer_options(request, send)
+        elif method not in ("GET", "HEAD"):
+            refusal = Refusal(405, headers={"allow": ALLOWED_METHODS.decode()})
+            await refuse(send, refusal, headers)
+        elif method == "HEAD":
+            await self._answer_head(request, headers, send)
+        else:
+            await self._answer_get(run, request, headers, receive, send)
+
+    async def _answer_options(self, request: StreamRequest, send: Send) -> None:
+        headers: list[RawHeader] = [(b"allow", ALLOWED_METHODS)]
+        if self._cors is not None:
+            headers += self._cors.preflight(request.headers.get("origin"))
+        await answer(send, 204, headers)
+
+    async def _answer_head(self, request: StreamRequest, headers: list[RawHeader], send: Send) -> None:
+        try:
+            await self._decide(request)
+        except Refused as refused:
+            await refuse(send, refused.refusal, headers, body=False)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _answer_get(
+        self,
+        run: "RunningGetter",
+        request: StreamRequest,
+        headers: list[RawHeader],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        try:
+            stream = await self._open(await run(), request)
+        except Refused as refused:
+            self._count_refusal(refused.cause)
+            await self._refuse(refused, headers, send)
+            return
+        await carry(stream, [*STREAM_HEADERS, *headers], receive, send)
+
+    async def _open(self, run: Run | None, request: StreamRequest) -> Stream:
+        if run is None or run.draining:
+            raise Refused(Refusal(503, "The server is restarting.", soft=True), RefusalCause.DRAIN)
+        grant = await self._decide(request)
+        control_events = self._control_events if grant.control_events is None else grant.control_events
+        try:
+            return await run.open(grant, control_events=control_events, resuming=bool(request.last_event_id))
+        except CapExceededError as error:
+            self._refuse_for(error, 429, "Too many open streams.", RefusalCause.CAP)
+        except SlotsUnavailableError as error:
+            self._refuse_for(error, 503, "The server cannot count its streams now.", RefusalCause.SLOTS)
+
+    async def _decide(self, request: StreamRequest) -> Grant:
+        try:
+            decision = self._authorize(request)
+            if inspect.isawaitable(decision):
+                decision = await decision
+        except Refusal as refusal:
+            decision = refusal
+        except Exception:
+            logger.exception("authorize raised; the client got a 500")
+            raise Refused(Refusal(500), RefusalCause.AUTHORIZE) from None
+        if isinstance(decision, Refusal):
+            raise Refused(decision, RefusalCause.AUTHORIZE)
+        if not isinstance(decision, Grant):
+            _log_wrong_decision(decision)
+            raise Refused(Refusal(500), RefusalCause.AUTHORIZE)
+        if decision.expiry is not None and decision.expiry <= time.time():
+            soft = RefusalCause.EXPIRED in self._soft_refusals
+            raise Refused(Refusal(401, "The login has expired.", soft=soft), RefusalCause.EXPIRED)
+        return decision
+
+    def _refuse_for(
+        self, error: CapExceededError | SlotsUnavailableError, status: int, detail: str, cause: RefusalCause
+    ) -> NoReturn:
+        soft = cause in self._soft_refusals
+        raise Refused(Refusal(status, detail, soft=soft, retry_after=error.retry_after), cause) from error
+
+    async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
+        refusal = refused.refusal
+        if not refusal.soft:
+            await refuse(send, refusal, headers)
+            return
+        if refusal.retry_after is None:
+            retry = self._timing.own_retry()
+        else:
+            # The hint is the least to wait; the rest keeps the refused from coming back together.
+            retry = round(1000 * refusal.retry_after * random.uniform(1.0, 1.5))
+        await refuse_softly(send, refusal, refused.cause, retry, headers, control_events=self._control_events)
+
+
+class RunningGetter(Protocol):
+    """Gives the run that a new stream belongs to, None if the component has stopped."""
+
+    async def __call__(self) -> Run | None:
+        """Start the component if nobody has."""
+        ...
+
+
+def _log_wrong_decision(decision: object) -> None:
+    error = AuthorizeError(
+        f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
+        "Is a `return` missing, or an `await` in front of what it calls?"
+    )
+    logger.error("%s", error)

@@ -1,0 +1,116 @@
+"""Hub: the only place that knows who listens to what in this process."""
+
+import logging
+from collections.abc import Callable, Iterable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .broker import Broker
+from .clock import Clock
+from .event import RESERVED_PREFIX
+from .topic import Listener, Topic
+
+logger = logging.getLogger("livepush_asgi")
+
+
+class Hub:
+    """Joins local listeners to the broker: one subscription per channel, counted, released after `linger`."""
+
+    def __init__(self, broker: Broker, clock: Clock, tasks: TaskGroup, linger: float) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._tasks = tasks
+        self._linger = linger
+        self._topics: dict[str, Topic] = {}
+        self._scopes: dict[Topic, anyio.CancelScope] = {}
+        self._failing: set[Topic] = set()
+        self._delivered_before = 0
+
+    @property
+    def channels(self) -> int:
+        """How many of the application's channels this process is subscribed to."""
+        return sum(1 for channel in self._topics if not channel.startswith(RESERVED_PREFIX))
+
+    @property
+    def delivered(self) -> int:
+        """How many events were put into outboxes since the start."""
+        return self._delivered_before + sum(topic.delivered for topic in self._topics.values())
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every channel that somebody listens to is subscribed."""
+        return not self._failing and getattr(self._broker, "healthy", True)
+
+    def attach(self, channel: str, listener: Listener) -> bool:
+        """Let the listener hear the channel, and return whether it is subscribed already.
+
+        If it is not, `subscribed` of the listener is called when it is: what is published from then
+        on reaches the listener.
+        """
+        topic = self._topics.get(channel)
+        if topic is None:
+            topic = self._topics[channel] = Topic(channel, self._broker, self._note)
+            self._scopes[topic] = scope = anyio.CancelScope()
+            self._tasks.start_soon(self._keep, topic, scope, name=f"livepush channel {channel}")
+        topic.add(listener)
+        return topic.ready
+
+    def detach(self, channel: str, listener: Listener) -> None:
+        """Let the listener hear the channel no more; the last one starts the time to linger."""
+        topic = self._topics.get(channel)
+        if topic is None:
+            return
+        topic.remove(listener)
+        if not len(topic):
+            self._clock.call_later(self._linger, self._releaser(topic))
+
+    async def wait_attempted(self, channels: Iterable[str]) -> Exception | None:
+        """Wait until each channel was tried once, and return the first error, if any."""
+        for topic in [self._topics[channel] for channel in channels if channel in self._topics]:
+            await topic.wait_attempted()
+            if topic.error is not None:
+                return topic.error
+        return None
+
+    async def aclose(self) -> None:
+        """Give every subscription back."""
+        async with anyio.create_task_group() as closing:
+            for topic in list(self._topics.values()):
+                self._forget(topic).cancel()
+                closing.start_soon(topic.close)
+
+    @staticmethod
+    async def _keep(topic: Topic, scope: anyio.CancelScope) -> None:
+        with scope:
+            await topic.run()
+        # Cancelled in the middle of subscribing, it may have got a subscription all the same.
+        if scope.cancelled_caught:
+            await topic.close()
+
+    def _releaser(self, topic: Topic) -> Callable[[], None]:
+        def release() -> None:
+            if not len(topic) and self._topics.get(topic.channel) is topic:
+                self._forget(topic).cancel()
+                # The task that would notice has ended long ago where the subscription forwards.
+                self._tasks.start_soon(topic.close)
+
+        return release
+
+    def _forget(self, topic: Topic) -> anyio.CancelScope:
+        del self._topics[topic.channel]
+        self._delivered_before += topic.delivered
+        self._failing.discard(topic)
+        return self._scopes.pop(topic)
+
+    def _note(self, topic: Topic) -> None:
+        """Log one line when the first channel fails and one when the last has recovered."""
+        if topic.error is None:
+            if topic in self._failing:
+                self._failing.discard(topic)
+                if not self._failing:
+                    logger.warning("the broker delivers again")
+        elif topic.channel in self._topics:
+            if not self._failing:
+                logger.error("cannot subscribe at the broker, trying until it works: %s", topic.error)
+            self._failing.add(topic)

@@ -1,0 +1,73 @@
+"""The event loop, asyncio's or trio's: the little that is needed of it and that anyio does not offer."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any
+
+# The `Any`s are what the two libraries themselves declare for what a coroutine yields and takes.
+BackgroundFunction = Callable[[], Coroutine[Any, Any, None]]
+Caller = Callable[[Callable[[], object]], None]
+
+
+def loop_identity() -> object:
+    """Return an object that is the same as long as the same event loop runs."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        import trio
+
+        return trio.lowlevel.current_trio_token()
+
+
+def threadsafe_caller() -> Caller:
+    """Return a function that has the running loop call something soon.
+
+    It may be used from a signal handler, a finalizer or another thread. Once the loop has ended it
+    does nothing: whatever was to be told is gone with it.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _trio_caller()
+
+    def call(function: Callable[[], object]) -> None:
+        # RuntimeError is what asyncio and uvloop raise when the loop is closed.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(function)
+
+    return call
+
+
+def _trio_caller() -> Caller:
+    import trio
+
+    token = trio.lowlevel.current_trio_token()
+
+    def call(function: Callable[[], object]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(function)
+
+    return call
+
+
+# asyncio itself keeps only weak references to its tasks.
+_background: set[asyncio.Task[None]] = set()
+
+
+def spawn(function: BackgroundFunction, name: str) -> None:
+    """Start a task that belongs to the loop and not to the caller, in a context of its own.
+
+    It lives until it returns or the loop ends, which cancels it. It must not raise.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio
+
+        trio.lowlevel.spawn_system_task(function, name=name, context=Context())
+        return
+    task = loop.create_task(function(), name=name, context=Context())
+    _background.add(task)
+    task.add_done_callback(_background.discard)

@@ -1,0 +1,236 @@
+"""Run: what lives from start to stop in one event loop. It owns the hub, the clock and the streams."""
+
+import logging
+import random
+from collections.abc import Iterable
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .broker import Broker
+from .clock import Clock
+from .commands import COMMAND_CHANNEL, CommandListener, tell
+from .drain import SignalWatch
+from .hub import Hub
+from .loop import loop_identity, spawn, threadsafe_caller
+from .reasons import EndReason
+from .request import Grant
+from .settings import DrainPolicy, Limits, Timing
+from .slots import Lease, Slots
+from .statistics import Tally
+from .stream import Stream
+
+logger = logging.getLogger("livepush_asgi")
+
+# How long giving back subscriptions and slots may take at the end, in seconds.
+CLEANUP_TIMEOUT = 3.0
+# So few streams are no storm when they come back: a drain of fewer takes a part of its window only.
+STORM = 10
+
+
+class Run:
+    """One run of a LivePush. `start` it once; `stop` it, or let the event loop end."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        slots: Slots | None,
+        timing: Timing,
+        limits: Limits,
+        drain_policy: DrainPolicy,
+        tally: Tally,
+    ) -> None:
+        self.timing = timing
+        self.limits = limits
+        self.clock = Clock()
+        self.streams: set[Stream] = set()
+        self.draining = False
+        self.loop = loop_identity()
+        self.call_threadsafe = threadsafe_caller()
+        self.hub: Hub
+        self._tasks: TaskGroup
+        self._broker = broker
+        self._slots = slots
+        self._drain_policy = drain_policy
+        self._tally = tally
+        self._started = anyio.Event()
+        self._stopping = anyio.Event()
+        self._ended = anyio.Event()
+        self._drained = anyio.Event()
+        self._empty = anyio.Event()
+        self._commands = CommandListener({"disconnect": self._on_disconnect, "replaced": self._on_replaced})
+
+    @property
+    def running(self) -> bool:
+        """Whether it has started and not ended."""
+        return self._started.is_set() and not self._ended.is_set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, and will not start again."""
+        return self._ended.is_set()
+
+    def launch(self) -> None:
+        """Have it start, as a task of the event loop."""
+        spawn(self._main, "livepush")
+
+    async def wait_started(self) -> None:
+        """Wait until streams can be opened."""
+        await self._started.wait()
+
+    async def stop(self) -> None:
+        """Drain, give everything back and end."""
+        await self.drain()
+        self._stopping.set()
+        await self._ended.wait()
+
+    async def open(self, grant: Grant, *, control_events: bool, resuming: bool = False) -> Stream:
+        """Take a slot and return a stream that listens already. The caller has to close it.
+
+        Raises CapExceededError and SlotsUnavailableError.
+        """
+        opening = _Opening()
+        lease = await self._take(grant, opening)
+        try:
+            stream = Stream(self, grant, control_events=control_events, resuming=resuming)
+        except BaseException:
+            if lease is not None:
+                lease.give_back()
+            raise
+        stream.lease = lease
+        opening.became(stream)
+        self._admit(stream)
+        return stream
+
+    def closed(self, stream: Stream) -> None:
+        """Hear that a stream has given everything back."""
+        self.streams.discard(stream)
+        assert stream.reason is not None
+        self._tally.ended[stream.reason] += 1
+        if not self.streams:
+            self.hub.detach(COMMAND_CHANNEL, self._commands)
+            self._empty.set()
+
+    def end(self, streams: Iterable[Stream], reason: EndReason) -> None:
+        """Have these streams end."""
+        for stream in list(streams):
+            stream.end(reason)
+
+    def matching(self, slot_key: object, channel: object) -> list[Stream]:
+        """Return the streams of a slot key, on a channel, or both."""
+        return [
+            stream
+            for stream in self.streams
+            if (slot_key is None or stream.grant.slot_key == slot_key)
+            and (channel is None or channel in stream.grant.channel_names)
+        ]
+
+    def drain_soon(self) -> None:
+        """Refuse new streams from now on, and end the open ones within the window."""
+        if not self.draining and self.running:
+            self.draining = True
+            self._tasks.start_soon(self._drain)
+
+    async def drain(self) -> None:
+        """Drain, and wait until no stream is left."""
+        self.drain_soon()
+        if self.running:
+            await self._drained.wait()
+
+    async def _main(self) -> None:
+        signals = SignalWatch(lambda: self.call_threadsafe(self.drain_soon))
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self.hub = Hub(self._broker, self.clock, self._tasks, self.timing.linger)
+                self._tasks.start_soon(self.clock.run, name="livepush clock")
+                if self._drain_policy.signals:
+                    signals.install()
+                self._started.set()
+                await self._stopping.wait()
+                self._tasks.cancel_scope.cancel()
+        except Exception:
+            logger.exception("the streams of this process have to end: this is a defect of livepush_asgi")
+        finally:
+            signals.remove()
+            await self._clean_up()
+            self._ended.set()
+            self._started.set()
+
+    async def _clean_up(self) -> None:
+        for stream in list(self.streams):
+            stream.abort(EndReason.DRAIN)
+        self._drained.set()
+        self._tally.delivered += self.hub.delivered
+        with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):
+            await self.hub.aclose()
+            if self._slots is not None:
+                await self._slots.aclose()
+
+    async def _drain(self) -> None:
+        # Streams that end by themselves need a moment after their time has come: the last part of the
+        # window is theirs. What is left after it is cut off, so that the window is never outlasted.
+        span = 0.8 * self._drain_policy.window * min(1.0, len(self.streams) / STORM)
+        if self.streams:
+            logger.warning("draining: %d streams end within %.1f s", len(self.streams), span)
+        for stream in self.streams:
+            self.clock.call_later(random.uniform(0.0, span), partial(stream.end, EndReason.DRAIN))
+        with anyio.move_on_after(self._drain_policy.window):
+            while self.streams:
+                self._empty = anyio.Event()
+                await self._empty.wait()
+        for stream in list(self.streams):
+            stream.abort(EndReason.DRAIN)
+        self._drained.set()
+
+    async def _take(self, grant: Grant, opening: "_Opening") -> Lease | None:
+        if grant.slot_key is None or self._slots is None:
+            return None
+        lease = await self._slots.take(grant.slot_key, opening.replace)
+        if lease.replaced:
+            self._tasks.start_soon(self._tell_replaced, lease.replaced)
+        return lease
+
+    async def _tell_replaced(self, ids: tuple[str, ...]) -> None:
+        try:
+            await tell(self._broker, "replaced", leases=list(ids))
+        except Exception as error:
+            # The processes that hold those slots learn it at their next renewal.
+            logger.warning("cannot announce that a slot was replaced: %s", error)
+
+    def _admit(self, stream: Stream) -> None:
+        if not self.streams:
+            self.hub.attach(COMMAND_CHANNEL, self._commands)
+        self.streams.add(stream)
+        self._tally.opened += 1
+        if self.draining:
+            # It was let in while the drain began.
+            stream.end(EndReason.DRAIN)
+
+    def _on_disconnect(self, arguments: dict[str, object]) -> None:
+        found = self.matching(arguments.get("slot_key"), arguments.get("channel"))
+        self.end(found, EndReason.REVOKED)
+
+    def _on_replaced(self, arguments: dict[str, object]) -> None:
+        leases = arguments["leases"]
+        assert isinstance(leases, list)
+        replaced = set(leases)
+        self.end([s for s in self.streams if s.lease and s.lease.id in replaced], EndReason.REPLACED)
+
+
+class _Opening:
+    """Stands for a stream between taking its slot and being made: the slot may be replaced by then."""
+
+    def __init__(self) -> None:
+        self._stream: Stream | None = None
+        self._replaced = False
+
+    def became(self, stream: Stream) -> None:
+        self._stream = stream
+        if self._replaced:
+            stream.end(EndReason.REPLACED)
+
+    def replace(self) -> None:
+        self._replaced = True
+        if self._stream is not None:
+            self._stream.end(EndReason.REPLACED)

@@ -1,0 +1,173 @@
+"""SSEStreamService: the stream as headers and an async iterator of bytes, for frameworks whose views
+return a streaming response. The surface of mgf-livepush, kept.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+
+from .app import LivePush
+from .broker import Broker
+from .carrier import STREAM_HEADERS, RawHeaders, carry
+from .reasons import EndReason
+from .request import Grant, Refusal, StreamRequest
+from .run import Run
+from .settings import DrainPolicy, Limits, Timing
+from .slots import Slots
+from .statistics import Statistics
+from .stream import Stream
+from .types import Receive, Send
+
+IsDisconnected = Callable[[], Awaitable[bool]]
+
+# How often a framework is asked whether the client is gone, in seconds. It is the only way to learn it
+# where the framework neither cancels nor closes the body.
+DISCONNECT_POLL = 0.5
+# What mgf-livepush told its clients, in seconds: it pairs with the Retry-After of a full cap.
+RETRY = 5.0
+
+
+def sse_headers() -> dict[str, str]:
+    """Return the headers that keep proxies from caching, changing or holding back a stream."""
+    return {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+
+class StreamBody:
+    """The bytes of one stream. Iterate it once; it gives everything back at its end.
+
+    Also when it is closed (`aclose`), cancelled, left to the garbage collector, or never iterated
+    for as long as the send timeout.
+    """
+
+    def __init__(self, stream: Stream, run: Run, is_disconnected: IsDisconnected) -> None:
+        self._stream = stream
+        self._run = run
+        self._is_disconnected = is_disconnected
+
+    @property
+    def end_reason(self) -> EndReason | None:
+        """Why the stream ended, None while it has not."""
+        return self._stream.reason
+
+    def __aiter__(self) -> "StreamBody":
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            while not self._stream.finished:
+                # Cancelling `next_chunk` loses nothing, so it can be asked again after each look.
+                with anyio.move_on_after(DISCONNECT_POLL) as wait:
+                    chunk = await self._stream.next_chunk()
+                if await self._is_disconnected():
+                    self._stream.end(EndReason.DISCONNECT)
+                    break
+                if not wait.cancelled_caught and chunk:
+                    return chunk
+        except BaseException:
+            # Cancelled: the framework ends the response, and some do not close what they iterate.
+            self._stream.end(EndReason.DISCONNECT)
+            self._stream.close()
+            raise
+        self._stream.close()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Give everything back. Returns at once; harmless the second time."""
+        self._stream.end(EndReason.DISCONNECT)
+        self._stream.close()
+
+    async def respond(self, receive: Receive, send: Send, headers: RawHeaders = ()) -> None:
+        """Send the stream as a whole ASGI response instead: no iterator, no polling."""
+        await carry(self._stream, [*STREAM_HEADERS, *headers], receive, send)
+
+    def __del__(self) -> None:
+        # The collector may run anywhere, in another thread too; the loop does it when it comes to it.
+        if not self._stream.finished:
+            self._run.call_threadsafe(lambda stream=self._stream: stream.abort(EndReason.DISCONNECT))
+
+
+@dataclass
+class SSEStream:
+    """What `open_stream` gives: the headers to set on the response and the bytes of its body."""
+
+    headers: dict[str, str]
+    body: StreamBody
+
+
+class SSEStreamService:
+    """Streams over a broker with a slot cap, for routes that authenticate by themselves.
+
+    An application that has a LivePush opens streams with `SSEStreamService.of(push)`, and has one
+    hub, one clock and one drain for both.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        slot_cap: Slots | None = None,
+        *,
+        heartbeat_seconds: float | None = 15.0,
+        limits: Limits | None = None,
+        drain: DrainPolicy | None = None,
+        control_events: bool = True,
+    ) -> None:
+        self.push = LivePush(
+            broker,
+            _nobody,
+            slots=slot_cap,
+            timing=Timing(heartbeat_interval=heartbeat_seconds, retry=RETRY),
+            limits=limits,
+            drain=drain,
+            control_events=control_events,
+        )
+
+    @classmethod
+    def of(cls, push: LivePush) -> "SSEStreamService":
+        """Return a service that opens its streams in an existing LivePush."""
+        service = cls.__new__(cls)
+        service.push = push
+        return service
+
+    async def open_stream(
+        self,
+        *,
+        channel: str,
+        slot_key: str | None = None,
+        is_disconnected: IsDisconnected | None = None,
+    ) -> SSEStream:
+        """Take a slot, subscribe, and return the stream.
+
+        Raises CapExceededError when the cap is full, before anything else is taken, and what the
+        broker raises when it cannot subscribe. `is_disconnected` is asked twice a second; leave it
+        out where the framework cancels or closes the body when the client has gone.
+        """
+        return await self.open_granted(Grant(channels=channel, slot_key=slot_key), is_disconnected)
+
+    async def open_granted(self, grant: Grant, is_disconnected: IsDisconnected | None = None) -> SSEStream:
+        """Open a stream for a Grant: several channels, an expiry. Otherwise as `open_stream`."""
+        stream, run = await self.push.open_stream(grant)
+        try:
+            if (error := await run.hub.wait_attempted(grant.channel_names)) is not None:
+                raise error
+        except BaseException:
+            stream.end(EndReason.ERROR)
+            stream.close()
+            raise
+        return SSEStream(sse_headers(), StreamBody(stream, run, is_disconnected or _never))
+
+    async def aclose(self) -> None:
+        """End every stream and give everything back."""
+        await self.push.stop()
+
+    def statistics(self) -> Statistics:
+        """Return the numbers to watch."""
+        return self.push.statistics()
+
+
+async def _never() -> bool:
+    return False
+
+
+def _nobody(request: StreamRequest) -> Refusal:
+    return Refusal(404)

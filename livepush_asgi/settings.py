@@ -1,0 +1,94 @@
+"""Timing, Limits and DrainPolicy: the numbers of a LivePush, checked once when they are made."""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+Overflow = Literal["close", "drop_oldest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """When things happen on a stream, in seconds.
+
+    `heartbeat_interval`: a comment is sent after so long without an event; None sends none. 15 s is
+    under the idle limits of common proxies (30 s and 60 s).
+    `retry`: the reconnection time; each client is told its own, between half of it and one and a
+    half, so that they do not all come back at once.
+    `send_timeout`: a stream whose client takes nothing for so long ends as `slow`.
+    `max_lifetime`: a stream ends, at a random moment in the last fifth of it; None lets it live.
+    `subscribe_timeout`: how long a new stream waits for the broker before it opens all the same.
+    `linger`: a channel stays subscribed for so long after its last stream has gone.
+    """
+
+    heartbeat_interval: float | None = 15.0
+    retry: float = 3.0
+    send_timeout: float = 30.0
+    max_lifetime: float | None = None
+    subscribe_timeout: float = 2.0
+    linger: float = 5.0
+
+    def __post_init__(self) -> None:
+        _positive("send_timeout", self.send_timeout)
+        _positive("subscribe_timeout", self.subscribe_timeout)
+        _positive("retry", self.retry)
+        for name in ("heartbeat_interval", "max_lifetime"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        if self.linger < 0:
+            raise ValueError(f"linger is in seconds from 0 up, not {self.linger!r}")
+
+    def own_retry(self) -> int:
+        """Return one client's reconnection time in milliseconds."""
+        return max(1, round(1000 * self.retry * random.uniform(0.5, 1.5)))
+
+    def own_lifetime(self) -> float | None:
+        """Return one stream's lifetime in seconds: from 80 to 100 % of the maximum."""
+        return None if self.max_lifetime is None else self.max_lifetime * random.uniform(0.8, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much may wait for one client, and what happens when more comes.
+
+    An outbox holds at most `outbox_events` events and `outbox_bytes` bytes (or one event, however
+    large). When it is full, `overflow` decides: "close" ends the stream as `slow`; "drop_oldest"
+    makes room and tells the client with a gap event where events are missing. `message_bytes` bounds
+    what is given to the server in one message, because servers take a message whole.
+    """
+
+    outbox_events: int = 1000
+    outbox_bytes: int = 1024 * 1024
+    message_bytes: int = 256 * 1024
+    overflow: Overflow = "close"
+
+    def __post_init__(self) -> None:
+        for name in ("outbox_events", "outbox_bytes", "message_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
+        if self.overflow not in ("close", "drop_oldest"):
+            raise ValueError(f"overflow is 'close' or 'drop_oldest', not {self.overflow!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainPolicy:
+    """How the streams of a process are given up when it ends.
+
+    Each ends at a random moment of the `window` (seconds). Keep it shorter than the time the server
+    or its supervisor allows before it kills. With `signals`, a drain begins at SIGTERM and SIGINT,
+    by handlers that call the ones they found.
+    """
+
+    window: float = 3.0
+    signals: bool = True
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.window) or self.window < 0:
+            raise ValueError(f"the drain window is in seconds from 0 up, not {self.window!r}")
+
+
+def _positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is in seconds and more than 0, not {value!r}")
