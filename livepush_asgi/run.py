@@ -2,7 +2,8 @@
 
 import logging
 import random
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import anyio
@@ -47,7 +48,9 @@ class Run:
         self.streams: set[Stream] = set()
         self.draining = False
         self.loop = loop_identity()
-        self.call_threadsafe = threadsafe_caller()
+        self._call_loop = threadsafe_caller()
+        self._inbox: deque[Callable[[], object]] = deque()
+        self._bell = anyio.Event()
         self.hub: Hub
         self._tasks: TaskGroup
         self._broker = broker
@@ -55,7 +58,7 @@ class Run:
         self._drain_policy = drain_policy
         self._tally = tally
         self._started = anyio.Event()
-        self._stopping = anyio.Event()
+        self._stopping = False
         self._ended = anyio.Event()
         self._drained = anyio.Event()
         self._empty = anyio.Event()
@@ -82,8 +85,17 @@ class Run:
     async def stop(self) -> None:
         """Drain, give everything back and end."""
         await self.drain()
-        self._stopping.set()
+        self._stopping = True
+        self._bell.set()
         await self._ended.wait()
+
+    def call_threadsafe(self, function: Callable[[], object]) -> None:
+        """Have the run call something soon. For signal handlers, finalizers and other threads.
+
+        It is called in a task and not by the loop itself: outside of tasks anyio does not work.
+        """
+        self._inbox.append(function)
+        self._call_loop(lambda: self._bell.set())
 
     async def open(self, grant: Grant, *, control_events: bool, resuming: bool = False) -> Stream:
         """Take a slot and return a stream that listens already. The caller has to close it.
@@ -147,7 +159,7 @@ class Run:
                 if self._drain_policy.signals:
                     signals.install()
                 self._started.set()
-                await self._stopping.wait()
+                await self._answer_bell()
                 self._tasks.cancel_scope.cancel()
         except Exception:
             logger.exception("the streams of this process have to end: this is a defect of livepush_asgi")
@@ -156,6 +168,13 @@ class Run:
             await self._clean_up()
             self._ended.set()
             self._started.set()
+
+    async def _answer_bell(self) -> None:
+        while not self._stopping:
+            await self._bell.wait()
+            self._bell = anyio.Event()
+            while self._inbox:
+                self._inbox.popleft()()
 
     async def _clean_up(self) -> None:
         for stream in list(self.streams):
