@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import anyio
 
+from .loop import time_source
+
 logger = logging.getLogger("livepush_asgi")
 
 # Deadlines are met up to so much late, so that ten thousand streams do not wake the clock ten thousand
@@ -35,13 +37,15 @@ class Clock:
     """Calls plain functions at or shortly after a time. `run` has to be running."""
 
     def __init__(self) -> None:
+        #: The loop's own monotonic clock.
+        self.now = time_source()
         self._timers: list[Timer] = []
         self._earlier = anyio.Event()
         self._sleeping_until = math.inf
 
     def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
         """Have `function` called in `delay` seconds. Raised exceptions are logged."""
-        timer = Timer(anyio.current_time() + max(0.0, delay), function)
+        timer = Timer(self.now() + max(0.0, delay), function)
         heapq.heappush(self._timers, timer)
         if timer.when < self._sleeping_until:
             self._earlier.set()
@@ -62,7 +66,7 @@ class Clock:
         return math.ceil(self._timers[0].when / RESOLUTION) * RESOLUTION
 
     def _call_due(self) -> None:
-        now = anyio.current_time()
+        now = self.now()
         while self._timers and self._timers[0].when <= now:
             function = heapq.heappop(self._timers).function
             if function is None:

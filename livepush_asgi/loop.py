@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any
+from typing import Any, Protocol
+
+import anyio
 
 # The `Any`s are what the two libraries themselves declare for what a coroutine yields and takes.
 BackgroundFunction = Callable[[], Coroutine[Any, Any, None]]
@@ -71,3 +73,72 @@ def spawn(function: BackgroundFunction, name: str) -> None:
     task = loop.create_task(function(), name=name, context=Context())
     _background.add(task)
     task.add_done_callback(_background.discard)
+
+
+def time_source() -> Callable[[], float]:
+    """Return the running loop's monotonic clock, in seconds; the same that its deadlines go by."""
+    try:
+        return asyncio.get_running_loop().time
+    except RuntimeError:
+        import trio
+
+        return trio.current_time
+
+
+class Waker(Protocol):
+    """Lets one task sleep until it is woken. Being woken while awake is forgotten."""
+
+    def wake(self) -> None:
+        """Wake the task, if it sleeps. Returns at once."""
+        ...
+
+    async def wait(self) -> None:
+        """Sleep until woken."""
+        ...
+
+
+class _AsyncioWaker:
+    """A future and no more: a stream sleeps once for every event, and anyio's Event costs several µs."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        self._future = self._loop.create_future()
+        try:
+            await self._future
+        finally:
+            self._future = None
+
+
+class _AnyioWaker:
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+
+    def wake(self) -> None:
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self) -> None:
+        self._event = anyio.Event()
+        try:
+            await self._event.wait()
+        finally:
+            self._event = None
+
+
+def make_waker() -> Waker:
+    """Return a waker for the running loop."""
+    try:
+        return _AsyncioWaker(asyncio.get_running_loop())
+    except RuntimeError:
+        return _AnyioWaker()

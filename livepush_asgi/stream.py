@@ -8,12 +8,11 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
-import anyio
-
 from .clock import Clock, Timer
 from .control import close_block, gap_block, open_block, retry_line
 from .event import HEARTBEAT
 from .hub import Hub
+from .loop import make_waker
 from .outbox import Delivery, Outbox, OutboxFullError
 from .reasons import EndReason, GapReason
 from .request import Grant
@@ -71,9 +70,10 @@ class Stream:
         self._control_events = control_events
         self._resuming = resuming
         self._outbox = Outbox(owner.limits)
-        self._sleeping: anyio.Event | None = None
+        self._waker = make_waker()
+        self._now = owner.clock.now
         self._heartbeat_due = False
-        self._busy_since: float | None = anyio.current_time()
+        self._busy_since: float | None = self._now()
         self._last_chunk_at = self._busy_since
         self._timers: dict[str, Timer] = {}
         self._unsubscribed = {name for name in grant.channel_names if not owner.hub.attach(name, self)}
@@ -90,7 +90,7 @@ class Stream:
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
-            self._wake()
+            self._waker.wake()
 
     def gap(self, channel: str, reason: GapReason, /) -> None:
         """Tell the client that events are missing here; end the stream if it cannot be told."""
@@ -103,7 +103,7 @@ class Stream:
         """Open, when this was the last channel to wait for."""
         self._unsubscribed.discard(channel)
         if not self._unsubscribed:
-            self._wake()
+            self._waker.wake()
 
     # What its owner and its carrier call.
 
@@ -115,7 +115,7 @@ class Stream:
         self.state = StreamState.ENDING
         if reason not in _FLUSHING:
             self._outbox.clear()
-        self._wake()
+        self._waker.wake()
 
     def abort(self, reason: EndReason) -> None:
         """End the stream without a last word: its client is gone or takes nothing."""
@@ -140,7 +140,7 @@ class Stream:
         if self.lease is not None:
             self.lease.give_back()
         self._outbox.clear()
-        self._wake()
+        self._waker.wake()
         self._owner.closed(self)
 
     async def next_chunk(self) -> bytes:
@@ -153,15 +153,16 @@ class Stream:
             chunk = await (self._open() if self.state is StreamState.OPENING else self._wait_for_chunk())
         finally:
             # Also when cancelled: whoever gives up asking must not keep the stream for ever.
-            self._busy_since = anyio.current_time()
+            self._busy_since = self._now()
         self._last_chunk_at = self._busy_since
         return chunk
 
     async def _open(self) -> bytes:
         # The client may take `livepush.open` to mean that from here on nothing is missed, so it waits
         # for the broker. When that takes too long the stream opens, and a gap is told afterwards.
+        # (Woken for many reasons, whoever sleeps looks again at what it was waiting for.)
         while self._unsubscribed and self.reason is None:
-            await self._sleep()
+            await self._waker.wait()
         if self.reason is not None:
             return self._last_chunk()
         self.state = StreamState.LIVE
@@ -185,7 +186,7 @@ class Stream:
                 self._heartbeat_due = False
                 return HEARTBEAT
             else:
-                await self._sleep()
+                await self._waker.wait()
 
     def _joined(self) -> bytes:
         dropped = self._outbox.take_dropped()
@@ -208,18 +209,6 @@ class Stream:
         retry = self._owner.timing.own_retry()
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
 
-    async def _sleep(self) -> None:
-        # Woken for many reasons: whoever sleeps looks again at what it was waiting for.
-        self._sleeping = anyio.Event()
-        try:
-            await self._sleeping.wait()
-        finally:
-            self._sleeping = None
-
-    def _wake(self) -> None:
-        if self._sleeping is not None:
-            self._sleeping.set()
-
     # Time.
 
     def _start_timers(self) -> None:
@@ -234,11 +223,11 @@ class Stream:
 
     def _open_anyway(self) -> None:
         self._unsubscribed.clear()
-        self._wake()
+        self._waker.wake()
 
     def _check(self) -> None:
         """Look after the heartbeat and the send in progress, and appoint the next look."""
-        timing, now = self._owner.timing, anyio.current_time()
+        timing, now = self._owner.timing, self._now()
         if self._busy_since is not None and now - self._busy_since >= timing.send_timeout:
             self.abort(EndReason.SLOW)
             return
@@ -249,7 +238,7 @@ class Stream:
             idle = now - self._last_chunk_at
             if idle >= timing.heartbeat_interval:
                 self._heartbeat_due, idle = True, 0.0
-                self._wake()
+                self._waker.wake()
             due = min(due, timing.heartbeat_interval - idle)
         self._at("check", due, self._check)
 
