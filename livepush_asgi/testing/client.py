@@ -1,0 +1,154 @@
+"""Client: an in-memory ASGI client for endless streams, on asyncio and trio. Answer: a finite response.
+
+Clients that wait for the end of the body (httpx's ASGITransport, Starlette's TestClient) never
+return from a live event stream; this one reads while the application runs.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from ..types import ASGIApp, Message
+from .beside import beside
+from .exchange import AfterDisconnect, Exchange
+from .lifespan import Lifespan
+from .scope import Pairs, http_scope
+from .stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response that has ended: its status, header fields by lower-case name, body and messages."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    messages: list[Message]
+
+
+class Client:
+    """Opens streams of an ASGI application, without a server between.
+
+    `root_path` and `spec_version` go into each scope, and `scope` adds to it or overrides it.
+    `lifespan=True` starts the application up on entering the client and shuts it down on leaving.
+    `after_disconnect` chooses what `send` does once the client has left: "ignore", as with uvicorn, or
+    "raise" an OSError. `deadline`, in seconds, bounds each wait that has no timeout of its own: for the
+    start of a response, and for the application to return.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        root_path: str = "",
+        lifespan: bool = False,
+        after_disconnect: AfterDisconnect = "ignore",
+        spec_version: str = "2.3",
+        deadline: float = 5.0,
+        scope: Mapping[str, object] | None = None,
+    ) -> None:
+        self._app = app
+        self._root_path = root_path
+        self._wants_lifespan = lifespan
+        self._after_disconnect = after_disconnect
+        self._spec_version = spec_version
+        self._deadline = deadline
+        self._scope = dict(scope or {})
+        self._lifespan: Lifespan | None = None
+        self._resources = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        if self._wants_lifespan:
+            await self._resources.enter_async_context(self._in_lifespan())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._resources.__aexit__(kind, error, traceback)
+
+    async def shutdown(self) -> None:
+        """Send `lifespan.shutdown` now, while streams may still be open, and wait for the answer."""
+        if self._lifespan is not None:
+            await self._lifespan.shutdown()
+
+    @asynccontextmanager
+    async def open(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        headers: Pairs = (),
+        query: Pairs | str = "",
+        cookies: Mapping[str, str] | None = None,
+        last_event_id: str | None = None,
+        body: bytes = b"",
+        window: float = 64,
+    ) -> AsyncIterator[Stream]:
+        """Open a response, wait for its start, and disconnect on leaving.
+
+        `path` is the whole path of the URL, `root_path` included where a server would have it there.
+        The application's `send` waits while `window` messages are unread; with 0 it returns only when
+        its message is read. Leaving raises what the application raised, and TimeoutError if it does not
+        return after the disconnect.
+        """
+        scope = http_scope(
+            method,
+            path,
+            root_path=self._root_path,
+            spec_version=self._spec_version,
+            headers=headers,
+            query=query,
+            cookies=cookies or {},
+            last_event_id=last_event_id,
+        )
+        if self._lifespan is not None:
+            scope["state"] = self._lifespan.state.copy()
+        scope.update(self._scope)
+        exchange = Exchange(window=window, after_disconnect=self._after_disconnect, body=body)
+        stream = Stream(exchange, self._deadline)
+        async with beside(partial(exchange.run, self._app, scope), finish=stream.disconnect):
+            try:
+                await stream.opened()
+                yield stream
+            finally:
+                exchange.leave()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Pairs = (),
+        query: Pairs | str = "",
+        cookies: Mapping[str, str] | None = None,
+        last_event_id: str | None = None,
+        body: bytes = b"",
+    ) -> Answer:
+        """Return a response that ends by itself; TimeoutError if it does not."""
+        async with self.open(
+            path,
+            method=method,
+            headers=headers,
+            query=query,
+            cookies=cookies,
+            last_event_id=last_event_id,
+            body=body,
+        ) as stream:
+            content = await stream.read_body()
+            await stream.wait_ended(self._deadline)
+        return Answer(stream.status, stream.headers, content, stream.messages)
+
+    @asynccontextmanager
+    async def _in_lifespan(self) -> AsyncIterator[None]:
+        lifespan = Lifespan(self._app, self._deadline)
+        async with beside(lifespan.run, finish=lifespan.shutdown):
+            await lifespan.startup()
+            self._lifespan = lifespan
+            yield

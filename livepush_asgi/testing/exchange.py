@@ -1,0 +1,128 @@
+"""One request as a server carries it: what the application receives, and what becomes of what it sends.
+
+https://asgi.readthedocs.io/en/latest/specs/www.html#http
+"""
+
+from typing import Literal
+
+import anyio
+import anyio.lowlevel
+
+from ..types import ASGIApp, Message, Scope
+
+# What `send` does once the client has left: uvicorn's swallows the message, others raise OSError.
+AfterDisconnect = Literal["ignore", "raise"]
+
+
+class Exchange:
+    """The server's side of one request, with a client that takes messages when it likes to.
+
+    `send` waits while `window` messages are untaken; with a window of 0 it returns when its own
+    message has been taken. A message that breaks the protocol raises RuntimeError into the
+    application, and again when the exchange is settled, so that it cannot get lost on the way.
+    """
+
+    def __init__(self, *, window: float, after_disconnect: AfterDisconnect, body: bytes = b"") -> None:
+        if after_disconnect not in ("ignore", "raise"):
+            raise ValueError(f"after_disconnect is 'ignore' or 'raise', not {after_disconnect!r}")
+        # Every message the application sent, taken or not, also those sent after the disconnect.
+        self.messages: list[Message] = []
+        self._after_disconnect = after_disconnect
+        self._request: Message | None = {"type": "http.request", "body": body, "more_body": False}
+        self._entrance, self._exit = anyio.create_memory_object_stream[Message](window)
+        self._expected: str | None = "http.response.start"
+        self._client_left = False
+        self._over = anyio.Event()
+        self._returned = anyio.Event()
+        self._error: Exception | None = None
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Run the application to its end and keep what it raises."""
+        try:
+            await app(scope, self.receive, self.send)
+            if self._expected is not None and not self._client_left:
+                raise RuntimeError(f"the application returned without its {self._expected!r}")
+        except Exception as error:
+            self._error = error
+        finally:
+            self._entrance.close()
+            self._returned.set()
+
+    async def receive(self) -> Message:
+        """Give the application its request, and `http.disconnect` once there is nothing left to answer."""
+        if self._request is not None and not self._over.is_set():
+            request, self._request = self._request, None
+            await anyio.lowlevel.checkpoint()
+            return request
+        await self._over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take a message from the application; wait until the window has room for it."""
+        self._check(message)
+        self.messages.append(dict(message))
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        self._expected = None if last else "http.response.body"
+        try:
+            await self._entrance.send(dict(message))
+        except anyio.BrokenResourceError:
+            await anyio.lowlevel.checkpoint()
+            if self._after_disconnect == "raise":
+                raise OSError("the client has disconnected") from None
+        if last:
+            self._over.set()
+
+    async def take(self) -> Message | None:
+        """Take the next message; None when there will be no more."""
+        try:
+            return await self._exit.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            return None
+
+    def leave(self) -> None:
+        """Disconnect the client. Whoever waits in `send` or `receive` hears of it at once."""
+        self._client_left = True
+        self._over.set()
+        self._exit.close()
+
+    async def settle(self, timeout: float) -> None:
+        """Wait until the application has returned, and raise what it raised; the second time nothing."""
+        with anyio.move_on_after(timeout):
+            await self._returned.wait()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        if not self._returned.is_set():
+            raise TimeoutError(f"the application has not returned within {timeout} s of its end")
+
+    @property
+    def failed(self) -> bool:
+        """Whether the application has raised something that nobody was told of yet."""
+        return self._error is not None
+
+    def _check(self, message: Message) -> None:
+        wrong = self._wrong_with(message)
+        if wrong is not None:
+            self._error = RuntimeError(wrong)
+            raise self._error
+
+    def _wrong_with(self, message: Message) -> str | None:
+        kind = message["type"]
+        if self._expected is None:
+            return f"{kind!r} was sent after the response was complete"
+        if kind != self._expected:
+            return f"{kind!r} was sent where {self._expected!r} was due"
+        if kind == "http.response.start":
+            return _wrong_with_start(message)
+        body = message.get("body", b"")
+        return None if isinstance(body, bytes) else f"a body is bytes, not {type(body).__name__}"
+
+
+def _wrong_with_start(message: Message) -> str | None:
+    status = message.get("status")
+    if not isinstance(status, int):
+        return f"a status is an int, not {status!r}"
+    for name, value in message.get("headers", ()):
+        if not isinstance(name, bytes) or not isinstance(value, bytes):
+            return f"a header field is two byte strings, not {(name, value)!r}"
+    return None

@@ -1,0 +1,75 @@
+"""MockBroker: the in-process double of a broker, for tests of applications and of this package."""
+
+import anyio.lowlevel
+
+from ..broker import ForwardingSubscription
+from ..brokers.mailbox import Mailbox
+from ..event import from_payload
+from .parser import EventStreamParser, ParsedEvent
+
+
+class MockBroker:
+    """Delivers to the subscriptions that are open, records what was published, and fails when told to.
+
+    `limit` is how many messages a subscription holds that nobody asks for; then the oldest go, and it
+    says so.
+    """
+
+    def __init__(self, *, limit: int = 1000) -> None:
+        # Everything that was published, in order: the channel and the payload as it went out.
+        self.published: list[tuple[str, bytes]] = []
+        self._limit = limit
+        # A dict for its order: the subscriptions hear of a payload in the order in which they came.
+        self._mailboxes: dict[Mailbox, None] = {}
+        self._publish_error: Exception | None = None
+        self._subscribe_error: Exception | None = None
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        """Deliver a payload and return how many subscriptions took it."""
+        await anyio.lowlevel.checkpoint()
+        _raise(self._publish_error)
+        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        self.published.append((channel, data))
+        listening = [mailbox for mailbox in self._mailboxes if mailbox.channel == channel]
+        for mailbox in listening:
+            mailbox.deliver(data)
+        return len(listening)
+
+    async def subscribe(self, channel: str) -> ForwardingSubscription:
+        """Return a subscription that gets what is published from now on."""
+        await anyio.lowlevel.checkpoint()
+        _raise(self._subscribe_error)
+        mailbox = Mailbox(channel, self._forget, self._limit)
+        self._mailboxes[mailbox] = None
+        return mailbox
+
+    def subscriptions(self, channel: str) -> int:
+        """Return how many subscriptions the channel has."""
+        return sum(mailbox.channel == channel for mailbox in self._mailboxes)
+
+    def events(self, channel: str | None = None) -> list[ParsedEvent]:
+        """Return what was published, on one channel or on all, as the events that clients get."""
+        payloads = [payload for name, payload in self.published if channel in (None, name)]
+        return [event for payload in payloads for event in EventStreamParser().feed(from_payload(payload))]
+
+    def fail_publish(self, error: Exception | None) -> None:
+        """Let every `publish` raise `error` and deliver nothing, until called with None."""
+        self._publish_error = error
+
+    def fail_subscribe(self, error: Exception | None) -> None:
+        """Let every `subscribe` raise `error`, until called with None."""
+        self._subscribe_error = error
+
+    def drop(self) -> None:
+        """Lose the connection for a moment: every subscription says that messages may be lost."""
+        for mailbox in tuple(self._mailboxes):
+            mailbox.lost()
+
+    def _forget(self, mailbox: Mailbox) -> None:
+        del self._mailboxes[mailbox]
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        # The same error may be raised many times; its traceback must not grow each time.
+        raise error.with_traceback(None)

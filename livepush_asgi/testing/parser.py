@@ -1,0 +1,119 @@
+"""A strict event-stream parser, written from the standard alone: it shares no code with the encoder,
+so that each can find the other's mistakes. Sans-io; no event loop.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+"""
+
+import codecs
+import re
+from dataclasses import dataclass
+
+_BOM = "\ufeff"
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedEvent:
+    """An event as a client's listener gets it.
+
+    `last_event_id` is what the listener sees: the newest id of the stream so far. `id` and `retry`
+    are the fields of this very block, None where it had none that counts.
+    """
+
+    event: str = "message"
+    data: str = ""
+    last_event_id: str = ""
+    id: str | None = None
+    retry: int | None = None
+
+
+class EventStreamParser:
+    """Reads an event stream in chunks of any size.
+
+    Raises UnicodeDecodeError for what is not UTF-8, where a browser would put in replacement
+    characters. Everything else that the standard tolerates is tolerated, and can be seen:
+    `comments` (the text after the colon), `ignored` (lines that mean nothing: an unknown field, an id with
+    NUL, a `retry` that is no number) and `empty_blocks`, the number of blank lines that dispatched
+    nothing. Real clients have crashed on such a line, or fired an empty event.
+    """
+
+    def __init__(self) -> None:
+        self.comments: list[str] = []
+        self.ignored: list[str] = []
+        self.empty_blocks = 0
+        self.retry: int | None = None
+        # What a client would send as `Last-Event-ID`. An id takes effect with the blank line after it.
+        self.last_event_id = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
+        self._at_start = True
+        self._after_cr = False
+        self._rest = ""
+        self._id_buffer = ""
+        self._event = ""
+        self._data: list[str] = []
+        self._id: str | None = None
+        self._retry: int | None = None
+
+    def feed(self, chunk: bytes) -> list[ParsedEvent]:
+        """Take the next bytes of the stream and return the events that they complete."""
+        events = []
+        for line in self._lines(self._decoder.decode(chunk)):
+            if line:
+                self._take_line(line)
+            elif (event := self._end_block()) is not None:
+                events.append(event)
+        return events
+
+    def _lines(self, text: str) -> list[str]:
+        if self._at_start and text:
+            self._at_start = False
+            text = text.removeprefix(_BOM)
+        if self._after_cr and text:
+            # The CR has ended its line already; an LF right behind it belongs to the same line end.
+            self._after_cr = False
+            text = text.removeprefix("\n")
+        self._after_cr = self._after_cr or text.endswith("\r")
+        *lines, self._rest = _LINE_END.split(self._rest + text)
+        return lines
+
+    def _take_line(self, line: str) -> None:
+        if line.startswith(":"):
+            self.comments.append(line[1:])
+            return
+        field, _, value = line.partition(":")
+        if not self._take_field(field, value.removeprefix(" ")):
+            self.ignored.append(line)
+
+    def _take_field(self, field: str, value: str) -> bool:
+        match field:
+            case "event":
+                self._event = value
+            case "data":
+                self._data.append(value)
+            case "id" if "\0" not in value:
+                self._id = self._id_buffer = value
+            case "retry" if value.isascii() and value.isdigit():
+                # The reconnection time changes at once, even if the block is never dispatched.
+                self._retry = self.retry = int(value)
+            case _:
+                return False
+        return True
+
+    def _end_block(self) -> ParsedEvent | None:
+        self.last_event_id = self._id_buffer
+        if not self._data:
+            self.empty_blocks += 1
+            self._begin_block()
+            return None
+        event = ParsedEvent(
+            event=self._event or "message",
+            data="\n".join(self._data),
+            last_event_id=self.last_event_id,
+            id=self._id,
+            retry=self._retry,
+        )
+        self._begin_block()
+        return event
+
+    def _begin_block(self) -> None:
+        self._event, self._data, self._id, self._retry = "", [], None, None

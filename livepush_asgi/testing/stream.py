@@ -1,0 +1,211 @@
+"""Stream: what a test reads from one open response, always with a deadline. StreamEnded: its end."""
+
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import anyio
+
+from ..event import RESERVED_PREFIX
+from ..types import Message
+from .exchange import Exchange
+from .parser import EventStreamParser, ParsedEvent
+
+T = TypeVar("T")
+
+
+class StreamEnded(Exception):
+    """Raised when something was expected of a stream whose body has ended.
+
+    `reason` is the end reason that the stream gave in its `livepush.close` event, None if it gave none.
+    """
+
+    def __init__(self, reason: str | None) -> None:
+        self.reason = reason
+        given = "without a livepush.close event" if reason is None else f"with the reason {reason!r}"
+        super().__init__(f"the stream has ended, {given}")
+
+
+class Stream:
+    """An open response. `Client.open` makes it; it is read by one task at a time.
+
+    Messages are taken from the application only when something is asked for, so a test that asks
+    for nothing is a slow client. Whatever waits has a timeout in seconds and raises TimeoutError,
+    and raises what the application raised, if it did.
+    """
+
+    def __init__(self, exchange: Exchange, deadline: float) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        # All events that were read so far, in order, and those among them that are the component's own.
+        self.received: list[ParsedEvent] = []
+        self.control_events: list[ParsedEvent] = []
+        self._exchange = exchange
+        self._deadline = deadline
+        self._parser = EventStreamParser()
+        self._unread: deque[ParsedEvent] = deque()
+        self._comments_read = 0
+        self._body: list[bytes] = []
+        self._ended = False
+
+    async def opened(self) -> None:
+        """Wait for the start of the response."""
+        start = await self._within(self._deadline, "the start of the response", self._exchange.take)
+        if start is None:
+            await self._raise_end()
+        else:
+            self.status = start["status"]
+            self.headers = _by_name(start)
+
+    async def next_event(
+        self, timeout: float = 1.0, *, name: str | None = None, control: bool = False
+    ) -> ParsedEvent:
+        """Return the next event; with `name`, the next one of that name, passing over others.
+
+        The component's own events, `livepush.*`, are passed over unless they are asked for by name
+        or with `control=True`. What is passed over stays in `received`. Raises StreamEnded at the end.
+        """
+
+        async def find() -> ParsedEvent:
+            while True:
+                while self._unread:
+                    event = self._unread.popleft()
+                    own = event.event.startswith(RESERVED_PREFIX)
+                    if event.event == name if name is not None else control or not own:
+                        return event
+                await self._read_more()
+
+        return await self._within(timeout, f"an event named {name!r}" if name else "an event", find)
+
+    async def events(self, count: int, timeout: float = 1.0) -> list[ParsedEvent]:
+        """Return the next `count` events; each may take `timeout` seconds."""
+        return [await self.next_event(timeout) for _ in range(count)]
+
+    async def next_comment(self, timeout: float = 1.0) -> str:
+        """Return the next comment, the text behind its colon. Events that come first stay to be read."""
+
+        async def find() -> str:
+            while len(self._parser.comments) <= self._comments_read:
+                await self._read_more()
+            self._comments_read += 1
+            return self._parser.comments[self._comments_read - 1]
+
+        return await self._within(timeout, "a comment", find)
+
+    async def read_body(self, timeout: float | None = None) -> bytes:
+        """Return the whole body of a response that ends by itself."""
+        await self._within(self._deadline if timeout is None else timeout, "the end of the body", self._drain)
+        return b"".join(self._body)
+
+    async def wait_ended(self, timeout: float = 1.0) -> str | None:
+        """Read to the end, wait until the application has returned, and return the end reason."""
+        await self._within(timeout, "the end of the stream", self._drain)
+        await self._exchange.settle(timeout)
+        return self.end_reason
+
+    async def disconnect(self) -> None:
+        """Leave, as a client does that closes its connection, and wait until the application has returned.
+
+        What was not read by then is lost to the client; `messages` has it. Raises what the application
+        raised, and TimeoutError if it does not return before the client's deadline.
+        """
+        self._ended = True
+        self._exchange.leave()
+        await self._exchange.settle(self._deadline)
+
+    @property
+    def messages(self) -> list[Message]:
+        """Every message that the application has sent so far, whether read or not."""
+        return self._exchange.messages
+
+    @property
+    def comments(self) -> list[str]:
+        """The comments read so far."""
+        return self._parser.comments
+
+    @property
+    def retry(self) -> int | None:
+        """The reconnection time in milliseconds, None as long as the stream has not set one."""
+        return self._parser.retry
+
+    @property
+    def last_event_id(self) -> str:
+        """What a browser would send as `Last-Event-ID` if the connection broke here."""
+        return self._parser.last_event_id
+
+    @property
+    def empty_blocks(self) -> int:
+        """How many blank lines dispatched nothing; some real clients cannot take any."""
+        return self._parser.empty_blocks
+
+    @property
+    def ignored(self) -> list[str]:
+        """The lines read so far that mean nothing in an event stream."""
+        return self._parser.ignored
+
+    @property
+    def end_reason(self) -> str | None:
+        """The reason in the stream's `livepush.close` event, None if none was read."""
+        closing = [event for event in self.control_events if event.event == f"{RESERVED_PREFIX}close"]
+        return str(json.loads(closing[-1].data)["reason"]) if closing else None
+
+    async def _read_more(self) -> None:
+        """Read one message; raise StreamEnded, or what the application raised, if there is none."""
+        if not self._is_event_stream:
+            raise ValueError(f"{self._description} is not an event stream; read_body() reads it")
+        if not await self._read_message():
+            await self._raise_end()
+
+    async def _read_message(self) -> bool:
+        message = None if self._ended else await self._exchange.take()
+        if message is None:
+            self._ended = True
+            return False
+        self._ended = not message.get("more_body", False)
+        chunk = message.get("body", b"")
+        self._body.append(chunk)
+        if self._is_event_stream:
+            self._sort(self._parser.feed(chunk))
+        return True
+
+    def _sort(self, events: list[ParsedEvent]) -> None:
+        self.received += events
+        self.control_events += [event for event in events if event.event.startswith(RESERVED_PREFIX)]
+        self._unread += events
+
+    async def _drain(self) -> None:
+        while await self._read_message():
+            pass
+        if self._exchange.failed:
+            await self._exchange.settle(self._deadline)
+
+    async def _raise_end(self) -> None:
+        if self._exchange.failed:
+            await self._exchange.settle(self._deadline)
+        raise StreamEnded(self.end_reason)
+
+    async def _within(self, timeout: float, what: str, wait: Callable[[], Awaitable[T]]) -> T:
+        with anyio.move_on_after(timeout):
+            return await wait()
+        raise TimeoutError(f"{what} did not come within {timeout} s from {self._description}")
+
+    @property
+    def _is_event_stream(self) -> bool:
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream"
+
+    @property
+    def _description(self) -> str:
+        if not self.status:
+            return "the application"
+        names = [event.event for event in self.received]
+        kind = self.headers.get("content-type", "no content type")
+        return f"the response with status {self.status} and {kind} (events so far: {names})"
+
+
+def _by_name(start: Message) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in start.get("headers", ()):
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
