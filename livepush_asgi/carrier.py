@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 
 from .reasons import EndReason
-from .stream import Stream
+from .stream import Stream, StreamState
 from .types import Message, Receive, Send
 
 # What `send` raises when the client is gone: OSError by specification 2.4, anyio's own errors where the
@@ -53,6 +53,8 @@ async def _write(stream: Stream, headers: RawHeaders, send: Send, failures: list
         await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
         while not stream.finished:
             chunk = await stream.next_chunk()
+            if stream.state is StreamState.CLOSED:
+                return
             await send(_body(chunk, more=not stream.finished))
     except GONE:
         stream.end(EndReason.DISCONNECT)

@@ -6,6 +6,8 @@ For tests in memory only: time that a socket, a thread or another process needs 
 import asyncio
 import selectors
 
+import anyio
+
 # Real seconds after which a loop that has no timer and hears nothing is taken for stuck.
 PATIENCE = 20.0
 
@@ -43,3 +45,8 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the virtual time in seconds."""
         return self._clock.now
+
+
+async def let_pass(seconds: float) -> None:
+    """Move the virtual clock on. Nothing is waited for: what is due by then has happened."""
+    await anyio.sleep(seconds)

@@ -32,6 +32,8 @@ class Exchange:
         self._entrance, self._exit = anyio.create_memory_object_stream[Message](window)
         self._expected: str | None = "http.response.start"
         self._client_left = False
+        # Whether the application broke off a send: it may return then, there is no other way to end.
+        self._gave_up = False
         self._over = anyio.Event()
         self._returned = anyio.Event()
         self._error: Exception | None = None
@@ -40,7 +42,7 @@ class Exchange:
         """Run the application to its end and keep what it raises."""
         try:
             await app(scope, self.receive, self.send)
-            if self._expected is not None and not self._client_left:
+            if self._expected is not None and not self._client_left and not self._gave_up:
                 raise RuntimeError(f"the application returned without its {self._expected!r}")
         except Exception as error:
             self._error = error
@@ -69,6 +71,9 @@ class Exchange:
             await anyio.lowlevel.checkpoint()
             if self._after_disconnect == "raise":
                 raise OSError("the client has disconnected") from None
+        except BaseException:
+            self._gave_up = True
+            raise
         if last:
             self._over.set()
 

@@ -1,0 +1,34 @@
+"""The public names: those of the predecessor, those promised, and no others by accident."""
+
+import livepush_asgi
+
+PREDECESSOR = {
+    "Broker",
+    "CapExceededError",
+    "LivePushError",
+    "MockBroker",
+    "RedisBroker",
+    "SSEStream",
+    "SSEStreamService",
+    "SlotCap",
+    "Subscription",
+    "sse_headers",
+}
+
+
+def test_every_name_of_the_predecessor_is_there() -> None:
+    assert set(livepush_asgi.__all__) >= PREDECESSOR
+
+
+def test_every_promised_name_can_be_had_and_is_documented() -> None:
+    for name in livepush_asgi.__all__:
+        assert getattr(livepush_asgi, name).__doc__, name
+
+
+def test_the_names_are_sorted_and_shown() -> None:
+    assert set(livepush_asgi.__all__) <= set(dir(livepush_asgi))
+    assert len(set(livepush_asgi.__all__)) == len(livepush_asgi.__all__)
+
+
+def test_an_unknown_name_raises_as_python_does() -> None:
+    assert not hasattr(livepush_asgi, "LivePull")

@@ -1,0 +1,86 @@
+"""Values of configuration cannot be wrong: a bad one raises where it is made."""
+
+from collections.abc import Callable
+
+import pytest
+
+from livepush_asgi import (
+    Cors,
+    DrainPolicy,
+    Grant,
+    Limits,
+    LivePush,
+    LivePushMiddleware,
+    MemoryBroker,
+    MemorySlotCap,
+    RefusalCause,
+    Timing,
+    public,
+)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Timing(heartbeat_interval=0),
+        lambda: Timing(send_timeout=-1),
+        lambda: Timing(retry=float("inf")),
+        lambda: Timing(max_lifetime=float("nan")),
+        lambda: Timing(linger=-1),
+        lambda: Timing(heartbeat_interval=True),
+        lambda: Limits(outbox_events=0),
+        lambda: Limits(outbox_bytes=1.5),  # type: ignore[arg-type]
+        lambda: Limits(overflow="forget"),  # type: ignore[arg-type]
+        lambda: DrainPolicy(window=-1),
+        lambda: DrainPolicy(window=float("inf")),
+        lambda: MemorySlotCap(0),
+        lambda: MemorySlotCap(1, on_full="wait"),  # type: ignore[arg-type]
+        lambda: Cors(["https://example.com/path"]),
+        lambda: Cors(["example.com"]),
+        lambda: Cors(["*"], credentials=True),
+        lambda: public(),
+        lambda: public("livepush.commands"),
+        lambda: Grant(channels=[]),
+        lambda: LivePushMiddleware(_app(), _push(), path="events"),
+        lambda: LivePushMiddleware(_app(), _push(), path="/"),
+        lambda: LivePush(MemoryBroker(), public("c"), soft_refusals={RefusalCause.AUTHORIZE}),
+    ],
+    ids=lambda make: f"line-{make.__code__.co_firstlineno}",
+)
+def test_a_bad_value_raises_value_error(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"\w+ \w+"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Cors("https://example.com"),
+        lambda: LivePush(object(), public("c")),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), None),  # type: ignore[arg-type]
+    ],
+    ids=lambda make: f"line-{make.__code__.co_firstlineno}",
+)
+def test_a_value_of_the_wrong_kind_raises_type_error(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"\w+ \w+"):
+        make()
+
+
+def test_each_client_is_told_its_own_reconnection_time() -> None:
+    times = {Timing(retry=3.0).own_retry() for _ in range(200)}
+    assert len(times) > 100
+    assert 1500 <= min(times) < max(times) <= 4500
+
+
+def test_a_lifetime_ends_in_its_last_fifth() -> None:
+    lifetimes = [Timing(max_lifetime=100.0).own_lifetime() for _ in range(200)]
+    assert all(lifetime is not None and 80 <= lifetime <= 100 for lifetime in lifetimes)
+    assert Timing().own_lifetime() is None
+
+
+def _push() -> LivePush:
+    return LivePush(MemoryBroker(), public("c"))
+
+
+def _app() -> LivePush:
+    return _push()
