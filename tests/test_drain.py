@@ -1,0 +1,172 @@
+"""Giving up the streams of a process: spread over the window, never longer, each client told its own time."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from types import FrameType
+
+import anyio
+import pytest
+
+from livepush_asgi import DrainPolicy, EndReason, LivePush, MemoryBroker, MemorySlotCap, public
+from livepush_asgi.drain import SIGNALS, SignalWatch
+from livepush_asgi.testing import Client, Stream
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def pushing(window: float, *, signals: bool = False) -> LivePush:
+    return LivePush(
+        MemoryBroker(),
+        public("news", slot_key="k"),
+        slots=MemorySlotCap(1000),
+        drain=DrainPolicy(window=window, signals=signals),
+    )
+
+
+async def opened(client: Client, stack: AsyncExitStack, count: int) -> list[Stream]:
+    streams = [await stack.enter_async_context(client.open("/")) for _ in range(count)]
+    for stream in streams:
+        await stream.next_event(control=True)
+    return streams
+
+
+async def test_streams_end_spread_over_the_window_each_with_its_own_retry() -> None:
+    push, ends, retries = pushing(10), list[float](), set[int]()
+
+    async def follow(stream: Stream) -> None:
+        assert await stream.wait_ended(timeout=20) == "drain"
+        ends.append(anyio.current_time() - start)
+        assert stream.retry is not None
+        retries.add(stream.retry)
+
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        streams = await opened(client, stack, 200)
+        start = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            for stream in streams:
+                tasks.start_soon(follow, stream)
+            await push.drain()
+            assert anyio.current_time() - start <= 10
+        assert push.statistics().ended[EndReason.DRAIN] == 200
+    # Uniform over the first eight seconds: each of four quarters has its share, within wide bounds.
+    quarters = [sum(1 for end in ends if 2 * n <= end < 2 * n + 2.1) for n in range(4)]
+    assert all(25 <= share <= 80 for share in quarters), quarters
+    assert len(retries) > 150
+
+
+async def test_what_waits_is_delivered_before_the_end() -> None:
+    push = pushing(2)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        for number in range(5):
+            await push.publish("news", number)
+        await push.drain()
+        assert [event.data for event in await stream.events(5)] == ["0", "1", "2", "3", "4"]
+        assert await stream.wait_ended() == "drain"
+
+
+async def test_a_client_that_takes_nothing_cannot_hold_the_window_open() -> None:
+    push = pushing(3)
+    async with push.lifespan(), Client(push) as client, client.open("/", window=0) as stuck:
+        await stuck.next_event(control=True)
+        await push.publish("news", "nobody reads this")
+        start = anyio.current_time()
+        await push.drain()
+        assert anyio.current_time() - start <= 3.1
+        assert push.statistics().streams == 0
+
+
+async def test_few_streams_are_no_storm_and_take_a_part_of_the_window() -> None:
+    push = pushing(10)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        start = anyio.current_time()
+        await push.drain()
+        assert anyio.current_time() - start <= 1
+
+
+async def test_new_streams_are_refused_softly_while_draining() -> None:
+    push = pushing(5)
+    async with push.lifespan(), Client(push) as client, client.open("/") as open_one:
+        await open_one.next_event(control=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(push.drain)
+            await anyio.wait_all_tasks_blocked()
+            assert push.statistics().draining
+            async with client.open("/") as refused:
+                event = await refused.next_event(name="livepush.refused")
+                await refused.wait_ended()
+    assert json.loads(event.data) == {"reason": "drain", "status": 503, "detail": "The server is restarting."}
+    assert event.retry is not None
+
+
+async def test_draining_twice_is_draining_once_and_without_a_run_it_is_nothing() -> None:
+    push = pushing(1)
+    await push.drain()
+    async with push.lifespan():
+        await push.drain()
+        await push.drain()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_signal_starts_the_drain_and_reaches_the_handler_that_was_there(
+    number: signal.Signals,
+) -> None:
+    heard: list[int] = []
+    signal.signal(number, lambda found, frame: heard.append(found))
+    found = signal.getsignal(number)
+    push = pushing(1, signals=True)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        signal.raise_signal(number)
+        assert heard == [number]
+        assert await stream.wait_ended(timeout=5) == "drain"
+        assert push.statistics().draining
+    assert signal.getsignal(number) is found
+
+
+async def test_signals_can_be_left_alone() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    async with pushing(1, signals=False).lifespan():
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_handler_installed_over_ours_stays_and_ours_only_passes_on() -> None:
+    heard: list[str] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append("found"))
+    watch = SignalWatch(lambda: heard.append("drain"))
+    assert watch.install()
+    ours = signal.getsignal(signal.SIGTERM)
+    assert callable(ours)
+
+    def chained(number: int, frame: FrameType | None) -> None:
+        heard.append("later")
+        ours(number, frame)
+
+    signal.signal(signal.SIGTERM, chained)
+    later = signal.getsignal(signal.SIGTERM)
+    watch.remove()
+    assert signal.getsignal(signal.SIGTERM) is later
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == ["later", "found"]
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch = SignalWatch(lambda: None)
+    watch.install()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    watch.remove()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+async def test_another_thread_cannot_install_and_nothing_breaks() -> None:
+    assert not await anyio.to_thread.run_sync(SignalWatch(lambda: None).install)
