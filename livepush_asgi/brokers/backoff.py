@@ -1,0 +1,27 @@
+"""Backoff: how long to wait before the next try."""
+
+import random
+
+
+class Backoff:
+    """Delays in seconds that double from `first` to `most`. Half of each is random, so that processes
+    that lost the same server do not all come back at the same moment.
+    """
+
+    __slots__ = ("_failures", "_first", "_most")
+
+    def __init__(self, first: float = 0.05, most: float = 2.0) -> None:
+        self._first = first
+        self._most = most
+        self._failures = 0
+
+    def next_delay(self) -> float:
+        """Return the delay after one more failure."""
+        # The exponent is bounded: two to the power of a long night is no float.
+        delay = min(self._most, self._first * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+        return delay * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """Begin again: the last try succeeded."""
+        self._failures = 0

@@ -1,0 +1,176 @@
+"""Batch: the commands of many callers, sent together on one connection, each at most once.
+
+A flight is one pipeline: it takes along all that waits, and the next one starts when its replies are
+in. So 500 callers at once need one connection, not 500. No task lives while nothing is in flight.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterable
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from .redis_connection import Argument, Connection, Reply, drop, no_answer, pool_of
+
+# Bounds of one flight, so that its deadline is about the server and not about the length of the queue.
+MOST_COMMANDS = 1000
+MOST_BYTES = 1_000_000
+
+
+class _Call:
+    __slots__ = ("arguments", "reply", "size")
+
+    def __init__(self, arguments: Iterable[Argument], reply: asyncio.Future[Reply]) -> None:
+        # Encoded here and not by redis-py: the client may be set to another encoding than UTF-8.
+        self.arguments = [_encode(argument) for argument in arguments]
+        self.size = sum(map(len, self.arguments))
+        self.reply = reply
+
+
+class Batch:
+    """A pipeline on the client's pool, for one event loop at a time.
+
+    `timeout` in seconds bounds each flight: getting a connection, sending, and all replies.
+    """
+
+    def __init__(self, redis: Redis, *, timeout: float) -> None:
+        self._pool = pool_of(redis)
+        self._timeout = timeout
+        self._waiting: deque[_Call] = deque()
+        self._flying: asyncio.Task[None] | None = None
+        # Which connections have answered on which event loop. See `_prove`.
+        self._proven: WeakKeyDictionary[Connection, ReferenceType[asyncio.AbstractEventLoop]]
+        self._proven = WeakKeyDictionary()
+
+    def submit(self, *arguments: Argument) -> asyncio.Future[Reply]:
+        """Queue a command and return what will be its reply, undecoded.
+
+        Cancel the future and the command is not sent, if it has not left yet. Commands are carried
+        out in the order in which they were queued. The future raises ResponseError for an error
+        reply, and another RedisError or OSError when the fate of the command is unknown.
+        """
+        loop = asyncio.get_running_loop()
+        call = _Call(arguments, loop.create_future())
+        if self._flying is not None and self._flying.get_loop() is not loop:
+            self._flying = None
+            self._waiting.clear()
+        self._waiting.append(call)
+        if self._flying is None:
+            self._flying = loop.create_task(self._fly(), name="livepush batch")
+        return call.reply
+
+    async def call(self, *arguments: Argument) -> Reply:
+        """Send a command and return its reply. See `submit`."""
+        return await self.submit(*arguments)
+
+    async def _fly(self) -> None:
+        task = asyncio.current_task()
+        try:
+            while self._waiting:
+                await self._use_connection()
+        finally:
+            # The finalizer of a task that an earlier loop left behind comes here too, and is not meant.
+            if self._flying is task:
+                self._flying = None
+                _fail(self._take_all(), RedisConnectionError("the event loop ended before this was sent"))
+
+    async def _use_connection(self) -> None:
+        """Carry what waits and what comes meanwhile, on one connection, until it breaks or all is done."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                connection = await self._board()
+        except Exception as error:
+            # All who wait would only wait for the same again.
+            _fail(self._take_all(), self._told(error))
+            return
+        calls: list[_Call] = []
+        try:
+            while calls := self._next_calls():
+                await self._carry(calls, connection)
+        except Exception as error:
+            _fail(calls, self._told(error))
+            await drop(connection)
+        except BaseException:
+            _fail(calls, RedisConnectionError("the event loop ended before the reply"))
+            await drop(connection)
+            raise
+        finally:
+            await self._pool.release(connection)
+
+    async def _carry(self, calls: list[_Call], connection: Connection) -> None:
+        packed = connection.pack_commands([call.arguments for call in calls])
+        async with asyncio.timeout(self._timeout):
+            # No health check: that would be another command with another chance of a retry.
+            await connection.send_packed_command(packed, check_health=False)
+            for call in calls:
+                try:
+                    reply = await connection.read_response(disable_decoding=True)
+                except ResponseError as error:
+                    _fail((call,), error)
+                else:
+                    if not call.reply.done():
+                        call.reply.set_result(reply)
+
+    async def _board(self) -> Connection:
+        connection = await self._pool.get_connection()
+        try:
+            await self._prove(connection)
+        except BaseException:
+            await drop(connection)
+            await self._pool.release(connection)
+            raise
+        return connection
+
+    async def _prove(self, connection: Connection) -> None:
+        """See that the connection belongs to this event loop, before anything is entrusted to it.
+
+        The pool hands out what an earlier loop has left in it. Such a connection still sends, and
+        the server still acts, but the reply cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        proof = self._proven.get(connection)
+        if proof is not None and proof() is loop:
+            return
+        try:
+            await connection.send_packed_command(connection.pack_commands([(b"PING",)]), check_health=False)
+            await connection.read_response(disable_decoding=True)
+        except RuntimeError:
+            with contextlib.suppress(RuntimeError):
+                await connection.disconnect(nowait=True)
+            await connection.connect()
+        self._proven[connection] = ref(loop)
+
+    def _next_calls(self) -> list[_Call]:
+        calls: list[_Call] = []
+        size = 0
+        while self._waiting and len(calls) < MOST_COMMANDS and size < MOST_BYTES:
+            call = self._waiting.popleft()
+            if not call.reply.done():
+                calls.append(call)
+                size += call.size
+        return calls
+
+    def _take_all(self) -> list[_Call]:
+        calls = list(self._waiting)
+        self._waiting.clear()
+        return calls
+
+    def _told(self, error: Exception) -> Exception:
+        # A deadline raises a TimeoutError without a word.
+        return no_answer(self._timeout) if isinstance(error, TimeoutError) and not str(error) else error
+
+
+def _fail(calls: Iterable[_Call], error: Exception) -> None:
+    for call in calls:
+        if not call.reply.done():
+            call.reply.set_exception(error)
+
+
+def _encode(argument: Argument) -> bytes:
+    if isinstance(argument, str):
+        return argument.encode()
+    return argument if isinstance(argument, bytes) else b"%d" % argument

@@ -1,0 +1,130 @@
+"""What is used of redis-py: its pool and raw connections, and nothing above them.
+
+Above them stand the client's retries, which send a command again when its reply was lost: a publish
+would arrive up to eleven times (https://github.com/redis/redis-py, `Retry` and its defaults).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+
+from ..errors import BrokerUnavailableError
+
+Argument = bytes | str | int
+Reply = bytes | str | int | list["Reply"] | None
+
+# All that a server which is away, refuses or does not answer can cause. TimeoutError is an OSError.
+FAILURES = (RedisError, OSError)
+
+
+class Connection(Protocol):
+    """One connection of redis-py, which speaks RESP2 or RESP3."""
+
+    retry: object
+
+    async def connect(self) -> None:
+        """Connect and log in, unless that is done."""
+
+    async def disconnect(self, nowait: bool = False) -> None:
+        """Close the socket."""
+
+    def pack_commands(self, commands: Iterable[Iterable[Argument]]) -> list[bytes]:
+        """Return commands as they are sent."""
+
+    async def send_packed_command(self, command: Iterable[bytes], check_health: bool = True) -> None:
+        """Send what `pack_commands` returned."""
+
+    async def read_response(
+        self,
+        disable_decoding: bool = False,
+        timeout: float | None = None,
+        *,
+        push_request: bool | None = False,
+    ) -> Reply:
+        """Return the next reply, or None after `timeout` seconds. Raises ResponseError for an error reply."""
+
+
+class Pool(Protocol):
+    """redis-py's connection pool, any kind of it."""
+
+    @property
+    def connection_kwargs(self) -> Mapping[str, object]:
+        """The client's settings."""
+
+    def make_connection(self) -> Connection:
+        """Return a new connection with the client's settings, which the pool does not keep."""
+
+    async def get_connection(self) -> Connection:
+        """Return an idle or a new connection, ready to be used."""
+
+    # Any, because the pool names its own class here, and a Connection is only the shape of one.
+    async def release(self, connection: Any) -> None:
+        """Take a connection back."""
+
+
+def pool_of(redis: Redis) -> Pool:
+    """Return the client's pool. Raises TypeError for what is not redis-py's asyncio client."""
+    if isinstance(redis, RedisCluster):
+        raise TypeError("a RedisCluster has no one connection to listen on; pass a Redis to one of its nodes")
+    if not isinstance(redis, Redis):
+        raise TypeError(
+            f"redis.asyncio.Redis is needed, not {type(redis).__module__}'s {type(redis).__name__}"
+        )
+    pool: Pool = redis.connection_pool
+    return pool
+
+
+def address_of(pool: Pool) -> str:
+    """Return where the server is, for messages; without user name and password."""
+    settings = pool.connection_kwargs
+    service = getattr(pool, "service_name", None)
+    if service is not None:
+        return f"Redis service {service!r}"
+    if "path" in settings:
+        return f"Redis at {settings['path']}"
+    return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+
+
+async def drop(connection: Connection) -> None:
+    """Close a connection at once. Never waits for the other side, never raises but when cancelled."""
+    # Closing politely waits until everything is sent, which on a dead connection is for ever.
+    writer = getattr(connection, "_writer", None)
+    # A connection that an earlier event loop left behind raises RuntimeError.
+    with contextlib.suppress(RuntimeError, *FAILURES):
+        if isinstance(writer, asyncio.StreamWriter):
+            writer.transport.abort()
+        await connection.disconnect(nowait=True)
+
+
+def no_answer(timeout: float) -> TimeoutError:
+    """Return the error of a deadline that has passed."""
+    return TimeoutError(f"no answer within {timeout:g} s")
+
+
+def unavailable(attempt: str, pool: Pool, cause: BaseException | None) -> BrokerUnavailableError:
+    """Return the error to raise: what was attempted, where, why it failed and what may help."""
+    reason = str(cause) if cause is not None and str(cause) else type(cause).__name__
+    return BrokerUnavailableError(f"cannot {attempt} at {address_of(pool)}: {reason}; {_remedy(cause)}")
+
+
+def _remedy(cause: BaseException | None) -> str:
+    # The order counts: to redis-py, wrong credentials and a server that is loading are connection errors.
+    if isinstance(cause, AuthenticationError):
+        return "check the user name and the password of the client"
+    if isinstance(cause, NoPermissionError):
+        return "allow the client's user this channel and command (ACL SETUSER)"
+    if isinstance(cause, BusyLoadingError):
+        return "it is reading its data and will be there soon"
+    if isinstance(cause, ResponseError):
+        return "the server is there and refuses"
+    return "is it running, is the address right, and can it be reached from here?"

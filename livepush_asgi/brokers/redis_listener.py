@@ -1,0 +1,232 @@
+"""Listener: the one listening connection to Redis, kept up for as long as anybody listens."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from .backoff import Backoff
+from .mailbox import Mailbox
+from .redis_connection import FAILURES, Connection, Reply, address_of, drop, no_answer, pool_of, unavailable
+from .redis_roster import Roster
+
+logger = logging.getLogger("livepush_asgi")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long to wait for the server, in seconds.
+
+    A connection on which nothing came for `ping_interval` is asked for a sign of life, and given up
+    when none comes within `ping_timeout`; so much has a new connection to become ready, too.
+    """
+
+    subscribe_timeout: float
+    ping_interval: float
+    ping_timeout: float
+
+    def __post_init__(self) -> None:
+        for name in ("subscribe_timeout", "ping_interval", "ping_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is in seconds and more than 0, not {getattr(self, name)!r}")
+
+
+class Listener:
+    """Opened by the first mailbox and closed with the last. Reconnects for ever in between."""
+
+    def __init__(self, redis: Redis, patience: Patience) -> None:
+        self._pool = pool_of(redis)
+        self._patience = patience
+        self._backoff = Backoff()
+        self._roster = Roster()
+        self._task: asyncio.Task[None] | None = None
+        # The event is made anew with the task: it belongs to the event loop.
+        self._changed = asyncio.Event()
+        self._up = False
+        self._fault: BaseException | None = None
+        self._lost_at: float | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the server has confirmed all channels on a connection that is up, or there are none."""
+        return self._up or not self._roster.wanted
+
+    async def listen(self, mailbox: Mailbox) -> None:
+        """Let a mailbox listen. Returns when the server has confirmed it.
+
+        Raises BrokerUnavailableError if it does not; then, and when cancelled, nothing stays behind.
+        """
+        self._start()
+        confirmed = asyncio.get_running_loop().create_future()
+        self._roster.add(mailbox, confirmed)
+        self._changed.set()
+        try:
+            async with asyncio.timeout(self._patience.subscribe_timeout):
+                await confirmed
+        except FAILURES as error:
+            self.leave(mailbox)
+            raise self._unavailable(error) from error
+        except BaseException:
+            self.leave(mailbox)
+            raise
+
+    def leave(self, mailbox: Mailbox) -> None:
+        """Let a mailbox listen no more. Leaving twice is harmless."""
+        self._roster.remove(mailbox)
+        self._changed.set()
+
+    def _unavailable(self, error: BaseException) -> Exception:
+        if isinstance(error, TimeoutError):
+            error = self._fault or no_answer(self._patience.subscribe_timeout)
+        return unavailable("subscribe", self._pool, error)
+
+    def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._task is not None and self._task.get_loop() is not loop:
+            if not self._task.get_loop().is_closed():
+                raise RuntimeError("a RedisBroker is used on one event loop at a time; make one for each")
+            # That loop has gone without a word, and those who listened with it.
+            self._roster = Roster()
+            self._task = None
+        if self._task is None:
+            self._changed = asyncio.Event()
+            self._task = loop.create_task(self._run(), name="livepush redis listener")
+
+    async def _run(self) -> None:
+        task = asyncio.current_task()
+        try:
+            while self._roster.wanted:
+                try:
+                    await self._hold_connection()
+                except FAILURES as error:
+                    self._note_lost(error)
+                except Exception as error:
+                    # A fault of this package. It must be heard of, and it must not end the listening.
+                    logger.exception("the reader of %s failed, reconnecting", address_of(self._pool))
+                    self._note_lost(error)
+                else:
+                    continue
+                await self._pause()
+        finally:
+            # The finalizer of a task that an earlier loop left behind comes here too, and is not meant.
+            if self._task is task:
+                self._roster.fail_waiting(RedisConnectionError("the event loop has ended"))
+                self._roster = Roster()
+                self._task = None
+
+    async def _hold_connection(self) -> None:
+        """Connect, subscribe and read until the connection breaks, or returns when nobody listens."""
+        connection = self._pool.make_connection()
+        # This loop has a backoff of its own. The connection's would hide from it that the server is away.
+        connection.retry = Retry(NoBackoff(), 0)
+        try:
+            async with asyncio.timeout(self._patience.ping_timeout):
+                await connection.connect()
+            await self._converse(connection)
+        finally:
+            self._up = False
+            self._roster.disconnect()
+            await drop(connection)
+
+    async def _converse(self, connection: Connection) -> None:
+        tasks = [asyncio.create_task(self._read(connection)), asyncio.create_task(self._tell(connection))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
+
+    async def _tell(self, connection: Connection) -> None:
+        """Tell the server what changes, all that has gathered in one go, until nobody listens."""
+        while self._roster.wanted:
+            self._changed.clear()
+            commands = self._roster.next_commands()
+            if commands:
+                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            self._note_settled()
+            await self._wait_for_change(self._patience.ping_interval if self._roster.refused else None)
+            self._roster.ask_again()
+
+    async def _wait_for_change(self, timeout: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _read(self, connection: Connection) -> None:
+        while True:
+            try:
+                reply = await connection.read_response(
+                    disable_decoding=True, timeout=self._patience.ping_interval, push_request=True
+                )
+                if reply is None:
+                    reply = await self._ping(connection)
+            except ResponseError as error:
+                self._roster.refuse(error)
+                self._changed.set()
+            else:
+                self._take(reply)
+
+    async def _ping(self, connection: Connection) -> Reply:
+        timeout = self._patience.ping_timeout
+        async with asyncio.timeout(timeout):
+            await connection.send_packed_command(connection.pack_commands([(b"PING",)]), check_health=False)
+        reply = await connection.read_response(disable_decoding=True, timeout=timeout, push_request=True)
+        if reply is None:
+            raise no_answer(timeout)
+        return reply
+
+    def _take(self, reply: Reply) -> None:
+        match reply:
+            case [b"message", bytes() as name, bytes() as payload]:
+                self._roster.deliver(name, payload)
+            case [b"subscribe" | b"unsubscribe" as verb, bytes() as name, _]:
+                self._roster.confirm(verb.upper(), name)
+                self._note_settled()
+            case _:
+                # A pong, or a notice of the server's own. It is alive, and that is all there is to know.
+                pass
+
+    async def _pause(self) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._backoff.next_delay()
+        while self._roster.wanted and loop.time() < until:
+            self._changed.clear()
+            await self._wait_for_change(until - loop.time())
+
+    def _note_lost(self, error: BaseException) -> None:
+        if isinstance(error, TimeoutError) and not str(error):
+            error = no_answer(self._patience.ping_timeout)
+        self._fault = error
+        if self._lost_at is None and self._roster.wanted:
+            self._lost_at = time.monotonic()
+            logger.warning(
+                "no listening connection to %s, trying until it works: %s", address_of(self._pool), error
+            )
+
+    def _note_settled(self) -> None:
+        if self._up or not self._roster.settled:
+            return
+        self._up = True
+        self._fault = None
+        self._backoff.reset()
+        if self._lost_at is not None:
+            away = time.monotonic() - self._lost_at
+            self._lost_at = None
+            logger.warning(
+                "listening to %s again after %.1f s, %d channels",
+                address_of(self._pool),
+                away,
+                len(self._roster),
+            )
