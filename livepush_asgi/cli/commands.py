@@ -1,0 +1,216 @@
+"""The commands and their options. Here the command line ends and the work begins."""
+
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from .. import LivePushMiddleware, __version__
+from ..broker import Broker
+from .failure import MISTYPED, Failure, unreadable
+from .follow import FileFollower, Follower, InputFollower
+from .names import is_local
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(soft_wrap=True, highlight=False, stderr=True)
+
+app = typer.Typer(
+    name="python -m livepush_asgi",
+    help="Server push for Python ASGI applications, to be looked at.",
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Host = Annotated[str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any free one.")]
+OpenPage = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in this machine's browser.")]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis",
+        metavar="URL",
+        envvar="LIVEPUSH_REDIS",
+        help="Send everything through this Redis, as with several processes.",
+    ),
+]
+
+
+class Address(NamedTuple):
+    """Where to serve, and whether to show it."""
+
+    host: str
+    port: int
+    open_page: bool
+
+
+@runtime_checkable
+class _UsageError(Protocol):
+    """An error of the command-line library. Its class is public in some of its versions only."""
+
+    exit_code: int
+
+    def format_message(self) -> str: ...
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return the exit status."""
+    try:
+        status = app(list(arguments), standalone_mode=False)
+    except Failure as failure:
+        return _complain(str(failure), failure.status)
+    except (KeyboardInterrupt, typer.Abort):
+        return 0
+    except Exception as error:
+        if not isinstance(error, _UsageError):
+            raise
+        return _complain(error.format_message(), error.exit_code)
+    return status if isinstance(status, int) else 0
+
+
+def _complain(message: str, status: int) -> int:
+    line = " ".join(message.split())
+    err.print(f"[bold red]livepush:[/] {escape(line)}")
+    return status
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"livepush_asgi {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Server push for Python ASGI applications, to be looked at.
+
+    [bold]demo[/] serves a page with live charts, [bold]tail[/] follows log files on a page, and
+    [bold]publish[/] sends an event to the pages of an application.
+    """
+    if context.invoked_subcommand is None:
+        out.print(context.get_help())
+
+
+@app.command()
+def demo(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    redis: RedisUrl = None,
+    open_page: OpenPage = False,
+) -> int:
+    """Serve a page with this machine's live figures and a board for its visitors.
+
+    It needs nothing but this process. Cut the stream and watch it come back.
+
+    \b
+    Examples:
+      python -m livepush_asgi demo
+      python -m livepush_asgi demo --open --port 0
+      python -m livepush_asgi demo --redis redis://localhost:6379/0
+    """
+    from .demo import Demo
+
+    address = Address(host, port, open_page)
+    return _serve(
+        lambda broker: Demo(broker, shared=redis is not None).asgi, "The demo is served", address, redis
+    )
+
+
+@app.command()
+def tail(
+    names: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="The files to follow; - is standard input.")
+    ],
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=5000, help="Begin with this many lines of each file.")
+    ] = 50,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with the first line.")] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    redis: RedisUrl = None,
+    open_page: OpenPage = False,
+) -> int:
+    """Follow log files on a page, as [bold]tail -F[/] does in a terminal.
+
+    A file may be rotated or cut short, and lines that a page has missed are counted on it.
+    Everyone who can open the page can read the lines.
+
+    \b
+    Examples:
+      python -m livepush_asgi tail /var/log/syslog app.log
+      python -m livepush_asgi tail -n 500 --port 9000 app.log
+      journalctl -f | python -m livepush_asgi tail -
+    """
+    from .tail import Tail
+
+    followers = [_follower(name, None if from_start else lines) for name in dict.fromkeys(names)]
+    address = Address(host, port, open_page)
+    return _serve(
+        lambda broker: Tail(broker, followers, shared=redis is not None).asgi,
+        "The log page is served",
+        address,
+        redis,
+    )
+
+
+@app.command()
+def publish(
+    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="The channel to publish on.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="The data of the event; - is standard input.")
+    ] = "-",
+    event: Annotated[str | None, typer.Option(metavar="NAME", help="The event name.")] = None,
+    id: Annotated[str | None, typer.Option(metavar="ID", help="The event id.")] = None,
+    redis: RedisUrl = None,
+) -> None:
+    """Publish one event through a Redis, and tell how many listeners got it.
+
+    A listener is a process that has this channel open for somebody.
+
+    \b
+    Examples:
+      python -m livepush_asgi publish news "hello" --redis redis://localhost:6379/0
+      date | python -m livepush_asgi publish clock - --event tick
+    """
+    from .publish import publish_once
+
+    if redis is None:
+        raise Failure("give the Redis of the application with --redis URL, or in LIVEPUSH_REDIS", MISTYPED)
+    listeners = publish_once(channel, data, event, id, redis)
+    out.print(f"{listeners} {'listener' if listeners == 1 else 'listeners'}")
+
+
+def _follower(name: str, last_lines: int | None) -> Follower:
+    try:
+        return InputFollower() if name == "-" else FileFollower(Path(name), last_lines=last_lines)
+    except OSError as error:
+        raise unreadable(name, error) from None
+
+
+def _serve(
+    site: Callable[[Broker], LivePushMiddleware], what: str, address: Address, redis: str | None
+) -> int:
+    """Serve what `site` makes of a broker. What cannot be is found out before anything is served."""
+    from .backend import broker_at, without_password
+    from .serve import bind, serve, url_of
+
+    with bind(address.host, address.port) as listener:
+        app = site(broker_at(redis))
+        url = url_of(listener)
+        via = f" through {without_password(redis)}" if redis else ""
+        out.print(f"{what}{escape(via)}: [bold]{url}[/]   (Ctrl+C ends it)")
+        if not is_local(listener.getsockname()[0]):
+            out.print("Everyone who can reach this machine can open it.")
+        if address.open_page:
+            webbrowser.open(url)
+        return serve(app, listener, err)

@@ -1,0 +1,129 @@
+"""What a raw ASGI application answers with: pages, JSON and problems; and how it reads a small body."""
+
+import json
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib.resources import files
+from typing import NoReturn
+
+import anyio
+
+from ..types import Receive, Scope, Send
+
+HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; base-uri 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    # The pages belong to the installed version and must not outlive it in a browser.
+    (b"cache-control", b"no-cache"),
+)
+
+KINDS = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole response."""
+
+    body: bytes
+    kind: str
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    async def send(self, scope: Scope, send: Send) -> None:
+        """Send it; to HEAD everything but the body."""
+        length = str(len(self.body)).encode()
+        own = ((b"content-type", self.kind.encode()), (b"content-length", length), *self.headers)
+        body = b"" if scope["method"] == "HEAD" else self.body
+        await send({"type": "http.response.start", "status": self.status, "headers": [*own, *HEADERS]})
+        await send({"type": "http.response.body", "body": body})
+
+
+class Problem(Exception):
+    """An error for the client, as `application/problem+json` (RFC 9457)."""
+
+    def __init__(self, status: int, detail: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        text = json.dumps({"title": HTTPStatus(status).phrase, "status": status, "detail": detail})
+        self.answer = Answer(text.encode(), "application/problem+json", status, headers)
+        super().__init__(detail)
+
+
+Handler = Callable[[Scope, Receive], Awaitable[Answer]]
+Routes = dict[tuple[str, str], Handler]
+
+
+def as_json(text: str, status: int = 200) -> Answer:
+    """Answer with a JSON text."""
+    return Answer(text.encode(), "application/json", status)
+
+
+def page_files(home: str, *names: str) -> Routes:
+    """Return the routes of page files that come with the package; `home` is what `/` shows."""
+
+    def route(name: str) -> Handler:
+        answer = Answer((files(__package__) / "page" / name).read_bytes(), KINDS[name.rpartition(".")[2]])
+
+        async def handler(scope: Scope, receive: Receive) -> Answer:
+            return answer
+
+        return handler
+
+    return {("GET", "/"): route(home)} | {("GET", f"/{name}"): route(name) for name in names}
+
+
+async def respond(routes: Routes, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request by the handler of its method and path, or with the problem that it raises."""
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    handler = routes.get((method, scope["path"]))
+    try:
+        answer = await handler(scope, receive) if handler else _unrouted(routes, scope)
+    except Problem as problem:
+        answer = problem.answer
+    await answer.send(scope, send)
+
+
+async def read_json(scope: Scope, receive: Receive, limit: int) -> object:
+    """Return the JSON value of a request's body of at most `limit` bytes. Raises Problem."""
+    # Any page may send a form or plain text to anywhere, with its visitor none the wiser. JSON it
+    # may not, unless the server has agreed before.
+    fields = {name: bytes(value) for name, value in scope["headers"]}
+    if fields.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+        raise Problem(415, "send it as application/json")
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit:
+            raise Problem(413, f"at most {limit} bytes")
+    try:
+        value: object = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Problem(400, "this is not JSON") from None
+    return value
+
+
+async def lifespan(receive: Receive, send: Send, work: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Speak the lifespan protocol, and have `work` run for as long as the server does."""
+    await receive()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        tasks.cancel_scope.cancel()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def _unrouted(routes: Routes, scope: Scope) -> NoReturn:
+    methods = sorted(method for method, path in routes if path == scope["path"])
+    if not methods:
+        raise Problem(404, "there is nothing here")
+    allowed = ", ".join(methods + ["HEAD"] * ("GET" in methods))
+    raise Problem(405, f"only {allowed}", ((b"allow", allowed.encode()),))
