@@ -3,7 +3,7 @@
 https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
-from typing import Literal
+from typing import Literal, NoReturn
 
 import anyio
 import anyio.lowlevel
@@ -12,6 +12,10 @@ from ..types import ASGIApp, Message, Scope
 
 # What `send` does once the client has left: uvicorn's swallows the message, others raise OSError.
 AfterDisconnect = Literal["ignore", "raise"]
+
+# An application that sends in a loop and never looks for the disconnect would keep a virtual clock
+# from moving, and so outlast every deadline. A sound one sends a message or two before it hears.
+MAX_MESSAGES_AFTER_DISCONNECT = 10_000
 
 
 class Exchange:
@@ -32,6 +36,7 @@ class Exchange:
         self._entrance, self._exit = anyio.create_memory_object_stream[Message](window)
         self._expected: str | None = "http.response.start"
         self._client_left = False
+        self._sent_in_vain = 0
         # Whether the application broke off a send: it may return then, there is no other way to end.
         self._gave_up = False
         self._over = anyio.Event()
@@ -68,9 +73,7 @@ class Exchange:
         try:
             await self._entrance.send(dict(message))
         except anyio.BrokenResourceError:
-            await anyio.lowlevel.checkpoint()
-            if self._after_disconnect == "raise":
-                raise OSError("the client has disconnected") from None
+            await self._send_in_vain()
         except BaseException:
             self._gave_up = True
             raise
@@ -105,11 +108,22 @@ class Exchange:
         """Whether the application has raised something that nobody was told of yet."""
         return self._error is not None
 
+    async def _send_in_vain(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._after_disconnect == "raise":
+            raise OSError("the client has disconnected")
+        self._sent_in_vain += 1
+        if self._sent_in_vain > MAX_MESSAGES_AFTER_DISCONNECT:
+            self._fail(f"{MAX_MESSAGES_AFTER_DISCONNECT} messages were sent after the client had left")
+
     def _check(self, message: Message) -> None:
         wrong = self._wrong_with(message)
         if wrong is not None:
-            self._error = RuntimeError(wrong)
-            raise self._error
+            self._fail(wrong)
+
+    def _fail(self, wrong: str) -> NoReturn:
+        self._error = RuntimeError(wrong)
+        raise self._error
 
     def _wrong_with(self, message: Message) -> str | None:
         kind = message["type"]
