@@ -23,6 +23,11 @@ PAYLOAD_MARK = b"\xff1"
 # One newline only: a comment followed by a blank line makes some clients dispatch an empty event.
 HEARTBEAT = b":\n"
 
+# Milliseconds. Clients hand the reconnection time to a timer, and timers of JavaScript hold 31 bits:
+# beyond them the delay is 1 ms, and the client that should stay away for a month storms the server.
+# https://nodejs.org/api/timers.html#settimeoutcallback-delay-args
+MAX_RETRY = 2**31 - 1
+
 # CRLF, CR and LF end a line and nothing else does: str.splitlines() would also split at U+2028,
 # U+0085 and other characters that are ordinary data here.
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -50,11 +55,11 @@ class Event:
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", _text_of(self.data))
         if self.event is not None:
-            _check_name(self.event)
+            object.__setattr__(self, "event", _name_of(self.event))
         if self.id is not None:
             object.__setattr__(self, "id", _id_of(self.id))
         if self.retry is not None:
-            _check_retry(self.retry)
+            object.__setattr__(self, "retry", _retry_of(self.retry))
 
     def encode(self) -> bytes:
         """Return the event as a block: its field lines and the blank line that dispatches it."""
@@ -121,6 +126,9 @@ def _decode(data: bytes) -> str:
 
 
 def _encodable(text: str) -> str:
+    # A member of `class Name(str, Enum)` is a str whose str() and format() are another text, and it
+    # is the text itself that has been asked for. What is checked here must be what is written later.
+    text = str.__str__(text)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -128,28 +136,38 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _check_name(name: object) -> None:
-    if not isinstance(name, str):
-        raise InvalidEventError(f"an event name is a str, not {type(name).__name__}")
+def _name_of(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidEventError(f"an event name is a str, not {type(value).__name__}")
+    name = _encodable(value)
     if not name:
         raise InvalidEventError("an empty event name would be read back as 'message'; leave it out instead")
-    if _BREAKS_LINE.search(_encodable(name)):
+    if _BREAKS_LINE.search(name):
         raise InvalidEventError(f"the event name {name!r} has a line end, which would begin another field")
     if name.startswith(RESERVED_PREFIX):
         raise InvalidEventError(f"event names that begin with {RESERVED_PREFIX!r} are the component's own")
+    return name
 
 
 def _id_of(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InvalidEventError(f"an event id is a str or an int, not {type(value).__name__}")
-    text = str(value)
-    if _BREAKS_ID.search(_encodable(text)):
+    text = _encodable(value) if isinstance(value, str) else _digits_of(value)
+    if _BREAKS_ID.search(text):
         raise InvalidEventError(
             f"the event id {text!r} has a line end or a NUL: clients would ignore or split it"
         )
     return text
 
 
-def _check_retry(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidEventError(f"retry is a whole number of milliseconds from 0 up, not {value!r}")
+def _digits_of(value: int) -> str:
+    try:
+        return int.__repr__(value)
+    except ValueError as error:
+        raise InvalidEventError(f"the event id is too large a number: {error}") from error
+
+
+def _retry_of(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_RETRY:
+        raise InvalidEventError(f"retry is a whole number of milliseconds from 0 to {MAX_RETRY}")
+    return int(value)
