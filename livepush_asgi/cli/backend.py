@@ -1,6 +1,6 @@
 """The broker behind a command: in this process, or a Redis that is known to be there."""
 
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import anyio
 from redis.asyncio import Redis
@@ -16,15 +16,34 @@ from .failure import MISTYPED, Failure
 PATIENCE = 3.0
 
 
-def broker_at(url: str | None) -> Broker:
-    """Return a broker on the Redis of this URL, or one inside this process. Raises Failure."""
+class Backend:
+    """A broker, and the client that it publishes and listens with."""
+
+    def __init__(self, broker: Broker, redis: Redis | None = None) -> None:
+        self.broker = broker
+        self._redis = redis
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes publish there too."""
+        return self._redis is not None
+
+    async def aclose(self) -> None:
+        """Close the client's connections. Call it after the last use of the broker."""
+        if self._redis is not None:
+            await self._redis.aclose()
+
+
+def backend_at(url: str | None) -> Backend:
+    """Return a backend on the Redis of this URL, or one inside this process. Raises Failure."""
     if url is None:
-        return MemoryBroker()
+        return Backend(MemoryBroker())
     check_url(url)
     anyio.run(_ping, url)
     from ..brokers.redis import RedisBroker
 
-    return RedisBroker(Redis.from_url(url))
+    redis = Redis.from_url(url)
+    return Backend(RedisBroker(redis), redis)
 
 
 def check_url(url: str) -> None:
@@ -46,7 +65,7 @@ def without_password(url: str) -> str:
     except ValueError:
         return "this"
     place = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, place, parts.path, "", ""))
+    return f"{parts.scheme}://{place}{parts.path}" if parts.scheme else parts.path
 
 
 async def _ping(url: str) -> None:

@@ -2,18 +2,21 @@
 
 import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol, runtime_checkable
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from .. import LivePushMiddleware, __version__
-from ..broker import Broker
 from .failure import MISTYPED, Failure, unreadable
 from .follow import FileFollower, Follower, InputFollower
 from .names import is_local
+
+if TYPE_CHECKING:
+    from .backend import Backend
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(soft_wrap=True, highlight=False, stderr=True)
@@ -121,9 +124,7 @@ def demo(
     from .demo import Demo
 
     address = Address(host, port, open_page)
-    return _serve(
-        lambda broker: Demo(broker, shared=redis is not None).asgi, "The demo is served", address, redis
-    )
+    return _serve(lambda backend: Demo(backend).asgi, "The demo is served", address, redis)
 
 
 @app.command()
@@ -153,14 +154,10 @@ def tail(
     """
     from .tail import Tail
 
-    followers = [_follower(name, None if from_start else lines) for name in dict.fromkeys(names)]
-    address = Address(host, port, open_page)
-    return _serve(
-        lambda broker: Tail(broker, followers, shared=redis is not None).asgi,
-        "The log page is served",
-        address,
-        redis,
-    )
+    with ExitStack() as opened:
+        followers = [_follower(name, None if from_start else lines, opened) for name in dict.fromkeys(names)]
+        address = Address(host, port, open_page)
+        return _serve(lambda backend: Tail(backend, followers).asgi, "The log page is served", address, redis)
 
 
 @app.command()
@@ -190,27 +187,32 @@ def publish(
     out.print(f"{listeners} {'listener' if listeners == 1 else 'listeners'}")
 
 
-def _follower(name: str, last_lines: int | None) -> Follower:
+def _follower(name: str, last_lines: int | None, opened: ExitStack) -> Follower:
     try:
-        return InputFollower() if name == "-" else FileFollower(Path(name), last_lines=last_lines)
+        follower = InputFollower() if name == "-" else FileFollower(Path(name), last_lines=last_lines)
     except OSError as error:
         raise unreadable(name, error) from None
+    opened.callback(follower.close)
+    return follower
 
 
 def _serve(
-    site: Callable[[Broker], LivePushMiddleware], what: str, address: Address, redis: str | None
+    site: Callable[["Backend"], LivePushMiddleware], what: str, address: Address, redis: str | None
 ) -> int:
-    """Serve what `site` makes of a broker. What cannot be is found out before anything is served."""
-    from .backend import broker_at, without_password
+    """Serve what `site` makes of a backend. What cannot be is found out before anything is served."""
+    from .backend import backend_at, without_password
     from .serve import bind, serve, url_of
 
     with bind(address.host, address.port) as listener:
-        app = site(broker_at(redis))
+        app = site(backend_at(redis))
         url = url_of(listener)
         via = f" through {without_password(redis)}" if redis else ""
-        out.print(f"{what}{escape(via)}: [bold]{url}[/]   (Ctrl+C ends it)")
-        if not is_local(listener.getsockname()[0]):
-            out.print("Everyone who can reach this machine can open it.")
-        if address.open_page:
-            webbrowser.open(url)
-        return serve(app, listener, err)
+
+        def announce() -> None:
+            out.print(f"{what}{escape(via)}: [bold]{url}[/]   (Ctrl+C ends it)")
+            if not is_local(listener.getsockname()[0]):
+                out.print("Everyone who can reach this machine can open it.")
+            if address.open_page:
+                webbrowser.open(url)
+
+        return serve(app, listener, err, announce)

@@ -24,9 +24,9 @@ from .. import (
     Refusal,
     StreamRequest,
 )
-from ..broker import Broker
 from ..types import Receive, Scope, Send
 from . import web
+from .backend import Backend
 from .figures import Machine, describe
 from .serve import DRAIN_WINDOW
 from .web import Answer, Problem
@@ -59,10 +59,11 @@ VISITOR = re.compile(r"[0-9a-f]{32}")
 class Demo:
     """The application. `asgi` is what a server runs."""
 
-    def __init__(self, broker: Broker, *, shared: bool = False) -> None:
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         # Over a Redis, the board is everybody's and the figures are each machine's own.
-        self.machine_channel = f"machine:{platform.node()}" if shared else "machine"
-        self.push = LivePush(broker, self.authorize, drain=DrainPolicy(window=DRAIN_WINDOW))
+        self.machine_channel = f"machine:{platform.node()}" if backend.shared else "machine"
+        self.push = LivePush(backend.broker, self.authorize, drain=DrainPolicy(window=DRAIN_WINDOW))
         self.asgi = LivePushMiddleware(self, self.push, path="/events")
         self._figures: deque[dict[str, object]] = deque(maxlen=FIGURES_KEPT)
         self._notes: deque[dict[str, object]] = deque(maxlen=NOTES_KEPT)
@@ -75,7 +76,7 @@ class Demo:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
-            await web.lifespan(receive, send, self.publish_figures)
+            await web.lifespan(receive, send, self.publish_figures, self._backend.aclose)
         else:
             await web.respond(self._routes, scope, receive, send)
 

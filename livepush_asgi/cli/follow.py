@@ -40,7 +40,11 @@ class Follower(Protocol):
     name: str
 
     def poll(self) -> Sequence[Found]:
-        """Return what has come since the last call, in order."""
+        """Return what has come since the last call, in order. Raises OSError if reading fails."""
+        ...
+
+    def close(self) -> None:
+        """Close what it has opened."""
         ...
 
 
@@ -64,7 +68,7 @@ class FileFollower:
             self._current.file.seek(start_of_last_lines(self._current.file, last_lines))
 
     def poll(self) -> Sequence[Found]:
-        """Return what has come since the last call, in order. Raises OSError if reading fails."""
+        """Return what has come since the last call, in order."""
         found: list[Found] = [*self._from_former()]
         lines = self._current.read()
         if lines is None:
@@ -72,7 +76,7 @@ class FileFollower:
         return found + lines
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the file, and those that it took the place of."""
         for each in (*self._former, self._current):
             each.file.close()
 
@@ -129,7 +133,7 @@ class InputFollower:
         self.ended = False
 
     def poll(self) -> Sequence[Found]:
-        """Return what has come since the last call, in order. Raises OSError if reading fails."""
+        """Return what has come since the last call, in order."""
         found: list[Found] = []
         taken = 0
         while taken < BITE and not self.ended and select.select([self._descriptor], [], [], 0)[0]:
@@ -143,6 +147,9 @@ class InputFollower:
         if not taken and time.monotonic() - self._read_at >= UNFINISHED_AFTER:
             found += self._assembler.flush()
         return found
+
+    def close(self) -> None:
+        """Close nothing: it was open before."""
 
 
 class _OpenFile:

@@ -8,7 +8,7 @@ from .. import Event, InvalidEventError
 from ..errors import BrokerUnavailableError
 from ..event import to_payload
 from ..request import check_channel
-from .backend import broker_at
+from .backend import Backend, backend_at
 from .failure import MISTYPED, Failure
 
 # An outbox holds so much by default: what is larger would not reach a page.
@@ -22,11 +22,16 @@ def publish_once(channel: str, data: str, event: str | None, id: str | None, url
         block = Event(_read_input() if data == "-" else data, event=event, id=id).encode()
     except (InvalidEventError, ValueError) as error:
         raise Failure(str(error), MISTYPED) from None
-    broker = broker_at(url)
+    return anyio.run(_publish, backend_at(url), channel, block)
+
+
+async def _publish(backend: Backend, channel: str, block: bytes) -> int:
     try:
-        return anyio.run(broker.publish, channel, to_payload(block))
+        return await backend.broker.publish(channel, to_payload(block))
     except BrokerUnavailableError as error:
         raise Failure(str(error)) from None
+    finally:
+        await backend.aclose()
 
 
 def _read_input() -> bytes:

@@ -5,6 +5,7 @@ import errno
 import logging
 import signal
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from rich.console import Console
@@ -53,8 +54,20 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: ASGIApp, listener: socket.socket, console: Console) -> int:
-    """Serve until the process is told to end, and return its exit status."""
+class _Server(uvicorn.Server):
+    """uvicorn, and a call once it serves: from then on it also hears the signals."""
+
+    def __init__(self, config: uvicorn.Config, serving: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._serving = serving
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._serving()
+
+
+def serve(app: ASGIApp, listener: socket.socket, console: Console, serving: Callable[[], None]) -> int:
+    """Serve until the process is told to end, and return its exit status. Calls `serving` when it does."""
     _log_to(console)
     if is_local(listener.getsockname()[0]):
         app = LocalNames(app)
@@ -68,15 +81,15 @@ def serve(app: ASGIApp, listener: socket.socket, console: Console) -> int:
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, serving)
     # uvicorn raises again the signal that ended it, once it is done. SIGTERM would kill the process
     # at that point, with a status that looks like a crash.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
-    if not server.started:
-        return UNABLE
-    return FORCED if server.force_exit else 0
+    if server.force_exit:
+        return FORCED
+    return 0 if server.should_exit else UNABLE
 
 
 def _not_bound(host: str, port: int, error: OSError) -> Failure:

@@ -14,9 +14,9 @@ import anyio
 import anyio.to_thread
 
 from .. import BrokerUnavailableError, DrainPolicy, Limits, LivePush, LivePushMiddleware, public
-from ..broker import Broker
 from ..types import Receive, Scope, Send
 from . import web
+from .backend import Backend
 from .backlog import Backlog
 from .follow import Follower, Found, Note
 from .lines import Line
@@ -59,12 +59,15 @@ class Source:
 class Tail:
     """The application. `asgi` is what a server runs."""
 
-    def __init__(self, broker: Broker, followers: Sequence[Follower], *, shared: bool = False) -> None:
-        self.push = LivePush(broker, public(CHANNEL), limits=LIMITS, drain=DrainPolicy(window=DRAIN_WINDOW))
+    def __init__(self, backend: Backend, followers: Sequence[Follower]) -> None:
+        self._backend = backend
+        self.push = LivePush(
+            backend.broker, public(CHANNEL), limits=LIMITS, drain=DrainPolicy(window=DRAIN_WINDOW)
+        )
         self.asgi = LivePushMiddleware(self, self.push, path="/events")
         # Over a Redis, several machines may send their lines to the same pages. The run tells lines
         # of this process from those of the one before, whose numbers began at 1 as well.
-        self._host = f"{platform.node()}:" if shared else ""
+        self._host = f"{platform.node()}:" if backend.shared else ""
         self._run = secrets.token_hex(4)
         self._sources = [
             Source(f"{self._run}.{index}", self._host + follower.name, follower)
@@ -76,7 +79,7 @@ class Tail:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
-            await web.lifespan(receive, send, self.follow)
+            await web.lifespan(receive, send, self.follow, self._backend.aclose)
         else:
             await web.respond(self._routes, scope, receive, send)
 

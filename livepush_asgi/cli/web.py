@@ -110,14 +110,18 @@ async def read_json(scope: Scope, receive: Receive, limit: int) -> object:
     return value
 
 
-async def lifespan(receive: Receive, send: Send, work: Callable[[], Coroutine[object, object, None]]) -> None:
-    """Speak the lifespan protocol, and have `work` run for as long as the server does."""
+Work = Callable[[], Coroutine[object, object, None]]
+
+
+async def lifespan(receive: Receive, send: Send, work: Work, close: Work) -> None:
+    """Speak the lifespan protocol. `work` runs for as long as the server does, `close` after it."""
     await receive()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         tasks.cancel_scope.cancel()
+    await close()
     await send({"type": "lifespan.shutdown.complete"})
 
 

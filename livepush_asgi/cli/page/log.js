@@ -3,8 +3,8 @@
 const KEPT = 100;
 const MEANING = {
   "livepush.open": () => "the stream begins",
-  "livepush.gap": (data) => `events of ${data.channel} may be missing: ${data.reason}`,
-  "livepush.close": (data) => `the server ends the stream: ${data.reason}`,
+  "livepush.gap": (data) => `${data.channel}: events may be missing (${data.reason})`,
+  "livepush.close": (data) => `the server ends it: ${data.reason}`,
   "livepush.refused": (data) => `no stream: ${data.reason}`,
   error: (data) => data.noticed,
 };

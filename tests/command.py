@@ -1,0 +1,138 @@
+"""The command line in a process of its own, as its users run it."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import httpx
+
+from livepush_asgi.testing import EventStreamParser, ParsedEvent
+
+REPOSITORY = Path(__file__).parent.parent
+STARTUP_TIMEOUT = 20.0
+COMMAND = [sys.executable, "-X", "dev", "-m", "livepush_asgi"]
+# What somebody has set for the terminal they sit at must not show in what is compared.
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name not in ("LIVEPUSH_REDIS", "FORCE_COLOR")
+}
+ENVIRONMENT |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+def run(*arguments: str, data: bytes = b"", timeout: float = 20.0) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    ended = subprocess.run(
+        [*COMMAND, *arguments],
+        input=data,
+        capture_output=True,
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        timeout=timeout,
+        check=False,
+    )
+    return subprocess.CompletedProcess(
+        ended.args, ended.returncode, ended.stdout.decode(), ended.stderr.decode()
+    )
+
+
+class Serving:
+    """A command that serves, on a port of its own, inside a `with` block."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._arguments = [*COMMAND, *arguments, "--port", "0"]
+        self._said: queue.Queue[str] = queue.Queue()
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            self._arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            env=ENVIRONMENT,
+        )
+        assert self.process.stdout is not None
+        threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
+        first = self._said.get(timeout=STARTUP_TIMEOUT)
+        assert "http://" in first, first
+        self.url = first[first.index("http://") :].split()[0]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    @property
+    def input(self) -> IO[bytes]:
+        """Its standard input."""
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Tell it to end, and return its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=15)
+
+    def rest(self) -> str:
+        """Return what it has written since its first line. It has to have ended."""
+        lines = []
+        while (line := self._said.get(timeout=STARTUP_TIMEOUT)) != "":
+            lines.append(line)
+        return "".join(lines)
+
+    def _read(self, output: IO[bytes]) -> None:
+        with output:
+            for line in output:
+                self._said.put(line.decode())
+        self._said.put("")
+
+
+class EventSource:
+    """A client of one stream that keeps what it has seen."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._parser = EventStreamParser()
+        self._chunks = response.aiter_bytes()
+        self._events: list[ParsedEvent] = []
+        self.ended = False
+
+    async def next(self) -> ParsedEvent | None:
+        """Return the next event, None at the end of the stream."""
+        while not self._events:
+            try:
+                self._events += self._parser.feed(await anext(self._chunks))
+            except StopAsyncIteration:
+                self.ended = True
+                return None
+        return self._events.pop(0)
+
+    async def next_named(self, name: str) -> ParsedEvent:
+        """Return the next event of this name; those before it are passed over."""
+        while (event := await self.next()) is not None:
+            if event.event == name:
+                return event
+        raise AssertionError(f"the stream has ended without an event {name!r}")
+
+
+@asynccontextmanager
+async def event_source(url: str, **headers: str) -> AsyncIterator[EventSource]:
+    """Open a stream."""
+    async with (
+        httpx.AsyncClient(timeout=15, trust_env=False) as client,
+        client.stream("GET", url, headers=headers) as response,
+    ):
+        yield EventSource(response)

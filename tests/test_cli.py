@@ -1,0 +1,261 @@
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from livepush_asgi import __version__
+from livepush_asgi.cli.backend import without_password
+from livepush_asgi.cli.failure import unreadable
+from livepush_asgi.cli.names import is_local
+from livepush_asgi.event import PAYLOAD_MARK
+
+from .command import ENVIRONMENT, REPOSITORY, Serving, run
+from .valkey import ValkeyProcess, free_port
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_without_a_command_the_commands_are_shown(arguments: tuple[str, ...]) -> None:
+    shown = run(*arguments)
+    assert shown.returncode == 0
+    assert "Usage: python -m livepush_asgi" in shown.stdout
+    for command in ("demo", "tail", "publish"):
+        assert f"│ {command} " in shown.stdout
+    assert shown.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ("demo", "python -m livepush_asgi demo --open --port 0"),
+        ("tail", "journalctl -f | python -m livepush_asgi tail -"),
+        ("publish", "date | python -m livepush_asgi publish clock - --event tick"),
+    ],
+)
+def test_each_command_has_help_with_examples(command: str, example: str) -> None:
+    shown = run(command, "--help")
+    assert shown.returncode == 0
+    assert f"Usage: python -m livepush_asgi {command} [OPTIONS]" in shown.stdout
+    assert f"  {example}\n" in "".join(f"{line.rstrip()}\n" for line in shown.stdout.splitlines())
+
+
+def test_version() -> None:
+    shown = run("--version")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, f"livepush_asgi {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tail",), "Missing argument 'FILE'."),
+        (("tail", "no/such/file"), "cannot follow no/such/file: there is no such file"),
+        (("tail", "tests"), "cannot follow tests: it is a directory; name the files in it"),
+        (
+            ("demo", "--redis", "localhost"),
+            "'localhost' is not a Redis URL such as redis://localhost:6379/0: ",
+        ),
+        (("demo", "--redis", "redis://h:70000"), "'redis://h:70000' is not a Redis URL such as "),
+        (
+            ("publish", "news", "x"),
+            "give the Redis of the application with --redis URL, or in LIVEPUSH_REDIS",
+        ),
+        (("publish", "", "x", "--redis", "redis://h"), "a channel name is not empty"),
+        (("publish", "livepush.x", "x", "--redis", "redis://h"), "channel names that begin with 'livepush.'"),
+        (("publish", "news", "x", "--event", "livepush.x", "--redis", "redis://h"), "event names that begin"),
+        (
+            ("publish", "news", "x", "--id", "1\n2", "--redis", "redis://h"),
+            "the event id '1\\n2' has a line end",
+        ),
+        (("demo", "--host", "256.0.0.1"), "no address for the host '256.0.0.1': "),
+    ],
+)
+def test_what_cannot_be_meant_gives_one_line_and_status_2(arguments: tuple[str, ...], message: str) -> None:
+    ended = run(*arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"livepush: {message}")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "http"])
+def test_a_bad_port_gives_one_line_and_status_2(port: str) -> None:
+    ended = run("demo", "--port", port)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("livepush: Invalid value for '--port': ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_file_without_permission_is_said_to_be_so() -> None:
+    failure = unreadable("secret.log", PermissionError(13, "Permission denied"))
+    assert str(failure) == "cannot follow secret.log: you have no permission to read it"
+    assert failure.status == 2
+
+
+def test_a_pipe_is_not_opened_and_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    ended = run("tail", str(tmp_path / "pipe"))
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"livepush: cannot follow {tmp_path}/pipe: it is no ordinary file; "
+        "send it to standard input and follow `-`\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [("demo",), ("tail", "pyproject.toml")])
+def test_a_taken_port_gives_one_line_and_status_1(arguments: tuple[str, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run(*arguments, "--port", str(port))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        f"livepush: port {port} of 127.0.0.1 is taken by another program; "
+        "take another with --port, 0 for any free one\n"
+    )
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+    ended = run("demo", "--host", "192.0.2.1")
+    assert (ended.returncode, ended.stderr) == (2, "livepush: 192.0.2.1 is not an address of this machine\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("demo", "--port", "0"), ("tail", "pyproject.toml", "--port", "0"), ("publish", "news", "x")],
+)
+def test_a_redis_that_is_away_gives_one_line_without_the_password(arguments: tuple[str, ...]) -> None:
+    port = free_port()
+    ended = run(*arguments, "--redis", f"redis://me:hidden@127.0.0.1:{port}/0")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(f"livepush: Redis at redis://127.0.0.1:{port}/0 cannot be reached: ")
+    assert ended.stderr.count("\n") == 1
+    assert "hidden" not in ended.stderr
+
+
+def test_a_redis_that_does_not_answer_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        ended = run("demo", "--port", "0", "--redis", f"redis://127.0.0.1:{port}", timeout=15)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"livepush: Redis at redis://127.0.0.1:{port} cannot be reached: no answer within 3 s\n"
+    )
+
+
+def test_a_redis_that_refuses_the_login_says_so(valkey: ValkeyProcess) -> None:
+    ended = run("demo", "--port", "0", "--redis", f"redis://me:hidden@127.0.0.1:{valkey.port}/0")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        f"livepush: Redis at redis://127.0.0.1:{valkey.port}/0 refuses the login: "
+    )
+    assert "hidden" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://me:hidden@host:6379/1?password=hidden", "redis://host:6379/1"),
+        ("rediss://:h@dd@[::1]/", "rediss://[::1]/"),
+        ("unix://me:hidden@/run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_a_url_is_shown_without_what_is_secret_in_it(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("a.localhost", True),
+        ("192.168.1.2", False),
+        ("0.0.0.0", False),
+        ("example.org", False),
+        ("", False),
+        ("localhost.org", False),
+    ],
+)
+def test_which_hosts_are_this_machine_alone(host: str, local: bool) -> None:
+    assert is_local(host) is local
+
+
+def test_publish_tells_how_many_listeners_there_were(valkey: ValkeyProcess) -> None:
+    none = run("publish", "news", "nobody hears", "--redis", valkey.url)
+    assert (none.returncode, none.stdout, none.stderr) == (0, "0 listeners\n", "")
+    with Redis.from_url(valkey.url) as client, client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe("news")
+        listener.get_message(timeout=5)
+        one = run("publish", "news", "hello", "--event", "greeting", "--id", "7", "--redis", valkey.url)
+        assert (one.returncode, one.stdout, one.stderr) == (0, "1 listener\n", "")
+        message = listener.get_message(timeout=5)
+        assert message is not None
+        assert message["data"] == PAYLOAD_MARK + b"event: greeting\nid: 7\ndata: hello\n\n"
+
+
+@pytest.mark.parametrize("dash", [("-",), ()])
+def test_publish_takes_standard_input(dash: tuple[str, ...], valkey: ValkeyProcess) -> None:
+    with Redis.from_url(valkey.url) as client, client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe("news")
+        listener.get_message(timeout=5)
+        ended = run("publish", "news", *dash, "--redis", valkey.url, data="zwei\nZeilen: ü\n".encode())
+        assert (ended.returncode, ended.stdout) == (0, "1 listener\n")
+        message = listener.get_message(timeout=5)
+        assert message is not None
+        assert message["data"] == PAYLOAD_MARK + "data: zwei\ndata: Zeilen: ü\n\n".encode()
+
+
+def test_publish_refuses_more_than_an_event_may_have(valkey: ValkeyProcess) -> None:
+    ended = run("publish", "news", "-", "--redis", valkey.url, data=b"x" * (1024 * 1024 + 1))
+    assert ended.returncode == 2
+    assert (
+        ended.stderr == "livepush: standard input has more than the 1,048,576 bytes that an event may have\n"
+    )
+
+
+def test_publish_refuses_what_is_not_utf_8(valkey: ValkeyProcess) -> None:
+    ended = run("publish", "news", "-", "--redis", valkey.url, data=b"\xff\xfe")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("livepush: an event stream is UTF-8, and these bytes are not")
+
+
+def test_a_missing_extra_gives_one_line(tmp_path: Path) -> None:
+    # What the package itself needs, and no more.
+    for name in ("anyio", "idna", "typing_extensions", "sniffio"):
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None:
+            origin = Path(found.origin)
+            source = origin.parent if origin.name == "__init__.py" else origin
+            (tmp_path / source.name).symlink_to(source)
+    ended = subprocess.run(
+        [sys.executable, "-S", "-m", "livepush_asgi", "demo"],
+        cwd=REPOSITORY,
+        env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "livepush: typer and rich and uvicorn and psutil and redis need to be installed: "
+        "pip install 'livepush_asgi[cli]'\n"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_being_told_to_end_is_no_failure(number: signal.Signals) -> None:
+    with Serving("demo") as demo:
+        assert demo.end(number) == 0
+        assert demo.rest() == ""
+
+
+def test_all_interfaces_are_told_to_be_open_to_everyone() -> None:
+    with Serving("demo", "--host", "0.0.0.0") as demo:
+        assert demo.url.startswith("http://127.0.0.1:")
+        assert demo.end() == 0
+        assert demo.rest() == "Everyone who can reach this machine can open it.\n"
