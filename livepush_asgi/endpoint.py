@@ -12,7 +12,7 @@ from .carrier import STREAM_HEADERS, carry
 from .cors import Cors, RawHeader
 from .errors import AuthorizeError, CapExceededError, SlotsUnavailableError
 from .reasons import RefusalCause
-from .request import Authorize, Grant, Refusal, StreamRequest
+from .request import Authorize, Grant, Refusal, StreamRequest, is_foreign
 from .run import Run
 from .settings import Timing
 from .stream import Stream
@@ -56,7 +56,9 @@ class Endpoint:
         request = StreamRequest(scope)
         method = scope["method"]
         headers = [] if self._cors is None else self._cors.answer(request.headers.get("origin"))
-        if method == "OPTIONS":
+        if is_foreign(scope):
+            await refuse(send, Refusal(404), headers, body=method != "HEAD")
+        elif method == "OPTIONS":
             await self._answer_options(request, send)
         elif method not in ("GET", "HEAD"):
             refusal = Refusal(405, headers={"allow": ALLOWED_METHODS.decode()})

@@ -1,6 +1,7 @@
 """StreamRequest, Grant and Refusal: what `authorize` gets and what it gives. Values and pure functions."""
 
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +11,9 @@ from urllib.parse import parse_qsl
 
 from .event import RESERVED_PREFIX
 from .types import Scope
+
+# https://www.rfc-editor.org/rfc/rfc9110#name-tokens
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class StreamRequest:
@@ -59,7 +63,8 @@ class StreamRequest:
 
     @cached_property
     def _query_pairs(self) -> list[tuple[str, str]]:
-        text = bytes(self.scope.get("query_string", b"")).decode("latin-1")
+        # Percent-encoded, and so ASCII, from every browser; curl sends what it was given, as UTF-8.
+        text = bytes(self.scope.get("query_string", b"")).decode("utf-8", "replace")
         return parse_qsl(text, keep_blank_values=True)
 
 
@@ -75,6 +80,15 @@ def path_below(scope: Scope) -> str:
     if root and (path == root or path.startswith(root + "/")):
         path = path[len(root) :]
     return "/" + path.strip("/") if path.strip("/") else "/"
+
+
+def is_foreign(scope: Scope) -> bool:
+    """Return whether the mount has caught a path that is not below it.
+
+    Litestar's mount at `/events` catches `/eventsX` too, and hands on what is left, `X/`.
+    """
+    path = str(scope["path"])
+    return bool(path) and not path.startswith("/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,15 +147,15 @@ class Refusal(Exception):
         retry_after: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        if status != HTTPStatus.NO_CONTENT and not 400 <= status <= 599:
+        if not isinstance(status, int) or (status != HTTPStatus.NO_CONTENT and not 400 <= status <= 599):
             raise ValueError(f"a refusal's status is 204 or from 400 to 599, not {status!r}")
-        if retry_after is not None and retry_after < 0:
-            raise ValueError(f"retry_after is in seconds from 0 up, not {retry_after!r}")
+        if retry_after is not None and (not isinstance(retry_after, int) or retry_after < 0):
+            raise ValueError(f"retry_after is a whole number of seconds from 0 up, not {retry_after!r}")
         self.status = int(status)
         self.detail = detail
         self.soft = soft
         self.retry_after = retry_after
-        self.headers = {_field(name): _field(value) for name, value in (headers or {}).items()}
+        self.headers = {_name(name): _value(value) for name, value in (headers or {}).items()}
         super().__init__(f"{self.status} {detail or self.title}")
 
     @property
@@ -185,7 +199,7 @@ def check_channel(channel: object) -> None:
 
 def _timestamp(moment: datetime | float) -> float:
     if isinstance(moment, datetime):
-        if moment.tzinfo is None:
+        if moment.utcoffset() is None:
             raise ValueError(
                 "expires_at needs a time zone: a naive datetime means another moment on another server"
             )
@@ -195,7 +209,13 @@ def _timestamp(moment: datetime | float) -> float:
     return float(moment)
 
 
-def _field(text: str) -> str:
+def _name(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"this cannot name a header field: {text!r}")
+    return text
+
+
+def _value(text: str) -> str:
     if any(character in text for character in "\r\n\0"):
         raise ValueError(f"a header field cannot hold line ends: {text!r}")
     text.encode("latin-1")
