@@ -5,7 +5,7 @@ from enum import Enum, IntEnum, StrEnum
 from typing import Any
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from livepush_asgi.errors import InvalidEventError, LivePushError
@@ -26,6 +26,9 @@ NOT_LINE_ENDS = ["\v", "\f", "\x1c", "\x1d", "\x1e", "\u0085", "\u2028", "\u2029
 
 # A number with more digits than Python writes as text.
 HUGE = pytest.param(10**5000, id="huge")
+
+# How long an example takes says more about the machine than about the code.
+unhurried = settings(deadline=None)
 
 
 def read(block: bytes) -> ParsedEvent:
@@ -317,6 +320,7 @@ JSON = st.recursive(
 )
 
 
+@unhurried
 @given(
     data=TEXT | st.binary() | JSON,
     name=st.none() | TEXT,
@@ -342,6 +346,7 @@ def test_what_is_written_is_read_back_or_raises(
     )
 
 
+@unhurried
 @given(payload=st.binary() | UTF8.map(str.encode))
 def test_any_plain_payload_is_one_event_with_data_alone_or_raises(payload: bytes) -> None:
     assume(not payload.startswith(PAYLOAD_MARK))
@@ -352,11 +357,13 @@ def test_any_plain_payload_is_one_event_with_data_alone_or_raises(payload: bytes
     assert read(block) == ParsedEvent(data=with_line_feeds(payload.decode()))
 
 
+@unhurried
 @given(data=UTF8)
 def test_the_data_of_a_plain_block_can_be_had_back(data: str) -> None:
     assert data_of(encode_block(data)) == with_line_feeds(data)
 
 
+@unhurried
 @given(events=st.lists(st.builds(Event, UTF8, id=st.none() | st.integers())))
 def test_blocks_one_after_the_other_are_a_stream(events: list[Event]) -> None:
     stream = b"".join(event.encode() for event in events)

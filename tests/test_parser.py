@@ -3,10 +3,13 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
+
+# How long an example takes says more about the machine than about the code.
+unhurried = settings(deadline=None)
 
 
 def parse(stream: bytes) -> list[ParsedEvent]:
@@ -239,6 +242,7 @@ LINES = st.lists(
 ).map(lambda lines: "".join(lines).encode())
 
 
+@unhurried
 @given(stream=LINES, cuts=st.lists(st.integers(0, 200)))
 def test_any_chunks_of_any_stream_give_the_same(stream: bytes, cuts: list[int]) -> None:
     whole, chunked = EventStreamParser(), EventStreamParser()
