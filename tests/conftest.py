@@ -3,11 +3,15 @@
 A module with real sockets, threads or processes overrides the fixture with plain "asyncio".
 """
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 from trio.testing import MockClock
 
+from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
 
 
@@ -16,3 +20,24 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.param == "trio":
         return "trio", {"clock": MockClock(autojump_threshold=0)}
     return "asyncio", {"loop_factory": VirtualClockLoop}
+
+
+@pytest.fixture(scope="session")
+def valkey_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
+    with ValkeyProcess(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey(valkey_process: ValkeyProcess) -> ValkeyProcess:
+    """A running server without data, for tests that leave it running and as it was."""
+    with Redis.from_url(valkey_process.url) as client:
+        client.flushall()
+    return valkey_process
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[ValkeyProcess]:
+    """A running server that the test may kill, stop and configure."""
+    with ValkeyProcess(tmp_path / "valkey") as server:
+        yield server

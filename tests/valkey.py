@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Self
 
 import anyio
-import trustme
 from redis.asyncio import Redis
 
 STARTUP_TIMEOUT = 10.0
@@ -45,31 +44,21 @@ async def until(condition: Callable[[], object], *, within: float = 10.0) -> Non
 class ValkeyProcess:
     """One server. As a context manager it runs inside the block; its port stays the same throughout.
 
-    `options` are lines of the configuration file. `tls` makes it speak TLS only, with a certificate
-    of an authority of its own (`ca_file`). With `sentinel` it is a Sentinel.
+    `options` are lines of the configuration file. With `sentinel` it is a Sentinel.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        *options: str,
-        persistent: bool = False,
-        tls: bool = False,
-        sentinel: bool = False,
+        self, directory: Path, *options: str, persistent: bool = False, sentinel: bool = False
     ) -> None:
         self.port = free_port()
         self.directory = directory
-        self.tls = tls
         self._sentinel = sentinel
         self._persistent = persistent
         self._options = options
         self._process: subprocess.Popen[str] | None = None
         directory.mkdir(parents=True, exist_ok=True)
-        self.configuration = directory / "server.conf"
-        self.ca_file = directory / "ca.pem"
-        if tls:
-            self._make_certificate()
-        self.configuration.write_text("\n".join(self._settings()) + "\n")
+        self._configuration = directory / "server.conf"
+        self._configuration.write_text("\n".join(self._settings()) + "\n")
 
     def __enter__(self) -> Self:
         self.start()
@@ -89,8 +78,6 @@ class ValkeyProcess:
     @property
     def url(self) -> str:
         """What `Redis.from_url` takes."""
-        if self.tls:
-            return f"rediss://localhost:{self.port}/0?ssl_ca_certs={self.ca_file}"
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
@@ -104,7 +91,7 @@ class ValkeyProcess:
 
     def start(self) -> None:
         """Start, and return when connections are taken."""
-        command: Sequence[str | Path] = [server_binary(), self.configuration]
+        command: Sequence[str | Path] = [server_binary(), self._configuration]
         self._process = subprocess.Popen(
             [*command, "--sentinel"] if self._sentinel else command,
             stdout=subprocess.PIPE,
@@ -114,7 +101,8 @@ class ValkeyProcess:
         ready = threading.Event()
         log: list[str] = []
         threading.Thread(target=self._read_log, args=(self._process, log, ready), daemon=True).start()
-        if not ready.wait(STARTUP_TIMEOUT) or self._process.poll() is not None:
+        ready.wait(STARTUP_TIMEOUT)
+        if not any(sign in line for line in log for sign in READY):
             raise RuntimeError("the server did not start:\n" + "".join(log))
 
     def kill(self) -> None:
@@ -155,24 +143,8 @@ class ValkeyProcess:
         ready.set()
 
     def _settings(self) -> list[str]:
-        port = [f"port {self.port}"]
-        if self.tls:
-            port = ["port 0", f"tls-port {self.port}", "tls-auth-clients no"]
-            port += [
-                f"tls-cert-file {self.directory}/server.pem",
-                f"tls-key-file {self.directory}/server.key",
-            ]
-            port += [f"tls-ca-cert-file {self.ca_file}"]
-        common = [*port, "bind 127.0.0.1", f"dir {self.directory}", "enable-debug-command local"]
+        common = [f"port {self.port}", "bind 127.0.0.1", f"dir {self.directory}", *self._options]
         if self._sentinel:
-            return [*port, "bind 127.0.0.1", f"dir {self.directory}", *self._options]
+            return common
         written = ["appendonly yes", "appendfsync always"] if self._persistent else ["appendonly no"]
-        return [*common, 'save ""', f"unixsocket {self.unix_socket}", *written, *self._options]
-
-    def _make_certificate(self) -> None:
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(self.ca_file)
-        certificate = authority.issue_cert("localhost", "127.0.0.1")
-        certificate.private_key_pem.write_to_path(self.directory / "server.key")
-        for part in certificate.cert_chain_pems:
-            part.write_to_path(self.directory / "server.pem", append=True)
+        return [*common, f"unixsocket {self.unix_socket}", 'save ""', *written]

@@ -5,7 +5,6 @@ in. So 500 callers at once need one connection, not 500. No task lives while not
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Iterable
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -14,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from .redis_connection import Argument, Connection, Reply, drop, no_answer, pool_of
+from .redis_connection import Argument, Connection, Reply, drop, is_broken, no_answer, pool_of
 
 # Bounds of one flight, so that its deadline is about the server and not about the length of the queue.
 MOST_COMMANDS = 1000
@@ -118,6 +117,9 @@ class Batch:
     async def _board(self) -> Connection:
         connection = await self._pool.get_connection()
         try:
+            if is_broken(connection):
+                await drop(connection)
+                await connection.connect()
             await self._prove(connection)
         except BaseException:
             await drop(connection)
@@ -139,8 +141,7 @@ class Batch:
             await connection.send_packed_command(connection.pack_commands([(b"PING",)]), check_health=False)
             await connection.read_response(disable_decoding=True)
         except RuntimeError:
-            with contextlib.suppress(RuntimeError):
-                await connection.disconnect(nowait=True)
+            await drop(connection)
             await connection.connect()
         self._proven[connection] = ref(loop)
 

@@ -97,13 +97,32 @@ def address_of(pool: Pool) -> str:
 
 async def drop(connection: Connection) -> None:
     """Close a connection at once. Never waits for the other side, never raises but when cancelled."""
-    # Closing politely waits until everything is sent, which on a dead connection is for ever.
-    writer = getattr(connection, "_writer", None)
+    _, writer = _streams_of(connection)
     # A connection that an earlier event loop left behind raises RuntimeError.
     with contextlib.suppress(RuntimeError, *FAILURES):
-        if isinstance(writer, asyncio.StreamWriter):
+        if writer is not None:
+            # Closing politely waits until everything is sent, which on a dead connection is for ever.
             writer.transport.abort()
         await connection.disconnect(nowait=True)
+
+
+def is_broken(connection: Connection) -> bool:
+    """Whether the other side has closed or reset a connection while it was idle.
+
+    The pool hands such a one out: it does not look for a reset, and with RESP3 not for an end either.
+    """
+    reader, writer = _streams_of(connection)
+    return (reader is not None and reader.at_eof()) or (writer is not None and writer.is_closing())
+
+
+def _streams_of(connection: Connection) -> tuple[asyncio.StreamReader | None, asyncio.StreamWriter | None]:
+    # redis-py shows them nowhere. Should they move, closing becomes polite, and the first command after a
+    # restart of the server fails: no more than that.
+    reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
+    return (
+        reader if isinstance(reader, asyncio.StreamReader) else None,
+        writer if isinstance(writer, asyncio.StreamWriter) else None,
+    )
 
 
 def no_answer(timeout: float) -> TimeoutError:

@@ -1,6 +1,7 @@
 """Listener: the one listening connection to Redis, kept up for as long as anybody listens."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Listener:
         # The event is made anew with the task: it belongs to the event loop.
         self._changed = asyncio.Event()
         self._up = False
+        self._hurry = False
         self._fault: BaseException | None = None
         self._lost_at: float | None = None
 
@@ -63,6 +65,10 @@ class Listener:
         Raises BrokerUnavailableError if it does not; then, and when cancelled, nothing stays behind.
         """
         self._start()
+        if not self._roster.wanted:
+            # Whoever was refused before has left. This one gets a try of its own, at once.
+            self._backoff.reset()
+            self._hurry = True
         confirmed = asyncio.get_running_loop().create_future()
         self._roster.add(mailbox, confirmed)
         self._changed.set()
@@ -158,11 +164,9 @@ class Listener:
             self._roster.ask_again()
 
     async def _wait_for_change(self, timeout: float | None) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
-        except TimeoutError:
-            pass
 
     async def _read(self, connection: Connection) -> None:
         while True:
@@ -201,7 +205,8 @@ class Listener:
     async def _pause(self) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._backoff.next_delay()
-        while self._roster.wanted and loop.time() < until:
+        self._hurry = False
+        while self._roster.wanted and not self._hurry and loop.time() < until:
             self._changed.clear()
             await self._wait_for_change(until - loop.time())
 

@@ -1,0 +1,85 @@
+"""A relay that stands between a client and a server, for TLS and for replies that never arrive."""
+
+import ssl
+from pathlib import Path
+
+import anyio
+import trustme
+from anyio.abc import ByteStream, TaskStatus
+from anyio.streams.tls import TLSListener
+
+from .valkey import free_port
+
+# What either side says when it goes.
+GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+
+
+class Authority:
+    """A certificate authority of its own, and a server's certificate for `localhost` from it."""
+
+    def __init__(self, directory: Path) -> None:
+        authority = trustme.CA()
+        self.ca_file = directory / "ca.pem"
+        authority.cert_pem.write_to_path(self.ca_file)
+        self.server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(self.server_context)
+
+
+class Relay:
+    """Passes everything on to a port and back. It speaks TLS to its clients if it gets a context.
+
+    A connection on which `cut_after` was seen is closed when the server has acted on it, without the
+    client getting the reply.
+    """
+
+    def __init__(
+        self, target: int, *, tls: ssl.SSLContext | None = None, cut_after: bytes | None = None
+    ) -> None:
+        self.port = free_port()
+        self._target = target
+        self._tls = tls
+        self._cut_after = cut_after
+
+    async def serve(self, *, task_status: TaskStatus[None]) -> None:
+        """Serve until cancelled."""
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port)
+        async with listener:
+            task_status.started()
+            if self._tls is None:
+                await listener.serve(self._relay)
+            else:
+                await TLSListener(listener, self._tls, standard_compatible=False).serve(self._relay)
+
+    async def _relay(self, client: ByteStream) -> None:
+        async with client:
+            try:
+                server = await anyio.connect_tcp("127.0.0.1", self._target)
+            except OSError:
+                return
+            async with server, anyio.create_task_group() as tasks:
+                tasks.start_soon(self._pass_replies, server, client, tasks.cancel_scope)
+                await self._pass_requests(client, server, tasks.cancel_scope)
+                tasks.cancel_scope.cancel()
+
+    async def _pass_requests(self, client: ByteStream, server: ByteStream, scope: anyio.CancelScope) -> None:
+        try:
+            async for data in client:
+                if self._cut_after is None or self._cut_after not in data:
+                    await server.send(data)
+                    continue
+                scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await server.send(data)
+                    await server.receive()
+                return
+        except GONE:
+            return
+
+    @staticmethod
+    async def _pass_replies(server: ByteStream, client: ByteStream, scope: anyio.CancelScope) -> None:
+        try:
+            async for data in server:
+                await client.send(data)
+        except GONE:
+            pass
+        scope.cancel()

@@ -1,0 +1,639 @@
+"""RedisBroker on a real server that is killed, stopped, cut off and started again."""
+
+import asyncio
+import gc
+import logging
+import random
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+import redis
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.sentinel import Sentinel
+
+from livepush_asgi import Broker, RedisBroker
+from livepush_asgi.broker import ForwardingSubscription, Subscription
+from livepush_asgi.brokers.batch import Batch
+from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError, SubscriptionClosedError
+from livepush_asgi.event import to_payload
+
+from .relay import Authority, Relay
+from .valkey import ValkeyProcess, until
+
+LONG = 10.0
+MARKED = to_payload(b"event: paid\ndata: \xc3\xa9\n\n")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def broker_on(
+    server: ValkeyProcess, *, protocol: int | None = None, decode_responses: bool = False, quick: bool = False
+) -> AsyncIterator[RedisBroker]:
+    """A broker with a client of its own. A `quick` one notices within 0.2 s that the server is silent."""
+    client = server.client(protocol=protocol, decode_responses=decode_responses)
+    silence = 0.1 if quick else 10.0
+    async with client:
+        yield RedisBroker(client, ping_interval=silence, ping_timeout=silence)
+
+
+def raw(server: ValkeyProcess) -> redis.Redis:
+    """A client as another program would use it."""
+    return redis.Redis.from_url(server.url, decode_responses=True)
+
+
+def channels_on(server: ValkeyProcess) -> set[str]:
+    with raw(server) as client:
+        return {str(channel) for channel in client.execute_command("PUBSUB", "CHANNELS")}
+
+
+def connections_on(server: ValkeyProcess) -> int:
+    """How many connections the server has, this one not counted."""
+    with raw(server) as client:
+        return int(client.info("clients")["connected_clients"]) - 1
+
+
+async def messages(subscription: Subscription, count: int) -> list[bytes | None]:
+    return [await subscription.get_message(timeout=LONG) for _ in range(count)]
+
+
+async def next_loss(subscription: Subscription) -> None:
+    with pytest.raises(MessagesLostError):
+        await subscription.get_message(timeout=LONG)
+
+
+class Transcript:
+    """A sink that writes down what it hears; None stands for a loss."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes | None] = []
+
+    def deliver(self, payload: bytes, /) -> None:
+        self.heard.append(payload)
+
+    def lost(self) -> None:
+        self.heard.append(None)
+
+
+# --- what every broker promises ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decode_responses", [False, True])
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_payloads_arrive_unchanged_and_in_order(
+    valkey: ValkeyProcess, protocol: int, decode_responses: bool
+) -> None:
+    async with broker_on(valkey, protocol=protocol, decode_responses=decode_responses) as broker:
+        assert isinstance(broker, Broker)
+        news, other = await broker.subscribe("news"), await broker.subscribe("other")
+        assert isinstance(news, ForwardingSubscription)
+        sent: list[str | bytes] = [MARKED, "plain é", b"", b"\xff\x00\r\n", *(str(i) for i in range(20))]
+        counts = [await broker.publish("news", payload) for payload in sent]
+        assert counts == [1] * len(sent)
+        assert await messages(news, len(sent)) == [p.encode() if isinstance(p, str) else p for p in sent]
+        assert await other.get_message(timeout=0.01) is None
+        assert await broker.publish("nobody", "x") == 0
+        await news.close()
+        await other.close()
+
+
+async def test_what_another_program_publishes_is_delivered(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey, decode_responses=True) as broker:
+        subscription = await broker.subscribe("naïve channel")
+        with raw(valkey) as client:
+            assert client.publish("naïve channel", "from redis-cli") == 1
+        assert await subscription.get_message(timeout=LONG) == b"from redis-cli"
+        await subscription.close()
+
+
+async def test_every_subscription_of_a_channel_gets_everything(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey) as broker:
+        first, second = await broker.subscribe("news"), await broker.subscribe("news")
+        await broker.publish("news", "1")
+        assert await messages(second, 1) == [b"1"]
+        await first.close()
+        await broker.publish("news", "2")
+        assert await messages(second, 1) == [b"2"]
+        with pytest.raises(SubscriptionClosedError):
+            await first.get_message(timeout=LONG)
+        await second.close()
+        await second.close()
+
+
+async def test_concurrent_publishers_keep_their_own_order(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey) as broker:
+        subscription = await broker.subscribe("news")
+
+        async def publish(name: str) -> None:
+            for number in range(50):
+                await broker.publish("news", f"{name} {number}")
+
+        async with anyio.create_task_group() as tasks:
+            for name in "abcd":
+                tasks.start_soon(publish, name)
+        heard = [str(message, "ascii") for message in await messages(subscription, 200) if message]
+        for name in "abcd":
+            assert [line for line in heard if line[0] == name] == [f"{name} {n}" for n in range(50)]
+        await subscription.close()
+
+
+# --- connections ------------------------------------------------------------------------------------------
+
+
+async def test_500_channels_need_one_connection_to_listen_and_one_to_publish(valkey: ValkeyProcess) -> None:
+    before = connections_on(valkey)
+    async with broker_on(valkey) as broker:
+        assert broker.healthy
+        async with anyio.create_task_group() as tasks:
+            subscriptions: list[Subscription] = []
+
+            async def use(channel: str) -> None:
+                subscription = await broker.subscribe(channel)
+                subscriptions.append(subscription)
+                await broker.publish(channel, "hello")
+                assert await subscription.get_message(timeout=LONG) == b"hello"
+
+            for number in range(500):
+                tasks.start_soon(use, f"channel {number}")
+        assert connections_on(valkey) - before == 2
+        assert broker.healthy
+        for subscription in subscriptions:
+            await subscription.close()
+        await until(lambda: connections_on(valkey) - before == 1)
+    assert channels_on(valkey) == set()
+
+
+async def test_10000_channels_are_subscribed_in_a_moment(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey) as broker:
+        started = time.monotonic()
+        subscriptions = await asyncio.gather(*(broker.subscribe(f"channel {n}") for n in range(10_000)))
+        assert time.monotonic() - started < 2.0
+        assert len(channels_on(valkey)) == 10_000
+        for subscription in subscriptions:
+            await subscription.close()
+        await until(lambda: not channels_on(valkey))
+
+
+async def test_a_storm_of_closing_and_opening_loses_no_subscription(valkey: ValkeyProcess) -> None:
+    chance = random.Random(1)
+    async with broker_on(valkey) as broker:
+        kept: dict[str, Subscription] = {}
+
+        async def live(channel: str) -> None:
+            for _ in range(30):
+                subscription = await broker.subscribe(channel)
+                if chance.random() < 0.5:
+                    await broker.publish(channel, "now")
+                    assert await subscription.get_message(timeout=LONG) == b"now"
+                if chance.random() < 0.5:
+                    await anyio.lowlevel.checkpoint()
+                await subscription.close()
+            kept[channel] = await broker.subscribe(channel)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(40):
+                tasks.start_soon(live, f"channel {number}")
+        assert channels_on(valkey) == set(kept)
+        for channel, subscription in kept.items():
+            assert await broker.publish(channel, "end") == 1
+            assert await subscription.get_message(timeout=LONG) == b"end"
+            await subscription.close()
+        await until(lambda: not channels_on(valkey))
+
+
+async def test_a_subscription_made_right_after_a_close_gets_what_is_published(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey) as broker:
+        other = await broker.subscribe("other")
+        for number in range(100):
+            subscription = await broker.subscribe("news")
+            assert await broker.publish("news", str(number)) == 1
+            assert await subscription.get_message(timeout=LONG) == str(number).encode()
+            await subscription.close()
+        await other.close()
+
+
+async def test_a_sink_that_raises_costs_the_others_nothing(
+    valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(Transcript):
+        def deliver(self, payload: bytes, /) -> None:
+            raise ZeroDivisionError
+
+    async with broker_on(valkey) as broker:
+        faulty, sound = await broker.subscribe("news"), await broker.subscribe("news")
+        assert isinstance(faulty, ForwardingSubscription)
+        faulty.forward(Faulty())
+        await broker.publish("news", "1")
+        await broker.publish("news", "2")
+        assert await messages(sound, 2) == [b"1", b"2"]
+        assert broker.healthy
+        await faulty.close()
+        await sound.close()
+    assert [bool(record.exc_info) for record in caplog.records] == [True, True]
+
+
+# --- the server goes away ---------------------------------------------------------------------------------
+
+
+async def test_a_killed_server_is_a_loss_and_then_all_goes_on(
+    own_valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "livepush_asgi")
+    async with broker_on(own_valkey) as broker:
+        transcripts = {f"channel {number}": Transcript() for number in range(100)}
+        subscriptions = []
+        for channel, transcript in transcripts.items():
+            subscription = await broker.subscribe(channel)
+            assert isinstance(subscription, ForwardingSubscription)
+            subscription.forward(transcript)
+            subscriptions.append(subscription)
+            await broker.publish(channel, "before")
+        await until(lambda: all(t.heard == [b"before"] for t in transcripts.values()))
+        own_valkey.kill()
+        await until(lambda: not broker.healthy)
+        # Away for several tries, which must not be several lines in the log.
+        with pytest.raises(BrokerUnavailableError):
+            await RedisBroker(own_valkey.client(), subscribe_timeout=1.0).subscribe("x")
+        assert all(t.heard == [b"before"] for t in transcripts.values())
+        own_valkey.start()
+        await until(lambda: broker.healthy)
+        for channel in transcripts:
+            await broker.publish(channel, "after")
+        await until(lambda: all(t.heard == [b"before", None, b"after"] for t in transcripts.values()))
+        for subscription in subscriptions:
+            await subscription.close()
+    lines = [record.getMessage() for record in caplog.records if record.name == "livepush_asgi"]
+    assert len(lines) == 3, lines
+    assert lines[0].startswith(f"no listening connection to Redis at 127.0.0.1:{own_valkey.port}, trying")
+    assert lines[2].startswith(f"listening to Redis at 127.0.0.1:{own_valkey.port} again after")
+
+
+async def test_a_killed_connection_is_made_again(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey) as broker:
+        subscription = await broker.subscribe("news")
+        for number in range(3):
+            with raw(valkey) as client:
+                assert client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
+            await next_loss(subscription)
+            await broker.publish("news", str(number))
+            assert await subscription.get_message(timeout=LONG) == str(number).encode()
+        await subscription.close()
+
+
+async def test_a_reader_that_was_too_slow_for_the_server_is_told(own_valkey: ValkeyProcess) -> None:
+    async with broker_on(own_valkey) as broker:
+        subscription = await broker.subscribe("news")
+        with raw(own_valkey) as client:
+            client.config_set("client-output-buffer-limit", "pubsub 65536 65536 1")
+            # The event loop stands still meanwhile, so the server has nowhere to put this.
+            with client.pipeline(transaction=False) as pipeline:
+                for _ in range(20_000):
+                    pipeline.publish("news", "x" * 1000)
+                assert 0 in pipeline.execute()
+        transcript = Transcript()
+        assert isinstance(subscription, ForwardingSubscription)
+        subscription.forward(transcript)
+        await until(lambda: transcript.heard[-1:] == [None])
+        await broker.publish("news", "after")
+        await until(lambda: transcript.heard[-2:] == [None, b"after"])
+        assert set(transcript.heard[:-2]) == {b"x" * 1000}
+        await subscription.close()
+
+
+async def test_a_server_that_stands_still_is_noticed(own_valkey: ValkeyProcess) -> None:
+    async with broker_on(own_valkey, quick=True) as broker:
+        subscription = await broker.subscribe("news")
+        own_valkey.pause()
+        with anyio.fail_after(2):
+            await until(lambda: not broker.healthy)
+        own_valkey.resume()
+        await next_loss(subscription)
+        await broker.publish("news", "after")
+        assert await subscription.get_message(timeout=LONG) == b"after"
+        await subscription.close()
+
+
+async def test_silence_alone_is_no_loss(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey, quick=True) as broker, broker_on(valkey, protocol=2, quick=True) as resp2:
+        subscriptions = [await broker.subscribe("news"), await resp2.subscribe("news")]
+        for subscription in subscriptions:
+            assert await subscription.get_message(timeout=0.5) is None
+        assert await broker.publish("news", "after") == 2
+        for subscription in subscriptions:
+            assert await subscription.get_message(timeout=LONG) == b"after"
+            await subscription.close()
+
+
+async def test_without_a_server_subscribing_raises_in_time_and_leaves_nothing(tmp_path: Path) -> None:
+    server = ValkeyProcess(tmp_path, "requirepass secret-word")
+    client = Redis.from_url(f"redis://:secret-word@127.0.0.1:{server.port}")
+    broker = RedisBroker(client, subscribe_timeout=0.3)
+    started = time.monotonic()
+    with pytest.raises(BrokerUnavailableError) as raised:
+        await broker.subscribe("news")
+    assert 0.2 < time.monotonic() - started < 1.0
+    assert f"127.0.0.1:{server.port}" in str(raised.value)
+    assert "is it running" in str(raised.value)
+    assert "secret-word" not in str(raised.value)
+    assert broker.healthy
+    with server:
+        subscription = await broker.subscribe("news")
+        await broker.publish("news", "there")
+        assert await subscription.get_message(timeout=0.5) == b"there"
+        await subscription.close()
+        await client.aclose()
+
+
+async def test_a_subscription_that_is_cancelled_leaves_nothing(own_valkey: ValkeyProcess) -> None:
+    async with broker_on(own_valkey) as broker:
+        kept = await broker.subscribe("kept")
+        own_valkey.pause()
+        async with anyio.create_task_group() as tasks:
+            for number in range(50):
+                tasks.start_soon(broker.subscribe, f"channel {number}")
+                tasks.start_soon(broker.subscribe, "same")
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        own_valkey.resume()
+        await until(lambda: channels_on(own_valkey) == {"kept"})
+        await broker.publish("kept", "still")
+        assert await kept.get_message(timeout=LONG) == b"still"
+        await kept.close()
+
+
+async def test_publishing_without_a_server_raises_in_time(own_valkey: ValkeyProcess) -> None:
+    async with own_valkey.client() as client:
+        broker = RedisBroker(client, publish_timeout=0.3)
+        assert await broker.publish("news", "x") == 0
+        own_valkey.pause()
+        with anyio.fail_after(1), pytest.raises(BrokerUnavailableError, match=r"no answer within 0\.3 s"):
+            await broker.publish("news", "x")
+        own_valkey.resume()
+        assert await broker.publish("news", "x") == 0
+        own_valkey.kill()
+        with anyio.fail_after(1), pytest.raises(BrokerUnavailableError, match="is it running"):
+            await broker.publish("news", "x")
+        own_valkey.start()
+        assert await broker.publish("news", "x") == 0
+
+
+async def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
+    with ValkeyProcess(tmp_path, "requirepass the-right-one") as server:
+        async with Redis.from_url(f"redis://:the-wrong-one@127.0.0.1:{server.port}") as client:
+            broker = RedisBroker(client, subscribe_timeout=0.3, publish_timeout=0.3)
+            for attempt in (broker.subscribe("news"), broker.publish("news", "x")):
+                with pytest.raises(
+                    BrokerUnavailableError, match="check the user name and the password"
+                ) as raised:
+                    await attempt
+                assert "the-wrong-one" not in str(raised.value)
+
+
+async def test_a_channel_that_is_not_permitted_disturbs_no_other(own_valkey: ValkeyProcess) -> None:
+    with raw(own_valkey) as admin:
+        admin.execute_command("ACL", "SETUSER", "web", "on", ">pw", "+@all", "resetchannels", "&open:*")
+        async with Redis.from_url(f"redis://web:pw@127.0.0.1:{own_valkey.port}") as client:
+            broker = RedisBroker(client, ping_interval=0.1, ping_timeout=1.0)
+            outcomes = await asyncio.gather(
+                broker.subscribe("open:1"),
+                broker.subscribe("secret"),
+                broker.subscribe("open:2"),
+                broker.publish("secret", "x"),
+                return_exceptions=True,
+            )
+            first, refused, second, unpublished = outcomes
+            for error in (refused, unpublished):
+                assert isinstance(error, BrokerUnavailableError)
+                assert "NOPERM" in str(error) or "permission" in str(error)
+                assert "ACL SETUSER" in str(error)
+            assert not isinstance(first, BaseException | int)
+            assert not isinstance(second, BaseException | int)
+            assert broker.healthy
+            # The permission for a channel that is in use goes, which cuts the connection, and comes back.
+            admin.execute_command("ACL", "SETUSER", "web", "resetchannels", "&open:2")
+            await next_loss(first)
+            await next_loss(second)
+            admin.execute_command("ACL", "SETUSER", "web", "&open:*")
+            await next_loss(first)
+            admin.publish("open:1", "again")
+            assert await first.get_message(timeout=LONG) == b"again"
+            await first.close()
+            await second.close()
+
+
+# --- other ways to a server -------------------------------------------------------------------------------
+
+
+async def test_tls(own_valkey: ValkeyProcess, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    relay = Relay(own_valkey.port, tls=authority.server_context)
+    url = f"rediss://localhost:{relay.port}"
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(relay.serve)
+        async with Redis.from_url(url, ssl_ca_certs=str(authority.ca_file)) as client:
+            broker = RedisBroker(client)
+            subscription = await broker.subscribe("news")
+            await broker.publish("news", MARKED)
+            assert await subscription.get_message(timeout=LONG) == MARKED
+            own_valkey.kill()
+            await until(lambda: not broker.healthy)
+            own_valkey.start()
+            await next_loss(subscription)
+            assert await broker.publish("news", "after") == 1
+            await subscription.close()
+        async with Redis.from_url(url) as distrusting:
+            with pytest.raises(BrokerUnavailableError, match="certificate"):
+                await RedisBroker(distrusting, subscribe_timeout=0.5).subscribe("news")
+        tasks.cancel_scope.cancel()
+
+
+async def test_unix_socket(valkey: ValkeyProcess) -> None:
+    async with Redis.from_url(f"unix://{valkey.unix_socket}") as client:
+        broker = RedisBroker(client)
+        subscription = await broker.subscribe("news")
+        await broker.publish("news", MARKED)
+        assert await subscription.get_message(timeout=LONG) == MARKED
+        await subscription.close()
+
+
+async def test_sentinel_moves_the_broker_to_the_new_master(tmp_path: Path) -> None:
+    with (
+        ValkeyProcess(tmp_path / "1", "repl-diskless-sync-delay 0") as master,
+        ValkeyProcess(tmp_path / "2", f"replicaof 127.0.0.1 {master.port}") as replica,
+    ):
+        with raw(replica) as client:
+            await until(lambda: client.info("replication")["master_link_status"] == "up")
+        with ValkeyProcess(
+            tmp_path / "s",
+            f"sentinel monitor news 127.0.0.1 {master.port} 1",
+            "sentinel down-after-milliseconds news 200",
+            "sentinel failover-timeout news 2000",
+            sentinel=True,
+        ) as watcher:
+            with redis.Redis(port=watcher.port, decode_responses=True) as client:
+                await until(lambda: client.sentinel_slaves("news"))
+            async with master_by(watcher) as client:
+                broker = RedisBroker(client)
+                subscription = await broker.subscribe("news")
+                assert await broker.publish("news", "1") == 1
+                assert await subscription.get_message(timeout=LONG) == b"1"
+                master.kill()
+                with pytest.raises(BrokerUnavailableError, match="Redis service 'news'"):
+                    await broker.publish("news", "nowhere")
+                await next_loss(subscription)
+                assert channels_on(replica) == {"news"}
+                assert await broker.publish("news", "2") == 1
+                assert await subscription.get_message(timeout=LONG) == b"2"
+                await subscription.close()
+
+
+@asynccontextmanager
+async def master_by(watcher: ValkeyProcess) -> AsyncIterator[Redis]:
+    make: Callable[..., Sentinel] = Sentinel
+    sentinel = make([("127.0.0.1", watcher.port)])
+    async with sentinel.master_for("news") as client:
+        yield client
+    for connection in sentinel.sentinels:
+        await connection.aclose()
+
+
+# --- once and no more -------------------------------------------------------------------------------------
+
+
+async def test_a_publish_whose_reply_is_lost_is_not_sent_again(valkey: ValkeyProcess) -> None:
+    relay = Relay(valkey.port, cut_after=b"PUBLISH")
+    async with broker_on(valkey) as listening, anyio.create_task_group() as tasks:
+        subscription = await listening.subscribe("news")
+        await tasks.start(relay.serve)
+        async with Redis(port=relay.port) as client:
+            publishing = RedisBroker(client)
+            for payload in ("1", "2"):
+                with pytest.raises(BrokerUnavailableError):
+                    await publishing.publish("news", payload)
+        await listening.publish("news", "end")
+        assert await messages(subscription, 3) == [b"1", b"2", b"end"]
+        await subscription.close()
+        tasks.cancel_scope.cancel()
+
+
+async def test_in_a_batch_each_caller_has_an_answer_of_its_own(valkey: ValkeyProcess) -> None:
+    async with valkey.client() as client:
+        batch = Batch(client, timeout=2.0)
+        calls = [
+            batch.submit("SET", "é", 1),
+            batch.submit("LPUSH", "é", "not a list"),
+            batch.submit("INCR", "é"),
+            batch.submit("GET", "é"),
+        ]
+        cancelled = batch.submit("INCR", "é")
+        cancelled.cancel()
+        value, error, raised, text = await asyncio.gather(*calls, return_exceptions=True)
+        assert (value, raised, text) == (b"OK", 2, b"2")
+        assert isinstance(error, redis.ResponseError)
+        assert await batch.call("GET", "é") == b"2"
+
+
+async def test_a_caller_that_is_cancelled_in_flight_disturbs_no_other(own_valkey: ValkeyProcess) -> None:
+    async with own_valkey.client() as client:
+        batch = Batch(client, timeout=5.0)
+        assert await batch.call("INCR", "n") == 1
+        own_valkey.pause()
+        calls = [batch.submit("INCR", "n") for _ in range(3)]
+        await anyio.wait_all_tasks_blocked()
+        calls[1].cancel()
+        late = batch.submit("INCR", "n")
+        own_valkey.resume()
+        assert [await calls[0], await calls[2], await late] == [2, 4, 5]
+
+
+# --- event loops ------------------------------------------------------------------------------------------
+
+
+def test_one_broker_serves_one_event_loop_after_another(valkey: ValkeyProcess) -> None:
+    client = valkey.client()
+    broker = RedisBroker(client)
+
+    async def use(number: int) -> list[bytes | None]:
+        # The last loop left its subscription open, without a word.
+        subscription = await broker.subscribe("news")
+        await broker.publish("news", str(number))
+        received = await messages(subscription, 1)
+        await client.aclose()
+        return received
+
+    assert [asyncio.run(use(number)) for number in range(3)] == [[b"0"], [b"1"], [b"2"]]
+    gc.collect()
+
+
+def test_a_client_with_connections_of_an_earlier_loop_publishes_once(valkey: ValkeyProcess) -> None:
+    """Such a connection still sends, but its replies cannot be read."""
+    code = f"""
+    import asyncio, warnings
+    from redis.asyncio import Redis
+    from livepush_asgi import RedisBroker
+    warnings.simplefilter("ignore")
+    client = Redis.from_url({valkey.url!r})
+    broker = RedisBroker(client)
+    asyncio.run(client.ping())
+    for number in range(3):
+        print(asyncio.run(broker.publish("news", str(number))))
+    """
+    with raw(valkey) as client, client.pubsub() as listening:
+        listening.subscribe("news")
+        assert listening.get_message(timeout=LONG) is not None
+        run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+        assert run.stdout.split() == ["1", "1", "1"], run.stderr
+        heard = [listening.get_message(timeout=LONG) for _ in range(3)]
+        assert [message and message["data"] for message in heard] == ["0", "1", "2"]
+        assert listening.get_message(timeout=0.01) is None
+
+
+@pytest.mark.parametrize("state", ["up", "away", "stopped"])
+def test_when_the_event_loop_ends_nothing_is_left_open(own_valkey: ValkeyProcess, state: str) -> None:
+    code = f"""
+    import asyncio, gc, os, signal
+    from redis.asyncio import Redis
+    from livepush_asgi import RedisBroker
+    async def main():
+        client = Redis.from_url({own_valkey.url!r})
+        broker = RedisBroker(client, ping_interval=0.1, ping_timeout=0.1)
+        await asyncio.gather(*(broker.subscribe(f"channel {{n}}") for n in range(100)))
+        await broker.publish("channel 1", "x")
+        await client.aclose()
+        if {state!r} != "up":
+            os.kill({own_valkey.pid}, signal.SIGKILL if {state!r} == "away" else signal.SIGSTOP)
+            while broker.healthy:
+                await asyncio.sleep(0.01)
+    asyncio.run(main())
+    gc.collect()
+    """
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(code)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    unexpected = [line for line in run.stderr.splitlines() if "no listening connection" not in line]
+    assert (run.returncode, unexpected) == (0, [])
+
+
+# --- wrong arguments --------------------------------------------------------------------------------------
+
+
+def test_only_an_asyncio_client_of_one_server_will_do() -> None:
+    with pytest.raises(TypeError, match=r"redis\.asyncio\.Redis is needed"):
+        RedisBroker(redis.Redis())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="pass a Redis to one of its nodes"):
+        RedisBroker(RedisCluster(host="localhost"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout"])
+def test_a_timeout_is_more_than_nothing(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        RedisBroker(Redis(), **{option: 0})
