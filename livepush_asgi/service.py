@@ -4,6 +4,7 @@ return a streaming response. The surface of mgf-livepush, kept.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 
@@ -84,7 +85,7 @@ class StreamBody:
     def __del__(self) -> None:
         # The collector may run anywhere, in another thread too; the loop does it when it comes to it.
         if not self._stream.finished:
-            self._run.call_threadsafe(lambda stream=self._stream: stream.abort(EndReason.DISCONNECT))
+            self._run.call_threadsafe(partial(self._stream.abort, EndReason.DISCONNECT))
 
 
 @dataclass
