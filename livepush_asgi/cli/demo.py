@@ -19,6 +19,7 @@ from .. import (
     BrokerUnavailableError,
     DrainPolicy,
     Grant,
+    InvalidEventError,
     LivePush,
     LivePushMiddleware,
     Refusal,
@@ -130,6 +131,8 @@ class Demo:
         note: dict[str, object] = {"author": author, "text": text, "at": time.time()}
         try:
             await self.push.publish(BOARD, note, event="note")
+        except InvalidEventError:
+            raise Problem(400, "text: this cannot be written as UTF-8") from None
         except BrokerUnavailableError:
             raise Problem(503, "the broker is away; try again in a moment") from None
         self._notes.append(note)

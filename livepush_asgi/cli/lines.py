@@ -26,7 +26,8 @@ class LineAssembler:
 
     def __init__(self) -> None:
         self._head = b""
-        self._beyond = 0
+        # The characters that began beyond the head; None while all of the line is in it.
+        self._beyond: int | None = None
 
     @property
     def pending(self) -> bool:
@@ -51,12 +52,12 @@ class LineAssembler:
         room = _HEAD_BYTES - len(self._head)
         self._head += part[:room]
         if len(part) > room:
-            self._beyond += len(part[room:].translate(None, _CONTINUATION))
+            self._beyond = (self._beyond or 0) + len(part[room:].translate(None, _CONTINUATION))
 
     def _take(self) -> Line:
         head, beyond = self._head, self._beyond
-        self._head, self._beyond = b"", 0
-        if beyond:
+        self._head, self._beyond = b"", None
+        if beyond is not None:
             return _cut(head, beyond)
         line = _decoded(head.removesuffix(b"\r"))
         return line if len(line.text) <= LINE_LIMIT else _shortened(line, len(line.text) - LINE_LIMIT)
