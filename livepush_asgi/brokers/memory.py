@@ -8,6 +8,7 @@ from .mailbox import Mailbox
 # A publisher in a loop would otherwise fill every outbox before one stream had its turn to send.
 # Yielding at each publish, on the other hand, would make one message of each event.
 PUBLISHES_BETWEEN_YIELDS = 32
+BYTES_BETWEEN_YIELDS = 64 * 1024
 
 
 class MemoryBroker:
@@ -20,7 +21,8 @@ class MemoryBroker:
 
     def __init__(self) -> None:
         self._mailboxes: dict[str, dict[Mailbox, None]] = {}
-        self._published = 0
+        self._publishes = 0
+        self._bytes = 0
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Deliver a payload and return how many subscriptions took it."""
@@ -28,8 +30,10 @@ class MemoryBroker:
         mailboxes = tuple(self._mailboxes.get(channel, ()))
         for mailbox in mailboxes:
             mailbox.deliver(data)
-        self._published += 1
-        if self._published % PUBLISHES_BETWEEN_YIELDS == 0:
+        self._publishes += 1
+        self._bytes += len(data)
+        if self._publishes >= PUBLISHES_BETWEEN_YIELDS or self._bytes >= BYTES_BETWEEN_YIELDS:
+            self._publishes = self._bytes = 0
             await anyio.lowlevel.checkpoint()
         return len(mailboxes)
 

@@ -1,0 +1,84 @@
+"""The application of the tests with real servers: settings come from the environment and the query.
+
+`GET /events?channel=c&key=k` is a stream, `POST /publish?channel=c&event=e` publishes its body,
+`GET /statistics` tells the numbers, and the memory of the process.
+"""
+
+import json
+import os
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from livepush_asgi import (
+    DrainPolicy,
+    Grant,
+    Limits,
+    LivePush,
+    LivePushMiddleware,
+    MemoryBroker,
+    MemorySlotCap,
+    StreamRequest,
+    Timing,
+)
+from livepush_asgi.broker import Broker
+from livepush_asgi.slots import Slots
+from livepush_asgi.types import Receive, Scope, Send
+
+setting = os.environ.get
+broker: Broker = MemoryBroker()
+slots: Slots = MemorySlotCap(int(setting("CAP", "20")))
+if url := setting("REDIS_URL"):
+    from redis.asyncio import Redis
+
+    from livepush_asgi import RedisBroker, SlotCap
+
+    redis = Redis.from_url(url)
+    broker = RedisBroker(redis)
+    slots = SlotCap(redis, cap=int(setting("CAP", "20")), ttl=float(setting("TTL", "60")))
+
+
+def authorize(request: StreamRequest) -> Grant:
+    channels = request.query_all("channel") or ["c"]
+    return Grant(channels=channels, slot_key=request.query.get("key", "k"))
+
+
+push = LivePush(
+    broker,
+    authorize,
+    slots=slots,
+    timing=Timing(
+        heartbeat_interval=float(setting("HEARTBEAT", "15")),
+        send_timeout=float(setting("SEND_TIMEOUT", "30")),
+    ),
+    limits=Limits(outbox_events=int(setting("OUTBOX", "1000"))),
+    drain=DrainPolicy(window=float(setting("WINDOW", "3"))),
+)
+
+
+async def rest(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        raise ValueError("this application knows nothing but HTTP")
+    answer = ""
+    if scope["path"] == "/publish":
+        query = dict(parse_qsl(scope["query_string"].decode()))
+        body = (await receive())["body"].decode()
+        for _ in range(int(query.get("times", "1"))):
+            await push.publish(query.get("channel", "c"), body, event=query.get("event"))
+    elif scope["path"] == "/statistics":
+        answer = json.dumps(numbers())
+    data = answer.encode()
+    headers = [(b"content-length", str(len(data)).encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": data})
+
+
+def numbers() -> dict[str, object]:
+    found = push.statistics()._asdict()
+    found["ended"] = {reason.value: count for reason, count in push.statistics().ended.items()}
+    found["refused"] = {cause.value: count for cause, count in push.statistics().refused.items()}
+    status = Path("/proc/self/status").read_text()
+    found["resident_kib"] = int(status.split("VmRSS:")[1].split()[0])
+    return found
+
+
+app = LivePushMiddleware(rest, push, path="/events")

@@ -1,0 +1,125 @@
+"""Real uvicorn, real sockets: streams, a client that stops reading, and the end of the process."""
+
+import asyncio
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from .serving import Serving, WireStream, uvicorn
+
+APP = "tests.apps.push:app"
+# What starting, noticing and ending may cost a busy machine beyond what is asked for, in seconds.
+SLACK = 5.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def statistics(server: Serving) -> dict[str, object]:
+    answer = await server.open("/statistics")
+    found: dict[str, object] = json.loads(await answer.read_body())
+    answer.close()
+    return found
+
+
+async def publish(server: Serving, data: str, query: str = "") -> None:
+    answer = await server.open(f"/publish?{query}", method="POST", body=data.encode())
+    assert answer.status == 200
+    answer.close()
+
+
+async def open_streams(server: Serving, count: int, query: str = "") -> list[WireStream]:
+    streams = await asyncio.gather(*(server.open(f"/events?{query}") for _ in range(count)))
+    await asyncio.gather(*(stream.next_event("livepush.open") for stream in streams))
+    return list(streams)
+
+
+OPTIONS = ["--loop uvloop --http httptools", "--loop asyncio --http h11"]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_200_streams_and_the_process_within_the_window(
+    options: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    environment = {"CAP": "1000", "WINDOW": "3"}
+    async with uvicorn(APP, tmp_path / "log", *options.split(), environment=environment) as server:
+        streams = await open_streams(server, 200)
+        await publish(server, "hello")
+        start = time.monotonic()
+        server.send_signal(number)
+        await asyncio.gather(*(stream.read_to_end() for stream in streams))
+        await server.ended(timeout=3 + SLACK)
+        assert time.monotonic() - start <= 3 + SLACK
+    closing = [stream.events[-1] for stream in streams]
+    assert {event.event for event in closing} == {"livepush.close"}
+    assert {event.data for event in closing} == {'{"reason":"drain"}'}
+    assert len({event.retry for event in closing}) > 150
+    assert "Application shutdown complete." in server.log
+    assert "Traceback" not in server.log
+
+
+async def test_reload_reloads_with_streams_open(tmp_path: Path) -> None:
+    source = Path(__file__).parent / "apps" / "push.py"
+    module = tmp_path / "reloaded.py"
+    shutil.copy(source, module)
+    environment = {"WINDOW": "2"}
+    options = ["--reload", "--reload-dir", str(tmp_path), "--app-dir", str(tmp_path)]
+    async with uvicorn("reloaded:app", tmp_path / "log", *options, environment=environment) as server:
+        (stream,) = await open_streams(server, 1)
+        module.write_text(source.read_text().replace('"c"', '"d"'))
+        await stream.read_to_end()
+        assert stream.events[-1].data == '{"reason":"drain"}'
+        await server.started()
+        again = await server.open("/events")
+        await again.next_event("livepush.open")
+        await publish(server, "from the new one", "channel=d")
+        assert (await again.next_event()).data == "from the new one"
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+async def test_a_client_that_stops_reading_costs_a_bounded_memory_and_nobody_else_a_delay(
+    options: str, tmp_path: Path
+) -> None:
+    """64 MiB are published to a client that reads nothing; its neighbour gets every event as it comes."""
+    environment = {"SEND_TIMEOUT": "2", "HEARTBEAT": "1", "OUTBOX": "100"}
+    data, rounds = "x" * 64 * 1024, 1000
+    async with uvicorn(APP, tmp_path / "log", *options.split(), environment=environment) as server:
+        fast, slow = await open_streams(server, 2)
+        slow.shrink()
+        before = (await statistics(server))["resident_kib"]
+        for _ in range(rounds // 50):
+            await publish(server, data, "times=50")
+            for _ in range(50):
+                assert (await fast.next_event()).data == data
+        after = await statistics(server)
+        assert isinstance(before, int)
+        assert isinstance(after["resident_kib"], int)
+        # Without a bound it would be 64 MiB more.
+        assert after["resident_kib"] - before < 24 * 1024
+        async with asyncio.timeout(10):
+            while (after := await statistics(server))["streams"] != 1:
+                pass
+        ended = after["ended"]
+        assert isinstance(ended, dict)
+        assert ended["slow"] == 1
+    assert "Traceback" not in server.log
+
+
+async def test_closing_the_socket_while_idle_frees_the_slot(tmp_path: Path) -> None:
+    async with uvicorn(APP, tmp_path / "log", environment={"CAP": "1"}) as server:
+        for leave in (WireStream.close, WireStream.abort):
+            (stream,) = await open_streams(server, 1)
+            refused = await server.open("/events")
+            assert (refused.status, refused.headers["retry-after"]) == (429, "5")
+            refused.close()
+            leave(stream)
+            async with asyncio.timeout(1):
+                while (await statistics(server))["streams"]:
+                    pass
