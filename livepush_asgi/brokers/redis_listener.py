@@ -141,7 +141,10 @@ class Listener:
             await drop(connection)
 
     async def _converse(self, connection: Connection) -> None:
-        tasks = [asyncio.create_task(self._read(connection)), asyncio.create_task(self._tell(connection))]
+        tasks = [
+            asyncio.create_task(self._read(connection), name="livepush redis reader"),
+            asyncio.create_task(self._tell(connection), name="livepush redis subscriber"),
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:

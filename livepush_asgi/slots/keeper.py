@@ -53,6 +53,10 @@ class Keeper:
         """Whether the server is away and will be noticed when it is back, without being asked again."""
         return self.away and self._task is not None and bool(self.returns or self.holdings)
 
+    @property
+    def _busy(self) -> bool:
+        return bool(self._taking or self.returns or self.holdings)
+
     def begin(self, lease: Lease) -> None:
         """Note that a lease is being taken. `hold`, `forget` or `abandon` follows.
 
@@ -147,8 +151,10 @@ class Keeper:
     async def _run(self) -> None:
         task = asyncio.current_task()
         try:
-            while self._taking or self.returns or self.holdings:
-                await self._wait(await self._round())
+            while self._busy:
+                delay = await self._round()
+                if self._busy:
+                    await self._wait(delay)
         finally:
             if self._task is task:
                 self._task = None
