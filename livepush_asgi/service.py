@@ -78,9 +78,9 @@ class StreamBody:
         self._stream.end(EndReason.DISCONNECT)
         self._stream.close()
 
-    async def respond(self, receive: Receive, send: Send, headers: RawHeaders = ()) -> None:
+    async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
         """Send the stream as a whole ASGI response instead: no iterator, no polling."""
-        await carry(self._stream, [*STREAM_HEADERS, *headers], receive, send)
+        await carry(self._stream, headers, receive, send)
 
     def __del__(self) -> None:
         # The collector may run anywhere, in another thread too; the loop does it when it comes to it.

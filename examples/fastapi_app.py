@@ -1,0 +1,52 @@
+"""FastAPI: a mounted stream and one inside a route. `uvicorn --app-dir examples fastapi_app:app`"""
+
+import os
+from typing import Annotated
+
+from fastapi import Body, Depends, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
+
+from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap
+from livepush_asgi.contrib.fastapi import sse_streaming_response
+
+if url := os.environ.get("REDIS_URL"):
+    from redis.asyncio import Redis
+
+    from livepush_asgi import RedisBroker, SlotCap
+
+    redis = Redis.from_url(url)
+    broker, slots = RedisBroker(redis), SlotCap(redis, cap=20)
+else:
+    broker, slots = MemoryBroker(), MemorySlotCap(20)
+
+PAGE = """<!doctype html><title>FastAPI</title><pre id=log></pre>
+<script>new EventSource("/events").onmessage = e => log.textContent += e.data + "\\n"</script>"""
+
+
+def authorize(request):
+    return Grant(channels="news", slot_key=request.query.get("key", "visitors"))
+
+
+push = LivePush(broker, authorize, slots=slots)
+app = FastAPI(lifespan=push.lifespan)
+app.mount("/events", push)
+
+
+def current_user(key: str = "visitors"):
+    # What it opens here is closed before the stream begins, not when it ends.
+    yield key
+
+
+@app.get("/", response_class=HTMLResponse)
+async def home():
+    return PAGE
+
+
+@app.post("/publish", status_code=204, response_class=Response)
+async def publish(data: Annotated[bytes, Body(media_type="text/plain")]):
+    await push.publish("news", data)
+
+
+@app.get("/route")
+async def route(request: Request, user: Annotated[str, Depends(current_user)]):
+    return await sse_streaming_response(push, request, channel="news", slot_key=user)

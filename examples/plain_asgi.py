@@ -1,0 +1,41 @@
+"""No framework: LivePush in front of a raw ASGI application. `uvicorn --app-dir examples plain_asgi:app`"""
+
+import os
+
+from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap, Refusal
+
+if url := os.environ.get("REDIS_URL"):
+    from redis.asyncio import Redis
+
+    from livepush_asgi import RedisBroker, SlotCap
+
+    redis = Redis.from_url(url)
+    broker, slots = RedisBroker(redis), SlotCap(redis, cap=20)
+else:
+    broker, slots = MemoryBroker(), MemorySlotCap(20)
+
+PAGE = b"""<!doctype html><title>plain ASGI</title><pre id=log></pre>
+<script>
+const source = new EventSource("/events?token=let-me-in")
+source.onmessage = event => log.textContent += event.data + "\\n"
+</script>"""
+
+
+async def authorize(request):
+    if request.query.get("token") != "let-me-in":
+        return Refusal(401, "Which token?")
+    return Grant(channels="news", slot_key=request.query.get("key", "visitors"))
+
+
+async def rest(scope, receive, send):
+    if scope["type"] != "http":
+        raise ValueError("nothing but HTTP here")
+    if scope["method"] == "POST":
+        await push.publish("news", (await receive())["body"])
+    headers = [(b"content-type", b"text/html"), (b"content-length", str(len(PAGE)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": PAGE})
+
+
+push = LivePush(broker, authorize, slots=slots)
+app = LivePushMiddleware(rest, push, path="/events")

@@ -1,0 +1,57 @@
+"""FastAPI: an event stream as the response of a path operation, after its dependencies have ended."""
+
+from contextlib import AsyncExitStack
+
+try:
+    from fastapi import HTTPException, Request
+except ModuleNotFoundError as error:
+    raise ImportError("this needs FastAPI: pip install 'livepush_asgi[fastapi]'") from error
+
+from starlette.types import Receive, Scope, Send
+
+from ..app import LivePush
+from ..request import Grant, Refusal
+from ..service import SSEStreamService
+from .opening import open_for_route
+from .starlette import EventStreamResponse as StarletteResponse
+
+
+class EventStreamResponse(StarletteResponse):
+    """A response that ends the request's `yield` dependencies before its stream begins.
+
+    FastAPI keeps them open until a response was sent, so that a database session would be held for
+    as long as its stream lives. https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Leave the dependencies, then send the stream."""
+        dependencies = scope.get("fastapi_inner_astack")
+        if isinstance(dependencies, AsyncExitStack):
+            try:
+                await dependencies.aclose()
+            except BaseException:
+                await self.stream.body.aclose()
+                raise
+        await super().__call__(scope, receive, send)
+
+
+async def sse_streaming_response(
+    service: SSEStreamService | LivePush,
+    request: Request,
+    *,
+    channel: str | None = None,
+    slot_key: str | None = None,
+    grant: Grant | None = None,
+) -> EventStreamResponse:
+    """Open a stream and return it as the response of a path operation.
+
+    Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
+    broker are away, or the process is ending.
+    """
+    try:
+        stream = await open_for_route(service, channel=channel, slot_key=slot_key, grant=grant)
+    except Refusal as refusal:
+        raise HTTPException(
+            refusal.status, refusal.detail, {"Retry-After": str(refusal.retry_after)}
+        ) from refusal
+    return EventStreamResponse(stream)

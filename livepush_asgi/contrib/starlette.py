@@ -1,0 +1,63 @@
+"""Starlette: an event stream as the response of a route."""
+
+try:
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import StreamingResponse
+    from starlette.types import Receive, Scope, Send
+except ModuleNotFoundError as error:
+    raise ImportError("this needs Starlette: pip install 'livepush_asgi[starlette]'") from error
+
+from ..app import LivePush
+from ..request import Grant, Refusal
+from ..service import SSEStream, SSEStreamService
+from .opening import open_for_route
+
+
+class EventStreamResponse(StreamingResponse):
+    """A response that carries its stream as raw ASGI, past Starlette's iteration.
+
+    Whoever takes `body_iterator` instead gets the same bytes. Headers and background tasks are the
+    response's own, as with any other.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, stream: SSEStream) -> None:
+        super().__init__(stream.body, headers=stream.headers)
+        # The standard knows no other encoding, and Starlette would name it.
+        self.headers["content-type"] = self.media_type
+        self.stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; to a HEAD only its headers."""
+        if scope["type"] == "http" and scope["method"] != "HEAD":
+            await self.stream.body.respond(receive, send, self.raw_headers)
+        else:
+            await self.stream.body.aclose()
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if self.background is not None:
+            await self.background()
+
+
+async def sse_streaming_response(
+    service: SSEStreamService | LivePush,
+    request: Request,
+    *,
+    channel: str | None = None,
+    slot_key: str | None = None,
+    grant: Grant | None = None,
+) -> EventStreamResponse:
+    """Open a stream and return it as the response of a route.
+
+    Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
+    broker are away, or the process is ending.
+    """
+    try:
+        stream = await open_for_route(service, channel=channel, slot_key=slot_key, grant=grant)
+    except Refusal as refusal:
+        raise HTTPException(
+            refusal.status, refusal.detail, {"Retry-After": str(refusal.retry_after)}
+        ) from refusal
+    return EventStreamResponse(stream)
