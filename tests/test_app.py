@@ -51,13 +51,17 @@ async def test_authorize_sees_the_request_and_may_be_async() -> None:
         return Grant(channels=f"events:{request.query['tenant']}")
 
     push = LivePush(MemoryBroker(), authorize)
-    async with push.lifespan(), Client(push, root_path="/push") as client, client.open(
-        "/push/orders/7",
-        query={"tenant": "acme"},
-        headers={"Authorization": "Bearer x"},
-        cookies={"session": "s"},
-        last_event_id="5",
-    ) as stream:
+    async with (
+        push.lifespan(),
+        Client(push, root_path="/push") as client,
+        client.open(
+            "/push/orders/7",
+            query={"tenant": "acme"},
+            headers={"Authorization": "Bearer x"},
+            cookies={"session": "s"},
+            last_event_id="5",
+        ) as stream,
+    ):
         await stream.next_event(control=True)
         await push.publish("events:acme", "yes")
         assert (await stream.next_event()).data == "yes"
