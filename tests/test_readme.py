@@ -1,0 +1,32 @@
+"""The README's code is that of the examples, its commands are the ones that are run, its files are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text()
+EXAMPLES = {path.name: path.read_text() for path in (REPOSITORY / "examples").glob("*.py")}
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.split("\n")[0][:40].strip())
+def test_every_snippet_is_part_of_an_example_that_is_tested(snippet: str) -> None:
+    assert [name for name, text in EXAMPLES.items() if snippet.strip("\n") in text]
+
+
+def test_every_file_that_is_linked_is_there() -> None:
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_the_test_command_is_what_continuous_integration_runs() -> None:
+    assert "python -m pytest" in README
+    assert "\npython -m pytest\n" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_at_most_sixty_lines(name: str) -> None:
+    assert len(EXAMPLES[name].splitlines()) <= 60
