@@ -43,10 +43,11 @@ def run(*arguments: str, data: bytes = b"", timeout: float = 20.0) -> subprocess
 
 
 class Serving:
-    """A command that serves, on a port of its own, inside a `with` block."""
+    """A command that serves, on any free port unless told otherwise, inside a `with` block."""
 
     def __init__(self, *arguments: str) -> None:
-        self._arguments = [*COMMAND, *arguments, "--port", "0"]
+        port = () if "--port" in arguments else ("--port", "0")
+        self._arguments = [*COMMAND, *arguments, *port]
         self._said: queue.Queue[str] = queue.Queue()
         self.url = ""
 

@@ -11,8 +11,19 @@ import pytest
 from redis import Redis
 from trio.testing import MockClock
 
+from .chromium import chromium
 from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
+
+# What needs a browser is left out where there is none, and the first lines of the run say so.
+collect_ignore = [] if chromium() else ["test_browser.py"]
+
+
+def pytest_report_header() -> str:
+    found = chromium()
+    if found is None:
+        return "browser: none found, tests/test_browser.py is LEFT OUT (install chromium, or set CHROMIUM)"
+    return f"browser: {found}"
 
 
 @pytest.fixture(params=["asyncio", "trio"])
