@@ -1,4 +1,4 @@
-"""The broker port: what a pub/sub backend has to offer, and nothing that does any work.
+"""The broker ports: what a pub/sub backend has to offer, and nothing that does any work.
 
 An adapter is two classes. The first has `publish` and `subscribe`, the second is what `subscribe`
 returns. That is enough: the component reads each subscription in a task of its own, and when one
@@ -9,7 +9,10 @@ An adapter that already has one reader for everything (a single connection, say)
 subscriptions `forward`, and then no task is needed for each channel.
 """
 
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from .cursor import Position
 
 
 @runtime_checkable
@@ -73,4 +76,64 @@ class ForwardingSubscription(Subscription, Protocol):
 
     def forward(self, sink: Sink, /) -> None:
         """Deliver what has arrived and all that will arrive to `sink`, instead of `get_message`."""
+        ...
+
+
+class Record(NamedTuple):
+    """One event in a channel's log: its offset, and the payload as it was appended."""
+
+    offset: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a channel's log, all of it seen at one moment.
+
+    `first` is the offset of the oldest event that is kept, `last` that of the newest; of an empty
+    log, or one of which nothing is kept, `first` is `last + 1`. `records` follow each other without
+    a hole. When the first of them is not the one that was asked for, those before it are gone.
+    """
+
+    epoch: str
+    first: int
+    last: int
+    records: tuple[Record, ...]
+
+
+@runtime_checkable
+class HistoryBroker(Broker, Protocol):
+    """A broker that keeps a bounded log of each channel, with positions.
+
+    A live payload of such a broker is `positioned(position, payload)` of `event.py`. An event is in
+    the log before any subscription gets it, so that whoever sees a hole between two live positions
+    can read what is missing. Subscriptions may lose and repeat what the log still has; a reader puts
+    that right. `publish` appends too. What another program publishes past the log is delivered
+    without a position.
+    """
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected: Position | None = None,
+    ) -> Position:
+        """Add an event to the log and send it to every subscription, in one step; return its position.
+
+        A second append with the same `idempotency_key`, while the first is remembered (for at least
+        as long as the log keeps it, or a time that the adapter names), adds nothing and returns the
+        first one's position. With `expected` it adds only if that is the log's last position; offset
+        0 with any epoch means a log in which nothing was ever added. Raises PositionConflictError if
+        it is not, BrokerUnavailableError if the backend is away, and the event may have been added.
+        """
+        ...
+
+    async def read(self, channel: str, after: int, limit: int) -> Page:
+        """Return up to `limit` events with offsets above `after`, the oldest first.
+
+        A channel that has no log gets one, so that its epoch is known from now on. A `limit` of 0
+        asks for the bounds alone. Raises BrokerUnavailableError if the backend is away.
+        """
         ...

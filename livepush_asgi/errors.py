@@ -5,6 +5,7 @@ LivePushError
 ├── CapExceededError          no slot is free for this key
 ├── SlotsUnavailableError     the slot store is away and the cap fails closed
 ├── BrokerUnavailableError    the broker cannot be reached
+├── PositionConflictError     an event was to follow a position that is not the last one
 ├── MessagesLostError         messages of a subscription may have been lost; it goes on
 ├── SubscriptionClosedError   a closed subscription was read
 ├── AuthorizeError            `authorize` returned something else than a Grant or a Refusal
@@ -42,6 +43,18 @@ class SlotsUnavailableError(LivePushError):
 
 class BrokerUnavailableError(LivePushError):
     """Raised when the broker cannot be reached. What was being published may or may not have arrived."""
+
+
+class PositionConflictError(LivePushError):
+    """Raised when an event was to follow a certain position, and another event came first.
+
+    `last` is the position that the log has reached, as far as the broker told it.
+    """
+
+    def __init__(self, channel: str, last: object) -> None:
+        self.channel = channel
+        self.last = last
+        super().__init__(f"{channel!r} has gone on to {last}; read what came, and decide anew")
 
 
 class MessagesLostError(LivePushError):

@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from .cursor import Position
 from .errors import InvalidEventError
 
 # Named events beginning so are the component's own voice; applications cannot speak with it.
@@ -19,6 +20,8 @@ RESERVED_PREFIX = "livepush."
 # 0xFF never occurs in UTF-8. So no text that somebody publishes, however hostile, can be taken for
 # a finished block and bring its own `event:` or `id:` lines along. The digit is the version.
 PAYLOAD_MARK = b"\xff1"
+# The payload of an event that has a position: this mark, the position, a line end, the payload proper.
+POSITION_MARK = b"\xff2"
 
 # One newline only: a comment followed by a blank line makes some clients dispatch an empty event.
 HEARTBEAT = b":\n"
@@ -96,6 +99,35 @@ def from_payload(payload: bytes) -> bytes:
     if payload.startswith(PAYLOAD_MARK):
         return payload[len(PAYLOAD_MARK) :]
     return encode_block(_decode(payload))
+
+
+def positioned(position: Position, payload: bytes) -> bytes:
+    """Return a payload with its position, as a broker with history delivers it live."""
+    return b"%s%s\n%s" % (POSITION_MARK, str(position).encode(), payload)
+
+
+def split_position(payload: bytes) -> tuple[Position | None, bytes]:
+    """Return the position of a live payload, None if it has none, and the payload proper.
+
+    Raises InvalidEventError for a position that cannot be read.
+    """
+    if not payload.startswith(POSITION_MARK):
+        return None, payload
+    text, _, rest = payload[len(POSITION_MARK) :].partition(b"\n")
+    try:
+        return Position.parse(text.decode("ascii")), rest
+    except ValueError as error:
+        raise InvalidEventError(f"a payload has a position that cannot be read: {text[:40]!r}") from error
+
+
+def with_id(block: bytes, id: str) -> bytes:
+    """Return a block with an id, or as it is if it brought its own.
+
+    Each line of data begins with its field's name, so `id: ` at the begin of a line is the field.
+    """
+    if block.startswith(b"id: ") or b"\nid: " in block:
+        return block
+    return b"id: %s\n%s" % (id.encode(), block)
 
 
 def data_of(block: bytes) -> str:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "livepush_asgi"
 
 # Each line may import from the lines above it, and within itself where it says so.
 LAYERS = [
-    {"types", "errors", "reasons"},
+    {"types", "errors", "reasons", "cursor"},
     {"event", "settings", "loop", "cors"},
     {"request", "broker", "slots", "clock", "control", "drain", "statistics"},
     {"outbox"},
@@ -28,7 +28,7 @@ LAYERS = [
 # Within a line: who may import whom.
 BESIDE = {("request", "broker")}
 # Pure functions and values: no event loop, no input or output.
-PURE = {"types", "errors", "reasons", "event", "control", "request", "settings", "cors", "outbox"}
+PURE = {"cursor", "types", "errors", "reasons", "event", "control", "request", "settings", "cors", "outbox"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
@@ -72,7 +72,7 @@ def test_imports_point_one_way(path: Path) -> None:
     if room in ("__init__", "__main__", "testing"):
         return
     if room in ("brokers", "slots/"):
-        allowed = {"broker", "slots", "errors", "event", "types", "brokers", "settings", "loop"}
+        allowed = {"broker", "cursor", "slots", "errors", "event", "types", "brokers", "settings", "loop"}
         assert rooms_imported(path) <= allowed
         return
     for other in rooms_imported(path) - {room}:
