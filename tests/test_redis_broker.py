@@ -38,7 +38,7 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def broker_on(
-    server: ValkeyProcess, *, protocol: int | None = None, decode_responses: bool = False, quick: bool = False
+    server: ValkeyProcess, *, protocol: int = 3, decode_responses: bool = False, quick: bool = False
 ) -> AsyncIterator[RedisBroker]:
     """A broker with a client of its own. A `quick` one notices within 0.2 s that the server is silent."""
     client = server.client(protocol=protocol, decode_responses=decode_responses)
@@ -492,7 +492,8 @@ async def test_sentinel_moves_the_broker_to_the_new_master(tmp_path: Path) -> No
                 with pytest.raises(BrokerUnavailableError, match="Redis service 'news'"):
                     await broker.publish("news", "nowhere")
                 await next_loss(subscription)
-                assert channels_on(replica) == {"news"}
+                # Sentinel itself has a channel there, too.
+                assert "news" in channels_on(replica)
                 assert await broker.publish("news", "2") == 1
                 assert await subscription.get_message(timeout=LONG) == b"2"
                 await subscription.close()
@@ -554,7 +555,10 @@ async def test_a_caller_that_is_cancelled_in_flight_disturbs_no_other(own_valkey
         calls[1].cancel()
         late = batch.submit("INCR", "n")
         own_valkey.resume()
-        assert [await calls[0], await calls[2], await late] == [2, 4, 5]
+        first, third, last = await calls[0], await calls[2], await late
+        # Whether the cancelled one had left already is nobody's promise; the answers of the others are.
+        assert (first, last) in ((2, 4), (2, 5))
+        assert third == int(str(last)) - 1
 
 
 # --- event loops ------------------------------------------------------------------------------------------
