@@ -18,6 +18,7 @@ from .mailbox import Mailbox
 from .redis_connection import FAILURES, Connection, Reply, address_of, drop, no_answer, pool_of, unavailable
 from .redis_roster import Roster
 
+# As many as fill no outbox, and enough that giving others their turn costs nothing.
 MESSAGES_BETWEEN_YIELDS = 32
 
 logger = logging.getLogger("livepush_asgi")
@@ -88,7 +89,9 @@ class Listener:
     def leave(self, mailbox: Mailbox) -> None:
         """Let a mailbox listen no more. Leaving twice is harmless."""
         self._roster.remove(mailbox)
-        self._changed.set()
+        # A RuntimeError says that the event loop is closed, and the connection with it.
+        with contextlib.suppress(RuntimeError):
+            self._changed.set()
 
     def _unavailable(self, error: BaseException) -> Exception:
         if isinstance(error, TimeoutError):
