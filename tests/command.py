@@ -62,7 +62,7 @@ class Serving:
         )
         assert self.process.stdout is not None
         threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
-        first = self._said.get(timeout=STARTUP_TIMEOUT)
+        first = self.line()
         assert "http://" in first, first
         self.url = first[first.index("http://") :].split()[0]
         return self
@@ -87,10 +87,14 @@ class Serving:
         self.process.send_signal(number)
         return self.process.wait(timeout=15)
 
+    def line(self) -> str:
+        """Return the next line that it writes."""
+        return self._said.get(timeout=STARTUP_TIMEOUT)
+
     def rest(self) -> str:
         """Return what it has written since its first line. It has to have ended."""
         lines = []
-        while (line := self._said.get(timeout=STARTUP_TIMEOUT)) != "":
+        while (line := self.line()) != "":
             lines.append(line)
         return "".join(lines)
 

@@ -7,9 +7,13 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 
 import anyio
+import anyio.to_thread
 import httpx
 import psutil
 import pytest
+from anyio.abc import TaskStatus
+
+from livepush_asgi.testing import ParsedEvent
 
 from .command import Serving, event_source
 from .valkey import ValkeyProcess
@@ -215,27 +219,52 @@ async def test_a_cut_stream_says_so_and_comes_back(demo: Serving, client: httpx.
             await spared.next_named("figures")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_ending_the_process_closes_every_stream_with_a_word(number: signal.Signals) -> None:
-    closed = []
+class Audience:
+    """Visitors with open streams, who note how each ends. None stands for an end without a word."""
 
-    async def watch(url: str, task_status: anyio.abc.TaskStatus[None]) -> None:
-        async with event_source(f"{url}/events?visitor={visitor()}") as source:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.closed: list[ParsedEvent | None] = []
+
+    async def watch(self, task_status: TaskStatus[None]) -> None:
+        async with event_source(f"{self._url}/events?visitor={visitor()}") as source:
             await source.next()
             task_status.started()
-            closed.append(await source.next_named("livepush.close"))
-            assert await source.next() is None
+            try:
+                self.closed.append(await source.next_named("livepush.close"))
+                assert await source.next() is None
+            except httpx.RemoteProtocolError:
+                self.closed.append(None)
 
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_ending_the_process_closes_every_stream_with_a_word(number: signal.Signals) -> None:
     with Serving("demo") as demo:
+        audience = Audience(demo.url)
         async with anyio.create_task_group() as tasks:
             for _ in range(20):
-                await tasks.start(watch, demo.url)
+                await tasks.start(audience.watch)
             status = await anyio.to_thread.run_sync(demo.end, number)
         assert status == 0
         assert demo.rest().count("draining") == 1
+    closed = [event for event in audience.closed if event is not None]
     assert [json.loads(event.data)["reason"] for event in closed] == ["drain"] * 20
     # Each with its own reconnection time, so that they do not all come back at once.
     assert len({event.retry for event in closed}) > 10
+
+
+async def test_a_second_ctrl_c_does_not_wait_for_the_streams() -> None:
+    with Serving("demo") as demo:
+        audience = Audience(demo.url)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                await tasks.start(audience.watch)
+            demo.process.send_signal(signal.SIGINT)
+            assert "draining" in await anyio.to_thread.run_sync(demo.line)
+            status = await anyio.to_thread.run_sync(demo.end)
+        assert status == 130
+        assert demo.rest() == ""
+    assert None in audience.closed
 
 
 async def test_two_processes_share_a_board_over_redis(valkey: ValkeyProcess) -> None:

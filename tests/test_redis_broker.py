@@ -10,12 +10,14 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, ClassVar
 
 import anyio
 import pytest
 import redis
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster
 from redis.asyncio.sentinel import Sentinel
 
 from livepush_asgi import Broker, RedisBroker
@@ -38,7 +40,7 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def broker_on(
-    server: ValkeyProcess, *, protocol: int | None = None, decode_responses: bool = False, quick: bool = False
+    server: ValkeyProcess, *, protocol: int = 3, decode_responses: bool = False, quick: bool = False
 ) -> AsyncIterator[RedisBroker]:
     """A broker with a client of its own. A `quick` one notices within 0.2 s that the server is silent."""
     client = server.client(protocol=protocol, decode_responses=decode_responses)
@@ -175,10 +177,12 @@ async def test_500_channels_need_one_connection_to_listen_and_one_to_publish(val
 
 
 async def test_10000_channels_are_subscribed_in_a_moment(valkey: ValkeyProcess) -> None:
-    async with broker_on(valkey) as broker:
-        started = time.monotonic()
+    async with valkey.client() as client:
+        broker = RedisBroker(client, subscribe_timeout=LONG)
+        # The time that it takes this process: the machine may have others to serve.
+        started = time.process_time()
         subscriptions = await asyncio.gather(*(broker.subscribe(f"channel {n}") for n in range(10_000)))
-        assert time.monotonic() - started < 2.0
+        assert time.process_time() - started < 2.0
         assert len(channels_on(valkey)) == 10_000
         for subscription in subscriptions:
             await subscription.close()
@@ -241,6 +245,55 @@ async def test_a_sink_that_raises_costs_the_others_nothing(
         await faulty.close()
         await sound.close()
     assert [bool(record.exc_info) for record in caplog.records] == [True, True]
+
+
+async def test_a_burst_of_messages_leaves_others_their_turn(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey) as broker:
+        subscription = await broker.subscribe("news")
+        assert isinstance(subscription, ForwardingSubscription)
+        transcript = Transcript()
+        subscription.forward(transcript)
+        with raw(valkey) as client, client.pipeline(transaction=False) as pipeline:
+            for number in range(5000):
+                pipeline.publish("news", number)
+            pipeline.execute()
+        sizes = [0]
+        with anyio.fail_after(LONG):
+            while sizes[-1] < 5000:
+                await anyio.lowlevel.checkpoint()
+                sizes.append(len(transcript.heard))
+        assert max(after - before for before, after in pairwise(sizes)) <= 32
+        assert transcript.heard == [str(number).encode() for number in range(5000)]
+        await subscription.close()
+
+
+class FaultyConnection(Connection):
+    """Raises what no server can cause, once, when a message comes."""
+
+    faults: ClassVar[list[Exception]] = [ZeroDivisionError("a fault")]
+
+    async def read_response(self, *arguments: Any, **options: Any) -> Any:
+        reply = await super().read_response(*arguments, **options)
+        if isinstance(reply, list) and reply[0] == b"message" and self.faults:
+            raise self.faults.pop()
+        return reply
+
+
+async def test_a_fault_in_the_reader_is_heard_of_and_does_not_end_it(
+    valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = ConnectionPool.from_url(valkey.url, connection_class=FaultyConnection)
+    async with Redis.from_pool(pool) as client:
+        broker = RedisBroker(client)
+        subscription = await broker.subscribe("news")
+        await broker.publish("news", "lost")
+        await next_loss(subscription)
+        await broker.publish("news", "after")
+        assert await subscription.get_message(timeout=LONG) == b"after"
+        await subscription.close()
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        f"the reader of Redis at 127.0.0.1:{valkey.port} failed, reconnecting"
+    ]
 
 
 # --- the server goes away ---------------------------------------------------------------------------------
@@ -492,7 +545,8 @@ async def test_sentinel_moves_the_broker_to_the_new_master(tmp_path: Path) -> No
                 with pytest.raises(BrokerUnavailableError, match="Redis service 'news'"):
                     await broker.publish("news", "nowhere")
                 await next_loss(subscription)
-                assert channels_on(replica) == {"news"}
+                # Sentinel itself has a channel there, too.
+                assert "news" in channels_on(replica)
                 assert await broker.publish("news", "2") == 1
                 assert await subscription.get_message(timeout=LONG) == b"2"
                 await subscription.close()
@@ -554,7 +608,10 @@ async def test_a_caller_that_is_cancelled_in_flight_disturbs_no_other(own_valkey
         calls[1].cancel()
         late = batch.submit("INCR", "n")
         own_valkey.resume()
-        assert [await calls[0], await calls[2], await late] == [2, 4, 5]
+        first, third, last = await calls[0], await calls[2], await late
+        # Whether the cancelled one had left already is nobody's promise; the answers of the others are.
+        assert (first, last) in ((2, 4), (2, 5))
+        assert third == int(str(last)) - 1
 
 
 # --- event loops ------------------------------------------------------------------------------------------
@@ -597,6 +654,38 @@ def test_a_client_with_connections_of_an_earlier_loop_publishes_once(valkey: Val
         heard = [listening.get_message(timeout=LONG) for _ in range(3)]
         assert [message and message["data"] for message in heard] == ["0", "1", "2"]
         assert listening.get_message(timeout=0.01) is None
+
+
+def test_an_event_loop_that_stops_without_a_word_leaves_no_trace_in_the_next(valkey: ValkeyProcess) -> None:
+    code = f"""
+    import asyncio, warnings
+    from redis.asyncio import Redis
+    from livepush_asgi import RedisBroker
+    warnings.simplefilter("ignore")
+    client = Redis.from_url({valkey.url!r})
+    broker = RedisBroker(client)
+    async def use():
+        subscription = await broker.subscribe("news")
+        count = await broker.publish("news", "x")
+        asyncio.ensure_future(broker.publish("news", "never sent"))
+        return count, await subscription.get_message(timeout=5)
+    loops = [asyncio.new_event_loop() for _ in range(3)]
+    print(loops[0].run_until_complete(use()))
+    try:
+        loops[1].run_until_complete(use())
+    except RuntimeError as error:
+        print(error)
+    for loop in loops[:2]:
+        loop.close()
+    print(loops[2].run_until_complete(use()))
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    # The connection that the first loop left open is still there for the server to count.
+    assert run.stdout.splitlines() == [
+        "(1, b'x')",
+        "a RedisBroker is used on one event loop at a time; make one for each",
+        "(2, b'x')",
+    ], run.stderr
 
 
 @pytest.mark.parametrize("state", ["up", "away", "stopped"])

@@ -85,7 +85,7 @@ class ValkeyProcess:
         """The server's socket in the file system."""
         return self.directory / "socket"
 
-    def client(self, *, protocol: int | None = None, decode_responses: bool = False) -> Redis:
+    def client(self, *, protocol: int = 3, decode_responses: bool = False) -> Redis:
         """Return a client, which the caller closes."""
         return Redis.from_url(self.url, protocol=protocol, decode_responses=decode_responses)
 

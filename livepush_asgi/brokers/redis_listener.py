@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
+from itertools import count
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -16,6 +17,9 @@ from .backoff import Backoff
 from .mailbox import Mailbox
 from .redis_connection import FAILURES, Connection, Reply, address_of, drop, no_answer, pool_of, unavailable
 from .redis_roster import Roster
+
+# As many as fill no outbox, and enough that giving others their turn costs nothing.
+MESSAGES_BETWEEN_YIELDS = 32
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -85,7 +89,9 @@ class Listener:
     def leave(self, mailbox: Mailbox) -> None:
         """Let a mailbox listen no more. Leaving twice is harmless."""
         self._roster.remove(mailbox)
-        self._changed.set()
+        # A RuntimeError says that the event loop is closed, and the connection with it.
+        with contextlib.suppress(RuntimeError):
+            self._changed.set()
 
     def _unavailable(self, error: BaseException) -> Exception:
         if isinstance(error, TimeoutError):
@@ -157,14 +163,18 @@ class Listener:
 
     async def _tell(self, connection: Connection) -> None:
         """Tell the server what changes, all that has gathered in one go, until nobody listens."""
+        clock = asyncio.get_running_loop().time
+        ask_again_at = clock() + self._patience.ping_interval
         while self._roster.wanted:
             self._changed.clear()
+            if self._roster.refused and clock() >= ask_again_at:
+                self._roster.ask_again()
+                ask_again_at = clock() + self._patience.ping_interval
             commands = self._roster.next_commands()
             if commands:
                 await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
             self._note_settled()
-            await self._wait_for_change(self._patience.ping_interval if self._roster.refused else None)
-            self._roster.ask_again()
+            await self._wait_for_change(ask_again_at - clock() if self._roster.refused else None)
 
     async def _wait_for_change(self, timeout: float | None) -> None:
         with contextlib.suppress(TimeoutError):
@@ -172,7 +182,11 @@ class Listener:
                 await self._changed.wait()
 
     async def _read(self, connection: Connection) -> None:
-        while True:
+        # What has arrived is read without waiting, so others must be given their turn: a burst of messages
+        # would fill every outbox before one stream could send.
+        for number in count(1):
+            if number % MESSAGES_BETWEEN_YIELDS == 0:
+                await asyncio.sleep(0)
             try:
                 reply = await connection.read_response(
                     disable_decoding=True, timeout=self._patience.ping_interval, push_request=True

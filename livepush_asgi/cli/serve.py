@@ -82,6 +82,8 @@ def serve(app: ASGIApp, listener: socket.socket, console: Console, serving: Call
         timeout_graceful_shutdown=GRACE,
     )
     server = _Server(config, serving)
+    # Streams that are torn off were meant to be: that is what the second Ctrl+C is for.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.force_exit)
     # uvicorn raises again the signal that ended it, once it is done. SIGTERM would kill the process
     # at that point, with a status that looks like a crash.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
