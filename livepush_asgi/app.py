@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from .broker import Broker
 from .commands import tell
 from .cors import Cors
+from .cursor import Position
 from .endpoint import SOFT_CAUSES, Endpoint
 from .errors import NotRunningError
-from .event import Event, to_payload
 from .loop import loop_identity
+from .publishing import event_of, publish_event
 from .reasons import EndReason, RefusalCause
 from .request import Authorize, Grant, check_channel
 from .run import Run
@@ -85,22 +86,32 @@ class LivePush:
         event: str | None = None,
         id: str | int | None = None,
         retry: int | None = None,
-    ) -> int:
-        """Publish one event to a channel, from any process, running or not.
+        idempotency_key: str | None = None,
+        expected: Position | str | None = None,
+        patience: float = 0.0,
+    ) -> str | None:
+        """Publish one event to a channel, from any process, running or not; return its event id.
 
         `data` is an Event, or what an Event takes as data. Events that one task publishes to a
-        channel one after the other arrive in that order. Returns what the broker knows of the number
-        of receivers (processes, not clients). Raises InvalidEventError for an event that could not
-        be read back and BrokerUnavailableError when the broker is away.
+        channel one after the other arrive in that order. With history the id is the event's position,
+        unless it brings its own; a client whose last id is such a one cannot be resumed from there.
+        Without history it is the one given, or None.
+
+        Only with history: with an `idempotency_key` a publish that is repeated is one event, and with
+        `expected` (an id that publish returned) it is made only if no other event came since; offset
+        0 means that there was none at all. When the broker is away it is tried again for `patience`
+        seconds; unless there is a key, an event may then be published twice.
+
+        Raises InvalidEventError for an event that could not be read back, PositionConflictError, and
+        BrokerUnavailableError when the broker is away: the event may have been published.
         """
         check_channel(channel)
-        if not isinstance(data, Event):
-            data = Event(data, event, id, retry)
-        elif (event, id, retry) != (None, None, None):
-            raise TypeError("an Event brings its own event, id and retry")
-        receivers = await self.broker.publish(channel, to_payload(data.encode()))
+        item = event_of(data, event, id, retry)
+        sent = await publish_event(
+            self.broker, channel, item, idempotency_key=idempotency_key, expected=expected, patience=patience
+        )
         self._tally.published += 1
-        return receivers
+        return sent
 
     async def disconnect(self, *, slot_key: str | None = None, channel: str | None = None) -> None:
         """End the live streams of a slot key, or on a channel (or both), in every process.

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from .broker import Broker
+from .cursor import Position
 from .event import RESERVED_PREFIX, data_of
 from .outbox import Delivery
 from .reasons import GapReason
@@ -33,7 +34,7 @@ class CommandListener:
         except Exception:
             logger.exception("a command on %r cannot be carried out", COMMAND_CHANNEL)
 
-    def gap(self, channel: str, reason: GapReason, /) -> None:
+    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
         """Commands may have been lost: whoever sent one then was told that the broker was away."""
 
     def subscribed(self, channel: str, /) -> None:

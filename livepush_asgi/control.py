@@ -12,24 +12,27 @@ from .reasons import EndReason, GapReason
 NO_POSITION = "~"
 
 
-def open_block(retry: int) -> bytes:
-    """Return the first block of a stream: the reconnection time (ms), an id, and what was resumed."""
-    return encode_block(_json(resumed=False), event="livepush.open", id=NO_POSITION, retry=retry)
+def open_block(retry: int, id: str, *, resumed: bool) -> bytes:
+    """Return the first block of a stream: the reconnection time (ms), the cursor, and what was resumed."""
+    # `retry` stands in the data too, because EventSource keeps the field to itself.
+    return encode_block(_json(resumed=resumed, retry=retry), event="livepush.open", id=id, retry=retry)
 
 
-def gap_block(channel: str, reason: GapReason) -> bytes:
+def gap_block(channel: str, reason: GapReason, id: str | None = None) -> bytes:
     """Return the block that says: at this point events of the channel are, or may be, missing."""
-    return encode_block(_json(channel=channel, reason=reason.value), event="livepush.gap")
+    return encode_block(_json(channel=channel, reason=reason.value), event="livepush.gap", id=id)
 
 
 def close_block(reason: EndReason, retry: int) -> bytes:
     """Return the last block of a stream. `retry` is in milliseconds and each client's own."""
-    return encode_block(_json(reason=reason.value), event="livepush.close", retry=retry)
+    return encode_block(_json(reason=reason.value, retry=retry), event="livepush.close", retry=retry)
 
 
 def refused_block(reason: str, status: int, detail: str | None, retry: int) -> bytes:
     """Return the one block of a soft refusal."""
-    data = {"reason": reason, "status": status} | ({} if detail is None else {"detail": detail})
+    data: dict[str, object] = {"reason": reason, "status": status, "retry": retry}
+    if detail is not None:
+        data["detail"] = detail
     return encode_block(_json(**data), event="livepush.refused", retry=retry)
 
 

@@ -105,7 +105,7 @@ class Endpoint:
         grant = await self._decide(request)
         control_events = self._control_events if grant.control_events is None else grant.control_events
         try:
-            return await run.open(grant, control_events=control_events, resuming=bool(request.last_event_id))
+            return await run.open(grant, control_events=control_events, last_event_id=request.last_event_id)
         except CapExceededError as error:
             self._refuse_for(error, 429, "Too many open streams.", RefusalCause.CAP)
         except SlotsUnavailableError as error:

@@ -1,17 +1,23 @@
 """Hub: the only place that knows who listens to what in this process."""
 
 import logging
+import random
 from collections.abc import Callable, Iterable
 
 import anyio
 from anyio.abc import TaskGroup
 
-from .broker import Broker
+from .broker import Broker, HistoryBroker, Page
 from .clock import Clock
+from .cursor import Position
 from .event import RESERVED_PREFIX
+from .logged_topic import LoggedTopic
 from .topic import Listener, Topic
 
 logger = logging.getLogger("livepush_asgi")
+
+# How long a channel may look quiet before its log is asked, in seconds.
+CHECK_INTERVAL = 40.0
 
 
 class Hub:
@@ -50,11 +56,26 @@ class Hub:
         """
         topic = self._topics.get(channel)
         if topic is None:
-            topic = self._topics[channel] = Topic(channel, self._broker, self._note)
+            topic = self._topics[channel] = self._make(channel)
             self._scopes[topic] = scope = anyio.CancelScope()
             self._tasks.start_soon(self._keep, topic, scope, name=f"livepush channel {channel}")
         topic.add(listener)
         return topic.ready
+
+    def is_ready(self, channel: str) -> bool:
+        """Return whether the channel is, or once was, subscribed."""
+        topic = self._topics.get(channel)
+        return topic is not None and topic.ready
+
+    def end_of(self, channel: str) -> Position | None:
+        """Return up to where this process has delivered the channel's log, None if it has none."""
+        topic = self._topics.get(channel)
+        return None if topic is None else topic.position
+
+    async def read(self, channel: str, after: int, limit: int) -> Page:
+        """Read the log of a channel. Raises what the broker raises."""
+        assert isinstance(self._broker, HistoryBroker)
+        return await self._broker.read(channel, after, limit)
 
     def detach(self, channel: str, listener: Listener) -> None:
         """Let the listener hear the channel no more; the last one starts the time to linger."""
@@ -79,6 +100,22 @@ class Hub:
             for topic in list(self._topics.values()):
                 self._forget(topic).cancel()
                 closing.start_soon(topic.close)
+
+    def _make(self, channel: str) -> Topic:
+        if not isinstance(self._broker, HistoryBroker) or channel.startswith(RESERVED_PREFIX):
+            return Topic(channel, self._broker, self._note)
+        topic = LoggedTopic(channel, self._broker, self._note, self._tasks.start_soon)
+        self._check_later(topic)
+        return topic
+
+    def _check_later(self, topic: LoggedTopic) -> None:
+        def check() -> None:
+            if self._topics.get(topic.channel) is topic:
+                topic.check()
+                self._check_later(topic)
+
+        # At a random moment, so that ten thousand quiet channels are not looked at all at once.
+        self._clock.call_later(CHECK_INTERVAL * random.uniform(0.5, 1.0), check)
 
     @staticmethod
     async def _keep(topic: Topic, scope: anyio.CancelScope) -> None:

@@ -92,8 +92,8 @@ class Waker(Protocol):
         """Wake the task, if it sleeps. Returns at once."""
         ...
 
-    async def wait(self) -> None:
-        """Sleep until woken."""
+    async def wait(self, patience: float | None = None) -> bool:
+        """Sleep until woken; return False if that took longer than `patience` seconds."""
         ...
 
 
@@ -104,18 +104,27 @@ class _AsyncioWaker:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._future: asyncio.Future[None] | None = None
+        self._future: asyncio.Future[bool] | None = None
 
     def wake(self) -> None:
         if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+            self._future.set_result(True)
 
-    async def wait(self) -> None:
-        self._future = self._loop.create_future()
+    async def wait(self, patience: float | None = None) -> bool:
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._future = future
+        timer = None if patience is None else self._loop.call_later(patience, self._expire, future)
         try:
-            await self._future
+            return await future
         finally:
             self._future = None
+            if timer is not None:
+                timer.cancel()
+
+    @staticmethod
+    def _expire(future: asyncio.Future[bool]) -> None:
+        if not future.done():
+            future.set_result(False)
 
 
 class _AnyioWaker:
@@ -128,10 +137,12 @@ class _AnyioWaker:
         if self._event is not None:
             self._event.set()
 
-    async def wait(self) -> None:
+    async def wait(self, patience: float | None = None) -> bool:
         self._event = anyio.Event()
         try:
-            await self._event.wait()
+            with anyio.move_on_after(patience) as scope:
+                await self._event.wait()
+            return not scope.cancelled_caught
         finally:
             self._event = None
 

@@ -3,18 +3,27 @@
 from collections import deque
 from typing import NamedTuple
 
+from .cursor import Position
 from .settings import Limits
 
 
 class Delivery(NamedTuple):
-    """One block on its way to the streams of a channel. The same object waits in every outbox."""
+    """One block on its way to the streams of a channel. The same object waits in every outbox.
+
+    `block` is what a stream on this one channel sends; with a `position`, that is its id. `bare` is
+    the block without it, for streams on several channels, whose ids hold several positions. A `gap` is
+    no event but the word that some are missing.
+    """
 
     channel: str
     block: bytes
+    position: Position | None = None
+    bare: bytes = b""
+    gap: bool = False
 
 
 class OutboxFullError(Exception):
-    """Raised by `put` when the outbox is full and its policy is to end the stream."""
+    """Raised by `put` when there is no room and the policy is not to make some."""
 
 
 class Outbox:
@@ -45,30 +54,29 @@ class Outbox:
 
     def put(self, delivery: Delivery) -> None:
         """Add a delivery. Raises OutboxFullError, or drops the oldest, as the policy says."""
-        size = self._bytes + len(delivery.block)
-        if self._items and (
-            size > self._limits.outbox_bytes or len(self._items) >= self._limits.outbox_events
-        ):
-            self._make_room(len(delivery.block))
-            size = self._bytes + len(delivery.block)
+        limits, needed = self._limits, len(delivery.block)
+        if self._items and self._is_full(needed):
+            if limits.overflow != "drop_oldest":
+                raise OutboxFullError
+            while self._items and self._is_full(needed):
+                self._drop_oldest()
         self._items.append(delivery)
-        self._bytes = size
+        self._bytes += needed
 
-    def take(self) -> bytes:
-        """Return what waits, joined, up to `limits.message_bytes` or one delivery."""
-        items = self._items
+    def take(self) -> list[Delivery]:
+        """Return what waits, up to `limits.message_bytes` or one delivery."""
         if self._bytes <= self._limits.message_bytes:
-            joined = b"".join([item.block for item in items])
-            items.clear()
+            taken = list(self._items)
+            self._items.clear()
             self._bytes = 0
-            return joined
-        blocks = [items.popleft().block]
-        size = len(blocks[0])
-        while items and size + len(items[0].block) <= self._limits.message_bytes:
-            blocks.append(items.popleft().block)
-            size += len(blocks[-1])
+            return taken
+        taken = [self._items.popleft()]
+        size = len(taken[0].block)
+        while self._items and size + len(self._items[0].block) <= self._limits.message_bytes:
+            taken.append(self._items.popleft())
+            size += len(taken[-1].block)
         self._bytes -= size
-        return b"".join(blocks)
+        return taken
 
     def take_dropped(self) -> dict[str, int]:
         """Return how many deliveries of each channel were dropped since last asked.
@@ -78,18 +86,72 @@ class Outbox:
         dropped, self._dropped = self._dropped, {}
         return dropped
 
+    def give_up_positioned(self) -> list[str]:
+        """Discard what the history has, and return the channels to read on from there.
+
+        What has no position stays nowhere else: if any of it waits it counts as dropped.
+        """
+        channels = dict.fromkeys(item.channel for item in self._items if item.position is not None)
+        if channels:
+            for item in self._items:
+                if item.position is None:
+                    self._dropped[item.channel] = self._dropped.get(item.channel, 0) + 1
+            self._items.clear()
+            self._bytes = 0
+        return list(channels)
+
     def clear(self) -> None:
         """Discard what waits."""
         self._items.clear()
         self._bytes = 0
         self._dropped = {}
 
-    def _make_room(self, needed: int) -> None:
-        if self._limits.overflow == "close":
-            raise OutboxFullError
-        while self._items and (
+    def _is_full(self, needed: int) -> bool:
+        return (
             self._bytes + needed > self._limits.outbox_bytes or len(self._items) >= self._limits.outbox_events
-        ):
-            channel, block = self._items.popleft()
-            self._bytes -= len(block)
-            self._dropped[channel] = self._dropped.get(channel, 0) + 1
+        )
+
+    def _drop_oldest(self) -> None:
+        item = self._items.popleft()
+        self._bytes -= len(item.block)
+        self._dropped[item.channel] = self._dropped.get(item.channel, 0) + 1
+
+
+class LatestOutbox(Outbox):
+    """An outbox in which a newer event takes the place of an older one of its channel and event name.
+
+    So what waits is bounded by the number of names, and a slow client skips to the newest values.
+    """
+
+    __slots__ = ("_by_name",)
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self._by_name: dict[tuple[str, bytes], Delivery] = {}
+
+    def put(self, delivery: Delivery) -> None:
+        """Add a delivery in place of an older one of its name. Raises OutboxFullError."""
+        name = _name_in(delivery.bare or delivery.block)
+        older = self._by_name.pop((delivery.channel, name), None)
+        if older is not None:
+            self._items.remove(older)
+            self._bytes -= len(older.block)
+        super().put(delivery)
+        self._by_name[delivery.channel, name] = delivery
+
+    def take(self) -> list[Delivery]:
+        """Return what waits, the newest of each name."""
+        taken = super().take()
+        self._by_name = {(item.channel, _name_in(item.bare or item.block)): item for item in self._items}
+        return taken
+
+    def clear(self) -> None:
+        """Discard what waits."""
+        super().clear()
+        self._by_name.clear()
+
+
+def _name_in(block: bytes) -> bytes:
+    """Return the event name of a block; it is in the first line if there is one."""
+    first = block.split(b"\n", 1)[0]
+    return first if first.startswith(b"event: ") else b""

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from http import HTTPStatus
+from typing import Literal
 from urllib.parse import parse_qsl
 
+from .cursor import MOST_POSITIONS
 from .event import RESERVED_PREFIX
 from .types import Scope
 
@@ -91,6 +93,10 @@ def is_foreign(scope: Scope) -> bool:
     return bool(path) and not path.startswith("/")
 
 
+Replay = Literal["new", "last", "all"] | int
+Snapshot = Callable[[], object]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     """What a client may have: the channels of its stream, and the terms.
@@ -99,12 +105,21 @@ class Grant:
     datetime, or seconds since the epoch) is when the login behind the stream ends, and the stream
     with it. `control_events` overrides the application's setting for a client that cannot have the
     `livepush.*` events.
+
+    `replay` says where a client begins in channels with history if it brings no position of its own:
+    with what is "new", with the "last" event (the latest value), with "all" that is kept, or with so
+    many of the newest. `snapshot` is called after the stream has begun to listen and before its first
+    event, unless it resumed, and again after a gap: it returns (or awaits) the state as one event or
+    several, an Event or what an Event takes as data. State, then changes, with no race between them:
+    what changes while it is read is delivered afterwards.
     """
 
     channels: str | Iterable[str]
     slot_key: str | None = None
     expires_at: datetime | float | None = None
     control_events: bool | None = None
+    replay: Replay = "new"
+    snapshot: Snapshot | None = None
 
     def __post_init__(self) -> None:
         given = (self.channels,) if isinstance(self.channels, str) else tuple(self.channels)
@@ -112,7 +127,10 @@ class Grant:
             check_channel(channel)
         if not given:
             raise ValueError("a Grant names at least one channel; to let nobody in, return a Refusal")
+        if len(given) > MOST_POSITIONS:
+            raise ValueError(f"a stream has at most {MOST_POSITIONS} channels, or its id outgrows a header")
         object.__setattr__(self, "channels", tuple(dict.fromkeys(given)))
+        _check_replay(self.replay)
         if self.slot_key is not None and (not isinstance(self.slot_key, str) or not self.slot_key):
             raise ValueError(f"a slot key is a non-empty str or None, not {self.slot_key!r}")
         if self.expires_at is not None:
@@ -195,6 +213,13 @@ def check_channel(channel: object) -> None:
     if channel.startswith(RESERVED_PREFIX):
         raise ValueError(f"channel names that begin with {RESERVED_PREFIX!r} are the component's own")
     channel.encode()
+
+
+def _check_replay(replay: object) -> None:
+    if replay in ("new", "last", "all"):
+        return
+    if isinstance(replay, bool) or not isinstance(replay, int) or replay < 0:
+        raise ValueError(f"replay is 'new', 'last', 'all' or a number of events, not {replay!r}")
 
 
 def _timestamp(moment: datetime | float) -> float:

@@ -97,7 +97,7 @@ class Run:
         self._inbox.append(function)
         self._call_loop(lambda: self._bell.set())
 
-    async def open(self, grant: Grant, *, control_events: bool, resuming: bool = False) -> Stream:
+    async def open(self, grant: Grant, *, control_events: bool, last_event_id: str | None = None) -> Stream:
         """Take a slot and return a stream that listens already. The caller has to close it.
 
         Raises CapExceededError and SlotsUnavailableError.
@@ -105,7 +105,7 @@ class Run:
         opening = _Opening()
         lease = await self._take(grant, opening)
         try:
-            stream = Stream(self, grant, control_events=control_events, resuming=resuming)
+            stream = Stream(self, grant, control_events=control_events, last_event_id=last_event_id)
         except BaseException:
             if lease is not None:
                 lease.give_back()

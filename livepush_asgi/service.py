@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-import anyio
-
 from .app import LivePush
 from .broker import Broker
 from .carrier import STREAM_HEADERS, RawHeaders, carry
@@ -57,13 +55,11 @@ class StreamBody:
     async def __anext__(self) -> bytes:
         try:
             while not self._stream.finished:
-                # Cancelling `next_chunk` loses nothing, so it can be asked again after each look.
-                with anyio.move_on_after(DISCONNECT_POLL) as wait:
-                    chunk = await self._stream.next_chunk()
+                chunk = await self._stream.next_chunk(DISCONNECT_POLL)
                 if await self._is_disconnected():
                     self._stream.end(EndReason.DISCONNECT)
                     break
-                if not wait.cancelled_caught and chunk:
+                if chunk:
                     return chunk
         except BaseException:
             # Cancelled: the framework ends the response, and some do not close what they iterate.

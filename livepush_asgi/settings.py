@@ -5,7 +5,8 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Overflow = Literal["close", "drop_oldest"]
+Overflow = Literal["resume", "close", "drop_oldest", "latest"]
+OVERFLOWS = ("resume", "close", "drop_oldest", "latest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,23 +54,30 @@ class Limits:
     """How much may wait for one client, and what happens when more comes.
 
     An outbox holds at most `outbox_events` events and `outbox_bytes` bytes (or one event, however
-    large). When it is full, `overflow` decides: "close" ends the stream as `slow`; "drop_oldest"
-    makes room and tells the client with a gap event where events are missing. `message_bytes` bounds
-    what is given to the server in one message, because servers take a message whole.
+    large). When it is full, `overflow` decides. "resume" stops queueing and reads on from history at
+    the client's pace: nothing is lost; where there is no history, it closes. "close" ends the stream
+    as `slow`. "drop_oldest" makes room and tells the client with a gap event where events are
+    missing. "latest" keeps, of what waits, only the newest of each channel and event name: for
+    prices, cursors and progress, where an older value is worth nothing.
+
+    `replay_events` bounds, for each channel, what a client that comes back is sent from history; one
+    that missed more is told of a gap and gets the newest. `message_bytes` bounds what is given to the
+    server in one message, because servers take a message whole.
     """
 
     outbox_events: int = 1000
     outbox_bytes: int = 1024 * 1024
     message_bytes: int = 256 * 1024
-    overflow: Overflow = "close"
+    replay_events: int = 10_000
+    overflow: Overflow = "resume"
 
     def __post_init__(self) -> None:
-        for name in ("outbox_events", "outbox_bytes", "message_bytes"):
+        for name in ("outbox_events", "outbox_bytes", "message_bytes", "replay_events"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
-        if self.overflow not in ("close", "drop_oldest"):
-            raise ValueError(f"overflow is 'close' or 'drop_oldest', not {self.overflow!r}")
+        if self.overflow not in OVERFLOWS:
+            raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, not {self.overflow!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,5 @@
 """Stream: one connection from start to end, whatever carries its bytes. It takes no message of ASGI's;
-`carrier.py` and `service.py` do.
+`carrier.py` and `service.py` do. What it sends is composed in `feed.py`.
 """
 
 import logging
@@ -9,11 +9,12 @@ from enum import Enum
 from typing import Protocol
 
 from .clock import Clock, Timer
-from .control import close_block, gap_block, open_block, retry_line
-from .event import HEARTBEAT
+from .control import close_block, retry_line
+from .cursor import Position
+from .feed import Feed
 from .hub import Hub
 from .loop import make_waker
-from .outbox import Delivery, Outbox, OutboxFullError
+from .outbox import Delivery, OutboxFullError
 from .reasons import EndReason, GapReason
 from .request import Grant
 from .settings import Limits, Timing
@@ -27,7 +28,7 @@ _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED})
 
 
 class StreamState(Enum):
-    """Where a stream is in its life. (`refused` never becomes a stream; replaying has no use yet.)"""
+    """Where a stream is in its life. (`refused` never becomes a stream.)"""
 
     OPENING = "opening"
     LIVE = "live"
@@ -56,7 +57,7 @@ class Stream:
     """
 
     def __init__(
-        self, owner: Owner, grant: Grant, *, control_events: bool = True, resuming: bool = False
+        self, owner: Owner, grant: Grant, *, control_events: bool = True, last_event_id: str | None = None
     ) -> None:
         self.grant = grant
         self.state = StreamState.OPENING
@@ -68,11 +69,11 @@ class Stream:
         self.lease: Lease | None = None
         self._owner = owner
         self._control_events = control_events
-        self._resuming = resuming
-        self._outbox = Outbox(owner.limits)
         self._waker = make_waker()
+        self._feed = Feed(
+            owner, grant, self._waker, control_events=control_events, last_event_id=last_event_id
+        )
         self._now = owner.clock.now
-        self._heartbeat_due = False
         self._busy_since: float | None = self._now()
         self._last_chunk_at = self._busy_since
         self._timers: dict[str, Timer] = {}
@@ -86,24 +87,35 @@ class Stream:
         if self.reason is not None:
             return
         try:
-            self._outbox.put(delivery)
+            self._feed.put(delivery)
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
             self._waker.wake()
 
-    def gap(self, channel: str, reason: GapReason, /) -> None:
+    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
         """Tell the client that events are missing here; end the stream if it cannot be told."""
-        if self._control_events:
-            self.receive(Delivery(channel, gap_block(channel, reason)))
+        if self.reason is not None:
+            return
+        if not self._control_events:
+            self.end(EndReason.BROKER)
+            return
+        try:
+            self._feed.put_gap(channel, reason, position)
+        except OutboxFullError:
+            self.end(EndReason.SLOW)
         else:
-            self.end(EndReason.SLOW if reason is GapReason.OVERFLOW else EndReason.BROKER)
+            self._waker.wake()
 
     def subscribed(self, channel: str, /) -> None:
-        """Open, when this was the last channel to wait for."""
+        """Open, when this was the last channel to wait for, or begin in a channel that came late."""
+        if channel not in self._unsubscribed:
+            return
         self._unsubscribed.discard(channel)
-        if not self._unsubscribed:
+        if self.state is StreamState.OPENING:
             self._waker.wake()
+        elif (reason := self._feed.begin_late(channel)) is not None:
+            self.gap(channel, reason)
 
     # What its owner and its carrier call.
 
@@ -114,7 +126,7 @@ class Stream:
         self.reason = reason
         self.state = StreamState.ENDING
         if reason not in _FLUSHING:
-            self._outbox.clear()
+            self._feed.discard()
         self._waker.wake()
 
     def abort(self, reason: EndReason) -> None:
@@ -139,73 +151,52 @@ class Stream:
             timer.cancel()
         if self.lease is not None:
             self.lease.give_back()
-        self._outbox.clear()
+        self._feed.discard()
         self._waker.wake()
         self._owner.closed(self)
 
-    async def next_chunk(self) -> bytes:
-        """Wait for what is to be sent next. After the last one, `finished` is true; then b"" comes.
+    async def next_chunk(self, patience: float | None = None) -> bytes:
+        """Wait for what is to be sent next, or return b"" after `patience` seconds without anything.
 
-        Cancelling a call loses nothing: what it would have returned is returned by the next one.
+        After the last chunk `finished` is true. Cancelling a call loses nothing: what it would have
+        returned is returned by the next one.
         """
         self._busy_since = None
         try:
-            chunk = await (self._open() if self.state is StreamState.OPENING else self._wait_for_chunk())
+            chunk = await self._wait_for_chunk(patience)
         finally:
             # Also when cancelled: whoever gives up asking must not keep the stream for ever.
             self._busy_since = self._now()
-        self._last_chunk_at = self._busy_since
+        if chunk:
+            self._last_chunk_at = self._busy_since
         return chunk
 
-    async def _open(self) -> bytes:
-        # The client may take `livepush.open` to mean that from here on nothing is missed, so it waits
-        # for the broker. When that takes too long the stream opens, and a gap is told afterwards.
-        # (Woken for many reasons, whoever sleeps looks again at what it was waiting for.)
-        while self._unsubscribed and self.reason is None:
-            await self._waker.wait()
-        if self.reason is not None:
-            return self._last_chunk()
-        self.state = StreamState.LIVE
-        retry = self._owner.timing.own_retry()
-        if not self._control_events:
-            return retry_line(retry) + self._joined()
-        gaps = self.grant.channel_names if self._resuming else ()
-        return (
-            open_block(retry) + b"".join(gap_block(name, GapReason.UNKNOWN) for name in gaps) + self._joined()
-        )
-
-    async def _wait_for_chunk(self) -> bytes:
-        while True:
-            if self.reason is not None:
-                return self._last_chunk()
-            if self._outbox:
-                self._heartbeat_due = False
-                if chunk := self._joined():
-                    return chunk
-            elif self._heartbeat_due:
-                self._heartbeat_due = False
-                return HEARTBEAT
-            else:
-                await self._waker.wait()
-
-    def _joined(self) -> bytes:
-        dropped = self._outbox.take_dropped()
-        if dropped and not self._control_events:
-            self.end(EndReason.SLOW)
-            return b""
-        gaps = b"".join(gap_block(channel, GapReason.OVERFLOW) for channel in dropped)
-        return gaps + self._outbox.take()
+    async def _wait_for_chunk(self, patience: float | None) -> bytes:
+        while self.reason is None:
+            if self.state is StreamState.OPENING:
+                if not self._unsubscribed or self._feed.hurried:
+                    await self._feed.open()
+                    # It may have ended while history was looked at.
+                    self.state = StreamState.LIVE if self.reason is None else self.state
+                    continue
+            elif chunk := await self._feed.next():
+                return chunk
+            elif self._feed.unanswerable:
+                # What its client would have to be told it cannot be told.
+                self.end(self._feed.unanswerable)
+                continue
+            if not await self._waker.wait(patience):
+                return b""
+        return self._last_chunk()
 
     def _last_chunk(self) -> bytes:
         if self.finished:
             return b""
-        chunk = b""
-        while self._outbox:
-            chunk += self._joined()
+        chunk = self._feed.flush()
         self.finished = True
-        if self.reason in (EndReason.DISCONNECT, None):
-            return b""
         assert self.reason is not None
+        if self.reason is EndReason.DISCONNECT:
+            return b""
         retry = self._owner.timing.own_retry()
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
 
@@ -222,7 +213,7 @@ class Stream:
             self._at("expiry", self.grant.expiry - time.time(), lambda: self.end(EndReason.EXPIRED))
 
     def _open_anyway(self) -> None:
-        self._unsubscribed.clear()
+        self._feed.hurried = True
         self._waker.wake()
 
     def _check(self) -> None:
@@ -237,7 +228,7 @@ class Stream:
         if timing.heartbeat_interval is not None:
             idle = now - self._last_chunk_at
             if idle >= timing.heartbeat_interval:
-                self._heartbeat_due, idle = True, 0.0
+                self._feed.heartbeat_due, idle = True, 0.0
                 self._waker.wake()
             due = min(due, timing.heartbeat_interval - idle)
         self._at("check", due, self._check)

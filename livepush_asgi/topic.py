@@ -10,8 +10,9 @@ from typing import Protocol
 import anyio
 
 from .broker import Broker, ForwardingSubscription, Subscription
+from .cursor import Position
 from .errors import InvalidEventError, MessagesLostError
-from .event import from_payload
+from .event import from_payload, split_position, with_id
 from .outbox import Delivery
 from .reasons import GapReason
 
@@ -32,13 +33,21 @@ class Listener(Protocol):
         """Take what was published."""
         ...
 
-    def gap(self, channel: str, reason: GapReason, /) -> None:
-        """Hear that events may be missing at this point."""
+    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
+        """Hear that events may be missing at this point; in a log, up to this position."""
         ...
 
     def subscribed(self, channel: str, /) -> None:
         """Hear that the channel is subscribed, for a listener that was attached before it was."""
         ...
+
+
+def delivery_of(channel: str, payload: bytes, position: Position | None) -> Delivery:
+    """Return a payload as streams send it. Raises InvalidEventError for one that is no text."""
+    block = from_payload(payload)
+    if position is None:
+        return Delivery(channel, block)
+    return Delivery(channel, with_id(block, str(position)), position, block)
 
 
 class Topic:
@@ -47,6 +56,9 @@ class Topic:
     def __init__(self, channel: str, broker: Broker, watch: Callable[["Topic"], None]) -> None:
         self.channel = channel
         self.delivered = 0
+        #: Whether the channel was ever subscribed; what happens to it afterwards is told.
+        self.ready = False
+        self.closed = False
         #: The error of the last attempt to subscribe; None when it succeeded.
         self.error: Exception | None = None
         self._broker = broker
@@ -60,11 +72,6 @@ class Topic:
     def __len__(self) -> int:
         return len(self._listeners)
 
-    @property
-    def ready(self) -> bool:
-        """Whether the subscription is up."""
-        return self._subscription is not None
-
     def add(self, listener: Listener) -> None:
         """Let a listener hear what is delivered from now on."""
         self._listeners[listener] = None
@@ -75,23 +82,43 @@ class Topic:
         self._listeners.pop(listener, None)
         self._snapshot = None
 
+    @property
+    def position(self) -> Position | None:
+        """Up to where the listeners have been delivered the channel's log, None if it has none."""
+        return None
+
     def deliver(self, payload: bytes, /) -> None:
         """Pass a payload on to every listener. Plain synchronous code: nobody is waited for."""
         try:
-            delivery = Delivery(self.channel, from_payload(payload))
+            # Without a log to read, a position is of no use.
+            _, proper = split_position(payload)
         except InvalidEventError as error:
             self._complain(error)
             self.lost()
+        else:
+            self.dispatch(proper, None)
+
+    def lost(self) -> None:
+        """Tell every listener that events may be missing."""
+        self.tell_gap(GapReason.BROKER, None)
+
+    def dispatch(self, payload: bytes, position: Position | None) -> None:
+        """Give what was published to every listener, or tell them that it cannot be given."""
+        try:
+            delivery = delivery_of(self.channel, payload, position)
+        except InvalidEventError as error:
+            self._complain(error)
+            self.tell_gap(GapReason.BROKER, position)
             return
         listeners = self._listening()
         self.delivered += len(listeners)
         for listener in listeners:
             listener.receive(delivery)
 
-    def lost(self) -> None:
-        """Tell every listener that events may be missing."""
+    def tell_gap(self, reason: GapReason, position: Position | None) -> None:
+        """Tell every listener that events are missing, in a log those up to `position`."""
         for listener in self._listening():
-            listener.gap(self.channel, GapReason.BROKER)
+            listener.gap(self.channel, reason, position)
 
     async def wait_attempted(self) -> None:
         """Wait until the first attempt to subscribe has ended, well or not."""
@@ -105,12 +132,12 @@ class Topic:
         failures = 0
         while True:
             try:
-                if await self._subscribe(told=failures > 0):
+                if await self._subscribe():
                     return
                 failures = 0
                 await self._read()
             except Exception as error:
-                self._set_error(error)
+                self.set_error(error)
             failures += 1
             await self._forget_subscription()
             # Half of the delay is random, so that processes that failed together do not retry together.
@@ -120,20 +147,27 @@ class Topic:
 
     async def close(self) -> None:
         """Give the subscription back. Bounded in time; never raises but when cancelled."""
+        self.closed = True
         await self._forget_subscription()
 
-    async def _subscribe(self, *, told: bool) -> bool:
+    async def _subscribe(self) -> bool:
         subscription = await self._broker.subscribe(self.channel)
         self._subscription = subscription
-        self._set_error(None)
-        if told:
-            self.lost()
-        for listener in self._listening():
-            listener.subscribed(self.channel)
+        forwards = isinstance(subscription, ForwardingSubscription)
         if isinstance(subscription, ForwardingSubscription):
             subscription.forward(self)
-            return True
-        return False
+        await self.settle()
+        self.set_error(None)
+        if not self.ready:
+            self.ready = True
+            for listener in self._listening():
+                listener.subscribed(self.channel)
+        return forwards
+
+    async def settle(self) -> None:
+        """Put right what a new subscription may have missed. Called each time that there is one."""
+        if self.ready:
+            self.lost()
 
     async def _read(self) -> None:
         assert self._subscription is not None
@@ -162,7 +196,8 @@ class Topic:
             self._snapshot = tuple(self._listeners)
         return self._snapshot
 
-    def _set_error(self, error: Exception | None) -> None:
+    def set_error(self, error: Exception | None) -> None:
+        """Take note of how the last attempt at the broker went."""
         self.error = error
         self._watch(self)
         self._attempted.set()

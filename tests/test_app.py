@@ -110,6 +110,7 @@ async def test_a_soft_refusal_is_a_stream_that_ends() -> None:
     assert json.loads(lines[2].removeprefix("data: ")) == {
         "reason": "authorize",
         "status": 402,
+        "retry": int(lines[1].removeprefix("retry: ")),
         "detail": "Pay first.",
     }
     assert lines[3:] == ["", ""]

@@ -10,6 +10,7 @@ import anyio.lowlevel
 
 from ..broker import Sink
 from ..errors import MessagesLostError, SubscriptionClosedError
+from ..event import split_position
 
 
 class Mailbox:
@@ -73,7 +74,8 @@ class Mailbox:
             payload = self._waiting.popleft()
             if payload is None:
                 raise MessagesLostError(f"messages of {self.channel!r} may have been lost")
-            return payload
+            # Who asks for messages asks for what was published. Positions are for a sink.
+            return split_position(payload)[1]
         if self._closed:
             raise SubscriptionClosedError(f"the subscription to {self.channel!r} is closed")
         return None

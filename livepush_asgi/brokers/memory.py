@@ -1,9 +1,17 @@
-"""MemoryBroker: pub/sub inside one process. The embedded default; it needs nothing and keeps nothing."""
+"""MemoryBroker: pub/sub inside one process, with history. The embedded default; it needs nothing."""
 
+from collections import OrderedDict
+
+import anyio
 import anyio.lowlevel
 
-from ..broker import Subscription
+from ..broker import Page, Subscription
+from ..cursor import Position
+from ..errors import PositionConflictError
+from ..event import positioned
+from .history import History
 from .mailbox import Mailbox
+from .memory_log import MemoryLog
 
 # A publisher in a loop would otherwise fill every outbox before one stream had its turn to send.
 # Yielding at each publish, on the other hand, would make one message of each event.
@@ -14,28 +22,28 @@ BYTES_BETWEEN_YIELDS = 64 * 1024
 class MemoryBroker:
     """Delivers to the subscriptions of this process, at once and in the order of publishing.
 
+    It keeps a log of each channel, bounded by `history`; it is gone with the process, and a client
+    that comes back to another one is told so. A log to which nobody listens is forgotten when it was
+    idle for the history's age, or longest of too many.
+
     Use it on one event loop. From another thread, publish through `anyio.from_thread.run` or
     asgiref's `async_to_sync`, which hand the call to the loop. Its events do not reach other
-    processes: with several workers take `RedisBroker`.
+    processes: with several workers take a broker with a server.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, history: History | None = None) -> None:
+        self._history = history or History()
         self._mailboxes: dict[str, dict[Mailbox, None]] = {}
+        # The one that was idle longest is the first.
+        self._logs: OrderedDict[str, MemoryLog] = OrderedDict()
         self._publishes = 0
         self._bytes = 0
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
-        """Deliver a payload and return how many subscriptions took it."""
+        """Append a payload to the channel's log, deliver it, and return how many subscriptions took it."""
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
-        mailboxes = tuple(self._mailboxes.get(channel, ()))
-        for mailbox in mailboxes:
-            mailbox.deliver(data)
-        self._publishes += 1
-        self._bytes += len(data)
-        if self._publishes >= PUBLISHES_BETWEEN_YIELDS or self._bytes >= BYTES_BETWEEN_YIELDS:
-            self._publishes = self._bytes = 0
-            await anyio.lowlevel.checkpoint()
-        return len(mailboxes)
+        await self.append(channel, data)
+        return len(self._mailboxes.get(channel, ()))
 
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription that gets what is published from now on."""
@@ -43,12 +51,76 @@ class MemoryBroker:
         self._mailboxes.setdefault(channel, {})[mailbox] = None
         return mailbox
 
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected: Position | None = None,
+    ) -> Position:
+        """Append and deliver an event. See `broker.HistoryBroker`."""
+        now = anyio.current_time()
+        log = self._log(channel, now)
+        if idempotency_key is not None and (known := log.known(idempotency_key)) is not None:
+            return known
+        if expected is not None and not _is_end(expected, log):
+            raise PositionConflictError(channel, log.end)
+        position = log.append(payload, now, idempotency_key)
+        if mailboxes := self._mailboxes.get(channel):
+            live = positioned(position, payload)
+            for mailbox in tuple(mailboxes):
+                mailbox.deliver(live)
+        await self._yield_at_times(len(payload))
+        return position
+
+    async def read(self, channel: str, after: int, limit: int) -> Page:
+        """Return a part of the channel's log. See `broker.HistoryBroker`."""
+        now = anyio.current_time()
+        return self._log(channel, now).page(after, limit, now)
+
     def subscriptions(self, channel: str) -> int:
         """Return how many subscriptions the channel has."""
         return len(self._mailboxes.get(channel, ()))
+
+    def _log(self, channel: str, now: float) -> MemoryLog:
+        log = self._logs.get(channel)
+        if log is None:
+            self._forget_idle(now)
+            log = self._logs[channel] = MemoryLog(self._history, now)
+        self._logs.move_to_end(channel)
+        return log
+
+    def _forget_idle(self, now: float) -> None:
+        # One log comes, so letting go of two keeps the number of looks bounded and the logs too.
+        for _ in range(2):
+            if not self._logs:
+                return
+            channel, log = next(iter(self._logs.items()))
+            idle = self._history.age is not None and now - log.used > self._history.age
+            if not idle and len(self._logs) < self._history.channels:
+                return
+            if channel in self._mailboxes:
+                # Its listeners hold positions in it.
+                self._logs.move_to_end(channel)
+            else:
+                del self._logs[channel]
+
+    async def _yield_at_times(self, size: int) -> None:
+        self._publishes += 1
+        self._bytes += size
+        if self._publishes >= PUBLISHES_BETWEEN_YIELDS or self._bytes >= BYTES_BETWEEN_YIELDS:
+            self._publishes = self._bytes = 0
+            await anyio.lowlevel.checkpoint()
 
     def _forget(self, mailbox: Mailbox) -> None:
         mailboxes = self._mailboxes[mailbox.channel]
         del mailboxes[mailbox]
         if not mailboxes:
             del self._mailboxes[mailbox.channel]
+
+
+def _is_end(expected: Position, log: MemoryLog) -> bool:
+    if expected.offset == 0:
+        return log.last == 0
+    return expected == log.end

@@ -1,0 +1,68 @@
+"""MemoryLog: the log of one channel in this process, bounded by a History."""
+
+from collections import OrderedDict, deque
+from itertools import islice
+
+from ..broker import Page, Record
+from ..cursor import Position, new_epoch
+from .history import History
+
+
+class MemoryLog:
+    """Events 1, 2, 3 ... of which the newest are kept. Times are seconds of one monotonic clock."""
+
+    __slots__ = ("_history", "_keys", "_records", "_size", "_times", "epoch", "last", "used")
+
+    def __init__(self, history: History, now: float) -> None:
+        self.epoch = new_epoch()
+        self.last = 0
+        #: When something was last done with it.
+        self.used = now
+        self._history = history
+        self._records: deque[Record] = deque()
+        self._times: deque[float] = deque()
+        self._size = 0
+        self._keys: OrderedDict[str, int] = OrderedDict()
+
+    @property
+    def end(self) -> Position:
+        """The position after the newest event."""
+        return Position(self.epoch, self.last)
+
+    def known(self, key: str) -> Position | None:
+        """Return the position of the event that was added with this idempotency key."""
+        offset = self._keys.get(key)
+        return None if offset is None else Position(self.epoch, offset)
+
+    def append(self, payload: bytes, now: float, key: str | None = None) -> Position:
+        """Add an event, and let go what is beyond the bounds."""
+        self.last += 1
+        self.used = now
+        self._records.append(Record(self.last, payload))
+        self._times.append(now)
+        self._size += len(payload)
+        if key is not None:
+            self._keys[key] = self.last
+            # A key is as much a memory of an event as the event: there are no more of them.
+            if len(self._keys) > self._history.events:
+                self._keys.popitem(last=False)
+        self._trim(now)
+        return self.end
+
+    def page(self, after: int, limit: int, now: float) -> Page:
+        """Return a part of what is kept."""
+        self.used = now
+        self._trim(now)
+        first = self.last - len(self._records) + 1
+        skipped = min(max(0, after - first + 1), len(self._records))
+        return Page(self.epoch, first, self.last, tuple(islice(self._records, skipped, skipped + limit)))
+
+    def _trim(self, now: float) -> None:
+        history = self._history
+        while self._records and (
+            len(self._records) > history.events
+            or (self._size > history.size and len(self._records) > 1)
+            or (history.age is not None and now - self._times[0] > history.age)
+        ):
+            self._size -= len(self._records.popleft().payload)
+            self._times.popleft()

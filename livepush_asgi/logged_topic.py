@@ -1,0 +1,154 @@
+"""LoggedTopic: a topic of a broker with history. What it delivers is contiguous, or it says where it is not.
+
+Live payloads may be lost and repeated on their way; the log has them all. So each live position is held
+against the last one. The next in line is delivered, an older one is a repeat, and anything else is a hole:
+then nothing live counts until the log has been read up to what is known of it.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+
+from .broker import HistoryBroker, Page
+from .cursor import MOST_OFFSET, Position
+from .errors import InvalidEventError
+from .event import split_position
+from .reasons import GapReason
+from .topic import RETRY_FIRST, RETRY_MOST, Topic
+
+logger = logging.getLogger("livepush_asgi")
+
+# How many events are read at once when a hole is filled.
+PAGE = 500
+
+
+class LoggedTopic(Topic):
+    """A channel with a log. `spawn` starts a task that outlives the caller."""
+
+    def __init__(
+        self,
+        channel: str,
+        broker: HistoryBroker,
+        watch: Callable[[Topic], None],
+        spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], object],
+    ) -> None:
+        super().__init__(channel, broker, watch)
+        self._log = broker
+        self._spawn = spawn
+        self._position: Position | None = None
+        # While the log is read, live payloads only say how far it has to be read.
+        self._filling = True
+        self._seen: Position | None = None
+        self._quiet = True
+
+    @property
+    def position(self) -> Position | None:
+        """Up to where the listeners have been delivered the log."""
+        return self._position
+
+    def deliver(self, payload: bytes, /) -> None:
+        """Pass on what is next in line; begin to read the log where something is missing."""
+        try:
+            position, proper = split_position(payload)
+        except InvalidEventError as error:
+            logger.warning("a live payload on %r cannot be read: %s", self.channel, error)
+            self.lost()
+            return
+        if position is None:
+            # Somebody published past the log. There is no order to keep with what is in it.
+            self.dispatch(proper, None)
+        elif self._filling:
+            self._seen = position
+        elif self._is_next(position):
+            self._quiet = False
+            self._position = position
+            self.dispatch(proper, position)
+        elif not self._is_repeat(position):
+            self.lost()
+            self._seen = position
+
+    def lost(self) -> None:
+        """Read in the log what live payloads may have been lost. Nobody is told of a gap that is filled."""
+        if not self._filling and not self.closed:
+            self._filling = True
+            self._spawn(self._fill)
+
+    def check(self) -> None:
+        """Look into the log if nothing came for a while: the live way may be dead without a sign."""
+        if self._quiet:
+            self.lost()
+        self._quiet = True
+
+    async def settle(self) -> None:
+        """Find out where the log is, or read what the time without a subscription has brought."""
+        if self._position is None:
+            self._filling = True
+            page = await self._log.read(self.channel, MOST_OFFSET, 0)
+            self._position = Position(page.epoch, page.last)
+            self._filling = False
+            if self._is_ahead(self._seen):
+                self.lost()
+        else:
+            self.lost()
+
+    async def _fill(self) -> None:
+        failures = 0
+        while not self.closed:
+            try:
+                if await self._read_page():
+                    if failures:
+                        self.set_error(None)
+                    return
+                failures = 0
+            except Exception as error:
+                failures += 1
+                self.set_error(error)
+                delay = min(RETRY_MOST, RETRY_FIRST * 2 ** min(failures, 10))
+                await anyio.sleep(delay * random.uniform(0.5, 1.0))
+
+    async def _read_page(self) -> bool:
+        """Deliver a page of the log. Return whether the listeners now have all that is known of it."""
+        assert self._position is not None
+        before = self._position
+        page = await self._log.read(self.channel, before.offset, PAGE)
+        # From here to the return nothing waits, so that no live payload falls between.
+        self._go_through(page)
+        if self._position.offset >= page.last and not self._is_ahead(self._seen):
+            self._filling, self._seen = False, None
+            return True
+        if self._position == before:
+            # Something live is ahead of the log. Either it comes, or the log has lost it again.
+            self._seen = None
+            await anyio.sleep(RETRY_FIRST)
+        return False
+
+    def _go_through(self, page: Page) -> None:
+        assert self._position is not None
+        start = Position(page.epoch, page.first - 1)
+        if page.epoch != self._position.epoch or page.last < self._position.offset:
+            # Another log, or one that lost its end. This page may start anywhere in it; the next will
+            # start at the beginning.
+            self._position = start
+            self.tell_gap(GapReason.EPOCH, start)
+            return
+        if start.offset > self._position.offset:
+            self._position = start
+            self.tell_gap(GapReason.EXPIRED, start)
+        for record in page.records:
+            if record.offset > self._position.offset:
+                self._position = Position(page.epoch, record.offset)
+                self.dispatch(record.payload, self._position)
+
+    def _is_next(self, position: Position) -> bool:
+        known = self._position
+        return known is not None and position.epoch == known.epoch and position.offset == known.offset + 1
+
+    def _is_ahead(self, position: Position | None) -> bool:
+        return position is not None and not self._is_repeat(position)
+
+    def _is_repeat(self, position: Position) -> bool:
+        known = self._position
+        return known is not None and position.epoch == known.epoch and position.offset <= known.offset

@@ -1,0 +1,177 @@
+"""Places: where one client is in the logs of its channels. Plain synchronous code, no input or output.
+
+A channel of a stream is in one of two ways. *Live*: what the hub delivers is queued. *Behind*: nothing is
+queued, for the history has it; the stream reads on from there at the pace of its client, and is live again
+at the moment when it has all that the hub has delivered. Resuming begins behind; so does a client that was
+too slow for its outbox. There is no third way, and so no seam at which an event could be missed or doubled.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .broker import Page
+from .control import NO_POSITION
+from .cursor import Cursor, Position
+from .outbox import Delivery
+from .reasons import GapReason
+from .request import Replay
+
+
+class Stretch(NamedTuple):
+    """What a page of history adds to a stream: a gap before it, if any, and the records that follow."""
+
+    gap: GapReason | None
+    start: Position
+    records: tuple[tuple[Position, bytes], ...]
+
+
+class Places:
+    """The positions of one stream. `last_event_id` is text from outside, None if the client is new."""
+
+    def __init__(self, last_event_id: str | None, replay: Replay, most_replayed: int) -> None:
+        self._cursor = None if last_event_id is None else Cursor.parse(last_event_id)
+        self._resuming = last_event_id is not None
+        self._unclaimed = set(self._cursor.offsets) if self._cursor else set()
+        self._replay = replay
+        self._most_replayed = most_replayed
+        #: Up to where the client has been sent each channel.
+        self._sent: dict[str, Position] = {}
+        #: Up to where it has been queued, in the live channels.
+        self._queued: dict[str, Position] = {}
+        #: The channels that are read from history, in turn.
+        self._behind: dict[str, None] = {}
+        #: Channels whose history may begin later than asked for, without that being a loss.
+        self._unhurt: set[str] = set()
+
+    @property
+    def behind(self) -> bool:
+        """Whether any channel is to be read from history."""
+        return bool(self._behind)
+
+    def is_behind(self, channel: str) -> bool:
+        """Whether a channel is read from history."""
+        return channel in self._behind
+
+    @property
+    def id(self) -> str:
+        """The event id that names where the client is, in all channels."""
+        if not self._sent:
+            return NO_POSITION
+        return ",".join(map(str, self._sent.values()))
+
+    def offset_in(self, end: Position) -> int | None:
+        """Return where the client's cursor is in the log that ends at `end`, None if it is not in it."""
+        return self._cursor.offsets.get(end.epoch) if self._cursor else None
+
+    def next_behind(self) -> tuple[str, Position]:
+        """Return the channel to read next, and the position after which; each has its turn."""
+        channel = next(iter(self._behind))
+        del self._behind[channel]
+        self._behind[channel] = None
+        return channel, self._sent[channel]
+
+    def claim(self, positions: Iterable[Position | None]) -> None:
+        """Take note of the logs that the stream's channels have now, before any of them is placed."""
+        self._unclaimed -= {position.epoch for position in positions if position is not None}
+
+    def place(self, channel: str, end: Position | None, *, late: bool = False) -> GapReason | None:
+        """Begin in a channel whose log ends at `end`; None has no log. Return the gap to tell, if any.
+
+        What is delivered before does not count: it is in the log, or the client has not begun yet.
+        `late` is for a channel that the broker came to have only after the stream had opened.
+        """
+        unknown = GapReason.BROKER if late else None
+        if end is None:
+            return GapReason.UNKNOWN if self._resuming else unknown
+        offset = self.offset_in(end)
+        if offset is not None and offset <= end.offset:
+            return self._start(channel, end, offset)
+        self._start(channel, end, self._first_of(end))
+        self._unhurt.add(channel)
+        if not self._resuming:
+            return unknown
+        if self._cursor is None or offset is not None:
+            return GapReason.UNKNOWN
+        # Epochs stand for channels: if every one of the cursor's is accounted for, this channel is new
+        # to the client, and it has missed nothing.
+        return GapReason.EPOCH if self._unclaimed else unknown
+
+    def admits(self, delivery: Delivery) -> bool:
+        """Return whether a delivery is to be queued: the channel is live, and it is no repeat."""
+        position = delivery.position
+        if position is None:
+            return True
+        queued = self._queued.get(delivery.channel)
+        if queued is None or delivery.channel in self._behind:
+            return False
+        if queued.epoch == position.epoch and position.offset <= queued.offset:
+            return False
+        self._queued[delivery.channel] = position
+        return True
+
+    def jump(self, channel: str, position: Position | None) -> bool:
+        """Follow a gap in a live channel; return False if the channel is behind and will find it itself."""
+        if position is None:
+            return True
+        if channel in self._behind or channel not in self._queued:
+            return False
+        self._queued[channel] = position
+        return True
+
+    def mark_sent(self, channel: str, position: Position) -> None:
+        """Take note that the client was sent a channel up to here."""
+        self._sent[channel] = position
+
+    def fall_behind(self, channels: Iterable[str]) -> None:
+        """Read these channels from history, from where the client is."""
+        for channel in channels:
+            self._behind[channel] = None
+
+    def take_page(self, channel: str, page: Page, live_end: Position) -> Stretch:
+        """Go through a page of history, and be live again if it reaches what was delivered live.
+
+        To be called at once when the page has come, with the live end of that moment.
+        """
+        gap, place = self._compare(channel, self._sent[channel], page)
+        # In a log begun anew this page may start anywhere: the next one starts at the beginning.
+        found = () if gap is GapReason.EPOCH else page.records
+        records = tuple(
+            (Position(page.epoch, record.offset), record.payload)
+            for record in found
+            if record.offset > place.offset
+        )
+        self._sent[channel] = place
+        start, end = place, records[-1][0] if records else place
+        if end.epoch == live_end.epoch and end.offset >= live_end.offset:
+            del self._behind[channel]
+            self._queued[channel] = end
+        self._unhurt.discard(channel)
+        return Stretch(gap, start, records)
+
+    def _compare(self, channel: str, place: Position, page: Page) -> tuple[GapReason | None, Position]:
+        if place.epoch != page.epoch or place.offset > page.last:
+            return GapReason.EPOCH, Position(page.epoch, page.first - 1)
+        if place.offset < page.first - 1:
+            gap = None if channel in self._unhurt else GapReason.EXPIRED
+            return gap, Position(page.epoch, page.first - 1)
+        return None, place
+
+    def _start(self, channel: str, end: Position, offset: int) -> GapReason | None:
+        gap = None
+        if end.offset - offset > self._most_replayed:
+            gap, offset = GapReason.OVERFLOW, end.offset - self._most_replayed
+        self._sent[channel] = self._queued[channel] = Position(end.epoch, offset)
+        if offset < end.offset:
+            self._behind[channel] = None
+        return gap
+
+    def _first_of(self, end: Position) -> int:
+        match self._replay:
+            case "new":
+                return end.offset
+            case "last":
+                return max(0, end.offset - 1)
+            case "all":
+                return max(0, end.offset - self._most_replayed)
+            case number:
+                return max(0, end.offset - min(number, self._most_replayed))

@@ -1,0 +1,66 @@
+"""Publishing: how an event gets from a program into a broker, whoever publishes and from where."""
+
+import random
+
+import anyio
+
+from .broker import Broker, HistoryBroker
+from .cursor import Position
+from .errors import BrokerUnavailableError
+from .event import Event, to_payload
+
+RETRY_FIRST, RETRY_MOST = 0.05, 2.0
+
+
+def event_of(data: object, event: str | None, id: str | int | None, retry: int | None) -> Event:
+    """Return an Event of what a publisher gave. Raises InvalidEventError, and TypeError for two voices."""
+    if not isinstance(data, Event):
+        return Event(data, event, id, retry)
+    if (event, id, retry) != (None, None, None):
+        raise TypeError("an Event brings its own event, id and retry")
+    return data
+
+
+async def publish_event(
+    broker: Broker,
+    channel: str,
+    event: Event,
+    *,
+    idempotency_key: str | None = None,
+    expected: Position | str | None = None,
+    patience: float = 0.0,
+) -> str | None:
+    """Publish, again and again for `patience` seconds while the broker is away; return the event id."""
+    deadline = anyio.current_time() + patience
+    if isinstance(expected, str):
+        expected = Position.parse(expected)
+    payload = to_payload(event.encode())
+    delay = RETRY_FIRST
+    while True:
+        try:
+            return await _publish(broker, channel, event, payload, idempotency_key, expected)
+        except BrokerUnavailableError:
+            if anyio.current_time() + delay > deadline:
+                raise
+        await anyio.sleep(delay * random.uniform(0.5, 1.0))
+        delay = min(RETRY_MOST, 2 * delay)
+
+
+async def _publish(
+    broker: Broker,
+    channel: str,
+    event: Event,
+    payload: bytes,
+    idempotency_key: str | None,
+    expected: Position | None,
+) -> str | None:
+    own_id = None if event.id is None else str(event.id)
+    if isinstance(broker, HistoryBroker):
+        position = await broker.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
+        return own_id or str(position)
+    if idempotency_key is not None or expected is not None:
+        raise TypeError(
+            f"{type(broker).__name__} keeps no history: it knows no idempotency_key and no expected"
+        )
+    await broker.publish(channel, payload)
+    return own_id
