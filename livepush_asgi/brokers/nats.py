@@ -1,0 +1,90 @@
+"""NatsBroker: pub/sub over core NATS, with one connection for everything."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from ..broker import Subscription
+from .mailbox import Mailbox
+from .nats_connection import FAILURES, Outgoing
+from .nats_link import Link
+from .nats_session import Patience
+from .nats_subject import check_prefix, subject_of
+
+
+class NatsBroker:
+    """Pub/sub over NATS, without history: what is published while nobody listens is gone.
+
+    `servers` is a URL or several of one cluster, `options` are further keywords of `nats.connect`:
+    credentials, TLS, a name. The channel `events.42` is the subject `livepush.events.42`, and what
+    NATS cannot have in a subject is written as %XX; `prefix` stands for `livepush`.
+
+    However many channels and clients, there is one connection. It is opened by the first use, and
+    closed when nothing has needed it for `linger`; when it breaks, it is made again until that works,
+    each subscription is told that messages may be lost, and goes on. Each payload is sent at most
+    once. A server that finds a reader too slow cuts its connection, so that is told as well.
+
+    All timeouts are in seconds. The connection is tested every `ping_interval`, and is given up after
+    `ping_timeout` without an answer. Use one broker on one event loop at a time.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str] = "nats://127.0.0.1:4222",
+        *,
+        prefix: str = "livepush",
+        # Any, because that is what nats.connect takes: it has an option of every type.
+        options: Mapping[str, Any] | None = None,
+        subscribe_timeout: float = 2.0,
+        publish_timeout: float = 5.0,
+        ping_interval: float = 10.0,
+        ping_timeout: float = 5.0,
+        linger: float = 10.0,
+    ) -> None:
+        self._prefix = check_prefix(prefix)
+        patience = Patience(
+            subscribe_timeout=subscribe_timeout,
+            publish_timeout=publish_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
+            linger=linger,
+        )
+        self._link = Link(servers, options or {}, patience, payload_of)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the connection is up and every channel confirmed, or nobody listens."""
+        return self._link.healthy
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        """Publish a payload and return 0 when the server has it: NATS does not say who listens.
+
+        Raises BrokerUnavailableError if the server is away or refuses. It was then sent once or not at
+        all: what to do about it is the caller's decision.
+        """
+        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        try:
+            await self._link.publish(Outgoing(subject_of(self._prefix, channel), data))
+        except (*FAILURES, ValueError) as error:
+            raise self._link.unavailable("publish", error) from error
+        return 0
+
+    async def subscribe(self, channel: str) -> Subscription:
+        """Return a subscription, confirmed by the server.
+
+        Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
+        """
+        return await subscribe(self._link, channel, subject_of(self._prefix, channel))
+
+
+async def subscribe(link: Link, channel: str, subject: str) -> Mailbox:
+    """Return a mailbox that listens to a subject."""
+    mailbox = Mailbox(channel, lambda mailbox: link.leave(subject, mailbox))
+    await link.listen(subject, mailbox)
+    return mailbox
+
+
+def payload_of(message: Msg) -> bytes:
+    """Return what a message carries."""
+    return message.data
