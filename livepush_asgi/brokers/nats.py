@@ -6,6 +6,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from ..broker import Subscription
+from .jetstream_entry import MARK
 from .mailbox import Mailbox
 from .nats_connection import FAILURES, Outgoing
 from .nats_link import Link
@@ -66,7 +67,7 @@ class NatsBroker:
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
         try:
             await self._link.publish(Outgoing(subject_of(self._prefix, channel), data))
-        except (*FAILURES, ValueError) as error:
+        except FAILURES as error:
             raise self._link.unavailable("publish", error) from error
         return 0
 
@@ -85,6 +86,6 @@ async def subscribe(link: Link, channel: str, subject: str) -> Mailbox:
     return mailbox
 
 
-def payload_of(message: Msg) -> bytes:
-    """Return what a message carries."""
-    return message.data
+def payload_of(message: Msg) -> bytes | None:
+    """Return what a message carries, None for a mark that is for readers of a log."""
+    return None if MARK in (message.headers or {}) else message.data

@@ -54,6 +54,10 @@ class Outgoing(NamedTuple):
     headers: dict[str, str] | None = None
 
 
+class TooLongError(NatsError):
+    """Raised when a payload is more than the server takes."""
+
+
 class Inlet(asyncio.Future[Msg]):
     """Takes each message of a subscription as it is read.
 
@@ -138,14 +142,12 @@ class Connection:
         return await self._client.subscribe(subject, future=Inlet(take))
 
     async def publish(self, message: Outgoing) -> None:
-        """Write a message. `confirm` tells whether it arrived. Raises ValueError for one that is too long."""
+        """Write a message. `confirm` tells whether it arrived. Raises TooLongError."""
         try:
             await self._client.publish(*message)
         except MaxPayloadError:
             size = len(message.payload)
-            raise ValueError(
-                f"the payload of {size} bytes is more than the server takes (max_payload)"
-            ) from None
+            raise TooLongError(f"its {size} bytes are more than the server takes (max_payload)") from None
 
     async def confirm(self, timeout: float) -> None:
         """Wait until the server has taken all that was written. Raises one of FAILURES if it does not.
@@ -200,10 +202,11 @@ class Connection:
         if refusal is not None:
             self._on_refusal(refusal[1], refusal[2], error)
             return
-        self._fault = error
         if isinstance(error, UnexpectedEOF):
-            self._fault = None
             await self._note_closed()
+        elif self._fault is None:
+            # What follows is what the first one has caused.
+            self._fault = error
 
     async def _note_closed(self) -> None:
         if not self._closed.done():
@@ -243,6 +246,6 @@ def _remedy(cause: BaseException, reason: str) -> str:
         return "check the user name, the password or the credentials"
     if "permissions violation" in reason:
         return "allow the user this subject"
-    if isinstance(cause, ValueError):
+    if isinstance(cause, TooLongError):
         return "publish less at once, or let the server take more"
     return "is it running, is the address right, and can it be reached from here?"

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from .backoff import Backoff
 from .mailbox import Mailbox
 from .nats_connection import FAILURES, Connection, Outgoing, address_of, check_options, no_answer, unavailable
-from .nats_posts import Posts
+from .nats_posts import Post, Posts
 from .nats_routes import Routes
 from .nats_session import Decode, Patience, Session
 
@@ -79,12 +79,12 @@ class Link:
         self._routes.remove(subject, mailbox)
 
     async def publish(self, message: Outgoing) -> None:
-        """Send a message, and return when the server has taken it. Raises one of FAILURES, or ValueError."""
+        """Send a message, and return when the server has taken it. Raises one of FAILURES."""
         self._start()
         await self._wait_for(self._posts.add(message))
 
     async def ask(self, message: Outgoing, *, many: bool = False) -> list[Msg]:
-        """Send a request and return the answer. Raises one of FAILURES, or ValueError."""
+        """Send a request and return the answer. Raises one of FAILURES."""
         self._start()
         return await self._wait_for(self._posts.ask(message, many=many))
 
@@ -92,13 +92,24 @@ class Link:
         """Return the error to raise when an attempt has failed."""
         return unavailable(attempt, self.address, cause)
 
-    async def _wait_for(self, answer: asyncio.Future[list[Msg]]) -> list[Msg]:
+    async def _wait_for(self, post: Post) -> list[Msg]:
         timeout = self.patience.publish_timeout
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
         try:
-            async with asyncio.timeout(timeout):
-                return await answer
-        except TimeoutError as error:
-            raise self._told(error, timeout) from error
+            while not post.answered.done():
+                await asyncio.wait({post.answered}, timeout=max(0.0, until - loop.time()))
+                if post.sent_at is not None:
+                    # The deadline is about the server, and not about the length of the queue.
+                    until = post.sent_at + timeout
+                elif self._session is not None:
+                    # Either its turn comes, or the connection is given up.
+                    until = loop.time() + timeout
+                if not post.answered.done() and loop.time() >= until:
+                    raise self._told(TimeoutError(), timeout)
+            return post.answered.result()
+        finally:
+            post.answered.cancel()
 
     def _told(self, error: BaseException, timeout: float) -> BaseException:
         # A deadline raises a TimeoutError without a word.

@@ -19,11 +19,13 @@ MOST_BYTES = 1_000_000
 class Post:
     """One message. `token` names the answer to it; without one, `answered` only tells that it was taken."""
 
-    __slots__ = ("_many", "_parts", "answered", "message", "token")
+    __slots__ = ("_many", "_parts", "answered", "message", "sent_at", "token")
 
     def __init__(self, message: Outgoing, token: str | None, many: bool) -> None:
         self.message = message
         self.token = token
+        #: When it left, by the loop's clock.
+        self.sent_at: float | None = None
         self.answered: asyncio.Future[list[Msg]] = asyncio.get_running_loop().create_future()
         self._many = many
         self._parts: list[Msg] = []
@@ -63,15 +65,15 @@ class Posts:
         """Whether anybody waits."""
         return bool(self._waiting or self._flying or self._asked)
 
-    def add(self, message: Outgoing) -> asyncio.Future[list[Msg]]:
-        """Queue a message. The result is an empty list, when the server has taken it.
+    def add(self, message: Outgoing) -> Post:
+        """Queue a message. Its answer is an empty list, when the server has taken it.
 
-        Cancel the future and the message is not sent, if it has not left yet.
+        Cancel `answered` and the message is not sent, if it has not left yet.
         """
         return self._add(Post(message, None, False))
 
-    def ask(self, message: Outgoing, *, many: bool) -> asyncio.Future[list[Msg]]:
-        """Queue a request. The result is the answer: one message, or `many` up to one with a status."""
+    def ask(self, message: Outgoing, *, many: bool) -> Post:
+        """Queue a request. Its answer is one message, or `many` up to one with a status."""
         self._number += 1
         post = Post(message, f"{self._number:x}", many)
         post.answered.add_done_callback(lambda _: self._asked.pop(post.token or "", None))
@@ -81,11 +83,13 @@ class Posts:
         """Return the posts to send next; those that wait for an answer are known by their tokens now."""
         posts: list[Post] = []
         size = 0
+        now = asyncio.get_running_loop().time()
         while self._waiting and len(posts) < MOST_MESSAGES and size < MOST_BYTES:
             post = self._waiting.popleft()
             if post.answered.done():
                 continue
             posts.append(post)
+            post.sent_at = now
             size += len(post.message.payload)
             if post.token is not None:
                 self._asked[post.token] = post
@@ -120,10 +124,10 @@ class Posts:
         fail_each(waiting, error)
         self.fail_sent(error)
 
-    def _add(self, post: Post) -> asyncio.Future[list[Msg]]:
+    def _add(self, post: Post) -> Post:
         self._waiting.append(post)
         self.posted.set()
-        return post.answered
+        return post
 
     @property
     def _sent(self) -> list[Post]:

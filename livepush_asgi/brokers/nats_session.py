@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nats.aio.msg import Msg
 
-from .nats_connection import Connection, no_answer
+from .nats_connection import Connection, TooLongError, no_answer
 from .nats_posts import Post, Posts
 from .nats_routes import Route, Routes
 
@@ -133,7 +133,7 @@ class Session:
             message = message._replace(reply=f"{self._inbox}.{post.token}")
         try:
             await self._connection.publish(message)
-        except ValueError as error:
+        except TooLongError as error:
             post.fail(error)
 
     async def _tell(self, on_settled: Callable[[], None]) -> None:

@@ -1,0 +1,141 @@
+"""JetStreamBroker: pub/sub over NATS with history, with one connection for everything."""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ..broker import Page, Subscription
+from ..cursor import Position
+from .history import History
+from .jetstream_entry import live_payload_of
+from .jetstream_log import Logs
+from .jetstream_stream import Stream, StreamSettings, is_absent
+from .nats import subscribe
+from .nats_connection import FAILURES
+from .nats_link import Link
+from .nats_session import Patience
+from .nats_subject import check_prefix, subject_of
+
+Result = TypeVar("Result")
+
+_STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class JetStreamBroker:
+    """Pub/sub over NATS with JetStream, which keeps a log of each channel. Needs a server from 2.11 on.
+
+    One stream holds all logs, and is made when it is absent; one that is there is used as it is.
+    `history` bounds each log by events and age; its `size` is not per channel here, `max_size` bounds
+    the logs of all channels together, in bytes. `replicas` is for a cluster. An `idempotency_key` is
+    remembered for `idempotency_window` seconds, for as long as the log has the event.
+
+    An event is stored on the subject `livepush-log.CHANNEL`, and the server itself publishes on
+    `livepush.CHANNEL` what it has stored. `nats pub livepush.CHANNEL` reaches all that are connected,
+    past the log. Nothing else may publish on the subjects of the logs: it would begin them anew.
+
+    A log that is neither read nor added to for twice the history's age is forgotten, and what comes
+    then has another epoch. For servers, options and timeouts see `NatsBroker`.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str] = "nats://127.0.0.1:4222",
+        *,
+        history: History | None = None,
+        max_size: int = 1024**3,
+        replicas: int = 1,
+        idempotency_window: float = 120.0,
+        stream: str | None = None,
+        prefix: str = "livepush",
+        # Any, because that is what nats.connect takes: it has an option of every type.
+        options: Mapping[str, Any] | None = None,
+        subscribe_timeout: float = 2.0,
+        publish_timeout: float = 5.0,
+        ping_interval: float = 10.0,
+        ping_timeout: float = 5.0,
+        linger: float = 10.0,
+    ) -> None:
+        history = history or History()
+        settings = StreamSettings(
+            name=_check_name(check_prefix(prefix).replace(".", "_") if stream is None else stream),
+            prefix=prefix,
+            history=history,
+            size=max_size,
+            replicas=replicas,
+            idempotency_window=idempotency_window,
+        )
+        patience = Patience(
+            subscribe_timeout=subscribe_timeout,
+            publish_timeout=publish_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
+            linger=linger,
+        )
+        self._prefix = prefix
+        self._log_prefix = settings.log_prefix
+        self._link = Link(servers, options or {}, patience, live_payload_of)
+        self._stream = Stream(self._link, settings)
+        self._logs = Logs(self._stream, history.events)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the connection is up and every channel confirmed, or nobody listens."""
+        return self._link.healthy
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        """Append a payload to the channel's log and return 0: NATS does not say who listens.
+
+        Raises BrokerUnavailableError if the server is away or refuses.
+        """
+        await self.append(channel, payload.encode() if isinstance(payload, str) else bytes(payload))
+        return 0
+
+    async def subscribe(self, channel: str) -> Subscription:
+        """Return a subscription, confirmed by the server.
+
+        Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
+        """
+        return await subscribe(self._link, channel, subject_of(self._prefix, channel))
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected: Position | None = None,
+    ) -> Position:
+        """Append and deliver an event. See `broker.HistoryBroker`."""
+        subject = subject_of(self._log_prefix, channel)
+        return await self._attempt(
+            "publish", lambda: self._logs.append(channel, subject, payload, idempotency_key, expected)
+        )
+
+    async def read(self, channel: str, after: int, limit: int) -> Page:
+        """Return a part of the channel's log. See `broker.HistoryBroker`."""
+        subject = subject_of(self._log_prefix, channel)
+        return await self._attempt("read", lambda: self._logs.read(subject, after, limit))
+
+    async def _attempt(self, what: str, act: Callable[[], Awaitable[Result]]) -> Result:
+        try:
+            return await self._act(act)
+        except FAILURES as error:
+            raise self._link.unavailable(what, error) from error
+
+    async def _act(self, act: Callable[[], Awaitable[Result]]) -> Result:
+        await self._stream.ensure()
+        try:
+            return await act()
+        except FAILURES as error:
+            if not is_absent(error):
+                raise
+        # Somebody has removed the stream under the connection. Nothing was added, so it can be done anew.
+        self._stream.forget()
+        await self._stream.ensure()
+        return await act()
+
+
+def _check_name(stream: str) -> str:
+    if not _STREAM_NAME.fullmatch(stream):
+        raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {stream!r}")
+    return stream
