@@ -138,7 +138,11 @@ class WireStream:
         lines = [f"{method} {path} HTTP/1.1", *(f"{k.replace('_', '-')}: {v}" for k, v in fields.items())]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         stream = cls(reader, writer)
-        await stream._read_head()
+        try:
+            await stream._read_head()
+        except BaseException:
+            stream.abort()
+            raise
         return stream
 
     async def _read_head(self) -> None:
