@@ -8,7 +8,7 @@ from livepush_asgi import LivePush, MemoryBroker, public
 
 push = LivePush(MemoryBroker(), public("news"))
 PAGE = """<button onclick="fetch('/', {method: 'POST'})">publish</button><pre id=log></pre>
-<script>new EventSource("/events").onmessage = e => log.textContent += e.data + "\\n"</script>"""
+<script>new EventSource("/events/").onmessage = e => log.textContent += e.data + "\\n"</script>"""
 
 
 async def home(request):

@@ -31,7 +31,11 @@ async def rest(scope, receive, send):
     if scope["type"] != "http":
         raise ValueError("nothing but HTTP here")
     if scope["method"] == "POST":
-        await push.publish("news", (await receive())["body"])
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message.get("more_body", False)
+        await push.publish("news", body)
     headers = [(b"content-type", b"text/html"), (b"content-length", str(len(PAGE)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": PAGE})

@@ -20,7 +20,7 @@ else:
     broker, slots = MemoryBroker(), MemorySlotCap(20)
 
 PAGE = """<!doctype html><title>Starlette</title><pre id=log></pre>
-<script>new EventSource("/events").onmessage = e => log.textContent += e.data + "\\n"</script>"""
+<script>new EventSource("/events/").onmessage = e => log.textContent += e.data + "\\n"</script>"""
 
 
 def authorize(request):

@@ -38,6 +38,8 @@ from .slots import Lease, MemorySlotCap, Slots
 from .statistics import Statistics
 
 if TYPE_CHECKING:
+    from .brokers.jetstream import JetStreamBroker
+    from .brokers.nats import NatsBroker
     from .brokers.redis import RedisBroker
     from .slots.redis import SlotCap
     from .testing.mock import MockBroker
@@ -56,6 +58,7 @@ __all__ = [
     "GapReason",
     "Grant",
     "InvalidEventError",
+    "JetStreamBroker",
     "Lease",
     "Limits",
     "LivePush",
@@ -65,6 +68,7 @@ __all__ = [
     "MemorySlotCap",
     "MessagesLostError",
     "MockBroker",
+    "NatsBroker",
     "NotRunningError",
     "RedisBroker",
     "Refusal",
@@ -87,10 +91,13 @@ __version__ = "0.1.0"
 
 # The names that need a client library, or are for tests, are loaded when they are first used.
 _LAZY = {
+    "JetStreamBroker": ".brokers.jetstream",
     "MockBroker": ".testing.mock",
+    "NatsBroker": ".brokers.nats",
     "RedisBroker": ".brokers.redis",
     "SlotCap": ".slots.redis",
 }
+_LIBRARIES = {"redis": "redis-py", "nats": "nats-py"}
 
 
 def __getattr__(name: str) -> object:
@@ -101,9 +108,12 @@ def __getattr__(name: str) -> object:
     try:
         value: object = getattr(import_module(_LAZY[name], __name__), name)
     except ModuleNotFoundError as error:
-        if error.name != "redis":
+        extra = error.name or ""
+        if extra not in _LIBRARIES:
             raise
-        raise ImportError(f"{name} needs redis-py: pip install 'livepush_asgi[redis]'") from error
+        raise ImportError(
+            f"{name} needs {_LIBRARIES[extra]}: pip install 'livepush_asgi[{extra}]'"
+        ) from error
     globals()[name] = value
     return value
 

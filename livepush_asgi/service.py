@@ -74,14 +74,18 @@ class StreamBody:
         self._stream.end(EndReason.DISCONNECT)
         self._stream.close()
 
+    def close(self) -> None:
+        """Give everything back soon. May be called from any thread; harmless the second time."""
+        if not self._stream.finished:
+            self._run.call_threadsafe(partial(self._stream.abort, EndReason.DISCONNECT))
+
     async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
         """Send the stream as a whole ASGI response instead: no iterator, no polling."""
         await carry(self._stream, headers, receive, send)
 
     def __del__(self) -> None:
         # The collector may run anywhere, in another thread too; the loop does it when it comes to it.
-        if not self._stream.finished:
-            self._run.call_threadsafe(partial(self._stream.abort, EndReason.DISCONNECT))
+        self.close()
 
 
 @dataclass

@@ -12,6 +12,7 @@ from redis import Redis
 from trio.testing import MockClock
 
 from .chromium import chromium
+from .nats_server import NatsProcess
 from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
 
@@ -51,4 +52,18 @@ def valkey(valkey_process: ValkeyProcess) -> ValkeyProcess:
 def own_valkey(tmp_path: Path) -> Iterator[ValkeyProcess]:
     """A running server that the test may kill, stop and configure."""
     with ValkeyProcess(tmp_path / "valkey") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsProcess]:
+    """A running server with JetStream, for tests that leave it running; each takes a prefix of its own."""
+    with NatsProcess(tmp_path_factory.mktemp("nats"), jetstream=True) as server:
+        yield server
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> Iterator[NatsProcess]:
+    """A running server that the test may kill, stop and configure."""
+    with NatsProcess(tmp_path / "nats", jetstream=True) as server:
         yield server

@@ -1,4 +1,4 @@
-"""A real NATS server in a process of its own: started, killed, stopped and started again as a test needs it."""
+"""A real NATS server in a process of its own: started, killed, stopped and started again by a test."""
 
 import json
 import shutil

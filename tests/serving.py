@@ -18,6 +18,7 @@ from .valkey import free_port
 
 REPOSITORY = Path(__file__).parent.parent
 STARTUP_TIMEOUT = 20.0
+BETWEEN_TRIES = 0.02
 
 
 class Serving:
@@ -94,7 +95,8 @@ class Serving:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 except OSError:
-                    await asyncio.sleep(0.02)
+                    # Nobody listens yet, and nothing tells when somebody does. Starting takes its time.
+                    await asyncio.sleep(BETWEEN_TRIES)
                 else:
                     writer.close()
                     return
@@ -138,7 +140,11 @@ class WireStream:
         lines = [f"{method} {path} HTTP/1.1", *(f"{k.replace('_', '-')}: {v}" for k, v in fields.items())]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         stream = cls(reader, writer)
-        await stream._read_head()
+        try:
+            await stream._read_head()
+        except BaseException:
+            stream.abort()
+            raise
         return stream
 
     async def _read_head(self) -> None:

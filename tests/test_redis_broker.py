@@ -23,6 +23,7 @@ from redis.asyncio.sentinel import Sentinel
 from livepush_asgi import Broker, RedisBroker
 from livepush_asgi.broker import ForwardingSubscription, Subscription
 from livepush_asgi.brokers.batch import Batch
+from livepush_asgi.brokers.redis_connection import pool_of, unavailable
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError, SubscriptionClosedError
 from livepush_asgi.event import to_payload
 
@@ -711,6 +712,37 @@ def test_when_the_event_loop_ends_nothing_is_left_open(own_valkey: ValkeyProcess
     run = subprocess.run(command, capture_output=True, text=True)
     unexpected = [line for line in run.stderr.splitlines() if "no listening connection" not in line]
     assert (run.returncode, unexpected) == (0, [])
+
+
+# --- what an error says -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cause", "remedy"),
+    [
+        (redis.ConnectionError("Error 111"), "is it running"),
+        (redis.AuthenticationError("WRONGPASS"), "check the user name and the password"),
+        (redis.exceptions.NoPermissionError("NOPERM"), "ACL SETUSER"),
+        (redis.BusyLoadingError("LOADING"), "will be there soon"),
+        (redis.ResponseError("ERR"), "the server is there and refuses"),
+        (redis.ConnectionError("Too many connections"), "raise its max_connections"),
+        (TimeoutError(), "TimeoutError; is it running"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://me:secret@example.org:6380/1", "Redis at example.org:6380"),
+        ("unix://me:secret@/run/redis.sock", "Redis at /run/redis.sock"),
+    ],
+)
+def test_an_error_says_what_failed_where_and_what_may_help(
+    url: str, place: str, cause: Exception, remedy: str
+) -> None:
+    text = str(unavailable("publish", pool_of(Redis.from_url(url)), cause))
+    assert text.startswith(f"cannot publish: {place}: ")
+    assert remedy in text
+    assert "secret" not in text
 
 
 # --- wrong arguments --------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import pytest
 from livepush_asgi.testing import Answer, Client, ParsedEvent, Stream, StreamEnded
 from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
 
+from .virtual_clock import let_pass
+
 START: Message = {
     "type": "http.response.start",
     "status": 200,
@@ -89,7 +91,7 @@ async def test_a_timeout_loses_nothing() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(START)
         for number in range(5):
-            await anyio.sleep(1)
+            await let_pass(1)
             await send(body(f"data: {number}\n\n"))
         await send(END)
 
@@ -164,7 +166,7 @@ async def test_wait_ended_waits_for_the_application_itself() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(START)
         await send(END)
-        await anyio.sleep(60)
+        await let_pass(60)
 
     async with Client(app, deadline=90) as client, client.open("/") as stream:
         with pytest.raises(TimeoutError, match="has not returned within 1"):
@@ -178,7 +180,7 @@ async def test_disconnect_reaches_receive_and_waits_for_the_application() -> Non
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(START)
         log.extend([(await receive())["type"], (await receive())["type"], (await receive())["type"]])
-        await anyio.sleep(2)
+        await let_pass(2)
         log.append("returned")
 
     async with Client(app) as client, client.open("/") as stream:
@@ -421,7 +423,7 @@ async def test_a_send_that_the_application_gives_up_is_not_read() -> None:
         await send(body("data: in time\n\n", more=False))
 
     async with Client(app) as client, client.open("/", window=0) as stream:
-        await anyio.sleep(2)
+        await let_pass(2)
         assert (await stream.next_event()).data == "in time"
 
 
@@ -432,7 +434,7 @@ async def test_an_application_that_gave_up_a_send_may_return() -> None:
             await send(body("data: late\n\n"))
 
     async with Client(app) as client, client.open("/", window=0) as stream:
-        await anyio.sleep(2)
+        await let_pass(2)
         assert await stream.wait_ended() is None
         assert stream.received == []
 

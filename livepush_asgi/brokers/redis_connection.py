@@ -27,6 +27,10 @@ Reply = bytes | str | int | list["Reply"] | None
 FAILURES = (RedisError, OSError)
 
 
+# What redis-py's pools say, without a class of its own for it before version 7.
+POOL_USED_UP = ("Too many connections", "No connection available.")
+
+
 class Connection(Protocol):
     """One connection of redis-py, which speaks RESP2 or RESP3."""
 
@@ -133,7 +137,7 @@ def no_answer(timeout: float) -> TimeoutError:
 def unavailable(attempt: str, pool: Pool, cause: BaseException | None) -> BrokerUnavailableError:
     """Return the error to raise: what was attempted, where, why it failed and what may help."""
     reason = str(cause) if cause is not None and str(cause) else type(cause).__name__
-    return BrokerUnavailableError(f"cannot {attempt} at {address_of(pool)}: {reason}; {_remedy(cause)}")
+    return BrokerUnavailableError(f"cannot {attempt}: {address_of(pool)}: {reason}; {_remedy(cause)}")
 
 
 def _remedy(cause: BaseException | None) -> str:
@@ -146,4 +150,6 @@ def _remedy(cause: BaseException | None) -> str:
         return "it is reading its data and will be there soon"
     if isinstance(cause, ResponseError):
         return "the server is there and refuses"
+    if str(cause) in POOL_USED_UP:
+        return "the client's pool is used up: raise its max_connections"
     return "is it running, is the address right, and can it be reached from here?"

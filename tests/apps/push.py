@@ -61,7 +61,7 @@ async def rest(scope: Scope, receive: Receive, send: Send) -> None:
     answer = ""
     if scope["path"] == "/publish":
         query = dict(parse_qsl(scope["query_string"].decode()))
-        body = (await receive())["body"].decode()
+        body = (await whole_body(receive)).decode()
         for _ in range(int(query.get("times", "1"))):
             await push.publish(query.get("channel", "c"), body, event=query.get("event"))
     elif scope["path"] == "/statistics":
@@ -70,6 +70,14 @@ async def rest(scope: Scope, receive: Receive, send: Send) -> None:
     headers = [(b"content-length", str(len(data)).encode()), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": data})
+
+
+async def whole_body(receive: Receive) -> bytes:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message.get("more_body", False)
+    return body
 
 
 def numbers() -> dict[str, object]:

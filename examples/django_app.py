@@ -1,0 +1,51 @@
+"""Django in one file, streams in front of it and in a view. `uvicorn --app-dir examples django_app:app`"""
+
+import os
+
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpResponse
+from django.urls import path
+
+from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap
+from livepush_asgi.contrib.django import sse_streaming_response
+
+settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="only for this example")
+
+if url := os.environ.get("REDIS_URL"):
+    from redis.asyncio import Redis
+
+    from livepush_asgi import RedisBroker, SlotCap
+
+    redis = Redis.from_url(url)
+    broker, slots = RedisBroker(redis), SlotCap(redis, cap=20)
+else:
+    broker, slots = MemoryBroker(), MemorySlotCap(20)
+
+PAGE = """<!doctype html><title>Django</title><pre id=log></pre>
+<script>new EventSource("/events").onmessage = e => log.textContent += e.data + "\\n"</script>"""
+
+
+def authorize(request):
+    return Grant(channels="news", slot_key=request.query.get("key", "visitors"))
+
+
+push = LivePush(broker, authorize, slots=slots)
+
+
+async def home(request):
+    return HttpResponse(PAGE)
+
+
+async def publish(request):
+    await push.publish("news", request.body)
+    return HttpResponse(status=204)
+
+
+async def route(request):
+    key = request.GET.get("key", "visitors")
+    return await sse_streaming_response(push, request, channel="news", slot_key=key)
+
+
+urlpatterns = [path("", home), path("publish", publish), path("route", route)]
+app = LivePushMiddleware(get_asgi_application(), push, path="/events")

@@ -1,0 +1,81 @@
+"""Litestar: an event stream as the response of a route handler.
+
+Litestar ends `yield` dependencies when the handler has returned, so none is open while a stream lives.
+"""
+
+from typing import Any
+
+try:
+    from litestar import Request, Response
+    from litestar.datastructures import State
+    from litestar.exceptions import HTTPException
+    from litestar.response.base import ASGIResponse
+    from litestar.response.streaming import ASGIStreamingResponse
+    from litestar.types import Receive, Scope, Send
+except ModuleNotFoundError as error:
+    raise ImportError("this needs Litestar: pip install 'livepush_asgi[litestar]'") from error
+
+from ..app import LivePush
+from ..request import Grant, Refusal
+from ..service import SSEStream, SSEStreamService
+from .opening import open_for_route
+
+CONTENT_TYPE = "text/event-stream"
+# What the application's users and authentication are, nothing here looks at.
+AnyRequest = Request[Any, Any, State]
+
+
+class EventStreamResponse(Response[bytes]):
+    """A response that carries its stream as raw ASGI. Annotate the handler's return with it."""
+
+    def __init__(self, stream: SSEStream) -> None:
+        headers = {**stream.headers, "content-type": CONTENT_TYPE}
+        super().__init__(b"", headers=headers, media_type=CONTENT_TYPE)
+        self.stream = stream
+
+    # Any: what is handed over here is between Litestar and its own class, and differs by release.
+    def to_asgi_response(self, app: Any, request: Any, **options: Any) -> ASGIResponse:
+        """Return the response that Litestar sends, with the application's own headers and cookies."""
+        return _ASGIEventStream(
+            iterator=self.stream.body,
+            background=self.background or options.get("background"),
+            cookies=[*self.cookies, *(options.get("cookies") or ())],
+            headers={**(options.get("headers") or {}), **self.headers},
+            is_head_response=options.get("is_head_response", False),
+            media_type=CONTENT_TYPE,
+            status_code=self.status_code or options.get("status_code"),
+        )
+
+
+class _ASGIEventStream(ASGIStreamingResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream past Litestar's iteration; to a HEAD only its headers."""
+        body: Any = self.iterator
+        if self.is_head_response:
+            await body.aclose()
+            await self.start_response(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await body.respond(receive, send, self.encode_headers())
+        await self.after_response()
+
+
+async def sse_streaming_response(
+    service: SSEStreamService | LivePush,
+    request: AnyRequest,
+    *,
+    channel: str | None = None,
+    slot_key: str | None = None,
+    grant: Grant | None = None,
+) -> EventStreamResponse:
+    """Open a stream and return it as the response of a route handler.
+
+    Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
+    broker are away, or the process is ending.
+    """
+    try:
+        stream = await open_for_route(service, channel=channel, slot_key=slot_key, grant=grant)
+    except Refusal as refusal:
+        headers = {"Retry-After": str(refusal.retry_after)}
+        raise HTTPException(refusal.detail or "", status_code=refusal.status, headers=headers) from refusal
+    return EventStreamResponse(stream)

@@ -1,0 +1,45 @@
+"""Quart: an event stream as the response of a route."""
+
+try:
+    from quart import Request, Response
+    from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
+except ModuleNotFoundError as error:
+    raise ImportError("this needs Quart: pip install 'livepush_asgi[quart]'") from error
+
+from ..app import LivePush
+from ..request import Grant, Refusal
+from ..service import SSEStreamService
+from .opening import open_for_route
+
+CONTENT_TYPE = "text/event-stream"
+
+
+async def sse_streaming_response(
+    service: SSEStreamService | LivePush,
+    request: Request,
+    *,
+    channel: str | None = None,
+    slot_key: str | None = None,
+    grant: Grant | None = None,
+) -> Response:
+    """Open a stream and return it as the response of a route. `RESPONSE_TIMEOUT` does not end it.
+
+    Raises TooManyRequests (429 with `Retry-After: 5`) when the cap is full, and ServiceUnavailable
+    when the slots or the broker are away, or the process is ending. Quart cancels the response when
+    the client has gone.
+    """
+    try:
+        stream = await open_for_route(service, channel=channel, slot_key=slot_key, grant=grant)
+    except Refusal as refusal:
+        raise _exception_of(refusal) from refusal
+    if request.method == "HEAD":
+        await stream.body.aclose()
+        return Response(b"", content_type=CONTENT_TYPE, headers=stream.headers)
+    response = Response(stream.body, content_type=CONTENT_TYPE, headers=stream.headers)
+    response.timeout = None
+    return response
+
+
+def _exception_of(refusal: Refusal) -> HTTPException:
+    kind = TooManyRequests if refusal.status == 429 else ServiceUnavailable
+    return kind(refusal.detail, retry_after=refusal.retry_after)

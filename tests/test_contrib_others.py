@@ -1,0 +1,191 @@
+"""Django, Quart and Litestar: what their routes do when nobody reads the stream, and what stays open."""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import django
+import pytest
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.urls import path
+from litestar import Litestar, Request, get
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from quart import Quart, Response, request
+
+from livepush_asgi import BrokerUnavailableError, Grant, MemorySlotCap, SSEStreamService
+from livepush_asgi.contrib import django as for_django
+from livepush_asgi.contrib import litestar as for_litestar
+from livepush_asgi.contrib import quart as for_quart
+from livepush_asgi.testing import Client, MockBroker
+from livepush_asgi.types import ASGIApp
+
+from .valkey import until
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    # All three are made for asyncio, and Django closes responses in a thread.
+    return "asyncio"
+
+
+class House:
+    def __init__(self) -> None:
+        self.broker = MockBroker()
+        self.slots = MemorySlotCap(1)
+        self.service = SSEStreamService(self.broker, self.slots)
+        self.log: list[str] = []
+
+
+HOUSE = House()
+
+
+async def django_route(request: HttpRequest) -> HttpResponseBase:
+    grant = Grant(channels=["c", "d"], slot_key="k")
+    return await for_django.sse_streaming_response(HOUSE.service, request, grant=grant)
+
+
+async def django_dropped(request: HttpRequest) -> HttpResponseBase:
+    response = await django_route(request)
+    # As Django does with a response that a middleware has put another in the place of.
+    await asyncio.to_thread(response.close)
+    return HttpResponse("something else")
+
+
+urlpatterns = [path("route", django_route), path("dropped", django_dropped)]
+
+
+def django_app() -> ASGIApp:
+    if not settings.configured:
+        settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="for tests")
+        django.setup()
+    app: ASGIApp = get_asgi_application()
+    return app
+
+
+def quart_app() -> ASGIApp:
+    app = Quart(__name__)
+    app.config["RESPONSE_TIMEOUT"] = 0.2
+
+    @app.get("/route")
+    async def route() -> Response:
+        grant = Grant(channels=["c", "d"], slot_key="k")
+        return await for_quart.sse_streaming_response(HOUSE.service, request, grant=grant)
+
+    @app.get("/dropped")
+    async def dropped() -> str:
+        await route()
+        return "something else"
+
+    return app  # type: ignore[return-value]
+
+
+def litestar_app() -> ASGIApp:
+    async def session() -> AsyncIterator[str]:
+        HOUSE.log.append("opened")
+        yield "user"
+        HOUSE.log.append("closed")
+
+    @get("/route", dependencies={"user": session})
+    async def route(
+        request: Request[Any, Any, State], user: NamedDependency[str]
+    ) -> for_litestar.EventStreamResponse:
+        grant = Grant(channels=["c", "d"], slot_key="k")
+        return await for_litestar.sse_streaming_response(HOUSE.service, request, grant=grant)
+
+    @get("/dropped")
+    async def dropped(request: Request[Any, Any, State]) -> str:
+        grant = Grant(channels="c", slot_key="k")
+        await for_litestar.sse_streaming_response(HOUSE.service, request, grant=grant)
+        return "something else"
+
+    return Litestar([route, dropped])  # type: ignore[return-value]
+
+
+APPS: dict[str, Callable[[], ASGIApp]] = {
+    "django": django_app,
+    "quart": quart_app,
+    "litestar": litestar_app,
+}
+
+
+@pytest.fixture(params=APPS)
+def app(request: pytest.FixtureRequest) -> ASGIApp:
+    global HOUSE
+    HOUSE = House()
+    return APPS[request.param]()
+
+
+async def until_free() -> None:
+    await until(lambda: HOUSE.slots.held("k") == 0, within=1)
+
+
+async def test_a_route_streams_refuses_and_frees_its_slot(app: ASGIApp) -> None:
+    async with Client(app) as client:
+        async with client.open("/route") as stream:
+            await stream.next_event(control=True)
+            await HOUSE.broker.publish("d", "hello")
+            assert (await stream.next_event()).data == "hello"
+            refused = await client.request("GET", "/route")
+            assert (refused.status, refused.headers["retry-after"]) == (429, "5")
+        await until_free()
+    assert stream.headers["content-type"] == "text/event-stream"
+    assert stream.headers["cache-control"] == "no-cache, no-transform"
+    assert stream.headers["x-accel-buffering"] == "no"
+    assert "content-length" not in stream.headers
+    await HOUSE.service.aclose()
+
+
+async def test_an_absent_broker_is_a_503_without_internals(app: ASGIApp) -> None:
+    HOUSE.broker.fail_subscribe(BrokerUnavailableError("the password is secret"))
+    async with Client(app) as client:
+        answer = await client.request("GET", "/route")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert b"secret" not in answer.body
+    assert HOUSE.slots.held("k") == 0
+    await HOUSE.service.aclose()
+
+
+async def test_head_gets_the_headers_and_holds_nothing(app: ASGIApp) -> None:
+    async with Client(app) as client:
+        answer = await client.request("HEAD", "/route")
+    # Litestar answers it only where a handler says so, and then without asking for a body.
+    assert (answer.status, answer.body) == (200, b"") or answer.status == 405
+    assert HOUSE.slots.held("k") == 0
+    await HOUSE.service.aclose()
+
+
+async def test_a_response_that_is_dropped_gives_its_slot_back(app: ASGIApp) -> None:
+    async with Client(app) as client:
+        assert (await client.request("GET", "/dropped")).body == b"something else"
+        gc.collect()
+        await until_free()
+    await HOUSE.service.aclose()
+
+
+async def test_quarts_response_timeout_does_not_end_a_stream() -> None:
+    global HOUSE
+    HOUSE = House()
+    async with Client(quart_app()) as client, client.open("/route") as stream:
+        await stream.next_event(control=True)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            # Three times the timeout that the application has.
+            await stream.next_event(0.6)
+        assert time.monotonic() - start >= 0.6
+        await HOUSE.broker.publish("c", "still here")
+        assert (await stream.next_event()).data == "still here"
+    await HOUSE.service.aclose()
+
+
+async def test_litestars_dependencies_end_before_the_stream_begins() -> None:
+    global HOUSE
+    HOUSE = House()
+    async with Client(litestar_app()) as client, client.open("/route") as stream:
+        await stream.next_event(control=True)
+        assert HOUSE.log == ["opened", "closed"]
+    await HOUSE.service.aclose()
