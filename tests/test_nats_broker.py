@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from livepush_asgi import Broker, NatsBroker
 from livepush_asgi.broker import ForwardingSubscription, HistoryBroker, Subscription
+from livepush_asgi.brokers.nats_session import Patience
 from livepush_asgi.brokers.nats_subject import subject_of
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError, SubscriptionClosedError
 from livepush_asgi.event import to_payload
@@ -485,10 +486,14 @@ def test_options_that_would_do_nothing_good_are_refused(options: dict[str, objec
         NatsBroker(options=options)
 
 
-@pytest.mark.parametrize("name", ["subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout"])
+@pytest.mark.parametrize(
+    "name", ["subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout", "linger"]
+)
 def test_times_are_more_than_nothing(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        NatsBroker(**{name: 0})
+        Patience(**{name: 0.0})
+    with pytest.raises(ValueError, match="linger"):
+        NatsBroker(linger=-1)
 
 
 def test_a_broker_needs_a_server() -> None:
