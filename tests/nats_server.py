@@ -52,7 +52,7 @@ class NatsProcess:
         return f"nats://127.0.0.1:{self.port}"
 
     def configure(self, *options: str) -> None:
-        """Set other options, for a server that runs: it reads them at once."""
+        """Set other options. A server that runs reads them a moment later."""
         own = [
             f"listen: 127.0.0.1:{self.port}",
             f"http: 127.0.0.1:{self.monitoring_port}",

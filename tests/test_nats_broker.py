@@ -1,6 +1,7 @@
 """NatsBroker on a real server that is killed, stopped and started again."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import random
@@ -448,7 +449,9 @@ authorization {{ users: [
 
 
 async def test_wrong_credentials_are_told(own_nats: NatsProcess) -> None:
+    own_nats.kill()
     own_nats.configure("authorization { user: someone, password: word }")
+    own_nats.start()
     broker = NatsBroker(own_nats.url, options={"user": "someone", "password": "wrong"}, subscribe_timeout=0.5)
     with pytest.raises(BrokerUnavailableError, match="check the user name"):
         await broker.publish("news", "x")
@@ -470,6 +473,32 @@ async def test_a_refused_channel_raises_and_costs_the_others_nothing(own_nats: N
     await broker.publish("News", "x")
     assert await messages(subscription, 1) == [b"x"]
     await subscription.close()
+
+
+async def test_a_channel_that_becomes_forbidden_is_a_loss_and_goes_on_when_it_is_allowed_again(
+    own_nats: NatsProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_nats.kill()
+    own_nats.configure(ALLOWED.format('"livepush.*"'))
+    own_nats.start()
+    broker = NatsBroker(own_nats.url, options={"user": "someone", "password": "word"}, ping_interval=0.2)
+    subscription, transcript = await transcript_of(broker, "news")
+    other = await broker.subscribe("other")
+    own_nats.configure(ALLOWED.format('"livepush.other"'))
+    await until(lambda: [r for r in caplog.records if "refuses 'livepush.news'" in r.getMessage()])
+    await broker.publish("other", "x")
+    await until(lambda: transcript.heard == [None])
+    assert not broker.healthy
+    own_nats.configure(ALLOWED.format('"livepush.*"'))
+    await until(lambda: broker.healthy)
+    with anyio.fail_after(LONG):
+        while transcript.heard[-1] != b"x":
+            with contextlib.suppress(BrokerUnavailableError):
+                await broker.publish("news", "x")
+    assert transcript.heard[:2] == [None, None]
+    await subscription.close()
+    await other.close()
+    assert sum("refuses" in record.getMessage() for record in caplog.records) == 1
 
 
 async def test_a_payload_that_is_too_long_is_refused_alone(nats_server: NatsProcess, prefix: str) -> None:
@@ -515,6 +544,35 @@ def test_one_broker_serves_one_event_loop_after_another(nats_server: NatsProcess
     for _ in range(3):
         assert asyncio.run(use()) == b"x"
     gc.collect()
+
+
+def test_a_loop_that_stops_without_a_word_leaves_no_trace_in_the_next(nats_server: NatsProcess) -> None:
+    code = f"""
+    import asyncio, warnings
+    from livepush_asgi import NatsBroker
+    warnings.simplefilter("ignore")
+    broker = NatsBroker({nats_server.url!r}, prefix="test-loops")
+    async def use():
+        subscription = await broker.subscribe("news")
+        await broker.publish("news", "x")
+        asyncio.ensure_future(broker.publish("news", "never sent"))
+        return await subscription.get_message(timeout=5)
+    loops = [asyncio.new_event_loop() for _ in range(3)]
+    print(loops[0].run_until_complete(use()))
+    try:
+        loops[1].run_until_complete(use())
+    except RuntimeError as error:
+        print(error)
+    for loop in loops[:2]:
+        loop.close()
+    print(loops[2].run_until_complete(use()))
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert run.stdout.splitlines() == [
+        "b'x'",
+        "a NATS broker is used on one event loop at a time; make one for each",
+        "b'x'",
+    ], run.stderr
 
 
 @pytest.mark.parametrize("state", ["up", "away", "stopped"])

@@ -13,7 +13,6 @@ import asyncio
 import random
 from collections import OrderedDict
 from hashlib import sha256
-from itertools import count
 from typing import NamedTuple
 
 from ..broker import Page
@@ -56,7 +55,8 @@ class Logs:
     ) -> Position:
         """Add an event and return its position. See `broker.HistoryBroker`."""
         async with self._turns.of(subject):
-            for attempt in count():
+            attempt = 0
+            while True:
                 headers, known = await self._recall(subject, key)
                 if known is not None:
                     return known
@@ -71,8 +71,8 @@ class Logs:
                 if await self._store(subject, payload, headers, head, position):
                     return position
                 pause = min(_MOST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10))
+                attempt += 1
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-        raise AssertionError("counting does not end")
 
     async def read(self, subject: str, after: int, limit: int) -> Page:
         """Return a part of a log. See `broker.HistoryBroker`."""

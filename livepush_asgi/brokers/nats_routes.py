@@ -57,7 +57,6 @@ class Route:
 
     def deny(self, error: Exception) -> None:
         """Take note that the server refuses the subscription."""
-        self.subscription = None
         self.in_force = False
         self.fail_waiting(error)
         if self.mailboxes and not self.denied:
@@ -149,11 +148,16 @@ class Routes:
             self._denied.pop(route.subject, None)
             route.confirm()
             return
-        route.deny(refusal)
-        if route.wanted:
-            self._denied[route.subject] = None
-        else:
-            del self._routes[route.subject]
+        self._deny(route, refusal)
+
+    def refuse(self, subject: str, error: Exception) -> None:
+        """Take note that the server has ended what was in force, by the subject in lower case.
+
+        It does so when permissions change, and keeps the connection.
+        """
+        for route in list(self._routes.values()):
+            if route.in_force and route.subject.lower() == subject:
+                self._deny(route, error)
 
     def ask_again(self) -> None:
         """Have what is refused asked for once more; permissions change."""
@@ -167,6 +171,14 @@ class Routes:
         for route in self._routes.values():
             route.disconnect()
             self._unsettled[route.subject] = None
+
+    def _deny(self, route: Route, error: Exception) -> None:
+        self._give_up(route)
+        route.deny(error)
+        if route.wanted:
+            self._denied[route.subject] = None
+        else:
+            del self._routes[route.subject]
 
     def _give_up(self, route: Route) -> None:
         if route.subscription is not None:

@@ -170,5 +170,6 @@ class Session:
     def _refuse(self, kind: str, subject: str, error: Exception) -> None:
         if kind == "subscription":
             self._refused[subject] = error
+            self._routes.refuse(subject, error)
         else:
             self._posts.refuse(subject, error)
