@@ -48,7 +48,8 @@ class Session:
         self._decode = decode
         self._over = False
         self._inbox = ""
-        self._refused: dict[str, Exception] = {}
+        # The server's word on what is being subscribed to, by the subject in lower case.
+        self._refused: dict[str, Exception | None] = {}
 
     @property
     def version(self) -> tuple[int, int]:
@@ -149,7 +150,7 @@ class Session:
                 await self._routes.changed.wait()
 
     async def _subscribe(self, routes: Sequence[Route]) -> None:
-        self._refused.clear()
+        self._refused = dict.fromkeys(route.subject.lower() for route in routes)
         for route in routes:
             # By now it may have been given up.
             if route.wanted:
@@ -157,7 +158,8 @@ class Session:
         await self._connection.confirm(self._patience.ping_timeout)
         for route in routes:
             if route.subscription is not None:
-                self._routes.settle(route, self._refused.get(route.subject.lower()))
+                self._routes.settle(route, self._refused[route.subject.lower()])
+        self._refused = {}
 
     def _taker(self, route: Route) -> Callable[[Msg], None]:
         def take(message: Msg) -> None:
@@ -168,8 +170,9 @@ class Session:
         return take
 
     def _refuse(self, kind: str, subject: str, error: Exception) -> None:
-        if kind == "subscription":
-            self._refused[subject] = error
-            self._routes.refuse(subject, error)
-        else:
+        if kind != "subscription":
             self._posts.refuse(subject, error)
+        elif subject in self._refused:
+            self._refused[subject] = error
+        else:
+            self._routes.refuse(subject, error)
