@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .brokers.jetstream import JetStreamBroker
     from .brokers.nats import NatsBroker
     from .brokers.redis import RedisBroker
+    from .brokers.redis_streams import RedisStreamsBroker
     from .slots.redis import SlotCap
     from .testing.mock import MockBroker
 
@@ -71,6 +72,7 @@ __all__ = [
     "NatsBroker",
     "NotRunningError",
     "RedisBroker",
+    "RedisStreamsBroker",
     "Refusal",
     "RefusalCause",
     "SSEStream",
@@ -95,6 +97,7 @@ _LAZY = {
     "MockBroker": ".testing.mock",
     "NatsBroker": ".brokers.nats",
     "RedisBroker": ".brokers.redis",
+    "RedisStreamsBroker": ".brokers.redis_streams",
     "SlotCap": ".slots.redis",
 }
 _LIBRARIES = {"redis": "redis-py", "nats": "nats-py"}

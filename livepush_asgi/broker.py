@@ -93,12 +93,24 @@ class Page:
     `first` is the offset of the oldest event that is kept, `last` that of the newest; of an empty
     log, or one of which nothing is kept, `first` is `last + 1`. `records` follow each other without
     a hole. When the first of them is not the one that was asked for, those before it are gone.
+
+    A log of which the end may be lost goes on under a new epoch, with the next offset. `ancestors` are
+    the last positions of earlier epochs that it still has: up to there the events are the same ones.
     """
 
     epoch: str
     first: int
     last: int
     records: tuple[Record, ...]
+    ancestors: tuple[Position, ...] = ()
+
+    def place_of(self, position: Position) -> Position | None:
+        """Return a position as one in this epoch, None if it is not one of this log, or of a lost part."""
+        shared = self.last if position.epoch == self.epoch else -1
+        for ancestor in self.ancestors:
+            if ancestor.epoch == position.epoch:
+                shared = ancestor.offset
+        return Position(self.epoch, position.offset) if position.offset <= shared else None
 
 
 @runtime_checkable

@@ -93,6 +93,10 @@ class Feed:
                 if not self._fall_behind(gap):
                     raise
 
+    def begin(self, channel: str) -> None:
+        """Take note that a channel is subscribed: what is published from now on is the client's."""
+        self._places.begin(channel, self._hub.end_of(channel))
+
     def begin_late(self, channel: str) -> GapReason | None:
         """Begin in a channel that was not there when the stream opened. Return the gap to tell, if any."""
         end = self._hub.end_of(channel)

@@ -34,14 +34,21 @@ class Places:
         self._unclaimed = set(self._cursor.offsets) if self._cursor else set()
         self._replay = replay
         self._most_replayed = most_replayed
+        #: Where the logs ended when the stream began to listen.
+        self._begun: dict[str, Position] = {}
         #: Up to where the client has been sent each channel.
         self._sent: dict[str, Position] = {}
         #: Up to where it has been queued, in the live channels.
         self._queued: dict[str, Position] = {}
         #: The channels that are read from history, in turn.
         self._behind: dict[str, None] = {}
-        #: Channels whose history may begin later than asked for, without that being a loss.
-        self._unhurt: set[str] = set()
+        #: From where on the client has a claim to every event; a replay may begin before that.
+        self._claimed: dict[str, Position] = {}
+
+    def begin(self, channel: str, end: Position | None) -> None:
+        """Take note of where the log ends when the stream begins to listen: a new client begins here."""
+        if end is not None:
+            self._begun.setdefault(channel, end)
 
     @property
     def behind(self) -> bool:
@@ -77,7 +84,7 @@ class Places:
     def place(self, channel: str, end: Position | None, *, late: bool = False) -> GapReason | None:
         """Begin in a channel whose log ends at `end`; None has no log. Return the gap to tell, if any.
 
-        What is delivered before does not count: it is in the log, or the client has not begun yet.
+        What the hub has delivered before does not count: the log has it.
         `late` is for a channel that the broker came to have only after the stream had opened.
         """
         unknown = GapReason.BROKER if late else None
@@ -86,8 +93,8 @@ class Places:
         offset = self.offset_in(end)
         if offset is not None and offset <= end.offset:
             return self._start(channel, end, offset)
-        self._start(channel, end, self._first_of(end))
-        self._unhurt.add(channel)
+        self._start(channel, end, self._first_of(channel, end))
+        self._claimed[channel] = Position(end.epoch, self._begun_in(channel, end))
         if not self._resuming:
             return unknown
         if self._cursor is None or offset is not None:
@@ -145,15 +152,17 @@ class Places:
         if end.epoch == live_end.epoch and end.offset >= live_end.offset:
             del self._behind[channel]
             self._queued[channel] = end
-        self._unhurt.discard(channel)
+        # From now on its place is its claim.
+        self._claimed.pop(channel, None)
         return Stretch(gap, start, records)
 
     def _compare(self, channel: str, place: Position, page: Page) -> tuple[GapReason | None, Position]:
         if place.epoch != page.epoch or place.offset > page.last:
             return GapReason.EPOCH, Position(page.epoch, page.first - 1)
         if place.offset < page.first - 1:
-            gap = None if channel in self._unhurt else GapReason.EXPIRED
-            return gap, Position(page.epoch, page.first - 1)
+            claimed = self._claimed.get(channel, place)
+            hurt = claimed.epoch != page.epoch or claimed.offset < page.first - 1
+            return GapReason.EXPIRED if hurt else None, Position(page.epoch, page.first - 1)
         return None, place
 
     def _start(self, channel: str, end: Position, offset: int) -> GapReason | None:
@@ -165,13 +174,18 @@ class Places:
             self._behind[channel] = None
         return gap
 
-    def _first_of(self, end: Position) -> int:
+    def _first_of(self, channel: str, end: Position) -> int:
+        offset = self._begun_in(channel, end)
         match self._replay:
             case "new":
-                return end.offset
+                return offset
             case "last":
-                return max(0, end.offset - 1)
+                return max(0, offset - 1)
             case "all":
-                return max(0, end.offset - self._most_replayed)
+                return max(0, offset - self._most_replayed)
             case number:
-                return max(0, end.offset - min(number, self._most_replayed))
+                return max(0, offset - min(number, self._most_replayed))
+
+    def _begun_in(self, channel: str, end: Position) -> int:
+        begun = self._begun.get(channel, end)
+        return begun.offset if begun.epoch == end.epoch else end.offset

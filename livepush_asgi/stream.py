@@ -78,6 +78,8 @@ class Stream:
         self._last_chunk_at = self._busy_since
         self._timers: dict[str, Timer] = {}
         self._unsubscribed = {name for name in grant.channel_names if not owner.hub.attach(name, self)}
+        for channel in set(grant.channel_names) - self._unsubscribed:
+            self._feed.begin(channel)
         self._start_timers()
 
     # What the hub calls.
@@ -113,6 +115,7 @@ class Stream:
             return
         self._unsubscribed.discard(channel)
         if self.state is StreamState.OPENING:
+            self._feed.begin(channel)
             self._waker.wake()
         elif (reason := self._feed.begin_late(channel)) is not None:
             self.gap(channel, reason)

@@ -334,12 +334,13 @@ async def test_one_object_serves_one_event_loop_after_another() -> None:
     assert [event.data for event in received] == ["0", "1", "2"]
 
 
-async def test_publish_returns_the_receivers_and_counts() -> None:
+async def test_publish_returns_the_event_id_and_counts() -> None:
     push = LivePush(MemoryBroker(), public("news"))
     async with push.lifespan(), Client(push) as client, client.open("/") as one, client.open("/"):
         await one.next_event(control=True)
-        assert await push.publish("news", "x") == 1
-        assert await push.publish("nobody", "x") == 0
+        first = await push.publish("news", "x")
+        assert (await one.next_event()).id == first
+        assert await push.publish("nobody", "x", id=7) == "7"
         statistics = push.statistics()
         assert (statistics.streams, statistics.published, statistics.delivered) == (2, 2, 2)
 

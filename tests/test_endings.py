@@ -52,7 +52,7 @@ class House:
             self.authorize,
             slots=self.slots,
             timing=Timing(max_lifetime=500, send_timeout=30, linger=1),
-            limits=Limits(outbox_events=5),
+            limits=Limits(outbox_events=5, overflow="close"),
             drain=DrainPolicy(window=1, signals=False),
             control_events=self.control_events,
         )

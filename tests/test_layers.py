@@ -14,9 +14,11 @@ LAYERS = [
     {"types", "errors", "reasons", "cursor"},
     {"event", "settings", "loop", "cors"},
     {"request", "broker", "slots", "clock", "control", "drain", "statistics"},
-    {"outbox"},
-    {"topic", "commands"},
+    {"outbox", "snapshot", "publishing"},
+    {"topic", "commands", "places"},
+    {"logged_topic"},
     {"hub"},
+    {"feed"},
     {"stream"},
     {"run", "carrier"},
     {"answers"},
@@ -28,7 +30,19 @@ LAYERS = [
 # Within a line: who may import whom.
 BESIDE = {("request", "broker")}
 # Pure functions and values: no event loop, no input or output.
-PURE = {"cursor", "types", "errors", "reasons", "event", "control", "request", "settings", "cors", "outbox"}
+PURE = {
+    "cursor",
+    "types",
+    "errors",
+    "reasons",
+    "event",
+    "control",
+    "request",
+    "settings",
+    "cors",
+    "outbox",
+    "places",
+}
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 

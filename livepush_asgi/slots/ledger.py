@@ -8,15 +8,14 @@ processes do not matter.
 """
 
 import asyncio
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from ..brokers.batch import Batch
 from ..brokers.redis_connection import Argument, Reply, no_answer
+from ..brokers.redis_script import Script
 
 # A process that was cut off for longer than its leases live brings them back; those that were replaced
 # meanwhile are told apart for this many times `ttl`.
@@ -121,21 +120,6 @@ class Age(NamedTuple):
     age: float
 
 
-class _Script:
-    def __init__(self, text: str) -> None:
-        self.text = text.encode()
-        # Not for security: it is the name that the server gives a script.
-        self.name = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
-
-    async def run(self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
-        rest = (len(keys), *keys, *arguments)
-        try:
-            return await batch.call(b"EVALSHA", self.name, *rest)
-        except NoScriptError:
-            # Nothing was done. The text goes along this once, so that it cannot be missing again.
-            return await batch.call(b"EVAL", self.text, *rest)
-
-
 class Ledger:
     """The scripts, for one cap. Each call raises a RedisError or OSError when the server is away.
 
@@ -151,7 +135,7 @@ class Ledger:
         self._cap = cap
         self._ttl = round(ttl * 1_000_000)
         self._replace = replace
-        self._take, self._renew, self._remove, self._count = map(_Script, (_TAKE, _RENEW, _REMOVE, _COUNT))
+        self._take, self._renew, self._remove, self._count = map(Script, (_TAKE, _RENEW, _REMOVE, _COUNT))
 
     async def take(self, slot_key: str, lease_id: str) -> Taken:
         """Take a slot, if there is one or one may be made free."""
@@ -177,7 +161,7 @@ class Ledger:
         assert isinstance(reply, int)
         return reply
 
-    async def _run(self, script: _Script, slot_key: str, arguments: Iterable[Argument]) -> Reply:
+    async def _run(self, script: Script, slot_key: str, arguments: Iterable[Argument]) -> Reply:
         # The braces put all keys of a slot key into one slot of a cluster, and away from the predecessor's.
         key = f"{self._prefix}{{{slot_key}}}"
         try:

@@ -1,0 +1,27 @@
+"""Script: a Lua script on the server. It is sent by its name, and with its text where that is not known yet."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from redis.exceptions import NoScriptError
+
+from .batch import Batch
+from .redis_connection import Argument, Reply
+
+
+class Script:
+    """The text of a script, and the name that the server has for it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode()
+        # Not for security: it is how the server names a script.
+        self.name = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+    async def run(self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
+        """Run the script once, or not at all. Raises what `Batch.call` raises."""
+        rest = (len(keys), *keys, *arguments)
+        try:
+            return await batch.call(b"EVALSHA", self.name, *rest)
+        except NoScriptError:
+            # Nothing was done. The text goes along this once, so that it cannot be missing again.
+            return await batch.call(b"EVAL", self.text, *rest)

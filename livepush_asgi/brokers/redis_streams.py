@@ -1,0 +1,125 @@
+"""RedisStreamsBroker: pub/sub over Redis or Valkey with history, a log of each channel in a stream."""
+
+import asyncio
+
+from redis.asyncio import Redis
+
+from ..broker import Page, Subscription
+from ..cursor import Position
+from .batch import Batch
+from .history import History
+from .mailbox import Mailbox
+from .redis_connection import FAILURES, Reply, no_answer, pool_of, unavailable
+from .redis_lanes import Lanes
+from .redis_listener import Listener, Patience
+from .redis_log import Added, Addition, Call, Logs
+
+
+class RedisStreamsBroker:
+    """Pub/sub with history over a `redis.asyncio.Redis`. Needs Redis 7.0, or Valkey.
+
+    For the client, the connections, the timeouts and what happens when the server is away see
+    `RedisBroker`; here, too, a payload is sent at most once. An append stores the event and publishes it
+    in one script, so whoever hears of it finds it in the log.
+
+    `history` bounds each log by events, bytes and age. A log that is neither read nor added to for twice
+    the age, and ten minutes, is forgotten, and what comes then has another epoch. An `idempotency_key` is
+    remembered for the age, at least for five minutes; for a day if events have no age. All this stands
+    in keys that begin with `key_prefix`, and with the channel's name in braces. Live events go by the name
+    alone: applications that share a server, even in databases of their own, need channels of their own.
+
+    A server that may have lost the end of a log, because it was killed or because a replica took over,
+    goes on in another epoch: no offset ever names two events. The user of the client needs the permission
+    for INFO, by which that is seen.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        history: History | None = None,
+        key_prefix: str = "livepush:log:",
+        subscribe_timeout: float = 2.0,
+        publish_timeout: float = 5.0,
+        ping_interval: float = 10.0,
+        ping_timeout: float = 5.0,
+    ) -> None:
+        if not publish_timeout > 0:
+            raise ValueError(f"publish_timeout is in seconds and more than 0, not {publish_timeout!r}")
+        if "{" in key_prefix or "}" in key_prefix:
+            raise ValueError(f"key_prefix has no braces, the channel's name stands in them: {key_prefix!r}")
+        patience = Patience(
+            subscribe_timeout=subscribe_timeout, ping_interval=ping_interval, ping_timeout=ping_timeout
+        )
+        self._pool = pool_of(redis)
+        self._listener = Listener(redis, patience)
+        self._logs = Logs(_OneServer(redis, publish_timeout), history or History(), key_prefix)
+        self._lanes = Lanes(self._logs)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the listening connection is up and every channel confirmed, or none is needed."""
+        return self._listener.healthy
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        """Append a payload and return how many connections listened, those of other processes too.
+
+        Raises BrokerUnavailableError if the server is away or refuses. It was then appended once or not
+        at all: what to do about it is the caller's decision.
+        """
+        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        return (await self._add(channel, Addition(data))).receivers
+
+    async def subscribe(self, channel: str) -> Subscription:
+        """Return a subscription, confirmed by the server.
+
+        Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
+        """
+        mailbox = Mailbox(channel, self._listener.leave)
+        await self._listener.listen(mailbox)
+        return mailbox
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected: Position | None = None,
+    ) -> Position:
+        """Append and deliver an event. See `broker.HistoryBroker`."""
+        return (await self._add(channel, Addition(payload, idempotency_key, expected))).position
+
+    async def read(self, channel: str, after: int, limit: int) -> Page:
+        """Return a part of the channel's log. See `broker.HistoryBroker`."""
+        try:
+            return await self._logs.read(channel, after, limit)
+        except FAILURES as error:
+            raise unavailable("read", self._pool, error) from error
+
+    async def _add(self, channel: str, addition: Addition) -> Added:
+        try:
+            return await self._lanes.append(channel, addition)
+        except FAILURES as error:
+            raise unavailable("publish", self._pool, error) from error
+
+
+class _OneServer:
+    """Runs scripts on one server. A call of which nobody knows whether it arrived is not repeated."""
+
+    verb = b"PUBLISH"
+    writer = ""
+
+    def __init__(self, redis: Redis, timeout: float) -> None:
+        self._batch = Batch(redis, timeout=timeout)
+        self._timeout = timeout
+
+    def live_name(self, channel: str) -> str:
+        return channel
+
+    async def run(self, call: Call) -> Reply:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await call.script.run(self._batch, call.keys, call.arguments)
+        except TimeoutError as error:
+            raise error if str(error) else no_answer(self._timeout) from error
