@@ -9,17 +9,10 @@ from redis.exceptions import ResponseError
 from ..broker import Page, Record
 from ..cursor import Position, new_epoch
 from ..errors import PositionConflictError
-from ..event import POSITION_MARK
 from .history import History
 from .redis_connection import Argument, Reply
-from .redis_log_scripts import APPEND, READ
+from .redis_log_scripts import Scripts
 from .redis_script import Script
-
-# In milliseconds. A log outlives its events, so that a channel on which little happens keeps its epoch: who
-# listens asks for it every minute or so. An idempotency key is remembered for at least five minutes, and for
-# a day where events have no age.
-_LEAST_KEEP = 600_000
-_LEAST_REMEMBER, _ENDLESS_REMEMBER = 300_000, 86_400_000
 
 _ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 
@@ -63,7 +56,7 @@ class Server(Protocol):
     """Where scripts are run."""
 
     #: PUBLISH, or SPUBLISH in a cluster.
-    verb: bytes
+    verb: str
     #: The name of this writer, whose calls may be repeated; empty if they never are.
     writer: str
 
@@ -82,11 +75,7 @@ class Logs:
     def __init__(self, server: Server, history: History, prefix: str) -> None:
         self._server = server
         self._prefix = prefix
-        age = None if history.age is None else max(1, round(history.age * 1000))
-        self._bounds = (history.size, age or 0, 0 if age is None else max(2 * age, _LEAST_KEEP))
-        self._events = history.events
-        self._remember = _ENDLESS_REMEMBER if age is None else max(age, _LEAST_REMEMBER)
-        self._append, self._read = Script(APPEND), Script(READ)
+        self._scripts = Scripts.of(history, server.verb)
         self._calls = 0
 
     async def append(
@@ -100,12 +89,13 @@ class Logs:
         if writer:
             keys.append(f"{key}:writer:{writer}")
         arguments: list[Argument] = [
-            *(self._server.live_name(channel), self._server.verb, POSITION_MARK, new_epoch()),
-            *(self._events, *self._bounds, self._remember, self._calls if writer else b""),
+            self._server.live_name(channel),
+            new_epoch(),
+            self._calls if writer else b"",
         ]
         for addition in additions:
             arguments += (addition.payload, _index(addition, key, keys), _text(addition.expected))
-        call = Call(self._append, tag_of(channel), keys, arguments, repeatable=bool(writer))
+        call = Call(self._scripts.append, tag_of(channel), keys, arguments, repeatable=bool(writer))
         reply = await self._server.run(call)
         assert isinstance(reply, bytes)
         epoch, *outcomes = reply.decode().split(" ")
@@ -114,17 +104,13 @@ class Logs:
     async def read(self, channel: str, after: int, limit: int) -> Page:
         """Return a part of a channel's log. See `broker.HistoryBroker`."""
         key = self._key(channel)
-        arguments = (max(after, 0) + 1, max(limit, 0), new_epoch(), *self._bounds)
-        call = Call(self._read, tag_of(channel), (key, f"{key}:head"), arguments, repeatable=True)
+        arguments = (max(after, 0) + 1, max(limit, 0), new_epoch())
+        call = Call(self._scripts.read, tag_of(channel), (key, f"{key}:head"), arguments, repeatable=True)
         match await self._server.run(call):
-            case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as ancestors, list() as records]:
-                return Page(
-                    epoch.decode(),
-                    int(first),
-                    int(last),
-                    tuple(map(_record, records)),
-                    tuple(map(Position.parse, filter(None, ancestors.decode().split(",")))),
-                )
+            case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as records]:
+                ancestors = map(Position.parse, filter(None, older.decode().split(",")))
+                found = tuple(map(_record, records))
+                return Page(epoch.decode(), int(first), int(last), found, tuple(ancestors))
             case reply:
                 raise ResponseError(f"the server answered what is no page: {reply!r:.100}")
 

@@ -16,6 +16,19 @@ would come again, with other events. Restarts that lost nothing begin a new epoc
 is within what is left.
 """
 
+from dataclasses import dataclass
+
+from ..event import POSITION_MARK
+from .history import History
+from .redis_script import Script
+
+# In milliseconds. A log outlives its events, so that a channel on which little happens keeps its epoch: who
+# listens asks for it every minute or so. An idempotency key is remembered for at least five minutes, and for
+# a day where events have no age. A writer's last call is repeated within seconds.
+_LEAST_KEEP = 600_000
+_LEAST_REMEMBER, _ENDLESS_REMEMBER = 300_000, 86_400_000
+_REMEMBER_CALL = 300_000
+
 # How many ancestors a log remembers, so that a server which restarts all the time makes no long heads.
 MOST_ANCESTORS = 8
 # How many events one append looks at, and one read, to let them go. What is left over goes at the next.
@@ -58,23 +71,24 @@ local function begin(fresh)
   epoch, last, total, base, since, run, ancestors = fresh, 0, 0, 0, now, running(), ''
 end
 
-local function save(keep)
-  local text = table.concat({epoch, whole(last), whole(total), whole(base), whole(since), run, ancestors}, ' ')
-  if keep > 0 then
-    redis.call('SET', head, text, 'PX', whole(keep))
+local function save()
+  local numbers = string.format('%.0f %.0f %.0f %.0f', last, total, base, since)
+  local text = table.concat({epoch, numbers, run, ancestors}, ' ')
+  if KEEP then
+    redis.call('SET', head, text, 'PX', KEEP)
   else
     redis.call('SET', head, text)
   end
 end
 
-local function over(size, age)
-  return total - base > size or (age > 0 and since + age < now)
+local function over()
+  return total - base > SIZE or (AGE and since + AGE < now)
 end
 
-local function trim(size, age, looks)
-  -- `base` and `since` are from an event that may be gone already, so it may only look as if too much is kept.
+local function trim(looks)
+  -- `base` and `since` may be from an event that is gone already, and only look as if too much were kept.
   local most = 2
-  while looks > 0 and over(size, age) do
+  while looks > 0 and over() do
     local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', most)
     if #oldest == 0 then
       base, since = total, now
@@ -84,8 +98,8 @@ local function trim(size, age, looks)
     for _, entry in ipairs(oldest) do
       local offset, at = string.match(entry[1], '^(%d+)-(%d+)$')
       base, since, from = tonumber(entry[2][1]), tonumber(at), tonumber(offset)
-      local newest = from == last and not (age > 0 and since + age < now)
-      if newest or not over(size, age) then
+      local newest = from == last and not (AGE and since + AGE < now)
+      if newest or not over() then
         looks = 0
         break
       end
@@ -100,16 +114,13 @@ end
 """
 
 # KEYS: log, head, the writer's last call, then idempotency keys.
-# ARGV: channel, PUBLISH or SPUBLISH, the mark of a position, a fresh epoch; how many events, bytes and
-# milliseconds to keep, how long to keep an idle head and an idempotency key; the number of the writer's call,
-# or nothing if it is never repeated. Then three for each event: payload, index of its idempotency key or 0,
-# the expected position or nothing.
+# ARGV: the name to publish on, a fresh epoch, the number of the writer's call, or nothing if it is never
+# repeated. Then three for each event: payload, index of its idempotency key or 0, the expected position or
+# nothing.
 # Returns a text: the epoch, then for each event `+offset:receivers`, `=position` for one that was there
 # already, or `!position` where the log has gone on.
-APPEND = f"""{_BEGIN}
-local channel, verb, mark, fresh = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local events, size, age = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
-local keep, remember, call = tonumber(ARGV[8]), ARGV[9], ARGV[10]
+_APPEND = f"""{_BEGIN}
+local channel, fresh, call = ARGV[1], ARGV[2], ARGV[3]
 
 if call ~= '' then
   local number, result = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (.*)$')
@@ -151,7 +162,7 @@ local function is_last(position)
 end
 
 local reply = {{epoch}}
-for i = 11, #ARGV, 3 do
+for i = 4, #ARGV, 3 do
   local payload, key, expected = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
   local known = key > 0 and redis.call('GET', KEYS[key])
   if known then
@@ -162,40 +173,38 @@ for i = 11, #ARGV, 3 do
     last = last + 1
     local offset = whole(last)
     local position = epoch .. '.' .. offset
-    redis.call('XADD', log, 'MAXLEN', '=', events, offset .. '-' .. whole(now), whole(total), payload)
+    redis.call('XADD', log, 'MAXLEN', '=', EVENTS, offset .. '-' .. whole(now), whole(total), payload)
     total = total + #payload
     if key > 0 then
-      redis.call('SET', KEYS[key], position, 'PX', remember)
+      redis.call('SET', KEYS[key], position, 'PX', REMEMBER)
     end
-    local receivers = redis.call(verb, channel, mark .. position .. '\\n' .. payload)
+    local receivers = redis.call(VERB, channel, MARK .. position .. '\\n' .. payload)
     reply[#reply + 1] = '+' .. offset .. ':' .. receivers
   end
 end
-trim(size, age, {_LOOKS_OF_APPEND})
-save(keep)
-if age > 0 then
-  redis.call('PEXPIRE', log, whole(age))
+trim({_LOOKS_OF_APPEND})
+save()
+if AGE then
+  redis.call('PEXPIRE', log, AGE)
 end
 reply = table.concat(reply, ' ')
 if call ~= '' then
-  redis.call('SET', KEYS[3], call .. ' ' .. reply, 'PX', 300000)
+  redis.call('SET', KEYS[3], call .. ' ' .. reply, 'PX', {_REMEMBER_CALL})
 end
 return reply
 """
 
-# KEYS: log, head. ARGV: the first offset that is wanted, how many, a fresh epoch; how many bytes and
-# milliseconds to keep, how long to keep an idle head. Returns the epoch, the first offset that is kept, the
-# last one, the ancestors, and the events.
-READ = f"""{_BEGIN}
-local size, age, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+# KEYS: log, head. ARGV: the first offset that is wanted, how many, a fresh epoch. Returns the epoch, the
+# first offset that is kept, the last one, the ancestors, and the events.
+_READ = f"""{_BEGIN}
 if not load() then
   begin(ARGV[3])
-  save(keep)
-elseif over(size, age) then
-  trim(size, age, {_LOOKS_OF_READ})
-  save(keep)
-elseif keep > 0 then
-  redis.call('PEXPIRE', head, whole(keep))
+  save()
+elseif over() then
+  trim({_LOOKS_OF_READ})
+  save()
+elseif KEEP then
+  redis.call('PEXPIRE', head, KEEP)
 end
 local records = {{}}
 if ARGV[2] ~= '0' then
@@ -204,3 +213,28 @@ end
 local first = last - redis.call('XLEN', log) + 1
 return {{epoch, whole(first), whole(last), ancestors, records}}
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Scripts:
+    """The scripts for logs with certain bounds, which stand in the scripts' texts."""
+
+    append: Script
+    read: Script
+
+    @classmethod
+    def of(cls, history: History, verb: str) -> "Scripts":
+        """Return the scripts that publish by PUBLISH or SPUBLISH."""
+        age = None if history.age is None else max(1, round(history.age * 1000))
+        remember = _ENDLESS_REMEMBER if age is None else max(age, _LEAST_REMEMBER)
+        constants = {
+            "EVENTS": history.events,
+            "SIZE": history.size,
+            "AGE": age or "false",
+            "KEEP": "false" if age is None else max(2 * age, _LEAST_KEEP),
+            "REMEMBER": remember,
+            "VERB": f"'{verb}'",
+            "MARK": "'" + "".join(f"\\{byte:03}" for byte in POSITION_MARK) + "'",
+        }
+        begin = "".join(f"local {name} = {value}\n" for name, value in constants.items())
+        return cls(Script(begin + _APPEND), Script(begin + _READ))

@@ -1,4 +1,4 @@
-"""Script: a Lua script on the server. It is sent by its name, and with its text where that is not known yet."""
+"""Script: a Lua script on the server, sent by its name, and with its text where that is not known yet."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

@@ -107,7 +107,7 @@ class RedisStreamsBroker:
 class _OneServer:
     """Runs scripts on one server. A call of which nobody knows whether it arrived is not repeated."""
 
-    verb = b"PUBLISH"
+    verb = "PUBLISH"
     writer = ""
 
     def __init__(self, redis: Redis, timeout: float) -> None:
