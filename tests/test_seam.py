@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from livepush_asgi import BrokerUnavailableError, DrainPolicy, Grant, Limits, LivePush, Timing
@@ -164,7 +164,9 @@ class Story:
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("overflow", ["resume", "close", "drop_oldest"])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=300, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(operations=st.lists(OPERATIONS, max_size=40))
 def test_contiguous_or_told(overflow: Overflow, channels: int, operations: list[tuple[object, ...]]) -> None:
     async def run() -> None:
