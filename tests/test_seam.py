@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from livepush_asgi import BrokerUnavailableError, DrainPolicy, Grant, Limits, LivePush, Timing
@@ -108,7 +108,7 @@ class Story:
         self.push = LivePush(
             self.broker,
             lambda request: Grant(channels=self.channels),
-            limits=Limits(outbox_events=4, replay_events=6, message_bytes=200, overflow=overflow),
+            limits=Limits(outbox_events=4, replay_events=6, message_bytes=40, overflow=overflow),
             timing=Timing(linger=1.0, subscribe_timeout=0.5),
             drain=DrainPolicy(window=0.0, signals=False),
         )
@@ -165,7 +165,7 @@ class Story:
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("overflow", ["resume", "close", "drop_oldest"])
 @settings(
-    max_examples=300, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(operations=st.lists(OPERATIONS, max_size=40))
 def test_contiguous_or_told(overflow: Overflow, channels: int, operations: list[tuple[object, ...]]) -> None:
