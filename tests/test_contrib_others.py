@@ -1,16 +1,14 @@
 """Django, Quart and Litestar: what their routes do when nobody reads the stream, and what stays open."""
 
-import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-import django
 import pytest
-from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.test import override_settings
 from django.urls import path
 from litestar import Litestar, Request, get
 from litestar.datastructures import State
@@ -24,6 +22,7 @@ from livepush_asgi.contrib import quart as for_quart
 from livepush_asgi.testing import Client, MockBroker
 from livepush_asgi.types import ASGIApp
 
+from .apps.django_project import configure
 from .valkey import until
 
 
@@ -50,9 +49,7 @@ async def django_route(request: HttpRequest) -> HttpResponseBase:
 
 
 async def django_dropped(request: HttpRequest) -> HttpResponseBase:
-    response = await django_route(request)
-    # As Django does with a response that a middleware has put another in the place of.
-    await asyncio.to_thread(response.close)
+    await django_route(request)
     return HttpResponse("something else")
 
 
@@ -60,9 +57,6 @@ urlpatterns = [path("route", django_route), path("dropped", django_dropped)]
 
 
 def django_app() -> ASGIApp:
-    if not settings.configured:
-        settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="for tests")
-        django.setup()
     app: ASGIApp = get_asgi_application()
     return app
 
@@ -114,10 +108,12 @@ APPS: dict[str, Callable[[], ASGIApp]] = {
 
 
 @pytest.fixture(params=APPS)
-def app(request: pytest.FixtureRequest) -> ASGIApp:
+def app(request: pytest.FixtureRequest) -> Iterator[ASGIApp]:
     global HOUSE
     HOUSE = House()
-    return APPS[request.param]()
+    configure()
+    with override_settings(ROOT_URLCONF=__name__):
+        yield APPS[request.param]()
 
 
 async def until_free() -> None:
