@@ -153,10 +153,12 @@ class SSEStreamService:
         """Open a stream for a Grant: several channels, an expiry. Otherwise as `open_stream`."""
         stream, run = await self.push.open_stream(grant)
         try:
-            if (error := await run.hub.wait_attempted(grant.channel_names)) is not None:
-                raise error
-        except BaseException:
-            stream.end(EndReason.ERROR)
+            if (failure := await run.hub.wait_attempted(grant.channel_names)) is not None:
+                raise failure
+        except BaseException as error:
+            # Cancelled by a framework whose client has left already: many do, where many come at once.
+            left = isinstance(error, anyio.get_cancelled_exc_class())
+            stream.end(EndReason.DISCONNECT if left else EndReason.ERROR)
             stream.close()
             raise
         return SSEStream(sse_headers(), StreamBody(stream, run, is_disconnected or _never))
