@@ -1,6 +1,7 @@
 """Django, Quart and Litestar: what their routes do when nobody reads the stream, and what stays open."""
 
 import gc
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from quart import Quart, Response, request
 
-from livepush_asgi import BrokerUnavailableError, Grant, MemorySlotCap, SSEStreamService
+from livepush_asgi import BrokerUnavailableError, Grant, MemorySlotCap, RefusalCause, SSEStreamService
 from livepush_asgi.contrib import django as for_django
 from livepush_asgi.contrib import litestar as for_litestar
 from livepush_asgi.contrib import quart as for_quart
@@ -143,6 +144,31 @@ async def test_an_absent_broker_is_a_503_without_internals(app: ASGIApp) -> None
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
     assert b"secret" not in answer.body
     assert HOUSE.slots.held("k") == 0
+    await HOUSE.service.aclose()
+
+
+async def test_a_process_that_is_ending_tells_its_clients_to_come_back(app: ASGIApp) -> None:
+    async with Client(app) as client:
+        async with client.open("/route") as stream:
+            await stream.next_event(control=True)
+        await HOUSE.service.aclose()
+        async with client.open("/route") as refused:
+            event = await refused.next_event(name="livepush.refused")
+            await refused.wait_ended()
+    assert (refused.status, json.loads(event.data)["reason"]) == (200, "drain")
+    assert refused.headers["content-type"] == "text/event-stream"
+    assert refused.headers["cache-control"] == "no-cache, no-transform"
+    assert HOUSE.service.statistics().refused[RefusalCause.DRAIN] == 1
+
+
+@pytest.mark.parametrize(("header", "query"), [("~", ""), (None, "last_event_id=~")], ids=["header", "query"])
+async def test_a_client_that_comes_back_is_told_what_it_may_have_missed(
+    app: ASGIApp, header: str | None, query: str
+) -> None:
+    async with Client(app) as client, client.open("/route", last_event_id=header, query=query) as stream:
+        events = [await stream.next_event(control=True) for _ in range(3)]
+    assert [event.event for event in events] == ["livepush.open", "livepush.gap", "livepush.gap"]
+    assert [json.loads(event.data)["channel"] for event in events[1:]] == ["c", "d"]
     await HOUSE.service.aclose()
 
 

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService
-from .opening import open_for_route
+from .opening import SoftRefusal, last_event_id, open_for_route
 
 CONTENT_TYPE = "text/event-stream"
 
@@ -24,7 +24,7 @@ CONTENT_TYPE = "text/event-stream"
 class EventStreamResponse(StreamingHttpResponse):  # type: ignore[misc]
     """A streaming response that no middleware compresses."""
 
-    def __init__(self, stream: SSEStream) -> None:
+    def __init__(self, stream: SSEStream | SoftRefusal) -> None:
         super().__init__(stream.body, content_type=CONTENT_TYPE, headers=stream.headers)
 
     def has_header(self, header: str) -> bool:
@@ -46,12 +46,19 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a view.
 
     When the cap is full it is a 429 with `Retry-After: 5`; a 503 when the slots or the broker are
-    away, or the process is ending. The request's database connections are closed, but those in a
-    transaction; a later query opens one again. Django cancels the response when the client has gone.
+    away. For a cause in the component's `soft_refusals`, and while the process is ending, it is a soft
+    refusal. The request's database connections are closed, but those in a transaction; a later query
+    opens one again. Django cancels the response when the client has gone.
     """
     await sync_to_async(_close_connections)()
     try:
-        stream = await open_for_route(service, channel=channel, slot_key=slot_key, grant=grant)
+        stream = await open_for_route(
+            service,
+            channel=channel,
+            slot_key=slot_key,
+            grant=grant,
+            last_event_id=last_event_id(request.headers, request.GET),
+        )
     except Refusal as refusal:
         headers = {"Retry-After": str(refusal.retry_after)}
         return HttpResponse(
