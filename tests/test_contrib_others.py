@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -11,7 +13,9 @@ from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.test import override_settings
 from django.urls import path
-from litestar import Litestar, Request, get
+from litestar import HttpMethod, Litestar, Request, get
+from litestar import route as route_handler
+from litestar.background_tasks import BackgroundTask
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from quart import Quart, Response, request
@@ -24,6 +28,7 @@ from livepush_asgi.testing import Client, MockBroker
 from livepush_asgi.types import ASGIApp
 
 from .apps.django_project import configure
+from .serving import REPOSITORY
 from .valkey import until
 
 
@@ -211,3 +216,61 @@ async def test_litestars_dependencies_end_before_the_stream_begins() -> None:
         await stream.next_event(control=True)
         assert HOUSE.log == ["opened", "closed"]
     await HOUSE.service.aclose()
+
+
+async def test_litestars_own_headers_cookies_and_tasks_are_kept() -> None:
+    global HOUSE
+    HOUSE = House()
+
+    async def afterwards() -> None:
+        HOUSE.log.append("background")
+
+    @get("/route", response_headers={"x-layer": "kept"})
+    async def route(request: Request[Any, Any, State]) -> for_litestar.EventStreamResponse:
+        response = await for_litestar.sse_streaming_response(
+            HOUSE.service, request, channel="c", slot_key="k"
+        )
+        response.headers["x-own"] = "kept"
+        response.set_cookie("seen", "yes")
+        response.background = BackgroundTask(afterwards)
+        return response
+
+    async with Client(Litestar([route])) as client, client.open("/route") as stream:  # type: ignore[arg-type]
+        await stream.next_event(control=True)
+        await HOUSE.service.aclose()
+        assert await stream.wait_ended() == "drain"
+        assert HOUSE.log == ["background"]
+    assert [stream.headers[name] for name in ("x-layer", "x-own")] == ["kept", "kept"]
+    assert stream.headers["set-cookie"].startswith("seen=yes")
+
+
+async def test_litestar_answers_a_head_where_a_handler_says_so() -> None:
+    global HOUSE
+    HOUSE = House()
+
+    @route_handler("/route", http_method=[HttpMethod.GET, HttpMethod.HEAD])
+    async def route(request: Request[Any, Any, State]) -> for_litestar.EventStreamResponse:
+        return await for_litestar.sse_streaming_response(HOUSE.service, request, channel="c", slot_key="k")
+
+    async with Client(Litestar([route])) as client:  # type: ignore[arg-type]
+        answer = await client.request("HEAD", "/route")
+        assert (answer.status, answer.body) == (200, b"")
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert HOUSE.slots.held("k") == 0
+    await HOUSE.service.aclose()
+
+
+@pytest.mark.parametrize("name", ["Starlette", "FastAPI", "Django", "Quart", "Litestar"])
+def test_a_missing_framework_is_named_with_its_remedy(name: str) -> None:
+    program = f"""
+import sys
+sys.modules["{name.lower()}"] = None
+import livepush_asgi.contrib
+try:
+    import livepush_asgi.contrib.{name.lower()}
+except ImportError as error:
+    assert str(error) == "this needs {name}: pip install 'livepush_asgi[{name.lower()}]'", error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)

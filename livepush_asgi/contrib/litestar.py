@@ -41,7 +41,8 @@ class EventStreamResponse(Response[bytes]):
             background=self.background or options.get("background"),
             cookies=[*self.cookies, *(options.get("cookies") or ())],
             headers={**(options.get("headers") or {}), **self.headers},
-            is_head_response=options.get("is_head_response", False),
+            # Litestar says so only for a handler that answers nothing else.
+            is_head_response=request.method == "HEAD",
             media_type=CONTENT_TYPE,
             status_code=self.status_code or options.get("status_code"),
         )
