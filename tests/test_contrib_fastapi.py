@@ -266,6 +266,19 @@ async def test_a_dependency_that_fails_to_close_costs_no_slot(house: House) -> N
     assert house.slots.held("k") == 0
 
 
+async def test_fastapis_response_streams_where_no_dependencies_are_kept(house: House) -> None:
+    """In an application of Starlette's, and in a release of FastAPI that keeps them somewhere else."""
+
+    async def route(request: Request) -> Response:
+        return await for_fastapi.sse_streaming_response(house.service, request, channel="c", slot_key="k")
+
+    app = Starlette(routes=[Route("/route", route)])
+    async with Client(app) as client, client.open("/route") as stream:
+        await stream.next_event(control=True)
+        await house.broker.publish("c", "hello")
+        assert (await stream.next_event()).data == "hello"
+
+
 async def test_fastapi_still_keeps_its_dependencies_where_they_are_looked_for() -> None:
     """If this fails, a release of FastAPI has moved them: `contrib.fastapi` has to follow."""
     app = FastAPI()
