@@ -1,13 +1,15 @@
 """A broker of one's own: Unix datagram sockets in a folder. Works between the processes of one machine."""
 
-import asyncio
-import os
 import socket
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
+from anyio import move_on_after, to_thread, wait_readable
+
 from livepush_asgi import BrokerUnavailableError
+
+LARGEST = 65536  # What is longer would arrive cut off.
 
 
 class FolderSubscription:
@@ -15,16 +17,13 @@ class FolderSubscription:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / uuid4().hex
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
         self._socket.bind(str(self._path))
 
     async def get_message(self, *, timeout: float) -> bytes | None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(timeout):
-                return await loop.sock_recv(self._socket, 65536)
-        except TimeoutError:
-            return None
+        with move_on_after(timeout):
+            # Read when it is there, and not while waiting: what a timeout cuts off is then still there.
+            await wait_readable(self._socket)
+            return self._socket.recv(LARGEST)
 
     async def close(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -32,8 +31,6 @@ class FolderSubscription:
 
 
 class FolderBroker:
-    """Each subscription is a socket in its channel's folder; publishing sends to every one of them."""
-
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
 
@@ -43,17 +40,20 @@ class FolderBroker:
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         data = payload.encode() if isinstance(payload, str) else payload
+        if len(data) > LARGEST:
+            raise ValueError(f"a payload has at most {LARGEST} bytes here, not {len(data)}")
         received = 0
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(5)
             for path in self._channel(channel).glob("*"):
                 try:
-                    # Waits, in another thread, while the reader's queue is full: nothing is lost.
-                    await asyncio.to_thread(sender.sendto, data, str(path))
+                    # Waits, in another thread, while the reader's queue is full.
+                    await to_thread.run_sync(sender.sendto, data, str(path))
                     received += 1
                 except (FileNotFoundError, ConnectionRefusedError):
                     path.unlink(missing_ok=True)  # Its process is gone.
                 except OSError as error:
-                    raise BrokerUnavailableError(f"{os.strerror(error.errno or 0)}: {path}") from error
+                    raise BrokerUnavailableError(f"cannot send to {path}: {error}") from error
         return received
 
     async def subscribe(self, channel: str) -> FolderSubscription:

@@ -4,11 +4,13 @@ https://www.rfc-editor.org/rfc/rfc9457
 """
 
 import json
+import random
 
 from .carrier import STREAM_HEADERS, RawHeaders
 from .control import refused_block, retry_line
 from .reasons import RefusalCause
 from .request import Refusal
+from .settings import Timing
 from .types import Send
 
 ALLOWED_METHODS = b"GET, HEAD, OPTIONS"
@@ -42,20 +44,20 @@ async def refuse(send: Send, refusal: Refusal, headers: RawHeaders, *, body: boo
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def refuse_softly(
-    send: Send,
-    refusal: Refusal,
-    cause: RefusalCause,
-    retry: int,
-    headers: RawHeaders,
-    *,
-    control_events: bool,
-) -> None:
-    """Send a refusal that `EventSource` survives: 200, a reconnection time (ms), one event, the end."""
-    if control_events:
-        block = refused_block(cause.value, refusal.status, refusal.detail, retry)
+def soft_block(refusal: Refusal, cause: RefusalCause, timing: Timing, *, control_events: bool) -> bytes:
+    """Return all that a soft refusal has to say: a reconnection time and one event."""
+    if refusal.retry_after is None:
+        retry = timing.own_retry()
     else:
-        block = retry_line(retry)
+        # The hint is the least to wait; the rest keeps the refused from coming back together.
+        retry = round(1000 * refusal.retry_after * random.uniform(1.0, 1.5))
+    if control_events:
+        return refused_block(cause.value, refusal.status, refusal.detail, retry)
+    return retry_line(retry)
+
+
+async def refuse_softly(send: Send, refusal: Refusal, block: bytes, headers: RawHeaders) -> None:
+    """Send a refusal that `EventSource` survives: 200, its block, the end."""
     fields = [*STREAM_HEADERS, *_own_headers(refusal), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": fields})
     await send({"type": "http.response.body", "body": block, "more_body": False})

@@ -8,8 +8,8 @@ from .broker import Broker
 from .commands import tell
 from .cors import Cors
 from .cursor import Position
-from .endpoint import SOFT_CAUSES, Endpoint
-from .errors import NotRunningError
+from .endpoint import SOFT_CAUSES, Endpoint, refused_for
+from .errors import CapExceededError, NotRunningError, SlotsUnavailableError
 from .loop import loop_identity
 from .publishing import event_of, publish_event
 from .reasons import EndReason, RefusalCause
@@ -56,12 +56,14 @@ class LivePush:
         self.timing = timing or Timing()
         self.limits = limits or Limits()
         self.drain_policy = drain or DrainPolicy()
-        self._control_events = control_events
+        self.control_events = control_events
+        #: The causes of refusal that are answered 200 with a `livepush.refused` event.
+        self.soft_refusals = frozenset({*soft_refusals, RefusalCause.DRAIN})
         self._tally = Tally()
         self._run: Run | None = None
         self._stopped_in: object = None
         self._endpoint = Endpoint(
-            authorize, self.timing, cors, control_events, soft_refusals, self._count_refusal
+            authorize, self.timing, cors, control_events, self.soft_refusals, self._count_refusal
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,16 +128,20 @@ class LivePush:
             self._run.end(self._run.matching(slot_key, channel), EndReason.REVOKED)
         await tell(self.broker, "disconnect", slot_key=slot_key, channel=channel)
 
-    async def open_stream(self, grant: Grant) -> tuple[Stream, Run]:
+    async def open_stream(self, grant: Grant, *, last_event_id: str | None = None) -> tuple[Stream, Run]:
         """Open a stream that this application does not carry itself. The caller has to close it.
 
         Raises CapExceededError, SlotsUnavailableError, and NotRunningError while draining.
         """
+        control_events = self.control_events if grant.control_events is None else grant.control_events
         run = await self._running()
-        if run is None or run.draining:
-            raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
-        control_events = self._control_events if grant.control_events is None else grant.control_events
-        return await run.open(grant, control_events=control_events), run
+        try:
+            if run is None or run.draining:
+                raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+            return await run.open(grant, control_events=control_events, last_event_id=last_event_id), run
+        except (CapExceededError, SlotsUnavailableError, NotRunningError) as error:
+            self._count_refusal(refused_for(error).cause)
+            raise
 
     async def drain(self) -> None:
         """Refuse new streams and end the open ones, spread over the drain window. Returns when all have."""

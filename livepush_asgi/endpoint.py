@@ -2,15 +2,14 @@
 
 import inspect
 import logging
-import random
 import time
 from collections.abc import Callable, Collection
-from typing import NoReturn, Protocol
+from typing import Protocol
 
-from .answers import ALLOWED_METHODS, answer, refuse, refuse_softly
+from .answers import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
 from .carrier import STREAM_HEADERS, carry
 from .cors import Cors, RawHeader
-from .errors import AuthorizeError, CapExceededError, SlotsUnavailableError
+from .errors import AuthorizeError, CapExceededError, NotRunningError, SlotsUnavailableError
 from .reasons import RefusalCause
 from .request import Authorize, Grant, Refusal, StreamRequest, is_foreign
 from .run import Run
@@ -30,6 +29,21 @@ class Refused(Exception):
         self.refusal = refusal
         self.cause = cause
         super().__init__(str(refusal))
+
+
+def refused_for(
+    error: CapExceededError | SlotsUnavailableError | NotRunningError,
+    soft_refusals: Collection[RefusalCause] = (),
+) -> Refused:
+    """Return how a client is refused because of an error on the way to its stream."""
+    if isinstance(error, CapExceededError):
+        status, detail, cause = 429, "Too many open streams.", RefusalCause.CAP
+    elif isinstance(error, SlotsUnavailableError):
+        status, detail, cause = 503, "The server cannot count its streams now.", RefusalCause.SLOTS
+    else:
+        status, detail, cause = 503, "The server is restarting.", RefusalCause.DRAIN
+    retry_after = None if isinstance(error, NotRunningError) else error.retry_after
+    return Refused(Refusal(status, detail, soft=cause in soft_refusals, retry_after=retry_after), cause)
 
 
 class Endpoint:
@@ -101,15 +115,13 @@ class Endpoint:
 
     async def _open(self, run: Run | None, request: StreamRequest) -> Stream:
         if run is None or run.draining:
-            raise Refused(Refusal(503, "The server is restarting.", soft=True), RefusalCause.DRAIN)
+            raise refused_for(NotRunningError(), self._soft_refusals)
         grant = await self._decide(request)
         control_events = self._control_events if grant.control_events is None else grant.control_events
         try:
             return await run.open(grant, control_events=control_events, last_event_id=request.last_event_id)
-        except CapExceededError as error:
-            self._refuse_for(error, 429, "Too many open streams.", RefusalCause.CAP)
-        except SlotsUnavailableError as error:
-            self._refuse_for(error, 503, "The server cannot count its streams now.", RefusalCause.SLOTS)
+        except (CapExceededError, SlotsUnavailableError) as error:
+            raise refused_for(error, self._soft_refusals) from error
 
     async def _decide(self, request: StreamRequest) -> Grant:
         try:
@@ -131,23 +143,13 @@ class Endpoint:
             raise Refused(Refusal(401, "The login has expired.", soft=soft), RefusalCause.EXPIRED)
         return decision
 
-    def _refuse_for(
-        self, error: CapExceededError | SlotsUnavailableError, status: int, detail: str, cause: RefusalCause
-    ) -> NoReturn:
-        soft = cause in self._soft_refusals
-        raise Refused(Refusal(status, detail, soft=soft, retry_after=error.retry_after), cause) from error
-
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
         refusal = refused.refusal
         if not refusal.soft:
             await refuse(send, refusal, headers)
             return
-        if refusal.retry_after is None:
-            retry = self._timing.own_retry()
-        else:
-            # The hint is the least to wait; the rest keeps the refused from coming back together.
-            retry = round(1000 * refusal.retry_after * random.uniform(1.0, 1.5))
-        await refuse_softly(send, refusal, refused.cause, retry, headers, control_events=self._control_events)
+        block = soft_block(refusal, refused.cause, self._timing, control_events=self._control_events)
+        await refuse_softly(send, refusal, block, headers)
 
 
 class RunningGetter(Protocol):

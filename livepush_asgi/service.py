@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+import anyio
+
 from .app import LivePush
 from .broker import Broker
 from .carrier import STREAM_HEADERS, RawHeaders, carry
@@ -136,23 +138,33 @@ class SSEStreamService:
         channel: str,
         slot_key: str | None = None,
         is_disconnected: IsDisconnected | None = None,
+        last_event_id: str | None = None,
     ) -> SSEStream:
         """Take a slot, subscribe, and return the stream.
 
         Raises CapExceededError when the cap is full, before anything else is taken, and what the
         broker raises when it cannot subscribe. `is_disconnected` is asked twice a second; leave it
-        out where the framework cancels or closes the body when the client has gone.
+        out where the framework cancels or closes the body when the client has gone. `last_event_id` is
+        what the client sent as such: without it, a client that comes back is not told what it missed.
         """
-        return await self.open_granted(Grant(channels=channel, slot_key=slot_key), is_disconnected)
+        grant = Grant(channels=channel, slot_key=slot_key)
+        return await self.open_granted(grant, is_disconnected, last_event_id)
 
-    async def open_granted(self, grant: Grant, is_disconnected: IsDisconnected | None = None) -> SSEStream:
+    async def open_granted(
+        self,
+        grant: Grant,
+        is_disconnected: IsDisconnected | None = None,
+        last_event_id: str | None = None,
+    ) -> SSEStream:
         """Open a stream for a Grant: several channels, an expiry. Otherwise as `open_stream`."""
-        stream, run = await self.push.open_stream(grant)
+        stream, run = await self.push.open_stream(grant, last_event_id=last_event_id)
         try:
-            if (error := await run.hub.wait_attempted(grant.channel_names)) is not None:
-                raise error
-        except BaseException:
-            stream.end(EndReason.ERROR)
+            if (failure := await run.hub.wait_attempted(grant.channel_names)) is not None:
+                raise failure
+        except BaseException as error:
+            # Cancelled by a framework whose client has left already: many do, where many come at once.
+            left = isinstance(error, anyio.get_cancelled_exc_class())
+            stream.end(EndReason.DISCONNECT if left else EndReason.ERROR)
             stream.close()
             raise
         return SSEStream(sse_headers(), StreamBody(stream, run, is_disconnected or _never))

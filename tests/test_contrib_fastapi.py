@@ -25,11 +25,14 @@ from livepush_asgi import (
     Grant,
     LivePush,
     MemorySlotCap,
+    RefusalCause,
     SSEStreamService,
+    public,
 )
 from livepush_asgi.contrib import fastapi as for_fastapi
 from livepush_asgi.contrib import starlette as for_starlette
 from livepush_asgi.testing import Client, MockBroker
+from livepush_asgi.testing import Stream as ClientStream
 
 from .virtual_clock import let_pass
 
@@ -85,6 +88,8 @@ async def test_a_route_streams_and_a_full_cap_is_a_429(
         assert (await stream.next_event()).data == "hello"
         refused = await client.request("GET", "/route")
         assert (refused.status, refused.headers["retry-after"]) == (429, "5")
+        # Nothing about whose slots they are, and how many.
+        assert b"Too many open streams." in refused.body
     assert stream.headers["content-type"] == "text/event-stream"
     assert stream.headers["cache-control"] == "no-cache, no-transform"
     assert stream.headers["x-accel-buffering"] == "no"
@@ -100,12 +105,66 @@ async def test_an_absent_broker_is_a_503(make_app: Callable[..., ASGIApp], house
     assert house.slots.held("k") == 0
 
 
-async def test_a_stopped_service_is_a_503(make_app: Callable[..., ASGIApp], house: House) -> None:
+async def test_a_route_of_an_ending_process_tells_its_clients_to_come_back(
+    make_app: Callable[..., ASGIApp], house: House
+) -> None:
+    """`EventSource` never comes back after a 503, and the next process would serve it."""
     async with Client(make_app(house)) as client:
         async with client.open("/route") as stream:
             await stream.next_event(control=True)
         await house.service.aclose()
-        assert (await client.request("GET", "/route")).status == 503
+        async with client.open("/route") as refused:
+            assert await told(refused) == {"reason": "drain", "status": 503}
+    assert refused.status == 200
+    assert (refused.retry or 0) >= 1
+    assert refused.headers["content-type"] == "text/event-stream"
+    assert house.service.statistics().refused[RefusalCause.DRAIN] == 1
+
+
+async def told(refused: ClientStream) -> dict[str, object]:
+    event = await refused.next_event(name="livepush.refused")
+    await refused.wait_ended()
+    data: dict[str, object] = json.loads(event.data)
+    return {name: data[name] for name in ("reason", "status")}
+
+
+@pytest.mark.parametrize("control_events", [True, False])
+async def test_a_route_refuses_softly_for_the_causes_that_its_live_push_names(
+    house: House, control_events: bool
+) -> None:
+    push = LivePush(
+        house.broker,
+        public("c"),
+        slots=house.slots,
+        control_events=control_events,
+        soft_refusals=[RefusalCause.CAP],
+    )
+
+    async def route(request: Request) -> Response:
+        response = await for_starlette.sse_streaming_response(push, request, channel="c", slot_key="k")
+        response.headers["x-own"] = "kept"
+        return response
+
+    app = Starlette(routes=[Route("/route", route)], lifespan=push.lifespan)
+    async with Client(app, lifespan=True) as client, client.open("/route"), client.open("/route") as refused:
+        body = await refused.read_body()
+        assert (refused.status, refused.headers["x-own"]) == (200, "kept")
+        assert (b"event: livepush.refused" in body) is control_events
+        assert 5000 <= int(body.split(b"retry: ")[1].split(b"\n")[0]) <= 7500
+    assert push.statistics().refused[RefusalCause.CAP] == 1
+
+
+@pytest.mark.parametrize(("header", "query"), [("~", ""), (None, "last_event_id=~")], ids=["header", "query"])
+async def test_a_client_that_comes_back_to_a_route_is_told_what_it_may_have_missed(
+    make_app: Callable[..., ASGIApp], house: House, header: str | None, query: str
+) -> None:
+    async with (
+        Client(make_app(house)) as client,
+        client.open("/route", last_event_id=header, query=query) as stream,
+    ):
+        assert (await stream.next_event(control=True)).event == "livepush.open"
+        gap = await stream.next_event(control=True)
+        assert (gap.event, json.loads(gap.data)) == ("livepush.gap", {"channel": "c", "reason": "unknown"})
 
 
 async def test_a_response_that_somebody_drops_gives_its_slot_back(house: House) -> None:
@@ -207,6 +266,19 @@ async def test_a_dependency_that_fails_to_close_costs_no_slot(house: House) -> N
     assert house.slots.held("k") == 0
 
 
+async def test_fastapis_response_streams_where_no_dependencies_are_kept(house: House) -> None:
+    """In an application of Starlette's, and in a release of FastAPI that keeps them somewhere else."""
+
+    async def route(request: Request) -> Response:
+        return await for_fastapi.sse_streaming_response(house.service, request, channel="c", slot_key="k")
+
+    app = Starlette(routes=[Route("/route", route)])
+    async with Client(app) as client, client.open("/route") as stream:
+        await stream.next_event(control=True)
+        await house.broker.publish("c", "hello")
+        assert (await stream.next_event()).data == "hello"
+
+
 async def test_fastapi_still_keeps_its_dependencies_where_they_are_looked_for() -> None:
     """If this fails, a release of FastAPI has moved them: `contrib.fastapi` has to follow."""
     app = FastAPI()
@@ -240,5 +312,6 @@ async def test_a_live_push_opens_streams_in_routes_too(house: House) -> None:
     ids=["neither", "both", "a key too"],
 )
 async def test_a_route_names_a_channel_or_a_grant(house: House, arguments: dict[str, object]) -> None:
+    request = Request({"type": "http", "headers": [], "query_string": b""})
     with pytest.raises(TypeError):
-        await for_starlette.sse_streaming_response(house.service, None, **arguments)  # type: ignore[arg-type]
+        await for_starlette.sse_streaming_response(house.service, request, **arguments)  # type: ignore[arg-type]

@@ -1,29 +1,34 @@
 """Django, Quart and Litestar: what their routes do when nobody reads the stream, and what stays open."""
 
-import asyncio
 import gc
+import json
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-import django
 import pytest
-from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.test import override_settings
 from django.urls import path
-from litestar import Litestar, Request, get
+from litestar import HttpMethod, Litestar, Request, get
+from litestar import route as route_handler
+from litestar.background_tasks import BackgroundTask
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from quart import Quart, Response, request
 
-from livepush_asgi import BrokerUnavailableError, Grant, MemorySlotCap, SSEStreamService
+from livepush_asgi import BrokerUnavailableError, Grant, MemorySlotCap, RefusalCause, SSEStreamService
 from livepush_asgi.contrib import django as for_django
 from livepush_asgi.contrib import litestar as for_litestar
 from livepush_asgi.contrib import quart as for_quart
 from livepush_asgi.testing import Client, MockBroker
 from livepush_asgi.types import ASGIApp
 
+from .apps.django_project import configure
+from .serving import REPOSITORY
 from .valkey import until
 
 
@@ -50,9 +55,7 @@ async def django_route(request: HttpRequest) -> HttpResponseBase:
 
 
 async def django_dropped(request: HttpRequest) -> HttpResponseBase:
-    response = await django_route(request)
-    # As Django does with a response that a middleware has put another in the place of.
-    await asyncio.to_thread(response.close)
+    await django_route(request)
     return HttpResponse("something else")
 
 
@@ -60,9 +63,6 @@ urlpatterns = [path("route", django_route), path("dropped", django_dropped)]
 
 
 def django_app() -> ASGIApp:
-    if not settings.configured:
-        settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="for tests")
-        django.setup()
     app: ASGIApp = get_asgi_application()
     return app
 
@@ -114,10 +114,12 @@ APPS: dict[str, Callable[[], ASGIApp]] = {
 
 
 @pytest.fixture(params=APPS)
-def app(request: pytest.FixtureRequest) -> ASGIApp:
+def app(request: pytest.FixtureRequest) -> Iterator[ASGIApp]:
     global HOUSE
     HOUSE = House()
-    return APPS[request.param]()
+    configure()
+    with override_settings(ROOT_URLCONF=__name__):
+        yield APPS[request.param]()
 
 
 async def until_free() -> None:
@@ -147,6 +149,31 @@ async def test_an_absent_broker_is_a_503_without_internals(app: ASGIApp) -> None
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
     assert b"secret" not in answer.body
     assert HOUSE.slots.held("k") == 0
+    await HOUSE.service.aclose()
+
+
+async def test_a_process_that_is_ending_tells_its_clients_to_come_back(app: ASGIApp) -> None:
+    async with Client(app) as client:
+        async with client.open("/route") as stream:
+            await stream.next_event(control=True)
+        await HOUSE.service.aclose()
+        async with client.open("/route") as refused:
+            event = await refused.next_event(name="livepush.refused")
+            await refused.wait_ended()
+    assert (refused.status, json.loads(event.data)["reason"]) == (200, "drain")
+    assert refused.headers["content-type"] == "text/event-stream"
+    assert refused.headers["cache-control"] == "no-cache, no-transform"
+    assert HOUSE.service.statistics().refused[RefusalCause.DRAIN] == 1
+
+
+@pytest.mark.parametrize(("header", "query"), [("~", ""), (None, "last_event_id=~")], ids=["header", "query"])
+async def test_a_client_that_comes_back_is_told_what_it_may_have_missed(
+    app: ASGIApp, header: str | None, query: str
+) -> None:
+    async with Client(app) as client, client.open("/route", last_event_id=header, query=query) as stream:
+        events = [await stream.next_event(control=True) for _ in range(3)]
+    assert [event.event for event in events] == ["livepush.open", "livepush.gap", "livepush.gap"]
+    assert [json.loads(event.data)["channel"] for event in events[1:]] == ["c", "d"]
     await HOUSE.service.aclose()
 
 
@@ -189,3 +216,61 @@ async def test_litestars_dependencies_end_before_the_stream_begins() -> None:
         await stream.next_event(control=True)
         assert HOUSE.log == ["opened", "closed"]
     await HOUSE.service.aclose()
+
+
+async def test_litestars_own_headers_cookies_and_tasks_are_kept() -> None:
+    global HOUSE
+    HOUSE = House()
+
+    async def afterwards() -> None:
+        HOUSE.log.append("background")
+
+    @get("/route", response_headers={"x-layer": "kept"})
+    async def route(request: Request[Any, Any, State]) -> for_litestar.EventStreamResponse:
+        response = await for_litestar.sse_streaming_response(
+            HOUSE.service, request, channel="c", slot_key="k"
+        )
+        response.headers["x-own"] = "kept"
+        response.set_cookie("seen", "yes")
+        response.background = BackgroundTask(afterwards)
+        return response
+
+    async with Client(Litestar([route])) as client, client.open("/route") as stream:  # type: ignore[arg-type]
+        await stream.next_event(control=True)
+        await HOUSE.service.aclose()
+        assert await stream.wait_ended() == "drain"
+        assert HOUSE.log == ["background"]
+    assert [stream.headers[name] for name in ("x-layer", "x-own")] == ["kept", "kept"]
+    assert stream.headers["set-cookie"].startswith("seen=yes")
+
+
+async def test_litestar_answers_a_head_where_a_handler_says_so() -> None:
+    global HOUSE
+    HOUSE = House()
+
+    @route_handler("/route", http_method=[HttpMethod.GET, HttpMethod.HEAD])
+    async def route(request: Request[Any, Any, State]) -> for_litestar.EventStreamResponse:
+        return await for_litestar.sse_streaming_response(HOUSE.service, request, channel="c", slot_key="k")
+
+    async with Client(Litestar([route])) as client:  # type: ignore[arg-type]
+        answer = await client.request("HEAD", "/route")
+        assert (answer.status, answer.body) == (200, b"")
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert HOUSE.slots.held("k") == 0
+    await HOUSE.service.aclose()
+
+
+@pytest.mark.parametrize("name", ["Starlette", "FastAPI", "Django", "Quart", "Litestar"])
+def test_a_missing_framework_is_named_with_its_remedy(name: str) -> None:
+    program = f"""
+import sys
+sys.modules["{name.lower()}"] = None
+import livepush_asgi.contrib
+try:
+    import livepush_asgi.contrib.{name.lower()}
+except ImportError as error:
+    assert str(error) == "this needs {name}: pip install 'livepush_asgi[{name.lower()}]'", error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)

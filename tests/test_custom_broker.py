@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import pytest
 
 from examples.custom_broker import FolderBroker
-from livepush_asgi import LivePush, Timing, public
+from livepush_asgi import BrokerUnavailableError, LivePush, Timing, public
 from livepush_asgi.broker import Broker, ForwardingSubscription, Subscription
 from livepush_asgi.testing import Client
 
@@ -75,3 +76,48 @@ async def test_events_of_another_process_reach_a_stream(folder: Path) -> None:
             await push.publish("news", {"n": number}, event="count")
         events = [await stream.next_event(5) for _ in range(200)]
     assert [(event.event, event.data) for event in events] == [("count", f'{{"n":{n}}}') for n in range(200)]
+
+
+async def test_a_payload_arrives_whole_or_not_at_all(folder: Path) -> None:
+    broker = FolderBroker(folder)
+    subscription = await broker.subscribe("a")
+    whole = b"\xff" * 65536
+    assert await broker.publish("a", whole) == 1
+    assert await subscription.get_message(timeout=5) == whole
+    with pytest.raises(ValueError, match="at most 65536 bytes here, not 65537"):
+        await broker.publish("a", whole + b"x")
+    assert await subscription.get_message(timeout=0.01) is None
+    await subscription.close()
+
+
+async def test_the_socket_of_a_process_that_has_died_is_removed(folder: Path) -> None:
+    program = f"""
+import asyncio, os
+from examples.custom_broker import FolderBroker
+asyncio.run(FolderBroker({str(folder)!r}).subscribe("a"))
+os._exit(1)
+"""
+    command = [sys.executable, "-c", program]
+    died = await asyncio.to_thread(subprocess.run, command, cwd=REPOSITORY)
+    assert died.returncode == 1
+    assert len(sockets_in(folder)) == 1
+    assert await FolderBroker(folder).publish("a", "x") == 0
+    assert sockets_in(folder) == []
+
+
+async def test_a_reader_that_stands_still_makes_publishing_fail_and_not_hang(folder: Path) -> None:
+    broker = FolderBroker(folder)
+    subscription = await broker.subscribe("a")
+    with pytest.raises(BrokerUnavailableError, match="timed out"):
+        await publish_forever(broker)
+    assert await subscription.get_message(timeout=5) == b"x"
+    await subscription.close()
+
+
+async def publish_forever(broker: FolderBroker) -> NoReturn:
+    while True:
+        await broker.publish("a", "x")
+
+
+def sockets_in(folder: Path) -> list[Path]:
+    return list(folder.glob("*/*"))

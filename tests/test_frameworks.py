@@ -111,10 +111,33 @@ async def test_a_post_publishes(name: str, valkey: ValkeyProcess, tmp_path: Path
         assert (await stream.next_event()).data == "hello"
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize(("name", "path"), CASES)
 async def test_200_simultaneous_connects_over_four_workers_give_exactly_twenty_streams(
-    name: str, valkey: ValkeyProcess, tmp_path: Path
+    name: str, path: str, valkey: ValkeyProcess, tmp_path: Path
 ) -> None:
     async with served(name, valkey, tmp_path / "log", "--workers", "4") as server:
-        answers = await asyncio.gather(*(server.open(f"{FRAMEWORKS[name]}?key=k") for _ in range(200)))
+        answers = await asyncio.gather(*(server.open(f"{path}?key=k&token=let-me-in") for _ in range(200)))
         assert Counter(answer.status for answer in answers) == {200: 20, 429: 180}
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+async def test_clients_that_leave_while_their_streams_open_leave_no_slot(
+    name: str, path: str, valkey: ValkeyProcess, tmp_path: Path
+) -> None:
+    """Each is gone at another point of the way: before it is read, in the view, in the first send."""
+    async with served(name, valkey, tmp_path / "log") as server:
+        for moment in range(60):
+            await asyncio.gather(*(leave_at_once(server, path, moment / 4000) for _ in range(3)))
+        # Served in turn, these have been behind all of them.
+        later = [await opened(server, path, key="another") for _ in range(2)]
+        assert await freed(valkey, "k", 0) < 1
+        assert await freed(valkey, "another", len(later)) < 1
+    assert "Traceback" not in server.log
+    assert "never awaited" not in server.log
+
+
+async def leave_at_once(server: Serving, path: str, after: float) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(f"GET {path}?key=k&token=let-me-in HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+    await asyncio.sleep(after)
+    writer.transport.abort()

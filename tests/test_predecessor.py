@@ -19,7 +19,7 @@ from livepush_asgi import (
     public,
     sse_headers,
 )
-from livepush_asgi.broker import Broker, Subscription
+from livepush_asgi.broker import Broker, ForwardingSubscription, Subscription
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
 
 from .virtual_clock import let_pass
@@ -255,3 +255,22 @@ async def test_a_service_shares_the_streams_of_a_live_push() -> None:
         assert service.statistics() == push.statistics()
     with pytest.raises(LivePushError):
         await open_one(service)
+
+
+class StuckBroker(MockBroker):
+    """Subscribes when the server has answered, which it does not."""
+
+    async def subscribe(self, channel: str) -> ForwardingSubscription:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
+async def test_a_client_that_leaves_while_its_stream_opens_is_no_error() -> None:
+    slots = MemorySlotCap(1)
+    service = SSEStreamService(StuckBroker(), slots)
+    with anyio.move_on_after(1):
+        await service.open_stream(channel="c", slot_key="k")
+    assert slots.held("k") == 0
+    ended = service.statistics().ended
+    assert {reason: count for reason, count in ended.items() if count} == {EndReason.DISCONNECT: 1}
+    await service.aclose()

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStreamService
-from .opening import open_for_route
+from .opening import last_event_id, open_for_route
 from .starlette import EventStreamResponse as StarletteResponse
 
 
@@ -46,10 +46,17 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a path operation.
 
     Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
-    broker are away, or the process is ending.
+    broker are away. For a cause in the component's `soft_refusals`, and while the process is ending,
+    the response is a soft refusal.
     """
     try:
-        stream = await open_for_route(service, channel=channel, slot_key=slot_key, grant=grant)
+        stream = await open_for_route(
+            service,
+            channel=channel,
+            slot_key=slot_key,
+            grant=grant,
+            last_event_id=last_event_id(request.headers, request.query_params),
+        )
     except Refusal as refusal:
         raise HTTPException(
             refusal.status, refusal.detail, {"Retry-After": str(refusal.retry_after)}

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService
-from .opening import open_for_route
+from .opening import SoftRefusal, last_event_id, open_for_route
 
 CONTENT_TYPE = "text/event-stream"
 # What the application's users and authentication are, nothing here looks at.
@@ -28,7 +28,7 @@ AnyRequest = Request[Any, Any, State]
 class EventStreamResponse(Response[bytes]):
     """A response that carries its stream as raw ASGI. Annotate the handler's return with it."""
 
-    def __init__(self, stream: SSEStream) -> None:
+    def __init__(self, stream: SSEStream | SoftRefusal) -> None:
         headers = {**stream.headers, "content-type": CONTENT_TYPE}
         super().__init__(b"", headers=headers, media_type=CONTENT_TYPE)
         self.stream = stream
@@ -41,7 +41,8 @@ class EventStreamResponse(Response[bytes]):
             background=self.background or options.get("background"),
             cookies=[*self.cookies, *(options.get("cookies") or ())],
             headers={**(options.get("headers") or {}), **self.headers},
-            is_head_response=options.get("is_head_response", False),
+            # Litestar says so only for a handler that answers nothing else.
+            is_head_response=request.method == "HEAD",
             media_type=CONTENT_TYPE,
             status_code=self.status_code or options.get("status_code"),
         )
@@ -71,10 +72,17 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a route handler.
 
     Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
-    broker are away, or the process is ending.
+    broker are away. For a cause in the component's `soft_refusals`, and while the process is ending,
+    the response is a soft refusal.
     """
     try:
-        stream = await open_for_route(service, channel=channel, slot_key=slot_key, grant=grant)
+        stream = await open_for_route(
+            service,
+            channel=channel,
+            slot_key=slot_key,
+            grant=grant,
+            last_event_id=last_event_id(request.headers, request.query_params),
+        )
     except Refusal as refusal:
         headers = {"Retry-After": str(refusal.retry_after)}
         raise HTTPException(refusal.detail or "", status_code=refusal.status, headers=headers) from refusal

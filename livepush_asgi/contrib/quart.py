@@ -9,7 +9,7 @@ except ModuleNotFoundError as error:
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStreamService
-from .opening import open_for_route
+from .opening import last_event_id, open_for_route
 
 CONTENT_TYPE = "text/event-stream"
 
@@ -25,11 +25,17 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a route. `RESPONSE_TIMEOUT` does not end it.
 
     Raises TooManyRequests (429 with `Retry-After: 5`) when the cap is full, and ServiceUnavailable
-    when the slots or the broker are away, or the process is ending. Quart cancels the response when
-    the client has gone.
+    when the slots or the broker are away. For a cause in the component's `soft_refusals`, and while
+    the process is ending, the response is a soft refusal. Quart cancels it when the client has gone.
     """
     try:
-        stream = await open_for_route(service, channel=channel, slot_key=slot_key, grant=grant)
+        stream = await open_for_route(
+            service,
+            channel=channel,
+            slot_key=slot_key,
+            grant=grant,
+            last_event_id=last_event_id(request.headers, request.args),
+        )
     except Refusal as refusal:
         raise _exception_of(refusal) from refusal
     if request.method == "HEAD":

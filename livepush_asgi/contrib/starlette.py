@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService
-from .opening import open_for_route
+from .opening import SoftRefusal, last_event_id, open_for_route
 
 
 class EventStreamResponse(StreamingResponse):
@@ -23,7 +23,7 @@ class EventStreamResponse(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: SSEStream) -> None:
+    def __init__(self, stream: SSEStream | SoftRefusal) -> None:
         super().__init__(stream.body, headers=stream.headers)
         # The standard knows no other encoding, and Starlette would name it.
         self.headers["content-type"] = self.media_type
@@ -52,10 +52,17 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a route.
 
     Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
-    broker are away, or the process is ending.
+    broker are away. For a cause in the component's `soft_refusals`, and while the process is ending,
+    the response is a soft refusal.
     """
     try:
-        stream = await open_for_route(service, channel=channel, slot_key=slot_key, grant=grant)
+        stream = await open_for_route(
+            service,
+            channel=channel,
+            slot_key=slot_key,
+            grant=grant,
+            last_event_id=last_event_id(request.headers, request.query_params),
+        )
     except Refusal as refusal:
         raise HTTPException(
             refusal.status, refusal.detail, {"Retry-After": str(refusal.retry_after)}

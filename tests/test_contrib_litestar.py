@@ -1,0 +1,51 @@
+"""Litestar: what its compression does to a stream, mounted and in a route."""
+
+import zlib
+from typing import Any
+
+import pytest
+from litestar import Litestar, Request, asgi, get
+from litestar.config.compression import CompressionConfig
+from litestar.datastructures import State
+from litestar.types import Receive, Scope, Send
+
+from livepush_asgi import LivePush, MemoryBroker, public
+from livepush_asgi.contrib.litestar import EventStreamResponse, sse_streaming_response
+from livepush_asgi.testing import Client, Stream
+
+from .valkey import until
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.parametrize("path", ["/events", "/route"])
+async def test_compression_holds_no_event_back(path: str) -> None:
+    """It makes one compressed file of a stream, and flushes after each message: browsers read that."""
+    push = LivePush(MemoryBroker(), public("c"))
+
+    @asgi("/events", is_mount=True, copy_scope=True)
+    async def events(scope: Scope, receive: Receive, send: Send) -> None:
+        await push(scope, receive, send)  # type: ignore[arg-type]
+
+    @get("/route")
+    async def route(request: Request[Any, Any, State]) -> EventStreamResponse:
+        return await sse_streaming_response(push, request, channel="c")
+
+    app: Any = Litestar(
+        [events, route], lifespan=[push.lifespan], compression_config=CompressionConfig("gzip")
+    )
+    accepted = {"accept-encoding": "gzip"}
+    async with Client(app, lifespan=True) as client, client.open(path, headers=accepted) as stream:
+        assert stream.headers["content-encoding"] == "gzip"
+        await until(lambda: b"livepush.open" in inflated(stream), within=1)
+        for line in (b"data: one", b"data: two"):
+            await push.publish("c", line.removeprefix(b"data: "))
+            await until(lambda line=line: line in inflated(stream), within=1)  # type: ignore[misc]
+
+
+def inflated(stream: Stream) -> bytes:
+    body = b"".join(message.get("body", b"") for message in stream.messages)
+    return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(body)
