@@ -63,7 +63,9 @@ class Clock:
     def _next_wakeup(self) -> float:
         if not self._timers:
             return math.inf
-        return math.ceil(self._timers[0].when / RESOLUTION) * RESOLUTION
+        # Rounded, the product may be a hair before the time itself, which would then never be due.
+        when = self._timers[0].when
+        return max(when, math.ceil(when / RESOLUTION) * RESOLUTION)
 
     def _call_due(self) -> None:
         now = self.now()

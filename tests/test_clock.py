@@ -1,6 +1,7 @@
 """The clock: appointments are kept in their order, shortly after their time, in virtual time."""
 
 import logging
+import math
 from functools import partial
 
 import anyio
@@ -66,3 +67,17 @@ async def test_a_function_may_make_further_appointments() -> None:
         await let_pass(55)
         tasks.cancel_scope.cancel()
     assert len(called) == 5
+
+
+async def test_a_time_that_rounding_would_move_forward_is_still_kept() -> None:
+    """k * 0.05 may be smaller than the time it was rounded from; then the clock would turn on the spot."""
+    clock, called = Clock(), list[int]()
+    times = [math.nextafter(number * RESOLUTION, math.inf) for number in range(1, 200)]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(clock.run)
+        await anyio.lowlevel.checkpoint()
+        for number, moment in enumerate(times):
+            clock.call_later(moment - anyio.current_time(), partial(called.append, number))
+        await let_pass(20)
+        tasks.cancel_scope.cancel()
+    assert called == list(range(len(times)))
