@@ -24,6 +24,7 @@ class FolderSubscription:
             # Read when it is there, and not while waiting: what a timeout cuts off is then still there.
             await wait_readable(self._socket)
             return self._socket.recv(LARGEST)
+        return None
 
     async def close(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -35,8 +36,7 @@ class FolderBroker:
         self._folder = Path(folder)
 
     def _channel(self, channel: str) -> Path:
-        # Any name may name a channel; not any name may name a folder, and paths of sockets are short.
-        return self._folder / sha256(channel.encode()).hexdigest()[:16]
+        return self._folder / sha256(channel.encode()).hexdigest()[:16]  # Any name becomes a short path.
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         data = payload.encode() if isinstance(payload, str) else payload
