@@ -38,7 +38,7 @@ _LOOKS_OF_APPEND, _LOOKS_OF_READ = 50, 1000
 # must not be: it asks for the time. It does not tell scripts its version either.
 _BEGIN = """
 if not redis.REDIS_VERSION_NUM then
-  return redis.error_reply('TOOOLD the server is older than Redis 7.0')
+  return redis.error_reply('ERR this server is too old, Redis 7.0 or a Valkey is needed')
 end
 local log, head = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
@@ -127,7 +127,7 @@ if call ~= '' then
   if number == call then
     return result
   elseif number and tonumber(number) > tonumber(call) then
-    return redis.error_reply('LATE this call was given up before it came')
+    return redis.error_reply('ERR this call was given up before it came')
   end
 end
 
