@@ -4,9 +4,10 @@ An event is delivered in order, or the client is told that it was not.
 
     publish ─▶ broker ─▶ (one reader per process) ─▶ hub ─▶ outbox of each stream ─▶ send
 
-The rooms, each importing only from those before it: `types, errors, reasons` ← `event, control,
-settings, loop` ← `request, broker, slots, clock` ← `outbox` ← `topic, hub` ← `stream` ← `run` ←
-`carrier, answers, endpoint` ← `app` ← `middleware, service` ← `contrib, cli`. The adapters
+The rooms, each importing only from those before it: `types, errors, reasons, cursor` ← `event,
+settings, loop` ← `request, broker, slots, clock, control` ← `outbox, places` ← `topic, logged_topic,
+hub` ← `feed, stream` ← `run` ← `carrier, answers, endpoint` ← `app` ← `middleware, service` ←
+`contrib, cli`. The adapters
 (`brokers/*`, `slots/redis`) import the ports and their client library, and are imported on first
 use: `import livepush_asgi` loads neither redis nor a framework.
 """
@@ -14,9 +15,11 @@ use: `import livepush_asgi` loads neither redis nor a framework.
 from typing import TYPE_CHECKING
 
 from .app import LivePush
-from .broker import Broker, ForwardingSubscription, Sink, Subscription
+from .broker import Broker, ForwardingSubscription, HistoryBroker, Page, Record, Sink, Subscription
+from .brokers.history import History
 from .brokers.memory import MemoryBroker
 from .cors import Cors
+from .cursor import Cursor, Position
 from .errors import (
     AuthorizeError,
     BrokerUnavailableError,
@@ -25,6 +28,7 @@ from .errors import (
     LivePushError,
     MessagesLostError,
     NotRunningError,
+    PositionConflictError,
     SlotsUnavailableError,
     SubscriptionClosedError,
 )
@@ -52,12 +56,15 @@ __all__ = [
     "BrokerUnavailableError",
     "CapExceededError",
     "Cors",
+    "Cursor",
     "DrainPolicy",
     "EndReason",
     "Event",
     "ForwardingSubscription",
     "GapReason",
     "Grant",
+    "History",
+    "HistoryBroker",
     "InvalidEventError",
     "JetStreamBroker",
     "Lease",
@@ -71,6 +78,10 @@ __all__ = [
     "MockBroker",
     "NatsBroker",
     "NotRunningError",
+    "Page",
+    "Position",
+    "PositionConflictError",
+    "Record",
     "RedisBroker",
     "RedisStreamsBroker",
     "Refusal",

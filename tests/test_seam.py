@@ -164,9 +164,7 @@ class Story:
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("overflow", ["resume", "close", "drop_oldest"])
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(operations=st.lists(OPERATIONS, max_size=40))
 def test_contiguous_or_told(overflow: Overflow, channels: int, operations: list[tuple[object, ...]]) -> None:
     async def run() -> None:

@@ -1,0 +1,351 @@
+"""History as clients see it: resuming, where to begin, gaps, snapshots, slow readers, in memory."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from livepush_asgi import Event, Grant, History, Limits, LivePush, MemoryBroker, PositionConflictError
+from livepush_asgi.cursor import Cursor
+from livepush_asgi.request import Replay
+from livepush_asgi.testing import Client, ParsedEvent, Stream
+
+from .faulty_broker import FaultyBroker
+from .virtual_clock import let_pass
+
+
+class House:
+    def __init__(self, *channels: str, replay: Replay = "new", **limits: object) -> None:
+        self.grant = Grant(channels=channels or ("c",), replay=replay)
+        self.push = LivePush(
+            MemoryBroker(History(events=10)),
+            lambda request: self.grant,
+            limits=Limits(**limits),  # type: ignore[arg-type]
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Client]:
+        async with self.push.lifespan(), Client(self.push) as client:
+            yield client
+
+    async def publish(self, *data: object, channel: str = "c") -> None:
+        for item in data:
+            await self.push.publish(channel, item)
+
+
+async def opened(stream: Stream) -> ParsedEvent:
+    event = await stream.next_event(control=True)
+    assert event.event == "livepush.open"
+    return event
+
+
+def resumed(event: ParsedEvent) -> bool:
+    return bool(json.loads(event.data)["resumed"])
+
+
+async def test_a_client_that_comes_back_gets_what_it_missed_and_then_what_is_new() -> None:
+    house = House()
+    async with house.running() as client:
+        async with client.open("/") as stream:
+            assert not resumed(await opened(stream))
+            await house.publish("1", "2")
+            assert [event.data for event in await stream.events(2)] == ["1", "2"]
+        await house.publish("3", "4")
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            assert resumed(await opened(again))
+            await house.publish("5")
+            assert [event.data for event in await again.events(3)] == ["3", "4", "5"]
+            with pytest.raises(TimeoutError):
+                await again.next_event()
+    assert [event.event for event in again.control_events] == ["livepush.open"]
+
+
+async def test_a_client_that_drops_before_its_first_event_resumes_too() -> None:
+    house = House()
+    async with house.running() as client:
+        async with client.open("/") as stream:
+            primed = (await opened(stream)).id
+        await house.publish("missed")
+        async with client.open("/", query={"last_event_id": primed or ""}) as again:
+            assert resumed(await opened(again))
+            assert (await again.next_event()).data == "missed"
+
+
+async def test_one_id_resumes_several_channels_and_names_none_of_them() -> None:
+    house = House("secret-a", "secret-b")
+    async with house.running() as client:
+        async with client.open("/") as stream:
+            await opened(stream)
+            await house.publish("a1", channel="secret-a")
+            await house.publish("b1", channel="secret-b")
+            await stream.events(2)
+        assert "secret" not in stream.last_event_id
+        cursor = Cursor.parse(stream.last_event_id)
+        assert cursor is not None
+        assert list(cursor.offsets.values()) == [1, 1]
+        await house.publish("a2", "a3", channel="secret-a")
+        await house.publish("b2", channel="secret-b")
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            assert resumed(await opened(again))
+            assert sorted([event.data for event in await again.events(3)]) == ["a2", "a3", "b2"]
+
+
+@pytest.mark.parametrize(
+    ("replay", "expected"),
+    [
+        ("new", []),
+        ("last", ["4"]),
+        ("all", ["1", "2", "3", "4"]),
+        (2, ["3", "4"]),
+        (0, []),
+        (99, ["1", "2", "3", "4"]),
+    ],
+)
+async def test_a_grant_says_where_a_new_client_begins(replay: Replay, expected: list[str]) -> None:
+    house = House(replay=replay)
+    async with house.running() as client:
+        await house.publish("1", "2", "3", "4")
+        async with client.open("/") as stream:
+            assert not resumed(await opened(stream))
+            await house.publish("live")
+            events = await stream.events(len(expected) + 1)
+    assert [event.data for event in events] == [*expected, "live"]
+    assert [event.event for event in stream.control_events] == ["livepush.open"]
+
+
+async def test_a_position_of_its_own_counts_more_than_the_replay_of_the_grant() -> None:
+    house = House(replay="all")
+    async with house.running() as client:
+        async with client.open("/") as stream:
+            await opened(stream)
+            await house.publish("1", "2")
+            await stream.events(2)
+        await house.publish("3")
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            await opened(again)
+            assert [event.data for event in await again.events(1)] == ["3"]
+
+
+async def test_history_trimmed_past_a_client_is_a_gap_and_then_what_is_left() -> None:
+    house = House()
+    async with house.running() as client:
+        async with client.open("/") as stream:
+            await opened(stream)
+        await house.publish(*range(25))
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            assert not resumed(await opened(again))
+            gap = await again.next_event(control=True)
+            assert json.loads(gap.data) == {"channel": "c", "reason": "expired"}
+            assert [event.data for event in await again.events(10)] == [str(n) for n in range(15, 25)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "~",
+        "1",
+        "a.b",
+        "epoch.-1",
+        "a.1,a.2",
+        "a.1,",
+        "a.01",
+        "é.1",
+        "a." + "9" * 30,
+        "x" * 1_000_000,
+        "a.1\t",
+    ],
+    ids=lambda text: text[:12],
+)
+async def test_a_cursor_that_is_none_is_a_gap_and_never_an_error(text: str) -> None:
+    house = House()
+    async with house.running() as client, client.open("/", query={"last_event_id": text}) as stream:
+        assert stream.status == 200
+        assert not resumed(await opened(stream))
+        gap = await stream.next_event(control=True)
+        assert json.loads(gap.data) == {"channel": "c", "reason": "unknown"}
+        await house.publish("live")
+        assert (await stream.next_event()).data == "live"
+
+
+async def test_a_cursor_of_another_log_is_a_gap_with_the_reason_epoch() -> None:
+    house, other = House(), House()
+    async with other.running() as client, client.open("/") as stream:
+        await opened(stream)
+    async with house.running() as client, client.open("/", last_event_id=stream.last_event_id) as again:
+        assert not resumed(await opened(again))
+        assert json.loads((await again.next_event(control=True)).data)["reason"] == "epoch"
+
+
+async def test_a_channel_that_is_new_to_a_client_is_no_gap() -> None:
+    house = House("a")
+    async with house.running() as client:
+        async with client.open("/") as stream:
+            await opened(stream)
+            await house.publish("1", channel="a")
+            await stream.next_event()
+        house.grant = Grant(channels=["a", "b"])
+        await house.publish("2", channel="a")
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            assert resumed(await opened(again))
+            assert (await again.next_event()).data == "2"
+    assert [event.event for event in again.control_events] == ["livepush.open"]
+
+
+async def test_a_client_that_missed_more_than_the_replay_cap_is_told_and_gets_the_newest() -> None:
+    house = House(replay_events=3)
+    async with house.running() as client:
+        async with client.open("/") as stream:
+            await opened(stream)
+        await house.publish(*range(8))
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            await opened(again)
+            assert json.loads((await again.next_event(control=True)).data)["reason"] == "overflow"
+            assert [event.data for event in await again.events(3)] == ["5", "6", "7"]
+
+
+async def test_a_slow_client_reads_on_from_history_and_misses_nothing() -> None:
+    push = LivePush(
+        MemoryBroker(History(events=1000)),
+        lambda request: Grant(channels="c"),
+        limits=Limits(outbox_events=5, message_bytes=100),
+    )
+    async with push.lifespan(), Client(push) as client, client.open("/", window=0) as stream:
+        await opened(stream)
+        for number in range(500):
+            await push.publish("c", number)
+        events = [await stream.next_event() for _ in range(500)]
+        await push.publish("c", "live again")
+        assert (await stream.next_event()).data == "live again"
+    assert [event.data for event in events] == [str(number) for number in range(500)]
+    assert [event.event for event in stream.control_events] == ["livepush.open"]
+
+
+async def test_latest_skips_to_the_newest_of_each_name() -> None:
+    house = House(overflow="latest", outbox_events=5)
+    async with house.running() as client, client.open("/", window=0) as stream:
+        await opened(stream)
+        await house.push.publish("c", "first", event="price")
+        await anyio.wait_all_tasks_blocked()
+        for number in range(50):
+            await house.push.publish("c", number, event="price")
+            await house.push.publish("c", -number, event="cursor")
+        events = await stream.events(3)
+        await house.push.publish("c", "live", event="price")
+        events.append(await stream.next_event())
+    assert [(event.event, event.data) for event in events] == [
+        ("price", "first"),
+        ("price", "49"),
+        ("cursor", "-49"),
+        ("price", "live"),
+    ]
+
+
+async def test_a_snapshot_comes_before_the_changes_and_again_after_a_gap_only() -> None:
+    house = House()
+    state = 0
+
+    async def snapshot() -> Event:
+        nonlocal state
+        # What is published while the state is read must not get lost between the two.
+        state += 1
+        await house.push.publish("c", f"change {state}")
+        return Event({"state": state}, event="state")
+
+    house.grant = Grant(channels="c", snapshot=snapshot)
+    async with house.running() as client:
+        async with client.open("/") as stream:
+            await opened(stream)
+            events = await stream.events(2)
+            assert [event.data for event in events] == ['{"state":1}', "change 1"]
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            assert resumed(await opened(again))
+            await house.publish("no snapshot before this")
+            assert (await again.next_event()).data == "no snapshot before this"
+        async with client.open("/", last_event_id="garbage") as lost:
+            await opened(lost)
+            assert (await lost.next_event(control=True)).event == "livepush.gap"
+            assert [event.data for event in await lost.events(2)] == ['{"state":2}', "change 2"]
+
+
+async def test_a_snapshot_may_be_several_events_and_a_plain_function() -> None:
+    house = House()
+    house.grant = Grant(channels="c", snapshot=lambda: [{"n": 1}, "two"])
+    async with house.running() as client, client.open("/") as stream:
+        await opened(stream)
+        assert [event.data for event in await stream.events(2)] == ['{"n":1}', "two"]
+
+
+async def test_a_quiet_loss_is_found_by_looking_into_the_log() -> None:
+    broker = FaultyBroker(History())
+    push = LivePush(broker, lambda request: Grant(channels="c"))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await opened(stream)
+        broker.losing = 1
+        await push.publish("c", "lost on the way")
+        with pytest.raises(TimeoutError):
+            await stream.next_event(1)
+        assert (await stream.next_event(100)).data == "lost on the way"
+
+
+async def test_a_lost_log_is_told_with_the_reason_epoch_and_the_stream_goes_on() -> None:
+    broker = FaultyBroker(History())
+    push = LivePush(broker, lambda request: Grant(channels="c"))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await opened(stream)
+        await push.publish("c", "before")
+        broker.lose_log("c")
+        await push.publish("c", "after")
+        events = [await stream.next_event(control=True) for _ in range(3)]
+    assert [event.event for event in events] == ["message", "livepush.gap", "message"]
+    assert json.loads(events[1].data) == {"channel": "c", "reason": "epoch"}
+    assert events[2].data == "after"
+
+
+async def test_an_absent_log_delays_events_and_loses_none() -> None:
+    broker = FaultyBroker(History())
+    push = LivePush(broker, lambda request: Grant(channels="c"))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await opened(stream)
+        broker.losing = 1
+        await push.publish("c", "1")
+        await push.publish("c", "2")
+        broker.away = True
+        await let_pass(0.01)
+        broker.say_lost()
+        await let_pass(20)
+        assert not push.statistics().healthy
+        broker.away = False
+        assert [event.data for event in await stream.events(2, timeout=20)] == ["1", "2"]
+        assert push.statistics().healthy
+    assert [event.event for event in stream.control_events] == ["livepush.open"]
+
+
+async def test_publish_knows_a_repeated_key_and_an_expected_position() -> None:
+    push = LivePush(MemoryBroker(), lambda request: Grant(channels="c", replay="all"))
+    first = await push.publish("c", "1", idempotency_key="k")
+    assert await push.publish("c", "1", idempotency_key="k") == first
+    assert first is not None
+    second = await push.publish("c", "2", expected=first)
+    with pytest.raises(PositionConflictError):
+        await push.publish("c", "3", expected=first)
+    assert second == first.replace(".1", ".2")
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        assert [event.data for event in await stream.events(2)] == ["1", "2"]
+        with pytest.raises(TimeoutError):
+            await stream.next_event()
+
+
+async def test_history_is_bounded_in_bytes_in_age_and_in_channels() -> None:
+    broker = MemoryBroker(History(size=10, age=60, channels=3))
+    for text in (b"12345", b"12345", b"12345"):
+        await broker.append("c", text)
+    assert [record.offset for record in (await broker.read("c", 0, 10)).records] == [2, 3]
+    await let_pass(61)
+    page = await broker.read("c", 0, 10)
+    assert (page.first, page.last, page.records) == (4, 3, ())
+    epochs = {name: (await broker.read(name, 0, 0)).epoch for name in "defg"}
+    assert (await broker.read("g", 0, 0)).epoch == epochs["g"]
+    assert (await broker.read("d", 0, 0)).epoch != epochs["d"]
