@@ -1,7 +1,6 @@
 """Feed: what one stream sends next. It joins the outbox, the history, the snapshots and the heartbeats."""
 
 import logging
-from collections.abc import Iterable
 from typing import Protocol
 
 import anyio
@@ -64,7 +63,9 @@ class Feed:
         self._outbox = (
             LatestOutbox(house.limits) if house.limits.overflow == "latest" else Outbox(house.limits)
         )
-        self._places = Places(last_event_id or None, grant.replay, house.limits.replay_events)
+        replayed = house.limits.replay_events
+        self._places = Places(grant.channel_names, last_event_id or None, grant.replay, replayed)
+        self._gap_waits = False
         self._single = len(grant.channel_names) == 1
         # What is to go out before anything else: the open event, a page of history, a snapshot.
         self._head = b""
@@ -73,7 +74,7 @@ class Feed:
 
     def put(self, delivery: Delivery) -> None:
         """Queue a delivery, or leave it to the history. Raises OutboxFullError."""
-        if not self._places.admits(delivery):
+        if not self._places.settled and not self._places.admits(delivery):
             return
         try:
             self._outbox.put(delivery)
@@ -83,7 +84,8 @@ class Feed:
 
     def put_gap(self, channel: str, reason: GapReason, position: Position | None) -> None:
         """Queue the word that events are missing. Raises OutboxFullError."""
-        if self._places.jump(channel, position):
+        if self._places.hears_gap(channel, position):
+            self._gap_waits = True
             id_ = None if position is None else str(position)
             bare = gap_block(channel, reason)
             gap = Delivery(channel, gap_block(channel, reason, id_), position, bare, gap=True)
@@ -123,6 +125,13 @@ class Feed:
         else:
             self._head = retry_line(retry)
         self._snapshot_due = not resumed
+
+    def ready(self) -> bytes:
+        """Return what waits in the outbox, if nothing has to go out before it; else b""."""
+        if self._head or self._snapshot_due or not self._outbox:
+            return b""
+        self.heartbeat_due = False
+        return self._joined()
 
     async def next(self) -> bytes:
         """Return what can go out now, b"" if that is nothing. Waits for history and snapshots only."""
@@ -220,11 +229,13 @@ class Feed:
     def _deliveries(self, channel: str, stretch: Stretch) -> list[Delivery]:
         deliveries = []
         if stretch.gap is not None:
+            self._gap_waits = True
             deliveries.append(self._gap(channel, stretch.gap, stretch.start))
         for position, payload in stretch.records:
             try:
                 deliveries.append(delivery_of(channel, payload, position))
             except InvalidEventError:
+                self._gap_waits = True
                 deliveries.append(self._gap(channel, GapReason.BROKER, position))
         return deliveries
 
@@ -241,8 +252,11 @@ class Feed:
         self._snapshot_due = self._snapshot_due or bool(dropped)
         return gaps + self._compose(self._outbox.take())
 
-    def _compose(self, deliveries: Iterable[Delivery]) -> bytes:
+    def _compose(self, deliveries: list[Delivery]) -> bytes:
         """Join deliveries and take note of where the client will be when it has them."""
+        if self._single and not self._gap_waits:
+            return self._compose_quickly(deliveries)
+        self._gap_waits = False
         blocks = []
         for delivery in deliveries:
             if delivery.gap:
@@ -257,3 +271,11 @@ class Feed:
                     block = with_id(delivery.bare, self._places.id)
             blocks.append(block)
         return b"".join(blocks)
+
+    def _compose_quickly(self, deliveries: list[Delivery]) -> bytes:
+        """Join the events of one channel: each brings its id, and the last one says where the client is."""
+        for delivery in reversed(deliveries):
+            if delivery.position is not None:
+                self._places.mark_sent(delivery.channel, delivery.position)
+                break
+        return b"".join([delivery.block for delivery in deliveries])

@@ -33,10 +33,12 @@ class Outbox:
     event does not keep a stream from ever going on.
     """
 
-    __slots__ = ("_bytes", "_dropped", "_items", "_limits")
+    __slots__ = ("_bytes", "_dropped", "_items", "_limits", "_most_bytes", "_most_events")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._most_bytes = limits.outbox_bytes
+        self._most_events = limits.outbox_events
         self._items: deque[Delivery] = deque()
         self._bytes = 0
         self._dropped: dict[str, int] = {}
@@ -54,14 +56,14 @@ class Outbox:
 
     def put(self, delivery: Delivery) -> None:
         """Add a delivery. Raises OutboxFullError, or drops the oldest, as the policy says."""
-        limits, needed = self._limits, len(delivery.block)
-        if self._items and self._is_full(needed):
-            if limits.overflow != "drop_oldest":
-                raise OutboxFullError
-            while self._items and self._is_full(needed):
-                self._drop_oldest()
-        self._items.append(delivery)
-        self._bytes += needed
+        # Written out, because this runs once for every event and stream.
+        items = self._items
+        size = self._bytes + len(delivery.block)
+        if items and (size > self._most_bytes or len(items) >= self._most_events):
+            self._make_room(len(delivery.block))
+            size = self._bytes + len(delivery.block)
+        items.append(delivery)
+        self._bytes = size
 
     def take(self) -> list[Delivery]:
         """Return what waits, up to `limits.message_bytes` or one delivery."""
@@ -106,15 +108,15 @@ class Outbox:
         self._bytes = 0
         self._dropped = {}
 
-    def _is_full(self, needed: int) -> bool:
-        return (
-            self._bytes + needed > self._limits.outbox_bytes or len(self._items) >= self._limits.outbox_events
-        )
-
-    def _drop_oldest(self) -> None:
-        item = self._items.popleft()
-        self._bytes -= len(item.block)
-        self._dropped[item.channel] = self._dropped.get(item.channel, 0) + 1
+    def _make_room(self, needed: int) -> None:
+        if self._limits.overflow != "drop_oldest":
+            raise OutboxFullError
+        while self._items and (
+            self._bytes + needed > self._most_bytes or len(self._items) >= self._most_events
+        ):
+            item = self._items.popleft()
+            self._bytes -= len(item.block)
+            self._dropped[item.channel] = self._dropped.get(item.channel, 0) + 1
 
 
 class LatestOutbox(Outbox):

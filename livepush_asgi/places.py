@@ -28,7 +28,11 @@ class Stretch(NamedTuple):
 class Places:
     """The positions of one stream. `last_event_id` is text from outside, None if the client is new."""
 
-    def __init__(self, last_event_id: str | None, replay: Replay, most_replayed: int) -> None:
+    def __init__(
+        self, channels: Iterable[str], last_event_id: str | None, replay: Replay, most_replayed: int
+    ) -> None:
+        #: Whether every channel is live and nothing live can be a repeat: then all that comes is admitted.
+        self.settled = False
         self._cursor = None if last_event_id is None else Cursor.parse(last_event_id)
         self._resuming = last_event_id is not None
         self._unclaimed = set(self._cursor.offsets) if self._cursor else set()
@@ -38,8 +42,10 @@ class Places:
         self._begun: dict[str, Position] = {}
         #: Up to where the client has been sent each channel.
         self._sent: dict[str, Position] = {}
-        #: Up to where it has been queued, in the live channels.
-        self._queued: dict[str, Position] = {}
+        #: The channels that the stream has not begun in.
+        self._unplaced = set(channels)
+        #: Where history has gone further than the hub: what the hub delivers up to there are repeats.
+        self._ahead: dict[str, Position] = {}
         #: The channels that are read from history, in turn.
         self._behind: dict[str, None] = {}
         #: From where on the client has a claim to every event; a replay may begin before that.
@@ -87,7 +93,12 @@ class Places:
         What the hub has delivered before does not count: the log has it.
         `late` is for a channel that the broker came to have only after the stream had opened.
         """
-        unknown = GapReason.BROKER if late else None
+        self._unplaced.discard(channel)
+        gap = self._place(channel, end, GapReason.BROKER if late else None)
+        self._settle()
+        return gap
+
+    def _place(self, channel: str, end: Position | None, unknown: GapReason | None) -> GapReason | None:
         if end is None:
             return GapReason.UNKNOWN if self._resuming else unknown
         offset = self.offset_in(end)
@@ -105,25 +116,23 @@ class Places:
 
     def admits(self, delivery: Delivery) -> bool:
         """Return whether a delivery is to be queued: the channel is live, and it is no repeat."""
-        position = delivery.position
+        position, channel = delivery.position, delivery.channel
         if position is None:
             return True
-        queued = self._queued.get(delivery.channel)
-        if queued is None or delivery.channel in self._behind:
+        if channel in self._unplaced or channel in self._behind:
             return False
-        if queued.epoch == position.epoch and position.offset <= queued.offset:
+        ahead = self._ahead.get(channel)
+        if ahead is None:
+            return True
+        if ahead.epoch == position.epoch and position.offset <= ahead.offset:
             return False
-        self._queued[delivery.channel] = position
+        del self._ahead[channel]
+        self._settle()
         return True
 
-    def jump(self, channel: str, position: Position | None) -> bool:
-        """Follow a gap in a live channel; return False if the channel is behind and will find it itself."""
-        if position is None:
-            return True
-        if channel in self._behind or channel not in self._queued:
-            return False
-        self._queued[channel] = position
-        return True
+    def hears_gap(self, channel: str, position: Position | None) -> bool:
+        """Return whether a gap is to be queued; a channel that is behind will find it in the history."""
+        return position is None or not (channel in self._behind or channel in self._unplaced)
 
     def mark_sent(self, channel: str, position: Position) -> None:
         """Take note that the client was sent a channel up to here."""
@@ -133,6 +142,8 @@ class Places:
         """Read these channels from history, from where the client is."""
         for channel in channels:
             self._behind[channel] = None
+            self._ahead.pop(channel, None)
+        self._settle()
 
     def take_page(self, channel: str, page: Page, live_end: Position) -> Stretch:
         """Go through a page of history, and be live again if it reaches what was delivered live.
@@ -151,7 +162,9 @@ class Places:
         start, end = place, records[-1][0] if records else place
         if end.epoch == live_end.epoch and end.offset >= live_end.offset:
             del self._behind[channel]
-            self._queued[channel] = end
+            if end.offset > live_end.offset:
+                self._ahead[channel] = end
+            self._settle()
         # From now on its place is its claim.
         self._claimed.pop(channel, None)
         return Stretch(gap, start, records)
@@ -169,7 +182,7 @@ class Places:
         gap = None
         if end.offset - offset > self._most_replayed:
             gap, offset = GapReason.OVERFLOW, end.offset - self._most_replayed
-        self._sent[channel] = self._queued[channel] = Position(end.epoch, offset)
+        self._sent[channel] = Position(end.epoch, offset)
         if offset < end.offset:
             self._behind[channel] = None
         return gap
@@ -189,3 +202,6 @@ class Places:
     def _begun_in(self, channel: str, end: Position) -> int:
         begun = self._begun.get(channel, end)
         return begun.offset if begun.epoch == end.epoch else end.offset
+
+    def _settle(self) -> None:
+        self.settled = not (self._unplaced or self._behind or self._ahead)

@@ -182,7 +182,7 @@ class Stream:
                     # It may have ended while history was looked at.
                     self.state = StreamState.LIVE if self.reason is None else self.state
                     continue
-            elif chunk := await self._feed.next():
+            elif chunk := self._feed.ready() or await self._feed.next():
                 return chunk
             elif self._feed.unanswerable:
                 # What its client would have to be told it cannot be told.

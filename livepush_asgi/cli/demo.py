@@ -98,7 +98,7 @@ class Demo:
             figures = {"number": number, "visitors": visitors, **machine.read().as_dict()}
             self._figures.append(figures)
             try:
-                await self.push.publish(self.machine_channel, figures, event="figures", id=number)
+                await self.push.publish(self.machine_channel, figures, event="figures")
             except BrokerUnavailableError as error:
                 if not away:
                     logger.warning("the figures cannot be published: %s", error)
