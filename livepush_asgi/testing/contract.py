@@ -1,0 +1,226 @@
+"""BrokerContract: what every broker has to keep to, as tests that an adapter's author runs on it.
+
+Nothing here needs pytest: these are plain classes, and a subclass makes tests of them.
+"""
+
+from contextlib import AsyncExitStack
+
+import anyio
+
+from ..broker import Broker, ForwardingSubscription, Subscription
+from ..event import split_position
+from .witness import (
+    BYTES,
+    MOMENT,
+    PATIENCE,
+    Live,
+    hostile_channels,
+    new_channel,
+    nothing_more,
+    pause,
+    payloads,
+    same,
+    subscribed,
+    what_comes,
+)
+
+
+class BrokerContract:
+    """The rules of `Broker`. Each test is one of them, and its docstring says it.
+
+    Subclass it in a test module, with the adapter as the fixture `broker`:
+
+        class TestMyBroker(BrokerContract):
+            @pytest.fixture
+            async def broker(self):
+                yield MyBroker(...)
+
+    The tests are asynchronous functions for the pytest plugin of anyio: mark the module with
+    `pytest.mark.anyio`, or set `anyio_mode = "auto"`. They take channels with new names, so the server may
+    be one that is in use.
+    """
+
+    async def test_payloads_come_in_the_order_of_their_publisher(self, broker: Broker) -> None:
+        """Payloads come in the order in which any one publisher published them, each once."""
+        channel = new_channel()
+
+        async def publish(name: str) -> None:
+            for number in range(50):
+                await broker.publish(channel, f"{name} {number}")
+
+        async with subscribed(broker, channel) as subscription, anyio.create_task_group() as tasks:
+            tasks.start_soon(publish, "one")
+            tasks.start_soon(publish, "two")
+            found = await payloads(subscription, 100)
+        for name in ("one", "two"):
+            mine = [payload for payload in found if payload.startswith(name.encode())]
+            same(mine, [f"{name} {number}".encode() for number in range(50)])
+
+    async def test_every_subscription_of_a_channel_gets_every_payload(self, broker: Broker) -> None:
+        """A payload goes to every subscription that the channel has."""
+        channel = new_channel()
+        wanted = [b"%d" % number for number in range(10)]
+        async with subscribed(broker, channel) as one, subscribed(broker, channel) as two:
+            for payload in wanted:
+                await broker.publish(channel, payload)
+            same(await payloads(one, 10), wanted)
+            same(await payloads(two, 10), wanted)
+            await nothing_more([one, two])
+
+    async def test_no_channel_hears_another_one(self, broker: Broker) -> None:
+        """A channel is its name, to the letter: none is a pattern, and no two share what they carry."""
+        names = hostile_channels()
+        async with AsyncExitStack() as stack:
+            listening = [await stack.enter_async_context(subscribed(broker, name)) for name in names]
+            for name in names:
+                await broker.publish(name, name)
+            for name, subscription in zip(names, listening, strict=True):
+                same(await payloads(subscription, 1), [name.encode()])
+            await nothing_more(listening)
+
+    async def test_a_subscription_gets_what_is_published_after_it_was_returned(self, broker: Broker) -> None:
+        """From the return of `subscribe` on everything arrives, and nothing of what was before."""
+        channel = new_channel()
+        for number in range(20):
+            await broker.publish(channel, f"before {number}")
+            async with subscribed(broker, channel) as subscription:
+                await broker.publish(channel, f"after {number}")
+                same(await payloads(subscription, 1), [f"after {number}".encode()])
+
+    async def test_nothing_comes_after_close(self, broker: Broker) -> None:
+        """A closed subscription gives nothing, not even what waited in it. Others of its channel go on."""
+        channel = new_channel()
+        async with subscribed(broker, channel) as other:
+            closed = await broker.subscribe(channel)
+            await broker.publish(channel, b"waiting")
+            same(await payloads(other, 1), [b"waiting"])
+            await closed.close()
+            await broker.publish(channel, b"late")
+            same(await payloads(other, 1), [b"late"])
+            same(await what_comes(closed), None)
+
+    async def test_closing_twice_is_harmless(self, broker: Broker) -> None:
+        """A second `close` does nothing, also when the channel has got another subscription meanwhile."""
+        channel = new_channel()
+        first = await broker.subscribe(channel)
+        await first.close()
+        async with subscribed(broker, channel) as second:
+            await first.close()
+            await broker.publish(channel, b"x")
+            same(await payloads(second, 1), [b"x"])
+
+    async def test_a_str_arrives_as_utf_8(self, broker: Broker) -> None:
+        """A str is sent as UTF-8."""
+        channel, text = new_channel(), "\u00e9 \u96ea \U0001f600 \u2028 \0 \r\n"
+        async with subscribed(broker, channel) as subscription:
+            await broker.publish(channel, text)
+            same(await payloads(subscription, 1), [text.encode()])
+
+    async def test_bytes_arrive_unchanged(self, broker: Broker) -> None:
+        """A payload is opaque: every byte arrives as it is, and an empty payload is a payload."""
+        channel = new_channel()
+        async with subscribed(broker, channel) as subscription:
+            for payload in BYTES:
+                await broker.publish(channel, payload)
+            same(await payloads(subscription, len(BYTES)), BYTES)
+
+    async def test_get_message_returns_none_after_the_timeout(self, broker: Broker) -> None:
+        """`get_message` waits for its timeout, returns None, and can be called again."""
+        channel = new_channel()
+        async with subscribed(broker, channel) as subscription:
+            for number in range(3):
+                begun = anyio.current_time()
+                with anyio.fail_after(PATIENCE):
+                    same(await subscription.get_message(timeout=MOMENT), None)
+                # Clocks of timers are coarse, half of it tells waiting from not waiting.
+                same(anyio.current_time() - begun >= MOMENT / 2, True)
+                await broker.publish(channel, b"%d" % number)
+                same(await payloads(subscription, 1), [b"%d" % number])
+
+    async def test_a_cancelled_get_message_loses_nothing(self, broker: Broker) -> None:
+        """When `get_message` is cancelled, what it did not return is there for the next call."""
+        channel = new_channel()
+
+        async def read(subscription: Subscription, scope: anyio.CancelScope, found: list[bytes]) -> None:
+            with scope:
+                found += await payloads(subscription, 1)
+
+        async with subscribed(broker, channel) as subscription:
+            for number in range(40):
+                found: list[bytes] = []
+                async with anyio.create_task_group() as tasks:
+                    scope = anyio.CancelScope()
+                    tasks.start_soon(read, subscription, scope, found)
+                    await pause(number % 4)
+                    await broker.publish(channel, b"%d" % number)
+                    await pause(number // 4)
+                    scope.cancel()
+                same(found or await payloads(subscription, 1), [b"%d" % number])
+
+    async def test_a_cancelled_subscribe_leaves_nothing(self, broker: Broker) -> None:
+        """When `subscribe` is cancelled, nobody listens because of it, and the next one gets each once."""
+        channel = new_channel()
+
+        async def begin(scope: anyio.CancelScope, found: list[Subscription]) -> None:
+            with scope:
+                found.append(await broker.subscribe(channel))
+
+        for steps in range(20):
+            found: list[Subscription] = []
+            async with anyio.create_task_group() as tasks:
+                scope = anyio.CancelScope()
+                tasks.start_soon(begin, scope, found)
+                await pause(steps)
+                scope.cancel()
+            for subscription in found:
+                await subscription.close()
+        async with subscribed(broker, channel) as subscription:
+            await broker.publish(channel, b"once")
+            same(await payloads(subscription, 1), [b"once"])
+            await nothing_more([subscription])
+        with anyio.fail_after(PATIENCE):
+            # A server may hear a little later that nobody listens any more, and sets no event.
+            while await broker.publish(channel, b"nobody"):  # noqa: ASYNC110
+                await anyio.sleep(MOMENT)
+
+    async def test_many_can_subscribe_at_once(self, broker: Broker) -> None:
+        """Subscribing and closing may go on at the same time, on one channel and on many."""
+        names = [new_channel() for _ in range(20)]
+        listening: list[tuple[str, Subscription]] = []
+
+        async def come(name: str, stays: bool) -> None:
+            subscription = await broker.subscribe(name)
+            if stays:
+                listening.append((name, subscription))
+            else:
+                await subscription.close()
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                for number in range(200):
+                    tasks.start_soon(come, names[number % 20], number % 3 == 0)
+        for name in names:
+            await broker.publish(name, name)
+        for name, subscription in listening:
+            same(await payloads(subscription, 1), [name.encode()])
+        await nothing_more([subscription for _, subscription in listening])
+        for _, subscription in listening:
+            await subscription.close()
+
+    async def test_what_is_forwarded_is_everything(self, broker: Broker) -> None:
+        """A subscription that forwards begins with what waits, goes on in order, and ends with `close`."""
+        channel = new_channel()
+        subscription = await broker.subscribe(channel)
+        if isinstance(subscription, ForwardingSubscription):
+            for number in range(5):
+                await broker.publish(channel, b"%d" % number)
+            live = Live(subscription)
+            for number in range(5, 10):
+                await broker.publish(channel, b"%d" % number)
+            found = [split_position(await live.next())[1] for _ in range(10)]
+            same(found, [b"%d" % number for number in range(10)])
+            await subscription.close()
+            await broker.publish(channel, b"late")
+            with anyio.move_on_after(MOMENT):
+                same(await live.next(), None)
+        await subscription.close()

@@ -1,0 +1,192 @@
+"""HistoryBrokerContract: what a broker with history has to keep to beside that, as tests to run on it."""
+
+import anyio
+
+from ..broker import HistoryBroker, Page, Record
+from ..cursor import MOST_OFFSET, Position
+from ..errors import PositionConflictError
+from ..event import split_position
+from .contract import BrokerContract
+from .witness import BYTES, PATIENCE, Live, hostile_channels, new_channel, same, subscribed
+
+
+class HistoryBrokerContract(BrokerContract):
+    """The rules of `HistoryBroker`, beside those of `Broker`.
+
+    Subclass it as `BrokerContract` is subclassed, with one more fixture: `bounded_broker`, a broker that
+    keeps ten events of a channel, `History(events=10)`. The other one has to keep a hundred. A subscription
+    gives the positions to its sink, or where it does not forward, with `get_message`.
+    """
+
+    async def test_offsets_are_contiguous_from_one(self, broker: HistoryBroker) -> None:
+        """The offsets of a log are 1, 2, 3 ... in one epoch, whether it was appended to or published."""
+        channel = new_channel()
+        positions = await fill(broker, channel, 5)
+        await broker.publish(channel, "\u00e9")
+        positions.append(await broker.append(channel, b"7"))
+        same([position.offset for position in positions], [1, 2, 3, 4, 5, 7])
+        same(len({position.epoch for position in positions}), 1)
+        records = (await broker.read(channel, 5, 10)).records
+        same(records, (Record(6, "\u00e9".encode()), Record(7, b"7")))
+
+    async def test_a_log_that_is_read_has_an_epoch(self, broker: HistoryBroker) -> None:
+        """Reading a channel that has no log begins it, and its first event continues that epoch."""
+        channel = new_channel()
+        empty = await broker.read(channel, 0, 10)
+        same((empty.first, empty.last, empty.records), (1, 0, ()))
+        same(await broker.read(channel, MOST_OFFSET, 0), empty)
+        same(await broker.append(channel, b"x"), Position(empty.epoch, 1))
+
+    async def test_a_log_is_read_page_by_page(self, broker: HistoryBroker) -> None:
+        """A page has the events above `after`, at most `limit`, and the bounds of the whole log."""
+        channel = new_channel()
+        (epoch,) = {position.epoch for position in await fill(broker, channel, 9)}
+        records = tuple(Record(number, b"%d" % number) for number in range(1, 10))
+        for after, limit in [(0, 100), (0, 9), (0, 4), (4, 4), (8, 4), (8, 1), (0, 0), (5, 0)]:
+            wanted = Page(epoch, 1, 9, records[after : after + limit])
+            same(await broker.read(channel, after, limit), wanted)
+        for after in (9, 10, MOST_OFFSET):
+            same(await broker.read(channel, after, 10), Page(epoch, 1, 9, ()))
+
+    async def test_bytes_are_kept_unchanged(self, broker: HistoryBroker) -> None:
+        """A log has each payload as it was appended, every byte, and live subscribers get the same."""
+        channel = new_channel()
+        async with subscribed(broker, channel) as subscription:
+            live = Live(subscription)
+            positions = [await broker.append(channel, payload) for payload in BYTES]
+            heard = [split_position(await live.next()) for _ in BYTES]
+        same(heard, list(zip(positions, BYTES, strict=True)))
+        same([record.payload for record in (await broker.read(channel, 0, 100)).records], BYTES)
+
+    async def test_what_is_delivered_is_in_the_log(self, broker: HistoryBroker) -> None:
+        """An event is in the log before any subscription gets it: whoever hears of it can read it."""
+        channel = new_channel()
+        async with subscribed(broker, channel) as subscription, anyio.create_task_group() as tasks:
+            live = Live(subscription)
+            tasks.start_soon(fill, broker, channel, 30)
+            for number in range(1, 31):
+                position, payload = split_position(await live.next())
+                page = await broker.read(channel, number - 1, 1)
+                same((position, payload), (Position(page.epoch, number), b"%d" % number))
+                same(page.records, (Record(number, payload),))
+
+    async def test_every_subscription_gets_the_positions(self, broker: HistoryBroker) -> None:
+        """Each subscription of a channel gets what is appended and published, with the same positions."""
+        channel = new_channel()
+        async with subscribed(broker, channel) as first, subscribed(broker, channel) as second:
+            both = Live(first), Live(second)
+            position = await broker.append(channel, b"appended")
+            await broker.publish(channel, b"published")
+            after = Position(position.epoch, 2)
+            for live in both:
+                for wanted in ((position, b"appended"), (after, b"published")):
+                    same(split_position(await live.next()), wanted)
+
+    async def test_concurrent_appends_are_contiguous(self, broker: HistoryBroker) -> None:
+        """However many append at once, no offset is given twice or left out, and each names its event."""
+        channel = new_channel()
+        told: dict[int, bytes] = {}
+
+        async def add(payload: bytes) -> None:
+            told[(await broker.append(channel, payload)).offset] = payload
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                for number in range(50):
+                    tasks.start_soon(add, b"%d" % number)
+        records = (await broker.read(channel, 0, 100)).records
+        same([record.offset for record in records], list(range(1, 51)))
+        same(dict(records), told)
+
+    async def test_the_oldest_events_go(self, bounded_broker: HistoryBroker) -> None:
+        """A log keeps as many events as it may, the newest; offsets and epoch go on as if all were kept."""
+        channel = new_channel()
+        (epoch,) = {position.epoch for position in await fill(bounded_broker, channel, 25)}
+        records = tuple(Record(number, b"%d" % number) for number in range(16, 26))
+        for after, limit, wanted in [
+            (0, 100, records),
+            (3, 4, records[:4]),
+            (20, 2, records[5:7]),
+            (7, 0, ()),
+        ]:
+            same(await bounded_broker.read(channel, after, limit), Page(epoch, 16, 25, wanted))
+        same(await conflicts(bounded_broker, channel, Position(epoch, 0)), True)
+
+    async def test_a_key_adds_one_event(self, broker: HistoryBroker) -> None:
+        """A second append with an idempotency key adds nothing and returns the position of the first."""
+        channel, other = new_channel(), new_channel()
+        first = await broker.append(channel, b"x", idempotency_key="a b.*\u00e9")
+        second = await broker.append(channel, b"y", idempotency_key="another")
+        same(await broker.append(channel, b"x", idempotency_key="a b.*\u00e9"), first)
+        same(await broker.append(channel, b"x", idempotency_key="a b.*\u00e9", expected=second), first)
+        elsewhere = await broker.append(other, b"x", idempotency_key="a b.*\u00e9")
+        same((first.offset, second.offset, elsewhere.offset), (1, 2, 1))
+        same((await broker.read(channel, 0, 10)).records, (Record(1, b"x"), Record(2, b"y")))
+
+    async def test_a_key_adds_one_event_however_often_at_once(self, broker: HistoryBroker) -> None:
+        """Of many appends at once with the same idempotency key, one adds, and all return its position."""
+        channel = new_channel()
+        told: list[Position] = []
+
+        async def add() -> None:
+            told.append(await broker.append(channel, b"x", idempotency_key="key"))
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(add)
+        page = await broker.read(channel, 0, 100)
+        same(page.records, (Record(1, b"x"),))
+        same(told, [Position(page.epoch, 1)] * 20)
+
+    async def test_an_append_adds_behind_the_expected_position_alone(self, broker: HistoryBroker) -> None:
+        """With `expected`, an event is added behind that position or not at all; 0 is an empty log."""
+        channel = new_channel()
+        first = await broker.append(channel, b"1", expected=Position("any", 0))
+        second = await broker.append(channel, b"2", expected=first)
+        same((first.offset, second.offset), (1, 2))
+        epoch = second.epoch
+        wrong = [Position("any", 0), Position(epoch, 0), first, Position(epoch, 3), Position("another", 2)]
+        for position in wrong:
+            same(await conflicts(broker, channel, position), True)
+        same((await broker.read(channel, 0, 10)).records, (Record(1, b"1"), Record(2, b"2")))
+        same(await broker.append(channel, b"3", expected=second), Position(epoch, 3))
+
+    async def test_one_of_many_follows_the_expected_position(self, broker: HistoryBroker) -> None:
+        """Of many appends at once that expect the same position, one succeeds."""
+        channel = new_channel()
+        end = await broker.append(channel, b"begin")
+        lost: list[bool] = []
+
+        async def add() -> None:
+            lost.append(await conflicts(broker, channel, end))
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(add)
+        same(sorted(lost), [False] + [True] * 19)
+        same((await broker.read(channel, 0, 0)).last, 2)
+
+    async def test_no_two_channels_share_a_log(self, broker: HistoryBroker) -> None:
+        """Each channel has a log and an epoch of its own, whatever is in its name."""
+        names = hostile_channels()
+        positions = [await broker.append(name, name.encode()) for name in names]
+        same([position.offset for position in positions], [1] * len(names))
+        same(len({position.epoch for position in positions}), len(names))
+        for name, position in zip(names, positions, strict=True):
+            same(await broker.read(name, 0, 10), Page(position.epoch, 1, 1, (Record(1, name.encode()),)))
+
+
+async def fill(broker: HistoryBroker, channel: str, count: int) -> list[Position]:
+    """Append the numbers from 1 on."""
+    return [await broker.append(channel, b"%d" % number) for number in range(1, count + 1)]
+
+
+async def conflicts(broker: HistoryBroker, channel: str, expected: Position) -> bool:
+    """Append behind a position and return whether there was a conflict."""
+    try:
+        await broker.append(channel, b"conflicting", expected=expected)
+    except PositionConflictError:
+        return True
+    return False

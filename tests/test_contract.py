@@ -1,0 +1,102 @@
+"""Every broker of the package on the rules that the package publishes for brokers."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import pytest
+
+from examples.custom_broker import FolderBroker
+from livepush_asgi import JetStreamBroker, MemoryBroker, NatsBroker, RedisBroker, RedisStreamsBroker
+from livepush_asgi.broker import Broker, HistoryBroker
+from livepush_asgi.brokers.history import History
+from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBroker
+
+from .nats_server import NatsProcess
+from .pull_broker import PullBroker
+from .valkey import ValkeyProcess
+
+TEN = History(events=10)
+
+
+class OnAServer:
+    """Sockets know no virtual time, and the client libraries no trio."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+
+class TestMemoryBroker(HistoryBrokerContract):
+    @pytest.fixture
+    def broker(self) -> HistoryBroker:
+        return MemoryBroker()
+
+    @pytest.fixture
+    def bounded_broker(self) -> HistoryBroker:
+        return MemoryBroker(TEN)
+
+
+class TestMockBroker(BrokerContract):
+    @pytest.fixture
+    def broker(self) -> Broker:
+        return MockBroker()
+
+
+class TestPullBroker(BrokerContract):
+    @pytest.fixture
+    def broker(self) -> Broker:
+        return PullBroker()
+
+
+class TestFolderBroker(OnAServer, BrokerContract):
+    @pytest.fixture
+    def broker(self) -> Iterator[Broker]:
+        # Not tmp_path: the path of a socket has room for about a hundred characters.
+        with TemporaryDirectory() as path:
+            yield FolderBroker(Path(path))
+
+
+class TestRedisBroker(OnAServer, BrokerContract):
+    @pytest.fixture
+    async def broker(self, valkey: ValkeyProcess) -> AsyncIterator[Broker]:
+        async with valkey.client() as client:
+            yield RedisBroker(client)
+
+
+class TestRedisStreamsBroker(OnAServer, HistoryBrokerContract):
+    @pytest.fixture
+    async def broker(self, valkey: ValkeyProcess) -> AsyncIterator[HistoryBroker]:
+        async with valkey.client() as client:
+            yield RedisStreamsBroker(client)
+
+    @pytest.fixture
+    async def bounded_broker(self, valkey: ValkeyProcess) -> AsyncIterator[HistoryBroker]:
+        async with valkey.client() as client:
+            yield RedisStreamsBroker(client, history=TEN)
+
+
+class TestNatsBroker(OnAServer, BrokerContract):
+    @pytest.fixture
+    def broker(self, nats_server: NatsProcess) -> Broker:
+        return NatsBroker(nats_server.url)
+
+
+class TestJetStreamBroker(OnAServer, HistoryBrokerContract):
+    @pytest.fixture
+    def broker(self, nats_server: NatsProcess) -> HistoryBroker:
+        return JetStreamBroker(nats_server.url, prefix=f"test-{uuid4().hex}")
+
+    @pytest.fixture
+    def bounded_broker(self, nats_server: NatsProcess) -> HistoryBroker:
+        return JetStreamBroker(nats_server.url, prefix=f"test-{uuid4().hex}", history=TEN)
+
+
+def test_the_rules_need_no_pytest_and_each_is_written_down() -> None:
+    program = "import sys, livepush_asgi.testing\nassert 'pytest' not in sys.modules\n"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    for name, rule in vars(HistoryBrokerContract).items() | vars(BrokerContract).items():
+        assert not name.startswith("test_") or rule.__doc__, name
