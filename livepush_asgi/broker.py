@@ -106,11 +106,19 @@ class Page:
 
     def place_of(self, position: Position) -> Position | None:
         """Return a position as one in this epoch, None if it is not one of this log, or of a lost part."""
-        shared = self.last if position.epoch == self.epoch else -1
-        for ancestor in self.ancestors:
-            if ancestor.epoch == position.epoch:
-                shared = ancestor.offset
+        shared = self._shared_with(position.epoch)
         return Position(self.epoch, position.offset) if position.offset <= shared else None
+
+    def start_after_loss(self, position: Position) -> Position:
+        """Return where to go on for one whose position is of a lost part, or of another log."""
+        shared = self._shared_with(position.epoch)
+        return Position(self.epoch, max(shared, self.first - 1))
+
+    def _shared_with(self, epoch: str) -> int:
+        """Return up to which offset an epoch had the events of this log, -1 for one it has nothing of."""
+        if epoch == self.epoch:
+            return self.last
+        return next((ancestor.offset for ancestor in self.ancestors if ancestor.epoch == epoch), -1)
 
 
 @runtime_checkable

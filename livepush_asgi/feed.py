@@ -188,11 +188,20 @@ class Feed:
 
     async def _is_kept(self, channel: str) -> bool:
         end = self._hub.end_of(channel)
-        offset = None if end is None else self._places.offset_in(end)
-        if end is None or offset is None or offset >= end.offset:
+        if end is None or not self._places.has_cursor:
             return True
-        page = await self._hub.read(channel, offset, 0)
-        return page.epoch == end.epoch and page.first <= offset + 1
+        place = self._places.find(channel, end)
+        if place == end:
+            return True
+        # The log may have gone on under another epoch, which this process has not heard of yet.
+        page = await self._hub.read(channel, 0 if place is None else place.offset, 0)
+        if page.epoch != end.epoch:
+            self._hub.refresh(channel)
+        place = place or self._places.find(channel, end, page)
+        if place is None:
+            return True
+        placed = page.place_of(place)
+        return placed is not None and placed.offset >= page.first - 1
 
     async def _read_on(self) -> None:
         """Put a page of history at the head. A channel that has it all is live again at that moment."""

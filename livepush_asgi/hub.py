@@ -72,6 +72,12 @@ class Hub:
         topic = self._topics.get(channel)
         return None if topic is None else topic.position
 
+    def refresh(self, channel: str) -> None:
+        """Have the channel's log looked into: somebody knows more of it than this process has heard."""
+        topic = self._topics.get(channel)
+        if isinstance(topic, LoggedTopic):
+            topic.lost()
+
     async def read(self, channel: str, after: int, limit: int) -> Page:
         """Read the log of a channel. Raises what the broker raises."""
         assert isinstance(self._broker, HistoryBroker)

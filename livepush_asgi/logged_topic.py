@@ -127,13 +127,16 @@ class LoggedTopic(Topic):
 
     def _go_through(self, page: Page) -> None:
         assert self._position is not None
-        start = Position(page.epoch, page.first - 1)
-        if page.epoch != self._position.epoch or page.last < self._position.offset:
+        placed = page.place_of(self._position)
+        if placed is None:
             # Another log, or one that lost its end. This page may start anywhere in it; the next will
-            # start at the beginning.
-            self._position = start
-            self.tell_gap(GapReason.EPOCH, start)
+            # start where the loss is.
+            self._position = page.start_after_loss(self._position)
+            self.tell_gap(GapReason.EPOCH, self._position)
             return
+        # Where a log goes on under a new epoch and has lost nothing, nobody is told of that.
+        self._position = placed
+        start = Position(page.epoch, page.first - 1)
         if start.offset > self._position.offset:
             self._position = start
             self.tell_gap(GapReason.EXPIRED, start)

@@ -38,6 +38,8 @@ class Places:
         self._unclaimed = set(self._cursor.offsets) if self._cursor else set()
         self._replay = replay
         self._most_replayed = most_replayed
+        #: Where the client's cursor is in the logs, as far as it is in them.
+        self._found: dict[str, Position] = {}
         #: Where the logs ended when the stream began to listen.
         self._begun: dict[str, Position] = {}
         #: Up to where the client has been sent each channel.
@@ -72,9 +74,26 @@ class Places:
             return NO_POSITION
         return ",".join(map(str, self._sent.values()))
 
-    def offset_in(self, end: Position) -> int | None:
-        """Return where the client's cursor is in the log that ends at `end`, None if it is not in it."""
-        return self._cursor.offsets.get(end.epoch) if self._cursor else None
+    @property
+    def has_cursor(self) -> bool:
+        """Whether the client has brought positions of its own."""
+        return self._cursor is not None
+
+    def find(self, channel: str, end: Position, page: Page | None = None) -> Position | None:
+        """Find the client in the log that ends at `end`, or with a page of it under an earlier epoch.
+
+        What is found is kept for `place`.
+        """
+        for epoch, offset in self._cursor.offsets.items() if self._cursor else ():
+            place = Position(epoch, offset)
+            found = place if epoch == end.epoch else None
+            if found is None and page is not None:
+                found = page.place_of(place)
+            if found is not None:
+                self._unclaimed.discard(epoch)
+                self._found[channel] = found
+                return found
+        return None
 
     def next_behind(self) -> tuple[str, Position]:
         """Return the channel to read next, and the position after which; each has its turn."""
@@ -83,9 +102,9 @@ class Places:
         self._behind[channel] = None
         return channel, self._sent[channel]
 
-    def claim(self, positions: Iterable[Position | None]) -> None:
+    def claim(self, ends: Iterable[Position | None]) -> None:
         """Take note of the logs that the stream's channels have now, before any of them is placed."""
-        self._unclaimed -= {position.epoch for position in positions if position is not None}
+        self._unclaimed -= {end.epoch for end in ends if end is not None}
 
     def place(self, channel: str, end: Position | None, *, late: bool = False) -> GapReason | None:
         """Begin in a channel whose log ends at `end`; None has no log. Return the gap to tell, if any.
@@ -101,14 +120,15 @@ class Places:
     def _place(self, channel: str, end: Position | None, unknown: GapReason | None) -> GapReason | None:
         if end is None:
             return GapReason.UNKNOWN if self._resuming else unknown
-        offset = self.offset_in(end)
-        if offset is not None and offset <= end.offset:
-            return self._start(channel, end, offset)
-        self._start(channel, end, self._first_of(channel, end))
+        found = self._found.get(channel) or self.find(channel, end)
+        if found is not None:
+            # It may be ahead of this process: another one, which had heard more, has served it before.
+            return self._start(channel, end, found)
+        self._start(channel, end, Position(end.epoch, self._first_of(channel, end)))
         self._claimed[channel] = Position(end.epoch, self._begun_in(channel, end))
         if not self._resuming:
             return unknown
-        if self._cursor is None or offset is not None:
+        if self._cursor is None:
             return GapReason.UNKNOWN
         # Epochs stand for channels: if every one of the cursor's is accounted for, this channel is new
         # to the client, and it has missed nothing.
@@ -170,20 +190,21 @@ class Places:
         return Stretch(gap, start, records)
 
     def _compare(self, channel: str, place: Position, page: Page) -> tuple[GapReason | None, Position]:
-        if place.epoch != page.epoch or place.offset > page.last:
-            return GapReason.EPOCH, Position(page.epoch, page.first - 1)
-        if place.offset < page.first - 1:
-            claimed = self._claimed.get(channel, place)
-            hurt = claimed.epoch != page.epoch or claimed.offset < page.first - 1
-            return GapReason.EXPIRED if hurt else None, Position(page.epoch, page.first - 1)
-        return None, place
+        placed = page.place_of(place)
+        if placed is None:
+            return GapReason.EPOCH, page.start_after_loss(place)
+        if placed.offset >= page.first - 1:
+            return None, placed
+        claimed = page.place_of(self._claimed.get(channel, place))
+        hurt = claimed is None or claimed.offset < page.first - 1
+        return GapReason.EXPIRED if hurt else None, Position(page.epoch, page.first - 1)
 
-    def _start(self, channel: str, end: Position, offset: int) -> GapReason | None:
+    def _start(self, channel: str, end: Position, place: Position) -> GapReason | None:
         gap = None
-        if end.offset - offset > self._most_replayed:
-            gap, offset = GapReason.OVERFLOW, end.offset - self._most_replayed
-        self._sent[channel] = Position(end.epoch, offset)
-        if offset < end.offset:
+        if end.offset - place.offset > self._most_replayed:
+            gap, place = GapReason.OVERFLOW, Position(end.epoch, end.offset - self._most_replayed)
+        self._sent[channel] = place
+        if place != end:
             self._behind[channel] = None
         return gap
 

@@ -154,13 +154,16 @@ class WireStream:
             name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:]) if name
         }
 
-    async def next_event(self, name: str | None = None, *, timeout: float = 10.0) -> ParsedEvent:
+    async def next_event(
+        self, name: str | None = None, *, anything: bool = False, timeout: float = 10.0
+    ) -> ParsedEvent:
         """Return the next event that is not the component's own, or the next one of this name."""
         async with asyncio.timeout(timeout):
             while True:
                 while self._waiting:
                     event = self._waiting.pop(0)
-                    if event.event == name or (name is None and not event.event.startswith("livepush.")):
+                    own = event.event.startswith("livepush.")
+                    if anything or event.event == name or (name is None and not own):
                         return event
                 chunk = await self._read_chunk()
                 if not chunk:

@@ -30,10 +30,10 @@ slots: Slots = MemorySlotCap(int(setting("CAP", "20")))
 if url := setting("REDIS_URL"):
     from redis.asyncio import Redis
 
-    from livepush_asgi import RedisBroker, SlotCap
+    from livepush_asgi import RedisBroker, RedisStreamsBroker, SlotCap
 
     redis = Redis.from_url(url)
-    broker = RedisBroker(redis)
+    broker = RedisStreamsBroker(redis) if setting("HISTORY") else RedisBroker(redis)
     slots = SlotCap(redis, cap=int(setting("CAP", "20")), ttl=float(setting("TTL", "60")))
 
 
