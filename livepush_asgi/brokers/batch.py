@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from .redis_connection import Argument, Connection, Reply, drop, is_broken, no_answer, pool_of
+from .redis_connection import Argument, Connection, Pool, Reply, drop, is_broken, no_answer, pool_of
 
 # Bounds of one flight, so that its deadline is about the server and not about the length of the queue.
 MOST_COMMANDS = 1000
@@ -36,7 +36,7 @@ class Batch:
     `timeout` in seconds bounds each flight: getting a connection, sending, and all replies.
     """
 
-    def __init__(self, redis: Redis, *, timeout: float) -> None:
+    def __init__(self, redis: Redis | Pool, *, timeout: float) -> None:
         self._pool = pool_of(redis)
         self._timeout = timeout
         self._waiting: deque[_Call] = deque()

@@ -7,7 +7,7 @@ would arrive up to eleven times (https://github.com/redis/redis-py, `Retry` and 
 import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import (
@@ -58,8 +58,9 @@ class Connection(Protocol):
         """Return the next reply, or None after `timeout` seconds. Raises ResponseError for an error reply."""
 
 
+@runtime_checkable
 class Pool(Protocol):
-    """redis-py's connection pool, any kind of it."""
+    """redis-py's connection pool, any kind of it, or what stands in for one."""
 
     @property
     def connection_kwargs(self) -> Mapping[str, object]:
@@ -76,8 +77,10 @@ class Pool(Protocol):
         """Take a connection back."""
 
 
-def pool_of(redis: Redis) -> Pool:
+def pool_of(redis: Redis | Pool) -> Pool:
     """Return the client's pool. Raises TypeError for what is not redis-py's asyncio client."""
+    if isinstance(redis, Pool):
+        return redis
     if isinstance(redis, RedisCluster):
         raise TypeError("a RedisCluster has no one connection to listen on; pass a Redis to one of its nodes")
     if not isinstance(redis, Redis):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
@@ -15,7 +16,17 @@ from redis.exceptions import ResponseError
 
 from .backoff import Backoff
 from .mailbox import Mailbox
-from .redis_connection import FAILURES, Connection, Reply, address_of, drop, no_answer, pool_of, unavailable
+from .redis_connection import (
+    FAILURES,
+    Connection,
+    Pool,
+    Reply,
+    address_of,
+    drop,
+    no_answer,
+    pool_of,
+    unavailable,
+)
 from .redis_roster import Roster
 
 # As many as fill no outbox, and enough that giving others their turn costs nothing.
@@ -43,13 +54,26 @@ class Patience:
 
 
 class Listener:
-    """Opened by the first mailbox and closed with the last. Reconnects for ever in between."""
+    """Opened by the first mailbox and closed with the last. Reconnects for ever in between.
 
-    def __init__(self, redis: Redis, patience: Patience) -> None:
+    `sharded` is for a node of a cluster. `on_trouble` hears that the connection broke, or that the
+    server refused or withdrew a channel.
+    """
+
+    def __init__(
+        self,
+        redis: Redis | Pool,
+        patience: Patience,
+        *,
+        sharded: bool = False,
+        on_trouble: Callable[[], None] | None = None,
+    ) -> None:
         self._pool = pool_of(redis)
+        self._sharded = sharded
+        self._on_trouble = on_trouble or _ignore
         self._patience = patience
         self._backoff = Backoff()
-        self._roster = Roster()
+        self._roster = Roster(sharded=self._sharded)
         self._task: asyncio.Task[None] | None = None
         # The event is made anew with the task: it belongs to the event loop.
         self._changed = asyncio.Event()
@@ -62,6 +86,11 @@ class Listener:
     def healthy(self) -> bool:
         """Whether the server has confirmed all channels on a connection that is up, or there are none."""
         return self._up or not self._roster.wanted
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return self._roster.wanted
 
     async def listen(self, mailbox: Mailbox) -> None:
         """Let a mailbox listen. Returns when the server has confirmed it.
@@ -104,7 +133,7 @@ class Listener:
             if not self._task.get_loop().is_closed():
                 raise RuntimeError("a RedisBroker is used on one event loop at a time; make one for each")
             # That loop has gone without a word, and those who listened with it.
-            self._roster = Roster()
+            self._roster = Roster(sharded=self._sharded)
             self._task = None
         if self._task is None:
             self._changed = asyncio.Event()
@@ -129,7 +158,7 @@ class Listener:
             # The finalizer of a task that an earlier loop left behind comes here too, and is not meant.
             if self._task is task:
                 self._roster.fail_waiting(RedisConnectionError("the event loop has ended"))
-                self._roster = Roster()
+                self._roster = Roster(sharded=self._sharded)
                 self._task = None
 
     async def _hold_connection(self) -> None:
@@ -196,6 +225,7 @@ class Listener:
             except ResponseError as error:
                 self._roster.refuse(error)
                 self._changed.set()
+                self._on_trouble()
             else:
                 self._take(reply)
 
@@ -210,10 +240,16 @@ class Listener:
 
     def _take(self, reply: Reply) -> None:
         match reply:
-            case [b"message", bytes() as name, bytes() as payload]:
+            case [b"message" | b"smessage", bytes() as name, bytes() as payload]:
                 self._roster.deliver(name, payload)
-            case [b"subscribe" | b"unsubscribe" as verb, bytes() as name, _]:
-                self._roster.confirm(verb.upper(), name)
+            case [
+                b"subscribe" | b"unsubscribe" | b"ssubscribe" | b"sunsubscribe" as verb,
+                bytes() as name,
+                _,
+            ]:
+                if not self._roster.confirm(verb.upper(), name):
+                    self._changed.set()
+                    self._on_trouble()
                 self._note_settled()
             case _:
                 # A pong, or a notice of the server's own. It is alive, and that is all there is to know.
@@ -231,6 +267,7 @@ class Listener:
         if isinstance(error, TimeoutError) and not str(error):
             error = no_answer(self._patience.ping_timeout)
         self._fault = error
+        self._on_trouble()
         if self._lost_at is None and self._roster.wanted:
             self._lost_at = time.monotonic()
             logger.warning(
@@ -252,3 +289,7 @@ class Listener:
                 away,
                 len(self._roster),
             )
+
+
+def _ignore() -> None:
+    pass

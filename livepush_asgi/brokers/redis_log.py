@@ -57,8 +57,11 @@ class Server(Protocol):
 
     #: PUBLISH, or SPUBLISH in a cluster.
     verb: str
-    #: The name of this writer, whose calls may be repeated; empty if they never are.
-    writer: str
+
+    @property
+    def writer(self) -> str:
+        """The name of this writer, whose calls may be repeated; empty if they never are."""
+        ...
 
     def live_name(self, channel: str) -> str:
         """Return the name on which what is appended is published."""

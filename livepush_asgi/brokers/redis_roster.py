@@ -10,15 +10,19 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from redis.exceptions import AskError, ClusterDownError
+
 from .mailbox import Mailbox
 
 logger = logging.getLogger("livepush_asgi")
 
-SUBSCRIBE, UNSUBSCRIBE = b"SUBSCRIBE", b"UNSUBSCRIBE"
-# So many channels go into one command: 10,000 channels are ten commands and not 10,000.
+# So many channels go into one command: 10,000 channels are ten commands and not 10,000. In a cluster those
+# of one command must have the same slot.
 CHANNELS_PER_COMMAND = 1000
 
 Command = tuple[bytes, ...]
+# A node's answer that another one is meant. Who listens goes there; it is no refusal. MovedError is one.
+ELSEWHERE = (AskError, ClusterDownError)
 
 
 class _Channel:
@@ -60,9 +64,16 @@ class _Sent:
 
 
 class Roster:
-    """The channels of one listening connection, over all the times that it is made anew."""
+    """The channels of one listening connection, over all the times that it is made anew.
 
-    def __init__(self) -> None:
+    `sharded` is for the channels of a cluster, each of which is one node's. The node withdraws the
+    subscription by itself when the channel becomes another one's.
+    """
+
+    def __init__(self, *, sharded: bool = False) -> None:
+        self._subscribe = b"SSUBSCRIBE" if sharded else b"SUBSCRIBE"
+        self._unsubscribe = b"SUNSUBSCRIBE" if sharded else b"UNSUBSCRIBE"
+        self._most = 1 if sharded else CHANNELS_PER_COMMAND
         self._channels: dict[bytes, _Channel] = {}
         self._unsettled: dict[bytes, None] = {}
         self._refused: dict[bytes, None] = {}
@@ -109,7 +120,7 @@ class Roster:
 
     def next_commands(self) -> list[Command]:
         """Return what the server has to be told by now; it counts as told."""
-        verbs: dict[bytes, list[bytes]] = {UNSUBSCRIBE: [], SUBSCRIBE: []}
+        verbs: dict[bytes, list[bytes]] = {self._unsubscribe: [], self._subscribe: []}
         unsettled, self._unsettled = self._unsettled, {}
         for name in unsettled:
             channel = self._channels.get(name)
@@ -117,16 +128,22 @@ class Roster:
                 continue
             channel.asked = channel.wanted
             channel.unconfirmed += channel.asked
-            verbs[SUBSCRIBE if channel.asked else UNSUBSCRIBE].append(name)
+            verbs[self._subscribe if channel.asked else self._unsubscribe].append(name)
             self._forget_if_done(name, channel)
         return [command for verb, names in verbs.items() for command in self._commands(verb, names)]
 
-    def confirm(self, verb: bytes, name: bytes) -> None:
-        """Take the server's confirmation of one channel of the oldest command."""
+    def confirm(self, verb: bytes, name: bytes) -> bool:
+        """Take the server's confirmation of one channel of the oldest command.
+
+        Return False if it is no confirmation: the server has withdrawn a subscription by itself.
+        """
+        if verb == self._unsubscribe and not self._awaits(verb, name):
+            self._withdraw(name)
+            return False
         self._count_down()
         channel = self._channels.get(name)
-        if verb != SUBSCRIBE or channel is None:
-            return
+        if verb != self._subscribe or channel is None:
+            return True
         channel.unconfirmed -= 1
         self._refused.pop(name, None)
         if channel.in_force:
@@ -136,6 +153,7 @@ class Roster:
                 _each(channel.mailboxes, Mailbox.lost)
             channel.attach_waiting()
         self._forget_if_done(name, channel)
+        return True
 
     def refuse(self, error: Exception) -> None:
         """Take the server's refusal of the oldest command.
@@ -145,7 +163,7 @@ class Roster:
         if not self._sent:
             raise error
         sent = self._sent.popleft()
-        if sent.verb != SUBSCRIBE:
+        if sent.verb != self._subscribe:
             return
         for name in sent.names:
             channel = self._channels[name]
@@ -188,11 +206,22 @@ class Roster:
         alone = [name for name in names if name in self._refused]
         together = [name for name in names if name not in self._refused]
         groups = [[name] for name in alone]
-        for start in range(0, len(together), CHANNELS_PER_COMMAND):
-            groups.append(together[start : start + CHANNELS_PER_COMMAND])
+        for start in range(0, len(together), self._most):
+            groups.append(together[start : start + self._most])
         for group in groups:
             self._sent.append(_Sent(verb, group))
             yield (verb, *group)
+
+    def _awaits(self, verb: bytes, name: bytes) -> bool:
+        return bool(self._sent) and self._sent[0].verb == verb and name in self._sent[0].names
+
+    def _withdraw(self, name: bytes) -> None:
+        channel = self._channels.get(name)
+        if channel is not None:
+            channel.asked = channel.unconfirmed > 0
+            channel.interrupted = bool(channel.mailboxes)
+            self._unsettled[name] = None
+            self._forget_if_done(name, channel)
 
     def _count_down(self) -> None:
         if self._sent:
@@ -204,7 +233,8 @@ class Roster:
         _fail(channel, error)
         if channel.mailboxes and not channel.denied:
             channel.denied = channel.interrupted = True
-            logger.error("the server refuses channel %r, messages are lost: %s", name.decode(), error)
+            if not isinstance(error, ELSEWHERE):
+                logger.error("the server refuses channel %r, messages are lost: %s", name.decode(), error)
             _each(channel.mailboxes, Mailbox.lost)
 
     def _forget_if_done(self, name: bytes, channel: _Channel) -> None:

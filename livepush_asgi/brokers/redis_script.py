@@ -1,5 +1,6 @@
 """Script: a Lua script on the server, sent by its name, and with its text where that is not known yet."""
 
+import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -25,3 +26,11 @@ class Script:
         except NoScriptError:
             # Nothing was done. The text goes along this once, so that it cannot be missing again.
             return await batch.call(b"EVAL", self.text, *rest)
+
+    async def run_asking(self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
+        """Run the script on the node that is about to get its keys."""
+        # ASKING is for the next command alone, so there is no second try with the text.
+        _, reply = await asyncio.gather(
+            batch.submit(b"ASKING"), batch.submit(b"EVAL", self.text, len(keys), *keys, *arguments)
+        )
+        return reply

@@ -2,17 +2,19 @@
 
 import asyncio
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from ..broker import Page, Subscription
 from ..cursor import Position
 from .batch import Batch
 from .history import History
 from .mailbox import Mailbox
-from .redis_connection import FAILURES, Reply, no_answer, pool_of, unavailable
+from .redis_connection import FAILURES, Pool, Reply, no_answer, pool_of, unavailable
 from .redis_lanes import Lanes
 from .redis_listener import Listener, Patience
-from .redis_log import Added, Addition, Call, Logs
+from .redis_log import Added, Addition, Call, Logs, Server
+from .redis_routes import Routes
+from .redis_shards import Shards
 
 
 class RedisStreamsBroker:
@@ -28,6 +30,12 @@ class RedisStreamsBroker:
     in keys that begin with `key_prefix`, and with the channel's name in braces. Live events go by the name
     alone: applications that share a server, even in databases of their own, need channels of their own.
 
+    With a `redis.asyncio.RedisCluster` the keys of a channel are in one slot, and live events go by sharded
+    pub/sub, so other programs use `SPUBLISH`, with `%`, `{` and `}` in a name written as in a URL. There is
+    one connection to listen and one to publish for each node that has a channel; they are made with the
+    settings of the client and are the broker's own. When a node is replaced, calls go on trying to find the
+    new one until their timeout; an event is appended once all the same.
+
     A server that may have lost the end of a log, because it was killed or because a replica took over,
     goes on in another epoch: no offset ever names two events. The user of the client needs the permission
     for INFO, by which that is seen.
@@ -35,7 +43,7 @@ class RedisStreamsBroker:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: Redis | RedisCluster,
         *,
         history: History | None = None,
         key_prefix: str = "livepush:log:",
@@ -51,9 +59,18 @@ class RedisStreamsBroker:
         patience = Patience(
             subscribe_timeout=subscribe_timeout, ping_interval=ping_interval, ping_timeout=ping_timeout
         )
-        self._pool = pool_of(redis)
-        self._listener = Listener(redis, patience)
-        self._logs = Logs(_OneServer(redis, publish_timeout), history or History(), key_prefix)
+        self._pool: Pool
+        self._server: Server
+        self._listener: Listener | Shards
+        if isinstance(redis, RedisCluster):
+            self._server = routes = Routes(redis, timeout=publish_timeout)
+            self._pool = routes.cluster.first.pool
+            self._listener = Shards(routes.cluster, patience)
+        else:
+            self._server = _OneServer(redis, publish_timeout)
+            self._pool = pool_of(redis)
+            self._listener = Listener(redis, patience)
+        self._logs = Logs(self._server, history or History(), key_prefix)
         self._lanes = Lanes(self._logs)
 
     @property
@@ -75,7 +92,7 @@ class RedisStreamsBroker:
 
         Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
         """
-        mailbox = Mailbox(channel, self._listener.leave)
+        mailbox = Mailbox(self._server.live_name(channel), self._listener.leave)
         await self._listener.listen(mailbox)
         return mailbox
 
