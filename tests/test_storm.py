@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from livepush_asgi import History, LivePush, RedisStreamsBroker, Refusal
+from livepush_asgi import History, JetStreamBroker, LivePush, RedisStreamsBroker, Refusal
 
+from .nats_server import NatsProcess
 from .serving import Serving, uvicorn
 from .test_uvicorn import APP, publish
 from .valkey import ValkeyProcess
@@ -123,6 +124,19 @@ async def test_over_redis_streams_two_workers_lose_and_double_nothing(trouble: s
                     await cause(trouble, valkey)
 
             await storm(server, publish_to)
+
+
+async def test_over_jetstream_two_workers_lose_and_double_nothing(
+    nats_server: NatsProcess, tmp_path: Path
+) -> None:
+    environment = {"CAP": "1000", "NATS_URL": nats_server.url}
+    async with uvicorn(APP, tmp_path / "log", "--workers", "2", environment=environment) as server:
+        push = LivePush(JetStreamBroker(nats_server.url), nobody)
+
+        async def publish_to(channel: str, data: object) -> None:
+            await push.publish(channel, data, idempotency_key=json.dumps(data), patience=30)
+
+        await storm(server, publish_to)
 
 
 async def cause(trouble: str, valkey: ValkeyProcess) -> None:

@@ -35,6 +35,10 @@ if url := setting("REDIS_URL"):
     redis = Redis.from_url(url)
     broker = RedisStreamsBroker(redis) if setting("HISTORY") else RedisBroker(redis)
     slots = SlotCap(redis, cap=int(setting("CAP", "20")), ttl=float(setting("TTL", "60")))
+elif url := setting("NATS_URL"):
+    from livepush_asgi import JetStreamBroker
+
+    broker = JetStreamBroker(url)
 
 
 def authorize(request: StreamRequest) -> Grant:
