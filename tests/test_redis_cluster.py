@@ -331,6 +331,6 @@ def test_one_broker_serves_one_event_loop_after_another_and_leaves_nothing_open(
         print(asyncio.run(use(number)))
         gc.collect()
     """
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(code)]
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
     run = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)})
     assert (run.stdout.split(), run.stderr) == (["{b'0'}", "{b'1'}", "{b'2'}"], "")

@@ -38,7 +38,7 @@ class Cluster:
     def __init__(self, redis: RedisCluster, *, timeout: float) -> None:
         self._redis = redis
         self._timeout = timeout
-        self._seeds = [(node.host, int(node.port)) for node in redis.startup_nodes]
+        self._seeds = [(node.host, int(node.port)) for node in redis.nodes_manager.startup_nodes.values()]
         self._nodes: dict[Address, Node] = {}
         self._owners: list[Node | None] = [None] * SLOTS
         self._refreshing: asyncio.Task[None] | None = None

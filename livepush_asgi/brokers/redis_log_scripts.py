@@ -50,8 +50,9 @@ local function whole(number)
 end
 
 local function running()
-  local id = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
-  return id or error('the server does not tell its replication id')
+  local info = redis.pcall('INFO', 'replication')
+  local id = type(info) == 'string' and string.match(info, 'master_replid:(%w+)')
+  return id or error({err = 'ERR no master_replid, the user of the client needs the permission for INFO'})
 end
 
 local function load()
