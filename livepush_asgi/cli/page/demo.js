@@ -122,7 +122,10 @@ function tick() {
   if (state.textContent !== words) state.firstElementChild.textContent = words;
   at("received").textContent = stream.received.toLocaleString("en");
   at("since").textContent = stream.lastAt ? seconds(performance.now() - stream.lastAt) : "–";
-  at("last-id").textContent = stream.lastId || "–";
+  // An id holds an epoch and an offset for each channel; the offsets are what moves.
+  const offsets = stream.lastId?.split(",").map((position) => position.split(".").pop());
+  at("last-id").textContent = offsets?.join(" · ") || "–";
+  at("last-id").title = stream.lastId ?? "";
   const retry = stream.retry ?? stream.retryAbout;
   at("retry").textContent = retry ? `${stream.retry ? "" : "about "}${seconds(retry)}` : "–";
   at("reconnects").textContent = Math.max(0, stream.opened - 1);
