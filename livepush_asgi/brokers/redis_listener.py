@@ -204,6 +204,9 @@ class Listener:
                 await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
             self._note_settled()
             await self._wait_for_change(ask_again_at - clock() if self._roster.refused else None)
+        # Closing takes a moment. Whoever comes in it has to wait for the next connection, and must not
+        # find the channel confirmed on this one.
+        self._roster.disconnect()
 
     async def _wait_for_change(self, timeout: float | None) -> None:
         with contextlib.suppress(TimeoutError):
