@@ -15,9 +15,11 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from livepush_asgi import BrokerUnavailableError, RedisStreamsBroker
-from livepush_asgi.broker import ForwardingSubscription, Page, Record
+from livepush_asgi.broker import ForwardingSubscription, HistoryBroker, Page, Record
+from livepush_asgi.brokers.history import History
 from livepush_asgi.cursor import Position
 from livepush_asgi.event import positioned, split_position
+from livepush_asgi.testing import HistoryBrokerContract
 
 from .relay import Relay
 from .serving import REPOSITORY
@@ -45,6 +47,16 @@ def cluster(three_nodes: ValkeyCluster) -> ValkeyCluster:
     for number in range(3):
         three_nodes.ask(number, "FLUSHALL")
     return three_nodes
+
+
+class TestRedisStreamsBrokerOnACluster(HistoryBrokerContract):
+    @pytest.fixture
+    def broker(self, cluster: ValkeyCluster) -> HistoryBroker:
+        return RedisStreamsBroker(cluster.client())
+
+    @pytest.fixture
+    def bounded_broker(self, cluster: ValkeyCluster) -> HistoryBroker:
+        return RedisStreamsBroker(cluster.client(), history=History(events=10))
 
 
 class Transcript:

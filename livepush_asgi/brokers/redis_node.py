@@ -57,7 +57,11 @@ class NodePool:
     # Any, for the pool that this stands in for.
     async def release(self, connection: Any) -> None:
         """Take a connection back."""
-        loop = asyncio.get_running_loop()
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        if task is not None and task.cancelling():
+            # The event loop ends, then. It would not wait for another task that closes this one.
+            await drop(connection)
+            return
         self._leave_loop()
         self._idle.append((connection, loop.time()))
         if self._closer is None:
