@@ -34,6 +34,7 @@ from .errors import (
 )
 from .event import Event
 from .middleware import LivePushMiddleware
+from .publisher import Publisher
 from .reasons import EndReason, GapReason, RefusalCause
 from .request import Authorize, Grant, Refusal, StreamRequest, public
 from .service import SSEStream, SSEStreamService, sse_headers
@@ -81,6 +82,7 @@ __all__ = [
     "Page",
     "Position",
     "PositionConflictError",
+    "Publisher",
     "Record",
     "RedisBroker",
     "RedisStreamsBroker",

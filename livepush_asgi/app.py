@@ -1,16 +1,17 @@
 """LivePush: the ASGI application, and the object through which a program publishes."""
 
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterable, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
-from .broker import Broker
+from .broker import Broker, HistoryBroker
 from .commands import tell
 from .cors import Cors
 from .cursor import Position
 from .endpoint import SOFT_CAUSES, Endpoint, refused_for
 from .errors import CapExceededError, NotRunningError, SlotsUnavailableError
 from .loop import loop_identity
+from .producer import produce
 from .publishing import event_of, publish_event
 from .reasons import EndReason, RefusalCause
 from .request import Authorize, Grant, check_channel
@@ -114,6 +115,33 @@ class LivePush:
         )
         self._tally.published += 1
         return sent
+
+    async def stream(
+        self,
+        channel: str,
+        items: AsyncIterable[object],
+        *,
+        event: str | None = None,
+        end_event: str = "end",
+        patience: float = 0.0,
+    ) -> bool:
+        """Publish what an async iterator yields, as one job that has the channel to itself; wait for its end.
+
+        The channel gets an event `start`, one event for each item (an Event, or data, which is named
+        `event`), and an event `end_event` with the data `{"count": ..., "error": null}`; `error` is
+        "failed" if the iterator or a publish raised, which is raised here too, and "cancelled" if this
+        call was. A client with `Grant(channels=channel, replay="all")` has it all, whenever it comes, if
+        the broker's history is long enough; an item should bring no id, with one nobody can resume.
+
+        Returns False, with the iterator untouched, if the channel ever had an event that its log has not
+        forgotten: the job has been started. After BrokerUnavailableError or a cancelled start it may have
+        been, too. `patience` is for each publish, and doubles nothing. Needs a broker with history.
+        """
+        if not isinstance(self.broker, HistoryBroker):
+            raise TypeError(f"{type(self.broker).__name__} keeps no history: nobody could resume the stream")
+        return await produce(
+            self.publish, channel, items, event=event, end_event=end_event, patience=patience
+        )
 
     async def disconnect(self, *, slot_key: str | None = None, channel: str | None = None) -> None:
         """End the live streams of a slot key, or on a channel (or both), in every process.

@@ -13,6 +13,7 @@ USED_ELSEWHERE = {
     "custom_broker.py": "test_custom_broker.py",
     "quickstart.py": "test_quickstart.py",
     "publisher.py": "test_frameworks.py",
+    "resumable_job.py": "test_examples.py",
     "plain_asgi.py": "test_frameworks.py",
     "starlette_app.py": "test_frameworks.py",
     "fastapi_app.py": "test_frameworks.py",
@@ -43,6 +44,42 @@ async def test_plain_asgi_lets_in_who_has_the_token(tmp_path: Path) -> None:
         await stream.next_event("livepush.open")
         await server.open("/", method="POST", body=b"x" * 100_000)
         assert (await stream.next_event()).data == "x" * 100_000
+
+
+async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> None:
+    text = [
+        "Every",
+        "word",
+        "comes",
+        "once",
+        "and",
+        "in",
+        "order,",
+        "however",
+        "often",
+        "the",
+        "page",
+        "is",
+        "loaded",
+        "again.",
+    ]
+    text = (
+        "Every word comes once and in order, however often the page is loaded again.".split()  # noqa: SIM905
+    )
+    async with uvicorn("resumable_job:app", tmp_path / "log", "--app-dir", "examples") as server:
+        assert (await server.open("/job/a", method="POST")).status == 202
+        page = await server.open("/events/?job=a")
+        await page.next_event("start")
+        assert [(await page.next_event("word")).data for _ in range(3)] == text[:3]
+        position = page.events[-1].last_event_id
+        page.close()
+        assert (await server.open("/job/a", method="POST")).status == 202
+        cut = await server.open("/events/?job=a", last_event_id=position)
+        reloaded = await server.open("/events/?job=a")
+        end = '{"count":14,"error":null}'
+        assert (await cut.next_event("end")).data == (await reloaded.next_event("end")).data == end
+    assert [event.data for event in reloaded.events if event.event == "word"] == text
+    assert [event.data for event in cut.events if event.event == "word"] == text[3:]
 
 
 def test_no_example_is_left_out() -> None:

@@ -15,7 +15,7 @@ LAYERS = [
     {"event", "settings", "loop", "cors"},
     {"request", "broker", "slots", "clock", "control", "drain", "statistics"},
     {"outbox", "snapshot", "publishing"},
-    {"topic", "commands", "places"},
+    {"topic", "commands", "places", "publisher", "producer"},
     {"logged_topic"},
     {"hub"},
     {"feed"},

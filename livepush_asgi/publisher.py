@@ -1,0 +1,173 @@
+"""Publisher: publishing from code that has no event loop, such as Celery tasks, sync views and scripts."""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack
+from functools import partial
+from types import TracebackType
+from typing import Self
+from weakref import WeakSet
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from .broker import Broker
+from .cursor import Position
+from .publishing import event_of, publish_event
+from .request import check_channel
+
+Opened = Broker | AbstractAsyncContextManager[Broker]
+MakeBroker = Callable[[], Opened | Awaitable[Opened]]
+
+
+class Publisher:
+    """Publishes over any broker that has a server, and blocks until it is done. Threads may share it.
+
+    `make_broker` makes the broker, or an async context manager of one, which `close` then leaves:
+
+        @asynccontextmanager
+        async def make_broker():
+            async with Redis.from_url(url) as redis:
+                yield RedisBroker(redis)
+
+    It is called in the thread of an event loop that begins with the first publish, once per process: a
+    fork begins anew. Keep a publisher for the life of a process, or use it in a `with` block; a process
+    may end without closing it. With a plain `lambda: RedisBroker(Redis.from_url(url))` nobody closes the
+    client, which suits a publisher that is kept.
+    """
+
+    def __init__(self, make_broker: MakeBroker) -> None:
+        if not callable(make_broker):
+            raise TypeError(
+                "Publisher takes a function that makes a broker: a broker belongs to one event loop"
+            )
+        self._make_broker = make_broker
+        self._changed = threading.Condition()
+        self._desk: _Desk | None = None
+        _publishers.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
+        expected: Position | str | None = None,
+        patience: float = 0.0,
+    ) -> str | None:
+        """Publish one event and return its event id, as `LivePush.publish` does, with the same errors.
+
+        Raises RuntimeError on the thread of an event loop, which it would stop.
+        """
+        if _in_event_loop():
+            raise RuntimeError(
+                "Publisher.publish blocks, and this thread runs an event loop: use `await push.publish(...)`"
+            )
+        check_channel(channel)
+        item = event_of(data, event, id, retry)
+        desk = self._borrow()
+        try:
+            return desk.call(
+                partial(
+                    publish_event,
+                    desk.broker,
+                    channel,
+                    item,
+                    idempotency_key=idempotency_key,
+                    expected=expected,
+                    patience=patience,
+                )
+            )
+        finally:
+            self._give_back(desk)
+
+    def close(self) -> None:
+        """Wait for what other threads publish, and end the event loop. The next publish begins anew."""
+        with self._changed:
+            desk, self._desk = self._desk, None
+            if desk is None:
+                return
+            self._changed.wait_for(lambda: not desk.borrowed)
+        desk.close()
+
+    def _borrow(self) -> "_Desk":
+        with self._changed:
+            if self._desk is None:
+                self._desk = _Desk(self._make_broker)
+            self._desk.borrowed += 1
+            return self._desk
+
+    def _give_back(self, desk: "_Desk") -> None:
+        with self._changed:
+            desk.borrowed -= 1
+            self._changed.notify_all()
+
+    def _leave_to_parent(self) -> None:
+        # A thread that did not come along may have held the lock.
+        self._changed = threading.Condition()
+        if self._desk is not None:
+            _parents.append(self._desk)
+        self._desk = None
+
+
+class _Desk:
+    """An event loop in a daemon thread, and the broker that lives there."""
+
+    def __init__(self, make_broker: MakeBroker) -> None:
+        #: How many threads are publishing.
+        self.borrowed = 0
+        with ExitStack() as stack:
+            self._portal: BlockingPortal = stack.enter_context(start_blocking_portal("asyncio"))
+            made: object = self._portal.call(make_broker)
+            if isinstance(made, AbstractAsyncContextManager):
+                made = stack.enter_context(self._portal.wrap_async_context_manager(made))
+            if not isinstance(made, Broker):
+                raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")
+            self.broker: Broker = made
+            self._stack = stack.pop_all()
+
+    def call(self, publish: Callable[[], Awaitable[str | None]]) -> str | None:
+        """Publish in the event loop, and wait for it."""
+        return self._portal.call(publish)
+
+    def close(self) -> None:
+        """Leave the broker and end the event loop."""
+        self._stack.close()
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        # Whoever runs trio has imported it.
+        trio = sys.modules.get("trio")
+        return trio is not None and bool(trio.lowlevel.in_trio_run())
+    return True
+
+
+_publishers: WeakSet[Publisher] = WeakSet()
+# What a forked process has inherited is kept as it is: closing or collecting it here would act upon
+# sockets and a selector that the parent uses.
+_parents: list[_Desk] = []
+
+
+def _begin_anew() -> None:
+    for publisher in list(_publishers):
+        publisher._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

@@ -1,0 +1,224 @@
+"""Publisher: from threads, from a process that forked, on a real server, and where it must not be used."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from livepush_asgi import (
+    BrokerUnavailableError,
+    Event,
+    InvalidEventError,
+    MockBroker,
+    PositionConflictError,
+    Publisher,
+    RedisBroker,
+    RedisStreamsBroker,
+)
+from livepush_asgi.event import from_payload, split_position
+from livepush_asgi.testing import EventStreamParser, ParsedEvent
+
+from .serving import REPOSITORY
+from .valkey import ValkeyProcess, free_port
+
+
+def over(url: str, kind: type[RedisBroker] | type[RedisStreamsBroker] = RedisBroker) -> Publisher:
+    """A publisher whose client is closed with it."""
+
+    @asynccontextmanager
+    async def make_broker() -> AsyncIterator[RedisBroker | RedisStreamsBroker]:
+        async with Redis.from_url(url) as redis:
+            yield kind(redis)
+
+    return Publisher(make_broker)
+
+
+async def heard(valkey: ValkeyProcess, channel: str, count: int, act: Callable[[], object]) -> list[str]:
+    """Return the data of what a subscription hears while `act` runs in a thread."""
+    async with valkey.client() as client:
+        subscription = await RedisBroker(client).subscribe(channel)
+        try:
+            await asyncio.to_thread(act)
+            parser = EventStreamParser()
+            with anyio.fail_after(10):
+                events: list[ParsedEvent] = []
+                while len(events) < count:
+                    payload = await subscription.get_message(timeout=10)
+                    assert payload is not None
+                    events += parser.feed(from_payload(split_position(payload)[1]))
+        finally:
+            await subscription.close()
+    return [event.data for event in events]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def test_events_go_out_in_order_as_they_were_given() -> None:
+    broker = MockBroker()
+    with Publisher(lambda: broker) as publisher:
+        assert publisher.publish("a", {"n": 1}, event="paid", id=7, retry=5) == "7"
+        assert publisher.publish("b", Event("two")) is None
+    assert [(event.event, event.data, event.id) for event in broker.events()] == [
+        ("paid", '{"n":1}', "7"),
+        ("message", "two", None),
+    ]
+
+
+def test_the_broker_is_made_once_in_one_thread_of_its_own_and_anew_after_close() -> None:
+    threads = []
+
+    async def make_broker() -> MockBroker:
+        threads.append(threading.current_thread())
+        return MockBroker()
+
+    publisher = Publisher(make_broker)
+    assert threads == []
+    for _ in range(2):
+        publisher.publish("c", "1")
+    publisher.close()
+    publisher.close()
+    assert len(threads) == 1
+    publisher.publish("c", "1")
+    publisher.close()
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_errors_are_those_of_livepush() -> None:
+    broker = MockBroker()
+    broker.fail_publish(BrokerUnavailableError("away"))
+    with Publisher(lambda: broker) as publisher:
+        with pytest.raises(BrokerUnavailableError, match="away"):
+            publisher.publish("c", "1")
+        with pytest.raises(InvalidEventError):
+            publisher.publish("c", object())
+        with pytest.raises(TypeError, match="keeps no history"):
+            publisher.publish("c", "1", idempotency_key="k")
+        with pytest.raises(ValueError, match="channel"):
+            publisher.publish("", "1")
+
+
+def test_a_broker_that_cannot_be_made_is_tried_again() -> None:
+    made = iter([OSError("no such host"), object(), MockBroker()])
+
+    def make_broker() -> MockBroker:
+        item = next(made)
+        if isinstance(item, OSError):
+            raise item
+        return item  # type: ignore[return-value]
+
+    with Publisher(make_broker) as publisher:
+        with pytest.raises(OSError, match="no such host"):
+            publisher.publish("c", "1")
+        with pytest.raises(TypeError, match="object is no Broker"):
+            publisher.publish("c", "1")
+        publisher.publish("c", "1")
+
+
+def test_a_broker_itself_is_refused() -> None:
+    with pytest.raises(TypeError, match="a function that makes a broker"):
+        Publisher(MockBroker())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_it_does_not_block_an_event_loop(backend: str) -> None:
+    broker = MockBroker()
+    with Publisher(lambda: broker) as publisher:
+
+        async def use() -> None:
+            with pytest.raises(RuntimeError, match=r"await push\.publish"):
+                publisher.publish("c", "1")
+            await anyio.to_thread.run_sync(publisher.publish, "c", "2")
+
+        anyio.run(use, backend=backend)
+    assert [event.data for event in broker.events()] == ["2"]
+
+
+async def test_threads_keep_their_own_order_on_a_real_server(valkey: ValkeyProcess) -> None:
+    def publish(publisher: Publisher, name: int) -> None:
+        for number in range(50):
+            publisher.publish("c", f"{name} {number}")
+
+    def act() -> None:
+        with over(valkey.url) as publisher:
+            threads = [threading.Thread(target=publish, args=(publisher, name)) for name in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    data = await heard(valkey, "c", 400, act)
+    for name in range(8):
+        assert [item for item in data if item.startswith(f"{name} ")] == [f"{name} {n}" for n in range(50)]
+
+
+def test_history_gives_positions_keys_and_conflicts(valkey: ValkeyProcess) -> None:
+    with over(valkey.url, RedisStreamsBroker) as publisher:
+        first = publisher.publish("c", "1", expected="any.0")
+        assert first is not None
+        assert first.endswith(".1")
+        second = publisher.publish("c", "2", idempotency_key="k", expected=first)
+        assert publisher.publish("c", "2", idempotency_key="k") == second
+        with pytest.raises(PositionConflictError):
+            publisher.publish("c", "3", expected=first)
+
+
+def test_a_server_that_is_away_is_a_clear_error() -> None:
+    with (
+        over(f"redis://127.0.0.1:{free_port()}") as publisher,
+        pytest.raises(BrokerUnavailableError),
+    ):
+        publisher.publish("c", "1", patience=0.1)
+
+
+FORKS = """
+import os, sys, threading
+from redis.asyncio import Redis
+from livepush_asgi import Publisher, RedisBroker
+
+publisher = Publisher(lambda: RedisBroker(Redis.from_url(sys.argv[1])))
+publisher.publish("c", "parent before")
+busy = threading.Event()
+
+def hold():
+    # The others go on while the process forks.
+    while not busy.is_set():
+        publisher.publish("other", "x")
+
+thread = threading.Thread(target=hold)
+thread.start()
+for number in range(5):
+    child = os.fork()
+    if not child:
+        publisher.publish("c", f"child {number}")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    publisher.publish("c", f"parent {number}")
+busy.set()
+thread.join()
+"""
+
+
+async def test_a_fork_begins_anew_and_leaves_the_parent_alone(valkey: ValkeyProcess, tmp_path: Path) -> None:
+    script = tmp_path / "forks.py"
+    script.write_text(FORKS)
+    command = [sys.executable, str(script), valkey.url]
+    environment = {"PYTHONPATH": str(REPOSITORY)}
+
+    def act() -> None:
+        ran = subprocess.run(command, env=environment, timeout=30, capture_output=True, text=True)
+        assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
+
+    expected = ["parent before", *(f"{who} {number}" for number in range(5) for who in ("child", "parent"))]
+    assert await heard(valkey, "c", 11, act) == expected
