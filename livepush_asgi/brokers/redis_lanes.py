@@ -7,11 +7,12 @@ on the server: a burst costs a script call for each hundred events and not for e
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..errors import PositionConflictError
-from .redis_connection import FAILURES
+from .redis_connection import Reply
 from .redis_log import Added, Addition, Logs
 
 # Bounds of one call: the server does nothing else meanwhile. Some 2 ms.
@@ -27,7 +28,6 @@ class Lanes:
     def __init__(self, logs: Logs) -> None:
         self._logs = logs
         self._lanes: dict[str, deque[_Waiting]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def append(self, channel: str, addition: Addition) -> asyncio.Future[Added]:
@@ -39,42 +39,37 @@ class Lanes:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             # What an earlier event loop left behind will not be sent.
-            self._lanes, self._tasks, self._loop = {}, set(), loop
+            self._lanes, self._loop = {}, loop
         future: asyncio.Future[Added] = loop.create_future()
         lane = self._lanes.get(channel)
         if lane is None:
             lane = self._lanes[channel] = deque()
-            task = loop.create_task(self._run(channel, lane), name="livepush redis append")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            # Not at once: all that is asked for in this turn of the event loop goes together.
+            loop.call_soon(self._send, channel, lane)
         lane.append((addition, future))
         return future
 
-    async def _run(self, channel: str, lane: deque[_Waiting]) -> None:
-        try:
-            while lane:
-                await self._send(channel, _next(lane), lane)
-        finally:
-            _fail(lane, RedisConnectionError("the event loop ended before this was sent"))
-            if self._lanes.get(channel) is lane:
-                del self._lanes[channel]
-
-    async def _send(self, channel: str, waiting: list[_Waiting], lane: deque[_Waiting]) -> None:
-        if not waiting:
-            return
-        try:
-            outcomes = await self._logs.append(channel, [addition for addition, _ in waiting])
-        except FAILURES as error:
-            # All who wait would only wait for the same again.
-            _fail(waiting, error)
-            _fail(lane, error)
-            lane.clear()
-        except BaseException:
-            _fail(waiting, RedisConnectionError("the event loop ended before the reply"))
-            raise
+    def _send(self, channel: str, lane: deque[_Waiting]) -> None:
+        waiting = _next(lane)
+        if waiting:
+            reply = self._logs.append(channel, [addition for addition, _ in waiting])
+            reply.add_done_callback(partial(self._finish, channel, lane, waiting))
         else:
+            del self._lanes[channel]
+
+    def _finish(
+        self, channel: str, lane: deque[_Waiting], waiting: list[_Waiting], reply: asyncio.Future[Reply]
+    ) -> None:
+        error = RedisConnectionError("the event loop ended") if reply.cancelled() else reply.exception()
+        if error is None:
+            outcomes = self._logs.outcomes(channel, reply.result())
             for (_, future), outcome in zip(waiting, outcomes, strict=True):
                 _settle(future, outcome)
+        else:
+            # All who wait would only wait for the same again.
+            _fail((*waiting, *lane), error)
+            lane.clear()
+        self._send(channel, lane)
 
 
 def _next(lane: deque[_Waiting]) -> list[_Waiting]:
@@ -97,7 +92,7 @@ def _settle(future: asyncio.Future[Added], outcome: Added | PositionConflictErro
         future.set_result(outcome)
 
 
-def _fail(waiting: Iterable[_Waiting], error: Exception) -> None:
+def _fail(waiting: Iterable[_Waiting], error: BaseException) -> None:
     for _, future in waiting:
         if not future.done():
             future.set_exception(error)

@@ -1,5 +1,6 @@
 """The logs of the channels on a server: what is asked of the scripts, and what they answer."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -48,8 +49,6 @@ class Call:
     tag: str
     keys: Sequence[str]
     arguments: Sequence[Argument]
-    #: Whether running it twice is the same as running it once.
-    repeatable: bool
 
 
 class Server(Protocol):
@@ -71,6 +70,10 @@ class Server(Protocol):
         """Run a script. Raises one of FAILURES if it did not run, or nobody knows whether it did."""
         ...
 
+    def start(self, call: Call) -> asyncio.Future[Reply]:
+        """Run a script and return what will be its reply. Not to be cancelled."""
+        ...
+
 
 class Logs:
     """The logs of all channels, bounded by `history`."""
@@ -81,10 +84,8 @@ class Logs:
         self._scripts = Scripts.of(history, server.verb)
         self._calls = 0
 
-    async def append(
-        self, channel: str, additions: Sequence[Addition]
-    ) -> list[Added | PositionConflictError]:
-        """Append events and publish them, in one step. Each has an outcome of its own."""
+    def append(self, channel: str, additions: Sequence[Addition]) -> asyncio.Future[Reply]:
+        """Append events and publish them, in one step. `outcomes` says what the reply means."""
         key = self._key(channel)
         writer = self._server.writer
         self._calls += 1
@@ -98,8 +99,11 @@ class Logs:
         ]
         for addition in additions:
             arguments += (addition.payload, _index(addition, key, keys), _text(addition.expected))
-        call = Call(self._scripts.append, tag_of(channel), keys, arguments, repeatable=bool(writer))
-        reply = await self._server.run(call)
+        return self._server.start(Call(self._scripts.append, tag_of(channel), keys, arguments))
+
+    @staticmethod
+    def outcomes(channel: str, reply: Reply) -> list[Added | PositionConflictError]:
+        """Return what became of each event that was to be appended."""
         assert isinstance(reply, bytes)
         epoch, *outcomes = reply.decode().split(" ")
         return [_outcome(channel, epoch, outcome) for outcome in outcomes]
@@ -108,7 +112,7 @@ class Logs:
         """Return a part of a channel's log. See `broker.HistoryBroker`."""
         key = self._key(channel)
         arguments = (max(after, 0) + 1, max(limit, 0), new_epoch())
-        call = Call(self._scripts.read, tag_of(channel), (key, f"{key}:head"), arguments, repeatable=True)
+        call = Call(self._scripts.read, tag_of(channel), (key, f"{key}:head"), arguments)
         match await self._server.run(call):
             case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as records]:
                 ancestors = map(Position.parse, filter(None, older.decode().split(",")))

@@ -41,6 +41,8 @@ class Routes:
         self._timeout = timeout
         self._writer = ""
         self._process = 0
+        # The event loop alone would not keep them.
+        self._running: set[asyncio.Future[Reply]] = set()
 
     @property
     def writer(self) -> str:
@@ -52,6 +54,13 @@ class Routes:
     def live_name(self, channel: str) -> str:
         """Return the name on which a channel's events are published, which has the slot of its keys."""
         return tag_of(channel)
+
+    def start(self, call: Call) -> asyncio.Future[Reply]:
+        """Run a script and return what will be its reply."""
+        task = asyncio.get_running_loop().create_task(self.run(call), name="livepush redis append")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
 
     async def run(self, call: Call) -> Reply:
         """Run a script. Raises one of FAILURES if it did not run, or nobody knows whether it did."""

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 from .batch import Batch
@@ -26,6 +27,25 @@ class Script:
         except NoScriptError:
             # Nothing was done. The text goes along this once, so that it cannot be missing again.
             return await batch.call(b"EVAL", self.text, *rest)
+
+    def submit(
+        self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument]
+    ) -> asyncio.Future[Reply]:
+        """Run the script without a task, and return what will be its reply. Not to be cancelled."""
+        rest = (len(keys), *keys, *arguments)
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def settle(answer: asyncio.Future[Reply]) -> None:
+            error = RedisConnectionError("the event loop ended") if answer.cancelled() else answer.exception()
+            if isinstance(error, NoScriptError):
+                batch.submit(b"EVAL", self.text, *rest).add_done_callback(settle)
+            elif error is not None:
+                reply.set_exception(error)
+            else:
+                reply.set_result(answer.result())
+
+        batch.submit(b"EVALSHA", self.name, *rest).add_done_callback(settle)
+        return reply
 
     async def run_asking(self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
         """Run the script on the node that is about to get its keys."""

@@ -9,7 +9,7 @@ from ..cursor import Position
 from .batch import Batch
 from .history import History
 from .mailbox import Mailbox
-from .redis_connection import FAILURES, Pool, Reply, no_answer, pool_of, unavailable
+from .redis_connection import FAILURES, Pool, Reply, pool_of, unavailable
 from .redis_lanes import Lanes
 from .redis_listener import Listener, Patience
 from .redis_log import Added, Addition, Call, Logs, Server
@@ -129,14 +129,13 @@ class _OneServer:
 
     def __init__(self, redis: Redis, timeout: float) -> None:
         self._batch = Batch(redis, timeout=timeout)
-        self._timeout = timeout
 
     def live_name(self, channel: str) -> str:
         return channel
 
+    def start(self, call: Call) -> asyncio.Future[Reply]:
+        return call.script.submit(self._batch, call.keys, call.arguments)
+
     async def run(self, call: Call) -> Reply:
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await call.script.run(self._batch, call.keys, call.arguments)
-        except TimeoutError as error:
-            raise error if str(error) else no_answer(self._timeout) from error
+        # Each flight of the batch has the timeout for itself.
+        return await call.script.run(self._batch, call.keys, call.arguments)
