@@ -16,8 +16,7 @@ def nobody(request):
 async def main(channel, data):
     async with Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0")) as redis:
         # Publishing needs no server and no start: this object serves nobody.
-        listening = await LivePush(RedisBroker(redis), nobody).publish(channel, data, event="note")
-    sys.stdout.write(f"{listening} processes listen\n")
+        await LivePush(RedisBroker(redis), nobody).publish(channel, data, event="note")
 
 
 if __name__ == "__main__":

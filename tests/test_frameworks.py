@@ -56,10 +56,7 @@ async def opened(server: Serving, path: str, key: str = "k") -> WireStream:
 def publish_from_another_process(valkey: ValkeyProcess, data: str) -> None:
     command = [sys.executable, "examples/publisher.py", "news", data]
     environment = {"REDIS_URL": valkey.url, "PYTHONPATH": str(REPOSITORY)}
-    told = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True
-    )
-    assert told.stdout == "1 processes listen\n"
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
 
 
 async def freed(valkey: ValkeyProcess, key: str, left: int) -> float:
