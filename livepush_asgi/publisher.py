@@ -5,13 +5,15 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 from .broker import Broker
 from .cursor import Position
@@ -130,7 +132,8 @@ class _Desk:
         #: How many threads are publishing.
         self.borrowed = 0
         with ExitStack() as stack:
-            self._portal: BlockingPortal = stack.enter_context(start_blocking_portal("asyncio"))
+            self._portal = self._start()
+            stack.callback(self._stop)
             made: object = self._portal.call(make_broker)
             if isinstance(made, AbstractAsyncContextManager):
                 made = stack.enter_context(self._portal.wrap_async_context_manager(made))
@@ -139,6 +142,18 @@ class _Desk:
             self.broker: Broker = made
             self._stack = stack.pop_all()
 
+    def _start(self) -> BlockingPortal:
+        # anyio's start_blocking_portal is a generator. Collected while the process ends, it would wait for
+        # a thread that runs no more.
+        started: Future[BlockingPortal] = Future()
+        self._thread = threading.Thread(target=_run, args=(started,), name="livepush-publisher", daemon=True)
+        self._thread.start()
+        return started.result()
+
+    def _stop(self) -> None:
+        self._portal.call(self._portal.stop)
+        self._thread.join()
+
     def call(self, publish: Callable[[], Awaitable[str | None]]) -> str | None:
         """Publish in the event loop, and wait for it."""
         return self._portal.call(publish)
@@ -146,6 +161,20 @@ class _Desk:
     def close(self) -> None:
         """Leave the broker and end the event loop."""
         self._stack.close()
+
+
+def _run(started: Future[BlockingPortal]) -> None:
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    try:
+        anyio.run(serve)
+    except BaseException as error:
+        if started.done():
+            raise
+        started.set_exception(error)
 
 
 def _in_event_loop() -> bool:
