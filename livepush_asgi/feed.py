@@ -128,7 +128,7 @@ class Feed:
 
     def ready(self) -> bytes:
         """Return what waits in the outbox, if nothing has to go out before it; else b""."""
-        if self._head or self._snapshot_due or not self._outbox:
+        if self._head or self._snapshot_due or not self._outbox or self._places.behind:
             return b""
         self.heartbeat_due = False
         return self._joined()
@@ -138,7 +138,8 @@ class Feed:
         if self._snapshot_due and self._grant.snapshot is not None:
             self._head += await blocks_of(self._grant.snapshot)
         self._snapshot_due = False
-        if not self._head and not self._outbox and self._places.behind:
+        # A page for each message, so that a busy live channel does not keep one that is behind waiting.
+        if not self._head and self._places.behind:
             await self._read_on()
         head, self._head = self._head, b""
         chunk = head + self._joined()
