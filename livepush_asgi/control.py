@@ -4,6 +4,7 @@ All control events are named, because named events never reach a page's `onmessa
 """
 
 import json
+from collections.abc import Sequence
 
 from .event import encode_block
 from .reasons import EndReason, GapReason
@@ -12,10 +13,18 @@ from .reasons import EndReason, GapReason
 NO_POSITION = "~"
 
 
-def open_block(retry: int, id: str, *, resumed: bool) -> bytes:
-    """Return the first block of a stream: the reconnection time (ms), the cursor, and what was resumed."""
+def opening(retry: int, id: str, gaps: Sequence[tuple[str, GapReason]], *, resumed: bool) -> bytes:
+    """Return the first block of a stream: the reconnection time (ms), the cursor, and what was resumed.
+
+    Behind it the `gaps` that the client has to be told of. The cursor comes with the last of them: a client
+    that is cut off before it has heard of all comes back with the cursor it had, and is told again.
+    """
     # `retry` stands in the data too, because EventSource keeps the field to itself.
-    return encode_block(_json(resumed=resumed, retry=retry), event="livepush.open", id=id, retry=retry)
+    data = _json(resumed=resumed, retry=retry)
+    ids = [*[None] * len(gaps), id]
+    blocks = [encode_block(data, event="livepush.open", id=ids[0], retry=retry)]
+    blocks += [gap_block(channel, reason, id) for (channel, reason), id in zip(gaps, ids[1:], strict=True)]
+    return b"".join(blocks)
 
 
 def gap_block(channel: str, reason: GapReason, id: str | None = None) -> bytes:

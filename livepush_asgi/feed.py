@@ -1,12 +1,8 @@
 """Feed: what one stream sends next. It joins the outbox, the history, the snapshots and the heartbeats."""
 
-import logging
 from typing import Protocol
 
-import anyio
-
-from .broker import Page
-from .control import gap_block, open_block, retry_line
+from .control import gap_block, opening, retry_line
 from .cursor import Position
 from .errors import InvalidEventError
 from .event import HEARTBEAT, with_id
@@ -14,16 +10,13 @@ from .hub import Hub
 from .loop import Waker
 from .outbox import Delivery, LatestOutbox, Outbox, OutboxFullError
 from .places import Places, Stretch
+from .reading import HistoryReader
 from .reasons import EndReason, GapReason
 from .request import Grant
 from .settings import Limits, Timing
 from .snapshot import blocks_of
 from .topic import delivery_of
 
-logger = logging.getLogger("livepush_asgi")
-
-# How many events are read from history at once. A client that is slower reads less often.
-PAGE = 100
 # How long to wait, in seconds, before history that could not be read is asked again.
 RETRY = 0.5
 
@@ -66,11 +59,11 @@ class Feed:
         replayed = house.limits.replay_events
         self._places = Places(grant.channel_names, last_event_id or None, grant.replay, replayed)
         self._gap_waits = False
+        self._reader = HistoryReader(house.hub, self._places, grant.channel_names, house.limits)
         self._single = len(grant.channel_names) == 1
         # What is to go out before anything else: the open event, a page of history, a snapshot.
         self._head = b""
         self._snapshot_due = False
-        self._reading_failed = False
 
     def put(self, delivery: Delivery) -> None:
         """Queue a delivery, or leave it to the history. Raises OutboxFullError."""
@@ -99,17 +92,20 @@ class Feed:
         """Take note that a channel is subscribed: what is published from now on is the client's."""
         self._places.begin(channel, self._hub.end_of(channel))
 
-    def begin_late(self, channel: str) -> GapReason | None:
-        """Begin in a channel that was not there when the stream opened. Return the gap to tell, if any."""
+    def begin_late(self, channel: str) -> bool:
+        """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
         end = self._hub.end_of(channel)
         self._places.claim([end])
         gap = self._places.place(channel, end, late=True)
-        self._waker.wake()
-        return gap
+        if gap is not None:
+            # Before anything of the channel that history has.
+            self._head += gap_block(channel, gap, self._places.id)
+            self._snapshot_due = True
+        return gap is None or self._control_events
 
     async def open(self) -> None:
         """Begin in every channel that is there, and prepare the open event. Cancelling it is harmless."""
-        resumable = await self._can_resume()
+        resumable = self._resuming and await self._reader.can_resume(self._timing.subscribe_timeout)
         # Nothing waits from here on: what the hub delivers from now on is queued.
         ends = {
             name: self._hub.end_of(name) for name in self._grant.channel_names if self._hub.is_ready(name)
@@ -120,8 +116,7 @@ class Feed:
         resumed = self._resuming and resumable and not told
         retry = self._timing.own_retry()
         if self._control_events:
-            self._head = open_block(retry, self._places.id, resumed=resumed)
-            self._head += b"".join(gap_block(name, reason) for name, reason in told)
+            self._head = opening(retry, self._places.id, told, resumed=resumed)
         else:
             self._head = retry_line(retry)
         self._snapshot_due = not resumed
@@ -135,9 +130,8 @@ class Feed:
 
     async def next(self) -> bytes:
         """Return what can go out now, b"" if that is nothing. Waits for history and snapshots only."""
-        if self._snapshot_due and self._grant.snapshot is not None:
-            self._head += await blocks_of(self._grant.snapshot)
-        self._snapshot_due = False
+        if self._snapshot_due:
+            await self._take_snapshot()
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
         if not self._head and self._places.behind:
             await self._read_on()
@@ -148,7 +142,7 @@ class Feed:
         elif self.heartbeat_due:
             self.heartbeat_due = False
             return HEARTBEAT
-        elif self._reading_failed:
+        elif self._reader.failed:
             await self._waker.wait(RETRY)
         return chunk
 
@@ -164,6 +158,17 @@ class Feed:
         self._head = b""
         self._outbox.clear()
 
+    async def _take_snapshot(self) -> None:
+        # Due no more from its beginning on: a gap that is told meanwhile asks for another one.
+        self._snapshot_due = False
+        if self._grant.snapshot is not None:
+            try:
+                blocks = await blocks_of(self._grant.snapshot)
+            except BaseException:
+                self._snapshot_due = True
+                raise
+            self._head += blocks
+
     def _fall_behind(self, delivery: Delivery) -> bool:
         """Empty the outbox and read on from history, if that has what waits."""
         if self._limits.overflow != "resume":
@@ -176,65 +181,11 @@ class Feed:
         self._places.fall_behind(channels)
         return bool(channels)
 
-    async def _can_resume(self) -> bool:
-        """Return whether history still has what the client's cursor asks for, in every channel."""
-        if not self._resuming:
-            return False
-        with anyio.move_on_after(self._timing.subscribe_timeout):
-            try:
-                return all([await self._is_kept(name) for name in self._grant.channel_names])
-            except Exception as error:
-                logger.debug("history cannot be read: %s", error)
-        return False
-
-    async def _is_kept(self, channel: str) -> bool:
-        end = self._hub.end_of(channel)
-        if end is None or not self._places.has_cursor:
-            return True
-        place = self._places.find(channel, end)
-        if place == end:
-            return True
-        # The log may have gone on under another epoch, which this process has not heard of yet.
-        page = await self._hub.read(channel, 0 if place is None else place.offset, 0)
-        if page.epoch != end.epoch:
-            self._hub.refresh(channel)
-        place = place or self._places.find(channel, end, page)
-        if place is None:
-            return True
-        placed = page.place_of(place)
-        return placed is not None and placed.offset >= page.first - 1
-
     async def _read_on(self) -> None:
         """Put a page of history at the head. A channel that has it all is live again at that moment."""
-        channel, place = self._places.next_behind()
-        try:
-            page = await self._hub.read(channel, place.offset, PAGE)
-        except Exception as error:
-            self._note_reading(error)
-            return
-        self._note_reading(None)
-        live_end = self._hub.end_of(channel)
-        if live_end is None or not self._places.is_behind(channel):
-            return
-        stretch = self._places.take_page(channel, self._cut(page), live_end)
-        self._head = self._compose(self._deliveries(channel, stretch))
-        if not self._head and self._places.is_behind(channel):
-            # The hub has delivered what the log does not show yet, or not any more.
-            self._reading_failed = True
-
-    def _note_reading(self, error: Exception | None) -> None:
-        if error is not None and not self._reading_failed:
-            logger.debug("history cannot be read, trying until it works: %s", error)
-        self._reading_failed = error is not None
-
-    def _cut(self, page: Page) -> Page:
-        """Return no more of a page than goes into one message, but one event at least."""
-        size = 0
-        for number, record in enumerate(page.records):
-            size += len(record.payload)
-            if number and size > self._limits.message_bytes:
-                return Page(page.epoch, page.first, page.last, page.records[:number])
-        return page
+        read = await self._reader.next_stretch()
+        if read is not None:
+            self._head += self._compose(self._deliveries(*read))
 
     def _deliveries(self, channel: str, stretch: Stretch) -> list[Delivery]:
         deliveries = []

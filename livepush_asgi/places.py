@@ -70,9 +70,12 @@ class Places:
     @property
     def id(self) -> str:
         """The event id that names where the client is, in all channels."""
-        if not self._sent:
-            return NO_POSITION
-        return ",".join(map(str, self._sent.values()))
+        places = [str(place) for place in self._sent.values()]
+        if self._unplaced and self._cursor is not None:
+            # Where the client was in the channels that are not there yet, or it would forget them.
+            carried = self._cursor.offsets.items()
+            places += [f"{epoch}.{offset}" for epoch, offset in carried if epoch in self._unclaimed]
+        return ",".join(places) or NO_POSITION
 
     @property
     def has_cursor(self) -> bool:
@@ -141,18 +144,28 @@ class Places:
             return True
         if channel in self._unplaced or channel in self._behind:
             return False
-        ahead = self._ahead.get(channel)
-        if ahead is None:
+        return channel not in self._ahead or self._is_news(channel, position)
+
+    def hears_gap(self, channel: str, position: Position | None) -> bool:
+        """Return whether a gap is to be queued; a channel that is behind will find it in the history."""
+        if position is None:
             return True
-        if ahead.epoch == position.epoch and position.offset <= ahead.offset:
+        if channel in self._behind or channel in self._unplaced:
+            return False
+        return channel not in self._ahead or self._is_news(channel, position)
+
+    def _is_news(self, channel: str, position: Position) -> bool:
+        """Return whether what the hub delivers is beyond what history had already brought."""
+        ahead = self._ahead[channel]
+        if ahead.epoch != position.epoch:
+            # The log goes on under another epoch. What of it the client has, only the log can say.
+            self.fall_behind([channel])
+            return False
+        if position.offset <= ahead.offset:
             return False
         del self._ahead[channel]
         self._settle()
         return True
-
-    def hears_gap(self, channel: str, position: Position | None) -> bool:
-        """Return whether a gap is to be queued; a channel that is behind will find it in the history."""
-        return position is None or not (channel in self._behind or channel in self._unplaced)
 
     def mark_sent(self, channel: str, position: Position) -> None:
         """Take note that the client was sent a channel up to here."""

@@ -117,8 +117,10 @@ class Stream:
         if self.state is StreamState.OPENING:
             self._feed.begin(channel)
             self._waker.wake()
-        elif (reason := self._feed.begin_late(channel)) is not None:
-            self.gap(channel, reason)
+        elif not self._feed.begin_late(channel):
+            self.end(EndReason.BROKER)
+        else:
+            self._waker.wake()
 
     # What its owner and its carrier call.
 

@@ -279,7 +279,7 @@ async def test_a_snapshot_may_be_several_events_and_a_plain_function() -> None:
 
 
 async def test_a_quiet_loss_is_found_by_looking_into_the_log() -> None:
-    broker = FaultyBroker(History())
+    broker = FaultyBroker()
     push = LivePush(broker, lambda request: Grant(channels="c"))
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         await opened(stream)
@@ -291,12 +291,12 @@ async def test_a_quiet_loss_is_found_by_looking_into_the_log() -> None:
 
 
 async def test_a_lost_log_is_told_with_the_reason_epoch_and_the_stream_goes_on() -> None:
-    broker = FaultyBroker(History())
+    broker = FaultyBroker()
     push = LivePush(broker, lambda request: Grant(channels="c"))
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         await opened(stream)
         await push.publish("c", "before")
-        broker.lose_log("c")
+        broker.server.lose_log("c")
         await push.publish("c", "after")
         events = [await stream.next_event(control=True) for _ in range(3)]
     assert [event.event for event in events] == ["message", "livepush.gap", "message"]
@@ -305,19 +305,19 @@ async def test_a_lost_log_is_told_with_the_reason_epoch_and_the_stream_goes_on()
 
 
 async def test_an_absent_log_delays_events_and_loses_none() -> None:
-    broker = FaultyBroker(History())
+    broker = FaultyBroker()
     push = LivePush(broker, lambda request: Grant(channels="c"))
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         await opened(stream)
         broker.losing = 1
         await push.publish("c", "1")
         await push.publish("c", "2")
-        broker.away = True
+        broker.server.away = True
         await let_pass(0.01)
         broker.say_lost()
         await let_pass(20)
         assert not push.statistics().healthy
-        broker.away = False
+        broker.server.away = False
         assert [event.data for event in await stream.events(2, timeout=20)] == ["1", "2"]
         assert push.statistics().healthy
     assert [event.event for event in stream.control_events] == ["livepush.open"]

@@ -18,6 +18,7 @@ LAYERS = [
     {"topic", "commands", "places", "publisher", "producer"},
     {"logged_topic"},
     {"hub"},
+    {"reading"},
     {"feed"},
     {"stream"},
     {"run", "carrier"},
