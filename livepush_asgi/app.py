@@ -8,8 +8,8 @@ from .broker import Broker, HistoryBroker
 from .commands import tell
 from .cors import Cors
 from .cursor import Position
-from .endpoint import SOFT_CAUSES, Endpoint, refused_for
-from .errors import CapExceededError, NotRunningError, SlotsUnavailableError
+from .endpoint import SOFT_CAUSES, Endpoint, check_expiry, refused_for
+from .errors import CapExceededError, GrantExpiredError, NotRunningError, SlotsUnavailableError
 from .loop import loop_identity
 from .producer import produce
 from .publishing import event_of, publish_event
@@ -159,15 +159,16 @@ class LivePush:
     async def open_stream(self, grant: Grant, *, last_event_id: str | None = None) -> tuple[Stream, Run]:
         """Open a stream that this application does not carry itself. The caller has to close it.
 
-        Raises CapExceededError, SlotsUnavailableError, and NotRunningError while draining.
+        Raises CapExceededError, SlotsUnavailableError, GrantExpiredError, and NotRunningError while draining.
         """
         control_events = self.control_events if grant.control_events is None else grant.control_events
         run = await self._running()
         try:
             if run is None or run.draining:
                 raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+            check_expiry(grant)
             return await run.open(grant, control_events=control_events, last_event_id=last_event_id), run
-        except (CapExceededError, SlotsUnavailableError, NotRunningError) as error:
+        except (CapExceededError, SlotsUnavailableError, GrantExpiredError, NotRunningError) as error:
             self._count_refusal(refused_for(error).cause)
             raise
 
@@ -175,6 +176,15 @@ class LivePush:
         """Refuse new streams and end the open ones, spread over the drain window. Returns when all have."""
         if self._run is not None:
             await self._run.drain()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all that was published since the streams opened is on its way to them: for a health check.
+
+        False while a channel cannot be subscribed or its history not be read, or the broker's connection
+        is down. The streams stay open all the while.
+        """
+        return self.statistics().healthy
 
     def statistics(self) -> Statistics:
         """Return the numbers to watch."""

@@ -9,7 +9,13 @@ from typing import Protocol
 from .answers import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
 from .carrier import STREAM_HEADERS, carry
 from .cors import Cors, RawHeader
-from .errors import AuthorizeError, CapExceededError, NotRunningError, SlotsUnavailableError
+from .errors import (
+    AuthorizeError,
+    CapExceededError,
+    GrantExpiredError,
+    NotRunningError,
+    SlotsUnavailableError,
+)
 from .reasons import RefusalCause
 from .request import Authorize, Grant, Refusal, StreamRequest, is_foreign
 from .run import Run
@@ -32,7 +38,7 @@ class Refused(Exception):
 
 
 def refused_for(
-    error: CapExceededError | SlotsUnavailableError | NotRunningError,
+    error: CapExceededError | SlotsUnavailableError | GrantExpiredError | NotRunningError,
     soft_refusals: Collection[RefusalCause] = (),
 ) -> Refused:
     """Return how a client is refused because of an error on the way to its stream."""
@@ -40,10 +46,18 @@ def refused_for(
         status, detail, cause = 429, "Too many open streams.", RefusalCause.CAP
     elif isinstance(error, SlotsUnavailableError):
         status, detail, cause = 503, "The server cannot count its streams now.", RefusalCause.SLOTS
+    elif isinstance(error, GrantExpiredError):
+        status, detail, cause = 401, "The login has expired.", RefusalCause.EXPIRED
     else:
         status, detail, cause = 503, "The server is restarting.", RefusalCause.DRAIN
-    retry_after = None if isinstance(error, NotRunningError) else error.retry_after
+    retry_after = getattr(error, "retry_after", None)
     return Refused(Refusal(status, detail, soft=cause in soft_refusals, retry_after=retry_after), cause)
+
+
+def check_expiry(grant: Grant) -> None:
+    """Raise GrantExpiredError if the grant is over."""
+    if grant.expiry is not None and grant.expiry <= time.time():
+        raise GrantExpiredError("the grant was over before its stream was opened")
 
 
 class Endpoint:
@@ -138,9 +152,10 @@ class Endpoint:
         if not isinstance(decision, Grant):
             _log_wrong_decision(decision)
             raise Refused(Refusal(500), RefusalCause.AUTHORIZE)
-        if decision.expiry is not None and decision.expiry <= time.time():
-            soft = RefusalCause.EXPIRED in self._soft_refusals
-            raise Refused(Refusal(401, "The login has expired.", soft=soft), RefusalCause.EXPIRED)
+        try:
+            check_expiry(decision)
+        except GrantExpiredError as error:
+            raise refused_for(error, self._soft_refusals) from None
         return decision
 
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:

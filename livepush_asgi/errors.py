@@ -8,6 +8,7 @@ LivePushError
 ├── PositionConflictError     an event was to follow a position that is not the last one
 ├── MessagesLostError         messages of a subscription may have been lost; it goes on
 ├── SubscriptionClosedError   a closed subscription was read
+├── GrantExpiredError         a stream was asked for with a grant that is over
 ├── AuthorizeError            `authorize` returned something else than a Grant or a Refusal
 └── NotRunningError           LivePush was used after it stopped
 """
@@ -63,6 +64,10 @@ class MessagesLostError(LivePushError):
 
 class SubscriptionClosedError(LivePushError):
     """Raised when a subscription is read after it was closed."""
+
+
+class GrantExpiredError(LivePushError):
+    """Raised when a stream is opened with a grant whose `expires_at` is past."""
 
 
 class AuthorizeError(LivePushError, TypeError):

@@ -24,6 +24,7 @@ from livepush_asgi import (
     BrokerUnavailableError,
     Grant,
     LivePush,
+    MemoryBroker,
     MemorySlotCap,
     RefusalCause,
     SSEStreamService,
@@ -152,6 +153,21 @@ async def test_a_route_refuses_softly_for_the_causes_that_its_live_push_names(
         assert (b"event: livepush.refused" in body) is control_events
         assert 5000 <= int(body.split(b"retry: ")[1].split(b"\n")[0]) <= 7500
     assert push.statistics().refused[RefusalCause.CAP] == 1
+
+
+async def test_a_route_opens_nothing_for_a_grant_that_is_over() -> None:
+    push = LivePush(MemoryBroker(), public("c"))
+
+    async def route(request: Request) -> Response:
+        over = Grant(channels="c", expires_at=1.0)
+        return await for_starlette.sse_streaming_response(push, request, grant=over)
+
+    app = Starlette(routes=[Route("/route", route)], lifespan=push.lifespan)
+    async with Client(app, lifespan=True) as client:
+        answer = await client.request("GET", "/route")
+    assert (answer.status, b"The login has expired." in answer.body) == (401, True)
+    statistics = push.statistics()
+    assert (statistics.opened, statistics.refused[RefusalCause.EXPIRED]) == (0, 1)
 
 
 @pytest.mark.parametrize(("header", "query"), [("~", ""), (None, "last_event_id=~")], ids=["header", "query"])

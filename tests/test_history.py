@@ -316,10 +316,10 @@ async def test_an_absent_log_delays_events_and_loses_none() -> None:
         await let_pass(0.01)
         broker.say_lost()
         await let_pass(20)
-        assert not push.statistics().healthy
+        assert not push.healthy
         broker.server.away = False
         assert [event.data for event in await stream.events(2, timeout=20)] == ["1", "2"]
-        assert push.statistics().healthy
+        assert push.healthy
     assert [event.event for event in stream.control_events] == ["livepush.open"]
 
 

@@ -7,7 +7,13 @@ from ..answers import soft_block
 from ..app import LivePush
 from ..carrier import STREAM_HEADERS, RawHeaders
 from ..endpoint import refused_for
-from ..errors import BrokerUnavailableError, CapExceededError, NotRunningError, SlotsUnavailableError
+from ..errors import (
+    BrokerUnavailableError,
+    CapExceededError,
+    GrantExpiredError,
+    NotRunningError,
+    SlotsUnavailableError,
+)
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService, sse_headers
 from ..types import Receive, Send
@@ -85,7 +91,7 @@ async def open_for_route(
         return await service.open_granted(terms, last_event_id=last_event_id)
     except BrokerUnavailableError as error:
         raise Refusal(503, "No stream can be opened now.", retry_after=RETRY_AFTER) from error
-    except (CapExceededError, SlotsUnavailableError, NotRunningError) as error:
+    except (CapExceededError, SlotsUnavailableError, GrantExpiredError, NotRunningError) as error:
         push = service.push
         refused = refused_for(error, push.soft_refusals)
         if not refused.refusal.soft:
