@@ -16,6 +16,8 @@ from .errors import (
     NotRunningError,
     SlotsUnavailableError,
 )
+from .probe import QUERY as PROBE
+from .probe import ProbePlan, Probes
 from .reasons import RefusalCause
 from .request import Authorize, Grant, Refusal, StreamRequest, is_foreign
 from .run import Run
@@ -71,6 +73,7 @@ class Endpoint:
         control_events: bool,
         soft_refusals: Collection[RefusalCause],
         count_refusal: Callable[[RefusalCause], None],
+        probes: Probes | None = None,
     ) -> None:
         self._authorize = authorize
         self._timing = timing
@@ -78,6 +81,7 @@ class Endpoint:
         self._control_events = control_events
         self._soft_refusals = frozenset(soft_refusals)
         self._count_refusal = count_refusal
+        self._probes = probes
 
     async def __call__(self, run: "RunningGetter", scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -93,6 +97,8 @@ class Endpoint:
             await refuse(send, refusal, headers)
         elif method == "HEAD":
             await self._answer_head(request, headers, send)
+        elif self._probes is not None and PROBE in request.query:
+            await self._answer_probe(self._probes, await run(), request, headers, receive, send)
         else:
             await self._answer_get(run, request, headers, receive, send)
 
@@ -126,6 +132,25 @@ class Endpoint:
             await self._refuse(refused, headers, send)
             return
         await carry(stream, [*STREAM_HEADERS, *headers], receive, send)
+
+    async def _answer_probe(
+        self,
+        probes: Probes,
+        run: Run | None,
+        request: StreamRequest,
+        headers: list[RawHeader],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        # Neither a stream nor a refused one: a probe is no client, and shows in no number.
+        try:
+            if run is None or run.draining:
+                raise refused_for(NotRunningError(), self._soft_refusals)
+            plan = await _plan_of(probes, request)
+        except Refused as refused:
+            await self._refuse(refused, headers, send)
+            return
+        await probes.carry(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
 
     async def _open(self, run: Run | None, request: StreamRequest) -> Stream:
         if run is None or run.draining:
@@ -173,6 +198,13 @@ class RunningGetter(Protocol):
     async def __call__(self) -> Run | None:
         """Start the component if nobody has."""
         ...
+
+
+async def _plan_of(probes: Probes, request: StreamRequest) -> ProbePlan:
+    try:
+        return await probes.plan(request)
+    except Refusal as refusal:
+        raise Refused(refusal, RefusalCause.AUTHORIZE) from None
 
 
 def _log_wrong_decision(decision: object) -> None:

@@ -22,7 +22,7 @@ LAYERS = [
     {"feed"},
     {"stream"},
     {"run", "carrier"},
-    {"answers"},
+    {"answers", "probe"},
     {"endpoint"},
     {"app"},
     {"middleware", "service", "brokers", "testing"},
