@@ -125,11 +125,12 @@ class Page:
 class HistoryBroker(Broker, Protocol):
     """A broker that keeps a bounded log of each channel, with positions.
 
-    A live payload of such a broker is `positioned(position, payload)` of `event.py`. An event is in
-    the log before any subscription gets it, so that whoever sees a hole between two live positions
-    can read what is missing. Subscriptions may lose and repeat what the log still has; a reader puts
-    that right. `publish` appends too. What another program publishes past the log is delivered
-    without a position.
+    A live payload of such a broker is `positioned(position, payload)` of `event.py`. A subscription that
+    does not forward must return that from `get_message` as well, not the bare payload, which is what the
+    subscriptions of this package return there: without positions nobody sees a hole. An event is in the
+    log before any subscription gets it, so that whoever sees a hole between two live positions can read
+    what is missing. Subscriptions may lose and repeat what the log still has; a reader puts that right.
+    `publish` appends too. What another program publishes past the log is delivered without a position.
     """
 
     async def append(
