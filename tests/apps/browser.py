@@ -78,8 +78,7 @@ push, slow = make_push(0.2), make_push(3.0)
 
 
 async def publish(query: Mapping[str, str], body: str) -> str:
-    await push.publish(query["channel"], body, event=query.get("event"))
-    return ""
+    return await push.publish(query["channel"], body, event=query.get("event")) or ""
 
 
 async def disconnect(query: Mapping[str, str], body: str) -> str:
