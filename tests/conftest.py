@@ -26,7 +26,7 @@ def pytest_report_header() -> list[str]:
     lines = [
         f"browser: {found}"
         if found
-        else "browser: none found, tests/test_browser.py is LEFT OUT (install chromium, or set CHROMIUM)"
+        else "browser: none found, what needs one is LEFT OUT (install chromium, or set CHROMIUM)"
     ]
     if missing := left_out():
         lines.append(f"not installed: {', '.join(missing)}; what needs them is LEFT OUT (see .ci/run)")
