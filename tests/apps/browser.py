@@ -1,7 +1,8 @@
 """The application of the tests with browsers and with other people's clients, and its pages.
 
-`/events` is a stream whose terms are in the query, `/slow` one with a longer reconnection time. Over Redis
-with REDIS_URL. ORIGIN is let in from elsewhere, with its cookies. HEARTBEAT is in seconds.
+`/events` is a stream whose terms are in the query, `/slow` one with a longer reconnection time, `/bare` one
+without control events. Over Redis with REDIS_URL. ORIGIN is let in from elsewhere, with its cookies.
+HEARTBEAT is in seconds.
 """
 
 import json
@@ -50,6 +51,8 @@ def authorize(request: StreamRequest) -> Grant | Refusal:
     asked[name] += 1
     if "refuse" in query and asked[name] > int(query.get("after", "0")):
         return Refusal(int(query["refuse"]))
+    if "soft" in query and asked[name] == 1:
+        return Refusal(503, soft=True)
     if "mine" in query:
         # A stream of the one who is logged in.
         user = request.cookies.get("user")
@@ -58,23 +61,23 @@ def authorize(request: StreamRequest) -> Grant | Refusal:
     return Grant(
         channels=request.query_all("channel"),
         slot_key=query.get("key"),
-        control_events="bare" not in query,
         replay="all" if "all" in query else "new",
     )
 
 
-def make_push(retry: float) -> LivePush:
+def make_push(retry: float, *, control_events: bool = True) -> LivePush:
     return LivePush(
         broker,
         authorize,
         slots=MemorySlotCap(1),
         timing=Timing(retry=retry, heartbeat_interval=float(setting("HEARTBEAT", "15"))),
         cors=Cors([setting("ORIGIN", "https://elsewhere.example")], credentials=True),
+        control_events=control_events,
         soft_refusals={RefusalCause.CAP},
     )
 
 
-push, slow = make_push(0.2), make_push(3.0)
+push, slow, bare = make_push(0.2), make_push(3.0), make_push(0.2, control_events=False)
 
 
 async def publish(query: Mapping[str, str], body: str) -> str:
@@ -82,7 +85,7 @@ async def publish(query: Mapping[str, str], body: str) -> str:
 
 
 async def disconnect(query: Mapping[str, str], body: str) -> str:
-    for each in (push, slow):
+    for each in (push, slow, bare):
         await each.disconnect(channel=query["channel"])
     return ""
 
@@ -123,4 +126,5 @@ async def whole_body(receive: Receive) -> str:
     return body.decode()
 
 
-app = LivePushMiddleware(LivePushMiddleware(rest, slow, path="/slow"), push, path="/events")
+inner = LivePushMiddleware(LivePushMiddleware(rest, bare, path="/bare"), slow, path="/slow")
+app = LivePushMiddleware(inner, push, path="/events")
