@@ -7,7 +7,6 @@ from .cursor import Position
 from .errors import InvalidEventError
 from .event import HEARTBEAT, with_id
 from .hub import Hub
-from .loop import Waker
 from .outbox import Delivery, LatestOutbox, Outbox, OutboxFullError
 from .places import Places, Stretch
 from .reading import HistoryReader
@@ -36,7 +35,6 @@ class Feed:
         self,
         house: Household,
         grant: Grant,
-        waker: Waker,
         *,
         control_events: bool,
         last_event_id: str | None,
@@ -50,7 +48,6 @@ class Feed:
         self._timing = house.timing
         self._limits = house.limits
         self._grant = grant
-        self._waker = waker
         self._control_events = control_events
         self._resuming = bool(last_event_id)
         self._outbox = (
@@ -129,7 +126,10 @@ class Feed:
         return self._joined()
 
     async def next(self) -> bytes:
-        """Return what can go out now, b"" if that is nothing. Waits for history and snapshots only."""
+        """Return what can go out now, b"" if that is nothing. Waits for history and snapshots only.
+
+        Nobody is told of what happens while it waits, so look at everything again after it.
+        """
         if self._snapshot_due:
             await self._take_snapshot()
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
@@ -142,9 +142,14 @@ class Feed:
         elif self.heartbeat_due:
             self.heartbeat_due = False
             return HEARTBEAT
-        elif self._reader.failed:
-            await self._waker.wait(RETRY)
         return chunk
+
+    @property
+    def again_in(self) -> float | None:
+        """In how many seconds to ask again, unless woken before; None if there is nothing to go on with."""
+        if not self._places.behind:
+            return None
+        return RETRY if self._reader.failed else 0.0
 
     def flush(self) -> bytes:
         """Return everything that waits here. What is left in the history stays there."""

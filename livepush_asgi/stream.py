@@ -70,9 +70,7 @@ class Stream:
         self._owner = owner
         self._control_events = control_events
         self._waker = make_waker()
-        self._feed = Feed(
-            owner, grant, self._waker, control_events=control_events, last_event_id=last_event_id
-        )
+        self._feed = Feed(owner, grant, control_events=control_events, last_event_id=last_event_id)
         self._now = owner.clock.now
         self._busy_since: float | None = self._now()
         self._last_chunk_at = self._busy_since
@@ -190,9 +188,20 @@ class Stream:
                 # What its client would have to be told it cannot be told.
                 self.end(self._feed.unanswerable)
                 continue
-            if not await self._waker.wait(patience):
+            # It may have ended while history was read, and whoever wakes one that is awake is not heard.
+            if self.reason is None and not await self._rest(patience):
                 return b""
         return self._last_chunk()
+
+    async def _rest(self, patience: float | None) -> bool:
+        """Sleep until there may be something to send; return False if there is no patience for that."""
+        again_in = None if self.state is StreamState.OPENING else self._feed.again_in
+        if again_in is None:
+            return await self._waker.wait(patience)
+        if again_in == 0.0:
+            return True
+        woken = await self._waker.wait(again_in if patience is None else min(again_in, patience))
+        return woken or patience is None
 
     def _last_chunk(self) -> bytes:
         if self.finished:
