@@ -38,7 +38,9 @@ class Broker(Protocol):
     """A pub/sub backend.
 
     The component subscribes to a channel once per process, however many streams listen, and does
-    not subscribe to it again before it has closed the subscription it has.
+    not subscribe to it again before it has closed the subscription it has. A channel is named by any
+    text that is not empty. The component closes its subscriptions, never the broker: connections are
+    for whoever made it to close, when the component has stopped.
     """
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
@@ -131,6 +133,7 @@ class HistoryBroker(Broker, Protocol):
     log before any subscription gets it, so that whoever sees a hole between two live positions can read
     what is missing. Subscriptions may lose and repeat what the log still has; a reader puts that right.
     `publish` appends too. What another program publishes past the log is delivered without a position.
+    An epoch is 1 to 16 letters, digits, `-` and `_`, drawn at random when a log begins.
     """
 
     async def append(
