@@ -127,6 +127,13 @@ class Page:
         value: object = result.get("value")
         return value
 
+    def tried(self, script: str) -> object:
+        """Return the value of an expression, None where the page is not ready for it."""
+        try:
+            return self.evaluate(script)
+        except AssertionError:
+            return None
+
     def text(self, selector: str) -> str:
         """Return the text of an element."""
         return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent"))

@@ -11,9 +11,9 @@ import pytest
 from redis import Redis
 from trio.testing import MockClock
 
-from .chromium import chromium
+from .chromium import Browser, chromium
 from .nats_server import NatsProcess
-from .programs import left_out
+from .programs import left_out, need
 from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
 
@@ -73,3 +73,19 @@ def own_nats(tmp_path: Path) -> Iterator[NatsProcess]:
     """A running server that the test may kill, stop and configure."""
     with NatsProcess(tmp_path / "nats", jetstream=True) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def running_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if chromium() is None:
+        need("chromium")
+    # The tests' own certificates are nobody's whom a browser knows.
+    with Browser(tmp_path_factory.mktemp("browser"), "--ignore-certificate-errors") as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(running_browser: Browser) -> Iterator[Browser]:
+    """A browser without pages."""
+    yield running_browser
+    running_browser.close_pages()

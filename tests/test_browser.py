@@ -12,18 +12,6 @@ from .valkey import free_port
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(running: Browser) -> Iterator[Browser]:
-    yield running
-    running.close_pages()
-
-
-@pytest.fixture(scope="module")
 def demo() -> Iterator[Serving]:
     with Serving("demo") as demo:
         yield demo

@@ -1,7 +1,7 @@
 """What a real browser makes of the streams: one behaviour in each test, on a page that keeps what it sees."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -10,8 +10,7 @@ import trustme
 
 from livepush_asgi import RedisStreamsBroker
 
-from .chromium import Browser, Page, chromium
-from .programs import need
+from .chromium import Browser, Page
 from .proxies import caddy
 from .serving import Serving, uvicorn
 from .valkey import ValkeyProcess
@@ -24,19 +23,6 @@ HTTP2 = "https://127.0.0.1:8080 {{\n\ttls {0} {0}\n\treverse_proxy 127.0.0.1:800
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    chromium() or need("chromium")
-    with Browser(tmp_path_factory.mktemp("browser"), "--ignore-certificate-errors") as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(running: Browser) -> Iterator[Browser]:
-    yield running
-    running.close_pages()
 
 
 @pytest.fixture(scope="module")
@@ -224,42 +210,3 @@ async def test_thirty_streams_over_http_2(browser: Browser, server: Serving, tmp
         # And there is room for a request besides.
         assert page.evaluate("fetch('/asked').then((answer) => answer.status)") == 200
         assert page.complaints == []
-
-
-SHOWN = "[...document.querySelectorAll('#log li')].map((line) => line.textContent)"
-
-
-def tab(browser: Browser, server: Serving) -> Page:
-    """Open the example that shares a stream, and wait until it has one, its own or another's."""
-    page = browser.open(f"{server.url}/shared_stream.html?stream=/events?channel=shared%26name=shared")
-    page.wait_for("document.querySelector('#state').textContent.startsWith('open')")
-    return page
-
-
-async def test_tabs_share_a_stream_and_pass_it_on_without_loss(browser: Browser, server: Serving) -> None:
-    tabs = [tab(browser, server) for _ in range(4)]
-    assert [page.text("#state") for page in tabs] == ["open, in this tab", "open", "open", "open"]
-    published: list[str] = []
-
-    async def publish() -> None:
-        for number in range(len(published), len(published) + 5):
-            published.append(f"news: {number}")
-            await post(server, "/publish?channel=shared&event=news", str(number))
-
-    leaving: list[Callable[[Page], None]] = [
-        lambda page: page.close(),
-        lambda page: page.click("#stop"),
-        lambda page: page.go("about:blank"),
-    ]
-    for leave in leaving:
-        await publish()
-        # At once: what has not come by now is for the one that takes over.
-        leave(tabs.pop(0))
-        await publish()
-        for page in tabs:
-            page.wait_for(f"{SHOWN}.length === {len(published)}")
-            assert page.evaluate(SHOWN) == published
-            assert page.complaints == []
-        tabs[0].wait_for("document.querySelector('#state').textContent === 'open, in this tab'")
-    # One stream at a time, each by another tab.
-    assert await asked(server, "shared") == 4
