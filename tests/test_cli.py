@@ -24,7 +24,7 @@ def test_without_a_command_the_commands_are_shown(arguments: tuple[str, ...]) ->
     shown = run(*arguments)
     assert shown.returncode == 0
     assert "Usage: python -m livepush_asgi" in shown.stdout
-    for command in ("demo", "tail", "publish"):
+    for command in ("demo", "tail", "publish", "doctor"):
         assert f"│ {command} " in shown.stdout
     assert shown.stderr == ""
 
@@ -34,6 +34,7 @@ def test_without_a_command_the_commands_are_shown(arguments: tuple[str, ...]) ->
     [
         ("demo", "python -m livepush_asgi demo --open --port 0"),
         ("tail", "journalctl -f | python -m livepush_asgi tail -"),
+        ("doctor", "python -m livepush_asgi doctor https://example.org/events/"),
         ("publish", "date | python -m livepush_asgi publish clock - --event tick"),
     ],
 )
@@ -242,7 +243,7 @@ def test_a_missing_extra_gives_one_line(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert ended.stderr == (
-        "livepush: typer and rich and uvicorn and psutil and redis need to be installed: "
+        "livepush: typer and rich and uvicorn and psutil and redis and httpx need to be installed: "
         "pip install 'livepush_asgi[cli]'\n"
     )
 

@@ -1,11 +1,11 @@
-"""The command line: `demo`, `tail` and `publish`. What it needs comes with the extra `cli`."""
+"""The command line: `demo`, `tail`, `publish` and `doctor`. What it needs comes with the extra `cli`."""
 
 import sys
 from importlib.util import find_spec
 
 # By the name that is imported. Asked for before anything is, so that what is missing gives a line
 # and not a traceback, while an error inside one of them still shows as what it is.
-NEEDED = ("typer", "rich", "uvicorn", "psutil", "redis")
+NEEDED = ("typer", "rich", "uvicorn", "psutil", "redis", "httpx")
 
 
 def main() -> None:

@@ -97,8 +97,9 @@ def start(
 ) -> None:
     """Server push for Python ASGI applications, to be looked at.
 
-    [bold]demo[/] serves a page with live charts, [bold]tail[/] follows log files on a page, and
-    [bold]publish[/] sends an event to the pages of an application.
+    [bold]demo[/] serves a page with live charts, [bold]tail[/] follows log files on a page,
+    [bold]publish[/] sends an event to the pages of an application, and [bold]doctor[/] says why
+    events arrive late.
     """
     if context.invoked_subcommand is None:
         out.print(context.get_help())
@@ -185,6 +186,54 @@ def publish(
         raise Failure("give the Redis of the application with --redis URL, or in LIVEPUSH_REDIS", MISTYPED)
     listeners = publish_once(channel, data, event, id, redis)
     out.print(f"{listeners} {'listener' if listeners == 1 else 'listeners'}")
+
+
+@app.command()
+def doctor(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The URL that EventSource opens.")],
+    idle: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Try a silence of so long, but for heartbeats.")
+    ] = 2.0,
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", metavar="FIELD", help="Send a header field too.")
+    ] = None,
+    origin: Annotated[
+        str | None, typer.Option(metavar="ORIGIN", help="Ask as a page of this origin does.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", "-k", help="Take any TLS certificate.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> int:
+    """Find out what the way to an application does to its events.
+
+    It connects as a browser does and asks for a timed series of events, if the
+    application allows that: LivePush(..., probe=...). The exit status is 0 if all is
+    well, 1 if a fault was found, and 2 if it could not be found out.
+
+    \b
+    Examples:
+      python -m livepush_asgi doctor https://example.org/events/
+      python -m livepush_asgi doctor --idle 75 https://example.org/events/
+      python -m livepush_asgi doctor -H "Cookie: session=..." https://example.org/events/
+    """
+    from .doctor import Question, consult, header_of
+
+    try:
+        question = Question(
+            url=url,
+            idle=idle,
+            headers=tuple(map(header_of, header or [])),
+            origin=origin,
+            insecure=insecure,
+        )
+    except ValueError as error:
+        raise Failure(str(error), MISTYPED) from None
+    try:
+        report, status = consult(question, json=as_json)
+    except KeyboardInterrupt:
+        # Not 0, as elsewhere: that would say that all is well.
+        raise Failure("it was stopped before it was done", MISTYPED) from None
+    out.print(report, markup=False)
+    return status
 
 
 def _follower(name: str, last_lines: int | None, opened: ExitStack) -> Follower:

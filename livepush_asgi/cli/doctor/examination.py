@@ -1,0 +1,77 @@
+"""Examination: asks what has to be asked, and no more, and gathers the evidence."""
+
+from .client import Client
+from .observation import End, Evidence, Observation
+from .pace import is_held, is_weak
+from .question import ENCODINGS, WEIGHING, Question, speaks_http2
+from .reading import Unreadable, decoder
+
+
+async def examine(question: Question) -> Evidence:
+    """Ask for a probe; again in other ways if it came late or was cut off; for a stream if there was none."""
+    client = Client(question)
+    first = await client.ask(question.series)
+    encodings, unread = ENCODINGS, None
+    if (compression := _unread(first)) is not None:
+        encodings, unread = tuple(each for each in ENCODINGS if each != compression), compression
+        first = await client.ask(question.series, encodings)
+    repeated = await _repeat(client, question, first, encodings)
+    plain = weighed = busy = ordinary = None
+    if repeated and is_held(repeated[-1]):
+        if first.answer is not None and first.answer.compression is not None:
+            plain = await client.ask(question.repetition, ())
+        weighed = await client.ask(WEIGHING, encodings)
+    if first.cut_for_silence:
+        # Was it the silence, or would it have been cut off then in any case?
+        busy = await client.ask(question.busy(1.2 * first.ended_at, first.silence), encodings)
+    if _refused(first):
+        ordinary = await client.ask(None, encodings)
+    return Evidence(
+        first=first,
+        repeated=repeated,
+        plain=plain,
+        weighed=weighed,
+        busy=busy,
+        ordinary=ordinary,
+        unread_encoding=unread,
+        vite=await _find_vite(client, question, first, repeated),
+        origin=question.origin,
+        idle=question.idle,
+        http2_tried=speaks_http2(),
+    )
+
+
+async def _repeat(
+    client: Client, question: Question, first: Observation, encodings: tuple[str, ...]
+) -> tuple[Observation, ...]:
+    """Ask again until what was late is believed, or comes in time."""
+    repeated: list[Observation] = []
+    if is_held(first):
+        repeated.append(await client.ask(question.repetition, encodings))
+        if is_held(repeated[0]) and is_weak(repeated[0]):
+            repeated.append(await client.ask(question.repetition, encodings))
+    return tuple(repeated)
+
+
+async def _find_vite(
+    client: Client, question: Question, first: Observation, repeated: tuple[Observation, ...]
+) -> bool:
+    """Look for Vite, which leaves no sign on an answer; only where it matters who it is."""
+    if first.cut or first.end is End.SILENT or (repeated and is_held(repeated[-1])):
+        return await client.finds(question.vite_url, "text/javascript")
+    return False
+
+
+def _unread(observation: Observation) -> str | None:
+    compression = observation.answer.compression if observation.answer is not None else None
+    try:
+        decoder(compression)
+    except Unreadable:
+        return compression
+    return None
+
+
+def _refused(observation: Observation) -> bool:
+    """Return whether it may have been the probe that was refused, and not the stream."""
+    answer = observation.answer
+    return answer is not None and answer.status in (400, 401, 403, 404, 429)

@@ -1,0 +1,90 @@
+"""What the doctor observes, made up: probes behind all kinds of buffers, cut off, or not there."""
+
+import random
+from dataclasses import replace
+
+from livepush_asgi.cli.doctor.observation import Answer, Chunk, End, Evidence, Mark, Observation, Seen, Stall
+from livepush_asgi.cli.doctor.question import WEIGHING, Question
+from livepush_asgi.probe import ProbePlan
+
+URL = "https://example.org/events/"
+PLAN = Question(url=URL).series
+HEADERS = (
+    ("content-type", "text/event-stream"),
+    ("cache-control", "no-cache, no-transform"),
+    ("x-accel-buffering", "no"),
+)
+SEEN = Seen(http="1.1", scheme="https", heartbeat=15.0)
+
+
+def answer(status: int = 200, *, version: str = "HTTP/1.1", url: str = URL, **fields: str | None) -> Answer:
+    changed = {**dict(HEADERS), **{name.replace("_", "-"): value for name, value in fields.items()}}
+    headers = tuple((name, value) for name, value in changed.items() if value is not None)
+    return Answer(status, version, headers, url, 0.05)
+
+
+def arriving(
+    plan: ProbePlan = PLAN,
+    *,
+    delay: float = 0.02,
+    hold_bytes: int = 0,
+    period: float = 0,
+    hold_all: bool = False,
+    jitter: float = 0,
+    seed: int = 0,
+    stalls: tuple[Stall, ...] = (),
+    head: Answer | None = None,
+) -> Observation:
+    """Return what is seen of a probe behind something that holds it back in some way."""
+    chance, total = random.Random(seed), (plan.events * plan.interval + plan.idle) / 1000
+    sent = [0.0, *((n + 1) * plan.interval / 1000 for n in range(plan.events)), total]
+    offsets = [150 + n * plan.size for n in range(plan.events + 1)] + [250 + plan.events * plan.size]
+
+    def passed_on(n: int) -> float:
+        if hold_all:
+            return total
+        if period:
+            return min((sent[n] // period + 1) * period, total)
+        if hold_bytes:
+            full = (offsets[n] + hold_bytes - 1) // hold_bytes * hold_bytes
+            return next((sent[m] for m in range(n, len(sent)) if offsets[m] >= full), total)
+        return sent[n]
+
+    times = [passed_on(n) + delay + chance.random() * jitter for n in range(len(sent))]
+    times = [max(times[: n + 1]) for n in range(len(times))]
+    for stall in stalls:
+        times = [stall.at if stall.at - stall.late < time < stall.at else time for time in times]
+    return Observation(
+        plan=plan,
+        answer=head or answer(),
+        marks=tuple(Mark(n, sent[n], times[n], offsets[n]) for n in range(len(sent))),
+        chunks=tuple(Chunk(time, plan.size) for time in times),
+        seen=SEEN,
+        end=End.COMPLETE,
+        ended_at=times[-1],
+        stalls=stalls,
+    )
+
+
+def cut(at: float, *, last: float, end: End = End.BROKEN) -> Observation:
+    """Return what is seen of a probe that is cut off."""
+    whole = arriving()
+    return replace(
+        whole,
+        marks=tuple(mark for mark in whole.marks if mark.at <= last),
+        chunks=(*(chunk for chunk in whole.chunks if chunk.at < last), Chunk(last, 50)),
+        end=end,
+        ended_at=at,
+    )
+
+
+def no_probe(*others: tuple[str, str], **changes: object) -> Observation:
+    seen = Observation(
+        plan=PLAN, answer=answer(), others=others, chunks=(Chunk(0.06, 90),), end=End.ENOUGH, ended_at=2.06
+    )
+    return replace(seen, **changes)  # type: ignore[arg-type]
+
+
+def held_evidence(**how: object) -> Evidence:
+    first = arriving(**how)  # type: ignore[arg-type]
+    return Evidence(first=first, repeated=(first,), weighed=arriving(WEIGHING, **how))  # type: ignore[arg-type]
