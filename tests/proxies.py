@@ -10,8 +10,10 @@ import contextlib
 import functools
 import getpass
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,13 +22,15 @@ from types import TracebackType
 from typing import Self
 
 from .programs import NODE_MODULES, need, need_node_package
-from .valkey import free_port
+from .serving import WireStream
 
 CONFIGURATIONS = Path(__file__).parent.parent / "docs" / "proxies"
 STARTUP_TIMEOUT = 60.0
+OPENING_TIMEOUT = 30.0
 BETWEEN_TRIES = 0.02
 BUILD_TIMEOUT = 120.0
 
+VITE = NODE_MODULES / "vite" / "bin" / "vite.js"
 # What stands around the file that a user copies. Everything that is written goes into the test's folder.
 NGINX = """daemon off; pid nginx.pid; error_log stderr notice; {user}
 events {{ worker_connections 256; }}
@@ -44,7 +48,11 @@ SVELTE_FILES = {
     "vite.config.js": "import { sveltekit } from '@sveltejs/kit/vite';\n"
     "export default { plugins: [sveltekit()] };\n",
     "src/app.html": "<!doctype html><head>%sveltekit.head%</head><body>%sveltekit.body%</body>\n",
+    # Building takes long, so all files that there are go into one application, which has one of them answer.
+    "src/hooks.js": "import { env } from '$env/dynamic/public';\n"
+    "export const reroute = ({ url }) => `/${env.PUBLIC_FOLDER}${url.pathname}`;\n",
 }
+SVELTE_SERVER = "+server.js"
 MODULE = '{"name": "page", "private": true, "type": "module"}\n'
 
 
@@ -64,6 +72,7 @@ class Proxy:
         self._directory = directory
         self._environment = {**os.environ, **(environment or {})}
         self._output = directory / "output"
+        self._clients: list[WireStream] = []
         self.process: subprocess.Popen[bytes]
 
     async def __aenter__(self) -> Self:
@@ -90,9 +99,18 @@ class Proxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for client in self._clients:
+            client.abort()
         self._kill()
-        # The sockets that it had are closed in the loop's next turn.
+        # The sockets are closed in the loop's next turn.
         await asyncio.sleep(0)
+
+    async def open(self, path: str, *, method: str = "GET", body: bytes = b"", **headers: str) -> WireStream:
+        """Send a request, and return its answer when the head has come."""
+        async with asyncio.timeout(OPENING_TIMEOUT):
+            stream = await WireStream.open(self.port, path, method=method, body=body, **headers)
+        self._clients.append(stream)
+        return stream
 
     @property
     def log(self) -> str:
@@ -124,7 +142,7 @@ def configuration(name: str) -> str:
 
 def nginx(upstream: int, text: str, tmp_path: Path) -> Proxy:
     """Return nginx with a file for its `conf.d`: one `server` block or several."""
-    directory, port = _directory(tmp_path, "nginx"), free_port()
+    directory, port = _directory(tmp_path, "nginx"), _port()
     # Its workers are nobody's otherwise, and nobody may not enter a test's folder.
     user = f"user {getpass.getuser()};" if os.getuid() == 0 else ""
     (directory / "nginx.conf").write_text(NGINX.format(user=user))
@@ -135,14 +153,14 @@ def nginx(upstream: int, text: str, tmp_path: Path) -> Proxy:
 
 def haproxy(upstream: int, text: str, tmp_path: Path) -> Proxy:
     """Return HAProxy with a whole configuration."""
-    directory, port = _directory(tmp_path, "haproxy"), free_port()
+    directory, port = _directory(tmp_path, "haproxy"), _port()
     (directory / "haproxy.cfg").write_text(_placed(text, upstream, port))
     return Proxy(port, [need("haproxy"), "-db", "-f", "haproxy.cfg"], directory)
 
 
 def caddy(upstream: int, text: str, tmp_path: Path) -> Proxy:
     """Return Caddy with the sites of a Caddyfile, without its global options."""
-    directory, port = _directory(tmp_path, "caddy"), free_port()
+    directory, port = _directory(tmp_path, "caddy"), _port()
     (directory / "Caddyfile").write_text(CADDY + _placed(text, upstream, port))
     command = [need("caddy"), "run", "--config", "Caddyfile", "--adapter", "caddyfile"]
     home = {"HOME": str(directory), "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
@@ -152,39 +170,44 @@ def caddy(upstream: int, text: str, tmp_path: Path) -> Proxy:
 def vite(upstream: int, text: str, tmp_path: Path) -> Proxy:
     """Return Vite's development server with a `vite.config.js`."""
     need_node_package("vite")
-    directory, port = _directory(tmp_path, "vite"), free_port()
+    directory, port = _directory(tmp_path, "vite"), _port()
     files = {"vite.config.js": _placed(text, upstream, port), "index.html": "<!doctype html>\n"}
     _write_module(directory, files)
-    script = str(NODE_MODULES / "vite" / "bin" / "vite.js")
-    command = [need("node"), script, "--host", "127.0.0.1", "--port", str(port), "--strictPort"]
+    command = [need("node"), str(VITE), "--host", "127.0.0.1", "--port", str(port), "--strictPort"]
     return Proxy(port, command, directory, {"NO_COLOR": "1"})
 
 
 def sveltekit(upstream: int, text: str, tmp_path: Path) -> Proxy:
-    """Return a SvelteKit application, built and served by adapter-node, whose `/events/+server.js` is this.
+    """Return a SvelteKit application, served by adapter-node, whose `[...path]/+server.js` is this.
 
     The application behind it is the environment variable UPSTREAM. Building takes some seconds, the first
     time.
     """
     need_node_package("@sveltejs/kit")
-    directory, port = _directory(tmp_path, "sveltekit"), free_port()
+    directory, port = _directory(tmp_path, "sveltekit"), _port()
+    files = {path.parent.name: path.read_text() for path in CONFIGURATIONS.glob(f"*/{SVELTE_SERVER}")}
+    server = configuration(text)
+    if server not in files.values():
+        files = {"own": server}
     environment = {
         "UPSTREAM": f"http://127.0.0.1:{upstream}",
+        "PUBLIC_FOLDER": next(folder for folder in files if files[folder] == server),
         "HOST": "127.0.0.1",
         "PORT": str(port),
         "ORIGIN": f"http://127.0.0.1:{port}",
     }
-    return Proxy(port, [need("node"), str(_built(configuration(text)) / "build")], directory, environment)
+    build = _built(tuple(files.items())) / "build"
+    return Proxy(port, [need("node"), str(build)], directory, environment)
 
 
 @functools.cache
-def _built(server: str) -> Path:
+def _built(servers: tuple[tuple[str, str], ...]) -> Path:
     directory = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    _write_module(directory, {**SVELTE_FILES, "src/routes/events/+server.js": server})
-    script = str(NODE_MODULES / "vite" / "bin" / "vite.js")
+    routes = {f"src/routes/{folder}/[...path]/{SVELTE_SERVER}": text for folder, text in servers}
+    _write_module(directory, {**SVELTE_FILES, **routes})
     done = subprocess.run(
-        [need("node"), script, "build"],
+        [need("node"), str(VITE), "build"],
         cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -195,6 +218,15 @@ def _built(server: str) -> Path:
     )
     assert done.returncode == 0, done.stdout
     return directory
+
+
+def _port() -> int:
+    # Below the ports that outgoing connections get, of which every proxy has many: they take one that is
+    # free for a moment, and the proxy it was meant for does not start.
+    for port in random.sample(range(12000, 32000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError("no port is free")
 
 
 def _directory(tmp_path: Path, name: str) -> Path:
