@@ -157,7 +157,9 @@ class _Probe:
             await self._send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             self._start = anyio.current_time()
             plan = {name: getattr(self._plan, name) for name in BOUNDS}
-            await self._send_event({**plan, "heartbeat": self._heartbeat_interval, **seen})
+            facts = {**plan, "heartbeat": self._heartbeat_interval, **seen}
+            # As large as the others: some proxies decide by the first piece whether they compress.
+            await self._send_event(facts, pad_to=self._plan.size)
             complete = await self._send_series() and await self._pause()
             end = "complete" if complete else "drain"
             await self._send_event({"end": end, "events": self._number - 1, "bytes": self._bytes}, more=False)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ class Spoil:
     """What is done to each answer. Times are in seconds.
 
     Bytes are held back until there are `hold_bytes`, for up to `hold_seconds`, or with `hold_all` until the
-    end. `compress` is "flush" or "hold". An answer that is silent for `idle_limit` is cut off, or with
-    `forget` left alone; every answer is after `time_limit`. `fields` are set, and taken away where None.
+    end. `compress` is "flush", "hold", or "members": each piece by itself. An answer that is silent for
+    `idle_limit` is cut off, or with `forget` left alone; every answer is after `time_limit`. `fields` are
+    set, and taken away where None.
     """
 
     hold_bytes: int = 0
@@ -105,7 +107,7 @@ class _Passage:
             self._held += self._framed(self._compressed(data))
             await self._pass_on()
         if self._gzip is not None:
-            self._held += self._framed(self._gzip.flush())
+            self._held += self._framed(b"" if self._spoil.compress == "members" else self._gzip.flush())
         self._held += b"0\r\n\r\n" if chunked else b""
         await self._pass_on(flush=True)
 
@@ -132,6 +134,8 @@ class _Passage:
     def _compressed(self, data: bytes) -> bytes:
         if self._gzip is None:
             return data
+        if self._spoil.compress == "members":
+            return gzip.compress(data)
         compressed = self._gzip.compress(data)
         return (
             compressed + self._gzip.flush(zlib.Z_SYNC_FLUSH)

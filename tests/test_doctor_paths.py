@@ -41,6 +41,7 @@ BROKEN = {
     ),
     "cut off when silent": (Spoil(idle_limit=2.0), 4.0, "cut-idle", "of silence"),
     "cut off in any case": (Spoil(time_limit=3.5), 3.0, "cut-off", "not for its silence"),
+    "each piece compressed": (Spoil(compress="members"), 0.0, "compression-ends", "reads the first"),
     "another type": (Spoil(fields={"content-type": "text/plain"}), 0.0, "wrong-type", "text/plain"),
     "a gateway": (Spoil(status="HTTP/1.1 502 Bad Gateway"), 0.0, "gateway", "cannot reach"),
 }

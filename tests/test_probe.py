@@ -102,7 +102,7 @@ async def test_a_probe_is_a_timed_series_a_pause_with_heartbeats_and_the_totals(
 async def test_events_are_as_large_as_asked_for() -> None:
     async with probed() as (client, _):
         answer = await ask(client, "4-10-0-2048")
-    assert [len(message["body"]) for message in answer.messages[2:6]] == [2048] * 4
+    assert [len(message["body"]) for message in answer.messages[1:6]] == [2048] * 5
 
 
 async def test_what_stands_on_the_way_is_told_by_the_names_it_left() -> None:

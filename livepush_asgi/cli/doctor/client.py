@@ -109,6 +109,7 @@ class _Exchange:
             others=tuple(reading.others),
             heartbeats=reading.heartbeats,
             body=reading.body,
+            rest=reading.rest,
         )
 
     def _client(self) -> httpx.AsyncClient:

@@ -11,6 +11,7 @@ from .remedies import heartbeat_under, lifetime_under, remedies_for
 
 # What a stream of this component says of itself.
 CACHE_CONTROL = dict(STREAM_HEADERS)[b"cache-control"].decode()
+STOUT = " It is compressed only if it begins with much, as after a reconnect."
 # A first byte that takes longer than this is worth a word, in seconds.
 SLOW_START = 2.0
 # Linux sends what was corked after 200 ms. Events that are held by it come once in so long, and some more.
@@ -21,6 +22,13 @@ def about_pace(evidence: Evidence, proxies: Sequence[Proxy]) -> Iterator[Finding
     """Say whether events were held back, and by what."""
     first = evidence.first
     again = evidence.repeated[-1] if evidence.repeated else first
+    if first.rest:
+        yield fault(
+            "compression-ends",
+            "Each piece is compressed by itself, as a file of its own, of which a browser reads the first.",
+            *remedies_for("compressed", proxies),
+        )
+        return
     if not first.series:
         return
     if not surely_held(evidence):
@@ -30,7 +38,8 @@ def about_pace(evidence: Evidence, proxies: Sequence[Proxy]) -> Iterator[Finding
     if compression is not None and evidence.plain is not None and not is_held(evidence.plain):
         yield fault(
             "compression-delays",
-            f"Held back by compression ({compression}): {_how_late(again)}. Uncompressed they come at once.",
+            f"Held back by compression ({compression}): {_how_late(again)}. Uncompressed they come at once."
+            f"{STOUT if evidence.stout else ''}",
             *remedies_for("compressed", proxies),
         )
         return
@@ -55,7 +64,7 @@ def about_compression(evidence: Evidence) -> Iterator[Finding]:
         yield warning(
             "compressed",
             "It is compressed, though Cache-Control: no-transform forbids it. Each event is flushed, so that"
-            " none is late.",
+            f" none is late.{STOUT if evidence.stout else ''}",
         )
 
 

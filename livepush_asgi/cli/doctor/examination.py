@@ -1,9 +1,11 @@
 """Examination: asks what has to be asked, and no more, and gathers the evidence."""
 
+from dataclasses import replace
+
 from .client import Client
 from .observation import End, Evidence, Observation
 from .pace import is_held, is_weak
-from .question import ENCODINGS, WEIGHING, Question, speaks_http2
+from .question import ENCODINGS, STOUT, STOUT_SIZE, WEIGHING, Question, repetition, speaks_http2
 from .reading import Unreadable, decoder
 
 
@@ -15,11 +17,14 @@ async def examine(question: Question) -> Evidence:
     if (compression := _unread(first)) is not None:
         encodings, unread = tuple(each for each in ENCODINGS if each != compression), compression
         first = await client.ask(question.series, encodings)
-    repeated = await _repeat(client, question, first, encodings)
+    stout = first.probed and not _compressed(first) and _compressed(await client.ask(STOUT, encodings))
+    if stout:
+        first = await client.ask(replace(question.series, size=STOUT_SIZE), encodings)
+    repeated = await _repeat(client, first, encodings)
     plain = weighed = busy = ordinary = None
     if repeated and is_held(repeated[-1]):
-        if first.answer is not None and first.answer.compression is not None:
-            plain = await client.ask(question.repetition, ())
+        if _compressed(first):
+            plain = await client.ask(repeated[-1].plan, ())
         weighed = await client.ask(WEIGHING, encodings)
     if first.cut_for_silence:
         # Was it the silence, or would it have been cut off then in any case?
@@ -34,6 +39,7 @@ async def examine(question: Question) -> Evidence:
         busy=busy,
         ordinary=ordinary,
         unread_encoding=unread,
+        stout=stout,
         vite=await _find_vite(client, question, first, repeated),
         origin=question.origin,
         idle=question.idle,
@@ -41,16 +47,19 @@ async def examine(question: Question) -> Evidence:
     )
 
 
-async def _repeat(
-    client: Client, question: Question, first: Observation, encodings: tuple[str, ...]
-) -> tuple[Observation, ...]:
+async def _repeat(client: Client, first: Observation, encodings: tuple[str, ...]) -> tuple[Observation, ...]:
     """Ask again until what was late is believed, or comes in time."""
     repeated: list[Observation] = []
-    if is_held(first):
-        repeated.append(await client.ask(question.repetition, encodings))
+    if first.plan is not None and is_held(first):
+        plan = repetition(first.plan)
+        repeated.append(await client.ask(plan, encodings))
         if is_held(repeated[0]) and is_weak(repeated[0]):
-            repeated.append(await client.ask(question.repetition, encodings))
+            repeated.append(await client.ask(plan, encodings))
     return tuple(repeated)
+
+
+def _compressed(observation: Observation) -> bool:
+    return observation.answer is not None and observation.answer.compression is not None
 
 
 async def _find_vite(

@@ -131,6 +131,8 @@ class Observation:
     #: The beginning of a body that is no event stream, or of one that cannot be read.
     body: bytes = b""
     unreadable: str = ""
+    #: The bytes behind the end of what was compressed.
+    rest: int = 0
     end: End | None = None
     ended_at: float = 0.0
     stalls: tuple[Stall, ...] = ()
@@ -163,7 +165,7 @@ class Observation:
     @property
     def cut(self) -> bool:
         """Whether a probe was ended by somebody who should not have."""
-        return self.probed and self.end in (End.CLOSED, End.BROKEN)
+        return self.probed and not self.rest and self.end in (End.CLOSED, End.BROKEN)
 
     @property
     def silence(self) -> float:
@@ -204,6 +206,8 @@ class Evidence:
     ordinary: Observation | None = None
     #: A content encoding that only browsers could read here.
     unread_encoding: str | None = None
+    #: Whether it is compressed only if it begins with much.
+    stout: bool = False
     #: Whether Vite's development server answers at the same place.
     vite: bool = False
     origin: str | None = None

@@ -1,6 +1,6 @@
 """Question: what the doctor asks, and the plans of its probes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
@@ -10,6 +10,9 @@ from ...probe import BOUNDS, QUERY, ProbePlan
 EVENTS, INTERVAL = 40, 50
 # Asked only when events were held back: 64 kB, to see how much has to come together.
 WEIGHING = ProbePlan(32, 50, 500, 2048)
+# Some proxies compress only what begins with much. This asks for the head of such an answer, and the series
+# is then made of events so large.
+STOUT, STOUT_SIZE = ProbePlan(1, 10, 0, 2048), 640
 # As a browser's EventSource asks. https://html.spec.whatwg.org/multipage/server-sent-events.html
 ENCODINGS: tuple[str, ...] = ("gzip", "deflate", "br")
 
@@ -41,11 +44,6 @@ class Question:
         """The first probe."""
         return ProbePlan(EVENTS, INTERVAL, round(1000 * self.idle))
 
-    @property
-    def repetition(self) -> ProbePlan:
-        """The same once more, without the silence."""
-        return ProbePlan(EVENTS, INTERVAL, 500)
-
     def busy(self, seconds: float, silence: float) -> ProbePlan:
         """Return a probe of so many seconds, or as many as there may be, that is never silent for so long."""
         interval = int(min(max(silence / 4 * 1000, 100), BOUNDS["interval"][1]))
@@ -75,6 +73,11 @@ class Question:
         if self.origin is not None:
             fields["Origin"] = self.origin
         return fields | dict(self.headers)
+
+
+def repetition(plan: ProbePlan) -> ProbePlan:
+    """Return the same probe, without its silence."""
+    return replace(plan, idle=min(plan.idle, 500))
 
 
 def without_probe(url: str) -> str:

@@ -17,6 +17,24 @@ KEPT_BYTES, KEPT_EVENTS = 2048, 8
 Decoder = Callable[[bytes], bytes]
 
 
+class Inflater:
+    """Undoes gzip and deflate, of several members the first, as browsers do; `rest` is what came after."""
+
+    def __init__(self) -> None:
+        # 32 more than the window: the header says whether it is gzip or zlib.
+        self._decompress = zlib.decompressobj(32 + zlib.MAX_WBITS)
+        self.rest = 0
+
+    def __call__(self, chunk: bytes) -> bytes:
+        """Return what a piece comes to."""
+        if self._decompress.eof:
+            self.rest += len(chunk)
+            return b""
+        data = self._decompress.decompress(chunk)
+        self.rest += len(self._decompress.unused_data)
+        return data
+
+
 class Unreadable(Exception):
     """Raised when bytes cannot be what they are said to be."""
 
@@ -39,6 +57,11 @@ class Reading:
     def known(self) -> bool:
         """Whether enough is known of a body that is no event stream."""
         return self._parser is None and len(self.body) >= KEPT_BYTES
+
+    @property
+    def rest(self) -> int:
+        """The bytes behind the end of what was compressed, which nobody reads."""
+        return self._decode.rest if isinstance(self._decode, Inflater) else 0
 
     @property
     def heartbeats(self) -> int:
@@ -77,8 +100,7 @@ def decoder(compression: str | None) -> Decoder:
     if compression is None:
         return bytes
     if compression in ("gzip", "x-gzip", "deflate"):
-        # 32 more than the window: the header says whether it is gzip or zlib.
-        return zlib.decompressobj(32 + zlib.MAX_WBITS).decompress
+        return Inflater()
     if compression == "br" and find_spec("brotli") is not None:
         decompress: Decoder = import_module("brotli").Decompressor().process
         return decompress
