@@ -3,11 +3,14 @@
 https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
+import asyncio
 from collections.abc import Sequence
 
 import anyio
 import anyio.lowlevel
 
+from .direct import DirectSend
+from .loop import on_asyncio
 from .reasons import EndReason
 from .stream import Stream, StreamState
 from .types import Message, Receive, Send
@@ -32,47 +35,132 @@ async def carry(stream: Stream, headers: RawHeaders, receive: Receive, send: Sen
     `receive` is watched all the time, whatever spec version the server names: some servers raise
     from `send` when the client has left, some swallow what is sent, some tell by `receive` only.
     """
-    failures: list[Exception] = []
+    carrier = _AsyncioCarrier(stream, send) if on_asyncio() else _Carrier(stream, send)
     try:
-        async with anyio.create_task_group() as tasks:
-            stream.on_abort = tasks.cancel_scope.cancel
-            tasks.start_soon(_watch, stream, receive, failures)
-            await _write(stream, headers, send, failures)
-            tasks.cancel_scope.cancel()
+        await carrier.run(headers, receive)
     finally:
         # Still unended, it was cancelled from outside: the server took the connection away.
         stream.end(EndReason.DISCONNECT)
         stream.close()
     # Raised out here, where it is not wrapped in a group, for the server to log.
-    if failures:
-        raise failures[0]
+    if carrier.failure is not None:
+        raise carrier.failure
 
 
-async def _write(stream: Stream, headers: RawHeaders, send: Send, failures: list[Exception]) -> None:
-    try:
-        await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
-        while not stream.finished:
-            chunk = await stream.next_chunk()
-            if stream.state is StreamState.CLOSED:
-                return
-            await send(_body(chunk, more=not stream.finished))
-    except GONE:
-        stream.end(EndReason.DISCONNECT)
-    except Exception as error:
-        if stream.reason is not EndReason.DISCONNECT:
-            stream.end(EndReason.ERROR)
-            failures.append(error)
+class _Carrier:
+    """Two tasks of anyio: one writes, one watches."""
+
+    __slots__ = ("_send", "_stream", "failure")
+
+    def __init__(self, stream: Stream, send: Send) -> None:
+        self._stream = stream
+        self._send = send
+        self.failure: Exception | None = None
+
+    async def run(self, headers: RawHeaders, receive: Receive) -> None:
+        async with anyio.create_task_group() as tasks:
+            self._stream.on_abort = tasks.cancel_scope.cancel
+            tasks.start_soon(self._watch, receive)
+            await self._write(headers)
+            tasks.cancel_scope.cancel()
+
+    async def _write(self, headers: RawHeaders) -> None:
+        stream, send = self._stream, self._send
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            while not stream.finished:
+                chunk = await stream.next_chunk()
+                if stream.state is StreamState.CLOSED:
+                    return
+                await send(_body(chunk, more=not stream.finished))
+        except Exception as error:
+            self._note(error)
+
+    async def _watch(self, receive: Receive) -> None:
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                # A request body is of no interest. The checkpoint is for a `receive` that never waits.
+                await anyio.lowlevel.checkpoint()
+            self._stream.abort(EndReason.DISCONNECT)
+        except Exception as error:
+            self.failure = self.failure or error
+            self._stream.abort(EndReason.ERROR)
+
+    def _note(self, error: Exception) -> None:
+        """Take note that `send` has failed: mostly that means no more than that the client is gone."""
+        if isinstance(error, GONE):
+            self._stream.end(EndReason.DISCONNECT)
+        elif self._stream.reason is not EndReason.DISCONNECT:
+            self._stream.end(EndReason.ERROR)
+            self.failure = self.failure or error
 
 
-async def _watch(stream: Stream, receive: Receive, failures: list[Exception]) -> None:
-    try:
-        while (await receive())["type"] != "http.disconnect":
-            # A request body is of no interest. The checkpoint is for a `receive` that never waits.
-            await anyio.lowlevel.checkpoint()
-        stream.abort(EndReason.DISCONNECT)
-    except Exception as error:
-        failures.append(error)
-        stream.abort(EndReason.ERROR)
+class _AsyncioCarrier(_Carrier):
+    """The same with less: a task group, its scope and its events are half of what an idle stream holds.
+
+    And most of what it sends is sent by `DirectSend`, without waking any task.
+    """
+
+    __slots__ = ("_direct", "_interrupted", "_task")
+
+    def __init__(self, stream: Stream, send: Send) -> None:
+        super().__init__(stream, send)
+        self._interrupted = False
+        self._task = asyncio.current_task()
+        self._direct = DirectSend(send) if DirectSend.applies(send) else None
+
+    async def run(self, headers: RawHeaders, receive: Receive) -> None:
+        assert self._task is not None
+        cancelled_before = self._task.cancelling()
+        watcher = asyncio.get_running_loop().create_task(self._watch(receive))
+        self._stream.on_abort = self._interrupt
+        try:
+            await self._write(headers)
+        except asyncio.CancelledError:
+            # As asyncio.timeout does: what was asked for here ends here, and what comes from outside goes on.
+            if not self._interrupted or self._task.uncancel() > cancelled_before:
+                raise
+        finally:
+            self._stream.on_abort = None
+            if self._direct is not None:
+                self._direct.close()
+            if not watcher.done():
+                watcher.cancel()
+                await asyncio.wait([watcher])
+
+    async def _write(self, headers: RawHeaders) -> None:
+        stream, send, direct = self._stream, self._send, self._direct
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            if direct is not None:
+                stream.send_directly = self._send_directly
+            while not stream.finished:
+                chunk = await stream.next_chunk()
+                if direct is not None and direct.unfinished:
+                    await direct.finish()
+                if stream.state is StreamState.CLOSED:
+                    return
+                if chunk or stream.finished:
+                    await send(_body(chunk, more=not stream.finished))
+        except Exception as error:
+            self._note(error)
+
+    def _send_directly(self, chunk: bytes) -> bool:
+        """Send a chunk while the task sleeps; return whether it is sent, or the task has to go on with it."""
+        assert self._direct is not None
+        try:
+            self._direct.begin(_body(chunk, more=True))
+        except Exception as error:
+            self._note(error)
+            return True
+        return not self._direct.unfinished
+
+    def _interrupt(self) -> None:
+        # In the task itself nothing has to be interrupted: it sees at its next step that all is over.
+        if not self._interrupted and asyncio.current_task() is not self._task:
+            assert self._task is not None
+            self._interrupted = True
+            self._task.cancel()
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

@@ -1,5 +1,6 @@
 """Feed: what one stream sends next. It joins the outbox, the history, the snapshots and the heartbeats."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from .control import gap_block, opening, retry_line
@@ -16,6 +17,7 @@ from .request import Grant
 from .settings import Limits, Timing
 from .snapshot import blocks_of
 from .topic import delivery_of
+from .turn import Batch
 
 # How long to wait, in seconds, before history that could not be read is asked again.
 RETRY = 0.5
@@ -65,8 +67,27 @@ class Feed:
         self._head = b""
         self._snapshot_due = False
 
-    def put(self, delivery: Delivery) -> None:
-        """Queue a delivery, or leave it to the history. Raises OutboxFullError."""
+    def put(self, batch: Batch) -> None:
+        """Queue deliveries, or leave them to the history. Raises OutboxFullError."""
+        if self._places.settled and self._outbox.put_all(batch.deliveries, batch.size):
+            return
+        for delivery in batch.deliveries:
+            self._put(delivery)
+
+    def pass_through(self, batch: Batch) -> bytes:
+        """Return deliveries as they can go out at once, past all queues; b"" if something is before them."""
+        if self._head or self._snapshot_due or self._gap_waits or self._outbox or not self._places.settled:
+            return b""
+        if batch.size > self._limits.message_bytes:
+            return b""
+        self.heartbeat_due = False
+        if not self._single:
+            return self._compose(batch.deliveries)
+        if batch.position is not None:
+            self._places.mark_sent(batch.deliveries[0].channel, batch.position)
+        return batch.joined
+
+    def _put(self, delivery: Delivery) -> None:
         if not self._places.settled and not self._places.admits(delivery):
             return
         try:
@@ -213,7 +234,7 @@ class Feed:
         self._snapshot_due = self._snapshot_due or bool(dropped)
         return gaps + self._compose(self._outbox.take())
 
-    def _compose(self, deliveries: list[Delivery]) -> bytes:
+    def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         """Join deliveries and take note of where the client will be when it has them."""
         if self._single and not self._gap_waits:
             return self._compose_quickly(deliveries)
@@ -233,7 +254,7 @@ class Feed:
             blocks.append(block)
         return b"".join(blocks)
 
-    def _compose_quickly(self, deliveries: list[Delivery]) -> bytes:
+    def _compose_quickly(self, deliveries: Sequence[Delivery]) -> bytes:
         """Join the events of one channel: each brings its id, and the last one says where the client is."""
         for delivery in reversed(deliveries):
             if delivery.position is not None:

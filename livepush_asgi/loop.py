@@ -23,6 +23,15 @@ def loop_identity() -> object:
         return trio.lowlevel.current_trio_token()
 
 
+def on_asyncio() -> bool:
+    """Return whether the running loop is asyncio's, or one that is made for it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def threadsafe_caller() -> Caller:
     """Return a function that has the running loop call something soon.
 
@@ -38,6 +47,19 @@ def threadsafe_caller() -> Caller:
         # RuntimeError is what asyncio and uvloop raise when the loop is closed.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(function)
+
+    return call
+
+
+def soon_caller() -> Caller:
+    """Return a function that has the running loop call something in its next turn. For the loop's thread."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _trio_caller()
+
+    def call(function: Callable[[], object]) -> None:
+        loop.call_soon(function)
 
     return call
 

@@ -1,6 +1,7 @@
 """Outbox: what waits for one client, bounded in events and in bytes."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .cursor import Position
@@ -64,6 +65,15 @@ class Outbox:
             size = self._bytes + len(delivery.block)
         items.append(delivery)
         self._bytes = size
+
+    def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
+        """Add deliveries of `size` bytes in all if there is room for every one. Return whether there was."""
+        fits = size + self._bytes <= self._most_bytes
+        if fits and len(self._items) + len(deliveries) <= self._most_events:
+            self._items.extend(deliveries)
+            self._bytes += size
+            return True
+        return False
 
     def take(self) -> list[Delivery]:
         """Return what waits, up to `limits.message_bytes` or one delivery."""
@@ -140,6 +150,10 @@ class LatestOutbox(Outbox):
             self._bytes -= len(older.block)
         super().put(delivery)
         self._by_name[delivery.channel, name] = delivery
+
+    def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
+        """Return False: each has to be held against what waits."""
+        return False
 
     def take(self) -> list[Delivery]:
         """Return what waits, the newest of each name."""

@@ -14,11 +14,12 @@ from .cursor import Position
 from .feed import Feed
 from .hub import Hub
 from .loop import make_waker
-from .outbox import Delivery, OutboxFullError
+from .outbox import OutboxFullError
 from .reasons import EndReason, GapReason
 from .request import Grant
 from .settings import Limits, Timing
 from .slots import Lease
+from .turn import Batch
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -60,16 +61,22 @@ class Stream:
         self, owner: Owner, grant: Grant, *, control_events: bool = True, last_event_id: str | None = None
     ) -> None:
         self.grant = grant
+        self.several = len(grant.channel_names) > 1
         self.state = StreamState.OPENING
         self.reason: EndReason | None = None
         #: Whether the last chunk has been handed out.
         self.finished = False
         #: Called when the stream has to stop at once, in the middle of a send too.
         self.on_abort: Callable[[], None] | None = None
+        #: Set by a carrier that can send a chunk without its task: it returns whether it has; if not, it
+        #: goes on when `next_chunk` returns.
+        self.send_directly: Callable[[bytes], bool] | None = None
         self.lease: Lease | None = None
         self._owner = owner
         self._control_events = control_events
         self._waker = make_waker()
+        # Whether the carrier's task sleeps and `send_directly` may take its place.
+        self._parked = False
         self._feed = Feed(
             owner, grant, self._waker, control_events=control_events, last_event_id=last_event_id
         )
@@ -84,12 +91,15 @@ class Stream:
 
     # What the hub calls.
 
-    def receive(self, delivery: Delivery, /) -> None:
-        """Take a delivery, or end as slow when there is no room."""
+    def receive(self, batch: Batch, /) -> None:
+        """Take what a turn has brought, or end as slow when there is no room."""
         if self.reason is not None:
             return
+        if self._parked and (chunk := self._feed.pass_through(batch)):
+            self._send_now(chunk)
+            return
         try:
-            self._feed.put(delivery)
+            self._feed.put(batch)
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
@@ -126,6 +136,8 @@ class Stream:
 
     def end(self, reason: EndReason) -> None:
         """Have the stream end for this reason, unless it is ending already. Returns at once."""
+        if reason in _FLUSHING:
+            self._owner.hub.flush()
         if self.reason is not None:
             return
         self.reason = reason
@@ -163,7 +175,8 @@ class Stream:
     async def next_chunk(self, patience: float | None = None) -> bytes:
         """Wait for what is to be sent next, or return b"" after `patience` seconds without anything.
 
-        After the last chunk `finished` is true. Cancelling a call loses nothing: what it would have
+        It may be b"" without that, when what was sent directly has to be finished. After the last chunk
+        `finished` is true. Cancelling a call loses nothing: what it would have
         returned is returned by the next one.
         """
         self._busy_since = None
@@ -190,9 +203,26 @@ class Stream:
                 # What its client would have to be told it cannot be told.
                 self.end(self._feed.unanswerable)
                 continue
-            if not await self._waker.wait(patience):
+            if not await self._sleep(patience):
                 return b""
         return self._last_chunk()
+
+    async def _sleep(self, patience: float | None) -> bool:
+        """Wait until there is something to do; return False if there is nothing, or the carrier has it."""
+        self._parked = parked = self.send_directly is not None and self.state is StreamState.LIVE
+        try:
+            woken = await self._waker.wait(patience)
+            return woken and self._parked is parked
+        finally:
+            self._parked = False
+
+    def _send_now(self, chunk: bytes) -> None:
+        assert self.send_directly is not None
+        self._last_chunk_at = self._now()
+        if not self.send_directly(chunk):
+            self._parked = False
+            self._busy_since = self._last_chunk_at
+            self._waker.wake()
 
     def _last_chunk(self) -> bytes:
         if self.finished:

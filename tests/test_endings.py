@@ -83,8 +83,8 @@ async def revoke_by_channel(house: House, client: Client, stream: Stream) -> Non
 
 
 async def overflow(house: House, client: Client, stream: Stream) -> None:
-    # The first may be on its way out already, and the next five fill the outbox.
-    for number in range(8):
+    # Five at most may be on their way out already, and the next five fill the outbox.
+    for number in range(11):
         await house.push.publish("a", number)
 
 
