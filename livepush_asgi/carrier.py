@@ -107,7 +107,7 @@ class _AsyncioCarrier(_Carrier):
         super().__init__(stream, send)
         self._interrupted = False
         self._task = asyncio.current_task()
-        self._direct = DirectSend(send) if DirectSend.applies(send) else None
+        self._direct = DirectSend(send, self._note) if DirectSend.applies(send) else None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
         assert self._task is not None
@@ -133,7 +133,7 @@ class _AsyncioCarrier(_Carrier):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             if direct is not None:
-                stream.send_directly = self._send_directly
+                stream.send_directly = direct.begin
             while not stream.finished:
                 chunk = await stream.next_chunk()
                 if direct is not None and direct.unfinished:
@@ -144,16 +144,6 @@ class _AsyncioCarrier(_Carrier):
                     await send(_body(chunk, more=not stream.finished))
         except Exception as error:
             self._note(error)
-
-    def _send_directly(self, chunk: bytes) -> bool:
-        """Send a chunk while the task sleeps; return whether it is sent, or the task has to go on with it."""
-        assert self._direct is not None
-        try:
-            self._direct.begin(_body(chunk, more=True))
-        except Exception as error:
-            self._note(error)
-            return True
-        return not self._direct.unfinished
 
     def _interrupt(self) -> None:
         # In the task itself nothing has to be interrupted: it sees at its next step that all is over.

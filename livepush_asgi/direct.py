@@ -5,10 +5,10 @@ stepped by hand instead, and only if it does wait does the stream's task go on w
 """
 
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from .types import Message, Send
+from .types import Send
 
 # The servers whose `send` may be begun here and finished in another task: these wait for nothing but a
 # future of asyncio, and use nothing that belongs to a task (a cancel scope or a timeout would). Of what a
@@ -23,12 +23,13 @@ _KNOWN = frozenset(
 
 
 class DirectSend:
-    """A `send` that can be stepped. Have a look at `applies` first."""
+    """Sends chunks by stepping `send`, of which `applies` is true; `failed` hears what it raises."""
 
-    __slots__ = ("_coroutine", "_send", "_yielded")
+    __slots__ = ("_coroutine", "_failed", "_send", "_yielded")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, failed: Callable[[Exception], None]) -> None:
         self._send = send
+        self._failed = failed
         self._coroutine: Coroutine[Any, Any, None] | None = None
         self._yielded: object = None
 
@@ -40,18 +41,22 @@ class DirectSend:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a message is on its way: until `finish` has returned nothing else may be sent."""
+        """Whether a chunk is on its way: until `finish` has returned nothing else may be sent."""
         return self._coroutine is not None
 
-    def begin(self, message: Message) -> None:
-        """Send a message, or as much of it as goes without waiting. Raises what `send` raises."""
-        coroutine = self._send(message)
-        assert isinstance(coroutine, Coroutine)
+    def begin(self, chunk: bytes) -> bool:
+        """Send a chunk, or as much of it as goes without waiting; return whether that was all."""
+        # One Coroutine, by `applies`: the type of `send` has to be wider.
+        coroutine: Any = self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         try:
             self._yielded = coroutine.send(None)
         except StopIteration:
-            return
+            return True
+        except Exception as error:
+            self._failed(error)
+            return True
         self._coroutine = coroutine
+        return False
 
     async def finish(self) -> None:
         """Wait for what was begun. Raises what `send` raises."""

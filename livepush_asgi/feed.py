@@ -61,6 +61,8 @@ class Feed:
         replayed = house.limits.replay_events
         self._places = Places(grant.channel_names, last_event_id or None, grant.replay, replayed)
         self._gap_waits = False
+        # The last batch that went past the queues.
+        self._passed: Batch | None = None
         self._reader = HistoryReader(house.hub, self._places, grant.channel_names, house.limits)
         self._single = len(grant.channel_names) == 1
         # What is to go out before anything else: the open event, a page of history, a snapshot.
@@ -69,6 +71,7 @@ class Feed:
 
     def put(self, batch: Batch) -> None:
         """Queue deliveries, or leave them to the history. Raises OutboxFullError."""
+        self._note_passed()
         if self._places.settled and self._outbox.put_all(batch.deliveries, batch.size):
             return
         for delivery in batch.deliveries:
@@ -83,8 +86,8 @@ class Feed:
         self.heartbeat_due = False
         if not self._single:
             return self._compose(batch.deliveries)
-        if batch.position is not None:
-            self._places.mark_sent(batch.deliveries[0].channel, batch.position)
+        # This runs once for every event and stream: where the client is now is written down when it matters.
+        self._passed = batch
         return batch.joined
 
     def _put(self, delivery: Delivery) -> None:
@@ -98,6 +101,7 @@ class Feed:
 
     def put_gap(self, channel: str, reason: GapReason, position: Position | None) -> None:
         """Queue the word that events are missing. Raises OutboxFullError."""
+        self._note_passed()
         if self._places.hears_gap(channel, position):
             self._gap_waits = True
             id_ = None if position is None else str(position)
@@ -115,6 +119,7 @@ class Feed:
 
     def begin_late(self, channel: str) -> bool:
         """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
+        self._note_passed()
         end = self._hub.end_of(channel)
         self._places.claim([end])
         gap = self._places.place(channel, end, late=True)
@@ -178,6 +183,11 @@ class Feed:
         """Forget what waits."""
         self._head = b""
         self._outbox.clear()
+
+    def _note_passed(self) -> None:
+        passed, self._passed = self._passed, None
+        if passed is not None and passed.position is not None:
+            self._places.mark_sent(passed.deliveries[-1].channel, passed.position)
 
     async def _take_snapshot(self) -> None:
         # Due no more from its beginning on: a gap that is told meanwhile asks for another one.

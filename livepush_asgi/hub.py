@@ -30,7 +30,7 @@ class Hub:
         self._clock = clock
         self._tasks = tasks
         self._linger = linger
-        self._turn = Turn(soon_caller())
+        self._turn = Turn(soon_caller(), clock.now)
         self._topics: dict[str, Topic] = {}
         self._scopes: dict[Topic, anyio.CancelScope] = {}
         self._failing: set[Topic] = set()

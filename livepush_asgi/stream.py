@@ -95,8 +95,11 @@ class Stream:
         """Take what a turn has brought, or end as slow when there is no room."""
         if self.reason is not None:
             return
-        if self._parked and (chunk := self._feed.pass_through(batch)):
-            self._send_now(chunk)
+        send = self.send_directly
+        if self._parked and send is not None and (chunk := self._feed.pass_through(batch)):
+            self._last_chunk_at = batch.time
+            if not send(chunk):
+                self._leave_to_the_carrier()
             return
         try:
             self._feed.put(batch)
@@ -216,13 +219,10 @@ class Stream:
         finally:
             self._parked = False
 
-    def _send_now(self, chunk: bytes) -> None:
-        assert self.send_directly is not None
-        self._last_chunk_at = self._now()
-        if not self.send_directly(chunk):
-            self._parked = False
-            self._busy_since = self._last_chunk_at
-            self._waker.wake()
+    def _leave_to_the_carrier(self) -> None:
+        self._parked = False
+        self._busy_since = self._now()
+        self._waker.wake()
 
     def _last_chunk(self) -> bytes:
         if self.finished:

@@ -16,10 +16,12 @@ MOST_PENDING = 256
 class Batch:
     """Deliveries of one turn, in order, for a stream on one channel or on several."""
 
-    __slots__ = ("_joined", "deliveries", "position", "size")
+    __slots__ = ("_joined", "deliveries", "position", "size", "time")
 
-    def __init__(self, deliveries: Sequence[Delivery]) -> None:
+    def __init__(self, deliveries: Sequence[Delivery], time: float) -> None:
         self.deliveries = deliveries
+        #: When it was given out, by the loop's clock.
+        self.time = time
         #: In bytes, of the blocks.
         self.size = sum([len(delivery.block) for delivery in deliveries])
         #: Of the last delivery that has one. For a stream on one channel.
@@ -56,8 +58,9 @@ class Source(Protocol):
 class Turn:
     """Gathers deliveries until the turn ends. `call_soon` has the loop call a function in its next turn."""
 
-    def __init__(self, call_soon: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
         self._call_soon = call_soon
+        self._now = now
         self._pending: list[tuple[Source, Delivery]] = []
         self._called = False
         self._flushing = False
@@ -93,12 +96,13 @@ class Turn:
             by_source.setdefault(source, []).append(delivery)
         # Each on several channels: which of these channels it hears.
         several: dict[Hearer, set[Source]] = {}
+        now = self._now()
         for source, deliveries in by_source.items():
-            batch = Batch(deliveries)
+            batch = Batch(deliveries, now)
             for hearer in source.hearers():
                 if hearer.several and len(by_source) > 1:
                     several.setdefault(hearer, set()).add(source)
                 else:
                     hearer.receive(batch)
         for hearer, sources in several.items():
-            hearer.receive(Batch([delivery for source, delivery in pending if source in sources]))
+            hearer.receive(Batch([delivery for source, delivery in pending if source in sources], now))
