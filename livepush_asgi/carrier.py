@@ -4,7 +4,8 @@ https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -29,40 +30,36 @@ STREAM_HEADERS: RawHeaders = (
 )
 
 
-async def carry(stream: Stream, headers: RawHeaders, receive: Receive, send: Send) -> None:
+def carry(stream: Stream, headers: RawHeaders, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
     """Send the stream until it ends or the client is gone, and close it whatever happens.
 
     `receive` is watched all the time, whatever spec version the server names: some servers raise
     from `send` when the client has left, some swallow what is sent, some tell by `receive` only.
     """
-    carrier = _AsyncioCarrier(stream, send) if on_asyncio() else _Carrier(stream, send)
-    try:
-        await carrier.run(headers, receive)
-    finally:
-        # Still unended, it was cancelled from outside: the server took the connection away.
-        stream.end(EndReason.DISCONNECT)
-        stream.close()
-    # Raised out here, where it is not wrapped in a group, for the server to log.
-    if carrier.failure is not None:
-        raise carrier.failure
+    carrier = _AsyncioCarrier if on_asyncio() else _Carrier
+    return carrier(stream, send).run(headers, receive)
 
 
 class _Carrier:
     """Two tasks of anyio: one writes, one watches."""
 
-    __slots__ = ("_send", "_stream", "failure")
+    __slots__ = ("_failure", "_send", "_stream")
 
     def __init__(self, stream: Stream, send: Send) -> None:
         self._stream = stream
         self._send = send
-        self.failure: Exception | None = None
+        self._failure: Exception | None = None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
-        async with anyio.create_task_group() as tasks:
-            self._stream.on_abort = tasks.cancel_scope.cancel
-            tasks.start_soon(self._watch, receive)
-            await self._write(headers)
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._stream.on_abort = tasks.cancel_scope.cancel
+                tasks.start_soon(self._watch, receive)
+                await self._write(headers)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._close()
+        self._raise()
 
     async def _write(self, headers: RawHeaders) -> None:
         stream, send = self._stream, self._send
@@ -83,7 +80,7 @@ class _Carrier:
                 await anyio.lowlevel.checkpoint()
             self._stream.abort(EndReason.DISCONNECT)
         except Exception as error:
-            self.failure = self.failure or error
+            self._failure = self._failure or error
             self._stream.abort(EndReason.ERROR)
 
     def _note(self, error: Exception) -> None:
@@ -92,7 +89,17 @@ class _Carrier:
             self._stream.end(EndReason.DISCONNECT)
         elif self._stream.reason is not EndReason.DISCONNECT:
             self._stream.end(EndReason.ERROR)
-            self.failure = self.failure or error
+            self._failure = self._failure or error
+
+    def _close(self) -> None:
+        # Still unended, it was cancelled from outside: the server took the connection away.
+        self._stream.end(EndReason.DISCONNECT)
+        self._stream.close()
+
+    def _raise(self) -> None:
+        """Raise what has failed; out here, where it is not wrapped in a group, for the server to log."""
+        if self._failure is not None:
+            raise self._failure
 
 
 class _AsyncioCarrier(_Carrier):
@@ -106,27 +113,34 @@ class _AsyncioCarrier(_Carrier):
     def __init__(self, stream: Stream, send: Send) -> None:
         super().__init__(stream, send)
         self._interrupted = False
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[Any] | None = None
         self._direct = DirectSend(send, self._note) if DirectSend.applies(send) else None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
-        assert self._task is not None
-        cancelled_before = self._task.cancelling()
         watcher = asyncio.get_running_loop().create_task(self._watch(receive))
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        cancelled_before = task.cancelling()
         self._stream.on_abort = self._interrupt
         try:
             await self._write(headers)
         except asyncio.CancelledError:
-            # As asyncio.timeout does: what was asked for here ends here, and what comes from outside goes on.
-            if not self._interrupted or self._task.uncancel() > cancelled_before:
+            # As asyncio.timeout does: what was asked for here ends here, what comes from outside goes on.
+            if not self._interrupted or task.uncancel() > cancelled_before:
                 raise
         finally:
-            self._stream.on_abort = None
-            if self._direct is not None:
-                self._direct.close()
+            self._close()
             if not watcher.done():
                 watcher.cancel()
+                # Whatever becomes of this wait, the watcher ends: it has been told.
                 await asyncio.wait([watcher])
+        self._raise()
+
+    def _close(self) -> None:
+        self._stream.on_abort = None
+        if self._direct is not None:
+            self._direct.close()
+        super()._close()
 
     async def _write(self, headers: RawHeaders) -> None:
         stream, send, direct = self._stream, self._send, self._direct

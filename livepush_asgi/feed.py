@@ -34,6 +34,25 @@ class Household(Protocol):
 class Feed:
     """The bytes of one stream, in the order in which they go out. `next` gives what can go out now."""
 
+    __slots__ = (
+        "_control_events",
+        "_gap_waits",
+        "_grant",
+        "_head",
+        "_house",
+        "_outbox",
+        "_passed",
+        "_places",
+        "_reader",
+        "_resuming",
+        "_single",
+        "_snapshot_due",
+        "_waker",
+        "heartbeat_due",
+        "hurried",
+        "unanswerable",
+    )
+
     def __init__(
         self,
         house: Household,
@@ -48,9 +67,7 @@ class Feed:
         self.heartbeat_due = False
         #: Why the stream has to end, when its client would have to be told what it cannot be told.
         self.unanswerable: EndReason | None = None
-        self._hub = house.hub
-        self._timing = house.timing
-        self._limits = house.limits
+        self._house = house
         self._grant = grant
         self._waker = waker
         self._control_events = control_events
@@ -81,7 +98,7 @@ class Feed:
         """Return deliveries as they can go out at once, past all queues; b"" if something is before them."""
         if self._head or self._snapshot_due or self._gap_waits or self._outbox or not self._places.settled:
             return b""
-        if batch.size > self._limits.message_bytes:
+        if batch.size > self._house.limits.message_bytes:
             return b""
         self.heartbeat_due = False
         if not self._single:
@@ -115,12 +132,12 @@ class Feed:
 
     def begin(self, channel: str) -> None:
         """Take note that a channel is subscribed: what is published from now on is the client's."""
-        self._places.begin(channel, self._hub.end_of(channel))
+        self._places.begin(channel, self._house.hub.end_of(channel))
 
     def begin_late(self, channel: str) -> bool:
         """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
         self._note_passed()
-        end = self._hub.end_of(channel)
+        end = self._house.hub.end_of(channel)
         self._places.claim([end])
         gap = self._places.place(channel, end, late=True)
         if gap is not None:
@@ -131,16 +148,15 @@ class Feed:
 
     async def open(self) -> None:
         """Begin in every channel that is there, and prepare the open event. Cancelling it is harmless."""
-        resumable = self._resuming and await self._reader.can_resume(self._timing.subscribe_timeout)
+        resumable = self._resuming and await self._reader.can_resume(self._house.timing.subscribe_timeout)
         # Nothing waits from here on: what the hub delivers from now on is queued.
-        ends = {
-            name: self._hub.end_of(name) for name in self._grant.channel_names if self._hub.is_ready(name)
-        }
+        hub = self._house.hub
+        ends = {name: hub.end_of(name) for name in self._grant.channel_names if hub.is_ready(name)}
         self._places.claim(ends.values())
         gaps = {name: self._places.place(name, end) for name, end in ends.items()}
         told = [(name, reason) for name, reason in gaps.items() if reason is not None]
         resumed = self._resuming and resumable and not told
-        retry = self._timing.own_retry()
+        retry = self._house.timing.own_retry()
         if self._control_events:
             self._head = opening(retry, self._places.id, told, resumed=resumed)
         else:
@@ -202,7 +218,7 @@ class Feed:
 
     def _fall_behind(self, delivery: Delivery) -> bool:
         """Empty the outbox and read on from history, if that has what waits."""
-        if self._limits.overflow != "resume":
+        if self._house.limits.overflow != "resume":
             return False
         channels = self._outbox.give_up_positioned()
         if delivery.position is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -114,8 +114,8 @@ class Waker(Protocol):
         """Wake the task, if it sleeps. Returns at once."""
         ...
 
-    async def wait(self, patience: float | None = None) -> bool:
-        """Sleep until woken; return False if that took longer than `patience` seconds."""
+    def wait(self, patience: float | None = None) -> Awaitable[bool]:
+        """Sleep until woken; the result is False if that took longer than `patience` seconds."""
         ...
 
 
@@ -132,16 +132,14 @@ class _AsyncioWaker:
         if self._future is not None and not self._future.done():
             self._future.set_result(True)
 
-    async def wait(self, patience: float | None = None) -> bool:
+    def wait(self, patience: float | None = None) -> Awaitable[bool]:
+        # The future itself, and no coroutine around it: ten thousand streams sleep at once.
         future: asyncio.Future[bool] = self._loop.create_future()
         self._future = future
-        timer = None if patience is None else self._loop.call_later(patience, self._expire, future)
-        try:
-            return await future
-        finally:
-            self._future = None
-            if timer is not None:
-                timer.cancel()
+        if patience is not None:
+            timer = self._loop.call_later(patience, self._expire, future)
+            future.add_done_callback(lambda done: timer.cancel())
+        return future
 
     @staticmethod
     def _expire(future: asyncio.Future[bool]) -> None:

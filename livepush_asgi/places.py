@@ -28,6 +28,22 @@ class Stretch(NamedTuple):
 class Places:
     """The positions of one stream. `last_event_id` is text from outside, None if the client is new."""
 
+    __slots__ = (
+        "_ahead",
+        "_begun",
+        "_behind",
+        "_claimed",
+        "_cursor",
+        "_found",
+        "_most_replayed",
+        "_replay",
+        "_resuming",
+        "_sent",
+        "_unclaimed",
+        "_unplaced",
+        "settled",
+    )
+
     def __init__(
         self, channels: Iterable[str], last_event_id: str | None, replay: Replay, most_replayed: int
     ) -> None:
@@ -35,7 +51,7 @@ class Places:
         self.settled = False
         self._cursor = None if last_event_id is None else Cursor.parse(last_event_id)
         self._resuming = last_event_id is not None
-        self._unclaimed = set(self._cursor.offsets) if self._cursor else set()
+        self._unclaimed = frozenset(self._cursor.offsets if self._cursor else ())
         self._replay = replay
         self._most_replayed = most_replayed
         #: Where the client's cursor is in the logs, as far as it is in them.
@@ -45,7 +61,7 @@ class Places:
         #: Up to where the client has been sent each channel.
         self._sent: dict[str, Position] = {}
         #: The channels that the stream has not begun in.
-        self._unplaced = set(channels)
+        self._unplaced = frozenset(channels)
         #: Where history has gone further than the hub: what the hub delivers up to there are repeats.
         self._ahead: dict[str, Position] = {}
         #: The channels that are read from history, in turn.
@@ -93,7 +109,7 @@ class Places:
             if found is None and page is not None:
                 found = page.place_of(place)
             if found is not None:
-                self._unclaimed.discard(epoch)
+                self._unclaimed -= {epoch}
                 self._found[channel] = found
                 return found
         return None
@@ -115,7 +131,7 @@ class Places:
         What the hub has delivered before does not count: the log has it.
         `late` is for a channel that the broker came to have only after the stream had opened.
         """
-        self._unplaced.discard(channel)
+        self._unplaced -= {channel}
         gap = self._place(channel, end, GapReason.BROKER if late else None)
         self._settle()
         return gap
@@ -238,4 +254,7 @@ class Places:
         return begun.offset if begun.epoch == end.epoch else end.offset
 
     def _settle(self) -> None:
+        if not self._unplaced:
+            # Of use only until every channel has begun.
+            self._found, self._begun = {}, {}
         self.settled = not (self._unplaced or self._behind or self._ahead)

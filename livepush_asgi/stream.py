@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 from .clock import Clock, Timer
@@ -57,6 +58,28 @@ class Stream:
     is taken to be busy sending.
     """
 
+    __slots__ = (
+        "_busy_since",
+        "_control_events",
+        "_feed",
+        "_last_chunk_at",
+        "_look",
+        "_now",
+        "_owner",
+        "_parked",
+        "_timers",
+        "_unsubscribed",
+        "_waker",
+        "finished",
+        "grant",
+        "lease",
+        "on_abort",
+        "reason",
+        "send_directly",
+        "several",
+        "state",
+    )
+
     def __init__(
         self, owner: Owner, grant: Grant, *, control_events: bool = True, last_event_id: str | None = None
     ) -> None:
@@ -83,10 +106,14 @@ class Stream:
         self._now = owner.clock.now
         self._busy_since: float | None = self._now()
         self._last_chunk_at = self._busy_since
-        self._timers: dict[str, Timer] = {}
-        self._unsubscribed = {name for name in grant.channel_names if not owner.hub.attach(name, self)}
-        for channel in set(grant.channel_names) - self._unsubscribed:
-            self._feed.begin(channel)
+        self._timers: tuple[Timer, ...] = ()
+        self._look: Timer
+        self._unsubscribed: frozenset[str] = frozenset(
+            [name for name in grant.channel_names if not owner.hub.attach(name, self)]
+        )
+        for channel in grant.channel_names:
+            if channel not in self._unsubscribed:
+                self._feed.begin(channel)
         self._start_timers()
 
     # What the hub calls.
@@ -126,7 +153,7 @@ class Stream:
         """Open, when this was the last channel to wait for, or begin in a channel that came late."""
         if channel not in self._unsubscribed:
             return
-        self._unsubscribed.discard(channel)
+        self._unsubscribed -= {channel}
         if self.state is StreamState.OPENING:
             self._feed.begin(channel)
             self._waker.wake()
@@ -167,7 +194,7 @@ class Stream:
         self.finished = True
         for channel in self.grant.channel_names:
             self._owner.hub.detach(channel, self)
-        for timer in self._timers.values():
+        for timer in (self._look, *self._timers):
             timer.cancel()
         if self.lease is not None:
             self.lease.give_back()
@@ -179,45 +206,41 @@ class Stream:
         """Wait for what is to be sent next, or return b"" after `patience` seconds without anything.
 
         It may be b"" without that, when what was sent directly has to be finished. After the last chunk
-        `finished` is true. Cancelling a call loses nothing: what it would have
-        returned is returned by the next one.
+        `finished` is true. Cancelling a call loses nothing: what it would have returned is returned by
+        the next one.
         """
         self._busy_since = None
         try:
-            chunk = await self._wait_for_chunk(patience)
+            while self.reason is None:
+                if chunk := await self._work():
+                    self._last_chunk_at = self._now()
+                    return chunk
+                if self.reason is None:
+                    self._parked = parked = self.send_directly is not None and self.state is StreamState.LIVE
+                    if not await self._waker.wait(patience) or self._parked is not parked:
+                        return b""
+                    self._parked = False
+            return self._last_chunk()
         finally:
             # Also when cancelled: whoever gives up asking must not keep the stream for ever.
             self._busy_since = self._now()
-        if chunk:
-            self._last_chunk_at = self._busy_since
-        return chunk
-
-    async def _wait_for_chunk(self, patience: float | None) -> bytes:
-        while self.reason is None:
-            if self.state is StreamState.OPENING:
-                if not self._unsubscribed or self._feed.hurried:
-                    await self._feed.open()
-                    # It may have ended while history was looked at.
-                    self.state = StreamState.LIVE if self.reason is None else self.state
-                    continue
-            elif chunk := self._feed.ready() or await self._feed.next():
-                return chunk
-            elif self._feed.unanswerable:
-                # What its client would have to be told it cannot be told.
-                self.end(self._feed.unanswerable)
-                continue
-            if not await self._sleep(patience):
-                return b""
-        return self._last_chunk()
-
-    async def _sleep(self, patience: float | None) -> bool:
-        """Wait until there is something to do; return False if there is nothing, or the carrier has it."""
-        self._parked = parked = self.send_directly is not None and self.state is StreamState.LIVE
-        try:
-            woken = await self._waker.wait(patience)
-            return woken and self._parked is parked
-        finally:
             self._parked = False
+
+    async def _work(self) -> bytes:
+        """Do what there is to do, and return what can be sent."""
+        if self.state is StreamState.OPENING:
+            if self._unsubscribed and not self._feed.hurried:
+                return b""
+            await self._feed.open()
+            # It may have ended while history was looked at.
+            if self.reason is not None:
+                return b""
+            self.state = StreamState.LIVE
+        chunk = self._feed.ready() or await self._feed.next()
+        if not chunk and self._feed.unanswerable:
+            # What its client would have to be told it cannot be told.
+            self.end(self._feed.unanswerable)
+        return chunk
 
     def _leave_to_the_carrier(self) -> None:
         self._parked = False
@@ -240,12 +263,12 @@ class Stream:
     def _start_timers(self) -> None:
         self._check()
         if self._unsubscribed:
-            self._at("open", self._owner.timing.subscribe_timeout, self._open_anyway)
+            self._at(self._owner.timing.subscribe_timeout, self._open_anyway)
         lifetime = self._owner.timing.own_lifetime()
         if lifetime is not None:
-            self._at("lifetime", lifetime, lambda: self.end(EndReason.LIFETIME))
+            self._at(lifetime, partial(self.end, EndReason.LIFETIME))
         if self.grant.expiry is not None:
-            self._at("expiry", self.grant.expiry - time.time(), lambda: self.end(EndReason.EXPIRED))
+            self._at(self.grant.expiry - time.time(), partial(self.end, EndReason.EXPIRED))
 
     def _open_anyway(self) -> None:
         self._feed.hurried = True
@@ -266,7 +289,7 @@ class Stream:
                 self._feed.heartbeat_due, idle = True, 0.0
                 self._waker.wake()
             due = min(due, timing.heartbeat_interval - idle)
-        self._at("check", due, self._check)
+        self._look = self._owner.clock.call_later(due, self._check)
 
-    def _at(self, name: str, delay: float, function: Callable[[], None]) -> None:
-        self._timers[name] = self._owner.clock.call_later(delay, function)
+    def _at(self, delay: float, function: Callable[[], None]) -> None:
+        self._timers += (self._owner.clock.call_later(delay, function),)
