@@ -51,7 +51,8 @@ class Places:
         self.settled = False
         self._cursor = None if last_event_id is None else Cursor.parse(last_event_id)
         self._resuming = last_event_id is not None
-        self._unclaimed = frozenset(self._cursor.offsets if self._cursor else ())
+        # Tuples, because an empty set is 216 bytes, and most streams would have several for hours.
+        self._unclaimed = tuple(self._cursor.offsets) if self._cursor else ()
         self._replay = replay
         self._most_replayed = most_replayed
         #: Where the client's cursor is in the logs, as far as it is in them.
@@ -61,7 +62,7 @@ class Places:
         #: Up to where the client has been sent each channel.
         self._sent: dict[str, Position] = {}
         #: The channels that the stream has not begun in.
-        self._unplaced = frozenset(channels)
+        self._unplaced = tuple(channels)
         #: Where history has gone further than the hub: what the hub delivers up to there are repeats.
         self._ahead: dict[str, Position] = {}
         #: The channels that are read from history, in turn.
@@ -109,7 +110,7 @@ class Places:
             if found is None and page is not None:
                 found = page.place_of(place)
             if found is not None:
-                self._unclaimed -= {epoch}
+                self._unclaimed = tuple(name for name in self._unclaimed if name != epoch)
                 self._found[channel] = found
                 return found
         return None
@@ -123,7 +124,8 @@ class Places:
 
     def claim(self, ends: Iterable[Position | None]) -> None:
         """Take note of the logs that the stream's channels have now, before any of them is placed."""
-        self._unclaimed -= {end.epoch for end in ends if end is not None}
+        claimed = {end.epoch for end in ends if end is not None}
+        self._unclaimed = tuple(name for name in self._unclaimed if name not in claimed)
 
     def place(self, channel: str, end: Position | None, *, late: bool = False) -> GapReason | None:
         """Begin in a channel whose log ends at `end`; None has no log. Return the gap to tell, if any.
@@ -131,7 +133,7 @@ class Places:
         What the hub has delivered before does not count: the log has it.
         `late` is for a channel that the broker came to have only after the stream had opened.
         """
-        self._unplaced -= {channel}
+        self._unplaced = tuple(name for name in self._unplaced if name != channel)
         gap = self._place(channel, end, GapReason.BROKER if late else None)
         self._settle()
         return gap

@@ -108,9 +108,7 @@ class Stream:
         self._last_chunk_at = self._busy_since
         self._timers: tuple[Timer, ...] = ()
         self._look: Timer
-        self._unsubscribed: frozenset[str] = frozenset(
-            [name for name in grant.channel_names if not owner.hub.attach(name, self)]
-        )
+        self._unsubscribed = tuple([name for name in grant.channel_names if not owner.hub.attach(name, self)])
         for channel in grant.channel_names:
             if channel not in self._unsubscribed:
                 self._feed.begin(channel)
@@ -153,7 +151,7 @@ class Stream:
         """Open, when this was the last channel to wait for, or begin in a channel that came late."""
         if channel not in self._unsubscribed:
             return
-        self._unsubscribed -= {channel}
+        self._unsubscribed = tuple(name for name in self._unsubscribed if name != channel)
         if self.state is StreamState.OPENING:
             self._feed.begin(channel)
             self._waker.wake()
