@@ -72,10 +72,11 @@ class LivePush:
         """Serve one ASGI connection: a stream, or the lifespan. WebSockets are closed."""
         if scope["type"] == "http":
             opened = await self._endpoint(self._running, scope, send)
-            # Ten thousand open streams need not hold ten thousand scopes.
-            del scope
             if opened is not None:
-                await carry(*opened, receive, send)
+                serving = carry(*opened, receive, send)
+                # Ten thousand open streams need not hold ten thousand scopes.
+                del scope, opened
+                await serving
         elif scope["type"] == "lifespan":
             await self._serve_lifespan(receive, send)
         elif scope["type"] == "websocket":

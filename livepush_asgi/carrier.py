@@ -12,8 +12,8 @@ import anyio.lowlevel
 
 from .direct import DirectSend
 from .loop import on_asyncio
-from .reasons import EndReason
-from .stream import Stream, StreamState
+from .reasons import EndReason, StreamState
+from .stream import Stream
 from .types import Message, Receive, Send
 
 # What `send` raises when the client is gone: OSError by specification 2.4, anyio's own errors where the
@@ -36,12 +36,12 @@ def carry(stream: Stream, headers: RawHeaders, receive: Receive, send: Send) -> 
     `receive` is watched all the time, whatever spec version the server names: some servers raise
     from `send` when the client has left, some swallow what is sent, some tell by `receive` only.
     """
-    carrier = _AsyncioCarrier if on_asyncio() else _Carrier
+    carrier = _AsyncioCarrier if on_asyncio() else _AnyioCarrier
     return carrier(stream, send).run(headers, receive)
 
 
 class _Carrier:
-    """Two tasks of anyio: one writes, one watches."""
+    """What both have in common: what becomes of errors, and the watch."""
 
     __slots__ = ("_failure", "_send", "_stream")
 
@@ -49,29 +49,6 @@ class _Carrier:
         self._stream = stream
         self._send = send
         self._failure: Exception | None = None
-
-    async def run(self, headers: RawHeaders, receive: Receive) -> None:
-        try:
-            async with anyio.create_task_group() as tasks:
-                self._stream.on_abort = tasks.cancel_scope.cancel
-                tasks.start_soon(self._watch, receive)
-                await self._write(headers)
-                tasks.cancel_scope.cancel()
-        finally:
-            self._close()
-        self._raise()
-
-    async def _write(self, headers: RawHeaders) -> None:
-        stream, send = self._stream, self._send
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
-            while not stream.finished:
-                chunk = await stream.next_chunk()
-                if stream.state is StreamState.CLOSED:
-                    return
-                await send(_body(chunk, more=not stream.finished))
-        except Exception as error:
-            self._note(error)
 
     async def _watch(self, receive: Receive) -> None:
         try:
@@ -92,6 +69,7 @@ class _Carrier:
             self._failure = self._failure or error
 
     def _close(self) -> None:
+        self._stream.carrier = None
         # Still unended, it was cancelled from outside: the server took the connection away.
         self._stream.end(EndReason.DISCONNECT)
         self._stream.close()
@@ -100,6 +78,39 @@ class _Carrier:
         """Raise what has failed; out here, where it is not wrapped in a group, for the server to log."""
         if self._failure is not None:
             raise self._failure
+
+
+class _AnyioCarrier(_Carrier):
+    """Two tasks of anyio: one writes, one watches."""
+
+    __slots__ = ("_scope",)
+
+    async def run(self, headers: RawHeaders, receive: Receive) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
+                self._stream.carrier = self
+                tasks.start_soon(self._watch, receive)
+                await self._write(headers)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._close()
+        self._raise()
+
+    async def _write(self, headers: RawHeaders) -> None:
+        stream, send = self._stream, self._send
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            while not stream.finished:
+                chunk = await stream.next_chunk()
+                if stream.state is StreamState.CLOSED:
+                    return
+                await send(_body(chunk, more=not stream.finished))
+        except Exception as error:
+            self._note(error)
+
+    def interrupt(self) -> None:
+        self._scope.cancel()
 
 
 class _AsyncioCarrier(_Carrier):
@@ -121,9 +132,11 @@ class _AsyncioCarrier(_Carrier):
         self._task = task = asyncio.current_task()
         assert task is not None
         cancelled_before = task.cancelling()
-        self._stream.on_abort = self._interrupt
+        self._stream.carrier = self
+        writing = self._write(headers)
+        del headers
         try:
-            await self._write(headers)
+            await writing
         except asyncio.CancelledError:
             # As asyncio.timeout does: what was asked for here ends here, what comes from outside goes on.
             if not self._interrupted or task.uncancel() > cancelled_before:
@@ -137,7 +150,6 @@ class _AsyncioCarrier(_Carrier):
         self._raise()
 
     def _close(self) -> None:
-        self._stream.on_abort = None
         if self._direct is not None:
             self._direct.close()
         super()._close()
@@ -146,8 +158,9 @@ class _AsyncioCarrier(_Carrier):
         stream, send, direct = self._stream, self._send, self._direct
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            del headers
             if direct is not None:
-                stream.send_directly = direct.begin
+                stream.direct = direct
             while not stream.finished:
                 chunk = await stream.next_chunk()
                 if direct is not None and direct.unfinished:
@@ -156,10 +169,12 @@ class _AsyncioCarrier(_Carrier):
                     return
                 if chunk or stream.finished:
                     await send(_body(chunk, more=not stream.finished))
+                # Not to be held while the stream sleeps.
+                chunk = b""
         except Exception as error:
             self._note(error)
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
         # In the task itself nothing has to be interrupted: it sees at its next step that all is over.
         if not self._interrupted and asyncio.current_task() is not self._task:
             assert self._task is not None

@@ -10,9 +10,10 @@ from typing import Any
 
 from .types import Send
 
-# The servers whose `send` may be begun here and finished in another task: these wait for nothing but a
-# future of asyncio, and use nothing that belongs to a task (a cancel scope or a timeout would). Of what a
-# middleware has put around it nobody knows that.
+# A `send` may be begun here and finished in another task if it waits for nothing but a future of asyncio,
+# and uses nothing that belongs to a task, as a cancel scope or a timeout does. These servers' are such. Of
+# what a middleware has put around it nobody knows that. Another server can say it of its own: by an
+# attribute `steps = True` of the function.
 # https://github.com/encode/uvicorn/tree/master/uvicorn/protocols/http
 _KNOWN = frozenset(
     {
@@ -36,7 +37,9 @@ class DirectSend:
     @staticmethod
     def applies(send: Send) -> bool:
         """Return whether this `send` is one that can be stepped."""
-        function = getattr(send, "__func__", None)
+        function = getattr(send, "__func__", send)
+        if getattr(function, "steps", False) is True:
+            return True
         return (getattr(function, "__module__", None), getattr(function, "__qualname__", None)) in _KNOWN
 
     @property

@@ -5,18 +5,18 @@
 import logging
 import time
 from collections.abc import Callable
-from enum import Enum
 from functools import partial
 from typing import Protocol
 
 from .clock import Clock, Timer
 from .control import close_block, retry_line
 from .cursor import Position
+from .direct import DirectSend
 from .feed import Feed
 from .hub import Hub
 from .loop import make_waker
 from .outbox import OutboxFullError
-from .reasons import EndReason, GapReason
+from .reasons import EndReason, GapReason, StreamState
 from .request import Grant
 from .settings import Limits, Timing
 from .slots import Lease
@@ -29,15 +29,6 @@ logger = logging.getLogger("livepush_asgi")
 _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED})
 
 
-class StreamState(Enum):
-    """Where a stream is in its life. (`refused` never becomes a stream.)"""
-
-    OPENING = "opening"
-    LIVE = "live"
-    ENDING = "ending"
-    CLOSED = "closed"
-
-
 class Owner(Protocol):
     """What a stream needs to know of the process it lives in."""
 
@@ -48,6 +39,14 @@ class Owner(Protocol):
 
     def closed(self, stream: "Stream") -> None:
         """Hear that a stream has given everything back."""
+        ...
+
+
+class Carrier(Protocol):
+    """Who asks for a stream's chunks and sends them."""
+
+    def interrupt(self) -> None:
+        """Stop at once, in the middle of a send too. Returns at once; harmless the second time."""
         ...
 
 
@@ -70,12 +69,12 @@ class Stream:
         "_timers",
         "_unsubscribed",
         "_waker",
+        "carrier",
+        "direct",
         "finished",
         "grant",
         "lease",
-        "on_abort",
         "reason",
-        "send_directly",
         "several",
         "state",
     )
@@ -89,16 +88,15 @@ class Stream:
         self.reason: EndReason | None = None
         #: Whether the last chunk has been handed out.
         self.finished = False
-        #: Called when the stream has to stop at once, in the middle of a send too.
-        self.on_abort: Callable[[], None] | None = None
-        #: Set by a carrier that can send a chunk without its task: it returns whether it has; if not, it
-        #: goes on when `next_chunk` returns.
-        self.send_directly: Callable[[bytes], bool] | None = None
+        #: Who carries its bytes, if that can be interrupted.
+        self.carrier: Carrier | None = None
+        #: Set by a carrier whose `send` can be used while its task sleeps.
+        self.direct: DirectSend | None = None
         self.lease: Lease | None = None
         self._owner = owner
         self._control_events = control_events
         self._waker = make_waker()
-        # Whether the carrier's task sleeps and `send_directly` may take its place.
+        # Whether the carrier's task sleeps and `direct` may take its place.
         self._parked = False
         self._feed = Feed(
             owner, grant, self._waker, control_events=control_events, last_event_id=last_event_id
@@ -120,10 +118,10 @@ class Stream:
         """Take what a turn has brought, or end as slow when there is no room."""
         if self.reason is not None:
             return
-        send = self.send_directly
-        if self._parked and send is not None and (chunk := self._feed.pass_through(batch)):
+        direct = self.direct
+        if self._parked and direct is not None and (chunk := self._feed.pass_through(batch)):
             self._last_chunk_at = batch.time
-            if not send(chunk):
+            if not direct.begin(chunk):
                 self._leave_to_the_carrier()
             return
         try:
@@ -180,8 +178,8 @@ class Stream:
             return
         self.end(reason)
         self.close()
-        if self.on_abort is not None:
-            self.on_abort()
+        if self.carrier is not None:
+            self.carrier.interrupt()
 
     def close(self) -> None:
         """Give back the slot, the channels and the timers. Returns at once; harmless the second time."""
@@ -214,7 +212,7 @@ class Stream:
                     self._last_chunk_at = self._now()
                     return chunk
                 if self.reason is None:
-                    self._parked = parked = self.send_directly is not None and self.state is StreamState.LIVE
+                    self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
                     if not await self._waker.wait(patience) or self._parked is not parked:
                         return b""
                     self._parked = False
