@@ -1,23 +1,22 @@
 """Publish from another process: `REDIS_URL=redis://localhost python examples/publisher.py news "hello"`"""
 
-import asyncio
 import os
 import sys
+from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 
-from livepush_asgi import LivePush, RedisBroker, Refusal
+from livepush_asgi import Publisher, RedisBroker
 
 
-def nobody(request):
-    return Refusal(404)
-
-
-async def main(channel, data):
+@asynccontextmanager
+async def make_broker():
     async with Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0")) as redis:
-        # Publishing needs no server and no start: this object serves nobody.
-        await LivePush(RedisBroker(redis), nobody).publish(channel, data, event="note")
+        yield RedisBroker(redis)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:3]))
+    channel, data = sys.argv[1:3]
+    # No event loop of one's own, so it may be a Celery task or a Django view; those keep one publisher.
+    with Publisher(make_broker) as publisher:
+        publisher.publish(channel, data, event="note")

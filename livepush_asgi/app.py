@@ -12,6 +12,7 @@ from .cursor import Position
 from .endpoint import SOFT_CAUSES, Endpoint, check_expiry, refused_for
 from .errors import CapExceededError, GrantExpiredError, NotRunningError, SlotsUnavailableError
 from .loop import loop_identity
+from .probe import ProbeRule, Probes
 from .producer import produce
 from .publishing import event_of, publish_event
 from .reasons import EndReason, RefusalCause
@@ -34,6 +35,8 @@ class LivePush:
     the causes, of those that are not `authorize`'s own, which are answered 200 with a
     `livepush.refused` event, so that `EventSource` comes back; a drain always is. Without
     `control_events` no `livepush.*` event is sent, and what they would tell ends the stream.
+    `probe` decides, like `authorize` or with True and False, who may measure the way to a client
+    with `python -m livepush_asgi doctor`; without it nobody may.
 
     It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with
     the first request where no lifespan reaches it. One object serves one event loop at a time.
@@ -51,8 +54,9 @@ class LivePush:
         cors: Cors | None = None,
         control_events: bool = True,
         soft_refusals: Collection[RefusalCause] = (),
+        probe: ProbeRule | None = None,
     ) -> None:
-        _check_arguments(broker, authorize, soft_refusals)
+        _check_arguments(broker, authorize, soft_refusals, probe)
         self.broker = broker
         self.slots = slots
         self.timing = timing or Timing()
@@ -65,13 +69,19 @@ class LivePush:
         self._run: Run | None = None
         self._stopped_in: object = None
         self._endpoint = Endpoint(
-            authorize, self.timing, cors, control_events, self.soft_refusals, self._count_refusal
+            authorize,
+            self.timing,
+            cors,
+            control_events,
+            self.soft_refusals,
+            self._count_refusal,
+            None if probe is None else Probes(probe, self.timing.heartbeat_interval),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection: a stream, or the lifespan. WebSockets are closed."""
         if scope["type"] == "http":
-            opened = await self._endpoint(self._running, scope, send)
+            opened = await self._endpoint(self._running, scope, receive, send)
             if opened is not None:
                 serving = carry(*opened, receive, send)
                 # Ten thousand open streams need not hold ten thousand scopes.
@@ -249,12 +259,16 @@ class LivePush:
         self._tally.refused[cause] += 1
 
 
-def _check_arguments(broker: object, authorize: object, soft_refusals: Collection[RefusalCause]) -> None:
+def _check_arguments(
+    broker: object, authorize: object, soft_refusals: Collection[RefusalCause], probe: object
+) -> None:
     if not isinstance(broker, Broker):
         raise TypeError(f"{type(broker).__name__} is no Broker: it needs `publish` and `subscribe`")
     if not callable(authorize):
         raise TypeError(
             "authorize is a function that returns a Grant or a Refusal; to let all in: public(...)"
         )
+    if probe is not None and not callable(probe):
+        raise TypeError("probe is a function that says who may probe; to let all: lambda request: True")
     if unknown := set(soft_refusals) - SOFT_CAUSES:
         raise ValueError(f"these are no causes that can be chosen to be soft: {unknown}")

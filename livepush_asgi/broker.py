@@ -38,7 +38,9 @@ class Broker(Protocol):
     """A pub/sub backend.
 
     The component subscribes to a channel once per process, however many streams listen, and does
-    not subscribe to it again before it has closed the subscription it has.
+    not subscribe to it again before it has closed the subscription it has. A channel is named by any
+    text that is not empty. The component closes its subscriptions, never the broker: connections are
+    for whoever made it to close, when the component has stopped.
     """
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
@@ -125,11 +127,13 @@ class Page:
 class HistoryBroker(Broker, Protocol):
     """A broker that keeps a bounded log of each channel, with positions.
 
-    A live payload of such a broker is `positioned(position, payload)` of `event.py`. An event is in
-    the log before any subscription gets it, so that whoever sees a hole between two live positions
-    can read what is missing. Subscriptions may lose and repeat what the log still has; a reader puts
-    that right. `publish` appends too. What another program publishes past the log is delivered
-    without a position.
+    A live payload of such a broker is `positioned(position, payload)` of `event.py`. A subscription that
+    does not forward must return that from `get_message` as well, not the bare payload, which is what the
+    subscriptions of this package return there: without positions nobody sees a hole. An event is in the
+    log before any subscription gets it, so that whoever sees a hole between two live positions can read
+    what is missing. Subscriptions may lose and repeat what the log still has; a reader puts that right.
+    `publish` appends too. What another program publishes past the log is delivered without a position.
+    An epoch is 1 to 16 letters, digits, `-` and `_`, drawn at random when a log begins.
     """
 
     async def append(

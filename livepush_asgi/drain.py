@@ -16,11 +16,17 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class SignalWatch:
-    """Calls a function at SIGTERM and SIGINT, and then the handler that was there before."""
+    """Calls a function at SIGTERM and SIGINT, and the handler that was there before.
 
-    def __init__(self, heard: Callable[[], None]) -> None:
+    That one is called at once; with `hold`, and where it is the default, which ends the process on
+    the spot, it is called at `release`. A second signal is never held.
+    """
+
+    def __init__(self, heard: Callable[[], None], *, hold: bool = False) -> None:
         self._heard = heard
+        self._hold = hold
         self._found: dict[signal.Signals, Handler] = {}
+        self._held: set[signal.Signals] = set()
         self._active = False
 
     def install(self) -> bool:
@@ -49,10 +55,22 @@ class SignalWatch:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, found)
 
+    def release(self) -> None:
+        """Pass on what is held, and from now on whatever comes."""
+        held, self._held = self._held, set()
+        if held:
+            self.remove()
+        for number in held:
+            signal.raise_signal(number)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        found = self._found.get(signal.Signals(number))
         if self._active:
             self._heard()
-        found = self._found.get(signal.Signals(number))
+            if (self._hold or found == signal.SIG_DFL) and not self._held:
+                self._held.add(signal.Signals(number))
+                return
+        self._held.discard(signal.Signals(number))
         if callable(found):
             found(number, frame)
         elif found == signal.SIG_DFL:

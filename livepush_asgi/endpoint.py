@@ -16,12 +16,14 @@ from .errors import (
     NotRunningError,
     SlotsUnavailableError,
 )
+from .probe import QUERY as PROBE
+from .probe import ProbePlan, Probes
 from .reasons import RefusalCause
 from .request import Authorize, Grant, Refusal, StreamRequest, is_foreign
 from .run import Run
 from .settings import Timing
 from .stream import Stream
-from .types import Scope, Send
+from .types import Receive, Scope, Send
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -71,6 +73,7 @@ class Endpoint:
         control_events: bool,
         soft_refusals: Collection[RefusalCause],
         count_refusal: Callable[[RefusalCause], None],
+        probes: Probes | None = None,
     ) -> None:
         self._authorize = authorize
         self._timing = timing
@@ -78,8 +81,11 @@ class Endpoint:
         self._control_events = control_events
         self._soft_refusals = frozenset(soft_refusals)
         self._count_refusal = count_refusal
+        self._probes = probes
 
-    async def __call__(self, run: "RunningGetter", scope: Scope, send: Send) -> "Opened | None":
+    async def __call__(
+        self, run: "RunningGetter", scope: Scope, receive: Receive, send: Send
+    ) -> "Opened | None":
         """Answer one request, or return the stream that is its answer: the caller has to carry it."""
         request = StreamRequest(scope)
         method = scope["method"]
@@ -93,6 +99,8 @@ class Endpoint:
             await refuse(send, refusal, headers)
         elif method == "HEAD":
             await self._answer_head(request, headers, send)
+        elif self._probes is not None and PROBE in request.query:
+            await self._answer_probe(self._probes, await run(), request, headers, receive, send)
         else:
             return await self._answer_get(run, request, headers, send)
         return None
@@ -125,6 +133,25 @@ class Endpoint:
             self._count_refusal(refused.cause)
             await self._refuse(refused, headers, send)
             return None
+
+    async def _answer_probe(
+        self,
+        probes: Probes,
+        run: Run | None,
+        request: StreamRequest,
+        headers: list[RawHeader],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        # Neither a stream nor a refused one: a probe is no client, and shows in no number.
+        try:
+            if run is None or run.draining:
+                raise refused_for(NotRunningError(), self._soft_refusals)
+            plan = await _plan_of(probes, request)
+        except Refused as refused:
+            await self._refuse(refused, headers, send)
+            return
+        await probes.carry(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
 
     async def _open(self, run: Run | None, request: StreamRequest) -> Stream:
         if run is None or run.draining:
@@ -179,6 +206,13 @@ class RunningGetter(Protocol):
     async def __call__(self) -> Run | None:
         """Start the component if nobody has."""
         ...
+
+
+async def _plan_of(probes: Probes, request: StreamRequest) -> ProbePlan:
+    try:
+        return await probes.plan(request)
+    except Refusal as refusal:
+        raise Refused(refusal, RefusalCause.AUTHORIZE) from None
 
 
 def _log_wrong_decision(decision: object) -> None:

@@ -8,7 +8,6 @@ from .cursor import Position
 from .errors import InvalidEventError
 from .event import HEARTBEAT, with_id
 from .hub import Hub
-from .loop import Waker
 from .outbox import Delivery, LatestOutbox, Outbox, OutboxFullError
 from .places import Places, Stretch
 from .reading import HistoryReader
@@ -47,7 +46,6 @@ class Feed:
         "_resuming",
         "_single",
         "_snapshot_due",
-        "_waker",
         "heartbeat_due",
         "hurried",
         "unanswerable",
@@ -57,7 +55,6 @@ class Feed:
         self,
         house: Household,
         grant: Grant,
-        waker: Waker,
         *,
         control_events: bool,
         last_event_id: str | None,
@@ -69,7 +66,6 @@ class Feed:
         self.unanswerable: EndReason | None = None
         self._house = house
         self._grant = grant
-        self._waker = waker
         self._control_events = control_events
         self._resuming = bool(last_event_id)
         self._outbox = (
@@ -78,8 +74,8 @@ class Feed:
         replayed = house.limits.replay_events
         self._places = Places(grant.channel_names, last_event_id or None, grant.replay, replayed)
         self._gap_waits = False
-        # The last batch that went past the queues.
-        self._passed: Batch | None = None
+        # The position of what went past the queues last, on the one channel.
+        self._passed: Position | None = None
         self._reader = HistoryReader(house.hub, self._places, grant.channel_names, house.limits)
         self._single = len(grant.channel_names) == 1
         # What is to go out before anything else: the open event, a page of history, a snapshot.
@@ -104,7 +100,7 @@ class Feed:
         if not self._single:
             return self._compose(batch.deliveries)
         # This runs once for every event and stream: where the client is now is written down when it matters.
-        self._passed = batch
+        self._passed = batch.position or self._passed
         return batch.joined
 
     def _put(self, delivery: Delivery) -> None:
@@ -171,7 +167,10 @@ class Feed:
         return self._joined()
 
     async def next(self) -> bytes:
-        """Return what can go out now, b"" if that is nothing. Waits for history and snapshots only."""
+        """Return what can go out now, b"" if that is nothing. Waits for history and snapshots only.
+
+        Nobody is told of what happens while it waits, so look at everything again after it.
+        """
         if self._snapshot_due:
             await self._take_snapshot()
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
@@ -184,9 +183,14 @@ class Feed:
         elif self.heartbeat_due:
             self.heartbeat_due = False
             return HEARTBEAT
-        elif self._reader.failed:
-            await self._waker.wait(RETRY)
         return chunk
+
+    @property
+    def again_in(self) -> float | None:
+        """In how many seconds to ask again, unless woken before; None if there is nothing to go on with."""
+        if not self._places.behind:
+            return None
+        return RETRY if self._reader.failed else 0.0
 
     def flush(self) -> bytes:
         """Return everything that waits here. What is left in the history stays there."""
@@ -201,9 +205,9 @@ class Feed:
         self._outbox.clear()
 
     def _note_passed(self) -> None:
-        passed, self._passed = self._passed, None
-        if passed is not None and passed.position is not None:
-            self._places.mark_sent(passed.deliveries[-1].channel, passed.position)
+        if self._passed is not None:
+            self._places.mark_sent(self._grant.channel_names[0], self._passed)
+            self._passed = None
 
     async def _take_snapshot(self) -> None:
         # Due no more from its beginning on: a gap that is told meanwhile asks for another one.

@@ -49,6 +49,8 @@ class HistoryReader:
         self._note(None)
         live_end = self._hub.end_of(channel)
         if live_end is None or not self._places.is_behind(channel):
+            # Nobody delivers the channel any more: there is no hurry to be where that is.
+            self.failed = live_end is None
             return None
         stretch = self._places.take_page(channel, self._cut(page), live_end)
         if stretch.gap is None and not stretch.records and self._places.is_behind(channel):

@@ -56,6 +56,7 @@ class Run:
         self._broker = broker
         self._slots = slots
         self._drain_policy = drain_policy
+        self._signals = SignalWatch(lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold)
         self._tally = tally
         self._started = anyio.Event()
         self._stopping = False
@@ -151,23 +152,28 @@ class Run:
             await self._drained.wait()
 
     async def _main(self) -> None:
-        signals = SignalWatch(lambda: self.call_threadsafe(self.drain_soon))
         try:
             async with anyio.create_task_group() as self._tasks:
                 self.hub = Hub(self._broker, self.clock, self._tasks, self.timing.linger)
                 self._tasks.start_soon(self.clock.run, name="livepush clock")
                 if self._drain_policy.signals:
-                    signals.install()
+                    self._signals.install()
                 self._started.set()
                 await self._answer_bell()
                 self._tasks.cancel_scope.cancel()
         except Exception:
             logger.exception("the streams of this process have to end: this is a defect of livepush_asgi")
         finally:
-            signals.remove()
+            self._signals.remove()
             await self._clean_up()
             self._ended.set()
             self._started.set()
+            self._signals.release()
+
+    def _on_signal(self) -> None:
+        self.drain_soon()
+        if self._drained.is_set():
+            self._signals.release()
 
     async def _answer_bell(self) -> None:
         while not self._stopping:
@@ -201,6 +207,7 @@ class Run:
         for stream in list(self.streams):
             stream.abort(EndReason.DRAIN)
         self._drained.set()
+        self._signals.release()
 
     async def _take(self, grant: Grant, opening: "_Opening") -> Lease | None:
         if grant.slot_key is None or self._slots is None:

@@ -86,11 +86,14 @@ class DrainPolicy:
 
     Each ends at a random moment of the `window` (seconds). Keep it shorter than the time the server
     or its supervisor allows before it kills. With `signals`, a drain begins at SIGTERM and SIGINT,
-    by handlers that call the ones they found.
+    by handlers that call the ones they found: at once, or, with `hold`, when the streams have ended.
+    That is for a server that cuts every connection at the signal, as Daphne does; a second signal
+    is passed on at once.
     """
 
     window: float = 3.0
     signals: bool = True
+    hold: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.window) or self.window < 0:

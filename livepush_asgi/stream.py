@@ -98,9 +98,7 @@ class Stream:
         self._waker = make_waker()
         # Whether the carrier's task sleeps and `direct` may take its place.
         self._parked = False
-        self._feed = Feed(
-            owner, grant, self._waker, control_events=control_events, last_event_id=last_event_id
-        )
+        self._feed = Feed(owner, grant, control_events=control_events, last_event_id=last_event_id)
         self._now = owner.clock.now
         self._busy_since: float | None = self._now()
         self._last_chunk_at = self._busy_since
@@ -211,11 +209,15 @@ class Stream:
                 if chunk := await self._work():
                     self._last_chunk_at = self._now()
                     return chunk
-                if self.reason is None:
-                    self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
-                    if not await self._waker.wait(patience) or self._parked is not parked:
-                        return b""
-                    self._parked = False
+                again_in = None if self.state is StreamState.OPENING else self._feed.again_in
+                # It may have ended meanwhile, and whoever wakes one that is awake is not heard.
+                if self.reason is not None or again_in == 0.0:
+                    continue
+                self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
+                woken = await self._waker.wait(_shorter(again_in, patience))
+                if self._parked is not parked or not (woken or patience is None):
+                    return b""
+                self._parked = False
             return self._last_chunk()
         finally:
             # Also when cancelled: whoever gives up asking must not keep the stream for ever.
@@ -289,3 +291,7 @@ class Stream:
 
     def _at(self, delay: float, function: Callable[[], None]) -> None:
         self._timers += (self._owner.clock.call_later(delay, function),)
+
+
+def _shorter(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else min(one, other)

@@ -26,7 +26,8 @@ FLAGS = (
     "--disable-sync",
     "--remote-debugging-port=0",
 )
-DEADLINE = 15.0
+# Long: it is for what never comes, and not for a machine with other work to do.
+DEADLINE = 30.0
 
 
 def chromium() -> str | None:
@@ -36,17 +37,18 @@ def chromium() -> str | None:
 
 
 class Browser:
-    """A browser with a profile of its own, inside a `with` block."""
+    """A browser with a profile of its own, inside a `with` block. Its pages share it, cookies included."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, *flags: str) -> None:
         self._profile = profile
-        self._opened = contextlib.ExitStack()
+        self._flags = flags
+        self._pages: list[Page] = []
 
     def __enter__(self) -> Self:
         program = chromium()
         assert program is not None
         self._process = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={self._profile}", "about:blank"],
+            [program, *FLAGS, *self._flags, f"--user-data-dir={self._profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
@@ -65,16 +67,16 @@ class Browser:
         with urllib.request.urlopen(request) as answer:
             target = json.load(answer)
         # Without pings: a page that is busy does not answer them, and is not lost for that.
-        connection = connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None, ping_interval=None)
-        page = Page(self._opened.enter_context(connection))
-        self._opened.callback(page.call, "Page.close")
+        page = Page(connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None, ping_interval=None))
+        self._pages.append(page)
         page.prepare(width, height, scheme)
         page.go(url)
         return page
 
     def close_pages(self) -> None:
         """Close every page. A browser has six connections at most to one server, streams included."""
-        self._opened.close()
+        while self._pages:
+            self._pages.pop().close()
 
     @staticmethod
     def _read_address(output: IO[bytes]) -> str:
@@ -88,7 +90,9 @@ class Page:
     """One page. Whatever it complains of is in `complaints`."""
 
     def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
+        self._opened = contextlib.ExitStack()
+        self._connection = self._opened.enter_context(connection)
+        self._opened.callback(self.call, "Page.close")
         self._number = 0
         self.complaints: list[str] = []
 
@@ -109,6 +113,10 @@ class Page:
         """Load a page, and wait until it has."""
         self.call("Page.navigate", url=url)
         self.wait_for(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})")
+
+    def close(self) -> None:
+        """Close the page, as its visitor does. Harmless the second time."""
+        self._opened.close()
 
     def evaluate(self, script: str) -> object:
         """Return the value of a JavaScript expression; promises are awaited."""

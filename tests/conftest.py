@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from .chromium import chromium
 from .nats_server import NatsProcess
+from .programs import left_out
 from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
 
@@ -20,11 +21,16 @@ from .virtual_clock import VirtualClockLoop
 collect_ignore = [] if chromium() else ["test_browser.py"]
 
 
-def pytest_report_header() -> str:
+def pytest_report_header() -> list[str]:
     found = chromium()
-    if found is None:
-        return "browser: none found, tests/test_browser.py is LEFT OUT (install chromium, or set CHROMIUM)"
-    return f"browser: {found}"
+    lines = [
+        f"browser: {found}"
+        if found
+        else "browser: none found, what needs one is LEFT OUT (install chromium, or set CHROMIUM)"
+    ]
+    if missing := left_out():
+        lines.append(f"not installed: {', '.join(missing)}; what needs them is LEFT OUT (see .ci/run)")
+    return lines
 
 
 @pytest.fixture(params=["asyncio", "trio"])

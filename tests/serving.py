@@ -101,6 +101,15 @@ class Serving:
                     writer.close()
                     return
 
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self._kill()
+
+    async def start_again(self) -> None:
+        """Start it once more, on the same port, after it has ended."""
+        self._start()
+        await self.started()
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process that was started."""
         self.process.send_signal(number)

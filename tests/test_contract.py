@@ -16,7 +16,7 @@ from livepush_asgi.brokers.history import History
 from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBroker
 
 from .nats_server import NatsProcess
-from .pull_broker import PullBroker
+from .pull_broker import PullBroker, PullHistoryBroker
 from .valkey import ValkeyProcess
 
 TEN = History(events=10)
@@ -50,6 +50,16 @@ class TestPullBroker(BrokerContract):
     @pytest.fixture
     def broker(self) -> Broker:
         return PullBroker()
+
+
+class TestPullHistoryBroker(HistoryBrokerContract):
+    @pytest.fixture
+    def broker(self) -> HistoryBroker:
+        return PullHistoryBroker()
+
+    @pytest.fixture
+    def bounded_broker(self) -> HistoryBroker:
+        return PullHistoryBroker(TEN)
 
 
 class TestFolderBroker(OnAServer, BrokerContract):

@@ -125,6 +125,13 @@ class KnowsNoZero(MemoryBroker):
         return await super().read(channel, after, limit or 100)
 
 
+class GivesNoPositions(MemoryBroker):
+    """Wraps what gives its positions to a sink, and does not forward."""
+
+    async def subscribe(self, channel: str) -> Subscription:
+        return PullSubscription(await super().subscribe(channel))
+
+
 # Any, because each takes the broker of its own port.
 Rule = Callable[[Any], Awaitable[None]]
 
@@ -147,6 +154,9 @@ Rule = Callable[[Any], Awaitable[None]]
         (HISTORY.test_an_append_adds_behind_the_expected_position_alone, SeesNoEpoch),
         (HISTORY.test_a_log_is_read_page_by_page, KnowsNoZero),
         (HISTORY.test_the_oldest_events_go, MemoryBroker),
+        (HISTORY.test_every_subscription_gets_the_positions, GivesNoPositions),
+        (HISTORY.test_what_is_delivered_is_in_the_log, GivesNoPositions),
+        (HISTORY.test_bytes_are_kept_unchanged, GivesNoPositions),
     ],
 )
 async def test_a_broken_rule_is_found(rule: Rule, broker: Callable[[], Broker]) -> None:

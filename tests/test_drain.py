@@ -1,33 +1,20 @@
 """Giving up the streams of a process: spread over the window, never longer, each client told its own time."""
 
 import json
-import signal
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from types import FrameType
 
 import anyio
-import pytest
 
 from livepush_asgi import DrainPolicy, EndReason, LivePush, MemoryBroker, MemorySlotCap, public
-from livepush_asgi.drain import SIGNALS, SignalWatch
 from livepush_asgi.testing import Client, Stream
 
 
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def pushing(window: float, *, signals: bool = False) -> LivePush:
+def pushing(window: float) -> LivePush:
     return LivePush(
         MemoryBroker(),
         public("news", slot_key="k"),
         slots=MemorySlotCap(1000),
-        drain=DrainPolicy(window=window, signals=signals),
+        drain=DrainPolicy(window=window, signals=False),
     )
 
 
@@ -60,6 +47,32 @@ async def test_streams_end_spread_over_the_window_each_with_its_own_retry() -> N
     quarters = [sum(1 for end in ends if 2 * n <= end < 2 * n + 2.1) for n in range(4)]
     assert all(25 <= share <= 80 for share in quarters), quarters
     assert len(retries) > 150
+
+
+async def test_the_clients_come_back_one_by_one_and_not_at_once() -> None:
+    """When each of 400 would connect again: its end, and then the reconnection time that it was told."""
+    push, returns = pushing(10), list[float]()
+
+    async def follow(stream: Stream) -> None:
+        await stream.wait_ended(timeout=20)
+        assert stream.retry is not None
+        assert 1500 <= stream.retry <= 4500
+        returns.append(anyio.current_time() - start + stream.retry / 1000)
+
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        streams = await opened(client, stack, 400)
+        start = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            for stream in streams:
+                tasks.start_soon(follow, stream)
+            await push.drain()
+    each_second = [sum(1 for moment in returns if second <= moment < second + 1) for second in range(13)]
+    assert sum(each_second) == 400
+    # Nobody in the first second, and 50 in each of those in the middle, within wide bounds. Without a
+    # spread all 400 would come in one.
+    assert each_second[0] == 0
+    assert max(each_second) <= 100, each_second
+    assert min(each_second[5:9]) >= 15, each_second
 
 
 async def test_what_waits_is_delivered_before_the_end() -> None:
@@ -119,59 +132,3 @@ async def test_draining_twice_is_draining_once_and_without_a_run_it_is_nothing()
     async with push.lifespan():
         await push.drain()
         await push.drain()
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-async def test_a_signal_starts_the_drain_and_reaches_the_handler_that_was_there(
-    number: signal.Signals,
-) -> None:
-    heard: list[int] = []
-    signal.signal(number, lambda found, frame: heard.append(found))
-    found = signal.getsignal(number)
-    push = pushing(1, signals=True)
-    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
-        await stream.next_event(control=True)
-        signal.raise_signal(number)
-        assert heard == [number]
-        assert await stream.wait_ended(timeout=5) == "drain"
-        assert push.statistics().draining
-    assert signal.getsignal(number) is found
-
-
-async def test_signals_can_be_left_alone() -> None:
-    before = [signal.getsignal(number) for number in SIGNALS]
-    async with pushing(1, signals=False).lifespan():
-        assert [signal.getsignal(number) for number in SIGNALS] == before
-
-
-def test_a_handler_installed_over_ours_stays_and_ours_only_passes_on() -> None:
-    heard: list[str] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: heard.append("found"))
-    watch = SignalWatch(lambda: heard.append("drain"))
-    assert watch.install()
-    ours = signal.getsignal(signal.SIGTERM)
-    assert callable(ours)
-
-    def chained(number: int, frame: FrameType | None) -> None:
-        heard.append("later")
-        ours(number, frame)
-
-    signal.signal(signal.SIGTERM, chained)
-    later = signal.getsignal(signal.SIGTERM)
-    watch.remove()
-    assert signal.getsignal(signal.SIGTERM) is later
-    signal.raise_signal(signal.SIGTERM)
-    assert heard == ["later", "found"]
-
-
-def test_an_ignored_signal_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    watch = SignalWatch(lambda: None)
-    watch.install()
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    watch.remove()
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-
-
-async def test_another_thread_cannot_install_and_nothing_breaks() -> None:
-    assert not await anyio.to_thread.run_sync(SignalWatch(lambda: None).install)

@@ -2,15 +2,23 @@
 and the custom broker in files of their own.
 """
 
+import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from .serving import uvicorn
+from livepush_asgi import RedisBroker
+from livepush_asgi.event import from_payload
+
+from .serving import REPOSITORY, uvicorn
+from .valkey import ValkeyProcess
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 USED_ELSEWHERE = {
     "custom_broker.py": "test_custom_broker.py",
+    "postgres_broker.py": "test_postgres.py",
     "quickstart.py": "test_quickstart.py",
     "publisher.py": "test_frameworks.py",
     "resumable_job.py": "test_examples.py",
@@ -80,6 +88,23 @@ async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> N
         assert (await cut.next_event("end")).data == (await reloaded.next_event("end")).data == end
     assert [event.data for event in reloaded.events if event.event == "word"] == text
     assert [event.data for event in cut.events if event.event == "word"] == text[3:]
+
+
+async def test_the_publisher_leaves_nothing_open(valkey: ValkeyProcess) -> None:
+    command = [sys.executable, "-X", "dev", "-W", "error", "examples/publisher.py", "news", "hello"]
+    environment = {"REDIS_URL": valkey.url, "PYTHONPATH": str(REPOSITORY)}
+
+    def act() -> tuple[int, str, str]:
+        ran = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        return ran.returncode, ran.stdout, ran.stderr
+
+    async with valkey.client() as client:
+        subscription = await RedisBroker(client).subscribe("news")
+        assert await asyncio.to_thread(act) == (0, "", "")
+        payload = await subscription.get_message(timeout=10)
+        assert payload is not None
+        assert from_payload(payload) == b"event: note\ndata: hello\n\n"
+        await subscription.close()
 
 
 def test_no_example_is_left_out() -> None:

@@ -12,7 +12,7 @@ from livepush_asgi.cursor import Cursor
 from livepush_asgi.request import Replay
 from livepush_asgi.testing import Client, ParsedEvent, Stream
 
-from .faulty_broker import FaultyBroker
+from .faulty_broker import FaultyBroker, FaultyServer
 from .virtual_clock import let_pass
 
 
@@ -302,6 +302,43 @@ async def test_a_lost_log_is_told_with_the_reason_epoch_and_the_stream_goes_on()
     assert [event.event for event in events] == ["message", "livepush.gap", "message"]
     assert json.loads(events[1].data) == {"channel": "c", "reason": "epoch"}
     assert events[2].data == "after"
+
+
+async def test_a_channel_that_has_nothing_to_read_keeps_no_other_waiting() -> None:
+    """A client comes back from a process that had heard more of two channels, and has missed a third one."""
+    server = FaultyServer(History())
+    brokers = FaultyBroker(server), FaultyBroker(server)
+    grant = Grant(channels=["a", "b", "c"])
+    first, second = (LivePush(broker, lambda request: grant) for broker in brokers)
+    async with first.lifespan(), Client(first) as client, second.lifespan(), Client(second) as other:
+        async with client.open("/") as stream, other.open("/") as beside:
+            await opened(stream)
+            await opened(beside)
+            brokers[1].losing = 2
+            await first.publish("a", "a1")
+            await first.publish("b", "b1")
+            await stream.events(2)
+        await first.publish("c", "c1")
+        async with other.open("/", last_event_id=stream.last_event_id) as again:
+            assert resumed(await opened(again))
+            # Well before the heartbeat, or anything else, makes it look again.
+            assert (await again.next_event(1)).data == "c1"
+
+
+async def test_an_event_that_the_log_shows_late_is_sent_when_it_does() -> None:
+    server = FaultyServer(History())
+    broker = FaultyBroker(server)
+    push = LivePush(broker, lambda request: Grant(channels="c"))
+    async with push.lifespan(), Client(push) as client:
+        async with client.open("/") as stream:
+            await opened(stream)
+        await push.publish("c", "missed")
+        server.away = True
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            await opened(again)
+            await let_pass(3)
+            server.away = False
+            assert (await again.next_event(1)).data == "missed"
 
 
 async def test_an_absent_log_delays_events_and_loses_none() -> None:

@@ -310,6 +310,20 @@ async def test_events_are_kept_without_end_if_no_age_is_given(nats_server: NatsP
         assert (await jetstream.stream_info(prefix)).config.max_age == 0
 
 
+async def test_bytes_are_bounded_over_all_channels_together_and_not_for_each(
+    nats_server: NatsProcess, prefix: str
+) -> None:
+    broker = JetStreamBroker(nats_server.url, prefix=prefix, history=History(size=1), max_size=64 * 1024)
+    (*_, end) = await fill(broker, "quiet", 3)
+    assert await broker.read("quiet", 2, 1) == Page(end.epoch, 1, 3, (Record(3, b"3"),))
+    (*_, loud) = await fill(broker, "loud", 100, "x" * 1024)
+    page = await broker.read("loud", 0, 100)
+    assert (page.epoch, page.last) == (loud.epoch, 100)
+    assert 40 < len(page.records) < 64
+    # The oldest went, whosever they were. Who followed the quiet one is told that its log is another.
+    assert (await broker.read("quiet", 0, 1)).place_of(end) is None
+
+
 # --- idempotency and expectations -------------------------------------------------------------------------
 
 

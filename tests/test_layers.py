@@ -23,7 +23,7 @@ LAYERS = [
     {"feed", "direct"},
     {"stream"},
     {"run", "carrier"},
-    {"answers"},
+    {"answers", "probe"},
     {"endpoint"},
     {"app"},
     {"middleware", "service", "brokers", "testing"},

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -16,17 +17,21 @@ from livepush_asgi import (
     BrokerUnavailableError,
     Event,
     InvalidEventError,
+    JetStreamBroker,
     MockBroker,
+    NatsBroker,
     PositionConflictError,
     Publisher,
     RedisBroker,
     RedisStreamsBroker,
 )
+from livepush_asgi.broker import Broker
 from livepush_asgi.event import from_payload, split_position
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
 
+from .nats_server import NatsProcess
 from .serving import REPOSITORY
-from .valkey import ValkeyProcess, free_port
+from .valkey import ValkeyProcess, free_port, until
 
 
 def over(url: str, kind: type[RedisBroker] | type[RedisStreamsBroker] = RedisBroker) -> Publisher:
@@ -40,21 +45,20 @@ def over(url: str, kind: type[RedisBroker] | type[RedisStreamsBroker] = RedisBro
     return Publisher(make_broker)
 
 
-async def heard(valkey: ValkeyProcess, channel: str, count: int, act: Callable[[], object]) -> list[str]:
+async def heard(broker: Broker, channel: str, count: int, act: Callable[[], object]) -> list[str]:
     """Return the data of what a subscription hears while `act` runs in a thread."""
-    async with valkey.client() as client:
-        subscription = await RedisBroker(client).subscribe(channel)
-        try:
-            await asyncio.to_thread(act)
-            parser = EventStreamParser()
-            with anyio.fail_after(10):
-                events: list[ParsedEvent] = []
-                while len(events) < count:
-                    payload = await subscription.get_message(timeout=10)
-                    assert payload is not None
-                    events += parser.feed(from_payload(split_position(payload)[1]))
-        finally:
-            await subscription.close()
+    subscription = await broker.subscribe(channel)
+    try:
+        await asyncio.to_thread(act)
+        parser = EventStreamParser()
+        with anyio.fail_after(10):
+            events: list[ParsedEvent] = []
+            while len(events) < count:
+                payload = await subscription.get_message(timeout=10)
+                assert payload is not None
+                events += parser.feed(from_payload(split_position(payload)[1]))
+    finally:
+        await subscription.close()
     return [event.data for event in events]
 
 
@@ -145,26 +149,54 @@ def test_it_does_not_block_an_event_loop(backend: str) -> None:
     assert [event.data for event in broker.events()] == ["2"]
 
 
-async def test_threads_keep_their_own_order_on_a_real_server(valkey: ValkeyProcess) -> None:
-    def publish(publisher: Publisher, name: int) -> None:
+def publish_from_threads(publisher: Publisher) -> None:
+    def publish(name: int) -> None:
         for number in range(50):
             publisher.publish("c", f"{name} {number}")
 
-    def act() -> None:
-        with over(valkey.url) as publisher:
-            threads = [threading.Thread(target=publish, args=(publisher, name)) for name in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+    threads = [threading.Thread(target=publish, args=(name,)) for name in range(8)]
+    with publisher:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
-    data = await heard(valkey, "c", 400, act)
+
+def check_order(data: list[str]) -> None:
     for name in range(8):
         assert [item for item in data if item.startswith(f"{name} ")] == [f"{name} {n}" for n in range(50)]
 
 
-def test_history_gives_positions_keys_and_conflicts(valkey: ValkeyProcess) -> None:
-    with over(valkey.url, RedisStreamsBroker) as publisher:
+async def test_threads_keep_their_own_order_on_a_real_server(valkey: ValkeyProcess) -> None:
+    async with valkey.client() as client:
+        check_order(
+            await heard(RedisBroker(client), "c", 400, lambda: publish_from_threads(over(valkey.url)))
+        )
+
+
+@pytest.mark.parametrize("kind", [NatsBroker, JetStreamBroker])
+async def test_threads_keep_their_own_order_over_nats(
+    kind: type[NatsBroker] | type[JetStreamBroker], nats_server: NatsProcess
+) -> None:
+    def make_broker() -> NatsBroker | JetStreamBroker:
+        return kind(nats_server.url, prefix=prefix)
+
+    prefix = f"test-{uuid4().hex}"
+    check_order(await heard(make_broker(), "c", 400, lambda: publish_from_threads(Publisher(make_broker))))
+
+
+async def test_a_nats_publisher_has_one_connection_and_closes_it(own_nats: NatsProcess) -> None:
+    def act() -> None:
+        with Publisher(lambda: NatsBroker(own_nats.url)) as publisher:
+            assert [publisher.publish("c", number) for number in range(3)] == [None] * 3
+            assert own_nats.connections() == 1
+
+    await asyncio.to_thread(act)
+    await until(lambda: own_nats.connections() == 0)
+
+
+def check_history(publisher: Publisher) -> None:
+    with publisher:
         first = publisher.publish("c", "1", expected="any.0")
         assert first is not None
         assert first.endswith(".1")
@@ -174,20 +206,39 @@ def test_history_gives_positions_keys_and_conflicts(valkey: ValkeyProcess) -> No
             publisher.publish("c", "3", expected=first)
 
 
-def test_a_server_that_is_away_is_a_clear_error() -> None:
-    with (
-        over(f"redis://127.0.0.1:{free_port()}") as publisher,
-        pytest.raises(BrokerUnavailableError),
-    ):
+def test_history_gives_positions_keys_and_conflicts(valkey: ValkeyProcess) -> None:
+    check_history(over(valkey.url, RedisStreamsBroker))
+
+
+def test_history_over_jetstream_gives_them_too(nats_server: NatsProcess) -> None:
+    prefix = f"test-{uuid4().hex}"
+    check_history(Publisher(lambda: JetStreamBroker(nats_server.url, prefix=prefix)))
+
+
+@pytest.mark.parametrize(
+    "publisher",
+    [
+        over(f"redis://127.0.0.1:{free_port()}"),
+        Publisher(lambda: NatsBroker(f"nats://127.0.0.1:{free_port()}")),
+        Publisher(lambda: JetStreamBroker(f"nats://127.0.0.1:{free_port()}")),
+    ],
+    ids=["redis", "nats", "jetstream"],
+)
+def test_a_server_that_is_away_is_a_clear_error(publisher: Publisher) -> None:
+    with publisher, pytest.raises(BrokerUnavailableError):
         publisher.publish("c", "1", patience=0.1)
 
 
 FORKS = """
 import os, sys, threading
 from redis.asyncio import Redis
-from livepush_asgi import Publisher, RedisBroker
+from livepush_asgi import NatsBroker, Publisher, RedisBroker
 
-publisher = Publisher(lambda: RedisBroker(Redis.from_url(sys.argv[1])))
+def make_broker():
+    url = sys.argv[1]
+    return NatsBroker(url) if url.startswith("nats:") else RedisBroker(Redis.from_url(url))
+
+publisher = Publisher(make_broker)
 publisher.publish("c", "parent before")
 busy = threading.Event()
 
@@ -210,15 +261,23 @@ thread.join()
 """
 
 
-async def test_a_fork_begins_anew_and_leaves_the_parent_alone(valkey: ValkeyProcess, tmp_path: Path) -> None:
-    script = tmp_path / "forks.py"
-    script.write_text(FORKS)
-    command = [sys.executable, str(script), valkey.url]
+async def check_forks(broker: Broker, url: str, script: Path) -> None:
+    command = [sys.executable, str(script), url]
     environment = {"PYTHONPATH": str(REPOSITORY)}
 
     def act() -> None:
+        script.write_text(FORKS)
         ran = subprocess.run(command, env=environment, timeout=30, capture_output=True, text=True)
         assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
 
     expected = ["parent before", *(f"{who} {number}" for number in range(5) for who in ("child", "parent"))]
-    assert await heard(valkey, "c", 11, act) == expected
+    assert await heard(broker, "c", 11, act) == expected
+
+
+async def test_a_fork_begins_anew_and_leaves_the_parent_alone(valkey: ValkeyProcess, tmp_path: Path) -> None:
+    async with valkey.client() as client:
+        await check_forks(RedisBroker(client), valkey.url, tmp_path / "forks.py")
+
+
+async def test_a_fork_begins_anew_over_nats_too(own_nats: NatsProcess, tmp_path: Path) -> None:
+    await check_forks(NatsBroker(own_nats.url), own_nats.url, tmp_path / "forks.py")

@@ -25,9 +25,11 @@ class JetStreamBroker:
     """Pub/sub over NATS with JetStream, which keeps a log of each channel. Needs a server from 2.11 on.
 
     One stream holds all logs, and is made when it is absent; one that is there is used as it is.
-    `history` bounds each log by events and age; its `size` is not per channel here, `max_size` bounds
-    the logs of all channels together, in bytes. `replicas` is for a cluster. An `idempotency_key` is
-    remembered for `idempotency_window` seconds, for as long as the log has the event.
+    `history` bounds each log by events and age. Its `size` is not heeded, since JetStream can bound bytes
+    for a whole stream only: `max_size` (bytes) is for the logs of all channels together. Past it the
+    oldest events go, whosever they are, so a loud channel can cost a quiet one its log, of which the
+    clients are told. Give it room for what all channels hold. `replicas` is for a cluster. An
+    `idempotency_key` is remembered for `idempotency_window` seconds, for as long as the log has the event.
 
     An event is stored on the subject `livepush-log.CHANNEL`, and the server itself publishes on
     `livepush.CHANNEL` what it has stored. `nats pub livepush.CHANNEL` reaches all that are connected,

@@ -131,7 +131,11 @@ class Stream:
 
     @property
     def last_event_id(self) -> str:
-        """What a browser would send as `Last-Event-ID` if the connection broke here."""
+        """What a browser would send as `Last-Event-ID` if the connection broke here.
+
+        All that was read counts, though `next_event` may not have returned it yet: a message can hold
+        several events. The id at one of them is its own `last_event_id`.
+        """
         return self._parser.last_event_id
 
     @property

@@ -55,7 +55,7 @@ push = LivePush(
         send_timeout=float(setting("SEND_TIMEOUT", "30")),
     ),
     limits=Limits(outbox_events=int(setting("OUTBOX", "1000"))),
-    drain=DrainPolicy(window=float(setting("WINDOW", "3"))),
+    drain=DrainPolicy(window=float(setting("WINDOW", "3")), hold=bool(setting("HOLD"))),
 )
 
 

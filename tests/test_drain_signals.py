@@ -1,0 +1,145 @@
+"""Signals: heard by the drain and by the handler that was there, which is put back in the end."""
+
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import anyio
+import pytest
+
+from livepush_asgi import DrainPolicy, LivePush, MemoryBroker, public
+from livepush_asgi.drain import SIGNALS, SignalWatch
+from livepush_asgi.testing import Client
+
+from .valkey import until
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def pushing(window: float, *, signals: bool = True, hold: bool = False) -> LivePush:
+    drain = DrainPolicy(window=window, signals=signals, hold=hold)
+    return LivePush(MemoryBroker(), public("news"), drain=drain)
+
+
+def listen(number: signal.Signals) -> list[int]:
+    """Install a handler, and return the list in which it notes what it hears."""
+    heard: list[int] = []
+    signal.signal(number, lambda found, frame: heard.append(found))
+    return heard
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_signal_starts_the_drain_and_reaches_the_handler_that_was_there(
+    number: signal.Signals,
+) -> None:
+    heard = listen(number)
+    found = signal.getsignal(number)
+    push = pushing(1)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        signal.raise_signal(number)
+        assert heard == [number]
+        assert await stream.wait_ended(timeout=5) == "drain"
+        assert push.statistics().draining
+    assert signal.getsignal(number) is found
+
+
+async def test_signals_can_be_left_alone() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    async with pushing(1, signals=False).lifespan():
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_handler_installed_over_ours_stays_and_ours_only_passes_on() -> None:
+    heard: list[str] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append("found"))
+    watch = SignalWatch(lambda: heard.append("drain"))
+    assert watch.install()
+    ours = signal.getsignal(signal.SIGTERM)
+    assert callable(ours)
+
+    def chained(number: int, frame: FrameType | None) -> None:
+        heard.append("later")
+        ours(number, frame)
+
+    signal.signal(signal.SIGTERM, chained)
+    later = signal.getsignal(signal.SIGTERM)
+    watch.remove()
+    assert signal.getsignal(signal.SIGTERM) is later
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == ["later", "found"]
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch = SignalWatch(lambda: None)
+    watch.install()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    watch.remove()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+async def test_another_thread_cannot_install_and_nothing_breaks() -> None:
+    assert not await anyio.to_thread.run_sync(SignalWatch(lambda: None).install)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_without_a_lifespan_the_first_request_installs_the_handlers(number: signal.Signals) -> None:
+    heard = listen(number)
+    found = signal.getsignal(number)
+    push = pushing(1)
+    async with Client(push) as client:
+        assert signal.getsignal(number) is found
+        async with client.open("/") as stream:
+            await stream.next_event(control=True)
+            signal.raise_signal(number)
+            assert heard == [number]
+            assert await stream.wait_ended(timeout=5) == "drain"
+        async with client.open("/") as refused:
+            assert await refused.next_event(name="livepush.refused")
+        await push.stop()
+    assert signal.getsignal(number) is found
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_held_signal_reaches_the_handler_when_the_streams_have_ended(number: signal.Signals) -> None:
+    heard = listen(number)
+    found = signal.getsignal(number)
+    push = pushing(1, hold=True)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        signal.raise_signal(number)
+        assert heard == []
+        assert await stream.wait_ended(timeout=5) == "drain"
+        await push.drain()
+        assert heard == [number]
+        assert signal.getsignal(number) is found
+
+
+async def test_a_second_signal_is_not_held() -> None:
+    heard = listen(signal.SIGTERM)
+    push = pushing(1, hold=True)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        await stream.wait_ended(timeout=5)
+    # What was passed on is not sent again.
+    assert heard == [signal.SIGTERM]
+
+
+async def test_a_signal_is_not_held_for_good_where_nothing_is_left_to_drain() -> None:
+    heard = listen(signal.SIGTERM)
+    push = pushing(1, hold=True)
+    async with push.lifespan():
+        await push.drain()
+        signal.raise_signal(signal.SIGTERM)
+        await until(lambda: heard)
+    assert heard == [signal.SIGTERM]
