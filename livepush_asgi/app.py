@@ -5,6 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 from .broker import Broker, HistoryBroker
+from .carrier import carry
 from .commands import tell
 from .cors import Cors
 from .cursor import Position
@@ -80,7 +81,12 @@ class LivePush:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection: a stream, or the lifespan. WebSockets are closed."""
         if scope["type"] == "http":
-            await self._endpoint(self._running, scope, receive, send)
+            opened = await self._endpoint(self._running, scope, receive, send)
+            if opened is not None:
+                serving = carry(*opened, receive, send)
+                # Ten thousand open streams need not hold ten thousand scopes.
+                del scope, opened
+                await serving
         elif scope["type"] == "lifespan":
             await self._serve_lifespan(receive, send)
         elif scope["type"] == "websocket":

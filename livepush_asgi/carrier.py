@@ -3,13 +3,17 @@
 https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 
-from .reasons import EndReason
-from .stream import Stream, StreamState
+from .direct import DirectSend
+from .loop import on_asyncio
+from .reasons import EndReason, StreamState
+from .stream import Stream
 from .types import Message, Receive, Send
 
 # What `send` raises when the client is gone: OSError by specification 2.4, anyio's own errors where the
@@ -26,53 +30,156 @@ STREAM_HEADERS: RawHeaders = (
 )
 
 
-async def carry(stream: Stream, headers: RawHeaders, receive: Receive, send: Send) -> None:
+def carry(stream: Stream, headers: RawHeaders, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
     """Send the stream until it ends or the client is gone, and close it whatever happens.
 
     `receive` is watched all the time, whatever spec version the server names: some servers raise
     from `send` when the client has left, some swallow what is sent, some tell by `receive` only.
     """
-    failures: list[Exception] = []
-    try:
-        async with anyio.create_task_group() as tasks:
-            stream.on_abort = tasks.cancel_scope.cancel
-            tasks.start_soon(_watch, stream, receive, failures)
-            await _write(stream, headers, send, failures)
-            tasks.cancel_scope.cancel()
-    finally:
+    carrier = _AsyncioCarrier if on_asyncio() else _AnyioCarrier
+    return carrier(stream, send).run(headers, receive)
+
+
+class _Carrier:
+    """What both have in common: what becomes of errors, and the watch."""
+
+    __slots__ = ("_failure", "_send", "_stream")
+
+    def __init__(self, stream: Stream, send: Send) -> None:
+        self._stream = stream
+        self._send = send
+        self._failure: Exception | None = None
+
+    async def _watch(self, receive: Receive) -> None:
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                # A request body is of no interest. The checkpoint is for a `receive` that never waits.
+                await anyio.lowlevel.checkpoint()
+            self._stream.abort(EndReason.DISCONNECT)
+        except Exception as error:
+            self._failure = self._failure or error
+            self._stream.abort(EndReason.ERROR)
+
+    def _note(self, error: Exception) -> None:
+        """Take note that `send` has failed: mostly that means no more than that the client is gone."""
+        if isinstance(error, GONE):
+            self._stream.end(EndReason.DISCONNECT)
+        elif self._stream.reason is not EndReason.DISCONNECT:
+            self._stream.end(EndReason.ERROR)
+            self._failure = self._failure or error
+
+    def _close(self) -> None:
+        self._stream.carrier = None
         # Still unended, it was cancelled from outside: the server took the connection away.
-        stream.end(EndReason.DISCONNECT)
-        stream.close()
-    # Raised out here, where it is not wrapped in a group, for the server to log.
-    if failures:
-        raise failures[0]
+        self._stream.end(EndReason.DISCONNECT)
+        self._stream.close()
+
+    def _raise(self) -> None:
+        """Raise what has failed; out here, where it is not wrapped in a group, for the server to log."""
+        if self._failure is not None:
+            raise self._failure
 
 
-async def _write(stream: Stream, headers: RawHeaders, send: Send, failures: list[Exception]) -> None:
-    try:
-        await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
-        while not stream.finished:
-            chunk = await stream.next_chunk()
-            if stream.state is StreamState.CLOSED:
-                return
-            await send(_body(chunk, more=not stream.finished))
-    except GONE:
-        stream.end(EndReason.DISCONNECT)
-    except Exception as error:
-        if stream.reason is not EndReason.DISCONNECT:
-            stream.end(EndReason.ERROR)
-            failures.append(error)
+class _AnyioCarrier(_Carrier):
+    """Two tasks of anyio: one writes, one watches."""
+
+    __slots__ = ("_scope",)
+
+    async def run(self, headers: RawHeaders, receive: Receive) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
+                self._stream.carrier = self
+                tasks.start_soon(self._watch, receive)
+                await self._write(headers)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._close()
+        self._raise()
+
+    async def _write(self, headers: RawHeaders) -> None:
+        stream, send = self._stream, self._send
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            while not stream.finished:
+                chunk = await stream.next_chunk()
+                if stream.state is StreamState.CLOSED:
+                    return
+                await send(_body(chunk, more=not stream.finished))
+        except Exception as error:
+            self._note(error)
+
+    def interrupt(self) -> None:
+        self._scope.cancel()
 
 
-async def _watch(stream: Stream, receive: Receive, failures: list[Exception]) -> None:
-    try:
-        while (await receive())["type"] != "http.disconnect":
-            # A request body is of no interest. The checkpoint is for a `receive` that never waits.
-            await anyio.lowlevel.checkpoint()
-        stream.abort(EndReason.DISCONNECT)
-    except Exception as error:
-        failures.append(error)
-        stream.abort(EndReason.ERROR)
+class _AsyncioCarrier(_Carrier):
+    """The same with less: a task group, its scope and its events are half of what an idle stream holds.
+
+    And most of what it sends is sent by `DirectSend`, without waking any task.
+    """
+
+    __slots__ = ("_direct", "_interrupted", "_task")
+
+    def __init__(self, stream: Stream, send: Send) -> None:
+        super().__init__(stream, send)
+        self._interrupted = False
+        self._task: asyncio.Task[Any] | None = None
+        self._direct = DirectSend(send, self._note) if DirectSend.applies(send) else None
+
+    async def run(self, headers: RawHeaders, receive: Receive) -> None:
+        watcher = asyncio.get_running_loop().create_task(self._watch(receive))
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        cancelled_before = task.cancelling()
+        self._stream.carrier = self
+        writing = self._write(headers)
+        del headers
+        try:
+            await writing
+        except asyncio.CancelledError:
+            # As asyncio.timeout does: what was asked for here ends here, what comes from outside goes on.
+            if not self._interrupted or task.uncancel() > cancelled_before:
+                raise
+        finally:
+            self._close()
+            if not watcher.done():
+                watcher.cancel()
+                # Whatever becomes of this wait, the watcher ends: it has been told.
+                await asyncio.wait([watcher])
+        self._raise()
+
+    def _close(self) -> None:
+        if self._direct is not None:
+            self._direct.close()
+        super()._close()
+
+    async def _write(self, headers: RawHeaders) -> None:
+        stream, send, direct = self._stream, self._send, self._direct
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            del headers
+            if direct is not None:
+                stream.direct = direct
+            while not stream.finished:
+                chunk = await stream.next_chunk()
+                if direct is not None and direct.unfinished:
+                    await direct.finish()
+                if stream.state is StreamState.CLOSED:
+                    return
+                if chunk or stream.finished:
+                    await send(_body(chunk, more=not stream.finished))
+                # Not to be held while the stream sleeps.
+                chunk = b""
+        except Exception as error:
+            self._note(error)
+
+    def interrupt(self) -> None:
+        # In the task itself nothing has to be interrupted: it sees at its next step that all is over.
+        if not self._interrupted and asyncio.current_task() is not self._task:
+            assert self._task is not None
+            self._interrupted = True
+            self._task.cancel()
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

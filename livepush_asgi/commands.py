@@ -9,6 +9,7 @@ from .cursor import Position
 from .event import RESERVED_PREFIX, data_of
 from .outbox import Delivery
 from .reasons import GapReason
+from .turn import Batch
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -26,8 +27,14 @@ class CommandListener:
     def __init__(self, handlers: Mapping[str, Callable[[dict[str, object]], None]]) -> None:
         self._handlers = handlers
 
-    def receive(self, delivery: Delivery, /) -> None:
-        """Carry out one command."""
+    several = False
+
+    def receive(self, batch: Batch, /) -> None:
+        """Carry out commands."""
+        for delivery in batch.deliveries:
+            self._carry_out(delivery)
+
+    def _carry_out(self, delivery: Delivery) -> None:
         try:
             arguments = json.loads(data_of(delivery.block))
             self._handlers[arguments.pop("command")](arguments)

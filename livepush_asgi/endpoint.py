@@ -4,10 +4,10 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .answers import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
-from .carrier import STREAM_HEADERS, carry
+from .carrier import STREAM_HEADERS
 from .cors import Cors, RawHeader
 from .errors import (
     AuthorizeError,
@@ -83,8 +83,10 @@ class Endpoint:
         self._count_refusal = count_refusal
         self._probes = probes
 
-    async def __call__(self, run: "RunningGetter", scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+    async def __call__(
+        self, run: "RunningGetter", scope: Scope, receive: Receive, send: Send
+    ) -> "Opened | None":
+        """Answer one request, or return the stream that is its answer: the caller has to carry it."""
         request = StreamRequest(scope)
         method = scope["method"]
         headers = [] if self._cors is None else self._cors.answer(request.headers.get("origin"))
@@ -100,7 +102,8 @@ class Endpoint:
         elif self._probes is not None and PROBE in request.query:
             await self._answer_probe(self._probes, await run(), request, headers, receive, send)
         else:
-            await self._answer_get(run, request, headers, receive, send)
+            return await self._answer_get(run, request, headers, send)
+        return None
 
     async def _answer_options(self, request: StreamRequest, send: Send) -> None:
         headers: list[RawHeader] = [(b"allow", ALLOWED_METHODS)]
@@ -122,16 +125,14 @@ class Endpoint:
         run: "RunningGetter",
         request: StreamRequest,
         headers: list[RawHeader],
-        receive: Receive,
         send: Send,
-    ) -> None:
+    ) -> "Opened | None":
         try:
-            stream = await self._open(await run(), request)
+            return Opened(await self._open(await run(), request), [*STREAM_HEADERS, *headers])
         except Refused as refused:
             self._count_refusal(refused.cause)
             await self._refuse(refused, headers, send)
-            return
-        await carry(stream, [*STREAM_HEADERS, *headers], receive, send)
+            return None
 
     async def _answer_probe(
         self,
@@ -190,6 +191,13 @@ class Endpoint:
             return
         block = soft_block(refusal, refused.cause, self._timing, control_events=self._control_events)
         await refuse_softly(send, refusal, block, headers)
+
+
+class Opened(NamedTuple):
+    """A stream, and the headers of its response."""
+
+    stream: Stream
+    headers: list[RawHeader]
 
 
 class RunningGetter(Protocol):

@@ -1,5 +1,6 @@
 """Feed: what one stream sends next. It joins the outbox, the history, the snapshots and the heartbeats."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from .control import gap_block, opening, retry_line
@@ -15,6 +16,7 @@ from .request import Grant
 from .settings import Limits, Timing
 from .snapshot import blocks_of
 from .topic import delivery_of
+from .turn import Batch
 
 # How long to wait, in seconds, before history that could not be read is asked again.
 RETRY = 0.5
@@ -31,6 +33,24 @@ class Household(Protocol):
 class Feed:
     """The bytes of one stream, in the order in which they go out. `next` gives what can go out now."""
 
+    __slots__ = (
+        "_control_events",
+        "_gap_waits",
+        "_grant",
+        "_head",
+        "_house",
+        "_outbox",
+        "_passed",
+        "_places",
+        "_reader",
+        "_resuming",
+        "_single",
+        "_snapshot_due",
+        "heartbeat_due",
+        "hurried",
+        "unanswerable",
+    )
+
     def __init__(
         self,
         house: Household,
@@ -44,9 +64,7 @@ class Feed:
         self.heartbeat_due = False
         #: Why the stream has to end, when its client would have to be told what it cannot be told.
         self.unanswerable: EndReason | None = None
-        self._hub = house.hub
-        self._timing = house.timing
-        self._limits = house.limits
+        self._house = house
         self._grant = grant
         self._control_events = control_events
         self._resuming = bool(last_event_id)
@@ -56,14 +74,36 @@ class Feed:
         replayed = house.limits.replay_events
         self._places = Places(grant.channel_names, last_event_id or None, grant.replay, replayed)
         self._gap_waits = False
+        # The position of what went past the queues last, on the one channel.
+        self._passed: Position | None = None
         self._reader = HistoryReader(house.hub, self._places, grant.channel_names, house.limits)
         self._single = len(grant.channel_names) == 1
         # What is to go out before anything else: the open event, a page of history, a snapshot.
         self._head = b""
         self._snapshot_due = False
 
-    def put(self, delivery: Delivery) -> None:
-        """Queue a delivery, or leave it to the history. Raises OutboxFullError."""
+    def put(self, batch: Batch) -> None:
+        """Queue deliveries, or leave them to the history. Raises OutboxFullError."""
+        self._note_passed()
+        if self._places.settled and self._outbox.put_all(batch.deliveries, batch.size):
+            return
+        for delivery in batch.deliveries:
+            self._put(delivery)
+
+    def pass_through(self, batch: Batch) -> bytes:
+        """Return deliveries as they can go out at once, past all queues; b"" if something is before them."""
+        if self._head or self._snapshot_due or self._gap_waits or self._outbox or not self._places.settled:
+            return b""
+        if batch.size > self._house.limits.message_bytes:
+            return b""
+        self.heartbeat_due = False
+        if not self._single:
+            return self._compose(batch.deliveries)
+        # This runs once for every event and stream: where the client is now is written down when it matters.
+        self._passed = batch.position or self._passed
+        return batch.joined
+
+    def _put(self, delivery: Delivery) -> None:
         if not self._places.settled and not self._places.admits(delivery):
             return
         try:
@@ -74,6 +114,7 @@ class Feed:
 
     def put_gap(self, channel: str, reason: GapReason, position: Position | None) -> None:
         """Queue the word that events are missing. Raises OutboxFullError."""
+        self._note_passed()
         if self._places.hears_gap(channel, position):
             self._gap_waits = True
             id_ = None if position is None else str(position)
@@ -87,11 +128,12 @@ class Feed:
 
     def begin(self, channel: str) -> None:
         """Take note that a channel is subscribed: what is published from now on is the client's."""
-        self._places.begin(channel, self._hub.end_of(channel))
+        self._places.begin(channel, self._house.hub.end_of(channel))
 
     def begin_late(self, channel: str) -> bool:
         """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
-        end = self._hub.end_of(channel)
+        self._note_passed()
+        end = self._house.hub.end_of(channel)
         self._places.claim([end])
         gap = self._places.place(channel, end, late=True)
         if gap is not None:
@@ -102,16 +144,15 @@ class Feed:
 
     async def open(self) -> None:
         """Begin in every channel that is there, and prepare the open event. Cancelling it is harmless."""
-        resumable = self._resuming and await self._reader.can_resume(self._timing.subscribe_timeout)
+        resumable = self._resuming and await self._reader.can_resume(self._house.timing.subscribe_timeout)
         # Nothing waits from here on: what the hub delivers from now on is queued.
-        ends = {
-            name: self._hub.end_of(name) for name in self._grant.channel_names if self._hub.is_ready(name)
-        }
+        hub = self._house.hub
+        ends = {name: hub.end_of(name) for name in self._grant.channel_names if hub.is_ready(name)}
         self._places.claim(ends.values())
         gaps = {name: self._places.place(name, end) for name, end in ends.items()}
         told = [(name, reason) for name, reason in gaps.items() if reason is not None]
         resumed = self._resuming and resumable and not told
-        retry = self._timing.own_retry()
+        retry = self._house.timing.own_retry()
         if self._control_events:
             self._head = opening(retry, self._places.id, told, resumed=resumed)
         else:
@@ -163,6 +204,11 @@ class Feed:
         self._head = b""
         self._outbox.clear()
 
+    def _note_passed(self) -> None:
+        if self._passed is not None:
+            self._places.mark_sent(self._grant.channel_names[0], self._passed)
+            self._passed = None
+
     async def _take_snapshot(self) -> None:
         # Due no more from its beginning on: a gap that is told meanwhile asks for another one.
         self._snapshot_due = False
@@ -176,7 +222,7 @@ class Feed:
 
     def _fall_behind(self, delivery: Delivery) -> bool:
         """Empty the outbox and read on from history, if that has what waits."""
-        if self._limits.overflow != "resume":
+        if self._house.limits.overflow != "resume":
             return False
         channels = self._outbox.give_up_positioned()
         if delivery.position is not None:
@@ -218,7 +264,7 @@ class Feed:
         self._snapshot_due = self._snapshot_due or bool(dropped)
         return gaps + self._compose(self._outbox.take())
 
-    def _compose(self, deliveries: list[Delivery]) -> bytes:
+    def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         """Join deliveries and take note of where the client will be when it has them."""
         if self._single and not self._gap_waits:
             return self._compose_quickly(deliveries)
@@ -238,7 +284,7 @@ class Feed:
             blocks.append(block)
         return b"".join(blocks)
 
-    def _compose_quickly(self, deliveries: list[Delivery]) -> bytes:
+    def _compose_quickly(self, deliveries: Sequence[Delivery]) -> bytes:
         """Join the events of one channel: each brings its id, and the last one says where the client is."""
         for delivery in reversed(deliveries):
             if delivery.position is not None:

@@ -12,7 +12,9 @@ from .clock import Clock
 from .cursor import Position
 from .event import RESERVED_PREFIX
 from .logged_topic import LoggedTopic
+from .loop import soon_caller
 from .topic import Listener, Topic
+from .turn import Turn
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -28,6 +30,7 @@ class Hub:
         self._clock = clock
         self._tasks = tasks
         self._linger = linger
+        self._turn = Turn(soon_caller(), clock.now)
         self._topics: dict[str, Topic] = {}
         self._scopes: dict[Topic, anyio.CancelScope] = {}
         self._failing: set[Topic] = set()
@@ -83,6 +86,10 @@ class Hub:
         assert isinstance(self._broker, HistoryBroker)
         return await self._broker.read(channel, after, limit)
 
+    def flush(self) -> None:
+        """Have every stream take what this turn of the loop has brought for it."""
+        self._turn.flush()
+
     def detach(self, channel: str, listener: Listener) -> None:
         """Let the listener hear the channel no more; the last one starts the time to linger."""
         topic = self._topics.get(channel)
@@ -109,8 +116,8 @@ class Hub:
 
     def _make(self, channel: str) -> Topic:
         if not isinstance(self._broker, HistoryBroker) or channel.startswith(RESERVED_PREFIX):
-            return Topic(channel, self._broker, self._note)
-        topic = LoggedTopic(channel, self._broker, self._note, self._tasks.start_soon)
+            return Topic(channel, self._broker, self._turn, self._note)
+        topic = LoggedTopic(channel, self._broker, self._turn, self._note, self._tasks.start_soon)
         self._check_later(topic)
         return topic
 

@@ -18,6 +18,7 @@ from .errors import InvalidEventError
 from .event import split_position
 from .reasons import GapReason
 from .topic import RETRY_FIRST, RETRY_MOST, Topic
+from .turn import Turn
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -32,10 +33,11 @@ class LoggedTopic(Topic):
         self,
         channel: str,
         broker: HistoryBroker,
+        turn: Turn,
         watch: Callable[[Topic], None],
         spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], object],
     ) -> None:
-        super().__init__(channel, broker, watch)
+        super().__init__(channel, broker, turn, watch)
         self._log = broker
         self._spawn = spawn
         self._position: Position | None = None
@@ -47,6 +49,8 @@ class LoggedTopic(Topic):
     @property
     def position(self) -> Position | None:
         """Up to where the listeners have been delivered the log."""
+        # What this turn has brought counts, so it has to be with them.
+        self._turn.flush()
         return self._position
 
     def deliver(self, payload: bytes, /) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -23,6 +23,15 @@ def loop_identity() -> object:
         return trio.lowlevel.current_trio_token()
 
 
+def on_asyncio() -> bool:
+    """Return whether the running loop is asyncio's, or one that is made for it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def threadsafe_caller() -> Caller:
     """Return a function that has the running loop call something soon.
 
@@ -38,6 +47,19 @@ def threadsafe_caller() -> Caller:
         # RuntimeError is what asyncio and uvloop raise when the loop is closed.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(function)
+
+    return call
+
+
+def soon_caller() -> Caller:
+    """Return a function that has the running loop call something in its next turn. For the loop's thread."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _trio_caller()
+
+    def call(function: Callable[[], object]) -> None:
+        loop.call_soon(function)
 
     return call
 
@@ -85,6 +107,16 @@ def time_source() -> Callable[[], float]:
         return trio.current_time
 
 
+async def pause() -> None:
+    """Let the others have a turn. Unlike anyio's checkpoint it works outside of a task too."""
+    if on_asyncio():
+        await asyncio.sleep(0)
+    else:
+        import trio
+
+        await trio.lowlevel.checkpoint()
+
+
 class Waker(Protocol):
     """Lets one task sleep until it is woken. Being woken while awake is forgotten."""
 
@@ -92,8 +124,8 @@ class Waker(Protocol):
         """Wake the task, if it sleeps. Returns at once."""
         ...
 
-    async def wait(self, patience: float | None = None) -> bool:
-        """Sleep until woken; return False if that took longer than `patience` seconds."""
+    def wait(self, patience: float | None = None) -> Awaitable[bool]:
+        """Sleep until woken; the result is False if that took longer than `patience` seconds."""
         ...
 
 
@@ -110,16 +142,14 @@ class _AsyncioWaker:
         if self._future is not None and not self._future.done():
             self._future.set_result(True)
 
-    async def wait(self, patience: float | None = None) -> bool:
+    def wait(self, patience: float | None = None) -> Awaitable[bool]:
+        # The future itself, and no coroutine around it: ten thousand streams sleep at once.
         future: asyncio.Future[bool] = self._loop.create_future()
         self._future = future
-        timer = None if patience is None else self._loop.call_later(patience, self._expire, future)
-        try:
-            return await future
-        finally:
-            self._future = None
-            if timer is not None:
-                timer.cancel()
+        if patience is not None:
+            timer = self._loop.call_later(patience, self._expire, future)
+            future.add_done_callback(lambda done: timer.cancel())
+        return future
 
     @staticmethod
     def _expire(future: asyncio.Future[bool]) -> None:

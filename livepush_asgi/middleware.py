@@ -36,8 +36,12 @@ class LivePushMiddleware:
             # Whole segments only: `/eventsX` is the application's own.
             if below == self.path or below.startswith(self.path + "/"):
                 root = str(scope.get("root_path", "")).rstrip("/")
-                scope = {**scope, "root_path": root + self.path, "path": root + below}
-                await self.push(scope, receive, send)
+                serving = self.push(
+                    {**scope, "root_path": root + self.path, "path": root + below}, receive, send
+                )
+                # A stream may take hours, and has no use for what this call holds.
+                del scope
+                await serving
                 return
         await self.app(scope, receive, send)
 

@@ -6,7 +6,8 @@ at the moment when it has all that the hub has delivered. Resuming begins behind
 too slow for its outbox. There is no third way, and so no seam at which an event could be missed or doubled.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from .broker import Page
@@ -15,6 +16,9 @@ from .cursor import Cursor, Position
 from .outbox import Delivery
 from .reasons import GapReason
 from .request import Replay
+
+# What most streams have of most things below. It is shared, so what changes is a mapping made anew.
+_NONE: Mapping[str, Position] = MappingProxyType({})
 
 
 class Stretch(NamedTuple):
@@ -28,6 +32,22 @@ class Stretch(NamedTuple):
 class Places:
     """The positions of one stream. `last_event_id` is text from outside, None if the client is new."""
 
+    __slots__ = (
+        "_ahead",
+        "_begun",
+        "_behind",
+        "_claimed",
+        "_cursor",
+        "_found",
+        "_most_replayed",
+        "_replay",
+        "_resuming",
+        "_sent",
+        "_unclaimed",
+        "_unplaced",
+        "settled",
+    )
+
     def __init__(
         self, channels: Iterable[str], last_event_id: str | None, replay: Replay, most_replayed: int
     ) -> None:
@@ -35,28 +55,29 @@ class Places:
         self.settled = False
         self._cursor = None if last_event_id is None else Cursor.parse(last_event_id)
         self._resuming = last_event_id is not None
-        self._unclaimed = set(self._cursor.offsets) if self._cursor else set()
+        # Tuples, because an empty set is 216 bytes, and most streams would have several for hours.
+        self._unclaimed = tuple(self._cursor.offsets) if self._cursor else ()
         self._replay = replay
         self._most_replayed = most_replayed
         #: Where the client's cursor is in the logs, as far as it is in them.
-        self._found: dict[str, Position] = {}
+        self._found = _NONE
         #: Where the logs ended when the stream began to listen.
-        self._begun: dict[str, Position] = {}
+        self._begun = _NONE
         #: Up to where the client has been sent each channel.
         self._sent: dict[str, Position] = {}
         #: The channels that the stream has not begun in.
-        self._unplaced = set(channels)
+        self._unplaced = tuple(channels)
         #: Where history has gone further than the hub: what the hub delivers up to there are repeats.
-        self._ahead: dict[str, Position] = {}
+        self._ahead = _NONE
         #: The channels that are read from history, in turn.
-        self._behind: dict[str, None] = {}
+        self._behind: tuple[str, ...] = ()
         #: From where on the client has a claim to every event; a replay may begin before that.
-        self._claimed: dict[str, Position] = {}
+        self._claimed = _NONE
 
     def begin(self, channel: str, end: Position | None) -> None:
         """Take note of where the log ends when the stream begins to listen: a new client begins here."""
         if end is not None:
-            self._begun.setdefault(channel, end)
+            self._begun = {channel: end, **self._begun}
 
     @property
     def behind(self) -> bool:
@@ -93,21 +114,21 @@ class Places:
             if found is None and page is not None:
                 found = page.place_of(place)
             if found is not None:
-                self._unclaimed.discard(epoch)
-                self._found[channel] = found
+                self._unclaimed = tuple(name for name in self._unclaimed if name != epoch)
+                self._found = {**self._found, channel: found}
                 return found
         return None
 
     def next_behind(self) -> tuple[str, Position]:
         """Return the channel to read next, and the position after which; each has its turn."""
-        channel = next(iter(self._behind))
-        del self._behind[channel]
-        self._behind[channel] = None
+        channel, *others = self._behind
+        self._behind = (*others, channel)
         return channel, self._sent[channel]
 
     def claim(self, ends: Iterable[Position | None]) -> None:
         """Take note of the logs that the stream's channels have now, before any of them is placed."""
-        self._unclaimed -= {end.epoch for end in ends if end is not None}
+        claimed = {end.epoch for end in ends if end is not None}
+        self._unclaimed = tuple(name for name in self._unclaimed if name not in claimed)
 
     def place(self, channel: str, end: Position | None, *, late: bool = False) -> GapReason | None:
         """Begin in a channel whose log ends at `end`; None has no log. Return the gap to tell, if any.
@@ -115,7 +136,7 @@ class Places:
         What the hub has delivered before does not count: the log has it.
         `late` is for a channel that the broker came to have only after the stream had opened.
         """
-        self._unplaced.discard(channel)
+        self._unplaced = tuple(name for name in self._unplaced if name != channel)
         gap = self._place(channel, end, GapReason.BROKER if late else None)
         self._settle()
         return gap
@@ -128,7 +149,9 @@ class Places:
             # It may be ahead of this process: another one, which had heard more, has served it before.
             return self._start(channel, end, found)
         self._start(channel, end, Position(end.epoch, self._first_of(channel, end)))
-        self._claimed[channel] = Position(end.epoch, self._begun_in(channel, end))
+        if self._sent[channel].offset < self._begun_in(channel, end):
+            claimed = Position(end.epoch, self._begun_in(channel, end))
+            self._claimed = {**self._claimed, channel: claimed}
         if not self._resuming:
             return unknown
         if self._cursor is None:
@@ -163,7 +186,7 @@ class Places:
             return False
         if position.offset <= ahead.offset:
             return False
-        del self._ahead[channel]
+        self._ahead = _without(self._ahead, channel)
         self._settle()
         return True
 
@@ -174,8 +197,9 @@ class Places:
     def fall_behind(self, channels: Iterable[str]) -> None:
         """Read these channels from history, from where the client is."""
         for channel in channels:
-            self._behind[channel] = None
-            self._ahead.pop(channel, None)
+            if channel not in self._behind:
+                self._behind += (channel,)
+            self._ahead = _without(self._ahead, channel)
         self._settle()
 
     def take_page(self, channel: str, page: Page, live_end: Position) -> Stretch:
@@ -194,12 +218,12 @@ class Places:
         self._sent[channel] = place
         start, end = place, records[-1][0] if records else place
         if end.epoch == live_end.epoch and end.offset >= live_end.offset:
-            del self._behind[channel]
+            self._behind = tuple(name for name in self._behind if name != channel)
             if end.offset > live_end.offset:
-                self._ahead[channel] = end
+                self._ahead = {**self._ahead, channel: end}
             self._settle()
         # From now on its place is its claim.
-        self._claimed.pop(channel, None)
+        self._claimed = _without(self._claimed, channel)
         return Stretch(gap, start, records)
 
     def _compare(self, channel: str, place: Position, page: Page) -> tuple[GapReason | None, Position]:
@@ -218,7 +242,7 @@ class Places:
             gap, place = GapReason.OVERFLOW, Position(end.epoch, end.offset - self._most_replayed)
         self._sent[channel] = place
         if place != end:
-            self._behind[channel] = None
+            self._behind += (channel,)
         return gap
 
     def _first_of(self, channel: str, end: Position) -> int:
@@ -238,4 +262,13 @@ class Places:
         return begun.offset if begun.epoch == end.epoch else end.offset
 
     def _settle(self) -> None:
+        if not self._unplaced:
+            # Of use only until every channel has begun.
+            self._found = self._begun = _NONE
         self.settled = not (self._unplaced or self._behind or self._ahead)
+
+
+def _without(places: Mapping[str, Position], channel: str) -> Mapping[str, Position]:
+    if channel not in places:
+        return places
+    return {name: place for name, place in places.items() if name != channel} or _NONE

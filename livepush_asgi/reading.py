@@ -1,7 +1,6 @@
 """HistoryReader: how one stream reads the logs of its channels, page by page and each in its turn."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
 
 import anyio
@@ -20,12 +19,14 @@ PAGE = 100
 class HistoryReader:
     """Reads what `places` says is behind."""
 
-    def __init__(self, hub: Hub, places: Places, channels: Iterable[str], limits: Limits) -> None:
+    __slots__ = ("_channels", "_hub", "_limits", "_places", "failed")
+
+    def __init__(self, hub: Hub, places: Places, channels: tuple[str, ...], limits: Limits) -> None:
         #: Whether the last attempt brought nothing, and the next one should wait a while.
         self.failed = False
         self._hub = hub
         self._places = places
-        self._channels = tuple(channels)
+        self._channels = channels
         self._limits = limits
 
     async def can_resume(self, timeout: float) -> bool:

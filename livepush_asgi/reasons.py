@@ -1,5 +1,5 @@
 """The reasons: why a stream ended, why a gap is told, why a client was refused. One list for the wire,
-the log and the counters.
+the log and the counters. And where a stream is in its life.
 """
 
 from enum import Enum
@@ -56,3 +56,12 @@ class RefusalCause(Enum):
     DRAIN = "drain"
     #: The login had already ended.
     EXPIRED = "expired"
+
+
+class StreamState(Enum):
+    """Where a stream is in its life. (`refused` never becomes a stream.)"""
+
+    OPENING = "opening"
+    LIVE = "live"
+    ENDING = "ending"
+    CLOSED = "closed"

@@ -5,35 +5,28 @@
 import logging
 import time
 from collections.abc import Callable
-from enum import Enum
+from functools import partial
 from typing import Protocol
 
 from .clock import Clock, Timer
 from .control import close_block, retry_line
 from .cursor import Position
+from .direct import DirectSend
 from .feed import Feed
 from .hub import Hub
 from .loop import make_waker
-from .outbox import Delivery, OutboxFullError
-from .reasons import EndReason, GapReason
+from .outbox import OutboxFullError
+from .reasons import EndReason, GapReason, StreamState
 from .request import Grant
 from .settings import Limits, Timing
 from .slots import Lease
+from .turn import Batch
 
 logger = logging.getLogger("livepush_asgi")
 
 # What waits is still sent before these endings. Not so where the client has lost its right to it
 # (expired, revoked) or does not take it (slow).
 _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED})
-
-
-class StreamState(Enum):
-    """Where a stream is in its life. (`refused` never becomes a stream.)"""
-
-    OPENING = "opening"
-    LIVE = "live"
-    ENDING = "ending"
-    CLOSED = "closed"
 
 
 class Owner(Protocol):
@@ -49,6 +42,14 @@ class Owner(Protocol):
         ...
 
 
+class Carrier(Protocol):
+    """Who asks for a stream's chunks and sends them."""
+
+    def interrupt(self) -> None:
+        """Stop at once, in the middle of a send too. Returns at once; harmless the second time."""
+        ...
+
+
 class Stream:
     """One client's stream. Made, it listens to its channels already; `close` gives everything back.
 
@@ -56,38 +57,73 @@ class Stream:
     is taken to be busy sending.
     """
 
+    __slots__ = (
+        "_busy_since",
+        "_control_events",
+        "_feed",
+        "_last_chunk_at",
+        "_look",
+        "_now",
+        "_owner",
+        "_parked",
+        "_timers",
+        "_unsubscribed",
+        "_waker",
+        "carrier",
+        "direct",
+        "finished",
+        "grant",
+        "lease",
+        "reason",
+        "several",
+        "state",
+    )
+
     def __init__(
         self, owner: Owner, grant: Grant, *, control_events: bool = True, last_event_id: str | None = None
     ) -> None:
         self.grant = grant
+        self.several = len(grant.channel_names) > 1
         self.state = StreamState.OPENING
         self.reason: EndReason | None = None
         #: Whether the last chunk has been handed out.
         self.finished = False
-        #: Called when the stream has to stop at once, in the middle of a send too.
-        self.on_abort: Callable[[], None] | None = None
+        #: Who carries its bytes, if that can be interrupted.
+        self.carrier: Carrier | None = None
+        #: Set by a carrier whose `send` can be used while its task sleeps.
+        self.direct: DirectSend | None = None
         self.lease: Lease | None = None
         self._owner = owner
         self._control_events = control_events
         self._waker = make_waker()
+        # Whether the carrier's task sleeps and `direct` may take its place.
+        self._parked = False
         self._feed = Feed(owner, grant, control_events=control_events, last_event_id=last_event_id)
         self._now = owner.clock.now
         self._busy_since: float | None = self._now()
         self._last_chunk_at = self._busy_since
-        self._timers: dict[str, Timer] = {}
-        self._unsubscribed = {name for name in grant.channel_names if not owner.hub.attach(name, self)}
-        for channel in set(grant.channel_names) - self._unsubscribed:
-            self._feed.begin(channel)
+        self._timers: tuple[Timer, ...] = ()
+        self._look: Timer
+        self._unsubscribed = tuple([name for name in grant.channel_names if not owner.hub.attach(name, self)])
+        for channel in grant.channel_names:
+            if channel not in self._unsubscribed:
+                self._feed.begin(channel)
         self._start_timers()
 
     # What the hub calls.
 
-    def receive(self, delivery: Delivery, /) -> None:
-        """Take a delivery, or end as slow when there is no room."""
+    def receive(self, batch: Batch, /) -> None:
+        """Take what a turn has brought, or end as slow when there is no room."""
         if self.reason is not None:
             return
+        direct = self.direct
+        if self._parked and direct is not None and (chunk := self._feed.pass_through(batch)):
+            self._last_chunk_at = batch.time
+            if not direct.begin(chunk):
+                self._leave_to_the_carrier()
+            return
         try:
-            self._feed.put(delivery)
+            self._feed.put(batch)
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
@@ -111,7 +147,7 @@ class Stream:
         """Open, when this was the last channel to wait for, or begin in a channel that came late."""
         if channel not in self._unsubscribed:
             return
-        self._unsubscribed.discard(channel)
+        self._unsubscribed = tuple(name for name in self._unsubscribed if name != channel)
         if self.state is StreamState.OPENING:
             self._feed.begin(channel)
             self._waker.wake()
@@ -124,6 +160,8 @@ class Stream:
 
     def end(self, reason: EndReason) -> None:
         """Have the stream end for this reason, unless it is ending already. Returns at once."""
+        if reason in _FLUSHING:
+            self._owner.hub.flush()
         if self.reason is not None:
             return
         self.reason = reason
@@ -138,8 +176,8 @@ class Stream:
             return
         self.end(reason)
         self.close()
-        if self.on_abort is not None:
-            self.on_abort()
+        if self.carrier is not None:
+            self.carrier.interrupt()
 
     def close(self) -> None:
         """Give back the slot, the channels and the timers. Returns at once; harmless the second time."""
@@ -150,7 +188,7 @@ class Stream:
         self.finished = True
         for channel in self.grant.channel_names:
             self._owner.hub.detach(channel, self)
-        for timer in self._timers.values():
+        for timer in (self._look, *self._timers):
             timer.cancel()
         if self.lease is not None:
             self.lease.give_back()
@@ -161,47 +199,51 @@ class Stream:
     async def next_chunk(self, patience: float | None = None) -> bytes:
         """Wait for what is to be sent next, or return b"" after `patience` seconds without anything.
 
-        After the last chunk `finished` is true. Cancelling a call loses nothing: what it would have
-        returned is returned by the next one.
+        It may be b"" without that, when what was sent directly has to be finished. After the last chunk
+        `finished` is true. Cancelling a call loses nothing: what it would have returned is returned by
+        the next one.
         """
         self._busy_since = None
         try:
-            chunk = await self._wait_for_chunk(patience)
+            while self.reason is None:
+                if chunk := await self._work():
+                    self._last_chunk_at = self._now()
+                    return chunk
+                again_in = None if self.state is StreamState.OPENING else self._feed.again_in
+                # It may have ended meanwhile, and whoever wakes one that is awake is not heard.
+                if self.reason is not None or again_in == 0.0:
+                    continue
+                self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
+                woken = await self._waker.wait(_shorter(again_in, patience))
+                if self._parked is not parked or not (woken or patience is None):
+                    return b""
+                self._parked = False
+            return self._last_chunk()
         finally:
             # Also when cancelled: whoever gives up asking must not keep the stream for ever.
             self._busy_since = self._now()
-        if chunk:
-            self._last_chunk_at = self._busy_since
+            self._parked = False
+
+    async def _work(self) -> bytes:
+        """Do what there is to do, and return what can be sent."""
+        if self.state is StreamState.OPENING:
+            if self._unsubscribed and not self._feed.hurried:
+                return b""
+            await self._feed.open()
+            # It may have ended while history was looked at.
+            if self.reason is not None:
+                return b""
+            self.state = StreamState.LIVE
+        chunk = self._feed.ready() or await self._feed.next()
+        if not chunk and self._feed.unanswerable:
+            # What its client would have to be told it cannot be told.
+            self.end(self._feed.unanswerable)
         return chunk
 
-    async def _wait_for_chunk(self, patience: float | None) -> bytes:
-        while self.reason is None:
-            if self.state is StreamState.OPENING:
-                if not self._unsubscribed or self._feed.hurried:
-                    await self._feed.open()
-                    # It may have ended while history was looked at.
-                    self.state = StreamState.LIVE if self.reason is None else self.state
-                    continue
-            elif chunk := self._feed.ready() or await self._feed.next():
-                return chunk
-            elif self._feed.unanswerable:
-                # What its client would have to be told it cannot be told.
-                self.end(self._feed.unanswerable)
-                continue
-            # It may have ended while history was read, and whoever wakes one that is awake is not heard.
-            if self.reason is None and not await self._rest(patience):
-                return b""
-        return self._last_chunk()
-
-    async def _rest(self, patience: float | None) -> bool:
-        """Sleep until there may be something to send; return False if there is no patience for that."""
-        again_in = None if self.state is StreamState.OPENING else self._feed.again_in
-        if again_in is None:
-            return await self._waker.wait(patience)
-        if again_in == 0.0:
-            return True
-        woken = await self._waker.wait(again_in if patience is None else min(again_in, patience))
-        return woken or patience is None
+    def _leave_to_the_carrier(self) -> None:
+        self._parked = False
+        self._busy_since = self._now()
+        self._waker.wake()
 
     def _last_chunk(self) -> bytes:
         if self.finished:
@@ -219,12 +261,12 @@ class Stream:
     def _start_timers(self) -> None:
         self._check()
         if self._unsubscribed:
-            self._at("open", self._owner.timing.subscribe_timeout, self._open_anyway)
+            self._at(self._owner.timing.subscribe_timeout, self._open_anyway)
         lifetime = self._owner.timing.own_lifetime()
         if lifetime is not None:
-            self._at("lifetime", lifetime, lambda: self.end(EndReason.LIFETIME))
+            self._at(lifetime, partial(self.end, EndReason.LIFETIME))
         if self.grant.expiry is not None:
-            self._at("expiry", self.grant.expiry - time.time(), lambda: self.end(EndReason.EXPIRED))
+            self._at(self.grant.expiry - time.time(), partial(self.end, EndReason.EXPIRED))
 
     def _open_anyway(self) -> None:
         self._feed.hurried = True
@@ -245,7 +287,11 @@ class Stream:
                 self._feed.heartbeat_due, idle = True, 0.0
                 self._waker.wake()
             due = min(due, timing.heartbeat_interval - idle)
-        self._at("check", due, self._check)
+        self._look = self._owner.clock.call_later(due, self._check)
 
-    def _at(self, name: str, delay: float, function: Callable[[], None]) -> None:
-        self._timers[name] = self._owner.clock.call_later(delay, function)
+    def _at(self, delay: float, function: Callable[[], None]) -> None:
+        self._timers += (self._owner.clock.call_later(delay, function),)
+
+
+def _shorter(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else min(one, other)

@@ -15,6 +15,7 @@ from .errors import InvalidEventError, MessagesLostError
 from .event import from_payload, split_position, with_id
 from .outbox import Delivery
 from .reasons import GapReason
+from .turn import Batch, Turn
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -27,10 +28,13 @@ CLOSE_TIMEOUT = 2.0
 
 
 class Listener(Protocol):
-    """Who hears a channel. Both calls return at once and never raise."""
+    """Who hears a channel. The calls return at once and never raise."""
 
-    def receive(self, delivery: Delivery, /) -> None:
-        """Take what was published."""
+    #: Whether it hears several channels.
+    several: bool
+
+    def receive(self, batch: Batch, /) -> None:
+        """Take what was published, all that one turn of the loop has brought."""
         ...
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
@@ -53,7 +57,7 @@ def delivery_of(channel: str, payload: bytes, position: Position | None) -> Deli
 class Topic:
     """A channel, its listeners, and the subscription that feeds them. It is that subscription's sink."""
 
-    def __init__(self, channel: str, broker: Broker, watch: Callable[["Topic"], None]) -> None:
+    def __init__(self, channel: str, broker: Broker, turn: Turn, watch: Callable[["Topic"], None]) -> None:
         self.channel = channel
         self.delivered = 0
         #: Whether the channel was ever subscribed; what happens to it afterwards is told.
@@ -62,6 +66,7 @@ class Topic:
         #: The error of the last attempt to subscribe; None when it succeeded.
         self.error: Exception | None = None
         self._broker = broker
+        self._turn = turn
         self._watch = watch
         self._listeners: dict[Listener, None] = {}
         self._snapshot: tuple[Listener, ...] | None = ()
@@ -74,6 +79,7 @@ class Topic:
 
     def add(self, listener: Listener) -> None:
         """Let a listener hear what is delivered from now on."""
+        self._turn.flush()
         self._listeners[listener] = None
         self._snapshot = None
 
@@ -110,14 +116,13 @@ class Topic:
             self._complain(error)
             self.tell_gap(GapReason.BROKER, position)
             return
-        listeners = self._listening()
-        self.delivered += len(listeners)
-        for listener in listeners:
-            listener.receive(delivery)
+        self.delivered += len(self._listeners)
+        self._turn.add(self, delivery)
 
     def tell_gap(self, reason: GapReason, position: Position | None) -> None:
         """Tell every listener that events are missing, in a log those up to `position`."""
-        for listener in self._listening():
+        self._turn.flush()
+        for listener in self.hearers():
             listener.gap(self.channel, reason, position)
 
     async def wait_attempted(self) -> None:
@@ -160,7 +165,7 @@ class Topic:
         self.set_error(None)
         if not self.ready:
             self.ready = True
-            for listener in self._listening():
+            for listener in self.hearers():
                 listener.subscribed(self.channel)
         return forwards
 
@@ -190,7 +195,8 @@ class Topic:
             except Exception:
                 logger.warning("closing the subscription to %r failed", self.channel, exc_info=True)
 
-    def _listening(self) -> tuple[Listener, ...]:
+    def hearers(self) -> tuple[Listener, ...]:
+        """Return the listeners of this moment."""
         # A snapshot, because a listener may go while it is being served (a finalizer, for one).
         if self._snapshot is None:
             self._snapshot = tuple(self._listeners)

@@ -23,8 +23,9 @@ from livepush_asgi import (
 )
 from livepush_asgi.broker import Broker
 from livepush_asgi.testing import Client, MockBroker, Stream
-from livepush_asgi.types import Message, Scope
+from livepush_asgi.types import ASGIApp, Message, Scope
 
+from .around import behind_a_middleware
 from .pull_broker import PullBroker
 from .virtual_clock import let_pass
 
@@ -83,9 +84,11 @@ async def revoke_by_channel(house: House, client: Client, stream: Stream) -> Non
 
 
 async def overflow(house: House, client: Client, stream: Stream) -> None:
-    # The first may be on its way out already, and the next five fill the outbox.
-    for number in range(8):
-        await house.push.publish("a", number)
+    # The first may be on their way out already, and of what comes meanwhile five fill the outbox.
+    for _ in range(2):
+        for number in range(6):
+            await house.push.publish("a", number)
+        await let_pass(0)
 
 
 async def stall(house: House, client: Client, stream: Stream) -> None:
@@ -127,8 +130,10 @@ ENDINGS = {
 
 
 @asynccontextmanager
-async def opened(house: House, window: float) -> AsyncIterator[tuple[Client, Stream]]:
-    client = Client(house.push)
+async def opened(
+    house: House, window: float, app: ASGIApp | None = None
+) -> AsyncIterator[tuple[Client, Stream]]:
+    client = Client(app or house.push)
     async with house.push.lifespan(), client, client.open("/", window=window) as stream:
         await stream.next_event(control=True)
         assert house.slots.held("k") == 1
@@ -136,12 +141,14 @@ async def opened(house: House, window: float) -> AsyncIterator[tuple[Client, Str
         yield client, stream
 
 
+@pytest.mark.parametrize("way", ["direct", "behind a middleware"])
 @pytest.mark.parametrize("broker", BROKERS)
 @pytest.mark.parametrize("name", ENDINGS)
-async def test_every_ending_gives_everything_back_once(name: str, broker: str) -> None:
+async def test_every_ending_gives_everything_back_once(name: str, broker: str, way: str) -> None:
     ending = ENDINGS[name]
     house = House(BROKERS[broker](), ending.control_events, ending.expires_in)
-    async with opened(house, ending.window) as (client, stream):
+    app = house.push if way == "direct" else behind_a_middleware(house.push)
+    async with opened(house, ending.window, app) as (client, stream):
         await ending.cause(house, client, stream)
         if ending.window and name != "disconnect":
             assert await stream.wait_ended() == ending.reason.value
@@ -160,6 +167,8 @@ async def test_every_ending_gives_everything_back_once(name: str, broker: str) -
 async def test_a_lost_broker_ends_a_stream_that_cannot_be_told() -> None:
     house = House(MockBroker(), control_events=False)
     async with house.push.lifespan(), Client(house.push) as client, client.open("/") as stream:
+        # No open event tells that it listens.
+        await anyio.wait_all_tasks_blocked()
         await house.push.publish("a", "x")
         await stream.next_event()
         await lose_broker(house, client, stream)

@@ -17,7 +17,9 @@ from livepush_asgi import BrokerUnavailableError, DrainPolicy, Grant, Limits, Li
 from livepush_asgi.brokers.history import History
 from livepush_asgi.settings import Overflow
 from livepush_asgi.testing import Client, ParsedEvent, Stream, StreamEnded
+from livepush_asgi.types import ASGIApp
 
+from .around import behind_a_middleware
 from .faulty_broker import FaultyBroker, FaultyServer
 from .virtual_clock import VirtualClockLoop, let_pass
 
@@ -128,7 +130,9 @@ class Story:
         async with AsyncExitStack() as stack:
             for push in self.pushes:
                 await stack.enter_async_context(push.lifespan())
-            clients = [await stack.enter_async_context(Client(push, deadline=60)) for push in self.pushes]
+            # One sends directly, the other by its task, as behind a middleware.
+            apps: list[ASGIApp] = [self.pushes[0], behind_a_middleware(self.pushes[1])]
+            clients = [await stack.enter_async_context(Client(app, deadline=60)) for app in apps]
             follower = Follower(clients)
             await follower.connect(8)
             # From the first event on, which says where it begins, it has a claim to all.

@@ -157,6 +157,8 @@ async def test_without_control_events_a_loss_ends_the_stream() -> None:
     broker = MockBroker()
     push = LivePush(broker, public("news"), control_events=False)
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        # No open event tells that it listens.
+        await anyio.wait_all_tasks_blocked()
         await push.publish("news", "before")
         assert (await stream.next_event()).data == "before"
         broker.drop()

@@ -14,9 +14,10 @@ from .mailbox import Mailbox
 from .memory_log import MemoryLog
 
 # A publisher in a loop would otherwise fill every outbox before one stream had its turn to send.
-# Yielding at each publish, on the other hand, would make one message of each event.
-PUBLISHES_BETWEEN_YIELDS = 32
-BYTES_BETWEEN_YIELDS = 64 * 1024
+# Yielding at each publish, on the other hand, would make one message of each event: what comes between
+# two yields goes out as one.
+PUBLISHES_BETWEEN_YIELDS = 128
+BYTES_BETWEEN_YIELDS = 128 * 1024
 
 
 class MemoryBroker:

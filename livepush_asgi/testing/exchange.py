@@ -3,11 +3,13 @@
 https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
+from collections import deque
 from typing import Literal, NoReturn
 
 import anyio
 import anyio.lowlevel
 
+from ..loop import make_waker, pause
 from ..types import ASGIApp, Message, Scope
 
 # What `send` does once the client has left: uvicorn's swallows the message, others raise OSError.
@@ -33,7 +35,12 @@ class Exchange:
         self.messages: list[Message] = []
         self._after_disconnect = after_disconnect
         self._request: Message | None = {"type": "http.request", "body": body, "more_body": False}
-        self._entrance, self._exit = anyio.create_memory_object_stream[Message](window)
+        # What was sent and not taken. No memory stream of anyio's, which works in tasks only: `send` may be
+        # stepped outside of them.
+        self._untaken: deque[Message] = deque()
+        self._window = window
+        self._room = make_waker()
+        self._arrival = make_waker()
         self._expected: str | None = "http.response.start"
         self._client_left = False
         self._sent_in_vain = 0
@@ -52,8 +59,8 @@ class Exchange:
         except Exception as error:
             self._error = error
         finally:
-            self._entrance.close()
             self._returned.set()
+            self._arrival.wake()
 
     async def receive(self) -> Message:
         """Give the application its request, and `http.disconnect` once there is nothing left to answer."""
@@ -70,28 +77,49 @@ class Exchange:
         self.messages.append(dict(message))
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
         self._expected = None if last else "http.response.body"
-        try:
-            await self._entrance.send(dict(message))
-        except anyio.BrokenResourceError:
+        if self._client_left:
             await self._send_in_vain()
-        except BaseException:
-            self._gave_up = True
-            raise
+        else:
+            await self._hand_over(dict(message))
         if last:
             self._over.set()
 
+    async def _hand_over(self, message: Message) -> None:
+        self._untaken.append(message)
+        self._arrival.wake()
+        try:
+            while len(self._untaken) > self._window and not self._client_left:
+                await self._room.wait()
+        except BaseException:
+            # Broken off, it is as if it had never been sent; unless it was taken just then.
+            self._gave_up = True
+            self._untaken = deque(other for other in self._untaken if other is not message)
+            raise
+        if self._client_left:
+            await self._send_in_vain()
+
+    # It is taken as uvicorn's is: while there is room it returns at once. Behind a middleware it is not.
+    send.steps = True  # type: ignore[attr-defined]
+
     async def take(self) -> Message | None:
         """Take the next message; None when there will be no more."""
-        try:
-            return await self._exit.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            return None
+        # A client that reads in a loop lets the application run meanwhile.
+        await pause()
+        while not self._untaken:
+            if self._client_left or self._returned.is_set():
+                return None
+            await self._arrival.wait()
+        message = self._untaken.popleft()
+        self._room.wake()
+        return message
 
     def leave(self) -> None:
         """Disconnect the client. Whoever waits in `send` or `receive` hears of it at once."""
         self._client_left = True
+        self._untaken.clear()
         self._over.set()
-        self._exit.close()
+        self._room.wake()
+        self._arrival.wake()
 
     async def settle(self, timeout: float) -> None:
         """Wait until the application has returned, and raise what it raised; the second time nothing."""
@@ -109,7 +137,7 @@ class Exchange:
         return self._error is not None
 
     async def _send_in_vain(self) -> None:
-        await anyio.lowlevel.checkpoint()
+        await pause()
         if self._after_disconnect == "raise":
             raise OSError("the client has disconnected")
         self._sent_in_vain += 1

@@ -1,0 +1,89 @@
+"""DirectSend: an ASGI `send` that is called outside of the stream's task, in the middle of a delivery.
+
+Waking a task costs more than sending. Where `send` commonly runs to its end without waiting, it is
+stepped by hand instead, and only if it does wait does the stream's task go on with it.
+"""
+
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from .types import Send
+
+# A `send` may be begun here and finished in another task if it waits for nothing but a future of asyncio,
+# and uses nothing that belongs to a task, as a cancel scope or a timeout does. These servers' are such. Of
+# what a middleware has put around it nobody knows that. Another server can say it of its own: by an
+# attribute `steps = True` of the function.
+# https://github.com/encode/uvicorn/tree/master/uvicorn/protocols/http
+_KNOWN = frozenset(
+    {
+        ("uvicorn.protocols.http.httptools_impl", "RequestResponseCycle.send"),
+        ("uvicorn.protocols.http.h11_impl", "RequestResponseCycle.send"),
+    }
+)
+
+
+class DirectSend:
+    """Sends chunks by stepping `send`, of which `applies` is true; `failed` hears what it raises."""
+
+    __slots__ = ("_coroutine", "_failed", "_send", "_yielded")
+
+    def __init__(self, send: Send, failed: Callable[[Exception], None]) -> None:
+        self._send = send
+        self._failed = failed
+        self._coroutine: Coroutine[Any, Any, None] | None = None
+        self._yielded: object = None
+
+    @staticmethod
+    def applies(send: Send) -> bool:
+        """Return whether this `send` is one that can be stepped."""
+        function = getattr(send, "__func__", send)
+        if getattr(function, "steps", False) is True:
+            return True
+        return (getattr(function, "__module__", None), getattr(function, "__qualname__", None)) in _KNOWN
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a chunk is on its way: until `finish` has returned nothing else may be sent."""
+        return self._coroutine is not None
+
+    def begin(self, chunk: bytes) -> bool:
+        """Send a chunk, or as much of it as goes without waiting; return whether that was all."""
+        # One Coroutine, by `applies`: the type of `send` has to be wider.
+        coroutine: Any = self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        try:
+            self._yielded = coroutine.send(None)
+        except StopIteration:
+            return True
+        except Exception as error:
+            self._failed(error)
+            return True
+        self._coroutine = coroutine
+        return False
+
+    async def finish(self) -> None:
+        """Wait for what was begun. Raises what `send` raises."""
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None:
+            await _go_on(coroutine, self._yielded)
+
+    def close(self) -> None:
+        """Give up what was begun and not finished."""
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None:
+            coroutine.close()
+
+
+@types.coroutine
+def _go_on(coroutine: Coroutine[Any, Any, None], yielded: object) -> Generator[Any, Any, None]:
+    """Hand on what a coroutine waits for, until it returns."""
+    try:
+        while True:
+            try:
+                value = yield yielded
+            except BaseException as error:
+                yielded = coroutine.throw(error)
+            else:
+                yielded = coroutine.send(value)
+    except StopIteration:
+        return

@@ -1,0 +1,159 @@
+"""Sending without the stream's task: what goes at once, what has to wait, what fails."""
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
+from livepush_asgi.direct import DirectSend
+from livepush_asgi.testing import Client, EventStreamParser
+from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.types import Message, Send
+
+from .around import behind_a_middleware
+from .virtual_clock import VirtualClockLoop, let_pass
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    # On trio nothing is stepped.
+    return "asyncio", {"loop_factory": VirtualClockLoop}
+
+
+SCOPE = http_scope(
+    "GET", "/", root_path="", spec_version="2.4", headers=(), query="", cookies={}, last_event_id=None
+)
+
+
+class Server:
+    """A server whose `send` can be stepped. It waits where `gate` is shut, and raises `error`."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.entered = 0
+        self.gate = anyio.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        self.gone = anyio.Event()
+
+    async def receive(self) -> Message:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.entered += 1
+        if not self.gate.is_set():
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        self.sent.append(message)
+
+    send.steps = True  # type: ignore[attr-defined]
+
+    @property
+    def data(self) -> list[str]:
+        """The data of the messages that came, in order."""
+        events = EventStreamParser().feed(b"".join(message.get("body", b"") for message in self.sent))
+        return [event.data for event in events if event.event == "message"]
+
+
+def test_only_a_send_that_is_known_to_allow_it_is_stepped() -> None:
+    async def plain(message: Message) -> None:
+        """A middleware's, perhaps."""
+
+    server = Server()
+    assert DirectSend.applies(server.send)
+    assert not DirectSend.applies(plain)
+
+
+@pytest.mark.parametrize("implementation", ["httptools_impl", "h11_impl"])
+def test_the_send_of_uvicorn_is_known(implementation: str) -> None:
+    module = __import__(f"uvicorn.protocols.http.{implementation}", fromlist=["RequestResponseCycle"])
+    send: Callable[..., object] = module.RequestResponseCycle.send
+    bound: Send = send.__get__(object())
+    assert DirectSend.applies(bound)
+
+
+async def test_what_does_not_wait_is_sent_in_the_turn_of_its_publishing() -> None:
+    server, push = Server(), LivePush(MemoryBroker(), public("c"))
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(push, SCOPE, server.receive, server.send)
+        await anyio.wait_all_tasks_blocked()
+        before = len(server.sent)
+        for number in range(3):
+            await push.publish("c", number)
+        await anyio.lowlevel.checkpoint()
+        assert len(server.sent) == before + 1
+        assert server.data == ["0", "1", "2"]
+        server.gone.set()
+    assert push.statistics().ended[EndReason.DISCONNECT] == 1
+
+
+async def test_what_has_to_wait_is_finished_by_the_task_and_nothing_overtakes_it() -> None:
+    server, push = Server(), LivePush(MemoryBroker(), public("c"))
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(push, SCOPE, server.receive, server.send)
+        await anyio.wait_all_tasks_blocked()
+        server.gate = anyio.Event()
+        for number in range(5):
+            await push.publish("c", number)
+            await anyio.wait_all_tasks_blocked()
+        assert server.data == []
+        server.gate.set()
+        await anyio.wait_all_tasks_blocked()
+        assert server.data == ["0", "1", "2", "3", "4"]
+        await push.publish("c", 5)
+        await anyio.wait_all_tasks_blocked()
+        assert server.data[-1] == "5"
+        server.gone.set()
+
+
+async def test_what_waits_too_long_ends_the_stream_as_slow() -> None:
+    server = Server()
+    push = LivePush(MemoryBroker(), public("c"), timing=Timing(send_timeout=5))
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(push, SCOPE, server.receive, server.send)
+        await anyio.wait_all_tasks_blocked()
+        server.gate = anyio.Event()
+        await push.publish("c", "never taken")
+        await let_pass(6)
+        assert push.statistics().ended[EndReason.SLOW] == 1
+        assert push.statistics().streams == 0
+    assert server.data == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OSError("gone"), EndReason.DISCONNECT), (ValueError("why"), EndReason.ERROR)]
+)
+async def test_what_fails_ends_the_stream(error: Exception, reason: EndReason) -> None:
+    server, push = Server(), LivePush(MemoryBroker(), public("c"))
+    raised: list[Exception] = []
+
+    async def serve() -> None:
+        try:
+            await push(SCOPE, server.receive, server.send)
+        except Exception as failure:
+            raised.append(failure)
+
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(serve)
+        await anyio.wait_all_tasks_blocked()
+        server.error = error
+        await push.publish("c", "x")
+        await anyio.wait_all_tasks_blocked()
+        assert push.statistics().ended[reason] == 1
+        assert push.statistics().streams == 0
+    assert raised == ([] if reason is EndReason.DISCONNECT else [error])
+
+
+@pytest.mark.parametrize("way", ["direct", "behind a middleware"])
+async def test_streams_on_several_channels_get_events_in_the_order_of_publishing(way: str) -> None:
+    push = LivePush(MemoryBroker(), public("a", "b"))
+    app = push if way == "direct" else behind_a_middleware(push)
+    async with push.lifespan(), Client(app) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        for number in range(10):
+            await push.publish("ab"[number % 2], number)
+        assert [event.data for event in await stream.events(10)] == [str(n) for n in range(10)]
