@@ -6,6 +6,7 @@ Servers tell a streaming application nothing until its streams have ended: uvico
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -18,15 +19,18 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 class SignalWatch:
     """Calls a function at SIGTERM and SIGINT, and the handler that was there before.
 
-    That one is called at once; with `hold`, and where it is the default, which ends the process on
-    the spot, it is called at `release`. A second signal is never held.
+    That one is called at once, or, with `hold`, at `release`; a second signal is not held any more.
+    Where it is the default, which ends the process on the spot, signals are held for a `window`
+    (seconds) in any case: some servers send them twice.
     """
 
-    def __init__(self, heard: Callable[[], None], *, hold: bool = False) -> None:
+    def __init__(self, heard: Callable[[], None], *, hold: bool = False, window: float = 0.0) -> None:
         self._heard = heard
         self._hold = hold
+        self._window = window
         self._found: dict[signal.Signals, Handler] = {}
-        self._held: set[signal.Signals] = set()
+        # When each signal that is held came first.
+        self._held: dict[signal.Signals, float] = {}
         self._active = False
 
     def install(self) -> bool:
@@ -55,25 +59,43 @@ class SignalWatch:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, found)
 
-    def release(self) -> None:
-        """Pass on what is held, and from now on whatever comes."""
-        held, self._held = self._held, set()
+    @property
+    def fatal(self) -> bool:
+        """Whether a signal is held that will end the process on the spot."""
+        return any(self._found[number] == signal.SIG_DFL for number in self._held)
+
+    def release(self, *, ending: bool = False) -> None:
+        """Pass on what is held, and from now on whatever comes.
+
+        Of a process that is `ending` by itself the default is kept away, which would cut that short.
+        """
+        held, self._held = self._held, {}
         if held:
             self.remove()
         for number in held:
-            signal.raise_signal(number)
+            if not (ending and self._found[number] == signal.SIG_DFL):
+                signal.raise_signal(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        found = self._found.get(signal.Signals(number))
+        name = signal.Signals(number)
+        found = self._found.get(name)
         if self._active:
             self._heard()
-            if (self._hold or found == signal.SIG_DFL) and not self._held:
-                self._held.add(signal.Signals(number))
+            if self._keep(name):
                 return
-        self._held.discard(signal.Signals(number))
+        self._held.pop(name, None)
         if callable(found):
             found(number, frame)
         elif found == signal.SIG_DFL:
             # The default is to end at once, and it cannot be called: put it back and send again.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+    def _keep(self, name: signal.Signals) -> bool:
+        now = time.monotonic()
+        if self._found[name] == signal.SIG_DFL:
+            return now - self._held.setdefault(name, now) < self._window
+        if self._hold and not self._held:
+            self._held[name] = now
+            return True
+        return False

@@ -26,6 +26,8 @@ logger = logging.getLogger("livepush_asgi")
 
 # How long giving back subscriptions and slots may take at the end, in seconds.
 CLEANUP_TIMEOUT = 3.0
+# How long a server may take to end by itself before a signal's default ends it, in seconds.
+EXIT_TIMEOUT = 1.0
 # So few streams are no storm when they come back: a drain of fewer takes a part of its window only.
 STORM = 10
 
@@ -56,7 +58,9 @@ class Run:
         self._broker = broker
         self._slots = slots
         self._drain_policy = drain_policy
-        self._signals = SignalWatch(lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold)
+        self._signals = SignalWatch(
+            lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
+        )
         self._tally = tally
         self._started = anyio.Event()
         self._stopping = False
@@ -168,12 +172,19 @@ class Run:
             await self._clean_up()
             self._ended.set()
             self._started.set()
-            self._signals.release()
+            self._signals.release(ending=True)
 
     def _on_signal(self) -> None:
         self.drain_soon()
         if self._drained.is_set():
-            self._signals.release()
+            self._tasks.start_soon(self._pass_signals_on)
+
+    async def _pass_signals_on(self) -> None:
+        if self._signals.fatal:
+            # A server that was told otherwise is ending now that its streams have, and more gently than
+            # by a signal; it stops this run before the time is over.
+            await anyio.sleep(EXIT_TIMEOUT)
+        self._signals.release()
 
     async def _answer_bell(self) -> None:
         while not self._stopping:
@@ -207,7 +218,7 @@ class Run:
         for stream in list(self.streams):
             stream.abort(EndReason.DRAIN)
         self._drained.set()
-        self._signals.release()
+        await self._pass_signals_on()
 
     async def _take(self, grant: Grant, opening: "_Opening") -> Lease | None:
         if grant.slot_key is None or self._slots is None:

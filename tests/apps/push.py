@@ -89,6 +89,7 @@ def numbers() -> dict[str, object]:
     found["ended"] = {reason.value: count for reason, count in push.statistics().ended.items()}
     found["refused"] = {cause.value: count for cause, count in push.statistics().refused.items()}
     status = Path("/proc/self/status").read_text()
+    found["pid"] = os.getpid()
     found["resident_kib"] = int(status.split("VmRSS:")[1].split()[0])
     return found
 

@@ -1,0 +1,109 @@
+"""Every server that the tests run the component under: how each is started, and what it can."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .serving import Serving
+
+APP = "tests.apps.push:app"
+# Short times, so that noticing and ending can be waited for.
+QUICK = {"CAP": "1000", "WINDOW": "1", "HEARTBEAT": "1", "SEND_TIMEOUT": "2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server and its command line. Braces: {app}, {host} and {port}.
+
+    `one` makes it serve with one process and `two` with two workers; empty where it does so anyhow, or
+    cannot at all. `hold` is for those that cut every connection at a signal.
+    `keeps_signals_from_workers`: a signal to its first process reaches no worker.
+    """
+
+    name: str
+    command: str
+    one: str = ""
+    two: str = ""
+    hold: bool = False
+    keeps_signals_from_workers: bool = False
+    cuts_at_ctrl_c: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    def serve(
+        self,
+        log: Path,
+        *,
+        options: str | None = None,
+        host: str = "127.0.0.1",
+        environment: Mapping[str, str] | None = None,
+    ) -> Serving:
+        """Return it serving the application of the tests, with one process unless told otherwise."""
+        command = f"{self.command} {self.one if options is None else options}"
+        settings = {**QUICK, **({"HOLD": "1"} if self.hold else {}), **(environment or {}), "HOST": host}
+        return Serving(
+            command.replace("{app}", APP).replace("{host}", host).strip(), log, environment=settings
+        )
+
+
+UVICORN = "uvicorn {app} --host {host} --port {port} --no-access-log"
+GUNICORN = "gunicorn {app} --bind {host}:{port} --no-control-socket"
+
+
+def _hypercorn(kind: str) -> Server:
+    command = f"hypercorn {{app}} --bind {{host}}:{{port}} -k {kind}"
+    return Server(f"hypercorn-{kind}", command, one="-w 0", two="-w 2", keeps_signals_from_workers=True)
+
+
+SERVERS = (
+    Server("uvicorn-httptools-uvloop", f"{UVICORN} --http httptools --loop uvloop", two="--workers 2"),
+    Server("uvicorn-h11-asyncio", f"{UVICORN} --http h11 --loop asyncio", two="--workers 2"),
+    Server("gunicorn-uvicorn", f"{GUNICORN} -k uvicorn_worker.UvicornWorker", two="--workers 2"),
+    Server("gunicorn-asgi", f"{GUNICORN} -k asgi", two="--workers 2", cuts_at_ctrl_c=True),
+    _hypercorn("asyncio"),
+    _hypercorn("uvloop"),
+    _hypercorn("trio"),
+    Server("granian", "granian {app} --interface asgi --host {host} --port {port}", two="--workers 2"),
+    # Daphne takes whatever it is given and never lets the application wait: that a client takes nothing
+    # only its socket can tell, which is opened so that it does.
+    Server("daphne", "examples.listen {port} 2 daphne {app} --fd 3 -v 0", hold=True),
+)
+BY_NAME = {server.name: server for server in SERVERS}
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have processes that are started here obey Ctrl+C, also where this one was told to ignore it.
+
+    A shell has what it starts in the background ignore it, and a process inherits that.
+    """
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, found)
+
+
+def send_to_all(serving: Serving, number: signal.Signals) -> None:
+    """Send a signal to the process that was started and to all that it started, as a terminal does."""
+    os.killpg(serving.process.pid, number)
+
+
+@contextmanager
+def running(server: Server, log: Path) -> Iterator[Serving]:
+    """Run a server while several tests, each with a loop of its own, use it. They close what they open."""
+    serving = server.serve(log)
+    asyncio.run(_enter(serving))
+    try:
+        yield serving
+    finally:
+        asyncio.run(serving.__aexit__(None, None, None))
+
+
+async def _enter(serving: Serving) -> None:
+    await serving.__aenter__()

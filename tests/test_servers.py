@@ -1,0 +1,88 @@
+"""The component under every server: an event arrives at once, a client that has gone is noticed."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from .servers import SERVERS, Server, running
+from .serving import Serving, WireStream
+from .visit import Visit
+
+# A client that opens a stream, says so, and goes on reading as long as it runs.
+READER = """
+import socket, sys
+sock = socket.socket()
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+sock.connect(("127.0.0.1", int(sys.argv[1])))
+sock.sendall(b"GET /events HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n")
+got = b""
+while b"livepush.open" not in got:
+    got += sock.recv(4096)
+print("open", flush=True)
+while sock.recv(4096):
+    pass
+"""
+
+
+@contextmanager
+def reader(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a client that has opened a stream."""
+    with subprocess.Popen([sys.executable, "-c", READER, str(port)], stdout=subprocess.PIPE) as client:
+        try:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"open\n"
+            yield client
+        finally:
+            client.kill()
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", params=SERVERS, ids=str)
+def serving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    server = request.param
+    assert isinstance(server, Server)
+    with running(server, tmp_path_factory.mktemp(server.name) / "log") as found:
+        yield found
+
+
+async def test_each_event_arrives_although_nothing_follows_it(serving: Serving) -> None:
+    async with Visit(serving.port) as visit:
+        first, second = await visit.streams(2)
+        for data in ("1", "a little more", "x" * 100_000, "2"):
+            await visit.publish(data)
+            assert [(await stream.next_event()).data for stream in (first, second)] == [data, data]
+
+
+@pytest.mark.parametrize("leave", [WireStream.close, WireStream.abort], ids=["closed", "reset"])
+async def test_a_client_that_leaves_an_idle_stream_is_noticed(serving: Serving, leave: object) -> None:
+    assert callable(leave)
+    async with Visit(serving.port) as visit:
+        before = await visit.until(lambda numbers: numbers.streams == 0)
+        (stream,) = await visit.streams(1)
+        leave(stream)
+        after = await visit.until(lambda numbers: numbers.streams == 0)
+        assert after.ended["disconnect"] == before.ended["disconnect"] + 1
+
+
+async def test_a_client_that_is_stopped_is_noticed_by_what_it_does_not_take(serving: Serving) -> None:
+    """Its process stands still and its window is full: it sends neither an end nor a reset."""
+    async with Visit(serving.port) as visit:
+        await visit.until(lambda numbers: numbers.streams == 0)
+        with reader(serving.port) as client:
+            client.send_signal(signal.SIGSTOP)
+            async with asyncio.timeout(30):
+                while (await visit.statistics()).streams:
+                    await visit.publish("x" * 65536, times=8)
+        # It takes new ones as before.
+        (stream,) = await visit.streams(1)
+        await visit.publish("still here")
+        assert (await stream.next_event()).data == "still here"
