@@ -28,7 +28,7 @@ CONFIGURATIONS = Path(__file__).parent.parent / "docs" / "proxies"
 STARTUP_TIMEOUT = 60.0
 OPENING_TIMEOUT = 30.0
 BETWEEN_TRIES = 0.02
-BUILD_TIMEOUT = 120.0
+BUILD_TIMEOUT = 300.0
 
 VITE = NODE_MODULES / "vite" / "bin" / "vite.js"
 # What stands around the file that a user copies. Everything that is written goes into the test's folder.

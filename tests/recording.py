@@ -52,6 +52,11 @@ class Recording:
         await until(lambda: text in self.text, within=timeout)
 
     @property
+    def ended(self) -> bool:
+        """Whether the other side has closed."""
+        return self._read.done()
+
+    @property
     def headers(self) -> dict[str, str]:
         """The headers of the answer; none while they have not come."""
         head, found, _ = bytes(self._raw).partition(b"\r\n\r\n")
