@@ -13,12 +13,12 @@ from trio.testing import MockClock
 
 from .chromium import Browser, chromium
 from .nats_server import NatsProcess
-from .programs import left_out, need
+from .programs import everything, left_out, need
 from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
 
 # What needs a browser is left out where there is none, and the first lines of the run say so.
-collect_ignore = [] if chromium() else ["test_browser.py"]
+collect_ignore = [] if chromium() or everything() else ["test_browser.py"]
 
 
 def pytest_report_header() -> list[str]:

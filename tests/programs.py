@@ -30,6 +30,11 @@ def node_package(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def everything() -> bool:
+    """Return whether nothing may be left out."""
+    return bool(os.environ.get("LIVEPUSH_EVERYTHING"))
+
+
 def need(name: str) -> str:
     """Return the path of a program; without it the test is left out, or fails where nothing may be."""
     found = program(name)
@@ -46,10 +51,10 @@ def need_node_package(name: str) -> Path:
 def left_out() -> list[str]:
     """Return what is missing here, for the header of the run."""
     missing = [name for name in KNOWN if program(name) is None]
-    return missing if NODE_MODULES.is_dir() else [*missing, f"npm's packages ({NPM_CI})"]
+    return missing if node_package("vite") else [*missing, f"npm's packages ({NPM_CI})"]
 
 
 def _missing(reason: str) -> str:
-    if os.environ.get("LIVEPUSH_EVERYTHING"):
+    if everything():
         pytest.fail(f"{reason}, and LIVEPUSH_EVERYTHING is set")
     pytest.skip(reason)
