@@ -21,7 +21,8 @@ class Server:
 
     `one` makes it serve with one process and `two` with two workers; empty where it does so anyhow, or
     cannot at all. `hold` is for those that cut every connection at a signal.
-    `keeps_signals_from_workers`: a signal to its first process reaches no worker.
+    `keeps_signals_from_workers`: a signal to its first process reaches no worker. `http2` is the
+    command line with which it speaks that, with TLS where it has a {pem}, a key and its certificate.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Server:
     hold: bool = False
     keeps_signals_from_workers: bool = False
     cuts_at_ctrl_c: bool = False
+    http2: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -39,12 +41,13 @@ class Server:
         self,
         log: Path,
         *,
+        command: str = "",
         options: str | None = None,
         host: str = "127.0.0.1",
         environment: Mapping[str, str] | None = None,
     ) -> Serving:
         """Return it serving the application of the tests, with one process unless told otherwise."""
-        command = f"{self.command} {self.one if options is None else options}"
+        command = command or f"{self.command} {self.one if options is None else options}"
         settings = {**QUICK, **({"HOLD": "1"} if self.hold else {}), **(environment or {}), "HOST": host}
         return Serving(
             command.replace("{app}", APP).replace("{host}", host).strip(), log, environment=settings
@@ -57,21 +60,34 @@ GUNICORN = "gunicorn {app} --bind {host}:{port} --no-control-socket"
 
 def _hypercorn(kind: str) -> Server:
     command = f"hypercorn {{app}} --bind {{host}}:{{port}} -k {kind}"
-    return Server(f"hypercorn-{kind}", command, one="-w 0", two="-w 2", keeps_signals_from_workers=True)
+    return Server(
+        f"hypercorn-{kind}",
+        command,
+        one="-w 0",
+        two="-w 2",
+        keeps_signals_from_workers=True,
+        http2=f"{command} -w 0",
+    )
 
+
+GUNICORN_HTTP2 = f"{GUNICORN} -k asgi --http-protocols h2,h1 --certfile {{pem}} --keyfile {{pem}}"
+GRANIAN = "granian {app} --interface asgi --host {host} --port {port}"
+DAPHNE_HTTP2 = "daphne {app} -v 0 --endpoint ssl:{port}:privateKey={pem}:certKey={pem}:interface={host}"
 
 SERVERS = (
     Server("uvicorn-httptools-uvloop", f"{UVICORN} --http httptools --loop uvloop", two="--workers 2"),
     Server("uvicorn-h11-asyncio", f"{UVICORN} --http h11 --loop asyncio", two="--workers 2"),
     Server("gunicorn-uvicorn", f"{GUNICORN} -k uvicorn_worker.UvicornWorker", two="--workers 2"),
-    Server("gunicorn-asgi", f"{GUNICORN} -k asgi", two="--workers 2", cuts_at_ctrl_c=True),
+    Server(
+        "gunicorn-asgi", f"{GUNICORN} -k asgi", two="--workers 2", cuts_at_ctrl_c=True, http2=GUNICORN_HTTP2
+    ),
     _hypercorn("asyncio"),
     _hypercorn("uvloop"),
     _hypercorn("trio"),
-    Server("granian", "granian {app} --interface asgi --host {host} --port {port}", two="--workers 2"),
+    Server("granian", GRANIAN, two="--workers 2", http2=GRANIAN),
     # Daphne takes whatever it is given and never lets the application wait: that a client takes nothing
     # only its socket can tell, which is opened so that it does.
-    Server("daphne", "examples.listen {port} 2 daphne {app} --fd 3 -v 0", hold=True),
+    Server("daphne", "examples.listen {port} 2 daphne {app} --fd 3 -v 0", hold=True, http2=DAPHNE_HTTP2),
 )
 BY_NAME = {server.name: server for server in SERVERS}
 
