@@ -2,43 +2,13 @@
 
 import asyncio
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from .servers import SERVERS, Server, running
 from .serving import Serving, WireStream
-from .visit import Visit
-
-# A client that opens a stream, says so, and goes on reading as long as it runs.
-READER = """
-import socket, sys
-sock = socket.socket()
-sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-sock.connect(("127.0.0.1", int(sys.argv[1])))
-sock.sendall(b"GET /events HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n")
-got = b""
-while b"livepush.open" not in got:
-    got += sock.recv(4096)
-print("open", flush=True)
-while sock.recv(4096):
-    pass
-"""
-
-
-@contextmanager
-def reader(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a client that has opened a stream."""
-    with subprocess.Popen([sys.executable, "-c", READER, str(port)], stdout=subprocess.PIPE) as client:
-        try:
-            assert client.stdout is not None
-            assert client.stdout.readline() == b"open\n"
-            yield client
-        finally:
-            client.kill()
+from .visit import Visit, reader
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,30 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from .serving import WireStream
+
+# A client that opens a stream, says so, and goes on reading as long as it runs.
+READER = """
+import socket, sys
+sock = socket.socket()
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+sock.connect((sys.argv[2], int(sys.argv[1])))
+sock.sendall(b"GET /events HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n")
+got = b""
+while b"livepush.open" not in got:
+    got += sock.recv(4096)
+print("open", flush=True)
+while sock.recv(4096):
+    pass
+"""
+
 
 BETWEEN_LOOKS = 0.02
 
@@ -14,9 +33,8 @@ BETWEEN_LOOKS = 0.02
 class Visit:
     """The connections of one test, inside an `async with` block, at whose end they are cut off."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int) -> None:
         self._port = port
-        self._host = host
         self._open: list[WireStream] = []
 
     async def __aenter__(self) -> Self:
@@ -76,3 +94,18 @@ class Numbers:
         self.opened = opened
         self.ended: dict[str, int] = ended
         self.pid = pid
+
+
+@contextmanager
+def reader(
+    port: int, host: str = "127.0.0.1", *, command: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a client that has opened a stream, in a process of its own, by a command that runs others."""
+    full = [*command, sys.executable, "-c", READER, str(port), host]
+    with subprocess.Popen(full, stdout=subprocess.PIPE) as client:
+        try:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"open\n"
+            yield client
+        finally:
+            client.kill()
