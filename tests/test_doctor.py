@@ -15,6 +15,7 @@ from livepush_asgi.cli.doctor.observation import (
     Evidence,
     Observation,
     Redirect,
+    Stall,
     Trouble,
 )
 from livepush_asgi.cli.doctor.proxies import proxies_of
@@ -77,6 +78,8 @@ def cases() -> Iterator[tuple[str, Evidence, int, list[str]]]:
     yield "eaten by nginx", Evidence(first=nginx, idle=2), 0, fine
     late = arriving(delay=5)
     yield "slow to start", Evidence(first=late, idle=2), 0, ["slow-start", *fine]
+    stopped = arriving(stalls=(Stall(1.6, 1.55),))
+    yield "too busy", Evidence(first=stopped, idle=20), 2, ["busy", "http-1"]
     two = arriving(head=answer(version="HTTP/2"))
     yield "HTTP/2", Evidence(first=two, idle=20), 0, ["prompt", "http-2"]
     # Cut off.

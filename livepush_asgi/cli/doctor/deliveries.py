@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from ...carrier import STREAM_HEADERS
 from .finding import Finding, fault, note, unexamined, warning
 from .observation import Answer, End, Evidence, Observation
-from .pace import Hold, hold_of, is_held, pace_of, surely_held
+from .pace import Hold, hold_of, is_disturbed, is_held, pace_of, surely_held
 from .proxies import Proxy
 from .remedies import heartbeat_under, lifetime_under, remedies_for
 
@@ -32,7 +32,7 @@ def about_pace(evidence: Evidence, proxies: Sequence[Proxy]) -> Iterator[Finding
     if not first.series:
         return
     if not surely_held(evidence):
-        yield from _prompt(again)
+        yield from _disturbed(again) if is_disturbed(again) else _prompt(again)
         return
     compression = first.answer.compression if first.answer is not None else None
     if compression is not None and evidence.plain is not None and not is_held(evidence.plain):
@@ -144,6 +144,14 @@ def _prompt(observation: Observation) -> Iterator[Finding]:
             f"{pace.events} of {expected} events came at the pace they were sent, the latest"
             f" {1000 * pace.latest:.0f} ms behind the promptest.",
         )
+
+
+def _disturbed(observation: Observation) -> Iterator[Finding]:
+    longest = max(stall.late for stall in observation.stalls)
+    yield unexamined(
+        "busy",
+        f"This machine is too busy to tell: this program was stopped for {longest:.1f} s. Try again.",
+    )
 
 
 def _how_late(observation: Observation) -> str:

@@ -17,6 +17,8 @@ LATE_INTERVALS = 1.5
 LATE_PART = 0.25
 # A stall excuses what comes so near to it, in seconds: both are seen in the same turn of the loop.
 NEAR = 0.05
+# A stall of so large a part of the series spoils it.
+DISTURBED = 0.3
 # A hold of less than this is believed when it was seen three times, any other twice.
 WEAK = 0.5
 # Two periods are the same if they differ by no more than this.
@@ -122,6 +124,12 @@ def hold_of(small: Observation, weighed: Observation | None) -> Hold:
 def is_weak(observation: Observation) -> bool:
     """Return whether a hold is so short that a busy machine might pass for it."""
     return pace_of(observation).latest < WEAK
+
+
+def is_disturbed(observation: Observation) -> bool:
+    """Return whether this program was stopped for so long that a hold would not have shown."""
+    longest = max((stall.late for stall in observation.stalls), default=0.0)
+    return bool(observation.series) and longest > DISTURBED * pace_of(observation).spread
 
 
 def surely_held(evidence: Evidence) -> bool:

@@ -7,7 +7,7 @@ from .proxies import UNKNOWN, Proxy
 
 NGINX = "nginx, in the location"
 BUFFERED = {
-    "nginx": Remedy(NGINX, ("proxy_buffering off;", "proxy_http_version 1.1;")),
+    "nginx": Remedy(NGINX, ("proxy_buffering off;",)),
     "Caddy": Remedy("Caddy, in reverse_proxy", ("flush_interval -1",)),
     "Apache": Remedy("Apache", ("ProxyPass /events http://127.0.0.1:8000/events flushpackets=on",)),
     "Varnish": Remedy("Varnish, in vcl_backend_response", ("set beresp.do_stream = true;",)),
