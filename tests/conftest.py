@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 from trio.testing import MockClock
 
+from . import network
 from .chromium import Browser, chromium
 from .nats_server import NatsProcess
 from .programs import everything, left_out, need
