@@ -114,6 +114,14 @@ class Page:
         self.call("Page.navigate", url=url)
         self.wait_for(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url)})")
 
+    def back(self) -> None:
+        """Go back to the page before, as its visitor does. Returns at once."""
+        history = self.call("Page.getNavigationHistory")
+        current, entries = history["currentIndex"], history["entries"]
+        assert isinstance(current, int)
+        assert isinstance(entries, list)
+        self.call("Page.navigateToHistoryEntry", entryId=entries[current - 1]["id"])
+
     def close(self) -> None:
         """Close the page, as its visitor does. Harmless the second time."""
         self._opened.close()

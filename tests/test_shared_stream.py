@@ -78,7 +78,7 @@ async def test_a_tab_that_is_shown_again_begins_anew(browser: Browser, server: S
     first.go("about:blank")
     await publish(server, "to one")
     second.wait_for(f"{SHOWN}.length === 2")
-    first.evaluate("history.back()")
+    first.back()
     # It may be in between two documents.
     await until(lambda: first.tried("document.querySelector('#state').textContent") == "open", within=60)
     await publish(server, "to both again")
