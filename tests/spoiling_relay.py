@@ -37,7 +37,7 @@ class SpoilingRelay:
     """Relays to a port, inside an `async with` block."""
 
     def __init__(self, target: int, spoil: Spoil) -> None:
-        self.url = ""
+        self.url, self.port = "", 0
         self._target = target
         self._spoil = spoil
         self._server: asyncio.Server
@@ -45,7 +45,8 @@ class SpoilingRelay:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(

@@ -111,7 +111,7 @@ def cases() -> Iterator[tuple[str, Evidence, int, list[str]]]:
     page = no_probe(answer=answer(content_type="text/html; charset=utf-8"), body=b"<p>Password")
     yield "a page", Evidence(first=page), 1, ["wrong-type", "http-1"]
     for trouble in Trouble:
-        status = 1 if trouble is Trouble.REDIRECTS else 2
+        status = 1 if trouble in (Trouble.REDIRECTS, Trouble.CLOSED) else 2
         yield trouble.value, Evidence(first=Observation(plan=PLAN, trouble=trouble)), status, [trouble.value]
     # Redirects and origins.
     slash = (Redirect(307, URL[:-1], URL),)

@@ -74,3 +74,16 @@ def test_a_buffer_is_known_on_a_busy_machine(seed: int) -> None:
     large = arriving(WEIGHING, hold_all=True, jitter=0.07, seed=seed)
     assert is_held(small)
     assert hold_of(small, large).kind == "end"
+
+
+def test_what_comes_with_the_next_event_is_held() -> None:
+    seen = arriving(replace(PLAN, idle=500))
+    # Each comes when the one after it is sent, and the last with the end.
+    times = [*(mark.sent + 0.02 for mark in seen.marks[1:]), seen.marks[-1].at]
+    late = replace(
+        seen, marks=tuple(replace(mark, at=at) for mark, at in zip(seen.marks, times, strict=True))
+    )
+    assert is_held(late)
+    assert hold_of(late, None) == Hold("next")
+    diagnosis = diagnose(Evidence(first=late, repeated=(late,)))
+    assert "until the next one comes" in diagnosis.findings[0].text

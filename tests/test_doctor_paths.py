@@ -223,3 +223,20 @@ async def test_a_certificate_that_nobody_vouches_for(server: Serving, tmp_path: 
     assert insecure.status == 0
     # The application was asked without TLS, so somebody stands before it.
     assert [proxy.known_by for proxy in insecure.proxies] == ["https here, http at the application"]
+
+
+async def test_pieces_that_django_compresses_one_by_one(tmp_path: Path) -> None:
+    async with uvicorn("tests.apps.gzip_django:app", tmp_path / "log", "--lifespan", "off") as server:
+
+        async def publish() -> None:
+            while True:
+                await server.open("/publish", method="POST", body=b"hello")
+                await anyio.sleep(0.1)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(publish)
+            diagnosis = diagnose(await examine(Question(url=f"{server.url}/own", idle=3)))
+            tasks.cancel_scope.cancel()
+    # It is no application that can be probed, and what is wrong shows all the same.
+    assert (diagnosis.status, diagnosis.findings[0].code) == (1, "compression-ends")
+    assert "no-probe" in {finding.code for finding in diagnosis.findings}

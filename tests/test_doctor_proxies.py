@@ -21,12 +21,14 @@ from . import proxies
 from .programs import need, need_node_package, node_package, program
 from .proxies import Proxy, configuration
 from .serving import uvicorn
+from .spoiling_relay import Spoil, SpoilingRelay
 
 # An application runs eight probes at a time, and may hear late that one has ended.
 AT_ONCE = 7
 APPLICATIONS = 2
 PATIENCE = 10.0
-SILENCE = 4.0
+SILENCE = 3.0
+STRAIGHT = Spoil()
 # Where lines are put in that are not there yet, and how many words of a line tell what it sets.
 ANCHORS = {"nginx": ("location / {", 1), "haproxy": ("defaults", 2), "caddy": (":8080 {", 1), "vite": ("", 1)}
 TITLES = {"nginx": "nginx", "haproxy": "HAProxy", "caddy": "Caddy", "vite": "Vite"}
@@ -55,6 +57,8 @@ class Broken:
     code: str
     named: str | None
     idle: float = 1.0
+    #: What stands between the proxy and the application.
+    before: Spoil = STRAIGHT
 
 
 BROKEN = {
@@ -73,6 +77,13 @@ BROKEN = {
         SILENCE,
     ),
     "haproxy waits": Broken("haproxy", configuration("default/haproxy.cfg"), "buffered", None),
+    "haproxy compresses": Broken(
+        "haproxy",
+        configuration("broken/haproxy.cfg").replace("defaults\n", "defaults\noption http-no-delay\n"),
+        "compression-delays",
+        None,
+        before=Spoil(fields={"cache-control": None}),
+    ),
     "haproxy cuts": Broken(
         "haproxy",
         configuration("mended/haproxy.cfg").replace("server 60s", "server 2s"),
@@ -93,6 +104,8 @@ FINE = {
     "vite, default": ("vite", "default/vite.config.js"),
     "sveltekit, mended": ("sveltekit", "mended/+server.js"),
 }
+# Its process ends with the first stream.
+FAILING = "sveltekit, default"
 Diagnoses = Mapping[str, Diagnosis]
 
 
@@ -159,27 +172,34 @@ async def diagnoses(ports: Iterator[int], tmp_path_factory: pytest.TempPathFacto
     limiter = anyio.CapacityLimiter(AT_ONCE * APPLICATIONS)
     directory = tmp_path_factory.mktemp("proxies")
 
-    async def look(kind: str, text: str, idle: float) -> Diagnosis:
-        async with limiter, proxy(kind, text, next(ports), directory) as front:
+    async def look(kind: str, text: str, idle: float, before: Spoil = STRAIGHT) -> Diagnosis:
+        async with (
+            limiter,
+            SpoilingRelay(next(ports), before) as relay,
+            proxy(kind, text, relay.port if before != STRAIGHT else next(ports), directory) as front,
+        ):
             question = Question(url=f"{front.url}/events", idle=idle, patience=PATIENCE)
             return diagnose(await examine(question))
 
     async def look_and_mend(name: str, broken: Broken) -> None:
-        found[name] = await look(broken.kind, broken.text, broken.idle)
+        found[name] = await look(broken.kind, broken.text, broken.idle, broken.before)
         text = advised(broken.kind, broken.text, found[name])
-        found[f"{name}, advised"] = await look(broken.kind, text, broken.idle)
+        found[f"{name}, advised"] = await look(broken.kind, text, broken.idle, broken.before)
 
     async def look_once(name: str, kind: str, file: str) -> None:
         found[name] = await look(kind, configuration(file), 1.0)
 
+    files = {**FINE, FAILING: ("sveltekit", "default/+server.js")}
+
     if installed("sveltekit"):
         # It is built here, which blocks, and not while others are examined.
-        proxy("sveltekit", FINE["sveltekit, mended"][1], next(ports), directory)
+        for name in (FAILING, "sveltekit, mended"):
+            proxy("sveltekit", files[name][1], next(ports), directory)
     async with anyio.create_task_group() as tasks:
         for name, broken in reversed(BROKEN.items()):
             if installed(broken.kind):
                 tasks.start_soon(look_and_mend, name, broken)
-        for name, (kind, file) in FINE.items():
+        for name, (kind, file) in files.items():
             if installed(kind):
                 tasks.start_soon(look_once, name, kind, file)
     return found
@@ -211,3 +231,8 @@ async def test_the_lines_that_it_prints_mend_it(name: str, diagnoses: Diagnoses)
 async def test_no_false_alarm_behind_a_proxy_that_is_well(name: str, diagnoses: Diagnoses) -> None:
     needed(FINE[name][0])
     assert (diagnoses[name].status, faults(diagnoses[name])) == (0, []), diagnoses[name]
+
+
+async def test_a_forward_that_fails_is_said_to_give_no_answer(diagnoses: Diagnoses) -> None:
+    needed("sveltekit")
+    assert (diagnoses[FAILING].status, faults(diagnoses[FAILING])) == (1, ["closed-before-the-answer"])

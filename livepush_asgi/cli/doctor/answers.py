@@ -12,7 +12,7 @@ TROUBLES = {
     Trouble.REFUSED: "Nobody listens there: the connection is refused.",
     Trouble.TLS: "TLS does not come about, and a browser would not go on either",
     Trouble.CONNECT: "The server cannot be reached",
-    Trouble.CLOSED: "The connection was closed before an answer came",
+    Trouble.CLOSED: "Whoever listens there took the request and closed the connection without an answer",
     Trouble.SILENT: "No answer came",
     Trouble.REDIRECTS: "It is redirected again and again; a browser gives up.",
 }
@@ -40,7 +40,8 @@ def about_trouble(observation: Observation) -> Iterator[Finding]:
         )
     elif not text.endswith("."):
         text += f": {observation.detail}" if observation.detail else "."
-    yield (fault if trouble is Trouble.REDIRECTS else unexamined)(trouble.value, text)
+    faulty = trouble in (Trouble.REDIRECTS, Trouble.CLOSED)
+    yield (fault if faulty else unexamined)(trouble.value, text)
 
 
 def about_redirects(observation: Observation) -> Iterator[Finding]:

@@ -60,6 +60,12 @@ def about_compression(evidence: Evidence) -> Iterator[Finding]:
             f"It is compressed ({evidence.unread_encoding}), which cannot be read here: the rest was measured"
             " without.",
         )
+    elif answer is not None and answer.compression and evidence.first.is_stream and not evidence.first.series:
+        yield warning(
+            "compressed",
+            f"It is compressed ({answer.compression}), though Cache-Control: no-transform forbids it. Whether"
+            " that holds events back is not known.",
+        )
     elif _compressed(answer) and evidence.first.series and not surely_held(evidence):
         yield warning(
             "compressed",
@@ -156,6 +162,8 @@ def _disturbed(observation: Observation) -> Iterator[Finding]:
 
 def _how_late(observation: Observation) -> str:
     pace = pace_of(observation)
+    if not pace.grouped:
+        return "the last event before a silence comes when that is over"
     return f"events come {pace.together} at a time, up to {pace.latest:.1f} s late"
 
 
@@ -167,6 +175,8 @@ def _waits_for(hold: Hold) -> str:
                 " So long Linux keeps what a proxy has sent with the word that more is to come (MSG_MORE)."
             )
         return text
+    if hold.kind == "next":
+        return "Something on the way keeps the end of each event until the next one comes."
     if hold.kind == "bytes":
         return f"Something on the way waits until about {_kibibytes(hold.amount)} have come together."
     if hold.at_least:

@@ -4,6 +4,7 @@ Only differences count: of the clock of the server among themselves, and of ours
 two spread relate, so that a slow or busy machine does not look like a buffer.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +29,10 @@ SAME = 0.4
 TOGETHER, BURST = 0.5, 1.2
 # The first event that comes when so large a part of the series has been sent has waited for all of it.
 ALL = 0.9
+# The last event that comes after so large a part of the silence behind it was kept until that was over.
+MOST = 0.75
+# A silence of less than this, in milliseconds, does not tell whether the event before it was held back.
+SHORTEST = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +54,23 @@ class Pace:
     spread: float
     groups: tuple[Group, ...]
     bursts: tuple[Group, ...]
+    #: Whether the last event came when the silence after it was over, and not before.
+    last_held: bool
+
+    @property
+    def grouped(self) -> bool:
+        """Whether events that were sent one after the other came together, and late."""
+        return self.late > LATE_PART * self.events and len(self.groups) <= self.events / 2
 
     @property
     def held(self) -> bool:
-        """Whether something held the events back."""
-        return self.late > LATE_PART * self.events and len(self.groups) <= self.events / 2
+        """Whether something held events back."""
+        return self.grouped or self.last_held
 
     @property
     def held_to_the_end(self) -> bool:
         """Whether nothing was passed on before all had been sent."""
-        return self.held and self.latest > ALL * self.spread
+        return self.grouped and self.latest > ALL * self.spread
 
     @property
     def together(self) -> int:
@@ -75,7 +87,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """What events wait for: the `end` of the stream, so many `bytes`, or that so many `seconds` pass.
+    """What events wait for: the `next` one, the `end` of the stream, so many `bytes`, or `seconds` to pass.
 
     Bytes that are `at_least` are all that was tried.
     """
@@ -97,6 +109,7 @@ def pace_of(observation: Observation) -> Pace:
         spread=marks[-1].sent - marks[0].sent if marks else 0.0,
         groups=_groups(marks, TOGETHER * interval),
         bursts=_groups(marks, BURST * interval),
+        last_held=_last_held(observation),
     )
 
 
@@ -108,9 +121,11 @@ def is_held(observation: Observation | None) -> bool:
 def hold_of(small: Observation, weighed: Observation | None) -> Hold:
     """Say what held-back events waited for, from a series of small ones and one of large ones."""
     pace, large = pace_of(small), pace_of(weighed) if weighed is not None else None
+    if not pace.grouped:
+        return Hold("next")
     if large is None or not large.events:
         return Hold("end") if pace.held_to_the_end else Hold("bytes", _amount(pace.bursts))
-    if not large.held:
+    if not large.grouped:
         # Few large events fill it, if not one.
         amount = _amount(pace.bursts)
         return Hold("bytes", amount if len(pace.bursts) > 2 else max(amount, _amount(large.groups)))
@@ -123,7 +138,8 @@ def hold_of(small: Observation, weighed: Observation | None) -> Hold:
 
 def is_weak(observation: Observation) -> bool:
     """Return whether a hold is so short that a busy machine might pass for it."""
-    return pace_of(observation).latest < WEAK
+    pace = pace_of(observation)
+    return pace.latest < WEAK or not pace.grouped
 
 
 def is_disturbed(observation: Observation) -> bool:
@@ -143,6 +159,16 @@ def _lags(marks: Sequence[Mark], stalls: Sequence[Stall]) -> list[float]:
     return [
         max(delay - promptest - _excuse(mark, stalls), 0.0) for delay, mark in zip(delays, marks, strict=True)
     ]
+
+
+def _last_held(observation: Observation) -> bool:
+    """Return whether the last event of the series came with what was sent next, a heartbeat or the end."""
+    marks, plan = observation.marks, observation.plan
+    if plan is None or plan.idle < SHORTEST or len(marks) < 3 or marks[-2].number != plan.events:
+        return False
+    heartbeat = observation.seen.heartbeat if observation.seen is not None else None
+    silence = min(marks[-1].sent - marks[-2].sent, heartbeat or math.inf)
+    return _lags(marks[:-1], observation.stalls)[-1] > MOST * silence
 
 
 def _excuse(mark: Mark, stalls: Sequence[Stall]) -> float:

@@ -42,7 +42,8 @@ class Question:
     @property
     def series(self) -> ProbePlan:
         """The first probe."""
-        return ProbePlan(EVENTS, INTERVAL, round(1000 * self.idle))
+        # The shortest silence is there to see whether the last event comes before it is over.
+        return ProbePlan(EVENTS, INTERVAL, max(round(1000 * self.idle), 500))
 
     def busy(self, seconds: float, silence: float) -> ProbePlan:
         """Return a probe of so many seconds, or as many as there may be, that is never silent for so long."""

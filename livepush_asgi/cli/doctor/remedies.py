@@ -20,7 +20,10 @@ CORKED = {**BUFFERED, "HAProxy": Remedy("HAProxy, in defaults", ("option http-no
 COMPRESSED = {
     "nginx": Remedy(NGINX, ("gzip off;",)),
     "Caddy": Remedy("Caddy", ("@other not path /events /events/*", "encode @other gzip zstd")),
-    "HAProxy": Remedy("HAProxy", ("take text/event-stream out of `compression type`",)),
+    "HAProxy": Remedy(
+        "HAProxy, beside `compression algo`",
+        ("compression type text/html text/plain text/css application/json",),
+    ),
     "Apache": Remedy("Apache", ('SetEnvIf Request_URI "^/events" no-gzip=1',)),
     "Varnish": Remedy("Varnish, in vcl_backend_response", ("set beresp.do_gzip = false;",)),
     "Express": Remedy("Node", ("compression({ filter: request => !request.path.startsWith('/events') })",)),
@@ -59,7 +62,7 @@ LIMITED = {
 GUESSES: Mapping[str, tuple[str, ...]] = {
     "buffered": ("nginx",),
     "corked": ("HAProxy",),
-    "compressed": ("nginx",),
+    "compressed": ("nginx", "HAProxy"),
     "idle": ("nginx", "HAProxy"),
     "limit": (),
 }
