@@ -30,10 +30,13 @@ slots: Slots = MemorySlotCap(int(setting("CAP", "20")))
 if url := setting("REDIS_URL"):
     from redis.asyncio import Redis
 
-    from livepush_asgi import RedisBroker, RedisStreamsBroker, SlotCap
+    from livepush_asgi import History, RedisBroker, RedisStreamsBroker, SlotCap
 
     redis = Redis.from_url(url)
-    broker = RedisStreamsBroker(redis) if setting("HISTORY") else RedisBroker(redis)
+    history = History(
+        events=int(setting("HISTORY_EVENTS", "1000")), size=int(setting("HISTORY_SIZE", str(1024 * 1024)))
+    )
+    broker = RedisStreamsBroker(redis, history=history) if setting("HISTORY") else RedisBroker(redis)
     slots = SlotCap(redis, cap=int(setting("CAP", "20")), ttl=float(setting("TTL", "60")))
 elif url := setting("NATS_URL"):
     from livepush_asgi import JetStreamBroker
