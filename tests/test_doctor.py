@@ -1,9 +1,11 @@
 """The doctor's judgement: from what was observed to what is said, without a network."""
 
+import re
 import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,6 +25,10 @@ from livepush_asgi.cli.doctor.question import Question, header_of, without_probe
 from livepush_asgi.cli.doctor.reading import Reading, Unreadable
 
 from .observations import PLAN, SEEN, URL, answer, arriving, cut, held_evidence, no_probe
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = REPOSITORY / "livepush_asgi" / "cli" / "doctor"
+DOCUMENTATION = REPOSITORY / "docs" / "doctor.md"
 
 
 def codes(evidence: Evidence) -> list[str]:
@@ -217,3 +223,11 @@ def test_what_is_no_utf_8_is_unreadable() -> None:
         Reading("gzip", is_stream=True).feed(b"data: x\n\n", 0.0)
     with pytest.raises(Unreadable, match="zstd"):
         Reading("zstd", is_stream=True)
+
+
+def test_the_documentation_names_every_code() -> None:
+    source = "".join(path.read_text() for path in PACKAGE.glob("*.py"))
+    codes = set(re.findall(r'(?:fault|unexamined|warning|note)\(\s*"([a-z0-9-]+)"', source))
+    codes |= {trouble.value for trouble in Trouble}
+    rows = [line for line in DOCUMENTATION.read_text().splitlines() if line.startswith("| ")]
+    assert set(re.findall("`([a-z0-9-]+)`", "".join(rows))) == codes
