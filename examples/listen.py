@@ -1,9 +1,9 @@
 """Open a listening socket whose connections end when their client acknowledges nothing for so many seconds,
 and become a server that takes it as file descriptor 3:
 
-    python listen.py 8000 45 uvicorn app:app --fd 3
-    python listen.py 8000 45 hypercorn -w 0 -b fd://3 app:app
-    python listen.py 8000 45 daphne --fd 3 app:app
+    python listen.py 8000 30 uvicorn app:app --fd 3
+    python listen.py 8000 30 hypercorn -w 0 -b fd://3 app:app
+    python listen.py 8000 30 daphne --fd 3 app:app
 
 A client that vanished without a word (a cut link, a phone in a tunnel) is noticed then, also while its stream
 is idle: the next heartbeat is what it does not acknowledge. Linux only.

@@ -21,6 +21,7 @@ class Server:
 
     `one` makes it serve with one process and `two` with two workers; empty where it does so anyhow, or
     cannot at all. `hold` is for those that cut every connection at a signal.
+    `bound` bounds how long its end may take, whatever its clients do.
     `keeps_signals_from_workers`: a signal to its first process reaches no worker. `http2` is the
     command line with which it speaks that, with TLS where it has a {pem}, a key and its certificate.
     """
@@ -29,6 +30,7 @@ class Server:
     command: str
     one: str = ""
     two: str = ""
+    bound: str = ""
     hold: bool = False
     keeps_signals_from_workers: bool = False
     cuts_at_ctrl_c: bool = False
@@ -54,8 +56,16 @@ class Server:
         )
 
 
-UVICORN = "uvicorn {app} --host {host} --port {port} --no-access-log"
 GUNICORN = "gunicorn {app} --bind {host}:{port} --no-control-socket"
+
+
+def _uvicorn(http: str, loop: str) -> Server:
+    return Server(
+        f"uvicorn-{http}-{loop}",
+        f"uvicorn {{app}} --host {{host}} --port {{port}} --no-access-log --http {http} --loop {loop}",
+        two="--workers 2",
+        bound="--timeout-graceful-shutdown 5",
+    )
 
 
 def _hypercorn(kind: str) -> Server:
@@ -65,6 +75,7 @@ def _hypercorn(kind: str) -> Server:
         command,
         one="-w 0",
         two="-w 2",
+        bound="-w 0 --graceful-timeout 5",
         keeps_signals_from_workers=True,
         http2=f"{command} -w 0",
     )
@@ -75,16 +86,26 @@ GRANIAN = "granian {app} --interface asgi --host {host} --port {port}"
 DAPHNE_HTTP2 = "daphne {app} -v 0 --endpoint ssl:{port}:privateKey={pem}:certKey={pem}:interface={host}"
 
 SERVERS = (
-    Server("uvicorn-httptools-uvloop", f"{UVICORN} --http httptools --loop uvloop", two="--workers 2"),
-    Server("uvicorn-h11-asyncio", f"{UVICORN} --http h11 --loop asyncio", two="--workers 2"),
-    Server("gunicorn-uvicorn", f"{GUNICORN} -k uvicorn_worker.UvicornWorker", two="--workers 2"),
+    _uvicorn("httptools", "uvloop"),
+    _uvicorn("h11", "asyncio"),
     Server(
-        "gunicorn-asgi", f"{GUNICORN} -k asgi", two="--workers 2", cuts_at_ctrl_c=True, http2=GUNICORN_HTTP2
+        "gunicorn-uvicorn",
+        f"{GUNICORN} -k uvicorn_worker.UvicornWorker",
+        two="--workers 2",
+        bound="--graceful-timeout 5",
+    ),
+    Server(
+        "gunicorn-asgi",
+        f"{GUNICORN} -k asgi",
+        two="--workers 2",
+        bound="--graceful-timeout 5",
+        cuts_at_ctrl_c=True,
+        http2=GUNICORN_HTTP2,
     ),
     _hypercorn("asyncio"),
     _hypercorn("uvloop"),
     _hypercorn("trio"),
-    Server("granian", GRANIAN, two="--workers 2", http2=GRANIAN),
+    Server("granian", GRANIAN, two="--workers 2", bound="--workers-kill-timeout 5", http2=GRANIAN),
     # Daphne takes whatever it is given and never lets the application wait: that a client takes nothing
     # only its socket can tell, which is opened so that it does.
     Server("daphne", "examples.listen {port} 2 daphne {app} --fd 3 -v 0", hold=True, http2=DAPHNE_HTTP2),

@@ -11,7 +11,7 @@ import pytest
 from .servers import BY_NAME, SERVERS, Server, interruptible, send_to_all
 from .serving import Serving, WireStream
 from .valkey import ValkeyProcess
-from .visit import Visit
+from .visit import Visit, reader
 
 # What a busy machine may need to open, end and exit, in seconds.
 PATIENCE = 60.0
@@ -132,3 +132,22 @@ async def test_hypercorn_alone_told_cuts_the_streams_of_its_workers(tmp_path: Pa
         await exit_status(serving)
         assert {stream.events[-1].event for stream in streams} == {"livepush.open"}
         assert_spread(streams)
+
+
+async def end_with_a_stopped_client(server: Server, folder: Path) -> None:
+    serving = server.serve(folder / server.name, options=server.bound)
+    async with serving, Visit(serving.port) as visit:
+        with reader(serving.port) as client:
+            client.send_signal(signal.SIGSTOP)
+            async with asyncio.timeout(PATIENCE):
+                while (await visit.statistics()).streams:
+                    await visit.publish("x" * 65536, times=8)
+            serving.send_signal(signal.SIGTERM)
+            await exit_status(serving)
+
+
+async def test_a_client_that_takes_nothing_holds_no_process_with_a_bound(tmp_path: Path) -> None:
+    """Its stream is over, but most servers wait for what they still have to send, and some for ever."""
+    async with asyncio.TaskGroup() as tasks:
+        for server in SERVERS:
+            tasks.create_task(end_with_a_stopped_client(server, tmp_path))
