@@ -122,6 +122,9 @@ def cases() -> Iterator[tuple[str, Evidence, int, list[str]]]:
     # Redirects and origins.
     slash = (Redirect(307, URL[:-1], URL),)
     yield "slash", Evidence(first=replace(arriving(), redirects=slash), idle=20), 0, ["redirect", *fine[::2]]
+    inside = (Redirect(307, URL[:-1], "http://application:8000/events/"),)
+    lost = Evidence(first=Observation(plan=PLAN, trouble=Trouble.NAME, redirects=inside))
+    yield "to the inside", lost, 1, ["name", "redirect-to-http"]
     down = (Redirect(307, URL[:-1], URL.replace("https", "http")),)
     first = replace(arriving(), redirects=down)
     yield "down", Evidence(first=first, idle=20), 1, ["redirect-to-http", *fine[::2]]

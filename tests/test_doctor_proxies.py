@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+import trustme
 
 from livepush_asgi.cli.doctor.diagnosis import Diagnosis, diagnose
 from livepush_asgi.cli.doctor.examination import examine
@@ -106,6 +107,14 @@ FINE = {
 }
 # Its process ends with the first stream.
 FAILING = "sveltekit, default"
+TLS = "nginx, over TLS"
+OVER_TLS = """server {{
+    listen 8080 ssl http2;
+    ssl_certificate {certificate};
+    ssl_certificate_key {certificate};
+    location / {{ proxy_pass http://127.0.0.1:8000; }}
+}}
+"""
 Diagnoses = Mapping[str, Diagnosis]
 
 
@@ -172,19 +181,27 @@ async def diagnoses(ports: Iterator[int], tmp_path_factory: pytest.TempPathFacto
     limiter = anyio.CapacityLimiter(AT_ONCE * APPLICATIONS)
     directory = tmp_path_factory.mktemp("proxies")
 
-    async def look(kind: str, text: str, idle: float, before: Spoil = STRAIGHT) -> Diagnosis:
+    async def look(
+        kind: str, text: str, idle: float, before: Spoil = STRAIGHT, scheme: str = "http"
+    ) -> Diagnosis:
         async with (
             limiter,
             SpoilingRelay(next(ports), before) as relay,
             proxy(kind, text, relay.port if before != STRAIGHT else next(ports), directory) as front,
         ):
-            question = Question(url=f"{front.url}/events", idle=idle, patience=PATIENCE)
+            url = f"{scheme}://127.0.0.1:{front.port}/events"
+            question = Question(url=url, idle=idle, patience=PATIENCE, insecure=True)
             return diagnose(await examine(question))
 
     async def look_and_mend(name: str, broken: Broken) -> None:
         found[name] = await look(broken.kind, broken.text, broken.idle, broken.before)
         text = advised(broken.kind, broken.text, found[name])
         found[f"{name}, advised"] = await look(broken.kind, text, broken.idle, broken.before)
+
+    async def look_at_tls() -> None:
+        certificate = directory / "certificate.pem"
+        trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+        found[TLS] = await look("nginx", OVER_TLS.format(certificate=certificate), 1.0, scheme="https")
 
     async def look_once(name: str, kind: str, file: str) -> None:
         found[name] = await look(kind, configuration(file), 1.0)
@@ -199,6 +216,8 @@ async def diagnoses(ports: Iterator[int], tmp_path_factory: pytest.TempPathFacto
         for name, broken in reversed(BROKEN.items()):
             if installed(broken.kind):
                 tasks.start_soon(look_and_mend, name, broken)
+        if installed("nginx"):
+            tasks.start_soon(look_at_tls)
         for name, (kind, file) in files.items():
             if installed(kind):
                 tasks.start_soon(look_once, name, kind, file)
@@ -236,3 +255,9 @@ async def test_no_false_alarm_behind_a_proxy_that_is_well(name: str, diagnoses: 
 async def test_a_forward_that_fails_is_said_to_give_no_answer(diagnoses: Diagnoses) -> None:
     needed("sveltekit")
     assert (diagnoses[FAILING].status, faults(diagnoses[FAILING])) == (1, ["closed-before-the-answer"])
+
+
+async def test_http_2_is_tried_where_it_is_offered(diagnoses: Diagnoses) -> None:
+    needed("nginx")
+    found = [finding.code for finding in diagnoses[TLS].findings]
+    assert (diagnoses[TLS].status, found) == (0, ["prompt", "silence", "http-2"])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from .finding import Finding, fault, note, unexamined, warning
 from .observation import Answer, Observation, Redirect, Trouble
@@ -41,6 +42,12 @@ def about_trouble(observation: Observation) -> Iterator[Finding]:
     elif not text.endswith("."):
         text += f": {observation.detail}" if observation.detail else "."
     faulty = trouble in (Trouble.REDIRECTS, Trouble.CLOSED)
+    if observation.redirects and trouble is not Trouble.REDIRECTS:
+        # Somebody did answer, and sends browsers to where nobody does.
+        faulty = True
+        text = f"It is redirected to {observation.redirects[-1].target}. {text}"
+        if _leaves_host(observation.redirects[-1]):
+            text += " (A proxy that keeps Host to itself has applications redirect to their own address.)"
     yield (fault if faulty else unexamined)(trouble.value, text)
 
 
@@ -168,6 +175,10 @@ def _object(text: str) -> dict[str, object]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _leaves_host(redirect: Redirect) -> bool:
+    return urlsplit(redirect.source).netloc != urlsplit(redirect.target).netloc
 
 
 def _leaves_tls(redirect: Redirect) -> bool:

@@ -50,6 +50,8 @@ def as_json(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
 def _head(url: str, evidence: Evidence, diagnosis: Diagnosis) -> Iterator[str]:
     yield url
     seen = shown(evidence)
+    for redirect in seen.redirects[:1]:
+        yield f"  redirected ({redirect.status}) to {seen.redirects[-1].target}"
     if (answer := seen.answer) is not None:
         facts = [f"{answer.http_version} {answer.status}", answer.media_type or "no type"]
         if seen.first_byte_at is not None:
