@@ -97,7 +97,9 @@ class Page:
     a hole. When the first of them is not the one that was asked for, those before it are gone.
 
     A log of which the end may be lost goes on under a new epoch, with the next offset. `ancestors` are
-    the last positions of earlier epochs that it still has: up to there the events are the same ones.
+    the last positions of earlier epochs that it still has, the newest first: up to there the events are
+    the same ones. `doubtful` names those of them at whose end events that were acknowledged may be lost
+    without anybody knowing: whoever goes on from there has to be told.
     """
 
     epoch: str
@@ -105,11 +107,32 @@ class Page:
     last: int
     records: tuple[Record, ...]
     ancestors: tuple[Position, ...] = ()
+    doubtful: tuple[str, ...] = ()
 
     def place_of(self, position: Position) -> Position | None:
-        """Return a position as one in this epoch, None if it is not one of this log, or of a lost part."""
-        shared = self._shared_with(position.epoch)
-        return Position(self.epoch, position.offset) if position.offset <= shared else None
+        """Return a position as one in this epoch, None if events after it are, or may be, lost."""
+        if self._doubt_after(position.epoch) is not None:
+            return None
+        return Position(self.epoch, position.offset) if self.has(position) else None
+
+    def has(self, position: Position) -> bool:
+        """Return whether the position is one of this log, and not of a part that is lost."""
+        return position.offset <= self._shared_with(position.epoch)
+
+    def seen_from(self, position: Position) -> "Page":
+        """Return the part of the page that one at `position` has to take before there is a doubt.
+
+        Where the doubt is right after `position`, or nowhere, that is the page itself.
+        """
+        doubt = self._doubt_after(position.epoch)
+        if doubt is None or not self.has(position):
+            return self
+        end = self.ancestors[doubt]
+        if position.offset >= end.offset:
+            return self
+        records = tuple([record for record in self.records if record.offset <= end.offset])
+        first = min(self.first, end.offset + 1)
+        return Page(end.epoch, first, end.offset, records, self.ancestors[doubt + 1 :], self.doubtful)
 
     def start_after_loss(self, position: Position) -> Position:
         """Return where to go on for one whose position is of a lost part, or of another log."""
@@ -121,6 +144,12 @@ class Page:
         if epoch == self.epoch:
             return self.last
         return next((ancestor.offset for ancestor in self.ancestors if ancestor.epoch == epoch), -1)
+
+    def _doubt_after(self, epoch: str) -> int | None:
+        """Return which ancestor's end is the first in doubt on the way from an epoch to this one."""
+        names = [ancestor.epoch for ancestor in self.ancestors]
+        way = names[: names.index(epoch) + 1] if epoch in names else []
+        return next((place for place in reversed(range(len(way))) if way[place] in self.doubtful), None)
 
 
 @runtime_checkable

@@ -119,8 +119,9 @@ class LoggedTopic(Topic):
         before = self._position
         page = await self._log.read(self.channel, before.offset, PAGE)
         # From here to the return nothing waits, so that no live payload falls between.
-        self._go_through(page)
-        if self._position.offset >= page.last and not self._is_ahead(self._seen):
+        self._go_through(page.seen_from(before))
+        arrived = self._position.epoch == page.epoch and self._position.offset >= page.last
+        if arrived and not self._is_ahead(self._seen):
             self._filling, self._seen = False, None
             return True
         if self._position == before:

@@ -103,6 +103,11 @@ class Places:
         """Whether the client has brought positions of its own."""
         return self._cursor is not None
 
+    @property
+    def has_unclaimed(self) -> bool:
+        """Whether the client has brought positions of which nobody knows the channel."""
+        return bool(self._unclaimed)
+
     def find(self, channel: str, end: Position, page: Page | None = None) -> Position | None:
         """Find the client in the log that ends at `end`, or with a page of it under an earlier epoch.
 
@@ -111,8 +116,9 @@ class Places:
         for epoch, offset in self._cursor.offsets.items() if self._cursor else ():
             place = Position(epoch, offset)
             found = place if epoch == end.epoch else None
-            if found is None and page is not None:
-                found = page.place_of(place)
+            if found is None and page is not None and page.has(place):
+                # Where the way from there is in doubt it stays there, and will be told on the way.
+                found = page.seen_from(place).place_of(place) or place
             if found is not None:
                 self._unclaimed = tuple(name for name in self._unclaimed if name != epoch)
                 self._found = {**self._found, channel: found}
@@ -207,6 +213,7 @@ class Places:
 
         To be called at once when the page has come, with the live end of that moment.
         """
+        page = page.seen_from(self._sent[channel])
         gap, place = self._compare(channel, self._sent[channel], page)
         # In a log begun anew this page may start anywhere: the next one starts at the beginning.
         found = () if gap is GapReason.EPOCH else page.records

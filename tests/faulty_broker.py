@@ -4,6 +4,8 @@ What it does to the live way is what networks do; what it keeps is what the port
 over one FaultyServer are what several processes have.
 """
 
+from dataclasses import replace
+
 from livepush_asgi import BrokerUnavailableError
 from livepush_asgi.broker import Page, Subscription
 from livepush_asgi.brokers.history import History
@@ -23,6 +25,7 @@ class FaultyServer:
         self._history = history
         self._logs: dict[str, MemoryLog] = {}
         self._ancestors: dict[str, tuple[Position, ...]] = {}
+        self._doubtful: dict[str, tuple[str, ...]] = {}
 
     def log(self, channel: str) -> MemoryLog:
         if channel not in self._logs:
@@ -32,9 +35,13 @@ class FaultyServer:
     def lose_log(self, channel: str) -> None:
         self._logs.pop(channel, None)
         self._ancestors.pop(channel, None)
+        self._doubtful.pop(channel, None)
 
-    def restart(self, channel: str, losing: int) -> int:
-        """Go on under another epoch, without the newest events; return how many of them were lost."""
+    def restart(self, channel: str, losing: int, *, doubtful: bool = False) -> int:
+        """Go on under another epoch, without the newest events; return how many of them were lost.
+
+        It may be `doubtful` whether there were any.
+        """
         old = self.log(channel)
         kept = [record for record in old.page(0, 1_000, 0.0).records if record.offset <= old.last - losing]
         new = self._logs[channel] = MemoryLog(self._history, 0.0)
@@ -48,13 +55,19 @@ class FaultyServer:
                 for ancestor in self._ancestors.get(channel, ())
             ),
         )
+        if doubtful:
+            self._doubtful[channel] = (old.epoch, *self._doubtful.get(channel, ()))
         for broker in self.brokers:
             broker.say_lost()
         return old.last - new.last
 
     def page(self, channel: str, after: int, limit: int) -> Page:
         page = self.log(channel).page(after, limit, 0.0)
-        return Page(page.epoch, page.first, page.last, page.records, self._ancestors.get(channel, ()))
+        return replace(
+            page,
+            ancestors=self._ancestors.get(channel, ()),
+            doubtful=self._doubtful.get(channel, ()),
+        )
 
     def check(self) -> None:
         if self.away:

@@ -325,6 +325,24 @@ async def test_a_channel_that_has_nothing_to_read_keeps_no_other_waiting() -> No
             assert (await again.next_event(1)).data == "c1"
 
 
+async def test_a_busy_channel_keeps_no_other_from_being_read_on() -> None:
+    push = LivePush(MemoryBroker(), lambda request: Grant(channels=["busy", "behind"]))
+    async with push.lifespan(), Client(push) as client:
+        async with client.open("/") as stream:
+            await opened(stream)
+        for number in range(350):
+            await push.publish("behind", number)
+        async with client.open("/", last_event_id=stream.last_event_id, window=0) as again:
+            await opened(again)
+            seen: list[str] = []
+            # Whenever the client takes something, something live waits already.
+            for _ in range(700):
+                await push.publish("busy", "live")
+                seen.append((await again.next_event()).data)
+    assert [data for data in seen if data != "live"] == [str(number) for number in range(350)]
+    assert "live" in seen[:350]
+
+
 async def test_an_event_that_the_log_shows_late_is_sent_when_it_does() -> None:
     server = FaultyServer(History())
     broker = FaultyBroker(server)

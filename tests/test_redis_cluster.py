@@ -256,7 +256,12 @@ async def test_a_node_that_stands_still_is_replaced_and_no_event_is_doubled(tmp_
         last = await broker.append("news", b"11")
         await until(lambda: transcript.heard[-1] == positioned(last, b"11"))
         assert await broker.read("news", 0, 100) == Page(
-            last.epoch, 1, 11, tuple(Record(n, b"%d" % n) for n in range(1, 12)), (before[-1],)
+            last.epoch,
+            1,
+            11,
+            tuple(Record(n, b"%d" % n) for n in range(1, 12)),
+            (before[-1],),
+            (before[-1].epoch,),
         )
         assert after[-1].epoch == last.epoch != before[0].epoch
 

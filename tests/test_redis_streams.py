@@ -493,6 +493,7 @@ async def test_a_replica_that_takes_over_goes_on_in_another_epoch(tmp_path: Path
             page = await after.read("news", 0, 100)
             assert page.records == records(1, 12)
             assert page.ancestors == (Position(seen[0].epoch, kept),)
+            assert page.doubtful == (seen[0].epoch,)
 
 
 async def test_a_repeated_append_after_the_loss_is_an_event_again(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Follower:
 def check(seen: list[int | None], last: int, lost: set[int]) -> None:
     """Each number follows the one before, or comes later behind a gap; the end is reached, or a gap told.
 
-    What the server has `lost` although it had taken it need not come.
+    What a server that started again has `lost` although it had taken it need not come.
     """
     expected, gap = 1, False
     for number in [*seen, last + 1]:
@@ -102,6 +102,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("away"), st.booleans()),
     st.tuples(st.just("lose log"), st.sampled_from(CHANNELS)),
     st.tuples(st.just("restart"), st.sampled_from(CHANNELS), st.sampled_from([0, 0, 1, 5])),
+    st.tuples(st.just("take over"), st.sampled_from(CHANNELS), st.sampled_from([0, 1, 5])),
     st.tuples(st.just("pass"), st.sampled_from([0.0, 0.2, 3.0, 60.0])),
 )
 
@@ -115,6 +116,9 @@ class Story:
         self.channels = CHANNELS[:channels]
         self.numbers = dict.fromkeys(CHANNELS, 0)
         self.lost: dict[str, set[int]] = {channel: set() for channel in CHANNELS}
+        #: What servers that took over had not got, and how much the client had seen by then.
+        self.taken_over: list[tuple[str, set[int], int]] = []
+        self.follower: Follower
         self.pushes = [
             LivePush(
                 broker,
@@ -133,7 +137,7 @@ class Story:
             # One sends directly, the other by its task, as behind a middleware.
             apps: list[ASGIApp] = [self.pushes[0], behind_a_middleware(self.pushes[1])]
             clients = [await stack.enter_async_context(Client(app, deadline=60)) for app in apps]
-            follower = Follower(clients)
+            self.follower = follower = Follower(clients)
             await follower.connect(8)
             # From the first event on, which says where it begins, it has a claim to all.
             await follower.read(1)
@@ -146,7 +150,10 @@ class Story:
             await follower.read(10_000, timeout=LONG)
             await follower.cut()
         for channel in self.channels:
-            check(follower.seen[channel], self.numbers[channel], self.lost[channel])
+            seen = follower.seen[channel]
+            # A gap that is told after the loss is the word of it, if what is left is behind the gap.
+            told = [lost for name, lost, since in self.taken_over if name == channel and None in seen[since:]]
+            check(seen, self.numbers[channel], self.lost[channel].union(*told))
 
     async def _do(self, follower: Follower, name: object, *arguments: object) -> None:
         match name, *arguments:
@@ -179,11 +186,18 @@ class Story:
             case "lose log", str(channel):
                 self.server.lose_log(channel)
             case "restart", str(channel), int(losing):
-                lost = self.server.restart(channel, losing)
-                newest = sorted(set(range(1, self.numbers[channel] + 1)) - self.lost[channel])
-                self.lost[channel].update(newest[len(newest) - lost :])
+                self.lost[channel].update(self._newest(channel, self.server.restart(channel, losing)))
+            case "take over", str(channel), int(losing):
+                # What it had not got is lost, and whoever has not passed the place yet is told.
+                lost = self._newest(channel, self.server.restart(channel, losing, doubtful=True))
+                self.taken_over.append((channel, lost, len(self.follower.seen[channel])))
             case _:
                 raise AssertionError(name)
+
+    def _newest(self, channel: str, count: int) -> set[int]:
+        gone = self.lost[channel].union(*[lost for name, lost, _ in self.taken_over if name == channel])
+        left = sorted(set(range(1, self.numbers[channel] + 1)) - gone)
+        return set(left[len(left) - count :])
 
     async def _publish(self, channel: str) -> None:
         try:

@@ -115,9 +115,8 @@ class Logs:
         call = Call(self._scripts.read, tag_of(channel), (key, f"{key}:head"), arguments)
         match await self._server.run(call):
             case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as records]:
-                ancestors = map(Position.parse, filter(None, older.decode().split(",")))
                 found = tuple(map(_record, records))
-                return Page(epoch.decode(), int(first), int(last), found, tuple(ancestors))
+                return Page(epoch.decode(), int(first), int(last), found, *_ancestors(older.decode()))
             case reply:
                 raise ResponseError(f"the server answered what is no page: {reply!r:.100}")
 
@@ -143,6 +142,14 @@ def _outcome(channel: str, epoch: str, text: str) -> Added | PositionConflictErr
         return Added(Position(epoch, int(offset)), int(receivers))
     position = Position.parse(text[1:])
     return Added(position, 0) if text[0] == "=" else PositionConflictError(channel, position)
+
+
+def _ancestors(text: str) -> tuple[tuple[Position, ...], tuple[str, ...]]:
+    """Return the ancestors, and the epochs of the doubtful ones."""
+    parts = text.split(",") if text else []
+    ancestors = tuple([Position.parse(part.rstrip("!")) for part in parts])
+    doubtful = [ancestor.epoch for ancestor, part in zip(ancestors, parts, strict=True) if part.endswith("!")]
+    return ancestors, tuple(doubtful)
 
 
 def _record(entry: Reply) -> Record:

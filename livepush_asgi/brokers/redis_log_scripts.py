@@ -4,7 +4,7 @@ A log is two keys. `<log>` is a stream: an event's id is `<offset>-<milliseconds
 is a search by id, and the age stands in it; its one field is named by how many bytes of payload came before
 it, so that the size of what is kept is a difference. `<log>:head` is a text: the epoch, the last offset, all
 bytes so far, the bytes before and the time of an event that is the oldest or was it, the server's
-replication id, and the ancestors, `epoch.offset` each, the newest first.
+replication id, and the ancestors, `epoch.offset` each, the newest first, `!` behind the doubtful ones.
 
 The replication id (`master_replid`) names a course of events on the server. It is drawn at random whenever a
 server starts as a master and whenever a replica becomes one. These are the moments at which the end of a log
@@ -14,6 +14,10 @@ begins a new epoch, with the next offset, and notes where the old one ended for 
 position of the old epoch names the same event; beyond, it names one that is lost. Without that the offsets
 would come again, with other events. Restarts that lost nothing begin a new epoch too, at no cost: everybody
 is within what is left.
+
+What a new master lost it had never had, so nobody can tell from the log whether something is missing. It
+has a second replication id, that of the master it followed, and a server that starts from its append-only
+file has none. Where there is one the end of the old epoch is doubtful: each client is told when it passes.
 """
 
 from dataclasses import dataclass
@@ -52,7 +56,10 @@ end
 local function running()
   local info = redis.pcall('INFO', 'replication')
   local id = type(info) == 'string' and string.match(info, 'master_replid:(%w+)')
-  return id or error({err = 'ERR no master_replid, the user of the client needs the permission for INFO'})
+  if not id then
+    error({err = 'ERR no master_replid, the user of the client needs the permission for INFO'})
+  end
+  return id, string.match(info, 'master_replid2:(%w*)') or ''
 end
 
 local function load()
@@ -69,7 +76,7 @@ end
 local function begin(fresh)
   -- The server may have evicted the head alone. What it stood for cannot be continued.
   redis.call('UNLINK', log)
-  epoch, last, total, base, since, run, ancestors = fresh, 0, 0, 0, now, running(), ''
+  epoch, last, total, base, since, run, ancestors = fresh, 0, 0, 0, now, (running()), ''
 end
 
 local function save()
@@ -135,9 +142,10 @@ end
 if not load() then
   begin(fresh)
 else
-  local current = running()
+  local current, followed = running()
   if run ~= current then
-    local older, count = {{epoch .. '.' .. whole(last)}}, 1
+    local doubt = string.match(followed, '[^0]') and '!' or ''
+    local older, count = {{epoch .. '.' .. whole(last) .. doubt}}, 1
     for ancestor in string.gmatch(ancestors, '[^,]+') do
       if count < {MOST_ANCESTORS} then
         older[#older + 1], count = ancestor, count + 1

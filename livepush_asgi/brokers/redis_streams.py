@@ -37,8 +37,9 @@ class RedisStreamsBroker:
     new one until their timeout; an event is appended once all the same.
 
     A server that may have lost the end of a log, because it was killed or because a replica took over,
-    goes on in another epoch: no offset ever names two events. The user of the client needs the permission
-    for INFO, by which that is seen.
+    goes on in another epoch: no offset ever names two events. Whoever had more than what is left is told,
+    and after a replica took over everybody is, since it does not know what had not reached it. The user of
+    the client needs the permission for INFO, by which that is seen.
     """
 
     def __init__(
