@@ -1,6 +1,8 @@
 """Signals: heard by the drain and by the handler that was there, which is put back in the end."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import FrameType
 
@@ -12,6 +14,23 @@ from livepush_asgi.drain import SIGNALS, SignalWatch
 from livepush_asgi.testing import Client
 
 from .valkey import until
+
+# A program that has no handler of its own, and a stream open.
+PROGRAM = """
+import anyio
+from livepush_asgi import DrainPolicy, LivePush, MemoryBroker, public
+from livepush_asgi.testing import Client
+
+async def main():
+    push = LivePush(MemoryBroker(), public("news"), drain=DrainPolicy(window=2))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        print("open", flush=True)
+        print(await stream.wait_ended(timeout=60), flush=True)
+        await anyio.sleep(60)
+
+anyio.run(main, backend="BACKEND")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +162,16 @@ async def test_a_signal_is_not_held_for_good_where_nothing_is_left_to_drain() ->
         signal.raise_signal(signal.SIGTERM)
         await until(lambda: heard)
     assert heard == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_signal_that_nobody_handles_ends_the_process_after_the_drain(backend: str) -> None:
+    command = [sys.executable, "-c", PROGRAM.replace("BACKEND", backend)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "open\n"
+        # Twice, as a server does that tells each of its processes after somebody told them all.
+        program.terminate()
+        program.terminate()
+        assert program.stdout.read() == "drain\n"
+        assert program.wait(timeout=60) == -signal.SIGTERM
