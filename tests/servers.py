@@ -12,7 +12,7 @@ from .serving import Serving
 
 APP = "tests.apps.push:app"
 # Short times, so that noticing and ending can be waited for.
-QUICK = {"CAP": "1000", "WINDOW": "1", "HEARTBEAT": "1", "SEND_TIMEOUT": "2"}
+QUICK = {"CAP": "1000", "WINDOW": "1.5", "HEARTBEAT": "1", "SEND_TIMEOUT": "2"}
 
 
 @dataclass(frozen=True, slots=True)
