@@ -129,7 +129,8 @@ class Http2Client:
         if stream is None:
             return
         if isinstance(event, h2.events.ResponseReceived):
-            stream.status = int(dict(event.headers)[":status"])
+            # Text, by the configuration, whatever the types say.
+            stream.status = int(next(value for name, value in event.headers if str(name) == ":status"))
         elif isinstance(event, h2.events.DataReceived):
             self._connection.acknowledge_received_data(event.flow_controlled_length, stream.number)
             stream.take(event.data)
