@@ -238,5 +238,5 @@ async def test_pieces_that_django_compresses_one_by_one(tmp_path: Path) -> None:
             diagnosis = diagnose(await examine(Question(url=f"{server.url}/own", idle=3)))
             tasks.cancel_scope.cancel()
     # It is no application that can be probed, and what is wrong shows all the same.
-    assert (diagnosis.status, diagnosis.findings[0].code) == (1, "compression-ends")
+    assert (diagnosis.status, diagnosis.findings[0].code) == (1, "compression-ends"), diagnosis
     assert "no-probe" in {finding.code for finding in diagnosis.findings}
