@@ -8,7 +8,8 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
 EXAMPLES = {path.name: path.read_text() for path in (REPOSITORY / "examples").glob("*.py")}
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BROKERS = (REPOSITORY / "docs" / "brokers.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README + BROKERS, re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.split("\n")[0][:40].strip())
