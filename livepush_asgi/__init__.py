@@ -2,12 +2,12 @@
 
 An event is delivered in order, or the client is told that it was not.
 
-    publish ─▶ broker ─▶ (one reader per process) ─▶ hub ─▶ outbox of each stream ─▶ send
+    publish ─▶ broker ─▶ (one reader per process) ─▶ hub ─▶ turn ─▶ outbox of each stream ─▶ send
 
 The rooms, each importing only from those before it: `types, errors, reasons, cursor` ← `event,
-settings, loop` ← `request, broker, slots, clock, control` ← `outbox, places` ← `topic, logged_topic,
-hub` ← `feed, stream` ← `run` ← `carrier, answers, endpoint` ← `app` ← `middleware, service` ←
-`contrib, cli`. The adapters
+settings, loop` ← `request, broker, slots, clock, control` ← `outbox, turn, places` ← `publisher,
+producer, topic, hub` ← `reading, feed, direct, stream` ← `run, carrier` ← `probe, answers, endpoint` ←
+`app` ← `middleware, service` ← `contrib, cli`. The adapters
 (`brokers/*`, `slots/redis`) import the ports and their client library, and are imported on first
 use: `import livepush_asgi` loads neither redis nor a framework.
 """
