@@ -10,7 +10,7 @@ from .event import HEARTBEAT, with_id
 from .hub import Hub
 from .outbox import Delivery, LatestOutbox, Outbox, OutboxFullError
 from .places import Places, Stretch
-from .reading import HistoryReader
+from .reading import HistoryReader, Told
 from .reasons import EndReason, GapReason
 from .request import Grant
 from .settings import Limits, Timing
@@ -133,14 +133,16 @@ class Feed:
     def begin_late(self, channel: str) -> bool:
         """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
         self._note_passed()
-        end = self._house.hub.end_of(channel)
-        self._places.claim([end])
-        gap = self._places.place(channel, end, late=True)
-        if gap is not None:
-            # Before anything of the channel that history has.
-            self._head += gap_block(channel, gap, self._places.id)
+        self._tell(self._reader.place({channel: self._house.hub.end_of(channel)}, late={channel}))
+        return self.unanswerable is None
+
+    def _tell(self, gaps: list[Told]) -> None:
+        """Tell of gaps before anything of their channels that history has."""
+        for channel, reason in gaps:
+            self._head += gap_block(channel, reason, self._places.id)
             self._snapshot_due = True
-        return gap is None or self._control_events
+            if not self._control_events:
+                self._head, self.unanswerable = b"", EndReason.BROKER
 
     async def open(self) -> None:
         """Begin in every channel that is there, and prepare the open event. Cancelling it is harmless."""
@@ -148,9 +150,7 @@ class Feed:
         # Nothing waits from here on: what the hub delivers from now on is queued.
         hub = self._house.hub
         ends = {name: hub.end_of(name) for name in self._grant.channel_names if hub.is_ready(name)}
-        self._places.claim(ends.values())
-        gaps = {name: self._places.place(name, end) for name, end in ends.items()}
-        told = [(name, reason) for name, reason in gaps.items() if reason is not None]
+        told = self._reader.place(ends)
         resumed = self._resuming and resumable and not told
         retry = self._house.timing.own_retry()
         if self._control_events:
@@ -173,6 +173,8 @@ class Feed:
         """
         if self._snapshot_due:
             await self._take_snapshot()
+        if not self._head and self._reader.sought:
+            self._tell(await self._reader.seek())
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
         if not self._head and self._places.behind:
             await self._read_on()
@@ -188,7 +190,7 @@ class Feed:
     @property
     def again_in(self) -> float | None:
         """In how many seconds to ask again, unless woken before; None if there is nothing to go on with."""
-        if not self._places.behind:
+        if not self._places.behind and not self._reader.sought:
             return None
         return RETRY if self._reader.failed else 0.0
 

@@ -1,16 +1,21 @@
 """HistoryReader: how one stream reads the logs of its channels, page by page and each in its turn."""
 
 import logging
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 import anyio
 
 from .broker import Page
+from .cursor import Position
 from .hub import Hub
 from .places import Places, Stretch
+from .reasons import GapReason
 from .settings import Limits
 
 logger = logging.getLogger("livepush_asgi")
+
+Told = tuple[str, GapReason]
 
 # How many events are read from history at once. A client that is slower reads less often.
 PAGE = 100
@@ -19,7 +24,7 @@ PAGE = 100
 class HistoryReader:
     """Reads what `places` says is behind."""
 
-    __slots__ = ("_channels", "_hub", "_limits", "_places", "failed")
+    __slots__ = ("_asked", "_channels", "_hub", "_limits", "_places", "failed", "sought")
 
     def __init__(self, hub: Hub, places: Places, channels: tuple[str, ...], limits: Limits) -> None:
         #: Whether the last attempt brought nothing, and the next one should wait a while.
@@ -28,6 +33,42 @@ class HistoryReader:
         self._places = places
         self._channels = channels
         self._limits = limits
+        #: The channels to begin in when their logs have been asked, and whether each came late.
+        self.sought: dict[str, bool] = {}
+        self._asked: set[str] = set()
+
+    def place(self, ends: Mapping[str, Position | None], late: Container[str] = ()) -> list[Told]:
+        """Begin in the channels whose logs end so, and return the gaps to tell.
+
+        A log may have gone on under another epoch, and only it can say whether the client is in it. Where
+        it could not be asked, that is put off for `seek`: not to know it is no reason to tell of a gap.
+        """
+        self._places.claim(ends.values())
+        strange = {name for name, end in ends.items() if end and not self._places.find(name, end)}
+        if self._places.has_unclaimed and not strange <= self._asked:
+            self.sought |= {name: name in late for name in strange}
+        told = []
+        for channel, end in ends.items():
+            if channel not in self.sought:
+                gap = self._places.place(channel, end, late=channel in late)
+                told += [] if gap is None else [(channel, gap)]
+        return told
+
+    async def seek(self) -> list[Told]:
+        """Ask the logs that could not be asked, begin in their channels, and return the gaps to tell.
+
+        Never raises but when cancelled.
+        """
+        try:
+            for channel in list(self.sought):
+                await self._is_kept(channel)
+        except Exception as error:
+            self._note(error)
+            return []
+        self._note(None)
+        sought, self.sought = self.sought, {}
+        late = {channel for channel, came_late in sought.items() if came_late}
+        return self.place({channel: self._hub.end_of(channel) for channel in sought}, late)
 
     async def can_resume(self, timeout: float) -> bool:
         """Return whether history still has what the client's cursor asks for, in every channel."""
@@ -67,6 +108,7 @@ class HistoryReader:
             return True
         # The log may have gone on under another epoch, which this process has not heard of yet.
         page = await self._hub.read(channel, 0 if place is None else place.offset, 0)
+        self._asked.add(channel)
         if page.epoch != end.epoch:
             self._hub.refresh(channel)
         place = place or self._places.find(channel, end, page)

@@ -234,7 +234,7 @@ class Stream:
             if self.reason is not None:
                 return b""
             self.state = StreamState.LIVE
-        chunk = self._feed.ready() or await self._feed.next()
+        chunk = b"" if self._feed.unanswerable else self._feed.ready() or await self._feed.next()
         if not chunk and self._feed.unanswerable:
             # What its client would have to be told it cannot be told.
             self.end(self._feed.unanswerable)

@@ -137,7 +137,8 @@ async def storm(server: Serving, publish: Publish, size: Size, trouble: Trouble 
         ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert [error for error in ended if isinstance(error, Exception)] == []
     wrong = {client.number: (client.faults, client.missing) for client in clients}
-    assert {number: found for number, found in wrong.items() if any(found)} == {}, server.log[-5000:]
+    hurt = {number: found for number, found in wrong.items() if any(found)}
+    assert not hurt, f"faults and what is missing, by client: {hurt}\n{server.log[-5000:]}"
     assert sum(client.received for client in clients) == size.events * sum(
         len(client.channels) for client in clients
     )

@@ -359,6 +359,37 @@ async def test_an_event_that_the_log_shows_late_is_sent_when_it_does() -> None:
             assert (await again.next_event(1)).data == "missed"
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_who_comes_back_to_a_log_under_another_epoch_misses_nothing_while_it_cannot_be_asked(
+    away: bool,
+) -> None:
+    server = FaultyServer(History())
+    push = LivePush(FaultyBroker(server), lambda request: Grant(channels=["a", "b"]))
+    async with push.lifespan(), Client(push) as client, client.open("/") as beside:
+        await opened(beside)
+        async with client.open("/") as stream:
+            await opened(stream)
+            for channel in ("a", "b"):
+                await push.publish(channel, f"{channel}1")
+            await stream.events(2)
+        for channel in ("a", "b"):
+            await push.publish(channel, f"{channel}2")
+            server.restart(channel, losing=0)
+        await let_pass(1)
+        server.away = away
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            assert resumed(await opened(again)) is not away
+            await let_pass(5)
+            server.away = False
+            await let_pass(1)
+            for channel in ("a", "b"):
+                await push.publish(channel, f"{channel}3")
+            events = [event.data for event in await again.events(4)]
+            assert [data for data in events if data[0] == "a"] == ["a2", "a3"]
+            assert [data for data in events if data[0] == "b"] == ["b2", "b3"]
+    assert [event.event for event in again.control_events] == ["livepush.open"]
+
+
 async def test_an_absent_log_delays_events_and_loses_none() -> None:
     broker = FaultyBroker()
     push = LivePush(broker, lambda request: Grant(channels="c"))
