@@ -45,7 +45,6 @@ class Size:
 
 # 2,000 events for a client; 566,500 for all.
 FULL = Size(clients=300, events=500, seconds=15)
-MEDIUM = Size(clients=300, events=150, seconds=8)
 SMALL = Size(clients=100, events=300, seconds=6)
 
 

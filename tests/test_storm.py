@@ -16,7 +16,7 @@ from livepush_asgi import JetStreamBroker, LivePush, RedisStreamsBroker, Refusal
 
 from .nats_server import NatsProcess
 from .serving import Serving, uvicorn
-from .storm import FULL, HEARTBEAT, MEDIUM, SMALL, Publish, storm
+from .storm import FULL, HEARTBEAT, SMALL, Publish, storm
 from .test_uvicorn import APP, publish
 from .valkey import ValkeyProcess
 
@@ -143,7 +143,7 @@ async def over_jetstream(nats: NatsProcess, log: Path) -> AsyncIterator[tuple[Se
 
 async def test_over_jetstream(own_nats: NatsProcess, tmp_path: Path) -> None:
     async with over_jetstream(own_nats, tmp_path / "log") as (server, publish_to):
-        await storm(server, publish_to, MEDIUM)
+        await storm(server, publish_to, FULL)
 
 
 async def test_over_jetstream_the_server_is_killed(own_nats: NatsProcess, tmp_path: Path) -> None:
