@@ -43,8 +43,8 @@ class Size:
     padding: int = 0
 
 
-# 2,000 events for a client; 566,500 for all.
-FULL = Size(clients=300, events=500, seconds=15)
+# 300 clients that have to get 2,000 events each, and 20 on one channel: 610,000 deliveries.
+FULL = Size(clients=320, events=500, seconds=15)
 SMALL = Size(clients=100, events=300, seconds=6)
 
 
