@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Container, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import anyio
 
@@ -21,6 +22,10 @@ Told = tuple[str, GapReason]
 PAGE = 100
 
 
+# What nearly all streams have all the time; it is shared.
+_NONE: Mapping[str, bool] = MappingProxyType({})
+
+
 class HistoryReader:
     """Reads what `places` says is behind."""
 
@@ -34,8 +39,8 @@ class HistoryReader:
         self._channels = channels
         self._limits = limits
         #: The channels to begin in when their logs have been asked, and whether each came late.
-        self.sought: dict[str, bool] = {}
-        self._asked: set[str] = set()
+        self.sought = _NONE
+        self._asked: tuple[str, ...] = ()
 
     def place(self, ends: Mapping[str, Position | None], late: Container[str] = ()) -> list[Told]:
         """Begin in the channels whose logs end so, and return the gaps to tell.
@@ -45,8 +50,8 @@ class HistoryReader:
         """
         self._places.claim(ends.values())
         strange = {name for name, end in ends.items() if end and not self._places.find(name, end)}
-        if self._places.has_unclaimed and not strange <= self._asked:
-            self.sought |= {name: name in late for name in strange}
+        if self._places.has_unclaimed and not strange.issubset(self._asked):
+            self.sought = {**self.sought, **{name: name in late for name in strange}}
         told = []
         for channel, end in ends.items():
             if channel not in self.sought:
@@ -66,7 +71,7 @@ class HistoryReader:
             self._note(error)
             return []
         self._note(None)
-        sought, self.sought = self.sought, {}
+        sought, self.sought = self.sought, _NONE
         late = {channel for channel, came_late in sought.items() if came_late}
         return self.place({channel: self._hub.end_of(channel) for channel in sought}, late)
 
@@ -108,7 +113,7 @@ class HistoryReader:
             return True
         # The log may have gone on under another epoch, which this process has not heard of yet.
         page = await self._hub.read(channel, 0 if place is None else place.offset, 0)
-        self._asked.add(channel)
+        self._asked += (channel,)
         if page.epoch != end.epoch:
             self._hub.refresh(channel)
         place = place or self._places.find(channel, end, page)
