@@ -60,7 +60,7 @@ class Http2Client:
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._port = port
         self._tls = tls
-        self._connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self._connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
         self._streams: dict[int, Http2Stream] = {}
 
     async def __aenter__(self) -> Self:
@@ -103,15 +103,17 @@ class Http2Client:
         self._writer.write(self._connection.data_to_send())
 
     async def _read(self) -> None:
-        # A server that has ended may reset the connection.
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while frame := await self._read_frame():
-                for event in self._connection.receive_data(frame):
-                    self._handle(event)
-                self._send()
-        for stream in self._streams.values():
-            stream.ended = True
-            stream.changed.set()
+        try:
+            # A server that has ended may reset the connection.
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                while frame := await self._read_frame():
+                    for event in self._connection.receive_data(frame):
+                        self._handle(event)
+                    self._send()
+        finally:
+            for stream in self._streams.values():
+                stream.ended = True
+                stream.changed.set()
 
     async def _read_frame(self) -> bytes:
         # https://www.rfc-editor.org/rfc/rfc9113#section-4.1
@@ -130,7 +132,7 @@ class Http2Client:
             return
         if isinstance(event, h2.events.ResponseReceived):
             # Text, by the configuration, whatever the types say.
-            stream.status = int(next(value for name, value in event.headers if str(name) == ":status"))
+            stream.status = int(dict(event.headers)[b":status"])
         elif isinstance(event, h2.events.DataReceived):
             self._connection.acknowledge_received_data(event.flow_controlled_length, stream.number)
             stream.take(event.data)
