@@ -1,0 +1,1 @@
+"""What the component costs, measured beside a floor and beside its peers: `python -m benchmarks`."""

@@ -1,0 +1,114 @@
+"""The scenarios in which not all is one server and one load: a publisher elsewhere, clients that come back,
+clients that read nothing.
+"""
+
+import asyncio
+import http.client
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+from redis.asyncio import Redis
+
+from .bench import APP, FLOOR, SETTLE, Bench
+from .load import Figures, Load
+from .result import Case
+from .serve import REPOSITORY, Server, cores
+
+DEAF = 10
+# The clients that stay while the others come back, and what they hear meanwhile.
+LIVE, LIVE_RATE = 200, 20
+
+
+def redis_cases(bench: Bench) -> list[Case]:
+    def through_valkey() -> Figures:
+        with bench.valkey() as valkey, ExitStack() as running:
+            connections = 0
+
+            def publish(server: Server) -> None:
+                nonlocal connections
+                connections = asyncio.run(connections_of(valkey.url))
+                running.callback(start_publisher(bench, valkey.url).wait)
+
+            figures = bench.fan_out(APP, {"REDIS_URL": valkey.url}, publish=publish)
+            return {**figures, "connections": connections}
+
+    def floor() -> Figures:
+        return {**bench.fan_out(FLOOR), "connections": 0}
+
+    return [Case("floor, in process", floor), Case("livepush_asgi, through Valkey", through_valkey)]
+
+
+def start_publisher(bench: Bench, url: str) -> "subprocess.Popen[bytes]":
+    size = bench.size
+    arguments = [url, str(size.events), str(size.rate), str(size.bytes)]
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.publish", *arguments], cwd=REPOSITORY)
+    os.sched_setaffinity(process.pid, cores()[1])
+    return process
+
+
+async def connections_of(url: str) -> int:
+    """Return how many connections a server has, without the one that asks."""
+    async with Redis.from_url(url) as redis:
+        return len(await redis.client_list()) - 1
+
+
+def resume_cases(bench: Bench) -> list[Case]:
+    return [
+        Case("plain connects", lambda: come(bench, behind=False)),
+        Case(f"{bench.size.events} events behind", lambda: come(bench, behind=True)),
+    ]
+
+
+def come(bench: Bench, *, behind: bool) -> Figures:
+    """Have all clients come at once, while others are there; `ready_s` is when each has all there is."""
+    with bench.serve(APP) as server, ExitStack() as running:
+        # An id of before the events that are to be missed, which are published in either case.
+        last = first_id(server.port)
+        server.get(bench.order())
+        # So many a second for as long as it takes; that they all come is not waited for.
+        live = running.enter_context(Load(bench.program, server.port, LIVE, "/events?channel=c0"))
+        live.opened()
+        server.get(f"/pub?n=100000&rate={LIVE_RATE}&channels=1")
+        time.sleep(2 * SETTLE)
+        header = f"Last-Event-ID: {last}" if behind else ""
+        expect = bench.size.events if behind else 0
+        load = running.enter_context(
+            Load(bench.program, server.port, bench.size.streams, expect=expect, header=header)
+        )
+        opened = load.opened()
+        figures = load.result() if behind else load.stop()
+        ready = figures["caught_up_s"] if behind else opened["connect_s"]
+        return {**figures, "ready_s": ready, "live_p99_ms": live.stop()["p99_ms"]}
+
+
+def first_id(port: int) -> str:
+    """Return the id with which a stream begins."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/events")
+    answer = connection.getresponse()
+    while not (line := answer.readline()).startswith(b"id: "):
+        if not line:
+            raise RuntimeError("the stream has ended before its first id")
+    answer.close()
+    connection.close()
+    return line.removeprefix(b"id: ").decode().strip()
+
+
+def slow_cases(bench: Bench) -> list[Case]:
+    def with_the_deaf() -> Figures:
+        with ExitStack() as running:
+
+            def publish(server: Server) -> None:
+                deaf = running.enter_context(Load(bench.program, server.port, DEAF, deaf=True))
+                deaf.opened()
+                server.get(bench.order())
+
+            return bench.fan_out(APP, publish=publish)
+
+    return [
+        Case("all read", lambda: bench.fan_out(APP)),
+        Case(f"{DEAF} more read nothing", with_the_deaf),
+    ]

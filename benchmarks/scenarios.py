@@ -1,0 +1,177 @@
+"""The scenarios by name: what each compares, how much of it, and which figures it shows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from .bench import APP, FLOOR, Bench
+from .elsewhere import redis_cases, resume_cases, slow_cases
+from .load import Figures
+from .result import Case, Result, Size
+
+LINE = ((1, 100), (10, 100), (100, 100), (1000, 100), (1000, 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One scenario. `quick` is its size for a first look, of a few seconds."""
+
+    title: str
+    cases: Callable[[Bench], list[Case]]
+    size: Size
+    quick: Size
+    shown: tuple[str, ...]
+    compared: tuple[str, ...]
+
+
+def applications(bench: Bench) -> list[Case]:
+    """The floor, the component and the peers that were asked for, under the same load."""
+    peers = [(name, f"benchmarks.peers.{name.replace('-', '_')}:app") for name in bench.peers]
+    return [
+        Case(label, lambda app=app: bench.fan_out(app))  # type: ignore[misc]
+        for label, app in (("floor", FLOOR), ("livepush_asgi", APP), *peers)
+    ]
+
+
+def connect(bench: Bench) -> list[Case]:
+    def with_slots() -> Figures:
+        with bench.valkey() as valkey:
+            return bench.connect(APP, {"SLOTS_URL": valkey.url})
+
+    return [
+        Case("floor", lambda: bench.connect(FLOOR)),
+        Case("livepush_asgi", lambda: bench.connect(APP)),
+        Case("livepush_asgi, slots in Valkey", with_slots),
+    ]
+
+
+def idle(bench: Bench) -> list[Case]:
+    return [
+        Case("floor, no heartbeats", lambda: bench.idle(FLOOR)),
+        Case("livepush_asgi, every 15 s", lambda: bench.idle(APP)),
+    ]
+
+
+def channels(bench: Bench) -> list[Case]:
+    """One event for all, and one for each. Of the latter's cost a part is publishing so many events."""
+    each = f"&channels={bench.size.streams}"
+
+    def over_valkey() -> Figures:
+        with bench.valkey() as valkey:
+            return bench.fan_out(APP, {"REDIS_URL": valkey.url}, path="/events?channel=c{}", query=each)
+
+    return [
+        Case("one channel for all", lambda: bench.fan_out(APP)),
+        Case("a channel each", lambda: bench.fan_out(APP, path="/events?channel=c{}", query=each)),
+        Case("published alone, for each channel", lambda: bench.publish_only(APP, bench.size.streams)),
+        Case("a channel each, over Valkey", over_valkey),
+    ]
+
+
+def line(bench: Bench) -> list[Case]:
+    def measure(streams: int, events: int) -> Figures:
+        small = replace(bench, size=replace(bench.size, streams=streams, events=events))
+        return {**small.fan_out(APP), "work": streams * events}
+
+    most = bench.size.streams * bench.size.events
+    return [
+        Case(f"{streams} x {events}", lambda s=streams, e=events: measure(s, e))  # type: ignore[misc]
+        for streams, events in LINE
+        if streams * events <= most
+    ]
+
+
+DELIVERY = ("us_per_event", "p50_ms", "p99_ms", "missing", "duplicates")
+
+SCENARIOS = {
+    "burst": Scenario(
+        "Processor time of the server for each delivered event, all at once",
+        applications,
+        Size(1000, 200),
+        Size(200, 100),
+        DELIVERY,
+        ("us_per_event",),
+    ),
+    "paced": Scenario(
+        "Processor time for each delivered event, one after the other",
+        applications,
+        Size(1000, 200, 20),
+        Size(200, 60, 20),
+        DELIVERY,
+        ("us_per_event", "p99_ms"),
+    ),
+    "memory": Scenario(
+        "Memory of an open stream, idle and at the peak of a burst",
+        applications,
+        Size(1000, 200),
+        Size(500, 100),
+        ("kib_per_stream", "peak_kib_per_stream"),
+        ("kib_per_stream", "peak_kib_per_stream"),
+    ),
+    "connect": Scenario(
+        "Time until every connect is answered, 200 of them waiting at any time",
+        connect,
+        Size(5000),
+        Size(1000),
+        ("connect_s", "us_per_connect"),
+        ("connect_s", "us_per_connect"),
+    ),
+    "idle": Scenario(
+        "Streams on which nothing happens",
+        idle,
+        Size(10_000, seconds=30),
+        Size(1000, seconds=16),
+        ("kib_per_stream", "cpu_percent"),
+        ("kib_per_stream",),
+    ),
+    "channels": Scenario(
+        "As many channels as streams, and one channel for all of them",
+        channels,
+        Size(10_000, 5, 1),
+        Size(1000, 5, 2),
+        ("us_per_event", "p99_ms", "connect_s", "missing"),
+        ("us_per_event",),
+    ),
+    "redis": Scenario(
+        "From a process that publishes, through Valkey, to one that serves",
+        redis_cases,
+        Size(1000, 200),
+        Size(200, 100),
+        (*DELIVERY, "connections"),
+        ("us_per_event",),
+    ),
+    "resume": Scenario(
+        "Clients that all come back at once",
+        resume_cases,
+        Size(2000, 100),
+        Size(300, 100),
+        ("ready_s", "live_p99_ms", "missing", "duplicates"),
+        ("ready_s", "live_p99_ms"),
+    ),
+    "slow": Scenario(
+        "Ten clients that read nothing, beside the others",
+        slow_cases,
+        Size(1000, 200, 20, bytes=2000),
+        Size(200, 60, 20, bytes=2000),
+        DELIVERY,
+        ("p99_ms", "us_per_event"),
+    ),
+    "line": Scenario(
+        "Processor time with events x streams",
+        line,
+        Size(1000, 1000),
+        Size(100, 100),
+        ("work", "cpu_s", "us_per_event"),
+        ("cpu_s",),
+    ),
+}
+
+
+def run(name: str, bench: Bench, rounds: int) -> Result:
+    """Measure every case once in each round, so that what the machine does meanwhile meets all of them."""
+    scenario = SCENARIOS[name]
+    cases = scenario.cases(bench)
+    runs: dict[str, list[Figures]] = {case.label: [] for case in cases}
+    for _ in range(rounds):
+        for case in cases:
+            runs[case.label].append(case.measure())
+    return Result(name, scenario.title, bench.size, scenario.shown, scenario.compared, runs)

@@ -1,0 +1,130 @@
+"""Server: an application served on a core of its own, and what it costs there, as Linux counts it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.valkey import free_port
+
+REPOSITORY = Path(__file__).parent.parent
+STARTUP_TIMEOUT = 30.0
+BETWEEN_TRIES = 0.05
+WARM_UP = 0.2
+
+COMMANDS = {
+    "uvicorn": "uvicorn {app} --port {port} --no-access-log --log-level error --backlog 4096",
+    "granian": "granian --interface asgi --port {port} --no-ws --backlog 4096 --log-level error {app}",
+    "hypercorn": "hypercorn --bind 127.0.0.1:{port} --worker-class uvloop --backlog 4096 {app}",
+}
+
+
+def cores() -> tuple[set[int], set[int]]:
+    """Return the core that serves and the cores for all else; the same one where there is only one."""
+    mine = sorted(os.sched_getaffinity(0))
+    return {mine[0]}, set(mine[1:]) or {mine[0]}
+
+
+class Server:
+    """One server, inside its `with` block. Its processor time and memory are those of all its processes."""
+
+    def __init__(self, app: str, kind: str, log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.port = free_port()
+        self._command = COMMANDS[kind].format(app=app, port=self.port)
+        self._log = log
+        self._environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
+
+    def __enter__(self) -> Self:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *self._command.split()],
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                cwd=REPOSITORY,
+                start_new_session=True,
+            )
+        # Its children and threads inherit the core; it has none yet.
+        os.sched_setaffinity(self._process.pid, cores()[0])
+        try:
+            self._wait_until_it_answers()
+            self._warm_up()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def get(self, path: str) -> None:
+        """Make a request and read its answer."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            answer.read()
+
+    def cpu(self) -> float:
+        """Return the processor time so far, in seconds."""
+        return sum(_cpu_of(task) for pid in self._family() for task in Path(f"/proc/{pid}/task").iterdir())
+
+    def memory(self) -> float:
+        """Return what is resident, in KiB."""
+        return sum(_status(pid, "VmRSS") for pid in self._family())
+
+    def peak(self) -> float:
+        """Return the most that ever was resident, in KiB."""
+        return sum(_status(pid, "VmHWM") for pid in self._family())
+
+    def _family(self) -> list[int]:
+        # The list grows while it is walked through: granian and hypercorn serve from a child.
+        found = [self._process.pid]
+        for pid in found:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += map(int, children.read_text().split())
+        return found
+
+    def _wait_until_it_answers(self) -> None:
+        end = time.monotonic() + STARTUP_TIMEOUT
+        while True:
+            try:
+                self.get("/pub?n=0")
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError(f"{self._command} does not serve:\n{self._log.read_text()}") from None
+                time.sleep(BETWEEN_TRIES)
+            else:
+                return
+
+    def _warm_up(self) -> None:
+        # On a channel that nobody hears: what is done for the first time only is not what is measured.
+        self.get("/pub?n=200&channels=1")
+        time.sleep(WARM_UP)
+
+    def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _cpu_of(task: Path) -> float:
+    """Return the seconds that a thread has run: exactly where the kernel counts so, else in its ticks."""
+    try:
+        return int((task / "schedstat").read_text().split()[0]) / 1e9
+    except FileNotFoundError:
+        user, system = (task / "stat").read_text().rsplit(")", 1)[1].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _status(pid: int, name: str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return float(line.split()[1])
+    return 0.0

@@ -1,0 +1,59 @@
+"""The benchmarks run: one of each kind in a size that says nothing, and their tables have all rows."""
+
+import os
+import re
+import subprocess
+import sys
+
+from .programs import need
+from .serving import REPOSITORY
+
+HEAD = "µs per event  ratio (spread)  p50 ms  p99 ms  missing  duplicates"
+
+
+def benchmarks(*arguments: str) -> str:
+    """Return what a run writes on the terminal."""
+    need("cc")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def words(line: str) -> str:
+    """Return a line of a table with every measured figure left out and two spaces between columns."""
+    return re.sub(r"\s{2,}", "  ", re.sub(r"\d[\d.,]*\.\d+", "_", line.strip()))
+
+
+def test_a_burst_is_measured_beside_the_floor() -> None:
+    conditions, _, title, head, floor, own = benchmarks(
+        "--quick", "burst", "--streams", "20", "--events", "20"
+    ).splitlines()
+    assert conditions.startswith("uvicorn; ")
+    assert title == (
+        "burst: Processor time of the server for each delivered event, all at once "
+        "(20 streams, 20 events of 200 bytes at once; median of 1 round)"
+    )
+    assert words(head) == HEAD
+    assert re.fullmatch(r"floor  [_\d]+  1  [_\d]+  [_\d]+  0  0", words(floor))
+    assert re.fullmatch(r"livepush_asgi  [_\d]+  [_\d]+  [_\d]+  [_\d]+  0  0", words(own))
+
+
+def test_an_unknown_scenario_is_named_with_those_that_there_are() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "gust"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("no scenario gust; there are burst, paced, memory, ")
