@@ -10,10 +10,8 @@ import contextlib
 import functools
 import getpass
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,7 @@ from typing import Self
 
 from .programs import NODE_MODULES, need, need_node_package
 from .serving import WireStream
+from .valkey import free_port
 
 CONFIGURATIONS = Path(__file__).parent.parent / "docs" / "proxies"
 STARTUP_TIMEOUT = 60.0
@@ -142,7 +141,7 @@ def configuration(name: str) -> str:
 
 def nginx(upstream: int, text: str, tmp_path: Path) -> Proxy:
     """Return nginx with a file for its `conf.d`: one `server` block or several."""
-    directory, port = _directory(tmp_path, "nginx"), _port()
+    directory, port = _directory(tmp_path, "nginx"), free_port()
     # Its workers are nobody's otherwise, and nobody may not enter a test's folder.
     user = f"user {getpass.getuser()};" if os.getuid() == 0 else ""
     (directory / "nginx.conf").write_text(NGINX.format(user=user))
@@ -153,14 +152,14 @@ def nginx(upstream: int, text: str, tmp_path: Path) -> Proxy:
 
 def haproxy(upstream: int, text: str, tmp_path: Path) -> Proxy:
     """Return HAProxy with a whole configuration."""
-    directory, port = _directory(tmp_path, "haproxy"), _port()
+    directory, port = _directory(tmp_path, "haproxy"), free_port()
     (directory / "haproxy.cfg").write_text(_placed(text, upstream, port))
     return Proxy(port, [need("haproxy"), "-db", "-f", "haproxy.cfg"], directory)
 
 
 def caddy(upstream: int, text: str, tmp_path: Path) -> Proxy:
     """Return Caddy with the sites of a Caddyfile, without its global options."""
-    directory, port = _directory(tmp_path, "caddy"), _port()
+    directory, port = _directory(tmp_path, "caddy"), free_port()
     (directory / "Caddyfile").write_text(CADDY + _placed(text, upstream, port))
     command = [need("caddy"), "run", "--config", "Caddyfile", "--adapter", "caddyfile"]
     home = {"HOME": str(directory), "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
@@ -170,7 +169,7 @@ def caddy(upstream: int, text: str, tmp_path: Path) -> Proxy:
 def vite(upstream: int, text: str, tmp_path: Path) -> Proxy:
     """Return Vite's development server with a `vite.config.js`."""
     need_node_package("vite")
-    directory, port = _directory(tmp_path, "vite"), _port()
+    directory, port = _directory(tmp_path, "vite"), free_port()
     files = {"vite.config.js": _placed(text, upstream, port), "index.html": "<!doctype html>\n"}
     _write_module(directory, files)
     command = [need("node"), str(VITE), "--host", "127.0.0.1", "--port", str(port), "--strictPort"]
@@ -184,7 +183,7 @@ def sveltekit(upstream: int, text: str, tmp_path: Path) -> Proxy:
     time.
     """
     need_node_package("@sveltejs/kit")
-    directory, port = _directory(tmp_path, "sveltekit"), _port()
+    directory, port = _directory(tmp_path, "sveltekit"), free_port()
     files = {path.parent.name: path.read_text() for path in CONFIGURATIONS.glob(f"*/{SVELTE_SERVER}")}
     server = configuration(text)
     if server not in files.values():
@@ -218,15 +217,6 @@ def _built(servers: tuple[tuple[str, str], ...]) -> Path:
     )
     assert done.returncode == 0, done.stdout
     return directory
-
-
-def _port() -> int:
-    # Below the ports that outgoing connections get, of which every proxy has many: they take one that is
-    # free for a moment, and the proxy it was meant for does not start.
-    for port in random.sample(range(12000, 32000), 100):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise RuntimeError("no port is free")
 
 
 def _directory(tmp_path: Path, name: str) -> Path:

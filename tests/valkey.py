@@ -1,5 +1,7 @@
 """A real server in a process of its own: started, killed, stopped and started again as a test needs it."""
 
+import contextlib
+import random
 import shutil
 import signal
 import socket
@@ -27,11 +29,21 @@ def server_binary() -> Path:
     return binary
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody uses now and that was not given out before.
+
+    It is none of those that outgoing connections get, one of which could be there before the server is.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 async def until(condition: Callable[[], object], *, within: float = 10.0) -> None:

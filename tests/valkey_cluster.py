@@ -1,28 +1,17 @@
 """A Redis Cluster of real servers: three masters, and a replica of each if wanted."""
 
 import contextlib
-import random
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import redis
 from redis.asyncio import RedisCluster
 
-from .valkey import ValkeyProcess, until
+from .valkey import ValkeyProcess, free_port, until
 
 SLOTS = 16384
 # A node that is silent for so long has failed, in milliseconds.
 NODE_TIMEOUT = 1000
-
-
-def quiet_port() -> int:
-    """Return a port that nobody uses, of those that are not given to outgoing connections either."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class ValkeyCluster:
@@ -30,7 +19,7 @@ class ValkeyCluster:
 
     def __init__(self, directory: Path, *, replicas: bool) -> None:
         count = 6 if replicas else 3
-        self.buses = [quiet_port() for _ in range(count)]
+        self.buses = [free_port() for _ in range(count)]
         self.nodes = [
             ValkeyProcess(
                 directory / str(number),
