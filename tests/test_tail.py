@@ -213,7 +213,8 @@ async def test_lines_wait_in_the_file_while_redis_is_away(log: Path, own_valkey:
                     assert record == missed
             assert record["lines"] == ["afterwards"]
         assert tail.end() == 0
-        assert tail.rest().count("lines wait, they cannot be published") == 1
+        # Not even once, where the server was back before a line was to be published.
+        assert tail.rest().count("lines wait, they cannot be published") <= 1
 
 
 class Nothing:
