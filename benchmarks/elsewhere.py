@@ -18,6 +18,8 @@ from .result import Case
 from .serve import REPOSITORY, Server, cores
 
 DEAF = 10
+SUBSCRIBE_TIMEOUT = 120.0
+BETWEEN_LOOKS = 0.01
 # The clients that stay while the others come back, and what they hear meanwhile.
 LIVE, LIVE_RATE = 200, 20
 
@@ -53,6 +55,35 @@ async def connections_of(url: str) -> int:
     """Return how many connections a server has, without the one that asks."""
     async with Redis.from_url(url) as redis:
         return len(await redis.client_list()) - 1
+
+
+def subscribe_cases(bench: Bench) -> list[Case]:
+    return [
+        Case("one channel for all", lambda: subscribe(bench, "/events", 1)),
+        Case("a channel each", lambda: subscribe(bench, "/events?channel=c{}", bench.size.streams)),
+    ]
+
+
+def subscribe(bench: Bench, path: str, channels: int) -> Figures:
+    """Open the streams, and wait until Valkey has all their channels."""
+    with bench.valkey() as valkey, bench.serve(APP, {"REDIS_URL": valkey.url}) as server:
+        # The component has one of its own, for commands.
+        before = asyncio.run(subscribed(valkey.url, 0))
+        start = time.monotonic()
+        with Load(bench.program, server.port, bench.size.streams, path) as load:
+            asyncio.run(subscribed(valkey.url, before + channels))
+            took = time.monotonic() - start
+            return {**load.opened(), "subscribed_s": took}
+
+
+async def subscribed(url: str, least: int) -> int:
+    """Wait until so many channels are subscribed, and return how many there are."""
+    async with asyncio.timeout(SUBSCRIBE_TIMEOUT), Redis.from_url(url) as redis:
+        while True:
+            number = int((await redis.info("stats"))["pubsub_channels"])
+            if number >= least:
+                return number
+            await asyncio.sleep(BETWEEN_LOOKS)
 
 
 def resume_cases(bench: Bench) -> list[Case]:

@@ -17,6 +17,7 @@ TITLES = {
     "kib_per_stream": "KiB per stream",
     "peak_kib_per_stream": "KiB at the peak",
     "connect_s": "connected, s",
+    "subscribed_s": "subscribed, s",
     "ready_s": "ready, s",
     "cpu_s": "processor, s",
     "cpu_percent": "% of a core",

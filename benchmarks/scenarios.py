@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .bench import APP, FLOOR, Bench
-from .elsewhere import redis_cases, resume_cases, slow_cases
+from .elsewhere import redis_cases, resume_cases, slow_cases, subscribe_cases
 from .load import Figures
 from .result import Case, Result, Size
 
@@ -54,16 +54,13 @@ def idle(bench: Bench) -> list[Case]:
 def channels(bench: Bench) -> list[Case]:
     """One event for all, and one for each. Of the latter's cost a part is publishing so many events."""
     each = f"&channels={bench.size.streams}"
-
-    def over_valkey() -> Figures:
-        with bench.valkey() as valkey:
-            return bench.fan_out(APP, {"REDIS_URL": valkey.url}, path="/events?channel=c{}", query=each)
-
+    own = "/events?channel=c{}"
     return [
         Case("one channel for all", lambda: bench.fan_out(APP)),
-        Case("a channel each", lambda: bench.fan_out(APP, path="/events?channel=c{}", query=each)),
+        Case("a channel each", lambda: bench.fan_out(APP, path=own, query=each)),
         Case("published alone, for each channel", lambda: bench.publish_only(APP, bench.size.streams)),
-        Case("a channel each, over Valkey", over_valkey),
+        Case("floor, one channel for all", lambda: bench.fan_out(FLOOR)),
+        Case("floor, a channel each", lambda: bench.fan_out(FLOOR, path=own, query=each)),
     ]
 
 
@@ -130,6 +127,14 @@ SCENARIOS = {
         Size(1000, 5, 2),
         ("us_per_event", "p99_ms", "connect_s", "missing"),
         ("us_per_event",),
+    ),
+    "subscribe": Scenario(
+        "Time until every channel is subscribed at Valkey",
+        subscribe_cases,
+        Size(10_000),
+        Size(1000),
+        ("connect_s", "subscribed_s"),
+        ("connect_s", "subscribed_s"),
     ),
     "redis": Scenario(
         "From a process that publishes, through Valkey, to one that serves",
