@@ -125,6 +125,8 @@ def _ratio(ratios: list[float]) -> str:
 def _number(key: str, value: float) -> str:
     if key in COUNTS:
         return f"{value:,.0f}"
+    if value < 1:
+        return f"{value:.3f}"
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 

@@ -166,7 +166,7 @@ SCENARIOS = {
         Size(1000, 1000),
         Size(100, 100),
         ("work", "cpu_s", "us_per_event"),
-        ("cpu_s",),
+        (),
     ),
 }
 
