@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from .connection import limit_silence
 from .direct import DirectSend
 from .loop import on_asyncio
 from .reasons import EndReason, StreamState
@@ -55,7 +56,8 @@ class _Carrier:
             while (await receive())["type"] != "http.disconnect":
                 # A request body is of no interest. The checkpoint is for a `receive` that never waits.
                 await anyio.lowlevel.checkpoint()
-            self._stream.abort(EndReason.DISCONNECT)
+            # The kernel may have been the first to give up a client that takes nothing.
+            self._stream.abort(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
         except Exception as error:
             self._failure = self._failure or error
             self._stream.abort(EndReason.ERROR)
@@ -128,6 +130,7 @@ class _AsyncioCarrier(_Carrier):
         self._direct = DirectSend(send, self._note) if DirectSend.applies(send) else None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
+        limit_silence(receive, self._stream.timing.send_timeout)
         watcher = asyncio.get_running_loop().create_task(self._watch(receive))
         self._task = task = asyncio.current_task()
         assert task is not None

@@ -6,7 +6,7 @@ stepped by hand instead, and only if it does wait does the stream's task go on w
 
 import types
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, Protocol
 
 from .types import Send
 
@@ -21,6 +21,14 @@ _KNOWN = frozenset(
         ("uvicorn.protocols.http.h11_impl", "RequestResponseCycle.send"),
     }
 )
+
+
+class Carrier(Protocol):
+    """Who asks for a stream's chunks and sends them."""
+
+    def interrupt(self) -> None:
+        """Stop at once, in the middle of a send too. Returns at once; harmless the second time."""
+        ...
 
 
 class DirectSend:

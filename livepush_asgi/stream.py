@@ -11,7 +11,7 @@ from typing import Protocol
 from .clock import Clock, Timer
 from .control import close_block, retry_line
 from .cursor import Position
-from .direct import DirectSend
+from .direct import Carrier, DirectSend
 from .feed import Feed
 from .hub import Hub
 from .loop import make_waker
@@ -39,14 +39,6 @@ class Owner(Protocol):
 
     def closed(self, stream: "Stream") -> None:
         """Hear that a stream has given everything back."""
-        ...
-
-
-class Carrier(Protocol):
-    """Who asks for a stream's chunks and sends them."""
-
-    def interrupt(self) -> None:
-        """Stop at once, in the middle of a send too. Returns at once; harmless the second time."""
         ...
 
 
@@ -158,6 +150,18 @@ class Stream:
 
     # What its owner and its carrier call.
 
+    @property
+    def timing(self) -> Timing:
+        """The times of its application."""
+        return self._owner.timing
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a send has been waiting for its client for most of that time."""
+        return (
+            self._busy_since is not None and self._now() - self._busy_since > 0.5 * self.timing.send_timeout
+        )
+
     def end(self, reason: EndReason) -> None:
         """Have the stream end for this reason, unless it is ending already. Returns at once."""
         if reason in _FLUSHING:
@@ -214,7 +218,8 @@ class Stream:
                 if self.reason is not None or again_in == 0.0:
                     continue
                 self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
-                woken = await self._waker.wait(_shorter(again_in, patience))
+                limits = [limit for limit in (again_in, patience) if limit is not None]
+                woken = await self._waker.wait(min(limits, default=None))
                 if self._parked is not parked or not (woken or patience is None):
                     return b""
                 self._parked = False
@@ -291,7 +296,3 @@ class Stream:
 
     def _at(self, delay: float, function: Callable[[], None]) -> None:
         self._timers += (self._owner.clock.call_later(delay, function),)
-
-
-def _shorter(one: float | None, other: float | None) -> float | None:
-    return other if one is None else one if other is None else min(one, other)

@@ -64,5 +64,11 @@ async def test_every_server_notices_when_the_kernel_gives_up(network: Network, t
     await lose_one_each(SERVERS, network, tmp_path)
 
 
+async def test_uvicorn_lets_its_connections_be_given_a_time_limit(network: Network, tmp_path: Path) -> None:
+    own = tuple(server for server in SERVERS if "uvicorn" in server.name)
+    assert len(own) == 3
+    await lose_one_each(own, network, tmp_path)
+
+
 async def test_a_socket_with_a_time_limit_notices_by_itself(network: Network, tmp_path: Path) -> None:
     await lose_one_each(LISTENING, network, tmp_path)

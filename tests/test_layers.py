@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "livepush_asgi"
 # Each line may import from the lines above it, and within itself where it says so.
 LAYERS = [
     {"types", "errors", "reasons", "cursor"},
-    {"event", "settings", "loop", "cors"},
+    {"event", "settings", "loop", "cors", "connection"},
     {"request", "broker", "slots", "clock", "control", "drain", "statistics"},
     {"outbox", "snapshot", "publishing"},
     {"turn"},
