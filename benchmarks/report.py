@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import correlation, linear_regression
+from textwrap import fill
 
 from .result import Result
 
@@ -84,9 +85,10 @@ def plot(results: Sequence[Result], folder: Path, conditions: str) -> list[Path]
     paths = []
     for result in results:
         figure = _draw_line(pyplot, result) if result.name == "line" else _draw_bars(pyplot, result)
-        figure.suptitle(heading(result), fontsize=8)
-        figure.text(0.01, 0.01, conditions, fontsize=5)
-        figure.tight_layout(rect=(0, 0.04, 1, 0.98))
+        width = int(16 * figure.get_figwidth())
+        figure.suptitle(fill(heading(result), width), fontsize=8)
+        figure.text(0.01, 0.01, fill(conditions, 2 * width), fontsize=5)
+        figure.tight_layout(rect=(0, 0.05, 1, 0.98))
         paths.append(folder / f"{result.name}.png")
         figure.savefig(paths[-1], dpi=120)
         pyplot.close(figure)
@@ -156,8 +158,9 @@ def _draw_line(pyplot, result: Result):  # type: ignore[no-untyped-def]
         axis.plot([at] * result.rounds, [run["cpu_s"] for run in result.runs[label]], "o", color="#4878a8")
     if len(work) > 2:
         slope, at_nothing, r2 = fit(result)
-        drawn = [max(1e-6, at_nothing + slope * at / 1e6) for at in work]
-        axis.plot(work, drawn, color="#c06040", label=f"{slope:.2f} µs per event, r² {r2:.4f}")
+        along = [work[0] * (work[-1] / work[0]) ** (step / 50) for step in range(51)]
+        drawn = [max(1e-6, at_nothing + slope * at / 1e6) for at in along]
+        axis.plot(along, drawn, color="#c06040", label=f"{slope:.2f} µs per event, r² {r2:.4f}")
         axis.legend()
     axis.set(xscale="log", yscale="log", xlabel=TITLES["work"], ylabel=TITLES["cpu_s"])
     return figure
