@@ -1,6 +1,8 @@
 """Publishing: how an event gets from a program into a broker, whoever publishes and from where."""
 
 import random
+from functools import lru_cache
+from typing import cast
 
 import anyio
 
@@ -31,7 +33,7 @@ async def publish_event(
     patience: float = 0.0,
 ) -> str | None:
     """Publish, again and again for `patience` seconds while the broker is away; return the event id."""
-    deadline = anyio.current_time() + patience
+    deadline = anyio.current_time() + patience if patience else 0.0
     if isinstance(expected, str):
         expected = Position.parse(expected)
     payload = to_payload(event.encode())
@@ -40,10 +42,16 @@ async def publish_event(
         try:
             return await _publish(broker, channel, event, payload, idempotency_key, expected)
         except BrokerUnavailableError:
-            if anyio.current_time() + delay > deadline:
+            if not patience or anyio.current_time() + delay > deadline:
                 raise
         await anyio.sleep(delay * random.uniform(0.5, 1.0))
         delay = min(RETRY_MOST, 2 * delay)
+
+
+@lru_cache(maxsize=64)
+def _keeps_history(kind: type) -> bool:
+    # Asking a protocol costs as much as all the rest of a publish.
+    return issubclass(kind, HistoryBroker)
 
 
 async def _publish(
@@ -55,8 +63,9 @@ async def _publish(
     expected: Position | None,
 ) -> str | None:
     own_id = None if event.id is None else str(event.id)
-    if isinstance(broker, HistoryBroker):
-        position = await broker.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
+    if _keeps_history(type(broker)):
+        log = cast("HistoryBroker", broker)
+        position = await log.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
         return own_id or str(position)
     if idempotency_key is not None or expected is not None:
         raise TypeError(
