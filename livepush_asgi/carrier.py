@@ -130,15 +130,15 @@ class _AsyncioCarrier(_Carrier):
         self._direct = DirectSend(send, self._note) if DirectSend.applies(send) else None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
-        limit_silence(receive, self._stream.timing.send_timeout)
         watcher = asyncio.get_running_loop().create_task(self._watch(receive))
         self._task = task = asyncio.current_task()
         assert task is not None
         cancelled_before = task.cancelling()
         self._stream.carrier = self
-        writing = self._write(headers)
-        del headers
         try:
+            limit_silence(receive, self._stream.timing.send_timeout)
+            writing = self._write(headers)
+            del headers
             await writing
         except asyncio.CancelledError:
             # As asyncio.timeout does: what was asked for here ends here, what comes from outside goes on.

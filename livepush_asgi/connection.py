@@ -21,8 +21,8 @@ def limit_silence(receive: Receive, seconds: float) -> bool:
     connection = look_up("socket") if callable(look_up) else None
     if option is None or connection is None:
         return False
-    # A Unix socket has no such option, nor has a connection that is closed already.
-    with contextlib.suppress(OSError):
+    # A Unix socket has no such option, nor has a connection that is closed already (ValueError, of uvloop).
+    with contextlib.suppress(OSError, ValueError):
         connection.setsockopt(socket.IPPROTO_TCP, option, max(1, round(seconds * 1000)))
         return True
     return False
