@@ -24,9 +24,10 @@ from .proxies import Proxy, configuration
 from .serving import uvicorn
 from .spoiling_relay import Spoil, SpoilingRelay
 
-# An application runs eight probes at a time, and may hear late that one has ended.
-AT_ONCE = 7
-APPLICATIONS = 2
+# An application runs eight probes at a time, and may hear late that one has ended: some proxies hold on to a
+# stream whose client has gone.
+AT_ONCE = 3
+APPLICATIONS = 4
 PATIENCE = 10.0
 SILENCE = 3.0
 STRAIGHT = Spoil()
@@ -178,16 +179,17 @@ def lines_for(kind: str, diagnosis: Diagnosis) -> Sequence[str]:
 @pytest.fixture(scope="module")
 async def diagnoses(ports: Iterator[int], tmp_path_factory: pytest.TempPathFactory) -> Diagnoses:
     found: dict[str, Diagnosis] = {}
-    limiter = anyio.CapacityLimiter(AT_ONCE * APPLICATIONS)
+    limiters: dict[int, anyio.CapacityLimiter] = {}
     directory = tmp_path_factory.mktemp("proxies")
 
     async def look(
         kind: str, text: str, idle: float, before: Spoil = STRAIGHT, scheme: str = "http"
     ) -> Diagnosis:
+        port = next(ports)
         async with (
-            limiter,
-            SpoilingRelay(next(ports), before) as relay,
-            proxy(kind, text, relay.port if before != STRAIGHT else next(ports), directory) as front,
+            limiters.setdefault(port, anyio.CapacityLimiter(AT_ONCE)),
+            SpoilingRelay(port, before) as relay,
+            proxy(kind, text, relay.port if before != STRAIGHT else port, directory) as front,
         ):
             url = f"{scheme}://127.0.0.1:{front.port}/events"
             question = Question(url=url, idle=idle, patience=PATIENCE, insecure=True)
