@@ -153,9 +153,10 @@ class _AsyncioCarrier(_Carrier):
         self._raise()
 
     def _close(self) -> None:
+        # First of all what was taken is given back, whatever a `send` makes of being given up.
+        super()._close()
         if self._direct is not None:
             self._direct.close()
-        super()._close()
 
     async def _write(self, headers: RawHeaders) -> None:
         stream, send, direct = self._stream, self._send, self._direct

@@ -63,7 +63,8 @@ async def _publish(
     expected: Position | None,
 ) -> str | None:
     own_id = None if event.id is None else str(event.id)
-    if _keeps_history(type(broker)):
+    # One that hands everything on to another says so only itself.
+    if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
         log = cast("HistoryBroker", broker)
         position = await log.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
         return own_id or str(position)
