@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from .broker import Broker, HistoryBroker
 from .carrier import carry
 from .commands import tell
+from .connection import address_in
 from .cors import Cors
 from .cursor import Position
 from .endpoint import SOFT_CAUSES, Endpoint, check_expiry, refused_for
@@ -83,7 +84,7 @@ class LivePush:
         if scope["type"] == "http":
             opened = await self._endpoint(self._running, scope, receive, send)
             if opened is not None:
-                serving = carry(*opened, receive, send)
+                serving = carry(*opened, receive, send, address_in(scope))
                 # Ten thousand open streams need not hold ten thousand scopes.
                 del scope, opened
                 await serving

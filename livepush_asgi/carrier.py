@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from .connection import limit_silence
+from .connection import Address
 from .direct import DirectSend
 from .loop import on_asyncio
 from .reasons import EndReason, StreamState
@@ -31,12 +31,16 @@ STREAM_HEADERS: RawHeaders = (
 )
 
 
-def carry(stream: Stream, headers: RawHeaders, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+def carry(
+    stream: Stream, headers: RawHeaders, receive: Receive, send: Send, client: Address | None = None
+) -> Coroutine[Any, Any, None]:
     """Send the stream until it ends or the client is gone, and close it whatever happens.
 
     `receive` is watched all the time, whatever spec version the server names: some servers raise
     from `send` when the client has left, some swallow what is sent, some tell by `receive` only.
+    `client` is where it is connected from, if it has to be looked for.
     """
+    stream.owner.connections.limit(client, receive)
     carrier = _AsyncioCarrier if on_asyncio() else _AnyioCarrier
     return carrier(stream, send).run(headers, receive)
 
@@ -136,7 +140,6 @@ class _AsyncioCarrier(_Carrier):
         cancelled_before = task.cancelling()
         self._stream.carrier = self
         try:
-            limit_silence(receive, self._stream.timing.send_timeout)
             writing = self._write(headers)
             del headers
             await writing

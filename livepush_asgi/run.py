@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 from .broker import Broker
 from .clock import Clock
 from .commands import COMMAND_CHANNEL, CommandListener, tell
+from .connection import Connections
 from .drain import SignalWatch
 from .hub import Hub
 from .loop import loop_identity, spawn, threadsafe_caller
@@ -47,6 +48,7 @@ class Run:
         self.timing = timing
         self.limits = limits
         self.clock = Clock()
+        self.connections = Connections(self.clock, timing)
         self.streams: set[Stream] = set()
         self.draining = False
         self.loop = loop_identity()

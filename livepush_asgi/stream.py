@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from .clock import Clock, Timer
+from .connection import Connections
 from .control import close_block, retry_line
 from .cursor import Position
 from .direct import Carrier, DirectSend
@@ -34,6 +35,7 @@ class Owner(Protocol):
 
     hub: Hub
     clock: Clock
+    connections: Connections
     timing: Timing
     limits: Limits
 
@@ -56,7 +58,6 @@ class Stream:
         "_last_chunk_at",
         "_look",
         "_now",
-        "_owner",
         "_parked",
         "_timers",
         "_unsubscribed",
@@ -66,6 +67,7 @@ class Stream:
         "finished",
         "grant",
         "lease",
+        "owner",
         "reason",
         "several",
         "state",
@@ -85,7 +87,7 @@ class Stream:
         #: Set by a carrier whose `send` can be used while its task sleeps.
         self.direct: DirectSend | None = None
         self.lease: Lease | None = None
-        self._owner = owner
+        self.owner = owner
         self._control_events = control_events
         self._waker = make_waker()
         # Whether the carrier's task sleeps and `direct` may take its place.
@@ -151,21 +153,17 @@ class Stream:
     # What its owner and its carrier call.
 
     @property
-    def timing(self) -> Timing:
-        """The times of its application."""
-        return self._owner.timing
-
-    @property
     def stalled(self) -> bool:
         """Whether a send has been waiting for its client for most of that time."""
         return (
-            self._busy_since is not None and self._now() - self._busy_since > 0.5 * self.timing.send_timeout
+            self._busy_since is not None
+            and self._now() - self._busy_since > 0.5 * self.owner.timing.send_timeout
         )
 
     def end(self, reason: EndReason) -> None:
         """Have the stream end for this reason, unless it is ending already. Returns at once."""
         if reason in _FLUSHING:
-            self._owner.hub.flush()
+            self.owner.hub.flush()
         if self.reason is not None:
             return
         self.reason = reason
@@ -191,14 +189,14 @@ class Stream:
         self.state = StreamState.CLOSED
         self.finished = True
         for channel in self.grant.channel_names:
-            self._owner.hub.detach(channel, self)
+            self.owner.hub.detach(channel, self)
         for timer in (self._look, *self._timers):
             timer.cancel()
         if self.lease is not None:
             self.lease.give_back()
         self._feed.discard()
         self._waker.wake()
-        self._owner.closed(self)
+        self.owner.closed(self)
 
     async def next_chunk(self, patience: float | None = None) -> bytes:
         """Wait for what is to be sent next, or return b"" after `patience` seconds without anything.
@@ -258,7 +256,7 @@ class Stream:
         assert self.reason is not None
         if self.reason is EndReason.DISCONNECT:
             return b""
-        retry = self._owner.timing.own_retry()
+        retry = self.owner.timing.own_retry()
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
 
     # Time.
@@ -266,8 +264,8 @@ class Stream:
     def _start_timers(self) -> None:
         self._check()
         if self._unsubscribed:
-            self._at(self._owner.timing.subscribe_timeout, self._open_anyway)
-        lifetime = self._owner.timing.own_lifetime()
+            self._at(self.owner.timing.subscribe_timeout, self._open_anyway)
+        lifetime = self.owner.timing.own_lifetime()
         if lifetime is not None:
             self._at(lifetime, partial(self.end, EndReason.LIFETIME))
         if self.grant.expiry is not None:
@@ -279,7 +277,7 @@ class Stream:
 
     def _check(self) -> None:
         """Look after the heartbeat and the send in progress, and appoint the next look."""
-        timing, now = self._owner.timing, self._now()
+        timing, now = self.owner.timing, self._now()
         if self._busy_since is not None and now - self._busy_since >= timing.send_timeout:
             self.abort(EndReason.SLOW)
             return
@@ -292,7 +290,7 @@ class Stream:
                 self._feed.heartbeat_due, idle = True, 0.0
                 self._waker.wake()
             due = min(due, timing.heartbeat_interval - idle)
-        self._look = self._owner.clock.call_later(due, self._check)
+        self._look = self.owner.clock.call_later(due, self._check)
 
     def _at(self, delay: float, function: Callable[[], None]) -> None:
-        self._timers += (self._owner.clock.call_later(delay, function),)
+        self._timers += (self.owner.clock.call_later(delay, function),)

@@ -106,9 +106,7 @@ SERVERS = (
     _hypercorn("uvloop"),
     _hypercorn("trio"),
     Server("granian", GRANIAN, two="--workers 2", bound="--workers-kill-timeout 5", http2=GRANIAN),
-    # Daphne takes whatever it is given and never lets the application wait: that a client takes nothing
-    # only its socket can tell, which is opened so that it does.
-    Server("daphne", "examples.listen {port} 2 daphne {app} --fd 3 -v 0", hold=True, http2=DAPHNE_HTTP2),
+    Server("daphne", "daphne {app} -v 0 --bind {host} --port {port}", hold=True, http2=DAPHNE_HTTP2),
 )
 BY_NAME = {server.name: server for server in SERVERS}
 

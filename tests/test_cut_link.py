@@ -1,7 +1,8 @@
 """A cable is cut while a stream is idle: no end, no reset, and nothing published that could fill a window."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,11 @@ from .servers import SERVERS, Server
 from .visit import Visit, reader
 
 EVERYWHERE = "0.0.0.0"
+#: Much more than a heartbeat and `send_timeout` together; without us it would be a quarter of an hour.
 PATIENCE = 60.0
-LISTENING = (
-    Server("uvicorn", "examples.listen {port} 2 uvicorn {app} --fd 3"),
-    Server("hypercorn", "examples.listen {port} 2 hypercorn {app} -w 0 --bind fd://3"),
-    Server(
-        "gunicorn",
-        "examples.listen {port} 2 gunicorn {app} -k uvicorn_worker.UvicornWorker --no-control-socket"
-        " --bind fd://3",
-    ),
-    Server("daphne", "examples.listen {port} 2 daphne {app} --fd 3 -v 0"),
-)
+#: What hides uvicorn from the component: only the address of the client leads to its connection there.
+ROUTES = ("middleware", "starlette", "quart", "litestar", "django")
+UVICORN = Server("routes", "uvicorn tests.apps.routes:app --host {host} --port {port} --no-access-log")
 
 
 @pytest.fixture
@@ -36,10 +31,13 @@ def network() -> Iterator[Network]:
         yield found
 
 
-async def lose_a_client(server: Server, network: Network, folder: Path, cut: asyncio.Barrier) -> None:
+async def lose_a_client(
+    server: Server, network: Network, folder: Path, cut: asyncio.Barrier, *, route: str = ""
+) -> None:
     """Have a client on the other machine open a stream, and wait until the cut is noticed."""
+    log = folder / f"{server.name}{route}"
     async with (
-        server.serve(folder / server.name, host=EVERYWHERE) as serving,
+        server.serve(log, host=EVERYWHERE, environment={"ROUTE": route}) as serving,
         Visit(serving.port) as visit,
         asyncio.timeout(PATIENCE),
     ):
@@ -50,25 +48,30 @@ async def lose_a_client(server: Server, network: Network, folder: Path, cut: asy
             assert (await visit.statistics()).ended["disconnect"] == 1
 
 
-async def lose_one_each(servers: tuple[Server, ...], network: Network, folder: Path) -> None:
-    cut = asyncio.Barrier(len(servers) + 1)
+async def lose_one_each(
+    network: Network, *losing: Callable[[asyncio.Barrier], Coroutine[None, None, None]]
+) -> None:
+    """Have all open their streams, and cut the cable for all of them at once."""
+    cut = asyncio.Barrier(len(losing) + 1)
     async with asyncio.TaskGroup() as tasks:
-        for server in servers:
-            tasks.create_task(lose_a_client(server, network, folder, cut))
+        for lose in losing:
+            tasks.create_task(lose(cut))
         await cut.wait()
         network.cut()
 
 
-async def test_every_server_notices_when_the_kernel_gives_up(network: Network, tmp_path: Path) -> None:
+async def test_every_server_notices(network: Network, tmp_path: Path) -> None:
+    await lose_one_each(network, *(partial(lose_a_client, server, network, tmp_path) for server in SERVERS))
+
+
+async def test_the_route_of_every_framework_notices(network: Network, tmp_path: Path) -> None:
+    await lose_one_each(
+        network, *(partial(lose_a_client, UVICORN, network, tmp_path, route=route) for route in ROUTES)
+    )
+
+
+async def test_the_kernel_s_own_limit_holds_where_the_address_is_another_s(
+    network: Network, tmp_path: Path
+) -> None:
     network.give_up_after(3)
-    await lose_one_each(SERVERS, network, tmp_path)
-
-
-async def test_uvicorn_lets_its_connections_be_given_a_time_limit(network: Network, tmp_path: Path) -> None:
-    own = tuple(server for server in SERVERS if "uvicorn" in server.name)
-    assert len(own) == 3
-    await lose_one_each(own, network, tmp_path)
-
-
-async def test_a_socket_with_a_time_limit_notices_by_itself(network: Network, tmp_path: Path) -> None:
-    await lose_one_each(LISTENING, network, tmp_path)
+    await lose_one_each(network, partial(lose_a_client, UVICORN, network, tmp_path, route="forwarded"))

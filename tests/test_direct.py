@@ -7,7 +7,6 @@ import anyio
 import pytest
 
 from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.connection import limit_silence
 from livepush_asgi.direct import DirectSend
 from livepush_asgi.testing import Client, EventStreamParser
 from livepush_asgi.testing.scope import http_scope
@@ -158,30 +157,3 @@ async def test_streams_on_several_channels_get_events_in_the_order_of_publishing
         for number in range(10):
             await push.publish("ab"[number % 2], number)
         assert [event.data for event in await stream.events(10)] == [str(n) for n in range(10)]
-
-
-class Protocol:
-    """What uvicorn's `receive` is a method of, with a transport that cannot be told anything any more."""
-
-    def __init__(self, error: Exception) -> None:
-        self.transport = self
-        self._error = error
-
-    def get_extra_info(self, name: str) -> object:
-        return self
-
-    def setsockopt(self, *option: int) -> None:
-        raise self._error
-
-    async def receive(self) -> Message:
-        return {"type": "http.disconnect"}
-
-
-@pytest.mark.parametrize("error", [OSError("closed"), ValueError("negative file descriptor")])
-async def test_a_connection_that_is_closed_already_takes_no_time_limit(error: Exception) -> None:
-    push = LivePush(MemoryBroker(), public("c"))
-    protocol, server = Protocol(error), Server()
-    assert not limit_silence(protocol.receive, 30)
-    async with push.lifespan():
-        await push(SCOPE, protocol.receive, server.send)
-        assert push.statistics().ended[EndReason.DISCONNECT] == 1

@@ -18,7 +18,6 @@ from .valkey import ValkeyProcess
 EXAMPLES = Path(__file__).parent.parent / "examples"
 USED_ELSEWHERE = {
     "custom_broker.py": "test_custom_broker.py",
-    "listen.py": "servers.py",
     "postgres_broker.py": "test_postgres.py",
     "quickstart.py": "test_quickstart.py",
     "publisher.py": "test_frameworks.py",

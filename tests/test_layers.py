@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "livepush_asgi"
 # Each line may import from the lines above it, and within itself where it says so.
 LAYERS = [
     {"types", "errors", "reasons", "cursor"},
-    {"event", "settings", "loop", "cors", "connection"},
+    {"event", "settings", "loop", "cors"},
     {"request", "broker", "slots", "clock", "control", "drain", "statistics"},
-    {"outbox", "snapshot", "publishing"},
+    {"outbox", "snapshot", "publishing", "connection"},
     {"turn"},
     {"topic", "commands", "places", "publisher", "producer"},
     {"logged_topic"},

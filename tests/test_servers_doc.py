@@ -24,7 +24,7 @@ def expected(server: Server) -> list[str]:
         server.name,
         "yes",
         "at once",
-        "its socket" if "examples.listen" in server.command else "slow",
+        "in time",
         told,
         "cut" if server.cuts_at_ctrl_c else told,
         workers if server.two else "none",

@@ -58,6 +58,8 @@ async def sse_streaming_response(
             slot_key=slot_key,
             grant=grant,
             last_event_id=last_event_id(request.headers, request.GET),
+            # Only a request that came by ASGI has a scope.
+            scope=getattr(request, "scope", None),
         )
     except Refusal as refusal:
         headers = {"Retry-After": str(refusal.retry_after)}

@@ -1,0 +1,159 @@
+"""The connections under the streams: which are found, what is left alone. Cut cables: `test_cut_link.py`."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
+from livepush_asgi.connection import Address, address_in, limit_silence
+from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.types import Message
+
+from .virtual_clock import VirtualClockLoop, let_pass
+
+TIMING = Timing(heartbeat_interval=15, send_timeout=30)
+SCOPE = http_scope(
+    "GET", "/", root_path="", spec_version="2.4", headers=(), query="", cookies={}, last_event_id=None
+)
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the option")
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualClockLoop}
+
+
+@contextmanager
+def accepted(family: socket.AddressFamily, listening_at: str, host: str) -> Iterator[socket.socket]:
+    """Give a server's side of a connection."""
+    with socket.socket(family) as listening:
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind((listening_at, 0))
+        listening.listen()
+        with socket.create_connection((host, listening.getsockname()[1])):
+            connection, _ = listening.accept()
+            with connection:
+                yield connection
+
+
+def limit_of(connection: socket.socket) -> float:
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) / 1000
+
+
+class Server:
+    """An idle client, of which nothing leads to the connection."""
+
+    def __init__(self) -> None:
+        self.gone = anyio.Event()
+
+    async def receive(self) -> Message:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take it."""
+
+
+async def stay(client: object, seconds: float) -> None:
+    """Have a client at this address stay for so long."""
+    push, server = LivePush(MemoryBroker(), public("c"), timing=TIMING), Server()
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(push, {**SCOPE, "client": client}, server.receive, server.send)
+        await let_pass(seconds)
+        server.gone.set()
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("family", "listening_at", "host"),
+    [
+        (socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET6, "::1", "::1"),
+        (socket.AF_INET6, "::", "127.0.0.1"),
+    ],
+)
+async def test_a_connection_is_found_by_its_address_before_its_first_heartbeat(
+    family: socket.AddressFamily, listening_at: str, host: str
+) -> None:
+    with accepted(family, listening_at, host) as connection, accepted(family, listening_at, host) as other:
+        await stay(list(connection.getpeername()[:2]), 14)
+        assert limit_of(connection) == 30
+        assert limit_of(other) == 0
+
+
+@on_linux
+async def test_one_among_a_thousand_open_files_is_found() -> None:
+    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as low:
+        others = [socket.socket(socket.AF_UNIX) for _ in range(500)]
+        with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
+            await stay(connection.getpeername(), 14)
+            assert limit_of(connection) == 30
+            assert limit_of(low) == 0
+        for other in others:
+            other.close()
+
+
+@on_linux
+async def test_the_address_of_nobody_s_connection_changes_nothing() -> None:
+    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
+        await stay(("203.0.113.9", connection.getpeername()[1]), 14)
+        assert limit_of(connection) == 0
+
+
+@pytest.mark.parametrize(
+    ("client", "address"),
+    [
+        (("192.0.2.1", 4711), ("192.0.2.1", 4711)),
+        (["::ffff:192.0.2.1", 4711], ("192.0.2.1", 4711)),
+        (("fe80::1%eth0", 4711), ("fe80::1", 4711)),
+        # granian
+        (("192.0.2.1", "4711"), ("192.0.2.1", 4711)),
+        # uvicorn, of a forwarded address
+        (("192.0.2.1", 0), None),
+        (("192.0.2.1", ""), None),
+        # a Unix socket
+        (("/run/app.sock", None), None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_servers_write_addresses_in_their_own_ways(client: object, address: Address | None) -> None:
+    assert address_in({"type": "http", "client": client}) == address
+
+
+def test_a_request_without_a_scope_has_no_address() -> None:
+    assert address_in(None) is None
+    assert address_in({"type": "http"}) is None
+
+
+class Protocol:
+    """What uvicorn's `receive` is a method of, with a transport that cannot be told anything any more."""
+
+    def __init__(self, error: Exception) -> None:
+        self.transport = self
+        self._error = error
+
+    def get_extra_info(self, name: str) -> object:
+        return self
+
+    def setsockopt(self, *option: int) -> None:
+        raise self._error
+
+    async def receive(self) -> Message:
+        return {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize("error", [OSError("closed"), ValueError("negative file descriptor")])
+async def test_a_connection_that_is_closed_already_takes_no_time_limit(error: Exception) -> None:
+    push = LivePush(MemoryBroker(), public("c"))
+    protocol, server = Protocol(error), Server()
+    assert not limit_silence(protocol.receive, 30)
+    async with push.lifespan():
+        await push(SCOPE, protocol.receive, server.send)
+        assert push.statistics().ended[EndReason.DISCONNECT] == 1
