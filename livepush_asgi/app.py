@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from .broker import Broker, HistoryBroker
 from .carrier import carry
 from .commands import tell
-from .connection import address_in
 from .cors import Cors
 from .cursor import Position
 from .endpoint import SOFT_CAUSES, Endpoint, check_expiry, refused_for
@@ -84,7 +83,7 @@ class LivePush:
         if scope["type"] == "http":
             opened = await self._endpoint(self._running, scope, receive, send)
             if opened is not None:
-                serving = carry(*opened, receive, send, address_in(scope))
+                serving = carry(*opened, receive, send, scope.get("client"))
                 # Ten thousand open streams need not hold ten thousand scopes.
                 del scope, opened
                 await serving
@@ -243,6 +242,9 @@ class LivePush:
             self._stopped_in = run.loop
 
     async def _running(self) -> Run | None:
+        run = self._run
+        if run is not None and run.running and run.loop is loop_identity():
+            return run
         if self._stopped_in is not None and self._stopped_in is loop_identity():
             return None
         await self.start()

@@ -10,7 +10,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from .connection import Address
 from .direct import DirectSend
 from .loop import on_asyncio
 from .reasons import EndReason, StreamState
@@ -32,13 +31,13 @@ STREAM_HEADERS: RawHeaders = (
 
 
 def carry(
-    stream: Stream, headers: RawHeaders, receive: Receive, send: Send, client: Address | None = None
+    stream: Stream, headers: RawHeaders, receive: Receive, send: Send, client: object = None
 ) -> Coroutine[Any, Any, None]:
     """Send the stream until it ends or the client is gone, and close it whatever happens.
 
     `receive` is watched all the time, whatever spec version the server names: some servers raise
     from `send` when the client has left, some swallow what is sent, some tell by `receive` only.
-    `client` is where it is connected from, if it has to be looked for.
+    `client` is what `scope["client"]` says.
     """
     stream.owner.connections.limit(client, receive)
     carrier = _AsyncioCarrier if on_asyncio() else _AnyioCarrier

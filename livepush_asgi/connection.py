@@ -8,13 +8,13 @@ TCP_USER_TIMEOUT has it give up sooner: https://man7.org/linux/man-pages/man7/tc
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from .clock import Clock
 from .settings import Timing
 from .types import Receive
 
-#: Where a client is connected from, as `scope["client"]` has it.
+#: Host and port.
 Address = tuple[str, int]
 
 _OPTION: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
@@ -23,10 +23,9 @@ _OPEN_FILES = "/proc/self/fd"
 _AT_ONCE = 200
 
 
-def address_in(scope: object) -> Address | None:
-    """Return where the client of an ASGI scope is connected from, None where that is not told."""
-    found = scope.get("client") if isinstance(scope, Mapping) else None
-    match found:
+def address_of(client: object) -> Address | None:
+    """Return where a client is connected from, of what `scope["client"]` says; None where it is not told."""
+    match client:
         # Zero is a server's "unknown"; granian writes the number as text.
         case [str(host), int() | str() as port] if str(port).isdecimal() and int(port):
             return _plain(host), int(port)
@@ -57,17 +56,19 @@ class Connections:
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
         self._sought: set[Address] = set()
 
-    def limit(self, client: Address | None, receive: Receive | None = None) -> None:
+    def limit(self, client: object, receive: Receive | None = None) -> None:
         """Limit one connection: at once if `receive` leads to it, or before its first heartbeat.
 
-        Nothing is done where the address is not the connection's own: behind a proxy, or on a Unix socket.
+        `client` is what `scope["client"]` says. Nothing is done where that is not the connection's own:
+        behind a proxy, or on a Unix socket.
         """
         if _OPTION is None or (receive is not None and limit_silence(receive, self._seconds)):
             return
-        if client is not None:
+        address = address_of(client)
+        if address is not None:
             if not self._sought:
                 self._clock.call_later(self._delay, self._look)
-            self._sought.add(client)
+            self._sought.add(address)
 
     def _look(self) -> None:
         with contextlib.suppress(OSError):

@@ -166,7 +166,7 @@ class Endpoint:
     async def _decide(self, request: StreamRequest) -> Grant:
         try:
             decision = self._authorize(request)
-            if inspect.isawaitable(decision):
+            if not isinstance(decision, Grant) and inspect.isawaitable(decision):
                 decision = await decision
         except Refusal as refusal:
             decision = refusal

@@ -258,6 +258,8 @@ class Feed:
         return Delivery(channel, block, position, gap_block(channel, reason), gap=True)
 
     def _joined(self) -> bytes:
+        if not self._outbox:
+            return b""
         dropped = self._outbox.take_dropped()
         if dropped and not self._control_events:
             self.unanswerable = EndReason.SLOW

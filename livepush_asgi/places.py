@@ -154,7 +154,8 @@ class Places:
         if found is not None:
             # It may be ahead of this process: another one, which had heard more, has served it before.
             return self._start(channel, end, found)
-        self._start(channel, end, Position(end.epoch, self._first_of(channel, end)))
+        first = self._first_of(channel, end)
+        self._start(channel, end, end if first == end.offset else Position(end.epoch, first))
         if self._sent[channel].offset < self._begun_in(channel, end):
             claimed = Position(end.epoch, self._begun_in(channel, end))
             self._claimed = {**self._claimed, channel: claimed}

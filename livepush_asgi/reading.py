@@ -49,9 +49,10 @@ class HistoryReader:
         it could not be asked, that is put off for `seek`: not to know it is no reason to tell of a gap.
         """
         self._places.claim(ends.values())
-        strange = {name for name, end in ends.items() if end and not self._places.find(name, end)}
-        if self._places.has_unclaimed and not strange.issubset(self._asked):
-            self.sought = {**self.sought, **{name: name in late for name in strange}}
+        if self._places.has_cursor:
+            strange = {name for name, end in ends.items() if end and not self._places.find(name, end)}
+            if self._places.has_unclaimed and not strange.issubset(self._asked):
+                self.sought = {**self.sought, **{name: name in late for name in strange}}
         told = []
         for channel, end in ends.items():
             if channel not in self.sought:

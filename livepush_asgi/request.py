@@ -23,7 +23,11 @@ class StreamRequest:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.path = path_below(scope)
+
+    @cached_property
+    def path(self) -> str:
+        """The path below the mount point, "/" at least, without a slash at its end."""
+        return path_below(self.scope)
 
     @cached_property
     def headers(self) -> Mapping[str, str]:

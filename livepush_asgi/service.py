@@ -11,7 +11,6 @@ import anyio
 from .app import LivePush
 from .broker import Broker
 from .carrier import STREAM_HEADERS, RawHeaders, carry
-from .connection import Address
 from .reasons import EndReason
 from .request import Grant, Refusal, StreamRequest
 from .run import Run
@@ -140,7 +139,7 @@ class SSEStreamService:
         slot_key: str | None = None,
         is_disconnected: IsDisconnected | None = None,
         last_event_id: str | None = None,
-        client: Address | None = None,
+        client: object = None,
     ) -> SSEStream:
         """Take a slot, subscribe, and return the stream.
 
@@ -148,8 +147,8 @@ class SSEStreamService:
         broker raises when it cannot subscribe. `is_disconnected` is asked twice a second; leave it
         out where the framework cancels or closes the body when the client has gone. `last_event_id` is
         what the client sent as such: without it, a client that comes back is not told what it missed.
-        `client` is where it is connected from (`scope["client"]`): known, it is noticed when it vanishes
-        while nothing is sent but heartbeats.
+        `client` is what `scope["client"]` says: known, it is noticed when it vanishes while nothing is sent
+        but heartbeats.
         """
         grant = Grant(channels=channel, slot_key=slot_key)
         return await self.open_granted(grant, is_disconnected, last_event_id, client)
@@ -159,7 +158,7 @@ class SSEStreamService:
         grant: Grant,
         is_disconnected: IsDisconnected | None = None,
         last_event_id: str | None = None,
-        client: Address | None = None,
+        client: object = None,
     ) -> SSEStream:
         """Open a stream for a Grant: several channels, an expiry. Otherwise as `open_stream`."""
         stream, run = await self.push.open_stream(grant, last_event_id=last_event_id)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.connection import Address, address_in, limit_silence
+from livepush_asgi.connection import Address, address_of, limit_silence
 from livepush_asgi.testing.scope import http_scope
 from livepush_asgi.types import Message
 
@@ -124,12 +124,7 @@ async def test_the_address_of_nobody_s_connection_changes_nothing() -> None:
     ],
 )
 def test_servers_write_addresses_in_their_own_ways(client: object, address: Address | None) -> None:
-    assert address_in({"type": "http", "client": client}) == address
-
-
-def test_a_request_without_a_scope_has_no_address() -> None:
-    assert address_in(None) is None
-    assert address_in({"type": "http"}) is None
+    assert address_of(client) == address
 
 
 class Protocol:

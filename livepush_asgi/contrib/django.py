@@ -59,7 +59,7 @@ async def sse_streaming_response(
             grant=grant,
             last_event_id=last_event_id(request.headers, request.GET),
             # Only a request that came by ASGI has a scope.
-            scope=getattr(request, "scope", None),
+            client=getattr(request, "scope", {}).get("client"),
         )
     except Refusal as refusal:
         headers = {"Retry-After": str(refusal.retry_after)}

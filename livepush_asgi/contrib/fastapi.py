@@ -56,7 +56,7 @@ async def sse_streaming_response(
             slot_key=slot_key,
             grant=grant,
             last_event_id=last_event_id(request.headers, request.query_params),
-            scope=request.scope,
+            client=request.scope.get("client"),
         )
     except Refusal as refusal:
         raise HTTPException(

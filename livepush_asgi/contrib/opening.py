@@ -6,7 +6,6 @@ from typing import Protocol
 from ..answers import soft_block
 from ..app import LivePush
 from ..carrier import STREAM_HEADERS, RawHeaders
-from ..connection import address_in
 from ..endpoint import refused_for
 from ..errors import (
     BrokerUnavailableError,
@@ -79,7 +78,7 @@ async def open_for_route(
     slot_key: str | None,
     grant: Grant | None,
     last_event_id: str | None,
-    scope: object,
+    client: object,
 ) -> SSEStream | SoftRefusal:
     """Open a stream for a channel and a slot key, or for a Grant. Raises Refusal where there is none.
 
@@ -90,7 +89,7 @@ async def open_for_route(
         service = SSEStreamService.of(service)
     terms = _terms(channel, slot_key, grant)
     try:
-        return await service.open_granted(terms, last_event_id=last_event_id, client=address_in(scope))
+        return await service.open_granted(terms, last_event_id=last_event_id, client=client)
     except BrokerUnavailableError as error:
         raise Refusal(503, "No stream can be opened now.", retry_after=RETRY_AFTER) from error
     except (CapExceededError, SlotsUnavailableError, GrantExpiredError, NotRunningError) as error:
