@@ -3,16 +3,14 @@
 """
 
 import logging
-import time
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
-from .clock import Clock, Timer
+from .clock import Clock
 from .connection import Connections
 from .control import close_block, retry_line
 from .cursor import Position
 from .direct import Carrier, DirectSend
+from .event import HEARTBEAT
 from .feed import Feed
 from .hub import Hub
 from .loop import make_waker
@@ -21,6 +19,7 @@ from .reasons import EndReason, GapReason, StreamState
 from .request import Grant
 from .settings import Limits, Timing
 from .slots import Lease
+from .timekeeper import Timekeeper
 from .turn import Batch
 
 logger = logging.getLogger("livepush_asgi")
@@ -44,7 +43,7 @@ class Owner(Protocol):
         ...
 
 
-class Stream:
+class Stream(Timekeeper):
     """One client's stream. Made, it listens to its channels already; `close` gives everything back.
 
     The carrier asks `next_chunk` for bytes until `finished`, and closes. While it is not asking, it
@@ -52,14 +51,9 @@ class Stream:
     """
 
     __slots__ = (
-        "_busy_since",
         "_control_events",
         "_feed",
-        "_last_chunk_at",
-        "_look",
-        "_now",
         "_parked",
-        "_timers",
         "_unsubscribed",
         "_waker",
         "carrier",
@@ -67,7 +61,6 @@ class Stream:
         "finished",
         "grant",
         "lease",
-        "owner",
         "reason",
         "several",
         "state",
@@ -87,22 +80,19 @@ class Stream:
         #: Set by a carrier whose `send` can be used while its task sleeps.
         self.direct: DirectSend | None = None
         self.lease: Lease | None = None
-        self.owner = owner
+        self.owner: Owner = owner
         self._control_events = control_events
         self._waker = make_waker()
         # Whether the carrier's task sleeps and `direct` may take its place.
         self._parked = False
         self._feed = Feed(owner, grant, control_events=control_events, last_event_id=last_event_id)
-        self._now = owner.clock.now
-        self._busy_since: float | None = self._now()
-        self._last_chunk_at = self._busy_since
-        self._timers: tuple[Timer, ...] = ()
-        self._look: Timer
         self._unsubscribed = tuple([name for name in grant.channel_names if not owner.hub.attach(name, self)])
         for channel in grant.channel_names:
             if channel not in self._unsubscribed:
                 self._feed.begin(channel)
-        self._start_timers()
+        self._start_time(grant)
+        if self._unsubscribed:
+            self._at(owner.timing.subscribe_timeout, self._open_anyway)
 
     # What the hub calls.
 
@@ -152,14 +142,6 @@ class Stream:
 
     # What its owner and its carrier call.
 
-    @property
-    def stalled(self) -> bool:
-        """Whether a send has been waiting for its client for most of that time."""
-        return (
-            self._busy_since is not None
-            and self._now() - self._busy_since > 0.5 * self.owner.timing.send_timeout
-        )
-
     def end(self, reason: EndReason) -> None:
         """Have the stream end for this reason, unless it is ending already. Returns at once."""
         if reason in _FLUSHING:
@@ -190,8 +172,7 @@ class Stream:
         self.finished = True
         for channel in self.grant.channel_names:
             self.owner.hub.detach(channel, self)
-        for timer in (self._look, *self._timers):
-            timer.cancel()
+        self._stop_time()
         if self.lease is not None:
             self.lease.give_back()
         self._feed.discard()
@@ -259,38 +240,16 @@ class Stream:
         retry = self.owner.timing.own_retry()
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
 
-    # Time.
-
-    def _start_timers(self) -> None:
-        self._check()
-        if self._unsubscribed:
-            self._at(self.owner.timing.subscribe_timeout, self._open_anyway)
-        lifetime = self.owner.timing.own_lifetime()
-        if lifetime is not None:
-            self._at(lifetime, partial(self.end, EndReason.LIFETIME))
-        if self.grant.expiry is not None:
-            self._at(self.grant.expiry - time.time(), partial(self.end, EndReason.EXPIRED))
-
     def _open_anyway(self) -> None:
         self._feed.hurried = True
         self._waker.wake()
 
-    def _check(self) -> None:
-        """Look after the heartbeat and the send in progress, and appoint the next look."""
-        timing, now = self.owner.timing, self._now()
-        if self._busy_since is not None and now - self._busy_since >= timing.send_timeout:
-            self.abort(EndReason.SLOW)
+    def _beat(self) -> None:
+        direct = self.direct
+        if not self._parked or direct is None:
+            self._feed.heartbeat_due = True
+            self._waker.wake()
             return
-        due = (
-            timing.send_timeout if self._busy_since is None else self._busy_since + timing.send_timeout - now
-        )
-        if timing.heartbeat_interval is not None:
-            idle = now - self._last_chunk_at
-            if idle >= timing.heartbeat_interval:
-                self._feed.heartbeat_due, idle = True, 0.0
-                self._waker.wake()
-            due = min(due, timing.heartbeat_interval - idle)
-        self._look = self.owner.clock.call_later(due, self._check)
-
-    def _at(self, delay: float, function: Callable[[], None]) -> None:
-        self._timers += (self.owner.clock.call_later(delay, function),)
+        self._last_chunk_at = self._now()
+        if not direct.begin(HEARTBEAT):
+            self._leave_to_the_carrier()

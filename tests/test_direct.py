@@ -91,6 +91,39 @@ async def test_what_does_not_wait_is_sent_in_the_turn_of_its_publishing() -> Non
     assert push.statistics().ended[EndReason.DISCONNECT] == 1
 
 
+async def test_a_heartbeat_goes_out_when_it_is_due_and_so_does_what_follows() -> None:
+    server, push = Server(), LivePush(MemoryBroker(), public("c"), timing=Timing(heartbeat_interval=15))
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(push, SCOPE, server.receive, server.send)
+        await let_pass(14)
+        before = len(server.sent)
+        await let_pass(2)
+        await push.publish("c", "early")
+        await let_pass(14)
+        assert len(server.sent) == before + 2
+        await let_pass(2)
+        assert [message["body"] for message in server.sent[before:][::2]] == [b":\n", b":\n"]
+        assert server.data == ["early"]
+        server.gone.set()
+
+
+async def test_a_heartbeat_that_has_to_wait_is_finished_before_what_follows() -> None:
+    server, push = Server(), LivePush(MemoryBroker(), public("c"), timing=Timing(heartbeat_interval=15))
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(push, SCOPE, server.receive, server.send)
+        await let_pass(14)
+        before, server.gate = len(server.sent), anyio.Event()
+        await let_pass(2)
+        await push.publish("c", "later")
+        await let_pass(20)
+        assert len(server.sent) == before
+        server.gate.set()
+        await let_pass(1)
+        assert server.sent[before]["body"] == b":\n"
+        assert server.data == ["later"]
+        server.gone.set()
+
+
 async def test_what_has_to_wait_is_finished_by_the_task_and_nothing_overtakes_it() -> None:
     server, push = Server(), LivePush(MemoryBroker(), public("c"))
     async with push.lifespan(), anyio.create_task_group() as tasks:

@@ -16,7 +16,7 @@ LAYERS = [
     {"request", "broker", "slots", "clock", "control", "drain", "statistics"},
     {"outbox", "snapshot", "publishing", "connection"},
     {"turn"},
-    {"topic", "commands", "places", "publisher", "producer"},
+    {"topic", "timekeeper", "commands", "places", "publisher", "producer"},
     {"logged_topic"},
     {"hub"},
     {"reading"},
