@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from .departure import Departure
 from .direct import DirectSend
 from .loop import on_asyncio
 from .reasons import EndReason, StreamState
@@ -59,13 +60,25 @@ class _Carrier:
             while (await receive())["type"] != "http.disconnect":
                 # A request body is of no interest. The checkpoint is for a `receive` that never waits.
                 await anyio.lowlevel.checkpoint()
-            # The kernel may have been the first to give up a client that takes nothing.
-            self._stream.abort(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
         except Exception as error:
-            self._failure = self._failure or error
-            self._stream.abort(EndReason.ERROR)
+            self.failed(error)
+        else:
+            self.left()
 
-    def _note(self, error: Exception) -> None:
+    def left(self) -> None:
+        """Hear that the client has gone."""
+        # The kernel may have been the first to give up a client that takes nothing.
+        self._depart(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
+
+    def failed(self, error: Exception) -> None:
+        """Hear that `receive` has raised."""
+        self._failure = self._failure or error
+        self._depart(EndReason.ERROR)
+
+    def _depart(self, reason: EndReason) -> None:
+        self._stream.abort(reason)
+
+    def note(self, error: Exception) -> None:
         """Take note that `send` has failed: mostly that means no more than that the client is gone."""
         if isinstance(error, GONE):
             self._stream.end(EndReason.DISCONNECT)
@@ -112,7 +125,7 @@ class _AnyioCarrier(_Carrier):
                     return
                 await send(_body(chunk, more=not stream.finished))
         except Exception as error:
-            self._note(error)
+            self.note(error)
 
     def interrupt(self) -> None:
         self._scope.cancel()
@@ -124,16 +137,17 @@ class _AsyncioCarrier(_Carrier):
     And most of what it sends is sent by `DirectSend`, without waking any task.
     """
 
-    __slots__ = ("_direct", "_interrupted", "_task")
+    __slots__ = ("_departure", "_direct", "_interrupted", "_task")
 
     def __init__(self, stream: Stream, send: Send) -> None:
         super().__init__(stream, send)
         self._interrupted = False
         self._task: asyncio.Task[Any] | None = None
-        self._direct = DirectSend(send, self._note) if DirectSend.applies(send) else None
+        self._departure: Departure | None = None
+        self._direct = DirectSend(send, self) if DirectSend.applies(send) else None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
-        watcher = asyncio.get_running_loop().create_task(self._watch(receive))
+        watcher = self._begin_to_watch(receive)
         self._task = task = asyncio.current_task()
         assert task is not None
         cancelled_before = task.cancelling()
@@ -148,15 +162,31 @@ class _AsyncioCarrier(_Carrier):
                 raise
         finally:
             self._close()
-            if not watcher.done():
+            if watcher is not None and not watcher.done():
                 watcher.cancel()
                 # Whatever becomes of this wait, the watcher ends: it has been told.
                 await asyncio.wait([watcher])
         self._raise()
 
+    def _begin_to_watch(self, receive: Receive) -> asyncio.Task[None] | None:
+        if Departure.applies(receive):
+            self._departure = Departure(receive, self)
+            return None
+        return asyncio.get_running_loop().create_task(self._watch(receive))
+
+    def _depart(self, reason: EndReason) -> None:
+        if self._departure is None:
+            self._stream.abort(reason)
+        elif self._stream.state is not StreamState.CLOSED:
+            # Outside of any task: the stream's own gives back what was taken, in its next step.
+            self._stream.end(reason)
+            self.interrupt()
+
     def _close(self) -> None:
         # First of all what was taken is given back, whatever a `send` makes of being given up.
         super()._close()
+        if self._departure is not None:
+            self._departure.close()
         if self._direct is not None:
             self._direct.close()
 
@@ -178,7 +208,7 @@ class _AsyncioCarrier(_Carrier):
                 # Not to be held while the stream sleeps.
                 chunk = b""
         except Exception as error:
-            self._note(error)
+            self.note(error)
 
     def interrupt(self) -> None:
         # In the task itself nothing has to be interrupted: it sees at its next step that all is over.

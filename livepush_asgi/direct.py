@@ -5,26 +5,39 @@ stepped by hand instead, and only if it does wait does the stream's task go on w
 """
 
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from typing import Any, Protocol
 
 from .types import Send
 
 # A `send` may be begun here and finished in another task if it waits for nothing but a future of asyncio,
-# and uses nothing that belongs to a task, as a cancel scope or a timeout does. These servers' are such. Of
-# what a middleware has put around it nobody knows that. Another server can say it of its own: by an
-# attribute `steps = True` of the function.
+# and uses nothing that belongs to a task, as a cancel scope or a timeout does; so may a `receive`. These
+# servers' are such. Of what a middleware has put around them nobody knows that. Another server can say it of
+# its own: by an attribute `steps = True` of the function.
 # https://github.com/encode/uvicorn/tree/master/uvicorn/protocols/http
 _KNOWN = frozenset(
     {
-        ("uvicorn.protocols.http.httptools_impl", "RequestResponseCycle.send"),
-        ("uvicorn.protocols.http.h11_impl", "RequestResponseCycle.send"),
+        (f"uvicorn.protocols.http.{module}", f"RequestResponseCycle.{name}")
+        for module in ("httptools_impl", "h11_impl")
+        for name in ("send", "receive")
     }
 )
 
 
+def is_stepped(function: object) -> bool:
+    """Return whether this `send` or `receive` may be stepped outside of the stream's task."""
+    function = getattr(function, "__func__", function)
+    if getattr(function, "steps", False) is True:
+        return True
+    return (getattr(function, "__module__", None), getattr(function, "__qualname__", None)) in _KNOWN
+
+
 class Carrier(Protocol):
     """Who asks for a stream's chunks and sends them."""
+
+    def note(self, error: Exception) -> None:
+        """Take note that `send` has failed. Returns at once."""
+        ...
 
     def interrupt(self) -> None:
         """Stop at once, in the middle of a send too. Returns at once; harmless the second time."""
@@ -32,23 +45,20 @@ class Carrier(Protocol):
 
 
 class DirectSend:
-    """Sends chunks by stepping `send`, of which `applies` is true; `failed` hears what it raises."""
+    """Sends chunks by stepping `send`, of which `applies` is true; the carrier hears what it raises."""
 
-    __slots__ = ("_coroutine", "_failed", "_send", "_yielded")
+    __slots__ = ("_carrier", "_coroutine", "_send", "_yielded")
 
-    def __init__(self, send: Send, failed: Callable[[Exception], None]) -> None:
+    def __init__(self, send: Send, carrier: Carrier) -> None:
         self._send = send
-        self._failed = failed
+        self._carrier = carrier
         self._coroutine: Coroutine[Any, Any, None] | None = None
         self._yielded: object = None
 
     @staticmethod
     def applies(send: Send) -> bool:
         """Return whether this `send` is one that can be stepped."""
-        function = getattr(send, "__func__", send)
-        if getattr(function, "steps", False) is True:
-            return True
-        return (getattr(function, "__module__", None), getattr(function, "__qualname__", None)) in _KNOWN
+        return is_stepped(send)
 
     @property
     def unfinished(self) -> bool:
@@ -64,7 +74,7 @@ class DirectSend:
         except StopIteration:
             return True
         except Exception as error:
-            self._failed(error)
+            self._carrier.note(error)
             return True
         self._coroutine = coroutine
         return False

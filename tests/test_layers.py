@@ -21,6 +21,7 @@ LAYERS = [
     {"hub"},
     {"reading"},
     {"feed", "direct"},
+    {"departure"},
     {"stream"},
     {"run", "carrier"},
     {"answers", "probe"},
