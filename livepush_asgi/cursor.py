@@ -51,7 +51,28 @@ class Position:
         match = _POSITION.fullmatch(text)
         if match is None:
             raise ValueError("this is no position")
-        return cls(match[1], int(match[2]))
+        return _place(match[1], int(match[2]))
+
+    def at(self, offset: int) -> "Position":
+        """Return the place with this offset in the same log. Raises as making one does."""
+        if type(offset) is not int:
+            raise TypeError(f"an offset is an int, not {offset!r}")
+        return _place(self.epoch, offset)
+
+
+# As the setters that a frozen value has none of; one is made twice for every event.
+_set_epoch = Position.__dict__["epoch"].__set__
+_set_offset = Position.__dict__["offset"].__set__
+
+
+def _place(epoch: str, offset: int) -> Position:
+    """Return a position in a log whose epoch is known to be good."""
+    if not 0 <= offset <= MOST_OFFSET:
+        raise ValueError(f"an offset is from 0 to {MOST_OFFSET}, not {offset!r}")
+    position = object.__new__(Position)
+    _set_epoch(position, epoch)
+    _set_offset(position, offset)
+    return position
 
 
 @dataclass(frozen=True, slots=True)

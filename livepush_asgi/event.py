@@ -73,6 +73,8 @@ def encode_block(
     data: str, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
 ) -> bytes:
     """Write one block from values that are known to be good; `Event` is where they are checked."""
+    if event is None and id is None and retry is None and "\n" not in data and "\r" not in data:
+        return f"data: {data}\n\n".encode()
     lines = []
     if event is not None:
         lines.append(f"event: {event}\n")

@@ -107,6 +107,16 @@ def time_source() -> Callable[[], float]:
         return trio.current_time
 
 
+def now() -> float:
+    """Return the time of the running loop's clock. Where it is asked often `time_source` is cheaper."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        import trio
+
+        return trio.current_time()
+
+
 async def pause() -> None:
     """Let the others have a turn. Unlike anyio's checkpoint it works outside of a task too."""
     if on_asyncio():

@@ -45,18 +45,18 @@ class FaultyServer:
         old = self.log(channel)
         kept = [record for record in old.page(0, 1_000, 0.0).records if record.offset <= old.last - losing]
         new = self._logs[channel] = MemoryLog(self._history, 0.0)
-        new.last = kept[0].offset - 1 if kept else max(0, old.last - losing)
+        new.end = new.end.at(kept[0].offset - 1 if kept else max(0, old.last - losing))
         for record in kept:
             new.append(record.payload, 0.0)
         self._ancestors[channel] = (
-            Position(old.epoch, new.last),
+            Position(old.end.epoch, new.last),
             *(
                 Position(ancestor.epoch, min(ancestor.offset, new.last))
                 for ancestor in self._ancestors.get(channel, ())
             ),
         )
         if doubtful:
-            self._doubtful[channel] = (old.epoch, *self._doubtful.get(channel, ()))
+            self._doubtful[channel] = (old.end.epoch, *self._doubtful.get(channel, ()))
         for broker in self.brokers:
             broker.say_lost()
         return old.last - new.last

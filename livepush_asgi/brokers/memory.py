@@ -2,13 +2,13 @@
 
 from collections import OrderedDict
 
-import anyio
 import anyio.lowlevel
 
 from ..broker import Page, Subscription
 from ..cursor import Position
 from ..errors import PositionConflictError
 from ..event import positioned
+from ..loop import now as current_time
 from .history import History
 from .mailbox import Mailbox
 from .memory_log import MemoryLog
@@ -61,7 +61,7 @@ class MemoryBroker:
         expected: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
-        now = anyio.current_time()
+        now = current_time()
         log = self._log(channel, now)
         if idempotency_key is not None and (known := log.known(idempotency_key)) is not None:
             return known
@@ -77,7 +77,7 @@ class MemoryBroker:
 
     async def read(self, channel: str, after: int, limit: int) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
-        now = anyio.current_time()
+        now = current_time()
         return self._log(channel, now).page(after, limit, now)
 
     def subscriptions(self, channel: str) -> int:

@@ -11,11 +11,11 @@ from .history import History
 class MemoryLog:
     """Events 1, 2, 3 ... of which the newest are kept. Times are seconds of one monotonic clock."""
 
-    __slots__ = ("_history", "_keys", "_records", "_size", "_times", "epoch", "last", "used")
+    __slots__ = ("_history", "_keys", "_records", "_size", "_times", "end", "used")
 
     def __init__(self, history: History, now: float) -> None:
-        self.epoch = new_epoch()
-        self.last = 0
+        #: The position after the newest event.
+        self.end = Position(new_epoch(), 0)
         #: When something was last done with it.
         self.used = now
         self._history = history
@@ -25,24 +25,25 @@ class MemoryLog:
         self._keys: OrderedDict[str, int] = OrderedDict()
 
     @property
-    def end(self) -> Position:
-        """The position after the newest event."""
-        return Position(self.epoch, self.last)
+    def last(self) -> int:
+        """The offset of the newest event, 0 if there was none."""
+        return self.end.offset
 
     def known(self, key: str) -> Position | None:
         """Return the position of the event that was added with this idempotency key."""
         offset = self._keys.get(key)
-        return None if offset is None else Position(self.epoch, offset)
+        return None if offset is None else self.end.at(offset)
 
     def append(self, payload: bytes, now: float, key: str | None = None) -> Position:
         """Add an event, and let go what is beyond the bounds."""
-        self.last += 1
+        offset = self.end.offset + 1
+        self.end = self.end.at(offset)
         self.used = now
-        self._records.append(Record(self.last, payload))
+        self._records.append(Record(offset, payload))
         self._times.append(now)
         self._size += len(payload)
         if key is not None:
-            self._keys[key] = self.last
+            self._keys[key] = offset
             # A key is as much a memory of an event as the event: there are no more of them.
             if len(self._keys) > self._history.events:
                 self._keys.popitem(last=False)
@@ -55,7 +56,7 @@ class MemoryLog:
         self._trim(now)
         first = self.last - len(self._records) + 1
         skipped = min(max(0, after - first + 1), len(self._records))
-        return Page(self.epoch, first, self.last, tuple(islice(self._records, skipped, skipped + limit)))
+        return Page(self.end.epoch, first, self.last, tuple(islice(self._records, skipped, skipped + limit)))
 
     def _trim(self, now: float) -> None:
         history = self._history
