@@ -20,6 +20,8 @@ logger = logging.getLogger("livepush_asgi")
 
 # How long a channel may look quiet before its log is asked, in seconds.
 CHECK_INTERVAL = 40.0
+# How often it is seen which channels have to be asked, in seconds: one timer for ten thousand of them.
+LOOK_INTERVAL = 1.0
 
 
 class Hub:
@@ -27,6 +29,8 @@ class Hub:
 
     def __init__(self, broker: Broker, clock: Clock, tasks: TaskGroup, linger: float) -> None:
         self._broker = broker
+        # Asked once: it costs as much as subscribing a channel in memory.
+        self._log = broker if isinstance(broker, HistoryBroker) else None
         self._clock = clock
         self._tasks = tasks
         self._linger = linger
@@ -35,6 +39,10 @@ class Hub:
         self._scopes: dict[Topic, anyio.CancelScope] = {}
         self._failing: set[Topic] = set()
         self._delivered_before = 0
+        self._looking = False
+        # Made once, and not for each of ten thousand channels.
+        self._watch = self._note
+        self._spawn = tasks.start_soon
 
     @property
     def channels(self) -> int:
@@ -83,8 +91,8 @@ class Hub:
 
     async def read(self, channel: str, after: int, limit: int) -> Page:
         """Read the log of a channel. Raises what the broker raises."""
-        assert isinstance(self._broker, HistoryBroker)
-        return await self._broker.read(channel, after, limit)
+        assert self._log is not None
+        return await self._log.read(channel, after, limit)
 
     def flush(self) -> None:
         """Have every stream take what this turn of the loop has brought for it."""
@@ -111,29 +119,38 @@ class Hub:
         """Give every subscription back."""
         async with anyio.create_task_group() as closing:
             for topic in list(self._topics.values()):
-                self._forget(topic).cancel()
+                self._forget(topic)
                 closing.start_soon(topic.close)
 
     def _make(self, channel: str) -> Topic:
-        if not isinstance(self._broker, HistoryBroker) or channel.startswith(RESERVED_PREFIX):
-            return Topic(channel, self._broker, self._turn, self._note)
-        topic = LoggedTopic(channel, self._broker, self._turn, self._note, self._tasks.start_soon)
-        self._check_later(topic)
+        if self._log is None or channel.startswith(RESERVED_PREFIX):
+            return Topic(channel, self._broker, self._turn, self._watch)
+        topic = LoggedTopic(channel, self._log, self._turn, self._watch, self._spawn)
+        topic.check_at = self._next_check()
+        if not self._looking:
+            self._looking = True
+            self._clock.call_later(LOOK_INTERVAL, self._look)
         return topic
 
-    def _check_later(self, topic: LoggedTopic) -> None:
-        def check() -> None:
-            if self._topics.get(topic.channel) is topic:
+    def _next_check(self) -> float:
+        # At a random moment, so that ten thousand quiet channels are not asked all at once.
+        return self._clock.now() + CHECK_INTERVAL * random.uniform(0.5, 1.0)
+
+    def _look(self) -> None:
+        now = self._clock.now()
+        for topic in list(self._topics.values()):
+            if topic.check_at <= now:
                 topic.check()
-                self._check_later(topic)
+                topic.check_at = self._next_check()
+        self._looking = bool(self._topics)
+        if self._looking:
+            self._clock.call_later(LOOK_INTERVAL, self._look)
 
-        # At a random moment, so that ten thousand quiet channels are not looked at all at once.
-        self._clock.call_later(CHECK_INTERVAL * random.uniform(0.5, 1.0), check)
-
-    @staticmethod
-    async def _keep(topic: Topic, scope: anyio.CancelScope) -> None:
+    async def _keep(self, topic: Topic, scope: anyio.CancelScope) -> None:
         with scope:
             await topic.run()
+        # A scope is as large as a topic, and needed no more where the subscription forwards.
+        self._scopes.pop(topic, None)
         # Cancelled in the middle of subscribing, it may have got a subscription all the same.
         if scope.cancelled_caught:
             await topic.close()
@@ -141,17 +158,19 @@ class Hub:
     def _releaser(self, topic: Topic) -> Callable[[], None]:
         def release() -> None:
             if not len(topic) and self._topics.get(topic.channel) is topic:
-                self._forget(topic).cancel()
+                self._forget(topic)
                 # The task that would notice has ended long ago where the subscription forwards.
                 self._tasks.start_soon(topic.close)
 
         return release
 
-    def _forget(self, topic: Topic) -> anyio.CancelScope:
+    def _forget(self, topic: Topic) -> None:
         del self._topics[topic.channel]
         self._delivered_before += topic.delivered
         self._failing.discard(topic)
-        return self._scopes.pop(topic)
+        scope = self._scopes.pop(topic, None)
+        if scope is not None:
+            scope.cancel()
 
     def _note(self, topic: Topic) -> None:
         """Log one line when the first channel fails and one when the last has recovered."""

@@ -29,6 +29,8 @@ PAGE = 500
 class LoggedTopic(Topic):
     """A channel with a log. `spawn` starts a task that outlives the caller."""
 
+    __slots__ = ("_filling", "_log", "_position", "_quiet", "_seen", "_spawn")
+
     def __init__(
         self,
         channel: str,

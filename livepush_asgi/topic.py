@@ -3,13 +3,14 @@ it up.
 """
 
 import logging
+import math
 import random
 from collections.abc import Callable
 from typing import Protocol
 
 import anyio
 
-from .broker import Broker, ForwardingSubscription, Subscription
+from .broker import Broker, Sink, Subscription
 from .cursor import Position
 from .errors import InvalidEventError, MessagesLostError
 from .event import from_payload, split_position, with_id
@@ -57,6 +58,24 @@ def delivery_of(channel: str, payload: bytes, position: Position | None) -> Deli
 class Topic:
     """A channel, its listeners, and the subscription that feeds them. It is that subscription's sink."""
 
+    __slots__ = (
+        "_attempted",
+        "_broker",
+        "_complained",
+        "_listeners",
+        "_snapshot",
+        "_subscription",
+        "_turn",
+        "_was_attempted",
+        "_watch",
+        "channel",
+        "check_at",
+        "closed",
+        "delivered",
+        "error",
+        "ready",
+    )
+
     def __init__(self, channel: str, broker: Broker, turn: Turn, watch: Callable[["Topic"], None]) -> None:
         self.channel = channel
         self.delivered = 0
@@ -65,13 +84,17 @@ class Topic:
         self.closed = False
         #: The error of the last attempt to subscribe; None when it succeeded.
         self.error: Exception | None = None
+        #: When to `check` it next, by the loop's clock.
+        self.check_at = math.inf
         self._broker = broker
         self._turn = turn
         self._watch = watch
         self._listeners: dict[Listener, None] = {}
         self._snapshot: tuple[Listener, ...] | None = ()
         self._subscription: Subscription | None = None
-        self._attempted = anyio.Event()
+        # Made for who waits; most topics are never waited for.
+        self._attempted: anyio.Event | None = None
+        self._was_attempted = False
         self._complained = False
 
     def __len__(self) -> int:
@@ -127,7 +150,9 @@ class Topic:
 
     async def wait_attempted(self) -> None:
         """Wait until the first attempt to subscribe has ended, well or not."""
-        await self._attempted.wait()
+        if not self._was_attempted:
+            self._attempted = self._attempted or anyio.Event()
+            await self._attempted.wait()
 
     async def run(self) -> None:
         """Subscribe, and again whenever that fails or the subscription ends; until cancelled.
@@ -158,16 +183,20 @@ class Topic:
     async def _subscribe(self) -> bool:
         subscription = await self._broker.subscribe(self.channel)
         self._subscription = subscription
-        forwards = isinstance(subscription, ForwardingSubscription)
-        if isinstance(subscription, ForwardingSubscription):
-            subscription.forward(self)
+        # Asking a protocol costs as much as all the rest of a subscription in memory.
+        forward: Callable[[Sink], None] | None = getattr(subscription, "forward", None)
+        if forward is not None:
+            forward(self)
         await self.settle()
         self.set_error(None)
         if not self.ready:
             self.ready = True
             for listener in self.hearers():
                 listener.subscribed(self.channel)
-        return forwards
+        return forward is not None
+
+    def check(self) -> None:
+        """Look whether something has been missed. Without a log there is nothing to look at."""
 
     async def settle(self) -> None:
         """Put right what a new subscription may have missed. Called each time that there is one."""
@@ -206,7 +235,9 @@ class Topic:
         """Take note of how the last attempt at the broker went."""
         self.error = error
         self._watch(self)
-        self._attempted.set()
+        self._was_attempted = True
+        if self._attempted is not None:
+            self._attempted.set()
 
     def _complain(self, error: InvalidEventError) -> None:
         if not self._complained:

@@ -2,7 +2,6 @@
 asked for, bounded, or passes everything straight on to a sink.
 """
 
-from collections import deque
 from collections.abc import Callable
 
 import anyio
@@ -27,7 +26,8 @@ class Mailbox:
         self._closed = False
         self._sink: Sink | None = None
         # None stands where messages may be missing, so that a loss is told in its place.
-        self._waiting: deque[bytes | None] = deque()
+        # A list and no deque: while it forwards it is empty, and there are ten thousand.
+        self._waiting: list[bytes | None] = []
         self._arrived: anyio.Event | None = None
 
     def deliver(self, payload: bytes, /) -> None:
@@ -57,7 +57,7 @@ class Mailbox:
         """Hand what waits, and everything from now on, to `sink`."""
         self._sink = sink
         while self._waiting:
-            payload = self._waiting.popleft()
+            payload = self._waiting.pop(0)
             if payload is None:
                 sink.lost()
             else:
@@ -71,7 +71,7 @@ class Mailbox:
         else:
             await anyio.lowlevel.checkpoint()
         if self._waiting:
-            payload = self._waiting.popleft()
+            payload = self._waiting.pop(0)
             if payload is None:
                 raise MessagesLostError(f"messages of {self.channel!r} may have been lost")
             # Who asks for messages asks for what was published. Positions are for a sink.
@@ -101,6 +101,6 @@ class Mailbox:
 
     def _drop_oldest(self) -> None:
         if self._waiting[0] is None:
-            self._waiting.popleft()
-        self._waiting.popleft()
-        self._waiting.appendleft(None)
+            self._waiting.pop(0)
+        self._waiting.pop(0)
+        self._waiting.insert(0, None)

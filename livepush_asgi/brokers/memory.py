@@ -34,6 +34,8 @@ class MemoryBroker:
 
     def __init__(self, history: History | None = None) -> None:
         self._history = history or History()
+        # Made once, and not for each of ten thousand subscriptions.
+        self._on_close = self._forget
         self._mailboxes: dict[str, dict[Mailbox, None]] = {}
         # The one that was idle longest is the first.
         self._logs: OrderedDict[str, MemoryLog] = OrderedDict()
@@ -48,7 +50,7 @@ class MemoryBroker:
 
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription that gets what is published from now on."""
-        mailbox = Mailbox(channel, self._forget)
+        mailbox = Mailbox(channel, self._on_close)
         self._mailboxes.setdefault(channel, {})[mailbox] = None
         return mailbox
 

@@ -22,7 +22,8 @@ class MemoryLog:
         self._records: deque[Record] = deque()
         self._times: deque[float] = deque()
         self._size = 0
-        self._keys: OrderedDict[str, int] = OrderedDict()
+        # Made for the first key: most channels never have one.
+        self._keys: OrderedDict[str, int] | None = None
 
     @property
     def last(self) -> int:
@@ -31,7 +32,7 @@ class MemoryLog:
 
     def known(self, key: str) -> Position | None:
         """Return the position of the event that was added with this idempotency key."""
-        offset = self._keys.get(key)
+        offset = self._keys.get(key) if self._keys else None
         return None if offset is None else self.end.at(offset)
 
     def append(self, payload: bytes, now: float, key: str | None = None) -> Position:
@@ -43,6 +44,7 @@ class MemoryLog:
         self._times.append(now)
         self._size += len(payload)
         if key is not None:
+            self._keys = self._keys or OrderedDict()
             self._keys[key] = offset
             # A key is as much a memory of an event as the event: there are no more of them.
             if len(self._keys) > self._history.events:
