@@ -77,6 +77,13 @@ class Departure:
             self._coroutine = None
             self._watcher.failed(error)
         else:
+            self._wait_for(future)
+
+    def _wait_for(self, future: Any) -> None:
+        if future is None:
+            # It only lets the others have a turn.
+            asyncio.get_running_loop().call_soon(self._go_on, context=_local.context)
+        else:
             # As a task does: https://docs.python.org/3/library/asyncio-extending.html
             future._asyncio_future_blocking = False
             future.add_done_callback(self._go_on, context=_local.context)

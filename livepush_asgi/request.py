@@ -23,6 +23,7 @@ class StreamRequest:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
+        self._query: dict[str, str] | None = None
 
     @cached_property
     def path(self) -> str:
@@ -39,14 +40,17 @@ class StreamRequest:
             found[name] = f"{found[name]}{joint}{value}" if name in found else value
         return found
 
-    @cached_property
+    @property
     def query(self) -> Mapping[str, str]:
         """The query parameters; of a repeated one the last. `query_all` has them all."""
-        return dict(self._query_pairs)
+        # Kept by hand: every connect asks for it, and `cached_property` takes a lock on Python 3.11.
+        if self._query is None:
+            self._query = dict(self._query_pairs())
+        return self._query
 
     def query_all(self, name: str) -> list[str]:
         """Return every value of one query parameter, in order."""
-        return [value for key, value in self._query_pairs if key == name]
+        return [value for key, value in self._query_pairs() if key == name]
 
     @cached_property
     def cookies(self) -> Mapping[str, str]:
@@ -67,7 +71,6 @@ class StreamRequest:
                 return bytes(value).decode("utf-8", "replace")
         return self.query.get("last_event_id")
 
-    @cached_property
     def _query_pairs(self) -> list[tuple[str, str]]:
         # Percent-encoded, and so ASCII, from every browser; curl sends what it was given, as UTF-8.
         text = bytes(self.scope.get("query_string", b"")).decode("utf-8", "replace")

@@ -43,6 +43,7 @@ class Server:
         self.came.set()
 
     async def receive(self) -> Message:
+        await asyncio.sleep(0)
         while not self.messages:
             self.came.clear()
             await self.came.wait()
