@@ -113,7 +113,9 @@ class Places:
 
         What is found is kept for `place`.
         """
-        for epoch, offset in self._cursor.offsets.items() if self._cursor else ():
+        if self._cursor is None:
+            return None
+        for epoch, offset in self._cursor.offsets.items():
             place = Position(epoch, offset)
             found = place if epoch == end.epoch else None
             if found is None and page is not None and page.has(place):
@@ -133,6 +135,8 @@ class Places:
 
     def claim(self, ends: Iterable[Position | None]) -> None:
         """Take note of the logs that the stream's channels have now, before any of them is placed."""
+        if not self._unclaimed:
+            return
         claimed = {end.epoch for end in ends if end is not None}
         self._unclaimed = tuple(name for name in self._unclaimed if name not in claimed)
 
