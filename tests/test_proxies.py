@@ -5,10 +5,8 @@ sent. It is held back if it is not there when others, sent after it, have come b
 the end.
 """
 
-import asyncio
-import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +18,7 @@ from . import proxies
 from .proxies import Proxy, configuration
 from .recording import ENCODINGS, Recording
 from .serving import Serving, WireStream, uvicorn
+from .visit import Numbers, Visit
 
 APP = "tests.apps.proxied:app"
 EVENT = b"x" * 50
@@ -85,23 +84,10 @@ async def pass_on(server: Serving, stream: WireStream, data: bytes) -> None:
     assert (await stream.next_event(timeout=DEADLINE)).data == data.decode()
 
 
-async def until_streams(server: Serving, count: int) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            answer = await server.open("/statistics")
-            if json.loads(await answer.read_body())["streams"] == count:
-                return
-            await asyncio.sleep(0.05)
-
-
-async def until_left(server: Serving) -> None:
-    """Wait until the server has noticed that a client is gone."""
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            answer = await server.open("/statistics")
-            if json.loads(await answer.read_body())["ended"]["disconnect"]:
-                return
-            await asyncio.sleep(0.05)
+async def until(server: Serving, wanted: Callable[[Numbers], bool]) -> None:
+    """Wait until the server's numbers are as wanted."""
+    async with Visit(server.port) as visit:
+        await visit.until(wanted, within=DEADLINE)
 
 
 @pytest.mark.parametrize(
@@ -128,12 +114,12 @@ async def test_events_come_at_once_and_a_departure_is_noticed(kind: str, folder:
         await pass_on(path.server, stream, EVENT)
         await pass_on(path.server, stream, b"another")
         stream.close()
-        await until_left(path.server)
+        await until(path.server, lambda numbers: numbers.ended["disconnect"] > 0)
 
 
 async def hold_back(broken: Way, mended: Proxy, held: Recording, path: str) -> None:
     """Show that a broken way holds an event back that came by a mended one, until the stream ends."""
-    await until_streams(broken.server, 1)
+    await until(broken.server, lambda numbers: numbers.streams == 1)
     witness = await Way(broken.server, mended).open(path)
     for number in range(10):
         await pass_on(broken.server, witness, b"event %d" % number)
