@@ -9,7 +9,8 @@ from ..brokers.redis_connection import FAILURES, address_of, pool_of
 from ..errors import CapExceededError, SlotsUnavailableError
 from . import Hooks, KeyedLeases, Lease, OnFull, SlotHook, check_cap
 from .keeper import Keeper
-from .ledger import Ledger, Taken
+from .ledger import Ledger
+from .takes import Taken
 
 OnError = Literal["open", "closed"]
 
@@ -101,10 +102,12 @@ class SlotCap:
         """Take a slot and return its lease. Its `replaced` names leases of other processes only.
 
         Raises CapExceededError when all are taken and none may be replaced, and SlotsUnavailableError
-        when the server does not answer and the cap fails closed. A call that is cancelled has taken
-        nothing.
+        when the server does not answer and the cap fails closed; UnicodeError for a key that is not
+        UTF-8. A call that is cancelled has taken nothing.
         """
         lease = Lease(slot_key, self._give_back, on_replaced)
+        # A key that cannot be sent is the caller's fault; nothing of it may be begun or owed.
+        slot_key.encode()
         if self._on_error == "open" and self._keeper.trying:
             return self._let_in(lease)
         self._keeper.begin(lease)
