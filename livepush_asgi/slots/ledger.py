@@ -71,8 +71,7 @@ class Ledger:
         arguments: list[Argument] = [*self._take_arguments]
         for slot_key, lease_ids in wanted:
             keys += self._keys(slot_key)
-            arguments.append(len(lease_ids))
-            arguments += lease_ids
+            arguments.append(" ".join(lease_ids))
         return scripts.TAKE.submit(self._batch, keys, arguments)
 
     async def _run(self, script: Script, slot_key: str, arguments: Iterable[Argument]) -> Reply:

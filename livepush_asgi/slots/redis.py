@@ -182,8 +182,9 @@ class SlotCap:
             self._refused += 1
             raise CapExceededError(lease.slot_key, self._cap)
         self._keeper.hold(lease, sure=True)
-        lease.replaced = tuple(id_ for id_ in answer.replaced if self._keeper.holdings.get(id_) is None)
-        self._keeper.end(answer.replaced)
+        if answer.replaced:
+            lease.replaced = tuple(id_ for id_ in answer.replaced if self._keeper.holdings.get(id_) is None)
+            self._keeper.end(answer.replaced)
         return self._given(lease)
 
     def _let_in(self, lease: Lease) -> Lease:

@@ -17,12 +17,11 @@ local now = time[1] * 1000000 + time[2]
 """
 
 # KEYS: the three of each slot key. ARGV: cap, ttl, whether to replace, how long to remember what was
-# replaced, then for each slot key how many ids, and the ids.
+# replaced, then the ids for each slot key, with spaces between them.
 # Returns a line for each id: 1 or 0, after a 1 the ids that had to go for it; or ! and an error, which
 # concerns the takes of that one slot key. Those taken at one moment are in the order of their ids.
 _TAKE = f"""{_NOW}
 local cap, ttl, replace, barred = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
-local answers = {{}}
 
 local function replace_oldest(live, since, gone)
   local oldest = redis.call('ZRANGE', since, 0, 0)[1] or redis.call('ZRANGE', live, 0, 0)[1]
@@ -35,7 +34,7 @@ local function replace_oldest(live, since, gone)
   return oldest
 end
 
-local function take(live, since, gone, first, last, offset)
+local function take(live, since, gone, ids)
   for _, expired in ipairs(redis.call('ZRANGEBYSCORE', live, '-inf', now)) do
     redis.call('ZREM', live, expired)
     redis.call('ZREM', since, expired)
@@ -44,42 +43,45 @@ local function take(live, since, gone, first, last, offset)
   if any_gone then
     redis.call('ZREMRANGEBYSCORE', gone, '-inf', now)
   end
-  local count, before = redis.call('ZCARD', live), 0
-  for i = first, last do
-    local id, answer = ARGV[i], '1'
+  local count, lines = redis.call('ZCARD', live), {{}}
+  for id in string.gmatch(ids, '%S+') do
+    local line = '1'
     if (count >= cap and not replace) or (any_gone and redis.call('ZSCORE', gone, id)) then
-      answer = '0'
+      line = '0'
     else
       while count >= cap do
         local oldest = replace_oldest(live, since, gone)
         if oldest then
           count = count - 1
-          answer = answer .. ' ' .. oldest
+          line = line .. ' ' .. oldest
         end
       end
       redis.call('ZADD', live, now + ttl, id)
       redis.call('ZADD', since, now, id)
       count = count + 1
     end
-    answers[i - offset] = answer
+    lines[#lines + 1] = line
   end
-  local longest = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
-  if longest then
-    redis.call('PEXPIREAT', live, math.ceil(longest / 1000))
-    redis.call('PEXPIREAT', since, math.ceil(longest / 1000))
+  local last = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
+  if last then
+    redis.call('PEXPIREAT', live, math.ceil(last / 1000))
+    redis.call('PEXPIREAT', since, math.ceil(last / 1000))
   end
+  return table.concat(lines, '\\n')
 end
 
-local first, offset = 6, 5
-for k = 1, #KEYS, 3 do
-  local last = first + ARGV[first - 1] - 1
-  local ok, fault = pcall(take, KEYS[k], KEYS[k + 1], KEYS[k + 2], first, last, offset)
+local answers = {{}}
+for k = 1, #KEYS / 3 do
+  local ids = ARGV[k + 4]
+  local ok, answer = pcall(take, KEYS[3 * k - 2], KEYS[3 * k - 1], KEYS[3 * k], ids)
   if not ok then
-    for i = first, last do
-      answers[i - offset] = '!' .. (type(fault) == 'table' and fault.err or tostring(fault))
+    local lines, fault = {{}}, '!' .. (type(answer) == 'table' and answer.err or tostring(answer))
+    for _ in string.gmatch(ids, '%S+') do
+      lines[#lines + 1] = fault
     end
+    answer = table.concat(lines, '\\n')
   end
-  first, offset = last + 2, offset + 1
+  answers[k] = answer
 end
 return table.concat(answers, '\\n')
 """
