@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 import redis
 from redis.asyncio import Redis
@@ -11,7 +12,9 @@ from redis.asyncio import Redis
 from livepush_asgi import SlotCap
 from livepush_asgi.errors import CapExceededError, SlotsUnavailableError
 from livepush_asgi.slots import Lease
+from livepush_asgi.slots.redis import OnError
 
+from .relay import Relay
 from .valkey import ValkeyProcess, free_port, until
 
 KEY = "tenant"
@@ -124,7 +127,7 @@ async def test_a_key_that_is_in_use_for_something_else_fails_its_own_takes_only(
 ) -> None:
     admin.set("livepush:slot:{spoilt}", "something else")
     async with own_valkey.client() as client:
-        cap = SlotCap(client, cap=1, on_error="closed", ttl=0.5)
+        cap = SlotCap(client, cap=1, on_error="closed")
         found = await outcomes(cap, "a", "spoilt", "spoilt", "z")
         assert [type(outcome) for outcome in found] == [
             Lease,
@@ -166,6 +169,36 @@ async def test_a_take_that_is_cancelled_before_its_call_left_is_not_sent(
         await until(lambda: cap.statistics().owed == 0)
         assert live(admin) == kept
         await cap.aclose()
+
+
+@pytest.mark.parametrize("on_error", ["open", "closed"])
+async def test_a_crowd_whose_reply_is_lost_is_not_lost_itself(
+    own_valkey: ValkeyProcess, admin: redis.Redis, on_error: OnError
+) -> None:
+    # A script that the server does not know comes with its text, and that is where the line is cut.
+    relay = Relay(own_valkey.port, cut_after=b"EVAL\r\n")
+    keys = [f"key {number}" for number in range(10)]
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(relay.serve)
+        async with Redis(port=relay.port) as client:
+            cap = SlotCap(client, cap=2, on_error=on_error)
+            found = await outcomes(cap, *keys, *keys, *keys)
+            leases = [outcome for outcome in found if isinstance(outcome, Lease)]
+            if on_error == "open":
+                assert [type(outcome) for outcome in found] == [Lease] * 20 + [CapExceededError] * 10
+                assert cap.statistics().failed_open == 20
+                await until(lambda: cap.statistics().owed == 0 and not cap.statistics().away)
+                for key in keys:
+                    mine = sorted(lease.id for lease in leases if lease.slot_key == key)
+                    assert sorted(live(admin, key)) == mine
+            else:
+                assert {type(outcome) for outcome in found} == {SlotsUnavailableError}
+            for lease in leases:
+                lease.give_back()
+            await until(lambda: cap.statistics().owed == 0)
+            assert [live(admin, key) for key in keys] == [[]] * 10
+            await cap.aclose()
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_take_has_its_own_time_and_not_that_of_those_before_it(

@@ -52,7 +52,9 @@ class SlotCap:
     server is away, `on_error="open"` lets streams in, up to `cap` for each key in this process, and
     counts them when it is back; `"closed"` refuses them. No take waits longer than `timeout` seconds.
 
-    The client stays its owner's. Use one cap on one event loop at a time.
+    The client stays its owner's. It talks to one server, or one node of a cluster, and not through a proxy
+    that spreads keys over several: one call takes slots of several keys. Use one cap on one event loop at
+    a time.
     """
 
     def __init__(
