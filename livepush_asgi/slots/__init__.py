@@ -6,8 +6,9 @@ back never waits, so that it can be done on any ending, in the middle of a cance
 
 import logging
 from collections.abc import Callable
+from itertools import count
+from os import urandom
 from typing import Literal, Protocol, runtime_checkable
-from uuid import uuid4
 
 from ..errors import CapExceededError
 
@@ -15,6 +16,8 @@ logger = logging.getLogger("livepush_asgi")
 
 OnFull = Literal["refuse", "replace_oldest"]
 SlotHook = Callable[[str], None]
+
+_numbers = count()
 
 
 class Lease:
@@ -36,7 +39,7 @@ class Lease:
         # A stream without a slot of its own costs nobody anything; an empty key is a forgotten one.
         if not isinstance(slot_key, str) or not slot_key:
             raise ValueError(f"a slot key is a non-empty str, not {slot_key!r}")
-        self.id = uuid4().hex
+        self.id = _new_id()
         self.slot_key = slot_key
         self.on_replaced = on_replaced
         self.replaced: tuple[str, ...] = ()
@@ -52,6 +55,12 @@ class Lease:
     def given_back(self) -> bool:
         """Whether the slot has been given back."""
         return self._give_back is None
+
+
+def _new_id() -> str:
+    # The number has the leases of a process in order where two were taken at the same moment. What is drawn
+    # for each makes it one of its kind, also after a fork, and not to be guessed.
+    return f"{next(_numbers):010x}{urandom(11).hex()}"
 
 
 @runtime_checkable

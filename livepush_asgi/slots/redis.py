@@ -9,7 +9,8 @@ from ..brokers.redis_connection import FAILURES, address_of, pool_of
 from ..errors import CapExceededError, SlotsUnavailableError
 from . import Hooks, KeyedLeases, Lease, OnFull, SlotHook, check_cap
 from .keeper import Keeper
-from .ledger import Ledger, Taken
+from .ledger import Ledger
+from .takes import Taken
 
 OnError = Literal["open", "closed"]
 
@@ -51,7 +52,9 @@ class SlotCap:
     server is away, `on_error="open"` lets streams in, up to `cap` for each key in this process, and
     counts them when it is back; `"closed"` refuses them. No take waits longer than `timeout` seconds.
 
-    The client stays its owner's. Use one cap on one event loop at a time.
+    The client stays its owner's. It talks to one server, or one node of a cluster, and not through a proxy
+    that spreads keys over several: one call takes slots of several keys. Use one cap on one event loop at
+    a time.
     """
 
     def __init__(
@@ -101,10 +104,12 @@ class SlotCap:
         """Take a slot and return its lease. Its `replaced` names leases of other processes only.
 
         Raises CapExceededError when all are taken and none may be replaced, and SlotsUnavailableError
-        when the server does not answer and the cap fails closed. A call that is cancelled has taken
-        nothing.
+        when the server does not answer and the cap fails closed; UnicodeError for a key that is not
+        UTF-8. A call that is cancelled has taken nothing.
         """
         lease = Lease(slot_key, self._give_back, on_replaced)
+        # A key that cannot be sent is the caller's fault; nothing of it may be begun or owed.
+        slot_key.encode()
         if self._on_error == "open" and self._keeper.trying:
             return self._let_in(lease)
         self._keeper.begin(lease)
@@ -179,8 +184,9 @@ class SlotCap:
             self._refused += 1
             raise CapExceededError(lease.slot_key, self._cap)
         self._keeper.hold(lease, sure=True)
-        lease.replaced = tuple(id_ for id_ in answer.replaced if self._keeper.holdings.get(id_) is None)
-        self._keeper.end(answer.replaced)
+        if answer.replaced:
+            lease.replaced = tuple(id_ for id_ in answer.replaced if self._keeper.holdings.get(id_) is None)
+            self._keeper.end(answer.replaced)
         return self._given(lease)
 
     def _let_in(self, lease: Lease) -> Lease:
