@@ -118,7 +118,7 @@ class Run:
                 lease.give_back()
             raise
         stream.lease = lease
-        opening.became(stream)
+        opening.became(stream, lease)
         self._admit(stream)
         return stream
 
@@ -264,12 +264,15 @@ class _Opening:
         self._stream: Stream | None = None
         self._replaced = False
 
-    def became(self, stream: Stream) -> None:
+    def became(self, stream: Stream, lease: Lease | None) -> None:
         self._stream = stream
+        if lease is not None:
+            # This one is needed no more then, unless the cap has kept what it was given.
+            lease.on_replaced = stream.replaced
         if self._replaced:
-            stream.end(EndReason.REPLACED)
+            stream.replaced()
 
     def replace(self) -> None:
         self._replaced = True
         if self._stream is not None:
-            self._stream.end(EndReason.REPLACED)
+            self._stream.replaced()

@@ -154,6 +154,10 @@ class Stream(Timekeeper):
             self._feed.discard()
         self._waker.wake()
 
+    def replaced(self) -> None:
+        """Have the stream end because a newer one has taken its slot."""
+        self.end(EndReason.REPLACED)
+
     def abort(self, reason: EndReason) -> None:
         """End the stream without a last word: its client is gone or takes nothing."""
         if self.state is StreamState.CLOSED:

@@ -161,6 +161,8 @@ class MemorySlotCap:
         self._cap = cap
         self._on_full = on_full
         self._hooks = Hooks(on_acquire, on_release)
+        # Made once, and not for each of ten thousand leases.
+        self._on_give_back = self._forget
         # A dict keeps the order in which the leases were taken, so the first one is the oldest.
         self._leases: dict[str, dict[str, Lease]] = {}
         self._keyed = KeyedLeases()
@@ -176,7 +178,7 @@ class MemorySlotCap:
 
     async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         """Take a slot. Raises CapExceededError when all are taken and none may be replaced."""
-        lease = Lease(slot_key, self._forget, on_replaced)
+        lease = Lease(slot_key, self._on_give_back, on_replaced)
         held = self._leases.setdefault(slot_key, {})
         if len(held) >= self._cap:
             if self._on_full == "refuse":

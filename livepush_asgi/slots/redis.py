@@ -82,6 +82,8 @@ class SlotCap:
         self._on_full = on_full
         self._on_error = on_error
         self._hooks = Hooks(on_acquire, on_release)
+        # Made once, and not for each of ten thousand leases.
+        self._on_give_back = self._give_back
         self._keyed = KeyedLeases()
         self._ledger = Ledger(
             redis,
@@ -107,7 +109,7 @@ class SlotCap:
         when the server does not answer and the cap fails closed; UnicodeError for a key that is not
         UTF-8. A call that is cancelled has taken nothing.
         """
-        lease = Lease(slot_key, self._give_back, on_replaced)
+        lease = Lease(slot_key, self._on_give_back, on_replaced)
         # A key that cannot be sent is the caller's fault; nothing of it may be begun or owed.
         slot_key.encode()
         if self._on_error == "open" and self._keeper.trying:
