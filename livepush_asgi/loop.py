@@ -32,6 +32,17 @@ def on_asyncio() -> bool:
     return True
 
 
+def asyncio_loop() -> asyncio.AbstractEventLoop:
+    """Return the running loop, for what is written for asyncio alone. Raises RuntimeError on another kind."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "the adapters for Redis and NATS work on asyncio, and no event loop of it runs here: serve with "
+            "an asyncio worker, or take MemoryBroker and MemorySlotCap"
+        ) from None
+
+
 def threadsafe_caller() -> Caller:
     """Return a function that has the running loop call something soon.
 

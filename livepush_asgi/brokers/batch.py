@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from ..loop import asyncio_loop
 from .redis_connection import Argument, Connection, Pool, Reply, drop, is_broken, no_answer, pool_of
 
 # Bounds of one flight, so that its deadline is about the server and not about the length of the queue.
@@ -52,7 +53,7 @@ class Batch:
         out in the order in which they were queued. The future raises ResponseError for an error
         reply, and another RedisError or OSError when the fate of the command is unknown.
         """
-        loop = asyncio.get_running_loop()
+        loop = asyncio_loop()
         call = _Call(arguments, loop.create_future())
         if self._flying is not None and self._flying.get_loop() is not loop:
             self._flying = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
+from ..loop import asyncio_loop
 from .backoff import Backoff
 from .mailbox import Mailbox
 from .nats_connection import FAILURES, Connection, Outgoing, address_of, check_options, no_answer, unavailable
@@ -122,7 +123,7 @@ class Link:
         return bool(len(self._routes) or self._posts.pending)
 
     def _start(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = asyncio_loop()
         if self._task is not None and self._task.get_loop() is not loop:
             if not self._task.get_loop().is_closed():
                 raise RuntimeError("a NATS broker is used on one event loop at a time; make one for each")

@@ -12,6 +12,7 @@ from functools import partial
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..errors import PositionConflictError
+from ..loop import asyncio_loop
 from .redis_connection import Reply
 from .redis_log import Added, Addition, Logs
 
@@ -36,7 +37,7 @@ class Lanes:
         Cancel the future and it is not appended, if it has not left yet. It raises PositionConflictError,
         or one of FAILURES.
         """
-        loop = asyncio.get_running_loop()
+        loop = asyncio_loop()
         if self._loop is not loop:
             # What an earlier event loop left behind will not be sent.
             self._lanes, self._loop = {}, loop

@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from ..loop import asyncio_loop
 from .backoff import Backoff
 from .mailbox import Mailbox
 from .redis_connection import (
@@ -128,7 +129,7 @@ class Listener:
         return unavailable("subscribe", self._pool, error)
 
     def _start(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = asyncio_loop()
         if self._task is not None and self._task.get_loop() is not loop:
             if not self._task.get_loop().is_closed():
                 raise RuntimeError("a RedisBroker is used on one event loop at a time; make one for each")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
+from ..loop import asyncio_loop
 from .batch import Batch
 from .redis_connection import Argument, Reply
 
@@ -33,7 +34,7 @@ class Script:
     ) -> asyncio.Future[Reply]:
         """Run the script without a task, and return what will be its reply. Not to be cancelled."""
         rest = (len(keys), *keys, *arguments)
-        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[Reply] = asyncio_loop().create_future()
 
         def settle(answer: asyncio.Future[Reply]) -> None:
             error = RedisConnectionError("the event loop ended") if answer.cancelled() else answer.exception()

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
+from ..loop import asyncio_loop
+
 
 class _Queue:
     __slots__ = ("fault", "faults", "lock", "users")
@@ -30,7 +32,7 @@ class Turns:
     @asynccontextmanager
     async def of(self, key: Hashable) -> AsyncIterator[None]:
         """Wait for a turn, and have it."""
-        loop = asyncio.get_running_loop()
+        loop = asyncio_loop()
         if self._loop is not loop:
             # What an earlier event loop left behind is locked for ever.
             self._queues, self._loop = {}, loop

@@ -13,6 +13,7 @@ from weakref import ReferenceType, ref
 
 from ..brokers.backoff import Backoff
 from ..brokers.redis_connection import FAILURES
+from ..loop import asyncio_loop
 from . import Lease
 from .holdings import Held, Holdings
 from .ledger import Age, Ledger
@@ -130,7 +131,7 @@ class Keeper:
             self._changed.set()
 
     def _start(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = asyncio_loop()
         if self._loop is None or self._loop() is not loop:
             self._leave_loop()
             self._loop = ref(loop)

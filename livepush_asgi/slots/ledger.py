@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from ..brokers.batch import Batch
 from ..brokers.redis_connection import Argument, Reply, no_answer
 from ..brokers.redis_script import Script
+from ..loop import asyncio_loop
 from . import scripts
 from .takes import Taken, Takes, Wanted
 
@@ -75,6 +76,8 @@ class Ledger:
         return scripts.TAKE.submit(self._batch, keys, arguments)
 
     async def _run(self, script: Script, slot_key: str, arguments: Iterable[Argument]) -> Reply:
+        # On another kind of loop the next line would not say what is wrong.
+        asyncio_loop()
         try:
             async with asyncio.timeout(self._timeout):
                 return await script.run(self._batch, self._keys(slot_key), arguments)
