@@ -61,6 +61,7 @@ def subscribe_cases(bench: Bench) -> list[Case]:
     return [
         Case("one channel for all", lambda: subscribe(bench, "/events", 1)),
         Case("a channel each", lambda: subscribe(bench, "/events?channel=c{}", bench.size.streams)),
+        Case("a channel each, streams without a server", lambda: subscribe_alone(bench)),
     ]
 
 
@@ -74,6 +75,15 @@ def subscribe(bench: Bench, path: str, channels: int) -> Figures:
             asyncio.run(subscribed(valkey.url, before + channels))
             took = time.monotonic() - start
             return {**load.opened(), "subscribed_s": took}
+
+
+def subscribe_alone(bench: Bench) -> Figures:
+    """Have as many streams opened in a process that serves nobody: what subscribing itself takes."""
+    with bench.valkey() as valkey:
+        command = [sys.executable, "-m", "benchmarks.subscribe", valkey.url, str(bench.size.streams)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    connected, subscribed = map(float, done.stdout.split())
+    return {"connect_s": connected, "subscribed_s": subscribed}
 
 
 async def subscribed(url: str, least: int) -> int:
