@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from .loop import on_asyncio
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # What signal.signal() takes and signal.getsignal() gives.
@@ -32,12 +34,14 @@ class SignalWatch:
         # When each signal that is held came first.
         self._held: dict[signal.Signals, float] = {}
         self._active = False
+        self._on_asyncio = True
 
     def install(self) -> bool:
         """Begin to listen; False where that is impossible, since only the main thread may."""
         if threading.current_thread() is not threading.main_thread():
             return False
         self._active = True
+        self._on_asyncio = on_asyncio()
         for number in SIGNALS:
             found = signal.getsignal(number)
             # None: a handler that was not installed from Python cannot be called from here. An ignored
@@ -85,7 +89,10 @@ class SignalWatch:
                 return
         self._held.pop(name, None)
         if callable(found):
-            found(number, frame)
+            # trio's handler of Ctrl+C raises KeyboardInterrupt in whatever the frame belongs to, which may be
+            # a stream in the middle of a send: it alone would end, and the server hear nothing. Without a
+            # frame it is the main task that is told.
+            found(number, frame if self._on_asyncio else None)
         elif found == signal.SIG_DFL:
             # The default is to end at once, and it cannot be called: put it back and send again.
             signal.signal(number, signal.SIG_DFL)

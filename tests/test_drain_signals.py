@@ -33,6 +33,46 @@ anyio.run(main, backend="BACKEND")
 """
 
 
+# On trio, Ctrl+C comes while a stream is in the middle of a send.
+INTERRUPTED = """
+import signal, trio
+from livepush_asgi import DrainPolicy, EndReason, LivePush, MemoryBroker, public
+from livepush_asgi.testing.scope import http_scope
+
+SCOPE = http_scope(
+    "GET", "/", root_path="", spec_version="2.4", headers=(), query="", cookies={}, last_event_id=None
+)
+
+async def receive():
+    await trio.sleep_forever()
+
+async def send(message):
+    if b"now" in message.get("body", b""):
+        print("interrupted", flush=True)
+        signal.raise_signal(signal.SIGINT)
+    if not message.get("more_body", True):
+        print("complete", flush=True)
+
+async def main():
+    push = LivePush(MemoryBroker(), public("news"), drain=DrainPolicy(window=2))
+    async with push.lifespan(), trio.open_nursery() as nursery:
+        nursery.start_soon(push, SCOPE, receive, send)
+        await trio.testing.wait_all_tasks_blocked()
+        await push.publish("news", "now")
+        try:
+            await trio.sleep_forever()
+        except KeyboardInterrupt:
+            print("told", flush=True)
+        while push.statistics().streams:
+            await trio.testing.wait_all_tasks_blocked()
+        print(push.statistics().ended[EndReason.DRAIN], flush=True)
+        nursery.cancel_scope.cancel()
+
+import trio.testing
+trio.run(main)
+"""
+
+
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -175,3 +215,9 @@ def test_a_signal_that_nobody_handles_ends_the_process_after_the_drain(backend: 
         program.terminate()
         assert program.stdout.read() == "drain\n"
         assert program.wait(timeout=60) == -signal.SIGTERM
+
+
+def test_ctrl_c_on_trio_reaches_the_main_task_and_ends_no_stream_in_the_middle() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["interrupted", "told", "complete", "1"], done.stderr
+    assert done.returncode == 0
