@@ -185,10 +185,14 @@ class _AsyncioCarrier(_Carrier):
     def _close(self) -> None:
         # First of all what was taken is given back, whatever a `send` makes of being given up.
         super()._close()
-        if self._departure is not None:
-            self._departure.close()
-        if self._direct is not None:
-            self._direct.close()
+        # Nothing of a stream is left for the garbage collector: what refers back is let go.
+        self._stream.direct = self._task = None
+        departure, self._departure = self._departure, None
+        if departure is not None:
+            departure.close()
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            direct.close()
 
     async def _write(self, headers: RawHeaders) -> None:
         stream, send, direct = self._stream, self._send, self._direct

@@ -177,8 +177,9 @@ class Stream(Timekeeper):
         for channel in self.grant.channel_names:
             self.owner.hub.detach(channel, self)
         self._stop_time()
-        if self.lease is not None:
-            self.lease.give_back()
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.give_back()
         self._feed.discard()
         self._waker.wake()
         self.owner.closed(self)
