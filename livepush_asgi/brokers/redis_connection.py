@@ -102,6 +102,20 @@ def address_of(pool: Pool) -> str:
     return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
 
 
+async def send(connection: Connection, data: bytes) -> None:
+    """Send what is packed already. Raises one of FAILURES."""
+    _, writer = _streams_of(connection)
+    if writer is None:
+        await connection.send_packed_command([data], check_health=False)
+        return
+    # redis-py would make a task of it before Python 3.12. No health check either: that would be another
+    # command with another chance of a retry.
+    writer.write(data)
+    if writer.transport.get_write_buffer_size():
+        # Waits until there is room for more, within the client's own timeout.
+        await connection.send_packed_command([], check_health=False)
+
+
 async def drop(connection: Connection) -> None:
     """Close a connection at once. Never waits for the other side, never raises but when cancelled."""
     _, writer = _streams_of(connection)
