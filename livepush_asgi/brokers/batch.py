@@ -14,7 +14,18 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from .redis_command import Receiver, pack
-from .redis_connection import Argument, Connection, Pool, Reply, drop, is_broken, no_answer, pool_of, send
+from .redis_connection import (
+    Argument,
+    Connection,
+    Pool,
+    Reply,
+    drop,
+    is_broken,
+    no_answer,
+    patience,
+    pool_of,
+    send,
+)
 
 # Bounds of one flight, so that its deadline is about the server and not about the length of the queue.
 MOST_COMMANDS = 1000
@@ -119,11 +130,12 @@ class Batch:
 
     async def _carry(self, calls: deque[_Call], connection: Connection) -> None:
         """Send the commands and take their replies; those left in `calls` have none."""
+        each = patience(connection, self._timeout)
         async with asyncio.timeout(self._timeout):
             await send(connection, b"".join([call.command for call in calls]))
             while calls:
                 try:
-                    reply = await connection.read_response(disable_decoding=True)
+                    reply = await connection.read_response(disable_decoding=True, timeout=each)
                 except ResponseError as error:
                     _fail((calls.popleft(),), error)
                 else:

@@ -6,6 +6,7 @@ would arrive up to eleven times (https://github.com/redis/redis-py, `Retry` and 
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -114,6 +115,13 @@ async def send(connection: Connection, data: bytes) -> None:
     if writer.transport.get_write_buffer_size():
         # Waits until there is room for more, within the client's own timeout.
         await connection.send_packed_command([], check_health=False)
+
+
+def patience(connection: Connection, timeout: float) -> float | None:
+    """Return the timeout to read a reply with, where `timeout` seconds are all that there is for many."""
+    # A timer for each reply costs as much as reading it. Only one that is shorter can have anything to say.
+    own = getattr(connection, "socket_timeout", None)
+    return math.inf if own is not None and own >= timeout else None
 
 
 async def drop(connection: Connection) -> None:
