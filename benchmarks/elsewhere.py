@@ -1,9 +1,10 @@
-"""The scenarios in which not all is one server and one load: a publisher elsewhere, clients that come back,
-clients that read nothing.
+"""The scenarios in which not all is one server and one load: a publisher elsewhere or alone, clients that
+come back, clients that read nothing.
 """
 
 import asyncio
 import http.client
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +56,45 @@ async def connections_of(url: str) -> int:
     """Return how many connections a server has, without the one that asks."""
     async with Redis.from_url(url) as redis:
         return len(await redis.client_list()) - 1
+
+
+def publish_cases(bench: Bench) -> list[Case]:
+    """One who waits for each event, then many at once; redis-py alone before each."""
+    return [
+        Case(label, lambda way=way: append(bench, way))  # type: ignore[misc]
+        for label, way in (
+            ("XADD by redis-py", "xadd"),
+            ("RedisStreamsBroker", "broker"),
+            ("Publisher, over it", "publisher"),
+            ("XADD from 100 tasks", "xadd_in_tasks"),
+            ("XADD in pipelines of 1,000", "xadd_in_pipelines"),
+            ("RedisStreamsBroker from 1,000 tasks", "broker_in_tasks"),
+            ("the same to 1,000 channels", "broker_on_channels"),
+            ("LivePush.publish from 1,000 tasks", "push_in_tasks"),
+        )
+    ]
+
+
+def append(bench: Bench, way: str) -> Figures:
+    """Append the events in a process that has a core for itself."""
+    size = bench.size
+    with bench.valkey() as valkey:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.append",
+            way,
+            valkey.url,
+            str(size.events),
+            str(size.bytes),
+        ]
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+            os.sched_setaffinity(process.pid, cores()[0])
+            written, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"benchmarks.append {way} has failed")
+    figures: Figures = json.loads(written)
+    return figures
 
 
 def subscribe_cases(bench: Bench) -> list[Case]:

@@ -13,6 +13,7 @@ from .result import Result
 
 # What a figure is called in a table.
 TITLES = {
+    "events_per_s": "events a second",
     "us_per_event": "µs per event",
     "us_per_connect": "µs per connect",
     "kib_per_stream": "KiB per stream",
@@ -28,7 +29,7 @@ TITLES = {
     "work": "events x streams",
 }
 COUNTS = {"missing", "duplicates", "connections", "work"}
-PACKAGES = ("uvicorn", "granian", "hypercorn", "uvloop", "httptools", "anyio", "redis")
+PACKAGES = ("uvicorn", "granian", "hypercorn", "uvloop", "httptools", "anyio", "redis", "hiredis")
 
 
 def machine(peers: Sequence[str] = ()) -> str:

@@ -9,7 +9,10 @@ from .load import Figures
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much: streams, events to each, of so many bytes, at a rate per second (0: at once)."""
+    """How much: streams, events to each, of so many bytes, at a rate per second (0: at once).
+
+    Without streams it is the events alone.
+    """
 
     streams: int
     events: int = 0
@@ -18,6 +21,8 @@ class Size:
     seconds: float = 0
 
     def __str__(self) -> str:
+        if not self.streams:
+            return f"{self.events:,} events of {self.bytes} bytes"
         parts = [f"{self.streams:,} streams"]
         if self.events:
             pace = f"at {self.rate:g} a second" if self.rate else "at once"

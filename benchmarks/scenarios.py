@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .bench import APP, FLOOR, Bench
-from .elsewhere import redis_cases, resume_cases, slow_cases, subscribe_cases
+from .elsewhere import publish_cases, redis_cases, resume_cases, slow_cases, subscribe_cases
 from .load import Figures
 from .result import Case, Result, Size
 
@@ -135,6 +135,14 @@ SCENARIOS = {
         Size(1000),
         ("connect_s", "subscribed_s"),
         ("connect_s", "subscribed_s"),
+    ),
+    "publish": Scenario(
+        "Events that a process publishes to a log in Valkey, and its processor time for each",
+        publish_cases,
+        Size(0, 20_000),
+        Size(0, 2000),
+        ("events_per_s", "us_per_event"),
+        ("events_per_s",),
     ),
     "redis": Scenario(
         "From a process that publishes, through Valkey, to one that serves",

@@ -46,6 +46,29 @@ def test_a_burst_is_measured_beside_the_floor() -> None:
     assert re.fullmatch(r"livepush_asgi  [_\d]+  [_\d]+  [_\d]+  [_\d]+  0  0", words(own))
 
 
+def test_publishing_to_a_log_is_measured_beside_redis_py() -> None:
+    _, _, title, head, *rows = benchmarks("--quick", "publish", "--events", "100").splitlines()
+    assert title == (
+        "publish: Events that a process publishes to a log in Valkey, and its processor time for each "
+        "(100 events of 200 bytes; median of 1 round)"
+    )
+    assert words(head) == "events a second  ratio (spread)  µs per event"
+    figures = r"  [\d,_]+  [\d._]+  [\d,_]+"
+    labels = (
+        "XADD by redis-py",
+        "RedisStreamsBroker",
+        "Publisher, over it",
+        "XADD from 100 tasks",
+        "XADD in pipelines of 1,000",
+        "RedisStreamsBroker from 1,000 tasks",
+        "the same to 1,000 channels",
+        "LivePush.publish from 1,000 tasks",
+    )
+    assert len(rows) == len(labels)
+    for label, row in zip(labels, rows, strict=True):
+        assert re.fullmatch(re.escape(label) + figures, words(row)), row
+
+
 def test_an_unknown_scenario_is_named_with_those_that_there_are() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "gust"],

@@ -1,7 +1,7 @@
 """Batch: the commands of many callers, sent together on one connection, each at most once.
 
 A flight is one pipeline: it takes along all that waits, and the next one starts when its replies are
-in. So 500 callers at once need one connection, not 500. No task lives while nothing is in flight.
+in. So 500 callers at once need one connection, not 500. Soon after the last reply no task lives.
 """
 
 import asyncio
@@ -14,32 +14,47 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from ..loop import asyncio_loop
-from .redis_connection import Argument, Connection, Pool, Reply, drop, is_broken, no_answer, pool_of
+from .redis_command import Receiver, pack
+from .redis_connection import (
+    Argument,
+    Connection,
+    Pool,
+    Reply,
+    drop,
+    is_broken,
+    no_answer,
+    patience,
+    pool_of,
+    send,
+)
 
 # Bounds of one flight, so that its deadline is about the server and not about the length of the queue.
 MOST_COMMANDS = 1000
 MOST_BYTES = 1_000_000
+# In a pool of fewer connections others need each as soon as it is free.
+LEAST_POOL = 10
 
 
 class _Call:
-    __slots__ = ("arguments", "reply", "size")
+    __slots__ = ("command", "receiver")
 
-    def __init__(self, arguments: Iterable[Argument], reply: asyncio.Future[Reply]) -> None:
-        # Encoded here and not by redis-py: the client may be set to another encoding than UTF-8.
-        self.arguments = [_encode(argument) for argument in arguments]
-        self.size = sum(map(len, self.arguments))
-        self.reply = reply
+    def __init__(self, command: bytes, receiver: Receiver) -> None:
+        self.command = command
+        self.receiver = receiver
 
 
 class Batch:
     """A pipeline on the client's pool, for one event loop at a time.
 
-    `timeout` in seconds bounds each flight: getting a connection, sending, and all replies.
+    `timeout` in seconds bounds each flight: getting a connection, sending, and all replies. `linger` is for
+    how many turns of the event loop a connection is kept when all replies are in: who sends one command
+    after the other asks for the next within two, and to give it back and take it again costs more.
     """
 
-    def __init__(self, redis: Redis | Pool, *, timeout: float) -> None:
+    def __init__(self, redis: Redis | Pool, *, timeout: float, linger: int = 0) -> None:
         self._pool = pool_of(redis)
         self._timeout = timeout
+        self._linger = linger if getattr(self._pool, "max_connections", LEAST_POOL) >= LEAST_POOL else 0
         self._waiting: deque[_Call] = deque()
         self._flying: asyncio.Task[None] | None = None
         # Which connections have answered on which event loop. See `_prove`.
@@ -53,15 +68,20 @@ class Batch:
         out in the order in which they were queued. The future raises ResponseError for an error
         reply, and another RedisError or OSError when the fate of the command is unknown.
         """
+        reply: asyncio.Future[Reply] = asyncio_loop().create_future()
+        self.send(reply, *arguments)
+        return reply
+
+    def send(self, receiver: Receiver, *arguments: Argument) -> None:
+        """Queue a command and say who gets its reply. See `submit`."""
         loop = asyncio_loop()
-        call = _Call(arguments, loop.create_future())
+        call = _Call(pack(arguments), receiver)
         if self._flying is not None and self._flying.get_loop() is not loop:
             self._flying = None
             self._waiting.clear()
         self._waiting.append(call)
         if self._flying is None:
             self._flying = loop.create_task(self._fly(), name="livepush batch")
-        return call.reply
 
     async def call(self, *arguments: Argument) -> Reply:
         """Send a command and return its reply. See `submit`."""
@@ -87,9 +107,9 @@ class Batch:
             # All who wait would only wait for the same again.
             _fail(self._take_all(), self._told(error))
             return
-        calls: list[_Call] = []
+        calls: deque[_Call] = deque()
         try:
-            while calls := self._next_calls():
+            while calls := await self._gather_calls():
                 await self._carry(calls, connection)
         except Exception as error:
             _fail(calls, self._told(error))
@@ -101,19 +121,28 @@ class Batch:
         finally:
             await self._pool.release(connection)
 
-    async def _carry(self, calls: list[_Call], connection: Connection) -> None:
-        packed = connection.pack_commands([call.arguments for call in calls])
+    async def _gather_calls(self) -> deque[_Call]:
+        """Return what waits, or comes within a few turns of the event loop."""
+        for _ in range(self._linger):
+            if self._waiting:
+                break
+            await asyncio.sleep(0)
+        return self._next_calls()
+
+    async def _carry(self, calls: deque[_Call], connection: Connection) -> None:
+        """Send the commands and take their replies; those left in `calls` have none."""
+        each = patience(connection, self._timeout)
         async with asyncio.timeout(self._timeout):
-            # No health check: that would be another command with another chance of a retry.
-            await connection.send_packed_command(packed, check_health=False)
-            for call in calls:
+            await send(connection, b"".join([call.command for call in calls]))
+            while calls:
                 try:
-                    reply = await connection.read_response(disable_decoding=True)
+                    reply = await connection.read_response(disable_decoding=True, timeout=each)
                 except ResponseError as error:
-                    _fail((call,), error)
+                    _fail((calls.popleft(),), error)
                 else:
-                    if not call.reply.done():
-                        call.reply.set_result(reply)
+                    receiver = calls.popleft().receiver
+                    if not receiver.done():
+                        receiver.set_result(reply)
 
     async def _board(self) -> Connection:
         connection = await self._pool.get_connection()
@@ -146,14 +175,14 @@ class Batch:
             await connection.connect()
         self._proven[connection] = ref(loop)
 
-    def _next_calls(self) -> list[_Call]:
-        calls: list[_Call] = []
+    def _next_calls(self) -> deque[_Call]:
+        calls: deque[_Call] = deque()
         size = 0
         while self._waiting and len(calls) < MOST_COMMANDS and size < MOST_BYTES:
             call = self._waiting.popleft()
-            if not call.reply.done():
+            if not call.receiver.done():
                 calls.append(call)
-                size += call.size
+                size += len(call.command)
         return calls
 
     def _take_all(self) -> list[_Call]:
@@ -168,11 +197,5 @@ class Batch:
 
 def _fail(calls: Iterable[_Call], error: Exception) -> None:
     for call in calls:
-        if not call.reply.done():
-            call.reply.set_exception(error)
-
-
-def _encode(argument: Argument) -> bytes:
-    if isinstance(argument, str):
-        return argument.encode()
-    return argument if isinstance(argument, bytes) else b"%d" % argument
+        if not call.receiver.done():
+            call.receiver.set_exception(error)

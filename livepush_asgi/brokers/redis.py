@@ -35,7 +35,7 @@ class RedisBroker:
         if not publish_timeout > 0:
             raise ValueError(f"publish_timeout is in seconds and more than 0, not {publish_timeout!r}")
         self._pool = pool_of(redis)
-        self._batch = Batch(redis, timeout=publish_timeout)
+        self._batch = Batch(redis, timeout=publish_timeout, linger=2)
         self._listener = Listener(
             redis,
             Patience(

@@ -6,6 +6,7 @@ would arrive up to eleven times (https://github.com/redis/redis-py, `Retry` and 
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,6 +101,27 @@ def address_of(pool: Pool) -> str:
     if "path" in settings:
         return f"Redis at {settings['path']}"
     return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+
+
+async def send(connection: Connection, data: bytes) -> None:
+    """Send what is packed already. Raises one of FAILURES."""
+    _, writer = _streams_of(connection)
+    if writer is None:
+        await connection.send_packed_command([data], check_health=False)
+        return
+    # redis-py would make a task of it before Python 3.12. No health check either: that would be another
+    # command with another chance of a retry.
+    writer.write(data)
+    if writer.transport.get_write_buffer_size():
+        # Waits until there is room for more, within the client's own timeout.
+        await connection.send_packed_command([], check_health=False)
+
+
+def patience(connection: Connection, timeout: float) -> float | None:
+    """Return the timeout to read a reply with, where `timeout` seconds are all that there is for many."""
+    # A timer for each reply costs as much as reading it. Only one that is shorter can have anything to say.
+    own = getattr(connection, "socket_timeout", None)
+    return math.inf if own is not None and own >= timeout else None
 
 
 async def drop(connection: Connection) -> None:

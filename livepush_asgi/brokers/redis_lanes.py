@@ -7,9 +7,8 @@ on the server: a burst costs a script call for each hundred events and not for e
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from functools import partial
 
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from ..errors import PositionConflictError
 from ..loop import asyncio_loop
@@ -53,24 +52,56 @@ class Lanes:
     def _send(self, channel: str, lane: deque[_Waiting]) -> None:
         waiting = _next(lane)
         if waiting:
-            reply = self._logs.append(channel, [addition for addition, _ in waiting])
-            reply.add_done_callback(partial(self._finish, channel, lane, waiting))
-        else:
+            additions = [addition for addition, _ in waiting]
+            self._logs.append(channel, additions, _Trip(self, channel, lane, waiting))
+        elif self._lanes.get(channel) is lane:
             del self._lanes[channel]
 
-    def _finish(
-        self, channel: str, lane: deque[_Waiting], waiting: list[_Waiting], reply: asyncio.Future[Reply]
-    ) -> None:
-        error = RedisConnectionError("the event loop ended") if reply.cancelled() else reply.exception()
-        if error is None:
-            outcomes = self._logs.outcomes(channel, reply.result())
-            for (_, future), outcome in zip(waiting, outcomes, strict=True):
-                _settle(future, outcome)
+    def arrive(self, trip: "_Trip", reply: Reply) -> None:
+        """Tell those who went along; the next ones leave before that."""
+        more = bool(trip.lane)
+        self._send(trip.channel, trip.lane)
+        if more:
+            # The server has the next call meanwhile.
+            asyncio.get_running_loop().call_soon(self._settle, trip, reply)
         else:
-            # All who wait would only wait for the same again.
-            _fail((*waiting, *lane), error)
-            lane.clear()
-        self._send(channel, lane)
+            self._settle(trip, reply)
+
+    def fail(self, trip: "_Trip", error: Exception) -> None:
+        """Tell those who went along and all who wait: they would only wait for the same again."""
+        _fail((*trip.waiting, *trip.lane), error)
+        trip.lane.clear()
+        self._send(trip.channel, trip.lane)
+
+    def _settle(self, trip: "_Trip", reply: Reply) -> None:
+        try:
+            outcomes = list(zip(trip.waiting, self._logs.outcomes(trip.channel, reply), strict=True))
+        except ValueError:
+            _fail(trip.waiting, ResponseError(f"the server answered what is no outcome: {reply!r:.100}"))
+            return
+        for (_, future), outcome in outcomes:
+            _settle(future, outcome)
+
+
+class _Trip:
+    """A call that is under way, and who waits for it."""
+
+    __slots__ = ("_lanes", "channel", "lane", "waiting")
+
+    def __init__(self, lanes: Lanes, channel: str, lane: deque[_Waiting], waiting: list[_Waiting]) -> None:
+        self._lanes = lanes
+        self.channel = channel
+        self.lane = lane
+        self.waiting = waiting
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, reply: Reply, /) -> None:
+        self._lanes.arrive(self, reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        self._lanes.fail(self, error)
 
 
 def _next(lane: deque[_Waiting]) -> list[_Waiting]:

@@ -1,6 +1,5 @@
 """The logs of the channels on a server: what is asked of the scripts, and what they answer."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -11,6 +10,7 @@ from ..broker import Page, Record
 from ..cursor import Position, new_epoch
 from ..errors import PositionConflictError
 from .history import History
+from .redis_command import Receiver
 from .redis_connection import Argument, Reply
 from .redis_log_scripts import Scripts
 from .redis_script import Script
@@ -37,8 +37,14 @@ class Addition(NamedTuple):
 class Added(NamedTuple):
     """Where it is in the log, and how many connections it was sent to."""
 
-    position: Position
+    epoch: str
+    offset: int
     receivers: int
+
+    @property
+    def position(self) -> Position:
+        """The position, made when it is asked for."""
+        return Position(self.epoch, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +76,8 @@ class Server(Protocol):
         """Run a script. Raises one of FAILURES if it did not run, or nobody knows whether it did."""
         ...
 
-    def start(self, call: Call) -> asyncio.Future[Reply]:
-        """Run a script and return what will be its reply. Not to be cancelled."""
+    def start(self, call: Call, receiver: Receiver) -> None:
+        """Run a script and say who gets its reply, which is never within this call."""
         ...
 
 
@@ -84,7 +90,7 @@ class Logs:
         self._scripts = Scripts.of(history, server.verb)
         self._calls = 0
 
-    def append(self, channel: str, additions: Sequence[Addition]) -> asyncio.Future[Reply]:
+    def append(self, channel: str, additions: Sequence[Addition], receiver: Receiver) -> None:
         """Append events and publish them, in one step. `outcomes` says what the reply means."""
         key = self._key(channel)
         writer = self._server.writer
@@ -99,12 +105,13 @@ class Logs:
         ]
         for addition in additions:
             arguments += (addition.payload, _index(addition, key, keys), _text(addition.expected))
-        return self._server.start(Call(self._scripts.append, tag_of(channel), keys, arguments))
+        self._server.start(Call(self._scripts.append, tag_of(channel), keys, arguments), receiver)
 
     @staticmethod
     def outcomes(channel: str, reply: Reply) -> list[Added | PositionConflictError]:
-        """Return what became of each event that was to be appended."""
-        assert isinstance(reply, bytes)
+        """Return what became of each event that was to be appended. Raises ValueError for another reply."""
+        if not isinstance(reply, bytes):
+            raise ValueError("this is no text")
         epoch, *outcomes = reply.decode().split(" ")
         return [_outcome(channel, epoch, outcome) for outcome in outcomes]
 
@@ -137,11 +144,13 @@ def _text(position: Position | None) -> str:
 
 
 def _outcome(channel: str, epoch: str, text: str) -> Added | PositionConflictError:
-    if text[0] == "+":
-        offset, receivers = text[1:].split(":")
-        return Added(Position(epoch, int(offset)), int(receivers))
+    if text.startswith("+"):
+        offset, _, receivers = text.partition(":")
+        return Added(epoch, int(offset), int(receivers))
     position = Position.parse(text[1:])
-    return Added(position, 0) if text[0] == "=" else PositionConflictError(channel, position)
+    if text.startswith("!"):
+        return PositionConflictError(channel, position)
+    return Added(position.epoch, position.offset, 0)
 
 
 def _ancestors(text: str) -> tuple[tuple[Position, ...], tuple[str, ...]]:

@@ -53,13 +53,16 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
-local function running()
+local function replication()
   local info = redis.pcall('INFO', 'replication')
-  local id = type(info) == 'string' and string.match(info, 'master_replid:(%w+)')
-  if not id then
+  if type(info) ~= 'string' or not string.find(info, 'master_replid:', 1, true) then
     error({err = 'ERR no master_replid, the user of the client needs the permission for INFO'})
   end
-  return id, string.match(info, 'master_replid2:(%w*)') or ''
+  return info
+end
+
+local function running(info)
+  return string.match(info, 'master_replid:(%w+)'), string.match(info, 'master_replid2:(%w*)') or ''
 end
 
 local function load()
@@ -76,7 +79,7 @@ end
 local function begin(fresh)
   -- The server may have evicted the head alone. What it stood for cannot be continued.
   redis.call('UNLINK', log)
-  epoch, last, total, base, since, run, ancestors = fresh, 0, 0, 0, now, (running()), ''
+  epoch, last, total, base, since, run, ancestors = fresh, 0, 0, 0, now, (running(replication())), ''
 end
 
 local function save()
@@ -142,8 +145,10 @@ end
 if not load() then
   begin(fresh)
 else
-  local current, followed = running()
-  if run ~= current then
+  local info = replication()
+  -- Nearly always it is the same, and looking for it costs less than finding out what it is.
+  if not string.find(info, 'master_replid:' .. run .. '\\r', 1, true) then
+    local current, followed = running(info)
     local doubt = string.match(followed, '[^0]') and '!' or ''
     local older, count = {{epoch .. '.' .. whole(last) .. doubt}}, 1
     for ancestor in string.gmatch(ancestors, '[^,]+') do

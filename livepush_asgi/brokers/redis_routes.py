@@ -15,9 +15,11 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .backoff import Backoff
 from .redis_cluster import Cluster, Node
+from .redis_command import Receiver
 from .redis_connection import FAILURES, Reply, no_answer
 from .redis_log import Call, tag_of
 
@@ -42,7 +44,7 @@ class Routes:
         self._writer = ""
         self._process = 0
         # The event loop alone would not keep them.
-        self._running: set[asyncio.Future[Reply]] = set()
+        self._running: set[asyncio.Task[None]] = set()
 
     @property
     def writer(self) -> str:
@@ -55,12 +57,24 @@ class Routes:
         """Return the name on which a channel's events are published, which has the slot of its keys."""
         return tag_of(channel)
 
-    def start(self, call: Call) -> asyncio.Future[Reply]:
-        """Run a script and return what will be its reply."""
-        task = asyncio.get_running_loop().create_task(self.run(call), name="livepush redis append")
+    def start(self, call: Call, receiver: Receiver) -> None:
+        """Run a script; the receiver gets what it returns."""
+        task = asyncio.get_running_loop().create_task(
+            self._run_for(call, receiver), name="livepush redis append"
+        )
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return task
+
+    async def _run_for(self, call: Call, receiver: Receiver) -> None:
+        try:
+            reply = await self.run(call)
+        except Exception as error:
+            receiver.set_exception(error)
+        except BaseException:
+            receiver.set_exception(RedisConnectionError("the event loop ended"))
+            raise
+        else:
+            receiver.set_result(reply)
 
     async def run(self, call: Call) -> Reply:
         """Run a script. Raises one of FAILURES if it did not run, or nobody knows whether it did."""

@@ -4,11 +4,10 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
-from ..loop import asyncio_loop
 from .batch import Batch
+from .redis_command import Receiver
 from .redis_connection import Argument, Reply
 
 
@@ -29,24 +28,12 @@ class Script:
             # Nothing was done. The text goes along this once, so that it cannot be missing again.
             return await batch.call(b"EVAL", self.text, *rest)
 
-    def submit(
-        self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument]
-    ) -> asyncio.Future[Reply]:
-        """Run the script without a task, and return what will be its reply. Not to be cancelled."""
+    def send(
+        self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument], receiver: Receiver
+    ) -> None:
+        """Run the script once, or not at all, without a task; the receiver gets what it returns."""
         rest = (len(keys), *keys, *arguments)
-        reply: asyncio.Future[Reply] = asyncio_loop().create_future()
-
-        def settle(answer: asyncio.Future[Reply]) -> None:
-            error = RedisConnectionError("the event loop ended") if answer.cancelled() else answer.exception()
-            if isinstance(error, NoScriptError):
-                batch.submit(b"EVAL", self.text, *rest).add_done_callback(settle)
-            elif error is not None:
-                reply.set_exception(error)
-            else:
-                reply.set_result(answer.result())
-
-        batch.submit(b"EVALSHA", self.name, *rest).add_done_callback(settle)
-        return reply
+        batch.send(_Run(self, batch, rest, receiver), b"EVALSHA", self.name, *rest)
 
     async def run_asking(self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
         """Run the script on the node that is about to get its keys."""
@@ -55,3 +42,27 @@ class Script:
             batch.submit(b"ASKING"), batch.submit(b"EVAL", self.text, len(keys), *keys, *arguments)
         )
         return reply
+
+
+class _Run:
+    """A run by name. It begins anew with the text where the server does not know the name."""
+
+    __slots__ = ("_batch", "_receiver", "_rest", "_script")
+
+    def __init__(self, script: Script, batch: Batch, rest: tuple[Argument, ...], receiver: Receiver) -> None:
+        self._script = script
+        self._batch = batch
+        self._rest = rest
+        self._receiver = receiver
+
+    def done(self) -> bool:
+        return self._receiver.done()
+
+    def set_result(self, reply: Reply, /) -> None:
+        self._receiver.set_result(reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        if isinstance(error, NoScriptError):
+            self._batch.send(self._receiver, b"EVAL", self._script.text, *self._rest)
+        else:
+            self._receiver.set_exception(error)

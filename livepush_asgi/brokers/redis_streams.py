@@ -1,7 +1,5 @@
 """RedisStreamsBroker: pub/sub over Redis or Valkey with history, a log of each channel in a stream."""
 
-import asyncio
-
 from redis.asyncio import Redis, RedisCluster
 
 from ..broker import Page, Subscription
@@ -9,6 +7,7 @@ from ..cursor import Position
 from .batch import Batch
 from .history import History
 from .mailbox import Mailbox
+from .redis_command import Receiver
 from .redis_connection import FAILURES, Pool, Reply, pool_of, unavailable
 from .redis_lanes import Lanes
 from .redis_listener import Listener, Patience
@@ -129,13 +128,13 @@ class _OneServer:
     writer = ""
 
     def __init__(self, redis: Redis, timeout: float) -> None:
-        self._batch = Batch(redis, timeout=timeout)
+        self._batch = Batch(redis, timeout=timeout, linger=2)
 
     def live_name(self, channel: str) -> str:
         return channel
 
-    def start(self, call: Call) -> asyncio.Future[Reply]:
-        return call.script.submit(self._batch, call.keys, call.arguments)
+    def start(self, call: Call, receiver: Receiver) -> None:
+        call.script.send(self._batch, call.keys, call.arguments, receiver)
 
     async def run(self, call: Call) -> Reply:
         # Each flight of the batch has the timeout for itself.

@@ -73,7 +73,9 @@ class Ledger:
         for slot_key, lease_ids in wanted:
             keys += self._keys(slot_key)
             arguments.append(" ".join(lease_ids))
-        return scripts.TAKE.submit(self._batch, keys, arguments)
+        reply: asyncio.Future[Reply] = asyncio_loop().create_future()
+        scripts.TAKE.send(self._batch, keys, arguments, reply)
+        return reply
 
     async def _run(self, script: Script, slot_key: str, arguments: Iterable[Argument]) -> Reply:
         # On another kind of loop the next line would not say what is wrong.
