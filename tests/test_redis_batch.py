@@ -126,3 +126,24 @@ async def test_a_log_that_is_something_else_fails_those_who_wait_and_nobody_else
         results = await asyncio.gather(*spoilt, *sound, return_exceptions=True)
         assert [type(result) for result in results[:3]] == [BrokerUnavailableError] * 3
         assert [result.offset for result in results[3:] if not isinstance(result, BaseException)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("own", "publish_timeout", "told"),
+    [
+        (1.0, 30.0, "Timeout reading from"),
+        (30.0, 1.0, "no answer within 1 s"),
+        (None, 1.0, "no answer within"),
+    ],
+)
+async def test_the_shorter_timeout_counts_the_clients_own_or_that_of_the_broker(
+    own_valkey: ValkeyProcess, own: float | None, publish_timeout: float, told: str
+) -> None:
+    async with Redis.from_url(own_valkey.url, socket_timeout=own) as client:
+        broker = RedisStreamsBroker(client, publish_timeout=publish_timeout)
+        await broker.publish("slow", "1")
+        own_valkey.pause()
+        with anyio.fail_after(20), pytest.raises(BrokerUnavailableError, match=told):
+            await broker.publish("slow", "2")
+        own_valkey.resume()
+        await broker.publish("slow", "3")
