@@ -64,6 +64,11 @@ class SignalWatch:
                 signal.signal(number, found)
 
     @property
+    def holding(self) -> bool:
+        """Whether a signal is held."""
+        return bool(self._held)
+
+    @property
     def fatal(self) -> bool:
         """Whether a signal is held that will end the process on the spot."""
         return any(self._found[number] == signal.SIG_DFL for number in self._held)

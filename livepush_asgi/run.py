@@ -29,6 +29,8 @@ logger = logging.getLogger("livepush_asgi")
 CLEANUP_TIMEOUT = 3.0
 # How long a server may take to end by itself before a signal's default ends it, in seconds.
 EXIT_TIMEOUT = 1.0
+# How long a server that cuts its connections at a signal has for the last bytes it was given, in seconds.
+LAST_WORDS = 0.2
 # So few streams are no storm when they come back: a drain of fewer takes a part of its window only.
 STORM = 10
 
@@ -186,6 +188,8 @@ class Run:
             # A server that was told otherwise is ending now that its streams have, and more gently than
             # by a signal; it stops this run before the time is over.
             await anyio.sleep(EXIT_TIMEOUT)
+        elif self._signals.holding:
+            await anyio.sleep(LAST_WORDS)
         self._signals.release()
 
     async def _answer_bell(self) -> None:

@@ -34,12 +34,15 @@ async def broker(
 
 async def test_a_client_that_comes_back_is_told_that_it_may_have_missed_something(broker: Broker) -> None:
     push = LivePush(broker, public("news"))
-    async with push.lifespan(), Client(push) as client:
+    async with push.lifespan(), Client(push) as client, client.open("/") as witness:
+        await witness.next_event(LONG, control=True)
         async with client.open("/") as stream:
             await stream.next_event(LONG, control=True)
             await push.publish("news", "before")
             assert (await stream.next_event(LONG)).data == "before"
         await push.publish("news", "missed")
+        # What the server has taken may still be on its way here; whoever comes in before it hears it too.
+        assert [event.data for event in await witness.events(2, LONG)] == ["before", "missed"]
         async with client.open("/", last_event_id=stream.last_event_id) as again:
             events = [await again.next_event(LONG, control=True) for _ in range(2)]
             await push.publish("news", "after")
