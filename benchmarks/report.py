@@ -88,7 +88,7 @@ def plot(results: Sequence[Result], folder: Path, conditions: str) -> list[Path]
         figure = _draw_line(pyplot, result) if result.name == "line" else _draw_bars(pyplot, result)
         width = int(16 * figure.get_figwidth())
         figure.suptitle(fill(heading(result), width), fontsize=8)
-        figure.text(0.01, 0.01, fill(conditions, 2 * width), fontsize=5)
+        figure.text(0.01, 0.01, fill(conditions, 3 * width // 2), fontsize=5)
         figure.tight_layout(rect=(0, 0.05, 1, 0.98))
         paths.append(folder / f"{result.name}.png")
         figure.savefig(paths[-1], dpi=120)
