@@ -73,6 +73,10 @@ class Departure:
         except StopIteration as returned:
             self._coroutine = None
             self._hear(returned.value)
+        except asyncio.CancelledError:
+            # What it waited for is given up: the server has taken the connection away.
+            self._coroutine = None
+            self._watcher.left()
         except Exception as error:
             self._coroutine = None
             self._watcher.failed(error)

@@ -30,7 +30,7 @@ GONE: Message = {"type": "http.disconnect"}
 class Server:
     """A server whose `receive` can be stepped: it waits for the next message, or the error to raise."""
 
-    def __init__(self, *messages: Message | Exception) -> None:
+    def __init__(self, *messages: Message | BaseException) -> None:
         self.messages = list(messages)
         self.came = asyncio.Event()
         self.gate = asyncio.Event()
@@ -38,7 +38,7 @@ class Server:
         self.sent: list[Message] = []
         self.cap = MemorySlotCap(1)
 
-    def tell(self, message: Message | Exception) -> None:
+    def tell(self, message: Message | BaseException) -> None:
         self.messages.append(message)
         self.came.set()
 
@@ -48,7 +48,7 @@ class Server:
             self.came.clear()
             await self.came.wait()
         message = self.messages.pop(0)
-        if isinstance(message, Exception):
+        if isinstance(message, BaseException):
             raise message
         return message
 
@@ -135,6 +135,11 @@ async def test_an_error_of_receive_is_the_server_s_to_log() -> None:
     server = Server()
     with pytest.raises(ZeroDivisionError, match="in receive"):
         await ended(server, lambda: server.tell(ZeroDivisionError("in receive")))
+
+
+async def test_a_wait_that_the_server_gives_up_is_a_client_that_has_left() -> None:
+    server = Server()
+    assert await ended(server, lambda: server.tell(asyncio.CancelledError())) == {EndReason.DISCONNECT: 1}
 
 
 async def test_a_stream_that_is_cancelled_listens_no_more() -> None:

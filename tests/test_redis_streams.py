@@ -333,6 +333,23 @@ async def test_half_of_a_log_that_the_server_evicted_is_never_taken_for_the_whol
 # --- once, and after what ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("channel", "key"), [("news", "\ud800"), ("\ud800", None)])
+async def test_what_cannot_be_written_is_refused_and_nobody_else_hears_of_it(
+    valkey: ValkeyProcess, channel: str, key: str | None
+) -> None:
+    async with broker_on(valkey) as broker:
+        first, refused, second = await asyncio.gather(
+            broker.append("news", b"1"),
+            broker.append(channel, b"x", idempotency_key=key),
+            broker.append("news", b"2"),
+            return_exceptions=True,
+        )
+        assert isinstance(refused, UnicodeError)
+        assert isinstance(first, Position)
+        assert second == first.at(2)
+        assert await broker.append("news", b"3") == first.at(3)
+
+
 async def test_an_idempotency_key_is_one_event(valkey: ValkeyProcess) -> None:
     async with broker_on(valkey, History(events=2)) as broker:
         transcript = await transcript_of(broker, "news")

@@ -34,9 +34,12 @@ class Lanes:
         """Queue an event and return what will be its position.
 
         Cancel the future and it is not appended, if it has not left yet. It raises PositionConflictError,
-        or one of FAILURES.
+        or one of FAILURES. Raises UnicodeError at once for a name or a key that is not UTF-8: those who go
+        along in the same call have nothing to do with it.
         """
         loop = asyncio_loop()
+        channel.encode()
+        (addition.idempotency_key or "").encode()
         if self._loop is not loop:
             # What an earlier event loop left behind will not be sent.
             self._lanes, self._loop = {}, loop

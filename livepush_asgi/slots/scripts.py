@@ -16,11 +16,22 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 """
 
+# Has the server forget the leases of a slot key together with the last of them.
+_EXPIRE = """
+local function expire(live, since)
+  local last = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
+  if last then
+    redis.call('PEXPIREAT', live, math.ceil(last / 1000))
+    redis.call('PEXPIREAT', since, math.ceil(last / 1000))
+  end
+end
+"""
+
 # KEYS: the three of each slot key. ARGV: cap, ttl, whether to replace, how long to remember what was
 # replaced, then the ids for each slot key, with spaces between them.
 # Returns a line for each id: 1 or 0, after a 1 the ids that had to go for it; or ! and an error, which
 # concerns the takes of that one slot key. Those taken at one moment are in the order of their ids.
-_TAKE = f"""{_NOW}
+_TAKE = f"""{_NOW}{_EXPIRE}
 local cap, ttl, replace, barred = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 
 local function replace_oldest(live, since, gone)
@@ -62,11 +73,7 @@ local function take(live, since, gone, ids)
     end
     lines[#lines + 1] = line
   end
-  local last = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
-  if last then
-    redis.call('PEXPIREAT', live, math.ceil(last / 1000))
-    redis.call('PEXPIREAT', since, math.ceil(last / 1000))
-  end
+  expire(live, since)
   return table.concat(lines, '\\n')
 end
 
@@ -87,7 +94,7 @@ return table.concat(answers, '\\n')
 """
 
 # ARGV: ttl, then an id and its age for each lease. Returns the ids that are gone.
-_RENEW = f"""{_NOW}
+_RENEW = f"""{_NOW}{_EXPIRE}
 local live, since, gone = KEYS[1], KEYS[2], KEYS[3]
 local replaced = {{}}
 for i = 2, #ARGV, 2 do
@@ -98,11 +105,7 @@ for i = 2, #ARGV, 2 do
     redis.call('ZADD', since, 'NX', now - ARGV[i + 1], ARGV[i])
   end
 end
-local last = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
-if last then
-  redis.call('PEXPIREAT', live, math.ceil(last / 1000))
-  redis.call('PEXPIREAT', since, math.ceil(last / 1000))
-end
+expire(live, since)
 return replaced
 """
 
