@@ -72,6 +72,14 @@ class Sink(Protocol):
         ...
 
 
+class LoggedSink(Sink, Protocol):
+    """A sink that takes positions by themselves too, from a broker in its process. The component's do."""
+
+    def deliver_at(self, position: Position, payload: bytes, /) -> None:
+        """Take one payload as it is in the log: what `deliver` does with a positioned one."""
+        ...
+
+
 @runtime_checkable
 class ForwardingSubscription(Subscription, Protocol):
     """A subscription that can hand over each payload itself, without a task that asks for it."""

@@ -66,12 +66,17 @@ class LoggedTopic(Topic):
         if position is None:
             # Somebody published past the log. There is no order to keep with what is in it.
             self.dispatch(proper, None)
-        elif self._filling:
+        else:
+            self.deliver_at(position, proper)
+
+    def deliver_at(self, position: Position, payload: bytes, /) -> None:
+        """Pass on what is next in line; begin to read the log where something is missing."""
+        if self._filling:
             self._seen = position
         elif self._is_next(position):
             self._quiet = False
             self._position = position
-            self.dispatch(proper, position)
+            self.dispatch(payload, position)
         elif not self._is_repeat(position):
             self.lost()
             self._seen = position

@@ -33,11 +33,10 @@ async def publish_event(
     patience: float = 0.0,
 ) -> str | None:
     """Publish, again and again for `patience` seconds while the broker is away; return the event id."""
-    deadline = anyio.current_time() + patience if patience else 0.0
     if isinstance(expected, str):
         expected = Position.parse(expected)
     payload = to_payload(event.encode())
-    delay = RETRY_FIRST
+    deadline, delay = anyio.current_time() + patience if patience else 0.0, RETRY_FIRST
     while True:
         try:
             return await _publish(broker, channel, event, payload, idempotency_key, expected)

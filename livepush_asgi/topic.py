@@ -127,6 +127,10 @@ class Topic:
         else:
             self.dispatch(proper, None)
 
+    def deliver_at(self, position: Position, payload: bytes, /) -> None:
+        """Pass on a payload whose position is known. Without a log to read, it is of no use."""
+        self.dispatch(payload, None)
+
     def lost(self) -> None:
         """Tell every listener that events may be missing."""
         self.tell_gap(GapReason.BROKER, None)

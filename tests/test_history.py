@@ -8,7 +8,9 @@ import anyio
 import pytest
 
 from livepush_asgi import Event, Grant, History, Limits, LivePush, MemoryBroker, PositionConflictError
-from livepush_asgi.cursor import Cursor
+from livepush_asgi.broker import ForwardingSubscription
+from livepush_asgi.cursor import Cursor, Position
+from livepush_asgi.event import positioned
 from livepush_asgi.request import Replay
 from livepush_asgi.testing import Client, ParsedEvent, Stream
 
@@ -435,3 +437,39 @@ async def test_history_is_bounded_in_bytes_in_age_and_in_channels() -> None:
     epochs = {name: (await broker.read(name, 0, 0)).epoch for name in "defg"}
     assert (await broker.read("g", 0, 0)).epoch == epochs["g"]
     assert (await broker.read("d", 0, 0)).epoch != epochs["d"]
+
+
+class PlainSink:
+    """A sink that knows of no positions but those in a payload."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+
+    def deliver(self, payload: bytes, /) -> None:
+        self.taken.append(payload)
+
+    def lost(self) -> None:
+        raise AssertionError("nothing is lost here")
+
+
+class LoggedSink(PlainSink):
+    def __init__(self) -> None:
+        super().__init__()
+        self.placed: list[tuple[Position, bytes]] = []
+
+    def deliver_at(self, position: Position, payload: bytes, /) -> None:
+        self.placed.append((position, payload))
+
+
+async def test_a_sink_gets_the_position_apart_if_it_takes_it_so_and_with_the_payload_if_not() -> None:
+    broker, plain, logged = MemoryBroker(), PlainSink(), LoggedSink()
+    for sink in (plain, logged):
+        subscription = await broker.subscribe("c")
+        assert isinstance(subscription, ForwardingSubscription)
+        if sink is logged:
+            early = await broker.append("c", b"early")
+        subscription.forward(sink)
+    late = await broker.append("c", b"late")
+    assert plain.taken == [positioned(early, b"early"), positioned(late, b"late")]
+    assert logged.taken == [positioned(early, b"early")]
+    assert logged.placed == [(late, b"late")]

@@ -3,19 +3,21 @@ asked for, bounded, or passes everything straight on to a sink.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import anyio
 import anyio.lowlevel
 
-from ..broker import Sink
+from ..broker import LoggedSink, Sink
+from ..cursor import Position
 from ..errors import MessagesLostError, SubscriptionClosedError
-from ..event import split_position
+from ..event import positioned, split_position
 
 
 class Mailbox:
     """One subscription to one channel. The broker calls `deliver` and `lost` on the loop's thread."""
 
-    __slots__ = ("_arrived", "_closed", "_limit", "_on_close", "_sink", "_waiting", "channel")
+    __slots__ = ("_arrived", "_closed", "_limit", "_logged", "_on_close", "_sink", "_waiting", "channel")
 
     def __init__(self, channel: str, on_close: Callable[["Mailbox"], None], limit: int = 1000) -> None:
         if limit < 1:
@@ -25,6 +27,8 @@ class Mailbox:
         self._limit = limit
         self._closed = False
         self._sink: Sink | None = None
+        # The same one, if it takes positions by themselves.
+        self._logged: LoggedSink | None = None
         # None stands where messages may be missing, so that a loss is told in its place.
         # A list and no deque: while it forwards it is empty, and there are ten thousand.
         self._waiting: list[bytes | None] = []
@@ -42,6 +46,13 @@ class Mailbox:
             self._drop_oldest()
         self._wake()
 
+    def deliver_at(self, position: Position, payload: bytes, /) -> None:
+        """Take a payload of a log with its position. Written and read again, that is the larger part."""
+        if self._logged is not None and not self._closed:
+            self._logged.deliver_at(position, payload)
+        else:
+            self.deliver(positioned(position, payload))
+
     def lost(self) -> None:
         """Take note that payloads may be missing between the last one and the next."""
         if self._closed:
@@ -56,6 +67,8 @@ class Mailbox:
     def forward(self, sink: Sink, /) -> None:
         """Hand what waits, and everything from now on, to `sink`."""
         self._sink = sink
+        if hasattr(sink, "deliver_at"):
+            self._logged = cast("LoggedSink", sink)
         while self._waiting:
             payload = self._waiting.pop(0)
             if payload is None:

@@ -7,7 +7,6 @@ import anyio.lowlevel
 from ..broker import Page, Subscription
 from ..cursor import Position
 from ..errors import PositionConflictError
-from ..event import positioned
 from ..loop import now as current_time
 from .history import History
 from .mailbox import Mailbox
@@ -36,7 +35,6 @@ class MemoryBroker:
         self._history = history or History()
         # Made once, and not for each of ten thousand subscriptions.
         self._on_close = self._forget
-        self._mailboxes: dict[str, dict[Mailbox, None]] = {}
         # The one that was idle longest is the first.
         self._logs: OrderedDict[str, MemoryLog] = OrderedDict()
         self._publishes = 0
@@ -46,12 +44,12 @@ class MemoryBroker:
         """Append a payload to the channel's log, deliver it, and return how many subscriptions took it."""
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
         await self.append(channel, data)
-        return len(self._mailboxes.get(channel, ()))
+        return self.subscriptions(channel)
 
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription that gets what is published from now on."""
         mailbox = Mailbox(channel, self._on_close)
-        self._mailboxes.setdefault(channel, {})[mailbox] = None
+        self._log(channel, current_time()).mailboxes[mailbox] = None
         return mailbox
 
     async def append(
@@ -70,11 +68,13 @@ class MemoryBroker:
         if expected is not None and not _is_end(expected, log):
             raise PositionConflictError(channel, log.end)
         position = log.append(payload, now, idempotency_key)
-        if mailboxes := self._mailboxes.get(channel):
-            live = positioned(position, payload)
-            for mailbox in tuple(mailboxes):
-                mailbox.deliver(live)
-        await self._yield_at_times(len(payload))
+        for mailbox in tuple(log.mailboxes):
+            mailbox.deliver_at(position, payload)
+        self._publishes += 1
+        self._bytes += len(payload)
+        if self._publishes >= PUBLISHES_BETWEEN_YIELDS or self._bytes >= BYTES_BETWEEN_YIELDS:
+            self._publishes = self._bytes = 0
+            await anyio.lowlevel.checkpoint()
         return position
 
     async def read(self, channel: str, after: int, limit: int) -> Page:
@@ -84,7 +84,8 @@ class MemoryBroker:
 
     def subscriptions(self, channel: str) -> int:
         """Return how many subscriptions the channel has."""
-        return len(self._mailboxes.get(channel, ()))
+        log = self._logs.get(channel)
+        return len(log.mailboxes) if log else 0
 
     def _log(self, channel: str, now: float) -> MemoryLog:
         log = self._logs.get(channel)
@@ -103,24 +104,13 @@ class MemoryBroker:
             idle = self._history.age is not None and now - log.used > self._history.age
             if not idle and len(self._logs) < self._history.channels:
                 return
-            if channel in self._mailboxes:
-                # Its listeners hold positions in it.
+            if log.mailboxes:
                 self._logs.move_to_end(channel)
             else:
                 del self._logs[channel]
 
-    async def _yield_at_times(self, size: int) -> None:
-        self._publishes += 1
-        self._bytes += size
-        if self._publishes >= PUBLISHES_BETWEEN_YIELDS or self._bytes >= BYTES_BETWEEN_YIELDS:
-            self._publishes = self._bytes = 0
-            await anyio.lowlevel.checkpoint()
-
     def _forget(self, mailbox: Mailbox) -> None:
-        mailboxes = self._mailboxes[mailbox.channel]
-        del mailboxes[mailbox]
-        if not mailboxes:
-            del self._mailboxes[mailbox.channel]
+        del self._logs[mailbox.channel].mailboxes[mailbox]
 
 
 def _is_end(expected: Position, log: MemoryLog) -> bool:

@@ -1,25 +1,30 @@
 """MemoryLog: the log of one channel in this process, bounded by a History."""
 
 from collections import OrderedDict, deque
-from itertools import islice
+from itertools import count, islice
 
 from ..broker import Page, Record
 from ..cursor import Position, new_epoch
 from .history import History
+from .mailbox import Mailbox
 
 
 class MemoryLog:
-    """Events 1, 2, 3 ... of which the newest are kept. Times are seconds of one monotonic clock."""
+    """Events 1, 2, 3 ... of which the newest are kept, and who hears them. Times are seconds of one clock."""
 
-    __slots__ = ("_history", "_keys", "_records", "_size", "_times", "end", "used")
+    __slots__ = ("_history", "_keys", "_payloads", "_size", "_times", "end", "mailboxes", "used")
 
     def __init__(self, history: History, now: float) -> None:
         #: The position after the newest event.
         self.end = Position(new_epoch(), 0)
         #: When something was last done with it.
         self.used = now
+        #: Who hears the channel. A log of which somebody holds positions is not forgotten.
+        self.mailboxes: dict[Mailbox, None] = {}
         self._history = history
-        self._records: deque[Record] = deque()
+        # Bare, for their offsets follow from where they stand: an object around each would be one more for
+        # the garbage collector to walk over, a million times.
+        self._payloads: deque[bytes] = deque()
         self._times: deque[float] = deque()
         self._size = 0
         # Made for the first key: most channels never have one.
@@ -40,7 +45,7 @@ class MemoryLog:
         offset = self.end.offset + 1
         self.end = self.end.at(offset)
         self.used = now
-        self._records.append(Record(offset, payload))
+        self._payloads.append(payload)
         self._times.append(now)
         self._size += len(payload)
         if key is not None:
@@ -56,16 +61,18 @@ class MemoryLog:
         """Return a part of what is kept."""
         self.used = now
         self._trim(now)
-        first = self.last - len(self._records) + 1
-        skipped = min(max(0, after - first + 1), len(self._records))
-        return Page(self.end.epoch, first, self.last, tuple(islice(self._records, skipped, skipped + limit)))
+        first = self.last - len(self._payloads) + 1
+        skipped = min(max(0, after - first + 1), len(self._payloads))
+        payloads = islice(self._payloads, skipped, skipped + limit)
+        records = tuple(map(Record._make, zip(count(first + skipped), payloads, strict=False)))
+        return Page(self.end.epoch, first, self.last, records)
 
     def _trim(self, now: float) -> None:
         history = self._history
-        while self._records and (
-            len(self._records) > history.events
-            or (self._size > history.size and len(self._records) > 1)
+        while self._payloads and (
+            len(self._payloads) > history.events
+            or (self._size > history.size and len(self._payloads) > 1)
             or (history.age is not None and now - self._times[0] > history.age)
         ):
-            self._size -= len(self._records.popleft().payload)
+            self._size -= len(self._payloads.popleft())
             self._times.popleft()
