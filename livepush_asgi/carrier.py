@@ -137,42 +137,67 @@ class _AsyncioCarrier(_Carrier):
     And most of what it sends is sent by `DirectSend`, without waking any task.
     """
 
-    __slots__ = ("_departure", "_direct", "_interrupted", "_task")
+    __slots__ = ("_cancelled_before", "_departure", "_direct", "_interrupted", "_task", "_watcher")
 
     def __init__(self, stream: Stream, send: Send) -> None:
         super().__init__(stream, send)
         self._interrupted = False
         self._task: asyncio.Task[Any] | None = None
         self._departure: Departure | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._direct = DirectSend(send, self) if DirectSend.applies(send) else None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
-        watcher = self._begin_to_watch(receive)
-        self._task = task = asyncio.current_task()
-        assert task is not None
-        cancelled_before = task.cancelling()
-        self._stream.carrier = self
+        # One coroutine from the start to the end: each is 500 bytes, and there are ten thousand of them.
+        stream, send, direct = self._stream, self._send, self._direct
         try:
-            writing = self._write(headers)
-            del headers
-            await writing
+            self._begin(receive)
+            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            del headers, receive
+            stream.direct = direct
+            while not stream.finished:
+                chunk = await stream.next_chunk()
+                if direct is not None and direct.unfinished:
+                    await direct.finish()
+                if stream.state is StreamState.CLOSED:
+                    break
+                if chunk or stream.finished:
+                    await send(_body(chunk, more=not stream.finished))
+                # Not to be held while the stream sleeps.
+                chunk = b""
+        except Exception as error:
+            self.note(error)
         except asyncio.CancelledError:
-            # As asyncio.timeout does: what was asked for here ends here, what comes from outside goes on.
-            if not self._interrupted or task.uncancel() > cancelled_before:
+            if self._is_cancelled_from_outside():
                 raise
         finally:
             self._close()
-            if watcher is not None and not watcher.done():
-                watcher.cancel()
-                # Whatever becomes of this wait, the watcher ends: it has been told.
-                await asyncio.wait([watcher])
+            await self._end_watcher()
         self._raise()
 
-    def _begin_to_watch(self, receive: Receive) -> asyncio.Task[None] | None:
+    def _begin(self, receive: Receive) -> None:
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        self._cancelled_before = task.cancelling()
+        self._stream.carrier = self
         if Departure.applies(receive):
             self._departure = Departure(receive, self)
-            return None
-        return asyncio.get_running_loop().create_task(self._watch(receive))
+            self._departure.listen()
+        else:
+            self._watcher = task.get_loop().create_task(self._watch(receive))
+
+    def _is_cancelled_from_outside(self) -> bool:
+        # As asyncio.timeout does: what was asked for here ends here, what comes from outside goes on.
+        task = asyncio.current_task()
+        assert task is not None
+        return not self._interrupted or task.uncancel() > self._cancelled_before
+
+    async def _end_watcher(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None and not watcher.done():
+            watcher.cancel()
+            # Whatever becomes of this wait, the watcher ends: it has been told.
+            await asyncio.wait([watcher])
 
     def _depart(self, reason: EndReason) -> None:
         if self._departure is None:
@@ -193,26 +218,6 @@ class _AsyncioCarrier(_Carrier):
         direct, self._direct = self._direct, None
         if direct is not None:
             direct.close()
-
-    async def _write(self, headers: RawHeaders) -> None:
-        stream, send, direct = self._stream, self._send, self._direct
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
-            del headers
-            if direct is not None:
-                stream.direct = direct
-            while not stream.finished:
-                chunk = await stream.next_chunk()
-                if direct is not None and direct.unfinished:
-                    await direct.finish()
-                if stream.state is StreamState.CLOSED:
-                    return
-                if chunk or stream.finished:
-                    await send(_body(chunk, more=not stream.finished))
-                # Not to be held while the stream sleeps.
-                chunk = b""
-        except Exception as error:
-            self.note(error)
 
     def interrupt(self) -> None:
         # In the task itself nothing has to be interrupted: it sees at its next step that all is over.

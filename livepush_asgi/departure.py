@@ -37,7 +37,7 @@ class Watcher(Protocol):
 
 
 class Departure:
-    """Waits for `http.disconnect` from its making until `close`; where `applies` is true of `receive`."""
+    """Waits for `http.disconnect`, from `listen` until `close`; where `applies` is true of `receive`."""
 
     __slots__ = ("_coroutine", "_receive", "_watcher")
 
@@ -45,12 +45,20 @@ class Departure:
         self._receive = receive
         self._watcher = watcher
         self._coroutine: Coroutine[Any, Any, Message] | None = None
-        self._ask()
 
     @staticmethod
     def applies(receive: Receive) -> bool:
         """Return whether this `receive` waits for nothing but futures of asyncio."""
         return is_stepped(receive)
+
+    def listen(self) -> None:
+        """Begin to wait. Returns at once; the watcher may have been called by then."""
+        # The request is there already; then begins the wait for what follows it.
+        for _ in range(2):
+            self._ask()
+            if not self._step():
+                return
+        self._ask_soon()
 
     def close(self) -> None:
         """Listen no more. Returns at once; harmless the second time."""
@@ -62,17 +70,26 @@ class Departure:
         # One Coroutine, by `applies`: the type of `receive` has to be wider.
         coroutine: Any = self._receive()
         self._coroutine = coroutine
+
+    def _ask_soon(self) -> None:
+        # In the loop's next turn, for a `receive` that never waits.
+        self._ask()
         asyncio.get_running_loop().call_soon(self._go_on, context=_local.context)
 
     def _go_on(self, done: asyncio.Future[object] | None = None) -> None:
+        if self._step():
+            self._ask_soon()
+
+    def _step(self) -> bool:
+        """Go on with the wait; return whether it brought a message of no interest: a request body."""
         coroutine = self._coroutine
         if coroutine is None:
-            return
+            return False
         try:
             future = coroutine.send(None)
         except StopIteration as returned:
             self._coroutine = None
-            self._hear(returned.value)
+            return self._is_of_no_interest(returned.value)
         except asyncio.CancelledError:
             # What it waited for is given up: the server has taken the connection away.
             self._coroutine = None
@@ -82,6 +99,7 @@ class Departure:
             self._watcher.failed(error)
         else:
             self._wait_for(future)
+        return False
 
     def _wait_for(self, future: Any) -> None:
         if future is None:
@@ -92,10 +110,8 @@ class Departure:
             future._asyncio_future_blocking = False
             future.add_done_callback(self._go_on, context=_local.context)
 
-    def _hear(self, message: Message) -> None:
-        if message["type"] == "http.disconnect":
-            self._watcher.left()
-        else:
-            # A request body is of no interest. It is asked again in the loop's next turn, for a `receive`
-            # that never waits.
-            self._ask()
+    def _is_of_no_interest(self, message: Message) -> bool:
+        if message["type"] != "http.disconnect":
+            return True
+        self._watcher.left()
+        return False

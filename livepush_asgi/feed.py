@@ -1,21 +1,19 @@
 """Feed: what one stream sends next. It joins the outbox, the history, the snapshots and the heartbeats."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from .control import gap_block, opening, retry_line
 from .cursor import Position
-from .errors import InvalidEventError
 from .event import HEARTBEAT, with_id
 from .hub import Hub
 from .outbox import Delivery, LatestOutbox, Outbox, OutboxFullError
-from .places import Places, Stretch
+from .places import Places
 from .reading import HistoryReader, Told
 from .reasons import EndReason, GapReason
 from .request import Grant
 from .settings import Limits, Timing
 from .snapshot import blocks_of
-from .topic import delivery_of
 from .turn import Batch
 
 # How long to wait, in seconds, before history that could not be read is asked again.
@@ -76,7 +74,8 @@ class Feed:
         self._gap_waits = False
         # The position of what went past the queues last, on the one channel.
         self._passed: Position | None = None
-        self._reader = HistoryReader(house.hub, self._places, grant.channel_names, house.limits)
+        # Made for the first to need it: who comes new and keeps up never reads any history.
+        self._reader: HistoryReader | None = None
         self._single = len(grant.channel_names) == 1
         # What is to go out before anything else: the open event, a page of history, a snapshot.
         self._head = b""
@@ -133,8 +132,14 @@ class Feed:
     def begin_late(self, channel: str) -> bool:
         """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
         self._note_passed()
-        self._tell(self._reader.place({channel: self._house.hub.end_of(channel)}, late={channel}))
+        self._tell(self._history().place({channel: self._house.hub.end_of(channel)}, late={channel}))
         return self.unanswerable is None
+
+    def _history(self) -> HistoryReader:
+        if self._reader is None:
+            house = self._house
+            self._reader = HistoryReader(house.hub, self._places, self._grant.channel_names, house.limits)
+        return self._reader
 
     def _tell(self, gaps: list[Told]) -> None:
         """Tell of gaps before anything of their channels that history has."""
@@ -146,11 +151,11 @@ class Feed:
 
     async def open(self) -> None:
         """Begin in every channel that is there, and prepare the open event. Cancelling it is harmless."""
-        resumable = self._resuming and await self._reader.can_resume(self._house.timing.subscribe_timeout)
+        resumable = self._resuming and await self._history().can_resume(self._house.timing.subscribe_timeout)
         # Nothing waits from here on: what the hub delivers from now on is queued.
         hub = self._house.hub
         ends = {name: hub.end_of(name) for name in self._grant.channel_names if hub.is_ready(name)}
-        told = self._reader.place(ends)
+        told = self._place_in(ends)
         resumed = self._resuming and resumable and not told
         retry = self._house.timing.own_retry()
         if self._control_events:
@@ -158,6 +163,13 @@ class Feed:
         else:
             self._head = retry_line(retry)
         self._snapshot_due = not resumed
+
+    def _place_in(self, ends: Mapping[str, Position | None]) -> list[Told]:
+        """Begin in the channels whose logs end so, and return the gaps to tell."""
+        if self._resuming:
+            return self._history().place(ends)
+        self._places.place_new(ends)
+        return []
 
     def ready(self) -> bytes:
         """Return what waits in the outbox, if nothing has to go out before it; else b""."""
@@ -173,7 +185,7 @@ class Feed:
         """
         if self._snapshot_due:
             await self._take_snapshot()
-        if not self._head and self._reader.sought:
+        if not self._head and self._reader is not None and self._reader.sought:
             self._tell(await self._reader.seek())
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
         if not self._head and self._places.behind:
@@ -190,9 +202,10 @@ class Feed:
     @property
     def again_in(self) -> float | None:
         """In how many seconds to ask again, unless woken before; None if there is nothing to go on with."""
-        if not self._places.behind and not self._reader.sought:
+        reader = self._reader
+        if not self._places.behind and (reader is None or not reader.sought):
             return None
-        return RETRY if self._reader.failed else 0.0
+        return RETRY if reader is not None and reader.failed else 0.0
 
     def flush(self) -> bytes:
         """Return everything that waits here. What is left in the history stays there."""
@@ -236,26 +249,9 @@ class Feed:
 
     async def _read_on(self) -> None:
         """Put a page of history at the head. A channel that has it all is live again at that moment."""
-        read = await self._reader.next_stretch()
-        if read is not None:
-            self._head += self._compose(self._deliveries(*read))
-
-    def _deliveries(self, channel: str, stretch: Stretch) -> list[Delivery]:
-        deliveries = []
-        if stretch.gap is not None:
-            self._gap_waits = True
-            deliveries.append(self._gap(channel, stretch.gap, stretch.start))
-        for position, payload in stretch.records:
-            try:
-                deliveries.append(delivery_of(channel, payload, position))
-            except InvalidEventError:
-                self._gap_waits = True
-                deliveries.append(self._gap(channel, GapReason.BROKER, position))
-        return deliveries
-
-    def _gap(self, channel: str, reason: GapReason, position: Position) -> Delivery:
-        block = gap_block(channel, reason, str(position))
-        return Delivery(channel, block, position, gap_block(channel, reason), gap=True)
+        deliveries = await self._history().next_deliveries()
+        self._gap_waits = self._gap_waits or any(delivery.gap for delivery in deliveries)
+        self._head += self._compose(deliveries)
 
     def _joined(self) -> bytes:
         if not self._outbox:

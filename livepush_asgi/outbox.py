@@ -39,13 +39,13 @@ class Outbox:
         self._limits = limits
         self._most_bytes = limits.outbox_bytes
         self._most_events = limits.outbox_events
-        # A list and no deque: an empty one is 56 bytes, of which there are ten thousand, and not 624.
-        self._items: list[Delivery] = []
+        # None while nothing waits, which is nearly all the time, for ten thousand of them.
+        self._items: list[Delivery] | None = None
         self._bytes = 0
-        self._dropped: dict[str, int] = {}
+        self._dropped: dict[str, int] | None = None
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._items or ())
 
     def __bool__(self) -> bool:
         return bool(self._items or self._dropped)
@@ -63,23 +63,29 @@ class Outbox:
         if items and (size > self._most_bytes or len(items) >= self._most_events):
             self._make_room(len(delivery.block))
             size = self._bytes + len(delivery.block)
-        items.append(delivery)
+        if items:
+            items.append(delivery)
+        else:
+            self._items = [delivery]
         self._bytes = size
 
     def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
         """Add deliveries of `size` bytes in all if there is room for every one. Return whether there was."""
         fits = size + self._bytes <= self._most_bytes
-        if fits and len(self._items) + len(deliveries) <= self._most_events:
-            self._items.extend(deliveries)
+        if fits and len(self) + len(deliveries) <= self._most_events:
+            if self._items:
+                self._items.extend(deliveries)
+            else:
+                self._items = list(deliveries)
             self._bytes += size
             return True
         return False
 
     def take(self) -> list[Delivery]:
         """Return what waits, up to `limits.message_bytes` or one delivery."""
-        taken, most = self._items, self._limits.message_bytes
+        taken, most = self._items or [], self._limits.message_bytes
         if self._bytes <= most:
-            self._items, self._bytes = [], 0
+            self._items, self._bytes = None, 0
             return taken
         size = count = 0
         for item in taken:
@@ -96,28 +102,26 @@ class Outbox:
 
         All of them were older than what `take` returns next.
         """
-        dropped, self._dropped = self._dropped, {}
-        return dropped
+        dropped, self._dropped = self._dropped, None
+        return dropped or {}
 
     def give_up_positioned(self) -> list[str]:
         """Discard what the history has, and return the channels to read on from there.
 
         What has no position stays nowhere else: if any of it waits it counts as dropped.
         """
-        channels = dict.fromkeys(item.channel for item in self._items if item.position is not None)
+        items = self._items or ()
+        channels = dict.fromkeys(item.channel for item in items if item.position is not None)
         if channels:
-            for item in self._items:
+            for item in items:
                 if item.position is None:
-                    self._dropped[item.channel] = self._dropped.get(item.channel, 0) + 1
-            self._items.clear()
-            self._bytes = 0
+                    self._drop(item)
+            self._items, self._bytes = None, 0
         return list(channels)
 
     def clear(self) -> None:
         """Discard what waits."""
-        self._items.clear()
-        self._bytes = 0
-        self._dropped = {}
+        self._items, self._bytes, self._dropped = None, 0, None
 
     def _make_room(self, needed: int) -> None:
         if self._limits.overflow != "drop_oldest":
@@ -127,7 +131,11 @@ class Outbox:
         ):
             item = self._items.pop(0)
             self._bytes -= len(item.block)
-            self._dropped[item.channel] = self._dropped.get(item.channel, 0) + 1
+            self._drop(item)
+
+    def _drop(self, item: Delivery) -> None:
+        self._dropped = self._dropped or {}
+        self._dropped[item.channel] = self._dropped.get(item.channel, 0) + 1
 
 
 class LatestOutbox(Outbox):
@@ -146,7 +154,7 @@ class LatestOutbox(Outbox):
         """Add a delivery in place of an older one of its name. Raises OutboxFullError."""
         name = _name_in(delivery.bare or delivery.block)
         older = self._by_name.pop((delivery.channel, name), None)
-        if older is not None:
+        if older is not None and self._items:
             self._items.remove(older)
             self._bytes -= len(older.block)
         super().put(delivery)
@@ -159,7 +167,8 @@ class LatestOutbox(Outbox):
     def take(self) -> list[Delivery]:
         """Return what waits, the newest of each name."""
         taken = super().take()
-        self._by_name = {(item.channel, _name_in(item.bare or item.block)): item for item in self._items}
+        left = self._items or ()
+        self._by_name = {(item.channel, _name_in(item.bare or item.block)): item for item in left}
         return taken
 
     def clear(self) -> None:

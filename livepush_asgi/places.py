@@ -135,10 +135,16 @@ class Places:
 
     def claim(self, ends: Iterable[Position | None]) -> None:
         """Take note of the logs that the stream's channels have now, before any of them is placed."""
-        if not self._unclaimed:
-            return
         claimed = {end.epoch for end in ends if end is not None}
         self._unclaimed = tuple(name for name in self._unclaimed if name not in claimed)
+
+    def place_new(self, ends: Mapping[str, Position | None]) -> None:
+        """Begin in channels whose logs end so, None for no log; a client that is new has missed nothing."""
+        self._unplaced = tuple([name for name in self._unplaced if name not in ends])
+        for channel, end in ends.items():
+            if end is not None:
+                self._begin_in(channel, end)
+        self._settle()
 
     def place(self, channel: str, end: Position | None, *, late: bool = False) -> GapReason | None:
         """Begin in a channel whose log ends at `end`; None has no log. Return the gap to tell, if any.
@@ -158,11 +164,7 @@ class Places:
         if found is not None:
             # It may be ahead of this process: another one, which had heard more, has served it before.
             return self._start(channel, end, found)
-        first = self._first_of(channel, end)
-        self._start(channel, end, end if first == end.offset else Position(end.epoch, first))
-        if self._sent[channel].offset < self._begun_in(channel, end):
-            claimed = Position(end.epoch, self._begun_in(channel, end))
-            self._claimed = {**self._claimed, channel: claimed}
+        self._begin_in(channel, end)
         if not self._resuming:
             return unknown
         if self._cursor is None:
@@ -170,6 +172,18 @@ class Places:
         # Epochs stand for channels: if every one of the cursor's is accounted for, this channel is new
         # to the client, and it has missed nothing.
         return GapReason.EPOCH if self._unclaimed else unknown
+
+    def _begin_in(self, channel: str, end: Position) -> None:
+        """Begin where a client does that brings no position of its own for this log."""
+        if self._replay == "new" and self._begun.get(channel) is end:
+            # Nothing was delivered since the stream began to listen: the case of nearly all.
+            self._sent[channel] = end
+            return
+        first = self._first_of(channel, end)
+        self._start(channel, end, end if first == end.offset else Position(end.epoch, first))
+        begun = self._begun_in(channel, end)
+        if self._sent[channel].offset < begun:
+            self._claimed = {**self._claimed, channel: Position(end.epoch, begun)}
 
     def admits(self, delivery: Delivery) -> bool:
         """Return whether a delivery is to be queued: the channel is live, and it is no repeat."""

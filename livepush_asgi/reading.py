@@ -8,11 +8,15 @@ from types import MappingProxyType
 import anyio
 
 from .broker import Page
+from .control import gap_block
 from .cursor import Position
+from .errors import InvalidEventError
 from .hub import Hub
+from .outbox import Delivery
 from .places import Places, Stretch
 from .reasons import GapReason
 from .settings import Limits
+from .topic import delivery_of
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -85,25 +89,28 @@ class HistoryReader:
                 logger.debug("history cannot be read: %s", error)
         return False
 
-    async def next_stretch(self) -> tuple[str, Stretch] | None:
-        """Read a page of the channel whose turn it is. Never raises but when cancelled."""
+    async def next_deliveries(self) -> list[Delivery]:
+        """Read a page of the channel whose turn it is, with what is missing in it as gaps.
+
+        Never raises but when cancelled.
+        """
         channel, place = self._places.next_behind()
         try:
             page = await self._hub.read(channel, place.offset, PAGE)
         except Exception as error:
             self._note(error)
-            return None
+            return []
         self._note(None)
         live_end = self._hub.end_of(channel)
         if live_end is None or not self._places.is_behind(channel):
             # Nobody delivers the channel any more: there is no hurry to be where that is.
             self.failed = live_end is None
-            return None
+            return []
         stretch = self._places.take_page(channel, self._cut(page), live_end)
         if stretch.gap is None and not stretch.records and self._places.is_behind(channel):
             # The hub has delivered what the log does not show yet, or not any more.
             self.failed = True
-        return channel, stretch
+        return _deliveries(channel, stretch)
 
     async def _is_kept(self, channel: str) -> bool:
         end = self._hub.end_of(channel)
@@ -136,3 +143,20 @@ class HistoryReader:
             if number and size > self._limits.message_bytes:
                 return replace(page, records=page.records[:number])
         return page
+
+
+def _deliveries(channel: str, stretch: Stretch) -> list[Delivery]:
+    deliveries = []
+    if stretch.gap is not None:
+        deliveries.append(_gap(channel, stretch.gap, stretch.start))
+    for position, payload in stretch.records:
+        try:
+            deliveries.append(delivery_of(channel, payload, position))
+        except InvalidEventError:
+            deliveries.append(_gap(channel, GapReason.BROKER, position))
+    return deliveries
+
+
+def _gap(channel: str, reason: GapReason, position: Position) -> Delivery:
+    block = gap_block(channel, reason, str(position))
+    return Delivery(channel, block, position, gap_block(channel, reason), gap=True)

@@ -72,6 +72,8 @@ class StreamRequest:
         return self.query.get("last_event_id")
 
     def _query_pairs(self) -> list[tuple[str, str]]:
+        if not self.scope.get("query_string"):
+            return []
         # Percent-encoded, and so ASCII, from every browser; curl sends what it was given, as UTF-8.
         text = bytes(self.scope.get("query_string", b"")).decode("utf-8", "replace")
         return parse_qsl(text, keep_blank_values=True)
@@ -136,7 +138,7 @@ class Grant:
             raise ValueError("a Grant names at least one channel; to let nobody in, return a Refusal")
         if len(given) > MOST_POSITIONS:
             raise ValueError(f"a stream has at most {MOST_POSITIONS} channels, or its id outgrows a header")
-        object.__setattr__(self, "channels", tuple(dict.fromkeys(given)))
+        object.__setattr__(self, "channels", given if len(given) == 1 else tuple(dict.fromkeys(given)))
         _check_replay(self.replay)
         if self.slot_key is not None and (not isinstance(self.slot_key, str) or not self.slot_key):
             raise ValueError(f"a slot key is a non-empty str or None, not {self.slot_key!r}")

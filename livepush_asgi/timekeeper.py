@@ -32,9 +32,10 @@ class Timekeeper(ABC):
         self._busy_since: float | None = self._now()
         self._last_chunk_at = self._busy_since
         self._timers: tuple[Timer, ...] = ()
-        self._look: Timer
-        self._check()
-        lifetime = self.owner.timing.own_lifetime()
+        timing = self.owner.timing
+        first = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout)
+        self._look: Timer = self.owner.clock.call_later(first, self._check)
+        lifetime = timing.own_lifetime()
         if lifetime is not None:
             self._at(lifetime, partial(self.end, EndReason.LIFETIME))
         if grant.expiry is not None:
