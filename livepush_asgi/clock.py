@@ -19,15 +19,28 @@ RESOLUTION = 0.05
 class Timer:
     """One appointment. `cancel` keeps it from being called."""
 
-    __slots__ = ("function", "when")
+    __slots__ = ("_function", "_subject", "when")
 
-    def __init__(self, when: float, function: Callable[[], None]) -> None:
+    def __init__(self, when: float, function: Callable[..., None], subject: object) -> None:
         self.when = when
-        self.function: Callable[[], None] | None = function
+        self._function: Callable[..., None] | None = function
+        self._subject = subject
 
     def cancel(self) -> None:
         """Forget the function. Harmless when it was called already."""
-        self.function = None
+        self._function = self._subject = None
+
+    def call(self) -> None:
+        """Call the function, unless cancelled. Exceptions are logged."""
+        try:
+            if self._function is None:
+                return
+            if self._subject is None:
+                self._function()
+            else:
+                self._function(self._subject)
+        except Exception:
+            logger.exception("a timed call raised; the clock goes on")
 
     def __lt__(self, other: "Timer") -> bool:
         return self.when < other.when
@@ -43,9 +56,12 @@ class Clock:
         self._earlier = anyio.Event()
         self._sleeping_until = math.inf
 
-    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
-        """Have `function` called in `delay` seconds. Raised exceptions are logged."""
-        timer = Timer(self.now() + max(0.0, delay), function)
+    def call_later(self, delay: float, function: Callable[..., None], subject: object = None) -> Timer:
+        """Have `function` called in `delay` seconds, with `subject` if there is one.
+
+        A method bound to it would be one more object for each of ten thousand streams.
+        """
+        timer = Timer(self.now() + max(0.0, delay), function, subject)
         heapq.heappush(self._timers, timer)
         if timer.when < self._sleeping_until:
             self._earlier.set()
@@ -70,10 +86,4 @@ class Clock:
     def _call_due(self) -> None:
         now = self.now()
         while self._timers and self._timers[0].when <= now:
-            function = heapq.heappop(self._timers).function
-            if function is None:
-                continue
-            try:
-                function()
-            except Exception:
-                logger.exception("a timed call raised; the clock goes on")
+            heapq.heappop(self._timers).call()

@@ -138,69 +138,87 @@ async def pause() -> None:
         await trio.lowlevel.checkpoint()
 
 
-class Waker(Protocol):
-    """Lets one task sleep until it is woken. Being woken while awake is forgotten."""
+#: One task's sleep: a future of asyncio's or an event of anyio's, which only the alarm that made it can tell.
+Sleep = Any
 
-    def wake(self) -> None:
-        """Wake the task, if it sleeps. Returns at once."""
+
+class Alarm(Protocol):
+    """Lets tasks sleep until they are woken. It keeps nothing of them: one does for ten thousand streams."""
+
+    def set(self) -> Sleep:
+        """Begin a sleep; from now on it can be ended by `wake`."""
         ...
 
-    def wait(self, patience: float | None = None) -> Awaitable[bool]:
+    def wait(self, sleep: Sleep, patience: float | None = None) -> Awaitable[bool]:
         """Sleep until woken; the result is False if that took longer than `patience` seconds."""
         ...
 
+    def wake(self, sleep: Sleep) -> None:
+        """End a sleep. Returns at once; harmless when it has ended already."""
+        ...
 
-class _AsyncioWaker:
+
+class _AsyncioAlarm:
     """A future and no more: a stream sleeps once for every event, and anyio's Event costs several µs."""
-
-    __slots__ = ("_future", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._future: asyncio.Future[bool] | None = None
 
-    def wake(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(True)
+    def set(self) -> asyncio.Future[bool]:
+        return self._loop.create_future()
 
-    def wait(self, patience: float | None = None) -> Awaitable[bool]:
+    def wait(self, sleep: asyncio.Future[bool], patience: float | None = None) -> Awaitable[bool]:
         # The future itself, and no coroutine around it: ten thousand streams sleep at once.
-        future: asyncio.Future[bool] = self._loop.create_future()
-        self._future = future
         if patience is not None:
-            timer = self._loop.call_later(patience, self._expire, future)
-            future.add_done_callback(lambda done: timer.cancel())
-        return future
+            timer = self._loop.call_later(patience, self._end, sleep, False)
+            sleep.add_done_callback(lambda done: timer.cancel())
+        return sleep
+
+    def wake(self, sleep: asyncio.Future[bool]) -> None:
+        self._end(sleep, True)
 
     @staticmethod
-    def _expire(future: asyncio.Future[bool]) -> None:
-        if not future.done():
-            future.set_result(False)
+    def _end(sleep: asyncio.Future[bool], woken: bool) -> None:
+        if not sleep.done():
+            sleep.set_result(woken)
 
 
-class _AnyioWaker:
-    __slots__ = ("_event",)
+class _AnyioAlarm:
+    def set(self) -> anyio.Event:
+        return anyio.Event()
+
+    async def wait(self, sleep: anyio.Event, patience: float | None = None) -> bool:
+        with anyio.move_on_after(patience) as scope:
+            await sleep.wait()
+        return not scope.cancelled_caught
+
+    def wake(self, sleep: anyio.Event) -> None:
+        sleep.set()
+
+
+def make_alarm() -> Alarm:
+    """Return an alarm for the tasks of the running loop."""
+    try:
+        return _AsyncioAlarm(asyncio.get_running_loop())
+    except RuntimeError:
+        return _AnyioAlarm()
+
+
+class Waker:
+    """Lets one task of the running loop sleep until it is woken. Being woken while awake is forgotten."""
+
+    __slots__ = ("_alarm", "_sleep")
 
     def __init__(self) -> None:
-        self._event: anyio.Event | None = None
+        self._alarm = make_alarm()
+        self._sleep: Sleep | None = None
 
     def wake(self) -> None:
-        if self._event is not None:
-            self._event.set()
+        """Wake the task, if it sleeps. Returns at once."""
+        if self._sleep is not None:
+            self._alarm.wake(self._sleep)
 
-    async def wait(self, patience: float | None = None) -> bool:
-        self._event = anyio.Event()
-        try:
-            with anyio.move_on_after(patience) as scope:
-                await self._event.wait()
-            return not scope.cancelled_caught
-        finally:
-            self._event = None
-
-
-def make_waker() -> Waker:
-    """Return a waker for the running loop."""
-    try:
-        return _AsyncioWaker(asyncio.get_running_loop())
-    except RuntimeError:
-        return _AnyioWaker()
+    async def wait(self) -> None:
+        """Sleep until woken."""
+        self._sleep = self._alarm.set()
+        await self._alarm.wait(self._sleep)

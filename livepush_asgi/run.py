@@ -15,7 +15,7 @@ from .commands import COMMAND_CHANNEL, CommandListener, tell
 from .connection import Connections
 from .drain import SignalWatch
 from .hub import Hub
-from .loop import loop_identity, spawn, threadsafe_caller
+from .loop import loop_identity, make_alarm, spawn, threadsafe_caller
 from .reasons import EndReason
 from .request import Grant
 from .settings import DrainPolicy, Limits, Timing
@@ -50,6 +50,7 @@ class Run:
         self.timing = timing
         self.limits = limits
         self.clock = Clock()
+        self.alarm = make_alarm()
         self.connections = Connections(self.clock, timing)
         self.streams: set[Stream] = set()
         self.draining = False
@@ -270,7 +271,7 @@ class _Opening:
 
     def became(self, stream: Stream, lease: Lease | None) -> None:
         self._stream = stream
-        if lease is not None:
+        if lease is not None and lease.on_replaced is not None:
             # This one is needed no more then, unless the cap has kept what it was given.
             lease.on_replaced = stream.replaced
         if self._replaced:

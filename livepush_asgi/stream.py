@@ -3,6 +3,7 @@
 """
 
 import logging
+from collections.abc import Awaitable
 from typing import Protocol
 
 from .clock import Clock
@@ -13,7 +14,7 @@ from .direct import Carrier, DirectSend
 from .event import HEARTBEAT
 from .feed import Feed
 from .hub import Hub
-from .loop import make_waker
+from .loop import Alarm, Sleep
 from .outbox import OutboxFullError
 from .reasons import EndReason, GapReason, StreamState
 from .request import Grant
@@ -33,6 +34,7 @@ class Owner(Protocol):
     """What a stream needs to know of the process it lives in."""
 
     hub: Hub
+    alarm: Alarm
     clock: Clock
     connections: Connections
     timing: Timing
@@ -54,8 +56,8 @@ class Stream(Timekeeper):
         "_control_events",
         "_feed",
         "_parked",
+        "_sleep",
         "_unsubscribed",
-        "_waker",
         "carrier",
         "direct",
         "finished",
@@ -82,7 +84,7 @@ class Stream(Timekeeper):
         self.lease: Lease | None = None
         self.owner: Owner = owner
         self._control_events = control_events
-        self._waker = make_waker()
+        self._sleep: Sleep | None = None
         # Whether the carrier's task sleeps and `direct` may take its place.
         self._parked = False
         self._feed = Feed(owner, grant, control_events=control_events, last_event_id=last_event_id)
@@ -111,7 +113,7 @@ class Stream(Timekeeper):
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
-            self._waker.wake()
+            self._wake()
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
         """Tell the client that events are missing here; end the stream if it cannot be told."""
@@ -125,7 +127,7 @@ class Stream(Timekeeper):
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
-            self._waker.wake()
+            self._wake()
 
     def subscribed(self, channel: str, /) -> None:
         """Open, when this was the last channel to wait for, or begin in a channel that came late."""
@@ -134,11 +136,11 @@ class Stream(Timekeeper):
         self._unsubscribed = tuple(name for name in self._unsubscribed if name != channel)
         if self.state is StreamState.OPENING:
             self._feed.begin(channel)
-            self._waker.wake()
+            self._wake()
         elif not self._feed.begin_late(channel):
             self.end(EndReason.BROKER)
         else:
-            self._waker.wake()
+            self._wake()
 
     # What its owner and its carrier call.
 
@@ -152,7 +154,7 @@ class Stream(Timekeeper):
         self.state = StreamState.ENDING
         if reason not in _FLUSHING:
             self._feed.discard()
-        self._waker.wake()
+        self._wake()
 
     def replaced(self) -> None:
         """Have the stream end because a newer one has taken its slot."""
@@ -181,7 +183,7 @@ class Stream(Timekeeper):
         if lease is not None:
             lease.give_back()
         self._feed.discard()
-        self._waker.wake()
+        self._wake()
         self.owner.closed(self)
 
     async def next_chunk(self, patience: float | None = None) -> bytes:
@@ -202,8 +204,8 @@ class Stream(Timekeeper):
                 if self.reason is not None or again_in == 0.0:
                     continue
                 self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
-                limits = [limit for limit in (again_in, patience) if limit is not None]
-                woken = await self._waker.wait(min(limits, default=None))
+                soonest = again_in if patience is None else min(again_in or patience, patience)
+                woken = await self._fall_asleep(soonest)
                 if self._parked is not parked or not (woken or patience is None):
                     return b""
                 self._parked = False
@@ -229,10 +231,20 @@ class Stream(Timekeeper):
             self.end(self._feed.unanswerable)
         return chunk
 
+    def _fall_asleep(self, patience: float | None) -> Awaitable[bool]:
+        alarm = self.owner.alarm
+        self._sleep = sleep = alarm.set()
+        return alarm.wait(sleep, patience)
+
+    def _wake(self) -> None:
+        # Being woken while awake is forgotten.
+        if self._sleep is not None:
+            self.owner.alarm.wake(self._sleep)
+
     def _leave_to_the_carrier(self) -> None:
         self._parked = False
         self._busy_since = self._now()
-        self._waker.wake()
+        self._wake()
 
     def _last_chunk(self) -> bytes:
         if self.finished:
@@ -247,13 +259,13 @@ class Stream(Timekeeper):
 
     def _open_anyway(self) -> None:
         self._feed.hurried = True
-        self._waker.wake()
+        self._wake()
 
     def _beat(self) -> None:
         direct = self.direct
         if not self._parked or direct is None:
             self._feed.heartbeat_due = True
-            self._waker.wake()
+            self._wake()
             return
         self._last_chunk_at = self._now()
         if not direct.begin(HEARTBEAT):

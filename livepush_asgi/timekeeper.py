@@ -34,7 +34,7 @@ class Timekeeper(ABC):
         self._timers: tuple[Timer, ...] = ()
         timing = self.owner.timing
         first = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout)
-        self._look: Timer = self.owner.clock.call_later(first, self._check)
+        self._look: Timer = self.owner.clock.call_later(first, Timekeeper._check, self)
         lifetime = timing.own_lifetime()
         if lifetime is not None:
             self._at(lifetime, partial(self.end, EndReason.LIFETIME))
@@ -77,7 +77,7 @@ class Timekeeper(ABC):
                 idle = 0.0
                 self._beat()
             due = min(due, timing.heartbeat_interval - idle)
-        self._look = self.owner.clock.call_later(due, self._check)
+        self._look = self.owner.clock.call_later(due, Timekeeper._check, self)
 
     def _at(self, delay: float, function: Callable[[], None]) -> None:
         self._timers += (self.owner.clock.call_later(delay, function),)

@@ -178,7 +178,7 @@ class MemorySlotCap:
 
     async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         """Take a slot. Raises CapExceededError when all are taken and none may be replaced."""
-        lease = Lease(slot_key, self._on_give_back, on_replaced)
+        lease = Lease(slot_key, self._on_give_back, None if self._on_full == "refuse" else on_replaced)
         held = self._leases.setdefault(slot_key, {})
         if len(held) >= self._cap:
             if self._on_full == "refuse":

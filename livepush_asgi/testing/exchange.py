@@ -9,7 +9,7 @@ from typing import Literal, NoReturn
 import anyio
 import anyio.lowlevel
 
-from ..loop import make_waker, pause
+from ..loop import Waker, pause
 from ..types import ASGIApp, Message, Scope
 
 # What `send` does once the client has left: uvicorn's swallows the message, others raise OSError.
@@ -39,8 +39,8 @@ class Exchange:
         # stepped outside of them.
         self._untaken: deque[Message] = deque()
         self._window = window
-        self._room = make_waker()
-        self._arrival = make_waker()
+        self._room = Waker()
+        self._arrival = Waker()
         self._expected: str | None = "http.response.start"
         self._client_left = False
         self._sent_in_vain = 0
