@@ -1,8 +1,9 @@
 """LivePush: the ASGI application, and the object through which a program publishes."""
 
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Collection
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from .broker import Broker, HistoryBroker
 from .carrier import carry
@@ -81,12 +82,11 @@ class LivePush:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection: a stream, or the lifespan. WebSockets are closed."""
         if scope["type"] == "http":
-            opened = await self._endpoint(self._running, scope, receive, send)
-            if opened is not None:
-                serving = carry(*opened, receive, send, scope.get("client"))
-                # Ten thousand open streams need not hold ten thousand scopes.
-                del scope, opened
-                await serving
+            streaming = await self.answer(scope, receive, send)
+            # Ten thousand open streams need not hold ten thousand scopes.
+            del scope
+            if streaming is not None:
+                await streaming
         elif scope["type"] == "lifespan":
             await self._serve_lifespan(receive, send)
         elif scope["type"] == "websocket":
@@ -96,6 +96,14 @@ class LivePush:
             )
         else:
             raise ValueError(f"ASGI has no scope type {scope['type']!r} that LivePush could serve")
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
+        """Answer one HTTP request, or return the stream that is its answer: to be awaited, until it ends.
+
+        It is for who passes requests on: while the stream lives, a call of his own is one less that waits.
+        """
+        opened = await self._endpoint(self._running, scope, receive, send)
+        return None if opened is None else carry(*opened, receive, send, scope.get("client"))
 
     async def publish(
         self,

@@ -45,14 +45,14 @@ def carry(
     return carrier(stream, send).run(headers, receive)
 
 
-class _Carrier:
+class _Carrier(DirectSend):
     """What both have in common: what becomes of errors, and the watch."""
 
-    __slots__ = ("_failure", "_send", "_stream")
+    __slots__ = ("_failure", "_stream")
 
     def __init__(self, stream: Stream, send: Send) -> None:
+        super().__init__(send)
         self._stream = stream
-        self._send = send
         self._failure: Exception | None = None
 
     async def _watch(self, receive: Receive) -> None:
@@ -134,10 +134,10 @@ class _AnyioCarrier(_Carrier):
 class _AsyncioCarrier(_Carrier):
     """The same with less: a task group, its scope and its events are half of what an idle stream holds.
 
-    And most of what it sends is sent by `DirectSend`, without waking any task.
+    And most of what it sends is sent directly, without waking any task.
     """
 
-    __slots__ = ("_cancelled_before", "_departure", "_direct", "_interrupted", "_task", "_watcher")
+    __slots__ = ("_cancelled_before", "_departure", "_interrupted", "_task", "_watcher")
 
     def __init__(self, stream: Stream, send: Send) -> None:
         super().__init__(stream, send)
@@ -145,20 +145,19 @@ class _AsyncioCarrier(_Carrier):
         self._task: asyncio.Task[Any] | None = None
         self._departure: Departure | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._direct = DirectSend(send, self) if DirectSend.applies(send) else None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
         # One coroutine from the start to the end: each is 500 bytes, and there are ten thousand of them.
-        stream, send, direct = self._stream, self._send, self._direct
+        stream, send = self._stream, self._send
         try:
             self._begin(receive)
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
-            stream.direct = direct
+            stream.direct = self if self.applies(send) else None
             while not stream.finished:
                 chunk = await stream.next_chunk()
-                if direct is not None and direct.unfinished:
-                    await direct.finish()
+                if self.unfinished:
+                    await self.finish()
                 if stream.state is StreamState.CLOSED:
                     break
                 if chunk or stream.finished:
@@ -215,9 +214,7 @@ class _AsyncioCarrier(_Carrier):
         departure, self._departure = self._departure, None
         if departure is not None:
             departure.close()
-        direct, self._direct = self._direct, None
-        if direct is not None:
-            direct.close()
+        self.give_up()
 
     def interrupt(self) -> None:
         # In the task itself nothing has to be interrupted: it sees at its next step that all is over.

@@ -5,6 +5,7 @@ stepped by hand instead, and only if it does wait does the stream's task go on w
 """
 
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator
 from typing import Any, Protocol
 
@@ -35,25 +36,24 @@ def is_stepped(function: object) -> bool:
 class Carrier(Protocol):
     """Who asks for a stream's chunks and sends them."""
 
-    def note(self, error: Exception) -> None:
-        """Take note that `send` has failed. Returns at once."""
-        ...
-
     def interrupt(self) -> None:
         """Stop at once, in the middle of a send too. Returns at once; harmless the second time."""
         ...
 
 
-class DirectSend:
-    """Sends chunks by stepping `send`, of which `applies` is true; the carrier hears what it raises."""
+class DirectSend(ABC):
+    """Sends chunks by stepping `send`, of which `applies` is true. It is the base of a carrier."""
 
-    __slots__ = ("_carrier", "_coroutine", "_send", "_yielded")
+    __slots__ = ("_begun", "_send", "_yielded")
 
-    def __init__(self, send: Send, carrier: Carrier) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
-        self._carrier = carrier
-        self._coroutine: Coroutine[Any, Any, None] | None = None
+        self._begun: Coroutine[Any, Any, None] | None = None
         self._yielded: object = None
+
+    @abstractmethod
+    def note(self, error: Exception) -> None:
+        """Take note that `send` has failed. Returns at once."""
 
     @staticmethod
     def applies(send: Send) -> bool:
@@ -63,7 +63,7 @@ class DirectSend:
     @property
     def unfinished(self) -> bool:
         """Whether a chunk is on its way: until `finish` has returned nothing else may be sent."""
-        return self._coroutine is not None
+        return self._begun is not None
 
     def begin(self, chunk: bytes) -> bool:
         """Send a chunk, or as much of it as goes without waiting; return whether that was all."""
@@ -74,20 +74,20 @@ class DirectSend:
         except StopIteration:
             return True
         except Exception as error:
-            self._carrier.note(error)
+            self.note(error)
             return True
-        self._coroutine = coroutine
+        self._begun = coroutine
         return False
 
     async def finish(self) -> None:
         """Wait for what was begun. Raises what `send` raises."""
-        coroutine, self._coroutine = self._coroutine, None
+        coroutine, self._begun = self._begun, None
         if coroutine is not None:
             await _go_on(coroutine, self._yielded)
 
-    def close(self) -> None:
+    def give_up(self) -> None:
         """Give up what was begun and not finished."""
-        coroutine, self._coroutine = self._coroutine, None
+        coroutine, self._begun = self._begun, None
         if coroutine is not None:
             coroutine.close()
 

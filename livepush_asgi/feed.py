@@ -66,9 +66,8 @@ class Feed:
         self._grant = grant
         self._control_events = control_events
         self._resuming = bool(last_event_id)
-        self._outbox = (
-            LatestOutbox(house.limits) if house.limits.overflow == "latest" else Outbox(house.limits)
-        )
+        # Made for the first event that has to wait: most clients take each at once.
+        self._outbox: Outbox | None = None
         replayed = house.limits.replay_events
         self._places = Places(grant.channel_names, last_event_id or None, grant.replay, replayed)
         self._gap_waits = False
@@ -84,7 +83,7 @@ class Feed:
     def put(self, batch: Batch) -> None:
         """Queue deliveries, or leave them to the history. Raises OutboxFullError."""
         self._note_passed()
-        if self._places.settled and self._outbox.put_all(batch.deliveries, batch.size):
+        if self._places.settled and self._queue().put_all(batch.deliveries, batch.size):
             return
         for delivery in batch.deliveries:
             self._put(delivery)
@@ -106,10 +105,16 @@ class Feed:
         if not self._places.settled and not self._places.admits(delivery):
             return
         try:
-            self._outbox.put(delivery)
+            self._queue().put(delivery)
         except OutboxFullError:
             if not self._fall_behind(delivery):
                 raise
+
+    def _queue(self) -> Outbox:
+        if self._outbox is None:
+            limits = self._house.limits
+            self._outbox = LatestOutbox(limits) if limits.overflow == "latest" else Outbox(limits)
+        return self._outbox
 
     def put_gap(self, channel: str, reason: GapReason, position: Position | None) -> None:
         """Queue the word that events are missing. Raises OutboxFullError."""
@@ -120,7 +125,7 @@ class Feed:
             bare = gap_block(channel, reason)
             gap = Delivery(channel, gap_block(channel, reason, id_), position, bare, gap=True)
             try:
-                self._outbox.put(gap)
+                self._queue().put(gap)
             except OutboxFullError:
                 if not self._fall_behind(gap):
                     raise
@@ -217,7 +222,7 @@ class Feed:
     def discard(self) -> None:
         """Forget what waits."""
         self._head = b""
-        self._outbox.clear()
+        self._outbox = None
 
     def _note_passed(self) -> None:
         if self._passed is not None:
@@ -239,11 +244,11 @@ class Feed:
         """Empty the outbox and read on from history, if that has what waits."""
         if self._house.limits.overflow != "resume":
             return False
-        channels = self._outbox.give_up_positioned()
+        channels = self._queue().give_up_positioned()
         if delivery.position is not None:
             channels.append(delivery.channel)
         elif channels:
-            self._outbox.put(delivery)
+            self._queue().put(delivery)
         self._places.fall_behind(channels)
         return bool(channels)
 

@@ -36,12 +36,13 @@ class LivePushMiddleware:
             # Whole segments only: `/eventsX` is the application's own.
             if below == self.path or below.startswith(self.path + "/"):
                 root = str(scope.get("root_path", "")).rstrip("/")
-                serving = self.push(
-                    {**scope, "root_path": root + self.path, "path": root + below}, receive, send
-                )
-                # A stream may take hours, and has no use for what this call holds.
-                del scope
-                await serving
+                scope = {**scope, "root_path": root + self.path, "path": root + below}
+                if scope["type"] == "websocket":
+                    await self.push(scope, receive, send)
+                elif streaming := await self.push.answer(scope, receive, send):
+                    # A stream may take hours, and has no use for what this call holds.
+                    del scope
+                    await streaming
                 return
         await self.app(scope, receive, send)
 
