@@ -111,12 +111,14 @@ def _peer(file: int) -> Address | None:
 
 
 def _limit(connection: socket.socket, seconds: float) -> bool:
-    # A Unix socket has no such option, nor has a connection that is closed already (ValueError, of uvloop).
-    with contextlib.suppress(OSError, ValueError):
-        if _OPTION is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, _OPTION, max(1, round(seconds * 1000)))
-            return True
-    return False
+    if _OPTION is None:
+        return False
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, _OPTION, max(1, round(seconds * 1000)))
+    except (OSError, ValueError):
+        # A Unix socket has no such option, nor has a connection that is closed (ValueError, of uvloop).
+        return False
+    return True
 
 
 def _plain(host: str) -> str:

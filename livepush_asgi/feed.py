@@ -167,7 +167,7 @@ class Feed:
             self._head = opening(retry, self._places.id, told, resumed=resumed)
         else:
             self._head = retry_line(retry)
-        self._snapshot_due = not resumed
+        self._snapshot_due = not resumed and self._grant.snapshot is not None
 
     def _place_in(self, ends: Mapping[str, Position | None]) -> list[Told]:
         """Begin in the channels whose logs end so, and return the gaps to tell."""
@@ -176,12 +176,21 @@ class Feed:
         self._places.place_new(ends)
         return []
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether history or a snapshot comes before what is ready: then ask for `next`."""
+        sought = self._reader is not None and self._reader.sought
+        return bool(self._snapshot_due or self._places.behind or sought)
+
     def ready(self) -> bytes:
-        """Return what waits in the outbox, if nothing has to go out before it; else b""."""
-        if self._head or self._snapshot_due or not self._outbox or self._places.behind:
-            return b""
+        """Return what can go out at once, b"" if that is nothing."""
+        chunk, self._head = self._head, b""
+        if self._outbox:
+            chunk += self._joined()
+        if not chunk and self.heartbeat_due:
+            chunk = HEARTBEAT
         self.heartbeat_due = False
-        return self._joined()
+        return chunk
 
     async def next(self) -> bytes:
         """Return what can go out now, b"" if that is nothing. Waits for history and snapshots only.
@@ -195,14 +204,7 @@ class Feed:
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
         if not self._head and self._places.behind:
             await self._read_on()
-        head, self._head = self._head, b""
-        chunk = head + self._joined()
-        if chunk:
-            self.heartbeat_due = False
-        elif self.heartbeat_due:
-            self.heartbeat_due = False
-            return HEARTBEAT
-        return chunk
+        return self.ready()
 
     @property
     def again_in(self) -> float | None:
@@ -259,8 +261,7 @@ class Feed:
         self._head += self._compose(deliveries)
 
     def _joined(self) -> bytes:
-        if not self._outbox:
-            return b""
+        assert self._outbox is not None
         dropped = self._outbox.take_dropped()
         if dropped and not self._control_events:
             self.unanswerable = EndReason.SLOW

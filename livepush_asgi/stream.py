@@ -225,10 +225,12 @@ class Stream(Timekeeper):
             if self.reason is not None:
                 return b""
             self.state = StreamState.LIVE
-        chunk = b"" if self._feed.unanswerable else self._feed.ready() or await self._feed.next()
-        if not chunk and self._feed.unanswerable:
+        feed, chunk = self._feed, b""
+        if not feed.unanswerable:
+            chunk = await feed.next() if feed.must_wait else feed.ready()
+        if not chunk and feed.unanswerable:
             # What its client would have to be told it cannot be told.
-            self.end(self._feed.unanswerable)
+            self.end(feed.unanswerable)
         return chunk
 
     def _fall_asleep(self, patience: float | None) -> Awaitable[bool]:
