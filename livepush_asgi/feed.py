@@ -69,13 +69,14 @@ class Feed:
         # Made for the first event that has to wait: most clients take each at once.
         self._outbox: Outbox | None = None
         replayed = house.limits.replay_events
-        self._places = Places(grant.channel_names, last_event_id or None, grant.replay, replayed)
+        names = grant.channel_names
+        self._places = Places(names, last_event_id or None, grant.replay, replayed)
         self._gap_waits = False
         # The position of what went past the queues last, on the one channel.
         self._passed: Position | None = None
         # Made for the first to need it: who comes new and keeps up never reads any history.
         self._reader: HistoryReader | None = None
-        self._single = len(grant.channel_names) == 1
+        self._single = len(names) == 1
         # What is to go out before anything else: the open event, a page of history, a snapshot.
         self._head = b""
         self._snapshot_due = False

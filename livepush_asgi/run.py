@@ -53,6 +53,8 @@ class Run:
         self.alarm = make_alarm()
         self.connections = Connections(self.clock, timing)
         self.streams: set[Stream] = set()
+        #: Whether it has started and not ended. Every request asks.
+        self.running = False
         self.draining = False
         self.loop = loop_identity()
         self._call_loop = threadsafe_caller()
@@ -73,11 +75,6 @@ class Run:
         self._drained = anyio.Event()
         self._empty = anyio.Event()
         self._commands = CommandListener({"disconnect": self._on_disconnect, "replaced": self._on_replaced})
-
-    @property
-    def running(self) -> bool:
-        """Whether it has started and not ended."""
-        return self._started.is_set() and not self._ended.is_set()
 
     @property
     def ended(self) -> bool:
@@ -167,6 +164,7 @@ class Run:
                 self._tasks.start_soon(self.clock.run, name="livepush clock")
                 if self._drain_policy.signals:
                     self._signals.install()
+                self.running = True
                 self._started.set()
                 await self._answer_bell()
                 self._tasks.cancel_scope.cancel()
@@ -175,6 +173,7 @@ class Run:
         finally:
             self._signals.remove()
             await self._clean_up()
+            self.running = False
             self._ended.set()
             self._started.set()
             self._signals.release(ending=True)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable
 from typing import Protocol
 
-from .clock import Clock
+from .clock import Clock, Timer
 from .connection import Connections
 from .control import close_block, retry_line
 from .cursor import Position
@@ -56,6 +56,7 @@ class Stream(Timekeeper):
         "_control_events",
         "_feed",
         "_parked",
+        "_patience",
         "_sleep",
         "_unsubscribed",
         "carrier",
@@ -72,7 +73,8 @@ class Stream(Timekeeper):
         self, owner: Owner, grant: Grant, *, control_events: bool = True, last_event_id: str | None = None
     ) -> None:
         self.grant = grant
-        self.several = len(grant.channel_names) > 1
+        names = grant.channel_names
+        self.several = len(names) > 1
         self.state = StreamState.OPENING
         self.reason: EndReason | None = None
         #: Whether the last chunk has been handed out.
@@ -88,13 +90,15 @@ class Stream(Timekeeper):
         # Whether the carrier's task sleeps and `direct` may take its place.
         self._parked = False
         self._feed = Feed(owner, grant, control_events=control_events, last_event_id=last_event_id)
-        self._unsubscribed = tuple([name for name in grant.channel_names if not owner.hub.attach(name, self)])
-        for channel in grant.channel_names:
+        self._unsubscribed = tuple([name for name in names if not owner.hub.attach(name, self)])
+        for channel in names:
             if channel not in self._unsubscribed:
                 self._feed.begin(channel)
         self._start_time(grant)
+        self._patience: Timer | None = None
         if self._unsubscribed:
-            self._at(owner.timing.subscribe_timeout, self._open_anyway)
+            wait = owner.timing.subscribe_timeout
+            self._patience = owner.clock.call_later(wait, Stream._open_anyway, self)
 
     # What the hub calls.
 
@@ -179,6 +183,7 @@ class Stream(Timekeeper):
         for channel in self.grant.channel_names:
             self.owner.hub.detach(channel, self)
         self._stop_time()
+        self._wait_no_more()
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.give_back()
@@ -224,6 +229,7 @@ class Stream(Timekeeper):
             # It may have ended while history was looked at.
             if self.reason is not None:
                 return b""
+            self._wait_no_more()
             self.state = StreamState.LIVE
         feed, chunk = self._feed, b""
         if not feed.unanswerable:
@@ -258,6 +264,12 @@ class Stream(Timekeeper):
             return b""
         retry = self.owner.timing.own_retry()
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
+
+    def _wait_no_more(self) -> None:
+        # Kept, it would be one more object of a stream that has long been open.
+        patience, self._patience = self._patience, None
+        if patience is not None:
+            patience.cancel()
 
     def _open_anyway(self) -> None:
         self._feed.hurried = True
