@@ -28,7 +28,7 @@ class Lease:
     when this lease is the one that has to go.
     """
 
-    __slots__ = ("_give_back", "id", "on_replaced", "replaced", "slot_key")
+    __slots__ = ("_give_back", "_id", "on_replaced", "replaced", "slot_key")
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Lease:
         # A stream without a slot of its own costs nobody anything; an empty key is a forgotten one.
         if not isinstance(slot_key, str) or not slot_key:
             raise ValueError(f"a slot key is a non-empty str, not {slot_key!r}")
-        self.id = _new_id()
+        self._id: str | None = None
         self.slot_key = slot_key
         self.on_replaced = on_replaced
         self.replaced: tuple[str, ...] = ()
@@ -50,6 +50,13 @@ class Lease:
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
             give_back(self)
+
+    @property
+    def id(self) -> str:
+        """Its name outside of this process: no other lease has it. Drawn when first asked for."""
+        if self._id is None:
+            self._id = _new_id()
+        return self._id
 
     @property
     def given_back(self) -> bool:
@@ -164,7 +171,7 @@ class MemorySlotCap:
         # Made once, and not for each of ten thousand leases.
         self._on_give_back = self._forget
         # A dict keeps the order in which the leases were taken, so the first one is the oldest.
-        self._leases: dict[str, dict[str, Lease]] = {}
+        self._leases: dict[str, dict[Lease, None]] = {}
         self._keyed = KeyedLeases()
 
     @property
@@ -183,8 +190,8 @@ class MemorySlotCap:
         if len(held) >= self._cap:
             if self._on_full == "refuse":
                 raise CapExceededError(slot_key, self._cap)
-            self._replace(next(iter(held.values())))
-        self._leases.setdefault(slot_key, {})[lease.id] = lease
+            self._replace(next(iter(held)))
+        self._leases.setdefault(slot_key, {})[lease] = None
         self._hooks.acquired(slot_key)
         return lease
 
@@ -204,7 +211,7 @@ class MemorySlotCap:
     async def aclose(self) -> None:
         """Give back every slot."""
         for held in list(self._leases.values()):
-            for lease in list(held.values()):
+            for lease in list(held):
                 lease.give_back()
 
     def _replace(self, oldest: Lease) -> None:
@@ -214,7 +221,7 @@ class MemorySlotCap:
 
     def _forget(self, lease: Lease) -> None:
         held = self._leases[lease.slot_key]
-        del held[lease.id]
+        del held[lease]
         if not held:
             del self._leases[lease.slot_key]
         self._hooks.released(lease.slot_key)
