@@ -25,12 +25,29 @@ _KNOWN = frozenset(
 )
 
 
+# The functions that were found to be such: every request asks for two of them.
+_found: set[types.FunctionType] = set()
+
+
 def is_stepped(function: object) -> bool:
     """Return whether this `send` or `receive` may be stepped outside of the stream's task."""
     function = getattr(function, "__func__", function)
-    if getattr(function, "steps", False) is True:
+    # What `functools.wraps` has put around one has its name and its attributes, and may do anything.
+    if hasattr(function, "__wrapped__"):
+        return False
+    if isinstance(function, types.FunctionType) and _is_known(function):
         return True
-    return (getattr(function, "__module__", None), getattr(function, "__qualname__", None)) in _KNOWN
+    return getattr(function, "steps", False) is True
+
+
+def _is_known(function: types.FunctionType) -> bool:
+    if function in _found:
+        return True
+    # By what it was compiled from, and not by the names that it may have been given.
+    if (function.__globals__.get("__name__"), function.__code__.co_qualname) not in _KNOWN:
+        return False
+    _found.add(function)
+    return True
 
 
 class Carrier(Protocol):

@@ -90,7 +90,7 @@ def path_below(scope: Scope) -> str:
     root = str(scope.get("root_path", "")).rstrip("/")
     if root and (path == root or path.startswith(root + "/")):
         path = path[len(root) :]
-    return "/" + path.strip("/") if path.strip("/") else "/"
+    return "/" + path.strip("/")
 
 
 def is_foreign(scope: Scope) -> bool:

@@ -42,7 +42,7 @@ class Timing:
 
     def own_retry(self) -> int:
         """Return one client's reconnection time in milliseconds."""
-        return max(1, round(1000 * self.retry * random.uniform(0.5, 1.5)))
+        return max(1, round(1000 * self.retry * (0.5 + random.random())))
 
     def own_lifetime(self) -> float | None:
         """Return one stream's lifetime in seconds: from 80 to 100 % of the maximum."""

@@ -1,6 +1,8 @@
 """Sending without the stream's task: what goes at once, what has to wait, what fails."""
 
+import asyncio
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import anyio
@@ -66,6 +68,24 @@ def test_only_a_send_that_is_known_to_allow_it_is_stepped() -> None:
     server = Server()
     assert DirectSend.applies(server.send)
     assert not DirectSend.applies(plain)
+
+
+@pytest.mark.parametrize("implementation", ["httptools_impl", "h11_impl"])
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_wrapped_around_one_is_not_although_it_has_its_name(implementation: str, own: bool) -> None:
+    module = __import__(f"uvicorn.protocols.http.{implementation}", fromlist=["RequestResponseCycle"])
+    send: Send = Server().send if own else module.RequestResponseCycle.send.__get__(object())
+
+    @wraps(send)
+    async def in_time(message: Message) -> None:
+        # Outside of a task it raises.
+        async with asyncio.timeout(10):
+            await send(message)
+
+    assert DirectSend.applies(send)
+    assert not DirectSend.applies(in_time)
+    del in_time.__wrapped__
+    assert own or not DirectSend.applies(in_time)
 
 
 @pytest.mark.parametrize("implementation", ["httptools_impl", "h11_impl"])
