@@ -38,7 +38,7 @@ _BREAKS_LINE = re.compile(r"[\r\n]")
 _BREAKS_ID = re.compile(r"[\r\n\0]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Event:
     """One event of an event stream; it cannot hold what would break the stream.
 
@@ -55,18 +55,27 @@ class Event:
     id: str | int | None = None
     retry: int | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "data", _text_of(self.data))
-        if self.event is not None:
-            object.__setattr__(self, "event", _name_of(self.event))
-        if self.id is not None:
-            object.__setattr__(self, "id", _id_of(self.id))
-        if self.retry is not None:
-            object.__setattr__(self, "retry", _retry_of(self.retry))
+    def __init__(
+        self,
+        data: object = "",
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+    ) -> None:
+        _set_data(self, _text_of(data))
+        _set_event(self, None if event is None else _name_of(event))
+        _set_id(self, None if id is None else _id_of(id))
+        _set_retry(self, None if retry is None else _retry_of(retry))
 
     def encode(self) -> bytes:
         """Return the event as a block: its field lines and the blank line that dispatches it."""
         return encode_block(str(self.data), event=self.event, id=self.id, retry=self.retry)
+
+
+# As the setters that a frozen value has none of: an Event is made for every publish.
+_set_data, _set_event, _set_id, _set_retry = (
+    Event.__dict__[name].__set__ for name in ("data", "event", "id", "retry")
+)
 
 
 def encode_block(
@@ -163,6 +172,8 @@ def _encodable(text: str) -> str:
     # A member of `class Name(str, Enum)` is a str whose str() and format() are another text, and it
     # is the text itself that has been asked for. What is checked here must be what is written later.
     text = str.__str__(text)
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError as error:

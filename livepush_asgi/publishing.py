@@ -1,7 +1,8 @@
 """Publishing: how an event gets from a program into a broker, whoever publishes and from where."""
 
 import random
-from functools import lru_cache
+from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial
 from typing import cast
 
 import anyio
@@ -23,7 +24,7 @@ def event_of(data: object, event: str | None, id: str | int | None, retry: int |
     return data
 
 
-async def publish_event(
+def publish_event(
     broker: Broker,
     channel: str,
     event: Event,
@@ -31,17 +32,24 @@ async def publish_event(
     idempotency_key: str | None = None,
     expected: Position | str | None = None,
     patience: float = 0.0,
-) -> str | None:
-    """Publish, again and again for `patience` seconds while the broker is away; return the event id."""
+) -> Awaitable[str | None]:
+    """Publish, again and again for `patience` seconds while the broker is away; awaited, it is the id."""
     if isinstance(expected, str):
         expected = Position.parse(expected)
     payload = to_payload(event.encode())
-    deadline, delay = anyio.current_time() + patience if patience else 0.0, RETRY_FIRST
+    if not patience:
+        return _publish(broker, channel, event.id, payload, idempotency_key, expected)
+    publish = partial(_publish, broker, channel, event.id, payload, idempotency_key, expected)
+    return _with_patience(publish, patience)
+
+
+async def _with_patience(publish: Callable[[], Awaitable[str | None]], patience: float) -> str | None:
+    deadline, delay = anyio.current_time() + patience, RETRY_FIRST
     while True:
         try:
-            return await _publish(broker, channel, event, payload, idempotency_key, expected)
+            return await publish()
         except BrokerUnavailableError:
-            if not patience or anyio.current_time() + delay > deadline:
+            if anyio.current_time() + delay > deadline:
                 raise
         await anyio.sleep(delay * random.uniform(0.5, 1.0))
         delay = min(RETRY_MOST, 2 * delay)
@@ -56,12 +64,12 @@ def _keeps_history(kind: type) -> bool:
 async def _publish(
     broker: Broker,
     channel: str,
-    event: Event,
+    id: str | int | None,
     payload: bytes,
     idempotency_key: str | None,
     expected: Position | None,
 ) -> str | None:
-    own_id = None if event.id is None else str(event.id)
+    own_id = None if id is None else str(id)
     # One that hands everything on to another says so only itself.
     if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
         log = cast("HistoryBroker", broker)
