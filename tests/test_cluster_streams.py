@@ -119,12 +119,16 @@ class Publishers:
         self._push = LivePush(self._broker, nobody)
         #: How many events the node that is killed has taken, or its replica.
         self.taken = 0
+        #: Lets the last event but one go. It is held back, so that the node is killed while it is written to.
+        self.last_but_one = asyncio.Event()
 
     async def publish(self, numbers: Sequence[int]) -> None:
         await asyncio.gather(*(self._publish(channel, numbers) for channel in CHANNELS))
 
     async def _publish(self, channel: str, numbers: Sequence[int]) -> None:
         for number in numbers:
+            if number == END - 1:
+                await self.last_but_one.wait()
             key = f"{channel} {number}"
             await self._push.publish(channel, [channel, number], idempotency_key=key, patience=LONG)
             self.taken += node_of(channel) == KILLED
@@ -151,11 +155,13 @@ async def kill(cluster: ValkeyCluster, publishers: Publishers, witness: Follower
     half = len(ON_KILLED) * (END + LEAVING) // 2
     await until(lambda: publishers.taken > half, within=LONG)
     if witness is None:
+        publishers.last_but_one.set()
         cluster.nodes[KILLED].kill()
         return
     with cut_off(cluster, KILLED):
         with cluster.admin(KILLED) as admin:
             had = {channel: admin.xlen(f"livepush:log:{{{channel}}}") for channel in witness.channels}
+        publishers.last_but_one.set()
         await until(lambda: any(had[name] + 1 in heard for name, heard in witness.heard.items()), within=LONG)
         cluster.nodes[KILLED].kill()
 
@@ -174,9 +180,10 @@ async def story(
     async with asyncio.TaskGroup() as tasks:
         for client in staying:
             tasks.create_task(client.follow(END))
-        tasks.create_task(kill(cluster, publishers, witness))
+        killing = tasks.create_task(kill(cluster, publishers, witness))
         await publishers.publish(range(LEAVING + 1, END))
-        # The replica has taken over: without it, not all of this could have been published.
+        await killing
+        # Only the replica can take this.
         await publishers.publish([END])
     for client in leaving:
         await client.connect()
