@@ -56,6 +56,7 @@ push = LivePush(
     timing=Timing(
         heartbeat_interval=float(setting("HEARTBEAT", "15")),
         send_timeout=float(setting("SEND_TIMEOUT", "30")),
+        max_lifetime=float(setting("LIFETIME", "3600")),
     ),
     limits=Limits(outbox_events=int(setting("OUTBOX", "1000"))),
     drain=DrainPolicy(window=float(setting("WINDOW", "3")), hold=bool(setting("HOLD"))),
