@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import django
 import pytest
 
 from .proxies import sveltekit
@@ -61,7 +62,7 @@ async def test_django_leaves_our_responses_alone_and_what_has_an_encoding(path: 
         assert await first_event(stream, server) == "hello"
 
 
-async def test_django_makes_each_piece_a_file_of_which_browsers_read_the_first(tmp_path: Path) -> None:
+async def test_django_made_each_piece_a_file_of_which_browsers_read_the_first(tmp_path: Path) -> None:
     async with (
         uvicorn(DJANGO, tmp_path / "log", "--lifespan", "off") as server,
         Recording(server.port, "/own") as recording,
@@ -69,8 +70,12 @@ async def test_django_makes_each_piece_a_file_of_which_browsers_read_the_first(t
         await recording.until("livepush.open", timeout=DEADLINE)
         size = len(recording.body)
         await publish(server, b"hello")
-        await until(lambda: len(recording.body) > size, within=DEADLINE)
-        assert "hello" not in recording.text
+        if django.VERSION >= (6,):
+            # It makes one file of them, and flushes it.
+            await recording.until("data: hello\n\n", timeout=DEADLINE)
+        else:
+            await until(lambda: len(recording.body) > size, within=DEADLINE)
+            assert "hello" not in recording.text
         assert recording.headers["content-encoding"] == "gzip"
 
 
