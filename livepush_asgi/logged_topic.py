@@ -154,7 +154,7 @@ class LoggedTopic(Topic):
             self.tell_gap(GapReason.EXPIRED, start)
         for record in page.records:
             if record.offset > self._position.offset:
-                self._position = Position(page.epoch, record.offset)
+                self._position = start.at(record.offset)
                 self.dispatch(record.payload, self._position)
 
     def _is_next(self, position: Position) -> bool:

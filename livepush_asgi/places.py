@@ -236,11 +236,8 @@ class Places:
         gap, place = self._compare(channel, self._sent[channel], page)
         # In a log begun anew this page may start anywhere: the next one starts at the beginning.
         found = () if gap is GapReason.EPOCH else page.records
-        records = tuple(
-            (Position(page.epoch, record.offset), record.payload)
-            for record in found
-            if record.offset > place.offset
-        )
+        origin, after = Position(page.epoch, 0), place.offset
+        records = tuple([(origin.at(offset), payload) for offset, payload in found if offset > after])
         self._sent[channel] = place
         start, end = place, records[-1][0] if records else place
         if end.epoch == live_end.epoch and end.offset >= live_end.offset:
