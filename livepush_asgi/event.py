@@ -134,11 +134,12 @@ def split_position(payload: bytes) -> tuple[Position | None, bytes]:
 def with_id(block: bytes, id: str) -> bytes:
     """Return a block with an id, or as it is if it brought its own.
 
-    Each line of data begins with its field's name, so `id: ` at the begin of a line is the field.
+    Each line of data begins with its field's name, so `id: ` at the begin of a line is the field. It stands
+    before the data.
     """
-    if block.startswith(b"id: ") or b"\nid: " in block:
+    if not block.startswith(b"data: ") and (block.startswith(b"id: ") or b"\nid: " in block):
         return block
-    return b"id: %s\n%s" % (id.encode(), block)
+    return f"id: {id}\n".encode() + block
 
 
 def data_of(block: bytes) -> str:
