@@ -118,12 +118,14 @@ class _AnyioCarrier(_Carrier):
     async def _write(self, headers: RawHeaders) -> None:
         stream, send = self._stream, self._send
         try:
+            # The response starts when the stream has opened: what is published then reaches the client.
+            chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
-            while not stream.finished:
-                chunk = await stream.next_chunk()
-                if stream.state is StreamState.CLOSED:
-                    return
+            while stream.state is not StreamState.CLOSED:
                 await send(_body(chunk, more=not stream.finished))
+                if stream.finished:
+                    return
+                chunk = await stream.next_chunk()
         except Exception as error:
             self.note(error)
 
@@ -151,19 +153,21 @@ class _AsyncioCarrier(_Carrier):
         stream, send = self._stream, self._send
         try:
             self._begin(receive)
+            # The response starts when the stream has opened: what is published then reaches the client.
+            chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
             stream.direct = self if self.applies(send) else None
-            while not stream.finished:
+            while stream.state is not StreamState.CLOSED:
+                if chunk or stream.finished:
+                    await send(_body(chunk, more=not stream.finished))
+                if stream.finished:
+                    break
+                # Not to be held while the stream sleeps.
+                chunk = b""
                 chunk = await stream.next_chunk()
                 if self.unfinished:
                     await self.finish()
-                if stream.state is StreamState.CLOSED:
-                    break
-                if chunk or stream.finished:
-                    await send(_body(chunk, more=not stream.finished))
-                # Not to be held while the stream sleeps.
-                chunk = b""
         except Exception as error:
             self.note(error)
         except asyncio.CancelledError:

@@ -9,25 +9,32 @@ from collections.abc import Sequence
 from .event import encode_block
 from .reasons import EndReason, GapReason
 
-# The id that primes a client whose channels keep no history: it says "I was here before", no more.
-NO_POSITION = "~"
 
-
-def opening(retry: int, id: str, gaps: Sequence[tuple[str, GapReason]], *, resumed: bool) -> bytes:
+def opening(
+    retry: int,
+    id: str | None,
+    gaps: Sequence[tuple[str, GapReason]] = (),
+    *,
+    resumed: bool,
+    not_live: Sequence[str] = (),
+) -> bytes:
     """Return the first block of a stream: the reconnection time (ms), the cursor, and what was resumed.
 
     Behind it the `gaps` that the client has to be told of. The cursor comes with the last of them: a client
     that is cut off before it has heard of all comes back with the cursor it had, and is told again.
+    `not_live` names the channels that the broker does not deliver yet. Without `id` the client keeps its own.
     """
     # `retry` stands in the data too, because EventSource keeps the field to itself.
     # Written out and not encoded: every connect of ten thousand that come back at once waits for it.
-    data = f'data: {{"resumed":{"true" if resumed else "false"},"retry":{retry}}}\n\n'
+    waiting = f',"not_live":{json.dumps(not_live, separators=(",", ":"))}' if not_live else ""
+    data = f'data: {{"resumed":{"true" if resumed else "false"},"retry":{retry}{waiting}}}\n\n'
     if not gaps:
-        return f"event: livepush.open\nid: {id}\nretry: {retry}\n{data}".encode()
+        head = f"retry: {retry}\n" if id is None else f"retry: {retry}\nid: {id}\n"
+        return f"{head}event: livepush.open\n{data}".encode()
     *others, (channel, reason) = gaps
     blocks = [gap_block(channel, reason) for channel, reason in others]
-    head = f"event: livepush.open\nretry: {retry}\n{data}".encode()
-    return b"".join([head, *blocks, gap_block(channel, reason, id)])
+    head = f"retry: {retry}\nevent: livepush.open\n{data}"
+    return b"".join([head.encode(), *blocks, gap_block(channel, reason, id)])
 
 
 def gap_block(channel: str, reason: GapReason, id: str | None = None) -> bytes:
@@ -46,6 +53,15 @@ def refused_block(reason: str, status: int, detail: str | None, retry: int) -> b
     if detail is not None:
         data["detail"] = detail
     return encode_block(_json(**data), event="livepush.refused", retry=retry)
+
+
+def id_block(id: str) -> bytes:
+    """Return an id without an event, for clients that cannot have the control events.
+
+    By the standard it becomes the last event id and nothing is dispatched.
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
+    """
+    return f"id: {id}\n\n".encode()
 
 
 def retry_line(retry: int) -> bytes:

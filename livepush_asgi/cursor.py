@@ -3,11 +3,19 @@
 The log of a channel counts its events 1, 2, 3 ... without holes, so that a hole can be seen. An offset
 alone would lie after the log was lost and begun anew: 7 would name another event. So a position carries
 the log's epoch too, a name drawn at random when the log begins.
+
+A cursor has one entry for each channel of a stream: `tag~epoch.offset`, or `tag~` for a channel whose
+position is not known. The tag is a digest of the channel's name. So an id names no channel, and a process can
+tell a channel that is new to the client from one whose log was lost. An exclamation mark in front says that
+the client has not been sent the whole state (`Grant.snapshot`) yet.
 """
 
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 from secrets import token_urlsafe
 from types import MappingProxyType
 
@@ -18,13 +26,23 @@ MOST_OFFSET = 2**63 - 1
 
 _EPOCH = re.compile(r"[A-Za-z0-9_-]{1,16}")
 _POSITION = re.compile(r"([A-Za-z0-9_-]{1,16})\.(0|[1-9][0-9]{0,18})")
-# The longest text that can be a cursor; what is longer is not even looked at.
-_MOST_TEXT = MOST_POSITIONS * 37
+_TAG = r"[A-Za-z0-9_-]{4}"
+_ENTRY = rf"{_TAG}~(?:{_POSITION.pattern})?"
+_CURSOR = re.compile(rf"!?{_ENTRY}(?:,{_ENTRY})*")
+# The longest text that can be a cursor; a longer one is not looked at.
+_MOST_TEXT = MOST_POSITIONS * 42
+_OWED = "!"
 
 
 def new_epoch() -> str:
     """Return a name for a log that begins."""
     return token_urlsafe(6)
+
+
+@lru_cache(maxsize=2**14)
+def tag_of(channel: str) -> str:
+    """Return the 4 characters that stand for a channel in a cursor."""
+    return urlsafe_b64encode(blake2b(channel.encode(), digest_size=3).digest()).decode()
 
 
 @dataclass(frozen=True, slots=True, order=False)
@@ -53,6 +71,11 @@ class Position:
             raise ValueError("this is no position")
         return _place(match[1], int(match[2]))
 
+    @classmethod
+    def of_id(cls, id: str) -> "Position":
+        """Return the position in an id that `publish` returned. Raises ValueError for any other text."""
+        return cls.parse(id.rpartition("~")[2])
+
     def at(self, offset: int) -> "Position":
         """Return the place with this offset in the same log. Raises as making one does."""
         if type(offset) is not int:
@@ -60,7 +83,8 @@ class Position:
         return _place(self.epoch, offset)
 
 
-# As the setters that a frozen value has none of; one is made twice for every event.
+# Slot descriptors, because a frozen dataclass has no setters and `object.__setattr__` is slower.
+# A position is made twice for every event.
 _set_epoch = Position.__dict__["epoch"].__set__
 _set_offset = Position.__dict__["offset"].__set__
 
@@ -75,36 +99,81 @@ def _place(epoch: str, offset: int) -> Position:
     return position
 
 
+def event_id(channel: str, position: Position | None) -> str:
+    """Return the event id of a stream on one channel, and the entry of a channel in the id of any stream."""
+    if position is None:
+        return f"{tag_of(channel)}~"
+    return f"{tag_of(channel)}~{position.epoch}.{position.offset}"
+
+
+def owed(id: str) -> str:
+    """Return the id of a client that has not been sent the whole state yet."""
+    return _OWED + id
+
+
+def is_cursor(text: str) -> bool:
+    """Return whether an event id reads as a cursor, so that no publisher may give it to an event."""
+    return len(text) <= _MOST_TEXT and _CURSOR.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """One position for each log that a client follows. As text it is an event id.
+    """The text of a client's last event id: one entry for each channel of the stream that sent it.
 
-    The epochs stand for the channels, so that an id tells nobody a channel's name. Text from outside
-    is bounded and read strictly; whatever is no cursor is None, and that is a gap, never an error.
+    Text from outside is bounded and read strictly; whatever is no cursor is None, and that is a gap, never an
+    error. `entries` has the text behind each tag. What it says of a channel is read when it is asked for: a
+    hostile cursor for 128 channels costs no more than splitting it.
     """
 
-    offsets: Mapping[str, int]
+    entries: Mapping[str, str]
+    #: Whether the client has still to be sent the state.
+    state_owed: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "offsets", MappingProxyType(dict(self.offsets)))
+        object.__setattr__(self, "entries", MappingProxyType(dict(self.entries)))
 
     def __str__(self) -> str:
-        return ",".join(f"{epoch}.{offset}" for epoch, offset in self.offsets.items())
+        texts = [f"{tag}~{part}" for tag, parts in self.entries.items() for part in parts.split(",")]
+        return (_OWED if self.state_owed else "") + ",".join(texts)
 
     @classmethod
-    def of(cls, positions: Iterable[Position]) -> "Cursor":
-        """Return the cursor of these positions."""
-        return cls({position.epoch: position.offset for position in positions})
+    def of(cls, positions: Mapping[str, Position | None], *, state_owed: bool = False) -> "Cursor":
+        """Return the cursor of these positions, by channel; None where a position is not known."""
+        return cls(_entries([event_id(*place) for place in positions.items()]) or {}, state_owed)
 
     @classmethod
     def parse(cls, text: str) -> "Cursor | None":
         """Return the cursor that a text is, None if it is none."""
-        if not text or len(text) > _MOST_TEXT:
+        if not text or len(text) > _MOST_TEXT or not text.isascii():
             return None
-        offsets: dict[str, int] = {}
-        for part in text.split(","):
-            match = _POSITION.fullmatch(part)
-            if match is None or match[1] in offsets or int(match[2]) > MOST_OFFSET:
-                return None
-            offsets[match[1]] = int(match[2])
-        return cls(offsets) if len(offsets) <= MOST_POSITIONS else None
+        parts = text.removeprefix(_OWED).split(",")
+        entries = _entries(parts) if len(parts) <= MOST_POSITIONS else None
+        return None if entries is None else cls(entries, text.startswith(_OWED))
+
+    def knows(self, channel: str) -> bool:
+        """Return whether the stream that sent this id had the channel."""
+        return tag_of(channel) in self.entries
+
+    def positions_in(self, channel: str) -> tuple[Position, ...]:
+        """Return the positions that may be the channel's; empty if none is known.
+
+        There are several only where two channels of the stream have the same tag.
+        """
+        return tuple(
+            [
+                _place(match[1], int(match[2]))
+                for part in self.entries.get(tag_of(channel), "").split(",")
+                if (match := _POSITION.fullmatch(part)) and int(match[2]) <= MOST_OFFSET
+            ]
+        )
+
+
+def _entries(parts: Iterable[str]) -> dict[str, str] | None:
+    """Return the text behind each tag, None if a part is no entry."""
+    entries: dict[str, str] = {}
+    for part in parts:
+        tag, mark, text = part.partition("~")
+        if not mark or len(tag) != 4:
+            return None
+        entries[tag] = f"{entries[tag]},{text}" if tag in entries else text
+    return entries

@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from .cursor import Position
+from .cursor import Position, is_cursor
 from .errors import InvalidEventError
 
 # Named events beginning so are the component's own voice; applications cannot speak with it.
@@ -43,8 +43,9 @@ class Event:
     """One event of an event stream; it cannot hold what would break the stream.
 
     `data` is text, UTF-8 bytes or anything that JSON can hold, and is kept as text. `event` is the
-    event name that `addEventListener` takes. `id` becomes the client's last event id; an empty one
-    resets it. `retry` sets the client's reconnection time in milliseconds.
+    event name that `addEventListener` takes. `id` becomes the client's last event id; an empty one, and
+    one that reads as the component's own, are refused. `retry` sets the client's reconnection time in
+    milliseconds.
 
     Line ends inside `data` arrive as LF, whichever of CRLF, CR and LF they were: the format has no
     way to tell them apart. Raises InvalidEventError for all that could not be read back.
@@ -105,11 +106,14 @@ def to_payload(block: bytes) -> bytes:
 def from_payload(payload: bytes) -> bytes:
     """Return the block of a payload; a plain one becomes an event that has only data.
 
-    Raises InvalidEventError if a plain payload is not UTF-8.
+    Raises InvalidEventError if a plain payload is not UTF-8, and for an id that `Event` would refuse.
     """
-    if payload.startswith(PAYLOAD_MARK):
-        return payload[len(PAYLOAD_MARK) :]
-    return encode_block(_decode(payload))
+    if not payload.startswith(PAYLOAD_MARK):
+        return encode_block(_decode(payload))
+    block = payload[len(PAYLOAD_MARK) :]
+    if _has_id(block):
+        _check_id(block)
+    return block
 
 
 def positioned(position: Position, payload: bytes) -> bytes:
@@ -132,14 +136,20 @@ def split_position(payload: bytes) -> tuple[Position | None, bytes]:
 
 
 def with_id(block: bytes, id: str) -> bytes:
-    """Return a block with an id, or as it is if it brought its own.
+    """Return a block with an id, or as it is if it brought its own."""
+    return block if _has_id(block) else f"id: {id}\n".encode() + block
 
-    Each line of data begins with its field's name, so `id: ` at the begin of a line is the field. It stands
-    before the data.
-    """
-    if not block.startswith(b"data: ") and (block.startswith(b"id: ") or b"\nid: " in block):
-        return block
-    return f"id: {id}\n".encode() + block
+
+def _has_id(block: bytes) -> bool:
+    # Each line of data begins with its field's name, so `id: ` at the beginning of a line is the field. It
+    # stands before the data.
+    return not block.startswith(b"data: ") and (block.startswith(b"id: ") or b"\nid: " in block)
+
+
+def _check_id(block: bytes) -> None:
+    """Raise InvalidEventError for a block whose id makes its clients lose their place, or forges one."""
+    mark = b"id: " if block.startswith(b"id: ") else b"\nid: "
+    _id_of(block.partition(mark)[2].partition(b"\n")[0].decode("utf-8", "replace"))
 
 
 def data_of(block: bytes) -> str:
@@ -202,6 +212,13 @@ def _id_of(value: object) -> str:
     if _BREAKS_ID.search(text):
         raise InvalidEventError(
             f"the event id {text!r} has a line end or a NUL: clients would ignore or split it"
+        )
+    if not text:
+        raise InvalidEventError("an empty event id makes a client forget its place; leave it out instead")
+    if is_cursor(text):
+        raise InvalidEventError(
+            f"the event id {text!r} reads as a cursor of the component, by which clients resume: "
+            "leave it out, and each event gets its own, or put something of yours in front"
         )
     return text
 

@@ -1,10 +1,20 @@
-"""Feed: what one stream sends next. It joins the outbox, the history, the snapshots and the heartbeats."""
+"""Feed: what one stream sends next. It joins the outbox, the history, the snapshots and the heartbeats.
 
-from collections.abc import Mapping, Sequence
+Nothing here waits but what `work` returns: reading history, and calling for a snapshot. The stream runs that
+beside itself, goes on sending what is ready, and cancels it when it ends.
+
+While the client has not been sent the whole state, each id it gets says so. A client that is cut off in a
+snapshot, or before it, comes back with such an id and is sent the state again.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
-from .control import gap_block, opening, retry_line
-from .cursor import Position
+import anyio
+
+from .control import gap_block, id_block, opening, retry_line
+from .cursor import Position, event_id, owed
 from .event import HEARTBEAT, with_id
 from .hub import Hub
 from .outbox import Delivery, LatestOutbox, Outbox, OutboxFullError
@@ -13,11 +23,15 @@ from .reading import HistoryReader, Told
 from .reasons import EndReason, GapReason
 from .request import Grant
 from .settings import Limits, Timing
-from .snapshot import blocks_of
+from .snapshot import State
 from .turn import Batch
+
+logger = logging.getLogger("livepush_asgi")
 
 # How long to wait, in seconds, before history that could not be read is asked again.
 RETRY = 0.5
+
+Work = Callable[[], Awaitable[None]]
 
 
 class Household(Protocol):
@@ -26,10 +40,12 @@ class Household(Protocol):
     hub: Hub
     timing: Timing
     limits: Limits
+    #: Whether the last snapshot callback failed: the first failure is logged, and the first success after it.
+    snapshots_fail: bool
 
 
 class Feed:
-    """The bytes of one stream, in the order in which they go out. `next` gives what can go out now."""
+    """The bytes of one stream, in the order in which they go out. `ready` gives what can go out now."""
 
     __slots__ = (
         "_control_events",
@@ -41,11 +57,13 @@ class Feed:
         "_passed",
         "_places",
         "_reader",
+        "_resumable",
         "_resuming",
         "_single",
-        "_snapshot_due",
+        "_state",
         "heartbeat_due",
         "hurried",
+        "opened",
         "unanswerable",
     )
 
@@ -59,6 +77,8 @@ class Feed:
     ) -> None:
         #: Whether to open without having heard from the broker.
         self.hurried = False
+        #: Whether the open event has been prepared.
+        self.opened = False
         self.heartbeat_due = False
         #: Why the stream has to end, when its client would have to be told what it cannot be told.
         self.unanswerable: EndReason | None = None
@@ -66,6 +86,8 @@ class Feed:
         self._grant = grant
         self._control_events = control_events
         self._resuming = bool(last_event_id)
+        # Whether history has all that a client that comes back has missed; None until the logs were asked.
+        self._resumable: bool | None = None
         # Made for the first event that has to wait: most clients take each at once.
         self._outbox: Outbox | None = None
         replayed = house.limits.replay_events
@@ -74,12 +96,12 @@ class Feed:
         self._gap_waits = False
         # The position of what went past the queues last, on the one channel.
         self._passed: Position | None = None
-        # Made for the first to need it: who comes new and keeps up never reads any history.
+        # Made for the first to need it: a client that is new and keeps up never reads any history.
         self._reader: HistoryReader | None = None
         self._single = len(names) == 1
-        # What is to go out before anything else: the open event, a page of history, a snapshot.
+        # What is to go out before anything else: the open event, a page of history.
         self._head = b""
-        self._snapshot_due = False
+        self._state = None if grant.snapshot is None else State(grant.snapshot)
 
     def put(self, batch: Batch) -> None:
         """Queue deliveries, or leave them to the history. Raises OutboxFullError."""
@@ -91,7 +113,9 @@ class Feed:
 
     def pass_through(self, batch: Batch) -> bytes:
         """Return deliveries as they can go out at once, past all queues; b"" if something is before them."""
-        if self._head or self._snapshot_due or self._gap_waits or self._outbox or not self._places.settled:
+        if self._head or self._gap_waits or self._outbox or not self._places.settled:
+            return b""
+        if self._state is not None and self._state.owed:
             return b""
         if batch.size > self._house.limits.message_bytes:
             return b""
@@ -122,7 +146,7 @@ class Feed:
         self._note_passed()
         if self._places.hears_gap(channel, position):
             self._gap_waits = True
-            id_ = None if position is None else str(position)
+            id_ = None if position is None else event_id(channel, position)
             bare = gap_block(channel, reason)
             gap = Delivery(channel, gap_block(channel, reason, id_), position, bare, gap=True)
             try:
@@ -150,25 +174,43 @@ class Feed:
     def _tell(self, gaps: list[Told]) -> None:
         """Tell of gaps before anything of their channels that history has."""
         for channel, reason in gaps:
-            self._head += gap_block(channel, reason, self._places.id)
-            self._snapshot_due = True
+            self._owe_state()
+            self._head += gap_block(channel, reason, self._id)
             if not self._control_events:
                 self._head, self.unanswerable = b"", EndReason.BROKER
 
-    async def open(self) -> None:
-        """Begin in every channel that is there, and prepare the open event. Cancelling it is harmless."""
-        resumable = self._resuming and await self._history().can_resume(self._house.timing.subscribe_timeout)
-        # Nothing waits from here on: what the hub delivers from now on is queued.
-        hub = self._house.hub
-        ends = {name: hub.end_of(name) for name in self._grant.channel_names if hub.is_ready(name)}
+    @property
+    def _owes_state(self) -> bool:
+        return self._state is not None and self._state.owed
+
+    @property
+    def _id(self) -> str:
+        return owed(self._places.id) if self._owes_state else self._places.id
+
+    def _owe_state(self) -> None:
+        if self._state is not None:
+            self._state.owe()
+
+    def open(self) -> None:
+        """Begin in every channel that is there, and prepare the open event."""
+        hub, names = self._house.hub, self._grant.channel_names
+        ends = {name: hub.end_of(name) for name in names if hub.is_ready(name)}
         told = self._place_in(ends)
-        resumed = self._resuming and resumable and not told
+        resumed = self._resuming and self._resumable is not False and not told
+        if self._state is not None and not (resumed and self._places.has_state):
+            self._state.owe()
+            resumed = False
         retry = self._house.timing.own_retry()
-        if self._control_events:
-            self._head = opening(retry, self._places.id, told, resumed=resumed)
-        else:
+        self.opened = True
+        if not self._control_events:
             self._head = retry_line(retry)
-        self._snapshot_due = not resumed and self._grant.snapshot is not None
+            if told:
+                # The end of the stream is the word, and the new id keeps the client from being told again.
+                self._head += id_block(self._id)
+                self.unanswerable = EndReason.BROKER
+            return
+        not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
+        self._head = opening(retry, self._id, told, resumed=resumed, not_live=not_live)
 
     def _place_in(self, ends: Mapping[str, Position | None]) -> list[Told]:
         """Begin in the channels whose logs end so, and return the gaps to tell."""
@@ -177,48 +219,48 @@ class Feed:
         self._places.place_new(ends)
         return []
 
-    @property
-    def must_wait(self) -> bool:
-        """Whether history or a snapshot comes before what is ready: then ask for `next`."""
-        sought = self._reader is not None and self._reader.sought
-        return bool(self._snapshot_due or self._places.behind or sought)
+    def work(self) -> Work | None:
+        """Return what has to be waited for now, None if that is nothing. Ask again when it has ended.
+
+        It never raises but when cancelled; look at `ready` after it.
+        """
+        if not self.opened:
+            return self._look_up if self._resuming and self._resumable is None else None
+        if self._state is not None and self._state.wanted:
+            return self._read_state
+        reader = self._reader
+        if reader is not None and reader.sought:
+            return self._seek
+        # A page for each message, so that a busy live channel does not keep one that is behind waiting.
+        return self._read_on if self._places.behind and not self._head else None
 
     def ready(self) -> bytes:
         """Return what can go out at once, b"" if that is nothing."""
-        chunk, self._head = self._head, b""
-        if self._outbox:
+        chunk = self.take_head()
+        if self._state is not None and self._state.owed:
+            # State first, then the changes.
+            chunk += self._next_of_state(self._state)
+        if self._outbox and not self._owes_state:
             chunk += self._joined()
         if not chunk and self.heartbeat_due:
             chunk = HEARTBEAT
         self.heartbeat_due = False
         return chunk
 
-    async def next(self) -> bytes:
-        """Return what can go out now, b"" if that is nothing. Waits for history and snapshots only.
-
-        Nobody is told of what happens while it waits, so look at everything again after it.
-        """
-        if self._snapshot_due:
-            await self._take_snapshot()
-        if not self._head and self._reader is not None and self._reader.sought:
-            self._tell(await self._reader.seek())
-        # A page for each message, so that a busy live channel does not keep one that is behind waiting.
-        if not self._head and self._places.behind:
-            await self._read_on()
-        return self.ready()
-
-    @property
-    def again_in(self) -> float | None:
-        """In how many seconds to ask again, unless woken before; None if there is nothing to go on with."""
-        reader = self._reader
-        if not self._places.behind and (reader is None or not reader.sought):
-            return None
-        return RETRY if reader is not None and reader.failed else 0.0
+    def take_head(self) -> bytes:
+        """Return what goes out before anything else: also of a stream that has to end."""
+        head, self._head = self._head, b""
+        return head
 
     def flush(self) -> bytes:
-        """Return everything that waits here. What is left in the history stays there."""
-        chunk, self._head = self._head, b""
-        while self._outbox and self.unanswerable is None:
+        """Return everything that waits here. What is left in the history stays there.
+
+        A client that has not been sent the whole state comes back for it, and for what waits behind it.
+        """
+        if not self.opened:
+            return b""
+        chunk = self.take_head()
+        while self._outbox and self.unanswerable is None and not self._owes_state:
             chunk += self._joined()
         return chunk
 
@@ -232,16 +274,38 @@ class Feed:
             self._places.mark_sent(self._grant.channel_names[0], self._passed)
             self._passed = None
 
-    async def _take_snapshot(self) -> None:
-        # Due no more from its beginning on: a gap that is told meanwhile asks for another one.
-        self._snapshot_due = False
-        if self._grant.snapshot is not None:
-            try:
-                blocks = await blocks_of(self._grant.snapshot)
-            except BaseException:
-                self._snapshot_due = True
-                raise
-            self._head += blocks
+    async def _look_up(self) -> None:
+        """Ask the logs whether they have all that the client has missed."""
+        reader = self._history()
+        self._resumable = await reader.can_resume(self._house.timing.subscribe_timeout)
+
+    async def _seek(self) -> None:
+        reader = self._history()
+        if reader.failed:
+            await anyio.sleep(RETRY)
+        self._tell(await reader.seek())
+
+    async def _read_state(self) -> None:
+        assert self._state is not None
+        house = self._house
+        try:
+            await self._state.read(house.timing.snapshot_timeout)
+        except Exception:
+            self.unanswerable = EndReason.ERROR
+            if not house.snapshots_fail:
+                house.snapshots_fail = True
+                logger.exception("a snapshot failed, so its stream ends; the next failures are not logged")
+            return
+        if house.snapshots_fail:
+            house.snapshots_fail = False
+            logger.warning("snapshots can be read again")
+
+    def _next_of_state(self, state: State) -> bytes:
+        """Return the next blocks of the state. The last one brings an id that resumes without it."""
+        blocks = state.take(self._house.limits.message_bytes)
+        if blocks and not state.owed:
+            blocks[-1] = with_id(blocks[-1], self._places.id)
+        return b"".join(blocks)
 
     def _fall_behind(self, delivery: Delivery) -> bool:
         """Empty the outbox and read on from history, if that has what waits."""
@@ -257,7 +321,12 @@ class Feed:
 
     async def _read_on(self) -> None:
         """Put a page of history at the head. A channel that has it all is live again at that moment."""
-        deliveries = await self._history().next_deliveries()
+        reader = self._history()
+        if reader.failed:
+            await anyio.sleep(RETRY)
+        if not self._places.behind:
+            return
+        deliveries = await reader.next_deliveries()
         self._gap_waits = self._gap_waits or any(delivery.gap for delivery in deliveries)
         self._head += self._compose(deliveries)
 
@@ -268,12 +337,13 @@ class Feed:
             self.unanswerable = EndReason.SLOW
             return b""
         gaps = b"".join(gap_block(channel, GapReason.OVERFLOW) for channel in dropped)
-        self._snapshot_due = self._snapshot_due or bool(dropped)
+        if dropped:
+            self._owe_state()
         return gaps + self._compose(self._outbox.take())
 
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         """Join deliveries and take note of where the client will be when it has them."""
-        if self._single and not self._gap_waits:
+        if self._single and not self._gap_waits and not self._owes_state:
             return self._compose_quickly(deliveries)
         self._gap_waits = False
         blocks = []
@@ -282,12 +352,12 @@ class Feed:
                 if not self._control_events:
                     self.unanswerable = EndReason.BROKER
                     break
-                self._snapshot_due = True
+                self._owe_state()
             block = delivery.block
             if delivery.position is not None:
                 self._places.mark_sent(delivery.channel, delivery.position)
-                if not self._single:
-                    block = with_id(delivery.bare, self._places.id)
+                if not self._single or self._owes_state:
+                    block = with_id(delivery.bare, self._id)
             blocks.append(block)
         return b"".join(blocks)
 

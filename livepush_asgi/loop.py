@@ -91,19 +91,20 @@ def _trio_caller() -> Caller:
 _background: set[asyncio.Task[None]] = set()
 
 
-def spawn(function: BackgroundFunction, name: str) -> None:
-    """Start a task that belongs to the loop and not to the caller, in a context of its own.
+def spawn(function: BackgroundFunction, name: str, context: Context | None = None) -> None:
+    """Start a task that belongs to the loop and not to the caller, in this context or an empty one.
 
     It lives until it returns or the loop ends, which cancels it. It must not raise.
     """
+    context = Context() if context is None else context
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         import trio
 
-        trio.lowlevel.spawn_system_task(function, name=name, context=Context())
+        trio.lowlevel.spawn_system_task(function, name=name, context=context)
         return
-    task = loop.create_task(function(), name=name, context=Context())
+    task = loop.create_task(function(), name=name, context=context)
     _background.add(task)
     task.add_done_callback(_background.discard)
 

@@ -11,8 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from .broker import Page
-from .control import NO_POSITION
-from .cursor import Cursor, Position
+from .cursor import Cursor, Position, event_id
 from .outbox import Delivery
 from .reasons import GapReason
 from .request import Replay
@@ -36,6 +35,7 @@ class Places:
         "_ahead",
         "_begun",
         "_behind",
+        "_channels",
         "_claimed",
         "_cursor",
         "_found",
@@ -43,20 +43,18 @@ class Places:
         "_replay",
         "_resuming",
         "_sent",
-        "_unclaimed",
         "_unplaced",
         "settled",
     )
 
     def __init__(
-        self, channels: Iterable[str], last_event_id: str | None, replay: Replay, most_replayed: int
+        self, channels: tuple[str, ...], last_event_id: str | None, replay: Replay, most_replayed: int
     ) -> None:
         #: Whether every channel is live and nothing live can be a repeat: then all that comes is admitted.
         self.settled = False
         self._cursor = None if last_event_id is None else Cursor.parse(last_event_id)
         self._resuming = last_event_id is not None
-        # Tuples, because an empty set is 216 bytes, and most streams would have several for hours.
-        self._unclaimed = tuple(self._cursor.offsets) if self._cursor else ()
+        self._channels = channels
         self._replay = replay
         self._most_replayed = most_replayed
         #: Where the client's cursor is in the logs, as far as it is in them.
@@ -65,8 +63,8 @@ class Places:
         self._begun = _NONE
         #: Up to where the client has been sent each channel.
         self._sent: dict[str, Position] = {}
-        #: The channels that the stream has not begun in.
-        self._unplaced = tuple(channels)
+        #: The channels that the stream has not begun in. A tuple, because an empty set is 216 bytes.
+        self._unplaced = channels
         #: Where history has gone further than the hub: what the hub delivers up to there are repeats.
         self._ahead = _NONE
         #: The channels that are read from history, in turn.
@@ -84,29 +82,50 @@ class Places:
         """Whether any channel is to be read from history."""
         return bool(self._behind)
 
+    @property
+    def count_behind(self) -> int:
+        """How many channels are to be read from history."""
+        return len(self._behind)
+
     def is_behind(self, channel: str) -> bool:
         """Whether a channel is read from history."""
         return channel in self._behind
 
     @property
     def id(self) -> str:
-        """The event id that names where the client is, in all channels."""
-        places = [str(place) for place in self._sent.values()]
-        if self._unplaced and self._cursor is not None:
-            # Where the client was in the channels that are not there yet, or it would forget them.
-            carried = self._cursor.offsets.items()
-            places += [f"{epoch}.{offset}" for epoch, offset in carried if epoch in self._unclaimed]
-        return ",".join(places) or NO_POSITION
+        """The event id that names where the client is, in all channels.
+
+        Every channel is in it. A channel that has no position, or that the stream has not begun in, has an
+        entry without one, or the one that the client brought: without one the next stream tells of a gap.
+        """
+        if len(self._channels) == 1 and not self._unplaced:
+            (channel,) = self._channels
+            return event_id(channel, self._sent.get(channel))
+        entries = [entry for channel in self._channels for entry in self._entries_of(channel)]
+        # Two channels with one tag may carry the same positions.
+        return ",".join(dict.fromkeys(entries))
+
+    def _entries_of(self, channel: str) -> Iterable[str]:
+        if self._cursor is not None and channel in self._unplaced:
+            carried = self._cursor.positions_in(channel)
+            if carried:
+                return [event_id(channel, place) for place in carried]
+        return (event_id(channel, self._sent.get(channel)),)
 
     @property
-    def has_cursor(self) -> bool:
-        """Whether the client has brought positions of its own."""
-        return self._cursor is not None
+    def has_state(self) -> bool:
+        """Whether the client, by its id, was sent the whole state of every channel of this stream."""
+        cursor = self._cursor
+        return cursor is not None and not cursor.state_owed and all(map(cursor.knows, self._channels))
 
-    @property
-    def has_unclaimed(self) -> bool:
-        """Whether the client has brought positions of which nobody knows the channel."""
-        return bool(self._unclaimed)
+    def must_ask(self, channel: str, end: Position | None) -> bool:
+        """Return whether only the log can tell where the client is in it.
+
+        The client has a position of the channel, but not of the epoch in which the log is now.
+        """
+        if end is None or self._cursor is None or channel in self._found or self.find(channel, end):
+            return False
+        return bool(self._cursor.positions_in(channel))
 
     def find(self, channel: str, end: Position, page: Page | None = None) -> Position | None:
         """Find the client in the log that ends at `end`, or with a page of it under an earlier epoch.
@@ -115,14 +134,12 @@ class Places:
         """
         if self._cursor is None:
             return None
-        for epoch, offset in self._cursor.offsets.items():
-            place = Position(epoch, offset)
-            found = place if epoch == end.epoch else None
+        for place in self._cursor.positions_in(channel):
+            found = place if place.epoch == end.epoch else None
             if found is None and page is not None and page.has(place):
                 # Where the way from there is in doubt it stays there, and will be told on the way.
                 found = page.seen_from(place).place_of(place) or place
             if found is not None:
-                self._unclaimed = tuple(name for name in self._unclaimed if name != epoch)
                 self._found = {**self._found, channel: found}
                 return found
         return None
@@ -132,11 +149,6 @@ class Places:
         channel, *others = self._behind
         self._behind = (*others, channel)
         return channel, self._sent[channel]
-
-    def claim(self, ends: Iterable[Position | None]) -> None:
-        """Take note of the logs that the stream's channels have now, before any of them is placed."""
-        claimed = {end.epoch for end in ends if end is not None}
-        self._unclaimed = tuple(name for name in self._unclaimed if name not in claimed)
 
     def place_new(self, ends: Mapping[str, Position | None]) -> None:
         """Begin in channels whose logs end so, None for no log; a client that is new has missed nothing."""
@@ -158,20 +170,18 @@ class Places:
         return gap
 
     def _place(self, channel: str, end: Position | None, unknown: GapReason | None) -> GapReason | None:
-        if end is None:
-            return GapReason.UNKNOWN if self._resuming else unknown
-        found = self._found.get(channel) or self.find(channel, end)
-        if found is not None:
-            # It may be ahead of this process: another one, which had heard more, has served it before.
-            return self._start(channel, end, found)
-        self._begin_in(channel, end)
-        if not self._resuming:
+        if end is not None:
+            found = self._found.get(channel) or self.find(channel, end)
+            if found is not None:
+                # It may be ahead of this process: another one, which had heard more, has served it before.
+                return self._start(channel, end, found)
+            self._begin_in(channel, end)
+        if not self._resuming or (self._cursor is not None and not self._cursor.knows(channel)):
+            # The channel is new to the client, which has missed nothing before this stream.
             return unknown
-        if self._cursor is None:
+        if self._cursor is None or end is None or not self._cursor.positions_in(channel):
             return GapReason.UNKNOWN
-        # Epochs stand for channels: if every one of the cursor's is accounted for, this channel is new
-        # to the client, and it has missed nothing.
-        return GapReason.EPOCH if self._unclaimed else unknown
+        return GapReason.EPOCH
 
     def _begin_in(self, channel: str, end: Position) -> None:
         """Begin where a client does that brings no position of its own for this log."""

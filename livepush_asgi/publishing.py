@@ -8,7 +8,7 @@ from typing import cast
 import anyio
 
 from .broker import Broker, HistoryBroker
-from .cursor import Position
+from .cursor import Position, event_id
 from .errors import BrokerUnavailableError
 from .event import Event, to_payload
 
@@ -35,7 +35,7 @@ def publish_event(
 ) -> Awaitable[str | None]:
     """Publish, again and again for `patience` seconds while the broker is away; awaited, it is the id."""
     if isinstance(expected, str):
-        expected = Position.parse(expected)
+        expected = Position.of_id(expected)
     payload = to_payload(event.encode())
     if not patience:
         return _publish(broker, channel, event.id, payload, idempotency_key, expected)
@@ -74,7 +74,7 @@ async def _publish(
     if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
         log = cast("HistoryBroker", broker)
         position = await log.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
-        return own_id or str(position)
+        return own_id or event_id(channel, position)
     if idempotency_key is not None or expected is not None:
         raise TypeError(
             f"{type(broker).__name__} keeps no history: it knows no idempotency_key and no expected"

@@ -1,7 +1,7 @@
 """HistoryReader: how one stream reads the logs of its channels, page by page and each in its turn."""
 
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -9,7 +9,7 @@ import anyio
 
 from .broker import Page
 from .control import gap_block
-from .cursor import Position
+from .cursor import Position, event_id
 from .errors import InvalidEventError
 from .hub import Hub
 from .outbox import Delivery
@@ -24,7 +24,8 @@ Told = tuple[str, GapReason]
 
 # How many events are read from history at once. A client that is slower reads less often.
 PAGE = 100
-
+# How long one read of history may take, in seconds, before it is tried again.
+READ_TIMEOUT = 10.0
 
 # What nearly all streams have all the time; it is shared.
 _NONE: Mapping[str, bool] = MappingProxyType({})
@@ -33,18 +34,23 @@ _NONE: Mapping[str, bool] = MappingProxyType({})
 class HistoryReader:
     """Reads what `places` says is behind."""
 
-    __slots__ = ("_asked", "_channels", "_hub", "_limits", "_places", "failed", "sought")
+    __slots__ = ("_asked", "_channels", "_failures", "_hub", "_limits", "_places", "sought")
 
     def __init__(self, hub: Hub, places: Places, channels: tuple[str, ...], limits: Limits) -> None:
-        #: Whether the last attempt brought nothing, and the next one should wait a while.
-        self.failed = False
         self._hub = hub
         self._places = places
         self._channels = channels
         self._limits = limits
+        # How many attempts in a row have brought nothing.
+        self._failures = 0
         #: The channels to begin in when their logs have been asked, and whether each came late.
         self.sought = _NONE
         self._asked: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether no channel could be read on in its last turn, and the next attempt should wait a while."""
+        return self._failures >= max(1, self._places.count_behind)
 
     def place(self, ends: Mapping[str, Position | None], late: Container[str] = ()) -> list[Told]:
         """Begin in the channels whose logs end so, and return the gaps to tell.
@@ -52,41 +58,35 @@ class HistoryReader:
         A log may have gone on under another epoch, and only it can say whether the client is in it. Where
         it could not be asked, that is put off for `seek`: not to know it is no reason to tell of a gap.
         """
-        self._places.claim(ends.values())
-        if self._places.has_cursor:
-            strange = {name for name, end in ends.items() if end and not self._places.find(name, end)}
-            if self._places.has_unclaimed and not strange.issubset(self._asked):
-                self.sought = {**self.sought, **{name: name in late for name in strange}}
         told = []
         for channel, end in ends.items():
-            if channel not in self.sought:
-                gap = self._places.place(channel, end, late=channel in late)
-                told += [] if gap is None else [(channel, gap)]
+            if channel not in self._asked and self._places.must_ask(channel, end):
+                self.sought = {**self.sought, channel: channel in late}
+                continue
+            gap = self._places.place(channel, end, late=channel in late)
+            told += [] if gap is None else [(channel, gap)]
         return told
 
     async def seek(self) -> list[Told]:
         """Ask the logs that could not be asked, begin in their channels, and return the gaps to tell.
 
-        Never raises but when cancelled.
+        A log that cannot be asked now is asked again. Never raises but when cancelled.
         """
-        try:
-            for channel in list(self.sought):
-                await self._is_kept(channel)
-        except Exception as error:
-            self._note(error)
-            return []
-        self._note(None)
+        kept = await self._ask(self.sought)
         sought, self.sought = self.sought, _NONE
+        self.sought = {name: late for name, late in sought.items() if kept[name] is None} or _NONE
+        self._failures = self._failures + 1 if self.sought else 0
         late = {channel for channel, came_late in sought.items() if came_late}
-        return self.place({channel: self._hub.end_of(channel) for channel in sought}, late)
+        return self.place({name: self._hub.end_of(name) for name in sought if name not in self.sought}, late)
+
+    def unclear(self) -> list[str]:
+        """Return the channels whose logs have to be asked whether they have all that the client missed."""
+        return [name for name in self._channels if self._must_look(name, self._hub.end_of(name))]
 
     async def can_resume(self, timeout: float) -> bool:
         """Return whether history still has what the client's cursor asks for, in every channel."""
         with anyio.move_on_after(timeout):
-            try:
-                return all([await self._is_kept(name) for name in self._channels])
-            except Exception as error:
-                logger.debug("history cannot be read: %s", error)
+            return all((await self._ask(self.unclear())).values())
         return False
 
     async def next_deliveries(self) -> list[Delivery]:
@@ -96,29 +96,53 @@ class HistoryReader:
         """
         channel, place = self._places.next_behind()
         try:
-            page = await self._hub.read(channel, place.offset, PAGE)
+            with anyio.fail_after(READ_TIMEOUT):
+                page = await self._hub.read(channel, place.offset, PAGE)
         except Exception as error:
             self._note(error)
             return []
         self._note(None)
         live_end = self._hub.end_of(channel)
         if live_end is None or not self._places.is_behind(channel):
-            # Nobody delivers the channel any more: there is no hurry to be where that is.
-            self.failed = live_end is None
+            # The hub delivers the channel no more, so the stream need not hurry to its end.
+            self._failures += live_end is None
             return []
         stretch = self._places.take_page(channel, self._cut(page), live_end)
         if stretch.gap is None and not stretch.records and self._places.is_behind(channel):
             # The hub has delivered what the log does not show yet, or not any more.
-            self.failed = True
+            self._failures += 1
         return _deliveries(channel, stretch)
+
+    def _must_look(self, channel: str, end: Position | None) -> bool:
+        if end is None:
+            return False
+        place = self._places.find(channel, end)
+        return self._places.must_ask(channel, end) if place is None else place != end
+
+    async def _ask(self, channels: Iterable[str]) -> dict[str, bool | None]:
+        """Ask logs side by side whether they have all that the client missed; None where that failed."""
+        kept: dict[str, bool | None] = dict.fromkeys(channels)
+
+        async def ask(channel: str) -> None:
+            try:
+                with anyio.fail_after(READ_TIMEOUT):
+                    kept[channel] = await self._is_kept(channel)
+            except Exception as error:
+                logger.debug("the history of %r cannot be read: %s", channel, error)
+
+        if len(kept) == 1:
+            await ask(*kept)
+            return kept
+        async with anyio.create_task_group() as asking:
+            for channel in kept:
+                asking.start_soon(ask, channel)
+        return kept
 
     async def _is_kept(self, channel: str) -> bool:
         end = self._hub.end_of(channel)
-        if end is None or not self._places.has_cursor:
+        if end is None:
             return True
         place = self._places.find(channel, end)
-        if place == end:
-            return True
         # The log may have gone on under another epoch, which this process has not heard of yet.
         page = await self._hub.read(channel, 0 if place is None else place.offset, 0)
         self._asked += (channel,)
@@ -131,9 +155,12 @@ class HistoryReader:
         return placed is not None and placed.offset >= page.first - 1
 
     def _note(self, error: Exception | None) -> None:
-        if error is not None and not self.failed:
+        if error is None:
+            self._failures = 0
+            return
+        if not self._failures:
             logger.debug("history cannot be read, trying until it works: %s", error)
-        self.failed = error is not None
+        self._failures += 1
 
     def _cut(self, page: Page) -> Page:
         """Return no more of a page than goes into one message, but one event at least."""
@@ -158,5 +185,5 @@ def _deliveries(channel: str, stretch: Stretch) -> list[Delivery]:
 
 
 def _gap(channel: str, reason: GapReason, position: Position) -> Delivery:
-    block = gap_block(channel, reason, str(position))
+    block = gap_block(channel, reason, event_id(channel, position))
     return Delivery(channel, block, position, gap_block(channel, reason), gap=True)

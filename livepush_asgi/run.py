@@ -56,6 +56,7 @@ class Run:
         #: Whether it has started and not ended. Every request asks.
         self.running = False
         self.draining = False
+        self.snapshots_fail = False
         self.loop = loop_identity()
         self._call_loop = threadsafe_caller()
         self._inbox: deque[Callable[[], object]] = deque()

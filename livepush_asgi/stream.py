@@ -4,17 +4,21 @@
 
 import logging
 from collections.abc import Awaitable
+from contextvars import copy_context
+from functools import partial
 from typing import Protocol
+
+import anyio
 
 from .clock import Clock, Timer
 from .connection import Connections
-from .control import close_block, retry_line
+from .control import close_block, opening, retry_line
 from .cursor import Position
 from .direct import Carrier, DirectSend
 from .event import HEARTBEAT
-from .feed import Feed
+from .feed import Feed, Work
 from .hub import Hub
-from .loop import Alarm, Sleep
+from .loop import Alarm, Sleep, spawn
 from .outbox import OutboxFullError
 from .reasons import EndReason, GapReason, StreamState
 from .request import Grant
@@ -39,6 +43,7 @@ class Owner(Protocol):
     connections: Connections
     timing: Timing
     limits: Limits
+    snapshots_fail: bool
 
     def closed(self, stream: "Stream") -> None:
         """Hear that a stream has given everything back."""
@@ -59,6 +64,7 @@ class Stream(Timekeeper):
         "_patience",
         "_sleep",
         "_unsubscribed",
+        "_work",
         "carrier",
         "direct",
         "finished",
@@ -87,6 +93,8 @@ class Stream(Timekeeper):
         self.owner: Owner = owner
         self._control_events = control_events
         self._sleep: Sleep | None = None
+        # The scope of what is being waited for beside the stream: history or a snapshot.
+        self._work: anyio.CancelScope | None = None
         # Whether the carrier's task sleeps and `direct` may take its place.
         self._parked = False
         self._feed = Feed(owner, grant, control_events=control_events, last_event_id=last_event_id)
@@ -156,6 +164,8 @@ class Stream(Timekeeper):
             return
         self.reason = reason
         self.state = StreamState.ENDING
+        if self._work is not None:
+            self._work.cancel()
         if reason not in _FLUSHING:
             self._feed.discard()
         self._wake()
@@ -201,43 +211,70 @@ class Stream(Timekeeper):
         self._busy_since = None
         try:
             while self.reason is None:
-                if chunk := await self._work():
+                chunk = self._ready()
+                # Begun before this chunk goes, so that a busy channel keeps no history waiting.
+                done = self.reason is None and self._start_work()
+                if chunk:
                     self._last_chunk_at = self._now()
                     return chunk
-                again_in = None if self.state is StreamState.OPENING else self._feed.again_in
-                # It may have ended meanwhile, and whoever wakes one that is awake is not heard.
-                if self.reason is not None or again_in == 0.0:
+                # It may have ended by itself.
+                if done or self.reason is not None:
                     continue
                 self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
-                soonest = again_in if patience is None else min(again_in or patience, patience)
-                woken = await self._fall_asleep(soonest)
+                woken = await self._fall_asleep(patience)
                 if self._parked is not parked or not (woken or patience is None):
                     return b""
                 self._parked = False
             return self._last_chunk()
         finally:
-            # Also when cancelled: whoever gives up asking must not keep the stream for ever.
+            # Also when cancelled: a caller that gives up asking must not keep the stream for ever.
             self._busy_since = self._now()
             self._parked = False
 
-    async def _work(self) -> bytes:
-        """Do what there is to do, and return what can be sent."""
+    def _ready(self) -> bytes:
+        """Open if that is possible now, and return what can be sent."""
+        feed = self._feed
         if self.state is StreamState.OPENING:
-            if self._unsubscribed and not self._feed.hurried:
+            if self._waits_for_broker or feed.work():
                 return b""
-            await self._feed.open()
-            # It may have ended while history was looked at.
-            if self.reason is not None:
-                return b""
+            feed.open()
             self._wait_no_more()
             self.state = StreamState.LIVE
-        feed, chunk = self._feed, b""
-        if not feed.unanswerable:
-            chunk = await feed.next() if feed.must_wait else feed.ready()
-        if not chunk and feed.unanswerable:
-            # What its client would have to be told it cannot be told.
+        chunk = b"" if feed.unanswerable else feed.ready()
+        if feed.unanswerable:
+            # The client would have to be told what it cannot be told.
+            chunk += feed.take_head()
             self.end(feed.unanswerable)
         return chunk
+
+    @property
+    def _waits_for_broker(self) -> bool:
+        return bool(self._unsubscribed) and not self._feed.hurried
+
+    def _start_work(self) -> bool:
+        """Have what the feed waits for done in a task beside the stream; return whether it is done already.
+
+        The task has the context of this one. It is done at once where tasks are started eagerly.
+        """
+        if self._work is not None or (self.state is StreamState.OPENING and self._waits_for_broker):
+            return False
+        work = self._feed.work()
+        if work is None:
+            return False
+        self._work = anyio.CancelScope()
+        spawn(partial(self._do, work, self._work), "livepush history", copy_context())
+        return self._work is None
+
+    async def _do(self, work: Work, scope: anyio.CancelScope) -> None:
+        try:
+            with scope:
+                await work()
+        except Exception:
+            logger.exception("reading for a stream failed: this is a defect of livepush_asgi")
+            self.end(EndReason.ERROR)
+        finally:
+            self._work = None
+            self._wake()
 
     def _fall_asleep(self, patience: float | None) -> Awaitable[bool]:
         alarm = self.owner.alarm
@@ -257,12 +294,14 @@ class Stream(Timekeeper):
     def _last_chunk(self) -> bytes:
         if self.finished:
             return b""
-        chunk = self._feed.flush()
+        chunk, opened = self._feed.flush(), self._feed.opened
         self.finished = True
         assert self.reason is not None
         if self.reason is EndReason.DISCONNECT:
             return b""
         retry = self.owner.timing.own_retry()
+        if self._control_events and not opened:
+            chunk = opening(retry, None, resumed=False)
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
 
     def _wait_no_more(self) -> None:

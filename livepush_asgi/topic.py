@@ -11,7 +11,7 @@ from typing import Protocol
 import anyio
 
 from .broker import Broker, Sink, Subscription
-from .cursor import Position
+from .cursor import Position, event_id
 from .errors import InvalidEventError, MessagesLostError
 from .event import from_payload, split_position, with_id
 from .outbox import Delivery
@@ -48,11 +48,11 @@ class Listener(Protocol):
 
 
 def delivery_of(channel: str, payload: bytes, position: Position | None) -> Delivery:
-    """Return a payload as streams send it. Raises InvalidEventError for one that is no text."""
+    """Return a payload as streams send it. Raises InvalidEventError for one that is no event."""
     block = from_payload(payload)
     if position is None:
         return Delivery(channel, block)
-    return Delivery(channel, with_id(block, str(position)), position, block)
+    return Delivery(channel, with_id(block, event_id(channel, position)), position, block)
 
 
 class Topic:

@@ -6,16 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livepush_asgi.cursor import MOST_OFFSET, MOST_POSITIONS, Cursor, Position
+from livepush_asgi.cursor import MOST_OFFSET, MOST_POSITIONS, Cursor, Position, event_id, is_cursor, tag_of
 
 EPOCHS = st.text("abcXYZ019_-", min_size=1, max_size=16)
 OFFSETS = st.integers(0, MOST_OFFSET)
+CHANNELS = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())
 
 
 @given(EPOCHS, OFFSETS)
 def test_a_position_is_the_same_however_it_was_made(epoch: str, offset: int) -> None:
     made = Position(epoch, offset)
-    for other in (Position.parse(str(made)), Position(epoch, 0).at(offset)):
+    for other in (
+        Position.parse(str(made)),
+        Position(epoch, 0).at(offset),
+        Position.of_id(event_id("c", made)),
+    ):
         assert other == made
         assert hash(other) == hash(made)
         assert repr(other) == repr(made)
@@ -52,10 +57,36 @@ def test_text_that_is_no_position_is_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"position|offset"):
         Position.parse(text)
     assert Cursor.parse(text) is None
+    entry = Cursor.parse(f"{tag_of('c')}~{text}")
+    assert entry is None or entry.positions_in("c") == ()
 
 
-@given(st.dictionaries(EPOCHS, OFFSETS, min_size=1, max_size=MOST_POSITIONS))
-def test_a_cursor_reads_what_it_wrote(offsets: dict[str, int]) -> None:
-    cursor = Cursor.of(Position(epoch, offset) for epoch, offset in offsets.items())
-    assert Cursor.parse(str(cursor)) == cursor
-    assert cursor.offsets == offsets
+@given(st.dictionaries(CHANNELS, st.none() | st.builds(Position, EPOCHS, OFFSETS), min_size=1), st.booleans())
+def test_a_cursor_reads_what_it_wrote(positions: dict[str, Position | None], owed: bool) -> None:
+    cursor = Cursor.of(positions, state_owed=owed)
+    assert is_cursor(str(cursor))
+    read = Cursor.parse(str(cursor))
+    assert read == cursor
+    assert cursor.state_owed is owed
+    for channel, position in positions.items():
+        assert cursor.knows(channel)
+        # Another channel may have the same tag; then its position is here too.
+        assert position is None or position in cursor.positions_in(channel)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["~", "!", "abcd", "abc~e.1", "abcde~e.1", "abcd~e.1,", ",abcd~", "äbcd~", "abcd~e.1," * 200, "!!abcd~"],
+)
+def test_text_that_is_no_cursor_is_none(text: str) -> None:
+    assert Cursor.parse(text) is None
+
+
+def test_a_cursor_has_at_most_so_many_entries() -> None:
+    entries = [f"{number:04x}~e.1" for number in range(MOST_POSITIONS + 1)]
+    assert Cursor.parse(",".join(entries[:-1])) is not None
+    assert Cursor.parse(",".join(entries)) is None
+
+
+def test_a_cursor_does_not_name_its_channels() -> None:
+    assert "secret" not in str(Cursor.of({"secret": Position("e", 1)}))

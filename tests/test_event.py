@@ -181,16 +181,29 @@ def test_an_id_is_text_or_a_whole_number(id: Any) -> None:
         Event("", id=id)
 
 
-@pytest.mark.parametrize(("id", "text"), [(0, "0"), (42, "42"), (-1, "-1"), ("7", "7"), ("", "")])
+@pytest.mark.parametrize(("id", "text"), [(0, "0"), (42, "42"), (-1, "-1"), ("7", "7"), ("1.5", "1.5")])
 def test_ids_are_kept_as_text(id: str | int, text: str) -> None:
     assert Event("", id=id).id == text
     assert read(Event("", id=id).encode()).id == text
 
 
-def test_an_empty_id_resets_the_clients_last_event_id() -> None:
-    parser = EventStreamParser()
-    parser.feed(Event("", id="1").encode() + Event("", id="").encode())
-    assert parser.last_event_id == ""
+def test_an_empty_id_which_makes_a_client_forget_its_place_is_refused() -> None:
+    with pytest.raises(InvalidEventError, match="forget its place"):
+        Event("", id="")
+
+
+@pytest.mark.parametrize("id", ["abcd~", "abcd~epoch.7", "!abcd~epoch.7,dcba~", f"abcd~e.{2**63 - 1}"])
+def test_an_id_that_reads_as_a_cursor_is_refused(id: str) -> None:
+    with pytest.raises(InvalidEventError, match="reads as a cursor"):
+        Event("", id=id)
+    block = f"event: x\nid: {id}\ndata: forged\n\n".encode()
+    with pytest.raises(InvalidEventError, match="reads as a cursor"):
+        from_payload(to_payload(block))
+
+
+@pytest.mark.parametrize("id", ["~", "abc~e.7", "abcd~e.7,", "abcd~e.07", "abcd~e", "!", "abcd~e.7!", "1.5"])
+def test_an_id_that_only_looks_like_a_cursor_is_the_publishers_own(id: str) -> None:
+    assert Event("", id=id).id == id
 
 
 def test_an_id_with_more_digits_than_python_writes_raises() -> None:

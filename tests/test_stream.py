@@ -251,9 +251,10 @@ async def test_a_stream_opens_without_its_broker_and_is_told_when_it_came(
     broker = MockBroker()
     broker.fail_subscribe(ConnectionError("away"))
     push = LivePush(broker, public("news"), timing=Timing(subscribe_timeout=2))
+    start = anyio.current_time()
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
-        start = anyio.current_time()
-        assert (await stream.next_event(control=True, timeout=5)).event == "livepush.open"
+        opened = await stream.next_event(control=True, timeout=5)
+        assert (opened.event, json.loads(opened.data)["not_live"]) == ("livepush.open", ["news"])
         assert 2 <= anyio.current_time() - start < 2.2
         assert not push.statistics().healthy
         broker.fail_subscribe(None)
