@@ -1,0 +1,515 @@
+"""What a client has a claim to, from the first id on: each event once and in order, or a gap in its place.
+
+Here: channels that are not live when the stream opens, grants that change, states that are cut off, ids of
+publishers, and what goes on while a stream waits for a snapshot or for history. `test_seam.py` has the
+interleavings.
+"""
+
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import pytest
+
+from livepush_asgi import (
+    BrokerUnavailableError,
+    EndReason,
+    Event,
+    Grant,
+    History,
+    InvalidEventError,
+    Limits,
+    LivePush,
+    MemoryBroker,
+    Timing,
+)
+from livepush_asgi.broker import Page, Subscription
+from livepush_asgi.cursor import MOST_POSITIONS
+from livepush_asgi.event import to_payload
+from livepush_asgi.testing import Client, Stream, StreamEnded
+
+from .faulty_broker import FaultyBroker, FaultyServer
+from .virtual_clock import let_pass
+
+TIMING = Timing(subscribe_timeout=0.5, linger=0.1)
+
+
+class PickyBroker(FaultyBroker):
+    """Refuses to subscribe or to read some channels, in this process only."""
+
+    def __init__(self, server: FaultyServer) -> None:
+        super().__init__(server)
+        self.refused: set[str] = set()
+        self.unreadable: set[str] = set()
+        self.reads = 0
+
+    async def subscribe(self, channel: str) -> Subscription:
+        if channel in self.refused:
+            raise BrokerUnavailableError(f"no permission for {channel}")
+        return await super().subscribe(channel)
+
+    async def read(self, channel: str, after: int, limit: int) -> Page:
+        self.reads += 1
+        if channel in self.unreadable:
+            raise BrokerUnavailableError(f"no permission to read {channel}")
+        return await super().read(channel, after, limit)
+
+
+class Processes:
+    """Two processes over one server, and what they grant now."""
+
+    def __init__(
+        self, *channels: str, snapshot: Callable[[], object] | None = None, **limits: object
+    ) -> None:
+        self.grant = Grant(channels=channels, snapshot=snapshot)
+        self.server = FaultyServer(History(events=100))
+        self.brokers = [PickyBroker(self.server) for _ in range(2)]
+        self.pushes = [
+            LivePush(
+                broker,
+                lambda request: self.grant,
+                timing=TIMING,
+                limits=Limits(**limits),  # type: ignore[arg-type]
+            )
+            for broker in self.brokers
+        ]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[list[Client]]:
+        async with AsyncExitStack() as stack:
+            for push in self.pushes:
+                await stack.enter_async_context(push.lifespan())
+            yield [await stack.enter_async_context(Client(push)) for push in self.pushes]
+
+
+async def opened(stream: Stream) -> dict[str, object]:
+    event = await stream.next_event(control=True)
+    assert event.event == "livepush.open"
+    data: dict[str, object] = json.loads(event.data)
+    return data
+
+
+async def gap(stream: Stream) -> tuple[str, str]:
+    event = await stream.next_event(control=True)
+    assert event.event == "livepush.gap", event
+    data = json.loads(event.data)
+    return data["channel"], data["reason"]
+
+
+def body(stream: Stream) -> bytes:
+    return b"".join(message.get("body", b"") for message in stream.messages)
+
+
+async def nothing_more(stream: Stream) -> None:
+    with pytest.raises(TimeoutError):
+        await stream.next_event(1, control=True)
+
+
+# Channels that are not live when the stream opens.
+
+
+@pytest.mark.parametrize("fault", ["refused", "unreadable"])
+@pytest.mark.parametrize("channels", [["news", "user:42"], ["user:42"], ["user:42", "news", "more"]])
+async def test_a_channel_that_was_not_live_is_told_of_where_it_is(channels: list[str], fault: str) -> None:
+    house = Processes(*channels)
+    async with house.running() as (one, other):
+        getattr(house.brokers[0], fault).add("user:42")
+        async with one.open("/") as stream:
+            assert (await opened(stream))["not_live"] == ["user:42"]
+            await house.pushes[1].publish("user:42", "missed")
+        async with other.open("/", last_event_id=stream.last_event_id) as again:
+            assert not (await opened(again))["resumed"]
+            assert await gap(again) == ("user:42", "unknown")
+            await house.pushes[1].publish("user:42", "heard")
+            assert (await again.next_event(control=True)).data == "heard"
+            await nothing_more(again)
+
+
+async def test_a_channel_that_a_later_grant_adds_is_in_the_id_though_it_is_not_live() -> None:
+    house = Processes("news")
+    async with house.running() as (one, other):
+        async with one.open("/") as stream:
+            await opened(stream)
+        house.grant = Grant(channels=["news", "user:42"])
+        house.brokers[0].refused.add("user:42")
+        async with one.open("/", last_event_id=stream.last_event_id) as again:
+            assert await opened(again) == {
+                "resumed": True,
+                "retry": again.control_events[0].retry,
+                "not_live": ["user:42"],
+            }
+            await house.pushes[0].publish("user:42", "missed")
+            await house.pushes[0].publish("news", "1")
+            assert (await again.next_event(control=True)).data == "1"
+        async with other.open("/", last_event_id=again.last_event_id) as third:
+            assert not (await opened(third))["resumed"]
+            assert await gap(third) == ("user:42", "unknown")
+
+
+async def test_a_position_is_kept_through_a_process_where_its_channel_is_refused() -> None:
+    house = Processes("news", "user:42")
+    async with house.running() as (one, other):
+        async with other.open("/") as stream:
+            await opened(stream)
+            await house.pushes[1].publish("user:42", "1")
+            await stream.next_event()
+        house.brokers[0].refused.add("user:42")
+        await house.pushes[1].publish("user:42", "2")
+        async with one.open("/", last_event_id=stream.last_event_id) as refused:
+            assert (await opened(refused))["not_live"] == ["user:42"]
+        async with other.open("/", last_event_id=refused.last_event_id) as again:
+            assert (await opened(again))["resumed"]
+            assert (await again.next_event(control=True)).data == "2"
+            await nothing_more(again)
+
+
+async def test_a_channel_that_cannot_be_read_keeps_no_other_from_being_resumed() -> None:
+    house = Processes("bad", "good")
+    async with house.running() as (one, other):
+        async with other.open("/") as beside, one.open("/") as stream:
+            await opened(beside)
+            await opened(stream)
+            # The other process listens, but hears none of it.
+            house.brokers[1].losing = 600
+            for number in range(300):
+                await house.pushes[0].publish("good", number)
+                await house.pushes[0].publish("bad", number)
+            house.brokers[1].unreadable.add("bad")
+            async with other.open("/", last_event_id=stream.last_event_id) as again:
+                await opened(again)
+                house.brokers[1].losing = 0
+                await house.pushes[0].publish("good", "last")
+                events = [(await again.next_event(20, control=True)) for _ in range(2)]
+        assert [event.event for event in events] == ["livepush.gap", "message"]
+
+
+async def test_a_grant_that_goes_on_to_other_channels_is_no_gap() -> None:
+    house = Processes("a")
+    async with house.running() as (one, other):
+        async with one.open("/") as stream:
+            await opened(stream)
+            await house.pushes[0].publish("a", "1")
+            await stream.next_event()
+        house.grant = Grant(channels=["b", "c"])
+        async with other.open("/", last_event_id=stream.last_event_id) as again:
+            assert (await opened(again))["resumed"]
+            await house.pushes[0].publish("b", "1")
+            assert (await again.next_event(control=True)).data == "1"
+            await nothing_more(again)
+        house.grant = Grant(channels=["c", "b", "a"])
+        await house.pushes[0].publish("b", "2")
+        async with one.open("/", last_event_id=again.last_event_id) as third:
+            assert (await opened(third))["resumed"]
+            assert (await third.next_event(control=True)).data == "2"
+            await nothing_more(third)
+
+
+# The state, when it is cut off.
+
+
+def state_of(blocks: int) -> list[Event]:
+    return [Event(number, event="state") for number in range(blocks)]
+
+
+@pytest.mark.parametrize("read", range(7))
+async def test_a_client_that_is_cut_off_in_its_state_gets_it_again(read: int) -> None:
+    house = Processes("c", snapshot=lambda: state_of(6), message_bytes=20)
+    async with house.running() as (one, other):
+        async with one.open("/", window=0) as stream:
+            await opened(stream)
+            await house.pushes[0].publish("c", "change")
+            for number in range(read):
+                assert (await stream.next_event()).data == str(number)
+        complete = read == 6
+        async with other.open("/", last_event_id=stream.last_event_id) as again:
+            assert (await opened(again))["resumed"] is complete
+            # What came in one message with the last block has been received, too.
+            expected = [] if complete else [*map(str, range(6)), "change"]
+            assert [(await again.next_event(control=True)).data for _ in expected] == expected
+            await nothing_more(again)
+
+
+async def test_a_client_that_is_cut_off_after_a_gap_gets_the_state_that_the_gap_asks_for() -> None:
+    states = [Slow(0), Slow(3600), Slow(0)]
+    house = Processes("c", snapshot=lambda: states[0]())
+    async with house.running() as (one, other):
+        async with one.open("/", window=0) as stream:
+            await opened(stream)
+            assert (await stream.next_event()).data == "the state"
+            states.pop(0)
+            await house.pushes[0].publish("c", "taken")
+            house.server.lose_log("c")
+            for number in range(3):
+                await house.pushes[0].publish("c", number)
+            await let_pass(1)
+            seen = [await stream.next_event() for _ in range(1)]
+            assert await gap(stream) == ("c", "epoch")
+            with pytest.raises(TimeoutError):
+                seen += [await stream.next_event() for _ in range(9)]
+        states.pop(0)
+        async with other.open("/", last_event_id=stream.last_event_id) as again:
+            assert not (await opened(again))["resumed"]
+            assert (await again.next_event(control=True)).data == "the state"
+            read = [event.data for event in stream.received if event.event == "message"]
+            assert [event.data for event in await again.events(5 - len(read))] == ["0", "1", "2"][
+                len(read) - 2 :
+            ]
+            await nothing_more(again)
+
+
+async def test_a_channel_that_is_new_to_a_client_brings_the_state_again() -> None:
+    house = Processes("a", snapshot=lambda: state_of(1))
+    async with house.running() as (one, _):
+        async with one.open("/") as stream:
+            await opened(stream)
+            await stream.next_event()
+        house.grant = Grant(channels=["a", "b"], snapshot=lambda: state_of(2))
+        async with one.open("/", last_event_id=stream.last_event_id) as again:
+            assert not (await opened(again))["resumed"]
+            assert [event.data for event in await again.events(2)] == ["0", "1"]
+
+
+async def test_an_empty_state_is_a_state() -> None:
+    house = Processes("a", snapshot=list)
+    async with house.running() as (one, _), one.open("/") as stream:
+        await opened(stream)
+        await house.pushes[0].publish("a", "1")
+        assert (await stream.next_event(control=True)).data == "1"
+        async with one.open("/", last_event_id=stream.last_event_id) as again:
+            assert (await opened(again))["resumed"]
+
+
+# While a stream waits.
+
+
+class Slow:
+    """A snapshot that takes its time and notes how it ended."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.cancelled = 0
+
+    async def __call__(self) -> str:
+        try:
+            await anyio.sleep(self.seconds)
+        except BaseException:
+            self.cancelled += 1
+            raise
+        return "the state"
+
+
+async def revoke(push: LivePush) -> None:
+    await push.disconnect(channel="c")
+
+
+async def stop(push: LivePush) -> None:
+    await push.stop()
+
+
+async def wait(push: LivePush) -> None:
+    await let_pass(30)
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [(revoke, EndReason.REVOKED), (stop, EndReason.DRAIN), (wait, EndReason.EXPIRED)],
+    ids=["revoked", "drain", "expired"],
+)
+async def test_an_ending_does_not_wait_for_a_snapshot_and_what_that_returns_is_not_sent(
+    ending: Callable[[LivePush], Awaitable[None]], reason: EndReason
+) -> None:
+    snapshot = Slow(3600)
+    push = LivePush(
+        MemoryBroker(),
+        lambda request: Grant(channels="c", snapshot=snapshot, expires_at=time.time() + 20),
+        timing=Timing(snapshot_timeout=7200),
+    )
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await opened(stream)
+        await let_pass(1)
+        began = anyio.current_time()
+        await ending(push)
+        assert await stream.wait_ended(5) == reason.value
+        assert anyio.current_time() - began <= 35
+        assert snapshot.cancelled == 1
+        assert [event.event for event in stream.control_events] == ["livepush.open", "livepush.close"]
+        with pytest.raises(StreamEnded):
+            await stream.next_event()
+    assert push.statistics().ended[reason] == 1
+
+
+async def test_heartbeats_go_on_while_a_snapshot_is_read() -> None:
+    push = LivePush(
+        MemoryBroker(),
+        lambda request: Grant(channels="c", snapshot=Slow(50)),
+        timing=Timing(heartbeat_interval=15),
+    )
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await opened(stream)
+        assert (await stream.next_event(60)).data == "the state"
+        assert stream.comments == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    "snapshot", [Slow(100), lambda: 1 / 0, lambda: object()], ids=["hangs", "raises", "object"]
+)
+async def test_a_snapshot_that_fails_ends_the_stream_with_a_word(
+    snapshot: Callable[[], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    push = LivePush(
+        MemoryBroker(),
+        lambda request: Grant(channels="c", snapshot=snapshot),
+        timing=Timing(snapshot_timeout=10),
+    )
+    async with push.lifespan(), Client(push) as client:
+        for _ in range(3):
+            async with client.open("/") as stream:
+                assert await stream.wait_ended(20) == "error"
+                assert [event.event for event in stream.control_events] == ["livepush.open", "livepush.close"]
+                assert stream.control_events[-1].retry
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+class HangingBroker(PickyBroker):
+    """Reads no events of the history while it hangs."""
+
+    hangs = False
+
+    async def read(self, channel: str, after: int, limit: int) -> Page:
+        if self.hangs and limit:
+            await anyio.sleep_forever()
+        return await super().read(channel, after, limit)
+
+
+async def test_heartbeats_and_endings_go_on_while_history_hangs() -> None:
+    broker = HangingBroker(FaultyServer(History()))
+    push = LivePush(broker, lambda request: Grant(channels="c"))
+    async with push.lifespan(), Client(push) as client:
+        async with client.open("/") as stream:
+            await opened(stream)
+        await push.publish("c", "missed")
+        broker.hangs = True
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            await opened(again)
+            await let_pass(50)
+            await push.disconnect(channel="c")
+            assert await again.wait_ended(5) == "revoked"
+        assert len(again.comments) == 3
+        broker.hangs = False
+        async with client.open("/", last_event_id=again.last_event_id) as third:
+            assert (await opened(third))["resumed"]
+            assert (await third.next_event()).data == "missed"
+
+
+# When the response starts, and what is said first and last.
+
+
+class LateBroker(MemoryBroker):
+    """Takes a second to subscribe."""
+
+    async def subscribe(self, channel: str) -> Subscription:
+        await anyio.sleep(1)
+        return await super().subscribe(channel)
+
+
+async def test_what_is_published_at_the_start_of_the_response_arrives() -> None:
+    push = LivePush(LateBroker(), lambda request: Grant(channels="c"))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await push.publish("c", "from onopen")
+        assert (await stream.next_event()).data == "from onopen"
+
+
+async def test_the_reconnection_time_is_the_first_line_then_the_id_then_the_data() -> None:
+    push = LivePush(MemoryBroker(), lambda request: Grant(channels="c"))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await opened(stream)
+        lines = body(stream).decode().split("\n")
+    assert [line.partition(":")[0] for line in lines] == ["retry", "id", "event", "data", "", ""]
+
+
+@pytest.mark.parametrize("control_events", [True, False])
+async def test_a_drain_before_a_stream_has_opened_is_told(control_events: bool) -> None:
+    push = LivePush(LateBroker(), lambda request: Grant(channels="c"), control_events=control_events)
+    async with push.lifespan(), Client(push) as client, anyio.create_task_group() as tasks:
+
+        async def drain() -> None:
+            await anyio.sleep(0.2)
+            await push.drain()
+
+        tasks.start_soon(drain)
+        async with client.open("/", last_event_id="abcd~e.1") as stream:
+            assert await stream.wait_ended(5) == ("drain" if control_events else None)
+            assert [event.event for event in stream.control_events] == (
+                ["livepush.open", "livepush.close"] if control_events else []
+            )
+            # The client keeps the place that it had.
+            assert b"id:" not in body(stream)
+            assert body(stream).startswith(b"retry: ")
+
+
+async def test_without_control_events_a_gap_at_the_beginning_ends_the_stream_once() -> None:
+    push = LivePush(MemoryBroker(), lambda request: Grant(channels="c"), control_events=False)
+    async with push.lifespan(), Client(push) as client:
+        async with client.open("/", last_event_id="what is this") as stream:
+            await stream.wait_ended(5)
+            assert body(stream).startswith(b"retry: ")
+        assert push.statistics().ended[EndReason.BROKER] == 1
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            await push.publish("c", "1")
+            assert (await again.next_event()).data == "1"
+
+
+# Ids.
+
+
+async def test_a_publishers_own_id_is_never_taken_for_a_place() -> None:
+    house = Processes("c")
+    async with house.running() as (one, other):
+        async with one.open("/") as stream:
+            await opened(stream)
+            place = await house.pushes[0].publish("c", "1")
+            await house.pushes[0].publish("c", "2")
+            with pytest.raises(InvalidEventError, match="reads as a cursor"):
+                await house.pushes[0].publish("c", "3", id=place)
+            # Written by hand, as another program might.
+            block = f"id: {place}\ndata: 3\n\n".encode()
+            await house.brokers[0].append("c", to_payload(block))
+            await house.pushes[0].publish("c", "4")
+            assert [event.data for event in await stream.events(2)] == ["1", "2"]
+            assert await gap(stream) == ("c", "broker")
+            assert (await stream.next_event()).data == "4"
+        async with other.open("/", last_event_id=stream.last_event_id) as again:
+            assert (await opened(again))["resumed"]
+            await nothing_more(again)
+
+
+async def test_a_client_whose_last_id_is_a_publishers_own_is_told_of_a_gap() -> None:
+    house = Processes("c")
+    async with house.running() as (one, other):
+        async with one.open("/") as stream:
+            await opened(stream)
+            assert await house.pushes[0].publish("c", "1", id="own.7") == "own.7"
+            await stream.next_event()
+        async with other.open("/", last_event_id=stream.last_event_id) as again:
+            assert not (await opened(again))["resumed"]
+            assert await gap(again) == ("c", "unknown")
+
+
+@pytest.mark.parametrize("channels", [1, 20, 128])
+async def test_a_hostile_id_costs_at_most_a_read_of_each_channel(channels: int) -> None:
+    names = [f"c{number}" for number in range(channels)]
+    house = Processes(*names)
+    async with house.running() as (one, _):
+        async with one.open("/") as stream:
+            await opened(stream)
+        hostile = stream.last_event_id.replace(".0", f".{2**63 - 1}")
+        swapped = [entry.partition("~")[0] + "~other.1" for entry in hostile.split(",")]
+        for text in (hostile, ",".join(swapped), ",".join(swapped[:1] * MOST_POSITIONS)):
+            house.brokers[0].reads = 0
+            async with one.open("/", last_event_id=text) as again:
+                assert not (await opened(again))["resumed"]
+                told = [await gap(again) for _ in range(len(set(text.split(","))))]
+                assert {reason for _, reason in told} == {"epoch"}
+            assert house.brokers[0].reads <= 2 * channels
