@@ -5,6 +5,7 @@ All control events are named, because named events never reach a page's `onmessa
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 
 from .event import encode_block
 from .reasons import EndReason, GapReason
@@ -39,7 +40,14 @@ def opening(
 
 def gap_block(channel: str, reason: GapReason, id: str | None = None) -> bytes:
     """Return the block that says: at this point events of the channel are, or may be, missing."""
-    return encode_block(_json(channel=channel, reason=reason.value), event="livepush.gap", id=id)
+    block = _gap_block(channel, reason)
+    return block if id is None else f"id: {id}\n".encode() + block
+
+
+@lru_cache(maxsize=1024)
+def _gap_block(channel: str, reason: GapReason) -> bytes:
+    # Ten thousand clients that come back to a log that was lost are all told the same.
+    return encode_block(_json(channel=channel, reason=reason.value), event="livepush.gap")
 
 
 def close_block(reason: EndReason, retry: int) -> bytes:

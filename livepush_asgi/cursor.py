@@ -23,6 +23,8 @@ from types import MappingProxyType
 # servers and proxies commonly take 8 KiB for all of them.
 MOST_POSITIONS = 128
 MOST_OFFSET = 2**63 - 1
+# So many channels of one stream may have the same tag. Of 128 channels two have with a chance of 1 in 2,000.
+MOST_OF_ONE_TAG = 4
 
 _EPOCH = re.compile(r"[A-Za-z0-9_-]{1,16}")
 _POSITION = re.compile(r"([A-Za-z0-9_-]{1,16})\.(0|[1-9][0-9]{0,18})")
@@ -175,5 +177,9 @@ def _entries(parts: Iterable[str]) -> dict[str, str] | None:
         tag, mark, text = part.partition("~")
         if not mark or len(tag) != 4:
             return None
-        entries[tag] = f"{entries[tag]},{text}" if tag in entries else text
+        if tag in entries:
+            text = f"{entries[tag]},{text}"
+            if text.count(",") == MOST_OF_ONE_TAG:
+                return None
+        entries[tag] = text
     return entries

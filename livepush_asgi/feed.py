@@ -18,8 +18,8 @@ from .cursor import Position, event_id, owed
 from .event import HEARTBEAT, with_id
 from .hub import Hub
 from .outbox import Delivery, LatestOutbox, Outbox, OutboxFullError
-from .places import Places
-from .reading import HistoryReader, Told
+from .places import ChannelGap, Places
+from .reading import HistoryReader
 from .reasons import EndReason, GapReason
 from .request import Grant
 from .settings import Limits, Timing
@@ -171,7 +171,7 @@ class Feed:
             self._reader = HistoryReader(house.hub, self._places, self._grant.channel_names, house.limits)
         return self._reader
 
-    def _tell(self, gaps: list[Told]) -> None:
+    def _tell(self, gaps: list[ChannelGap]) -> None:
         """Tell of gaps before anything of their channels that history has."""
         for channel, reason in gaps:
             self._owe_state()
@@ -212,7 +212,7 @@ class Feed:
         not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
         self._head = opening(retry, self._id, told, resumed=resumed, not_live=not_live)
 
-    def _place_in(self, ends: Mapping[str, Position | None]) -> list[Told]:
+    def _place_in(self, ends: Mapping[str, Position | None]) -> list[ChannelGap]:
         """Begin in the channels whose logs end so, and return the gaps to tell."""
         if self._resuming:
             return self._history().place(ends)
@@ -225,7 +225,10 @@ class Feed:
         It never raises but when cancelled; look at `ready` after it.
         """
         if not self.opened:
-            return self._look_up if self._resuming and self._resumable is None else None
+            if self._resuming and self._resumable is None:
+                self._resumable = self._history().resumable()
+                return self._look_up if self._resumable is None else None
+            return None
         if self._state is not None and self._state.wanted:
             return self._read_state
         reader = self._reader
@@ -276,8 +279,7 @@ class Feed:
 
     async def _look_up(self) -> None:
         """Ask the logs whether they have all that the client has missed."""
-        reader = self._history()
-        self._resumable = await reader.can_resume(self._house.timing.subscribe_timeout)
+        self._resumable = await self._history().look_up(self._house.timing.subscribe_timeout)
 
     async def _seek(self) -> None:
         reader = self._history()

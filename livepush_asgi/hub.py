@@ -20,6 +20,9 @@ logger = logging.getLogger("livepush_asgi")
 
 # How long a channel may look quiet before its log is asked, in seconds.
 CHECK_INTERVAL = 40.0
+# How long the bounds of a log are good for, in seconds. A client that comes back with an epoch which began
+# within that time is told of a gap that there is not.
+BOUNDS_AGE = 0.05
 # How often it is seen which channels have to be asked, in seconds: one timer for ten thousand of them.
 LOOK_INTERVAL = 1.0
 
@@ -32,6 +35,8 @@ class Hub:
         # Asked once: it costs as much as subscribing a channel in memory.
         self._log = broker if isinstance(broker, HistoryBroker) else None
         self._clock = clock
+        #: The event loop's monotonic clock, in seconds.
+        self.now = clock.now
         self._tasks = tasks
         self._linger = linger
         self._turn = Turn(soon_caller(), clock.now)
@@ -94,6 +99,26 @@ class Hub:
         assert self._log is not None
         return await self._log.read(channel, after, limit)
 
+    async def read_bounds(self, channel: str) -> Page:
+        """Return an empty page that says where a log begins and ends. Raises what the broker raises."""
+        page = await self.read(channel, 0, 0)
+        topic = self._topics.get(channel)
+        if isinstance(topic, LoggedTopic):
+            topic.bounds = page, self.now() + BOUNDS_AGE
+        return page
+
+    def bounds_of(self, channel: str, place: Position | None) -> Page | None:
+        """Return what `read_bounds` returned last, None if that is too old.
+
+        So many clients that come back at once look into a log once. It does not do for a `place` further on.
+        """
+        topic = self._topics.get(channel)
+        if not isinstance(topic, LoggedTopic) or topic.bounds is None:
+            return None
+        page, until = topic.bounds
+        good = self.now() < until and (place is None or page.has(place))
+        return page if good else None
+
     def flush(self) -> None:
         """Have every stream take what this turn of the loop has brought for it."""
         self._turn.flush()
@@ -134,10 +159,10 @@ class Hub:
 
     def _next_check(self) -> float:
         # At a random moment, so that ten thousand quiet channels are not asked all at once.
-        return self._clock.now() + CHECK_INTERVAL * random.uniform(0.5, 1.0)
+        return self.now() + CHECK_INTERVAL * random.uniform(0.5, 1.0)
 
     def _look(self) -> None:
-        now = self._clock.now()
+        now = self.now()
         for topic in list(self._topics.values()):
             if topic.check_at <= now:
                 topic.check()

@@ -29,7 +29,7 @@ PAGE = 500
 class LoggedTopic(Topic):
     """A channel with a log. `spawn` starts a task that outlives the caller."""
 
-    __slots__ = ("_filling", "_log", "_position", "_quiet", "_seen", "_spawn")
+    __slots__ = ("_filling", "_log", "_position", "_quiet", "_seen", "_spawn", "bounds")
 
     def __init__(
         self,
@@ -40,6 +40,8 @@ class LoggedTopic(Topic):
         spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], object],
     ) -> None:
         super().__init__(channel, broker, turn, watch)
+        #: Where the log was seen to begin and end, and until when that may be used.
+        self.bounds: tuple[Page, float] | None = None
         self._log = broker
         self._spawn = spawn
         self._position: Position | None = None

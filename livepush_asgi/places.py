@@ -6,9 +6,9 @@ at the moment when it has all that the hub has delivered. Resuming begins behind
 too slow for its outbox. There is no third way, and so no seam at which an event could be missed or doubled.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from .broker import Page
 from .cursor import Cursor, Position, event_id
@@ -16,8 +16,12 @@ from .outbox import Delivery
 from .reasons import GapReason
 from .request import Replay
 
+ChannelGap = tuple[str, GapReason]
+P = TypeVar("P", bound=Position | None)
+
 # What most streams have of most things below. It is shared, so what changes is a mapping made anew.
 _NONE: Mapping[str, Position] = MappingProxyType({})
+_NOWHERE: Mapping[str, Position | None] = MappingProxyType({})
 
 
 class Stretch(NamedTuple):
@@ -35,6 +39,7 @@ class Places:
         "_ahead",
         "_begun",
         "_behind",
+        "_brought",
         "_channels",
         "_claimed",
         "_cursor",
@@ -57,8 +62,10 @@ class Places:
         self._channels = channels
         self._replay = replay
         self._most_replayed = most_replayed
-        #: Where the client's cursor is in the logs, as far as it is in them.
-        self._found = _NONE
+        # What the cursor says of each channel that was asked for, read once.
+        self._brought: dict[str, tuple[Position, ...]] | None = None
+        #: Where the client is in the logs that were asked; None where it is not in the log any more.
+        self._found = _NOWHERE
         #: Where the logs ended when the stream began to listen.
         self._begun = _NONE
         #: Up to where the client has been sent each channel.
@@ -75,7 +82,7 @@ class Places:
     def begin(self, channel: str, end: Position | None) -> None:
         """Take note of where the log ends when the stream begins to listen: a new client begins here."""
         if end is not None:
-            self._begun = {channel: end, **self._begun}
+            self._begun = _with(self._begun, channel, end)
 
     @property
     def behind(self) -> bool:
@@ -107,7 +114,7 @@ class Places:
 
     def _entries_of(self, channel: str) -> Iterable[str]:
         if self._cursor is not None and channel in self._unplaced:
-            carried = self._cursor.positions_in(channel)
+            carried = self._brought_in(channel)
             if carried:
                 return [event_id(channel, place) for place in carried]
         return (event_id(channel, self._sent.get(channel)),)
@@ -118,31 +125,41 @@ class Places:
         cursor = self._cursor
         return cursor is not None and not cursor.state_owed and all(map(cursor.knows, self._channels))
 
-    def must_ask(self, channel: str, end: Position | None) -> bool:
-        """Return whether only the log can tell where the client is in it.
+    def place_of(self, channel: str, end: Position) -> Position | None:
+        """Return where the client is in the log that ends at `end`, as far as that is known here."""
+        if channel in self._found:
+            return self._found[channel]
+        return next((place for place in self._brought_in(channel) if place.epoch == end.epoch), None)
 
-        The client has a position of the channel, but not of the epoch in which the log is now.
-        """
-        if end is None or self._cursor is None or channel in self._found or self.find(channel, end):
+    def must_ask(self, channel: str, end: Position) -> bool:
+        """Return whether only the log can tell whether the client is in it, and has missed what is gone."""
+        if channel in self._found or not self._brought_in(channel):
             return False
-        return bool(self._cursor.positions_in(channel))
+        return self.place_of(channel, end) != end
 
-    def find(self, channel: str, end: Position, page: Page | None = None) -> Position | None:
-        """Find the client in the log that ends at `end`, or with a page of it under an earlier epoch.
-
-        What is found is kept for `place`.
-        """
-        if self._cursor is None:
-            return None
-        for place in self._cursor.positions_in(channel):
-            found = place if place.epoch == end.epoch else None
-            if found is None and page is not None and page.has(place):
+    def find_in(self, channel: str, page: Page) -> bool:
+        """Find the client in a page of a log; return whether all that came after it is there."""
+        found = None
+        for place in self._brought_in(channel):
+            if page.has(place):
                 # Where the way from there is in doubt it stays there, and will be told on the way.
                 found = page.seen_from(place).place_of(place) or place
-            if found is not None:
-                self._found = {**self._found, channel: found}
-                return found
-        return None
+                break
+        self._found = _with(self._found, channel, found)
+        if found is None:
+            return False
+        placed = page.place_of(found)
+        return placed is not None and placed.offset >= page.first - 1
+
+    def _brought_in(self, channel: str) -> tuple[Position, ...]:
+        """Return the positions that the client has brought for a channel."""
+        if self._cursor is None:
+            return ()
+        if self._brought is None:
+            self._brought = {}
+        if channel not in self._brought:
+            self._brought[channel] = self._cursor.positions_in(channel)
+        return self._brought[channel]
 
     def next_behind(self) -> tuple[str, Position]:
         """Return the channel to read next, and the position after which; each has its turn."""
@@ -158,20 +175,23 @@ class Places:
                 self._begin_in(channel, end)
         self._settle()
 
-    def place(self, channel: str, end: Position | None, *, late: bool = False) -> GapReason | None:
-        """Begin in a channel whose log ends at `end`; None has no log. Return the gap to tell, if any.
+    def place(self, ends: Mapping[str, Position | None], late: Container[str]) -> list[ChannelGap]:
+        """Begin in channels whose logs end so; None has no log. Return the gaps to tell.
 
         What the hub has delivered before does not count: the log has it.
-        `late` is for a channel that the broker came to have only after the stream had opened.
+        `late` channels came to be subscribed only after the stream had opened.
         """
-        self._unplaced = tuple(name for name in self._unplaced if name != channel)
-        gap = self._place(channel, end, GapReason.BROKER if late else None)
+        self._unplaced = tuple([name for name in self._unplaced if name not in ends])
+        told = []
+        for channel, end in ends.items():
+            gap = self._place(channel, end, GapReason.BROKER if channel in late else None)
+            told += [] if gap is None else [(channel, gap)]
         self._settle()
-        return gap
+        return told
 
     def _place(self, channel: str, end: Position | None, unknown: GapReason | None) -> GapReason | None:
         if end is not None:
-            found = self._found.get(channel) or self.find(channel, end)
+            found = self.place_of(channel, end)
             if found is not None:
                 # It may be ahead of this process: another one, which had heard more, has served it before.
                 return self._start(channel, end, found)
@@ -179,7 +199,7 @@ class Places:
         if not self._resuming or (self._cursor is not None and not self._cursor.knows(channel)):
             # The channel is new to the client, which has missed nothing before this stream.
             return unknown
-        if self._cursor is None or end is None or not self._cursor.positions_in(channel):
+        if self._cursor is None or end is None or not self._brought_in(channel):
             return GapReason.UNKNOWN
         return GapReason.EPOCH
 
@@ -193,7 +213,7 @@ class Places:
         self._start(channel, end, end if first == end.offset else Position(end.epoch, first))
         begun = self._begun_in(channel, end)
         if self._sent[channel].offset < begun:
-            self._claimed = {**self._claimed, channel: Position(end.epoch, begun)}
+            self._claimed = _with(self._claimed, channel, Position(end.epoch, begun))
 
     def admits(self, delivery: Delivery) -> bool:
         """Return whether a delivery is to be queued: the channel is live, and it is no repeat."""
@@ -253,7 +273,7 @@ class Places:
         if end.epoch == live_end.epoch and end.offset >= live_end.offset:
             self._behind = tuple(name for name in self._behind if name != channel)
             if end.offset > live_end.offset:
-                self._ahead = {**self._ahead, channel: end}
+                self._ahead = _with(self._ahead, channel, end)
             self._settle()
         # From now on its place is its claim.
         self._claimed = _without(self._claimed, channel)
@@ -297,8 +317,15 @@ class Places:
     def _settle(self) -> None:
         if not self._unplaced:
             # Of use only until every channel has begun.
-            self._found = self._begun = _NONE
+            self._found, self._begun, self._brought = _NOWHERE, _NONE, None
         self.settled = not (self._unplaced or self._behind or self._ahead)
+
+
+def _with(places: Mapping[str, P], channel: str, place: P) -> Mapping[str, P]:
+    if not isinstance(places, dict):
+        return {channel: place}
+    places[channel] = place
+    return places
 
 
 def _without(places: Mapping[str, Position], channel: str) -> Mapping[str, Position]:

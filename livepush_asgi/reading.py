@@ -13,19 +13,19 @@ from .cursor import Position, event_id
 from .errors import InvalidEventError
 from .hub import Hub
 from .outbox import Delivery
-from .places import Places, Stretch
+from .places import ChannelGap, Places, Stretch
 from .reasons import GapReason
 from .settings import Limits
 from .topic import delivery_of
 
 logger = logging.getLogger("livepush_asgi")
 
-Told = tuple[str, GapReason]
-
 # How many events are read from history at once. A client that is slower reads less often.
 PAGE = 100
 # How long one read of history may take, in seconds, before it is tried again.
 READ_TIMEOUT = 10.0
+# A broker that answers within this time, in seconds, has not waited for a server.
+AT_ONCE = 0.001
 
 # What nearly all streams have all the time; it is shared.
 _NONE: Mapping[str, bool] = MappingProxyType({})
@@ -34,7 +34,7 @@ _NONE: Mapping[str, bool] = MappingProxyType({})
 class HistoryReader:
     """Reads what `places` says is behind."""
 
-    __slots__ = ("_asked", "_channels", "_failures", "_hub", "_limits", "_places", "sought")
+    __slots__ = ("_channels", "_failures", "_hub", "_kept", "_limits", "_places", "sought")
 
     def __init__(self, hub: Hub, places: Places, channels: tuple[str, ...], limits: Limits) -> None:
         self._hub = hub
@@ -45,49 +45,54 @@ class HistoryReader:
         self._failures = 0
         #: The channels to begin in when their logs have been asked, and whether each came late.
         self.sought = _NONE
-        self._asked: tuple[str, ...] = ()
+        # Whether each log has all that the client missed, None where it has to be asked.
+        self._kept: dict[str, bool | None] = {}
 
     @property
     def failed(self) -> bool:
         """Whether no channel could be read on in its last turn, and the next attempt should wait a while."""
         return self._failures >= max(1, self._places.count_behind)
 
-    def place(self, ends: Mapping[str, Position | None], late: Container[str] = ()) -> list[Told]:
+    def place(self, ends: Mapping[str, Position | None], late: Container[str] = ()) -> list[ChannelGap]:
         """Begin in the channels whose logs end so, and return the gaps to tell.
 
         A log may have gone on under another epoch, and only it can say whether the client is in it. Where
         it could not be asked, that is put off for `seek`: not to know it is no reason to tell of a gap.
         """
-        told = []
+        known = dict(ends)
         for channel, end in ends.items():
-            if channel not in self._asked and self._places.must_ask(channel, end):
+            if end and self._places.must_ask(channel, end) and not self._places.place_of(channel, end):
                 self.sought = {**self.sought, channel: channel in late}
-                continue
-            gap = self._places.place(channel, end, late=channel in late)
-            told += [] if gap is None else [(channel, gap)]
-        return told
+                del known[channel]
+        return self._places.place(known, late)
 
-    async def seek(self) -> list[Told]:
+    async def seek(self) -> list[ChannelGap]:
         """Ask the logs that could not be asked, begin in their channels, and return the gaps to tell.
 
         A log that cannot be asked now is asked again. Never raises but when cancelled.
         """
-        kept = await self._ask(self.sought)
-        sought, self.sought = self.sought, _NONE
-        self.sought = {name: late for name, late in sought.items() if kept[name] is None} or _NONE
+        with anyio.move_on_after(READ_TIMEOUT):
+            await self._ask(self.sought)
+        sought = self.sought
+        self.sought = {name: late for name, late in sought.items() if self._kept[name] is None} or _NONE
         self._failures = self._failures + 1 if self.sought else 0
         late = {channel for channel, came_late in sought.items() if came_late}
         return self.place({name: self._hub.end_of(name) for name in sought if name not in self.sought}, late)
 
-    def unclear(self) -> list[str]:
-        """Return the channels whose logs have to be asked whether they have all that the client missed."""
-        return [name for name in self._channels if self._must_look(name, self._hub.end_of(name))]
+    def resumable(self) -> bool | None:
+        """Return whether history still has what the client's cursor asks for, in every channel.
 
-    async def can_resume(self, timeout: float) -> bool:
-        """Return whether history still has what the client's cursor asks for, in every channel."""
+        None if that takes a look into a log first: then call `look_up`.
+        """
+        if not self._kept:
+            self._kept = {name: self._is_kept(name) for name in self._channels}
+        return None if None in self._kept.values() else all(self._kept.values())
+
+    async def look_up(self, timeout: float) -> bool:
+        """Look into the logs of which that is not known; False if one takes longer than `timeout` seconds."""
         with anyio.move_on_after(timeout):
-            return all((await self._ask(self.unclear())).values())
-        return False
+            await self._ask(self._channels)
+        return all(self._kept.values())
 
     async def next_deliveries(self) -> list[Delivery]:
         """Read a page of the channel whose turn it is, with what is missing in it as gaps.
@@ -113,46 +118,44 @@ class HistoryReader:
             self._failures += 1
         return _deliveries(channel, stretch)
 
-    def _must_look(self, channel: str, end: Position | None) -> bool:
-        if end is None:
-            return False
-        place = self._places.find(channel, end)
-        return self._places.must_ask(channel, end) if place is None else place != end
-
-    async def _ask(self, channels: Iterable[str]) -> dict[str, bool | None]:
-        """Ask logs side by side whether they have all that the client missed; None where that failed."""
-        kept: dict[str, bool | None] = dict.fromkeys(channels)
-
-        async def ask(channel: str) -> None:
-            try:
-                with anyio.fail_after(READ_TIMEOUT):
-                    kept[channel] = await self._is_kept(channel)
-            except Exception as error:
-                logger.debug("the history of %r cannot be read: %s", channel, error)
-
-        if len(kept) == 1:
-            await ask(*kept)
-            return kept
-        async with anyio.create_task_group() as asking:
-            for channel in kept:
-                asking.start_soon(ask, channel)
-        return kept
-
-    async def _is_kept(self, channel: str) -> bool:
+    def _is_kept(self, channel: str) -> bool | None:
+        """Return whether the log has all that the client missed, None if it has to be asked."""
         end = self._hub.end_of(channel)
-        if end is None:
+        if end is None or not self._places.must_ask(channel, end):
             return True
-        place = self._places.find(channel, end)
-        # The log may have gone on under another epoch, which this process has not heard of yet.
-        page = await self._hub.read(channel, 0 if place is None else place.offset, 0)
-        self._asked += (channel,)
-        if page.epoch != end.epoch:
+        page = self._hub.bounds_of(channel, self._places.place_of(channel, end))
+        return None if page is None else self._is_kept_in(channel, page)
+
+    def _is_kept_in(self, channel: str, page: Page) -> bool:
+        end = self._hub.end_of(channel)
+        if end is not None and page.epoch != end.epoch:
+            # The log has gone on under another epoch, of which this process has not heard yet.
             self._hub.refresh(channel)
-        place = place or self._places.find(channel, end, page)
-        if place is None:
-            return True
-        placed = page.place_of(place)
-        return placed is not None and placed.offset >= page.first - 1
+        return self._places.find_in(channel, page)
+
+    async def _ask(self, channels: Iterable[str]) -> None:
+        """Look into logs of which nothing is known: side by side from the first one on that takes a while."""
+        for name in channels:
+            if name not in self._kept:
+                self._kept[name] = self._is_kept(name)
+        waiting = [name for name in channels if self._kept[name] is None]
+        while waiting:
+            began = self._hub.now()
+            await self._look_into(waiting.pop(0))
+            if self._hub.now() - began > AT_ONCE:
+                break
+        if waiting:
+            async with anyio.create_task_group() as asking:
+                for channel in waiting:
+                    asking.start_soon(self._look_into, channel)
+
+    async def _look_into(self, channel: str) -> None:
+        try:
+            page = await self._hub.read_bounds(channel)
+        except Exception as error:
+            logger.debug("the history of %r cannot be read: %s", channel, error)
+        else:
+            self._kept[channel] = self._is_kept_in(channel, page)
 
     def _note(self, error: Exception | None) -> None:
         if error is None:
