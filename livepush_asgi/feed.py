@@ -175,9 +175,10 @@ class Feed:
         """Tell of gaps before anything of their channels that history has."""
         for channel, reason in gaps:
             self._owe_state()
-            self._head += gap_block(channel, reason, self._id)
             if not self._control_events:
-                self._head, self.unanswerable = b"", EndReason.BROKER
+                self._head += self._end_instead()
+                return
+            self._head += gap_block(channel, reason, self._id)
 
     @property
     def _owes_state(self) -> bool:
@@ -204,13 +205,20 @@ class Feed:
         self.opened = True
         if not self._control_events:
             self._head = retry_line(retry)
-            if told:
-                # The end of the stream is the word, and the new id keeps the client from being told again.
-                self._head += id_block(self._id)
-                self.unanswerable = EndReason.BROKER
+            # Where the broker has no positions the id stays the same. To end the stream again tells no more.
+            if told and not self._places.came_with(self._id):
+                self._head += self._end_instead()
             return
         not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
         self._head = opening(retry, self._id, told, resumed=resumed, not_live=not_live)
+
+    def _end_instead(self) -> bytes:
+        """Have the stream end, as its client cannot be told of a gap; return the id that is behind the gap.
+
+        With it the client is not told again when it comes back.
+        """
+        self.unanswerable = EndReason.BROKER
+        return id_block(self._id)
 
     def _place_in(self, ends: Mapping[str, Position | None]) -> list[ChannelGap]:
         """Begin in the channels whose logs end so, and return the gaps to tell."""
@@ -351,15 +359,15 @@ class Feed:
         blocks = []
         for delivery in deliveries:
             if delivery.gap:
-                if not self._control_events:
-                    self.unanswerable = EndReason.BROKER
-                    break
                 self._owe_state()
-            block = delivery.block
             if delivery.position is not None:
                 self._places.mark_sent(delivery.channel, delivery.position)
-                if not self._single or self._owes_state:
-                    block = with_id(delivery.bare, self._id)
+            if delivery.gap and not self._control_events:
+                blocks.append(self._end_instead())
+                break
+            block = delivery.block
+            if delivery.position is not None and (not self._single or self._owes_state):
+                block = with_id(delivery.bare, self._id)
             blocks.append(block)
         return b"".join(blocks)
 

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -12,7 +13,7 @@ from .clock import Clock
 from .cursor import Position
 from .event import RESERVED_PREFIX
 from .logged_topic import LoggedTopic
-from .loop import soon_caller
+from .loop import BackgroundFunction, Caller, soon_caller
 from .topic import Listener, Topic
 from .turn import Turn
 
@@ -30,7 +31,9 @@ LOOK_INTERVAL = 1.0
 class Hub:
     """Joins local listeners to the broker: one subscription per channel, counted, released after `linger`."""
 
-    def __init__(self, broker: Broker, clock: Clock, tasks: TaskGroup, linger: float) -> None:
+    def __init__(
+        self, broker: Broker, clock: Clock, tasks: TaskGroup, linger: float, call_in_task: Caller
+    ) -> None:
         self._broker = broker
         # Asked once: it costs as much as subscribing a channel in memory.
         self._log = broker if isinstance(broker, HistoryBroker) else None
@@ -38,6 +41,7 @@ class Hub:
         #: The event loop's monotonic clock, in seconds.
         self.now = clock.now
         self._tasks = tasks
+        self._call_in_task = call_in_task
         self._linger = linger
         self._turn = Turn(soon_caller(), clock.now)
         self._topics: dict[str, Topic] = {}
@@ -47,7 +51,7 @@ class Hub:
         self._looking = False
         # Made once, and not for each of ten thousand channels.
         self._watch = self._note
-        self._spawn = tasks.start_soon
+        self._spawn = self._start
 
     @property
     def channels(self) -> int:
@@ -179,6 +183,10 @@ class Hub:
         # Cancelled in the middle of subscribing, it may have got a subscription all the same.
         if scope.cancelled_caught:
             await topic.close()
+
+    def _start(self, function: BackgroundFunction) -> None:
+        # A broker may deliver from a plain callback of the event loop, where anyio starts no task.
+        self._call_in_task(partial(self._tasks.start_soon, function))
 
     def _releaser(self, topic: Topic) -> Callable[[], None]:
         def release() -> None:

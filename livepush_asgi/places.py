@@ -36,6 +36,7 @@ class Places:
     """The positions of one stream. `last_event_id` is text from outside, None if the client is new."""
 
     __slots__ = (
+        "_after_loss",
         "_ahead",
         "_begun",
         "_behind",
@@ -66,6 +67,8 @@ class Places:
         self._brought: dict[str, tuple[Position, ...]] | None = None
         #: Where the client is in the logs that were asked; None where it is not in the log any more.
         self._found = _NOWHERE
+        #: Where the logs go on for a client that had events which they have lost.
+        self._after_loss = _NONE
         #: Where the logs ended when the stream began to listen.
         self._begun = _NONE
         #: Up to where the client has been sent each channel.
@@ -119,6 +122,10 @@ class Places:
                 return [event_id(channel, place) for place in carried]
         return (event_id(channel, self._sent.get(channel)),)
 
+    def came_with(self, id: str) -> bool:
+        """Return whether the client has brought this id."""
+        return self._cursor is not None and str(self._cursor) == id
+
     @property
     def has_state(self) -> bool:
         """Whether the client, by its id, was sent the whole state of every channel of this stream."""
@@ -145,6 +152,9 @@ class Places:
                 # Where the way from there is in doubt it stays there, and will be told on the way.
                 found = page.seen_from(place).place_of(place) or place
                 break
+            if page.knows(place.epoch):
+                # The client had events that the log has lost, and is told. It has what came before them.
+                self._after_loss = _with(self._after_loss, channel, page.start_after_loss(place))
         self._found = _with(self._found, channel, found)
         if found is None:
             return False
@@ -195,6 +205,8 @@ class Places:
             if found is not None:
                 # It may be ahead of this process: another one, which had heard more, has served it before.
                 return self._start(channel, end, found)
+            if channel in self._after_loss:
+                return self._start(channel, end, self._after_loss[channel]) or GapReason.EPOCH
             self._begin_in(channel, end)
         if not self._resuming or (self._cursor is not None and not self._cursor.knows(channel)):
             # The channel is new to the client, which has missed nothing before this stream.
@@ -317,7 +329,7 @@ class Places:
     def _settle(self) -> None:
         if not self._unplaced:
             # Of use only until every channel has begun.
-            self._found, self._begun, self._brought = _NOWHERE, _NONE, None
+            self._found, self._after_loss, self._begun, self._brought = _NOWHERE, _NONE, _NONE, None
         self.settled = not (self._unplaced or self._behind or self._ahead)
 
 

@@ -161,7 +161,9 @@ class Run:
     async def _main(self) -> None:
         try:
             async with anyio.create_task_group() as self._tasks:
-                self.hub = Hub(self._broker, self.clock, self._tasks, self.timing.linger)
+                self.hub = Hub(
+                    self._broker, self.clock, self._tasks, self.timing.linger, self.call_threadsafe
+                )
                 self._tasks.start_soon(self.clock.run, name="livepush clock")
                 if self._drain_policy.signals:
                     self._signals.install()

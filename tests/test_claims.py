@@ -8,7 +8,8 @@ interleavings.
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 
 import anyio
 import pytest
@@ -28,6 +29,8 @@ from livepush_asgi import (
 from livepush_asgi.broker import Page, Subscription
 from livepush_asgi.cursor import MOST_POSITIONS
 from livepush_asgi.event import to_payload
+from livepush_asgi.loop import soon_caller
+from livepush_asgi.request import Replay
 from livepush_asgi.testing import Client, Stream, StreamEnded
 
 from .faulty_broker import FaultyBroker, FaultyServer
@@ -459,6 +462,71 @@ async def test_without_control_events_a_gap_at_the_beginning_ends_the_stream_onc
         async with client.open("/", last_event_id=stream.last_event_id) as again:
             await push.publish("c", "1")
             assert (await again.next_event()).data == "1"
+
+
+@pytest.mark.parametrize("harm", ["trimmed", "taken over", "lost"])
+async def test_without_control_events_a_gap_in_history_ends_few_streams(harm: str) -> None:
+    server = FaultyServer(History(events=4))
+    push = LivePush(FaultyBroker(server), lambda request: Grant(channels="c"), control_events=False)
+    async with push.lifespan(), Client(push) as client:
+        async with client.open("/") as stream:
+            await push.publish("c", "1")
+            await stream.next_event()
+        for number in range(9 if harm == "trimmed" else 2):
+            await push.publish("c", number)
+        if harm == "taken over":
+            server.restart("c", 0, doubtful=True)
+        elif harm == "lost":
+            server.lose_log("c")
+        last_id = stream.last_event_id
+        for _ in range(3):
+            async with client.open("/", last_event_id=last_id) as again:
+                with suppress(TimeoutError):
+                    await again.wait_ended(5)
+                last_id = again.last_event_id or last_id
+    assert 1 <= push.statistics().ended[EndReason.BROKER] <= 2
+    assert [event.data for event in again.received] == []
+
+
+@pytest.mark.parametrize("replay", ["new", "last", "all", 1])
+async def test_a_client_that_had_what_a_log_has_lost_is_told_and_gets_nothing_twice(replay: Replay) -> None:
+    server = FaultyServer(History())
+    push = LivePush(FaultyBroker(server), lambda request: Grant(channels="c", replay=replay))
+    async with push.lifespan(), Client(push) as client:
+        async with client.open("/") as stream:
+            for data in ("1", "2"):
+                await push.publish("c", data)
+                assert (await stream.next_event()).data == data
+        server.restart("c", 1)
+        await push.publish("c", "3")
+        await let_pass(1)
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            assert not (await opened(again))["resumed"]
+            assert await gap(again) == ("c", "epoch")
+            assert (await again.next_event(control=True)).data == "3"
+            await nothing_more(again)
+
+
+class CallbackBroker(FaultyBroker):
+    """Delivers from a plain callback of the event loop, as an adapter does that is an asyncio.Protocol."""
+
+    def deliver(self, channel: str, payload: bytes) -> None:
+        soon_caller()(partial(super().deliver, channel, payload))
+
+    def say_lost(self) -> None:
+        soon_caller()(super().say_lost)
+
+
+async def test_a_broker_may_deliver_and_tell_losses_from_a_callback_of_the_loop() -> None:
+    broker = CallbackBroker(FaultyServer(History()))
+    push = LivePush(broker, lambda request: Grant(channels="c"))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await opened(stream)
+        broker.losing = 1
+        for number in range(3):
+            await push.publish("c", number)
+        broker.say_lost()
+        assert [event.data for event in await stream.events(3)] == ["0", "1", "2"]
 
 
 # Ids.
