@@ -34,7 +34,8 @@ class LivePush:
     `authorize` decides about each request: it gets a StreamRequest and returns (or raises) a Grant
     or a Refusal; it may be `async`. `slots` caps the open streams of a key. `soft_refusals` names
     the causes, of those that are not `authorize`'s own, which are answered 200 with a
-    `livepush.refused` event, so that `EventSource` comes back; a drain always is. Without
+    `livepush.refused` event, so that `EventSource` comes back; a drain always is, and a full process
+    where a full cap is. Without
     `control_events` no `livepush.*` event is sent, and what they would tell ends the stream.
     `probe` decides, like `authorize` or with True and False, who may measure the way to a client
     with `python -m livepush_asgi doctor`; without it nobody may.
@@ -66,6 +67,8 @@ class LivePush:
         self.control_events = control_events
         #: The causes of refusal that are answered 200 with a `livepush.refused` event.
         self.soft_refusals = frozenset({*soft_refusals, RefusalCause.DRAIN})
+        if RefusalCause.CAP in self.soft_refusals:
+            self.soft_refusals |= {RefusalCause.FULL}
         self._tally = Tally()
         self._run: Run | None = None
         self._stopped_in: object = None
@@ -183,7 +186,8 @@ class LivePush:
     async def open_stream(self, grant: Grant, *, last_event_id: str | None = None) -> tuple[Stream, Run]:
         """Open a stream that this application does not carry itself. The caller has to close it.
 
-        Raises CapExceededError, SlotsUnavailableError, GrantExpiredError, and NotRunningError while draining.
+        Raises CapExceededError (ProcessFullError if the whole process is full), SlotsUnavailableError,
+        GrantExpiredError, and NotRunningError while draining.
         """
         control_events = self.control_events if grant.control_events is None else grant.control_events
         run = await self._running()
@@ -191,7 +195,9 @@ class LivePush:
             if run is None or run.draining:
                 raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
             check_expiry(grant)
-            return await run.open(grant, control_events=control_events, last_event_id=last_event_id), run
+            with run.admission:
+                stream = await run.open(grant, control_events=control_events, last_event_id=last_event_id)
+            return stream, run
         except (CapExceededError, SlotsUnavailableError, GrantExpiredError, NotRunningError) as error:
             self._count_refusal(refused_for(error).cause)
             raise

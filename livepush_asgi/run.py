@@ -9,6 +9,7 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
+from .admission import Admission
 from .broker import Broker
 from .clock import Clock
 from .commands import COMMAND_CHANNEL, CommandListener, tell
@@ -53,6 +54,8 @@ class Run:
         self.alarm = make_alarm()
         self.connections = Connections(self.clock, timing)
         self.streams: set[Stream] = set()
+        #: To be entered around the opening of a stream, and what is awaited before it.
+        self.admission = Admission(limits.streams, self.streams)
         #: Whether it has started and not ended. Every request asks.
         self.running = False
         self.draining = False
