@@ -13,6 +13,7 @@ from .cursor import Position
 from .endpoint import SOFT_CAUSES, Endpoint, check_expiry, refused_for
 from .errors import CapExceededError, GrantExpiredError, NotRunningError, SlotsUnavailableError
 from .loop import loop_identity
+from .namespace import broker_in, slots_in
 from .probe import ProbeRule, Probes
 from .producer import produce
 from .publishing import event_of, publish_event
@@ -38,7 +39,9 @@ class LivePush:
     where a full cap is. Without
     `control_events` no `livepush.*` event is sent, and what they would tell ends the stream.
     `probe` decides, like `authorize` or with True and False, who may measure the way to a client
-    with `python -m livepush_asgi doctor`; without it nobody may.
+    with `python -m livepush_asgi doctor`; without it nobody may. `namespace` keeps applications apart that
+    share a server, such as "staging" and "production": channels, logs, slot keys and `disconnect` of one
+    never meet those of another. At the broker a channel is then named `<namespace>:<channel>`.
 
     It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with
     the first request where no lifespan reaches it. One object serves one event loop at a time.
@@ -57,10 +60,11 @@ class LivePush:
         control_events: bool = True,
         soft_refusals: Collection[RefusalCause] = (),
         probe: ProbeRule | None = None,
+        namespace: str | None = None,
     ) -> None:
         _check_arguments(broker, authorize, soft_refusals, probe)
-        self.broker = broker
-        self.slots = slots
+        self.broker = broker_in(broker, namespace)
+        self.slots = slots_in(slots, namespace)
         self.timing = timing or Timing()
         self.limits = limits or Limits()
         self.drain_policy = drain or DrainPolicy()

@@ -114,6 +114,7 @@ class SSEStreamService:
         limits: Limits | None = None,
         drain: DrainPolicy | None = None,
         control_events: bool = True,
+        namespace: str | None = None,
     ) -> None:
         self.push = LivePush(
             broker,
@@ -123,6 +124,7 @@ class SSEStreamService:
             limits=limits,
             drain=drain,
             control_events=control_events,
+            namespace=namespace,
         )
 
     @classmethod
