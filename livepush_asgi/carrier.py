@@ -153,7 +153,7 @@ class _AsyncioCarrier(_Carrier):
             self._begin(receive)
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
-            stream.direct = self if self.applies(send) else None
+            stream.direct = self if stream.owner.inline_send and self.applies(send) else None
             while not stream.finished:
                 chunk = await stream.next_chunk()
                 if self.unfinished:
@@ -179,7 +179,7 @@ class _AsyncioCarrier(_Carrier):
         assert task is not None
         self._cancelled_before = task.cancelling()
         self._stream.carrier = self
-        if Departure.applies(receive):
+        if self._stream.owner.inline_send and Departure.applies(receive):
             self._departure = Departure(receive, self)
             self._departure.listen()
         else:

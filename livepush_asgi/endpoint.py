@@ -56,7 +56,9 @@ def refused_for(
     else:
         status, detail, cause = 503, "The server is restarting.", RefusalCause.DRAIN
     retry_after = getattr(error, "retry_after", None)
-    return Refused(Refusal(status, detail, soft=cause in soft_refusals, retry_after=retry_after), cause)
+    # Whoever spares a client the end at a full cap does so at a full process.
+    soft = cause in soft_refusals or (cause is RefusalCause.FULL and RefusalCause.CAP in soft_refusals)
+    return Refused(Refusal(status, detail, soft=soft, retry_after=retry_after), cause)
 
 
 def check_expiry(grant: Grant) -> None:

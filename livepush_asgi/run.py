@@ -47,7 +47,9 @@ class Run:
         limits: Limits,
         drain_policy: DrainPolicy,
         tally: Tally,
+        inline_send: bool = True,
     ) -> None:
+        self.inline_send = inline_send
         self.timing = timing
         self.limits = limits
         self.clock = Clock()

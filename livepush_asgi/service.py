@@ -115,6 +115,7 @@ class SSEStreamService:
         drain: DrainPolicy | None = None,
         control_events: bool = True,
         namespace: str | None = None,
+        inline_send: bool = True,
     ) -> None:
         self.push = LivePush(
             broker,
@@ -125,6 +126,7 @@ class SSEStreamService:
             drain=drain,
             control_events=control_events,
             namespace=namespace,
+            inline_send=inline_send,
         )
 
     @classmethod

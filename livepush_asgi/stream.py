@@ -39,6 +39,8 @@ class Owner(Protocol):
     connections: Connections
     timing: Timing
     limits: Limits
+    #: Whether `send` and `receive` may be called outside of the stream's task, where that is known to work.
+    inline_send: bool
 
     def closed(self, stream: "Stream") -> None:
         """Hear that a stream has given everything back."""
