@@ -30,6 +30,7 @@ from .errors import (
     MessagesLostError,
     NotRunningError,
     PositionConflictError,
+    ProcessFullError,
     SlotsUnavailableError,
     SubscriptionClosedError,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "Page",
     "Position",
     "PositionConflictError",
+    "ProcessFullError",
     "Publisher",
     "Record",
     "RedisBroker",

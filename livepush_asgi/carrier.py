@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from .connection import Limited
 from .departure import Departure
 from .direct import DirectSend
 from .loop import on_asyncio
@@ -40,19 +41,20 @@ def carry(
     from `send` when the client has left, some swallow what is sent, some tell by `receive` only.
     `client` is what `scope["client"]` says.
     """
-    stream.owner.connections.limit(client, receive)
+    limited = stream.owner.connections.limit(client, receive)
     carrier = _AsyncioCarrier if on_asyncio() else _AnyioCarrier
-    return carrier(stream, send).run(headers, receive)
+    return carrier(stream, send, limited).run(headers, receive)
 
 
 class _Carrier(DirectSend):
     """What both have in common: what becomes of errors, and the watch."""
 
-    __slots__ = ("_failure", "_stream")
+    __slots__ = ("_failure", "_limited", "_stream")
 
-    def __init__(self, stream: Stream, send: Send) -> None:
+    def __init__(self, stream: Stream, send: Send, limited: Limited | None) -> None:
         super().__init__(send)
         self._stream = stream
+        self._limited = limited
         self._failure: Exception | None = None
 
     async def _watch(self, receive: Receive) -> None:
@@ -86,8 +88,13 @@ class _Carrier(DirectSend):
             self._stream.end(EndReason.ERROR)
             self._failure = self._failure or error
 
+    def _release(self, *, complete: bool) -> None:
+        limited, self._limited = self._limited, None
+        self._stream.owner.connections.release(limited, complete=complete)
+
     def _close(self) -> None:
         self._stream.carrier = None
+        self._release(complete=False)
         # Still unended, it was cancelled from outside: the server took the connection away.
         self._stream.end(EndReason.DISCONNECT)
         self._stream.close()
@@ -124,8 +131,9 @@ class _AnyioCarrier(_Carrier):
             while stream.state is not StreamState.CLOSED:
                 await send(_body(chunk, more=not stream.finished))
                 if stream.finished:
-                    return
+                    break
                 chunk = await stream.next_chunk()
+            self._release(complete=stream.state is not StreamState.CLOSED)
         except Exception as error:
             self.note(error)
 
@@ -141,8 +149,8 @@ class _AsyncioCarrier(_Carrier):
 
     __slots__ = ("_cancelled_before", "_departure", "_interrupted", "_task", "_watcher")
 
-    def __init__(self, stream: Stream, send: Send) -> None:
-        super().__init__(stream, send)
+    def __init__(self, stream: Stream, send: Send, limited: Limited | None) -> None:
+        super().__init__(stream, send, limited)
         self._interrupted = False
         self._task: asyncio.Task[Any] | None = None
         self._departure: Departure | None = None
@@ -157,7 +165,7 @@ class _AsyncioCarrier(_Carrier):
             chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
-            stream.direct = self if self.applies(send) else None
+            stream.direct = self if stream.owner.inline_send and self.applies(send) else None
             while stream.state is not StreamState.CLOSED:
                 if chunk or stream.finished:
                     await send(_body(chunk, more=not stream.finished))
@@ -168,6 +176,7 @@ class _AsyncioCarrier(_Carrier):
                 chunk = await stream.next_chunk()
                 if self.unfinished:
                     await self.finish()
+            self._release(complete=stream.state is not StreamState.CLOSED)
         except Exception as error:
             self.note(error)
         except asyncio.CancelledError:
@@ -183,7 +192,7 @@ class _AsyncioCarrier(_Carrier):
         assert task is not None
         self._cancelled_before = task.cancelling()
         self._stream.carrier = self
-        if Departure.applies(receive):
+        if self._stream.owner.inline_send and Departure.applies(receive):
             self._departure = Departure(receive, self)
             self._departure.listen()
         else:

@@ -4,17 +4,24 @@ Waking a task costs more than sending. Where `send` commonly runs to its end wit
 stepped by hand instead, and only if it does wait does the stream's task go on with it.
 """
 
+import asyncio
+import logging
+import re
+import sys
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator
+from functools import lru_cache
 from typing import Any, Protocol
 
 from .types import Send
 
+logger = logging.getLogger("livepush_asgi")
+
 # A `send` may be begun here and finished in another task if it waits for nothing but a future of asyncio,
 # and uses nothing that belongs to a task, as a cancel scope or a timeout does; so may a `receive`. These
 # servers' are such. Of what a middleware has put around them nobody knows that. Another server can say it of
-# its own: by an attribute `steps = True` of the function.
+# its own: by an attribute `livepush_inline = True` of the function.
 # https://github.com/encode/uvicorn/tree/master/uvicorn/protocols/http
 _KNOWN = frozenset(
     {
@@ -24,6 +31,8 @@ _KNOWN = frozenset(
     }
 )
 
+# Of uvicorn, the first and the last version (without the patch number) whose functions were found to be so.
+TESTED_UVICORN = ((0, 34), (0, 54))
 
 # The functions that were found to be such: every request asks for two of them.
 _found: set[types.FunctionType] = set()
@@ -37,7 +46,7 @@ def is_stepped(function: object) -> bool:
         return False
     if isinstance(function, types.FunctionType) and _is_known(function):
         return True
-    return getattr(function, "steps", False) is True
+    return getattr(function, "livepush_inline", False) is True
 
 
 def _is_known(function: types.FunctionType) -> bool:
@@ -46,8 +55,27 @@ def _is_known(function: types.FunctionType) -> bool:
     # By what it was compiled from, and not by the names that it may have been given.
     if (function.__globals__.get("__name__"), function.__code__.co_qualname) not in _KNOWN:
         return False
+    if not _is_tested(str(getattr(sys.modules.get("uvicorn"), "__version__", ""))):
+        return False
     _found.add(function)
     return True
+
+
+@lru_cache
+def _is_tested(version: str) -> bool:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    first, last = TESTED_UVICORN
+    if found is not None and first <= (int(found[1]), int(found[2])) <= last:
+        return True
+    # Cached, so that it is said once.
+    logger.info(
+        "uvicorn %s is not among the versions whose `send` is known to run outside of its task "
+        "(%d.%d to %d.%d): each stream's own task sends, which costs more processor time",
+        version or "of an unknown version",
+        *first,
+        *last,
+    )
+    return False
 
 
 class Carrier(Protocol):
@@ -89,6 +117,10 @@ class DirectSend(ABC):
         try:
             self._yielded = coroutine.send(None)
         except StopIteration:
+            return True
+        except asyncio.CancelledError:
+            # Nobody cancels what runs in no task: the server has given up what `send` waited for.
+            self.note(ConnectionAbortedError("the server has given up the connection"))
             return True
         except Exception as error:
             self.note(error)

@@ -4,6 +4,7 @@ Servers tell a streaming application nothing until its streams have ended: uvico
 `lifespan.shutdown` after all connections have closed. So the signal itself has to be heard.
 """
 
+import logging
 import signal
 import threading
 import time
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 
 from .loop import on_asyncio
+
+logger = logging.getLogger("livepush_asgi")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -36,20 +39,31 @@ class SignalWatch:
         self._active = False
         self._on_asyncio = True
 
-    def install(self) -> bool:
-        """Begin to listen; False where that is impossible, since only the main thread may."""
-        if threading.current_thread() is not threading.main_thread():
-            return False
+    def install(self) -> None:
+        """Begin to listen. Where that is impossible, since only the main thread may, it is logged."""
         self._active = True
         self._on_asyncio = on_asyncio()
-        for number in SIGNALS:
-            found = signal.getsignal(number)
-            # None: a handler that was not installed from Python cannot be called from here. An ignored
-            # signal stays ignored.
-            if found is not None and found != signal.SIG_IGN:
-                self._found[number] = found
-                signal.signal(number, self._handle)
-        return True
+        try:
+            for number in SIGNALS:
+                self._install(number)
+        except ValueError as error:
+            self._active = False
+            self._found.clear()
+            logger.warning(
+                "streams are not drained at SIGTERM and SIGINT, since the event loop runs in %r: %s. Run the "
+                "server in the main thread; or, if something else calls drain() or stop() before the process "
+                "ends, say so with DrainPolicy(signals=False)",
+                threading.current_thread().name,
+                error,
+            )
+
+    def _install(self, number: signal.Signals) -> None:
+        found = signal.getsignal(number)
+        # None: a handler that was not installed from Python cannot be called from here. An ignored
+        # signal stays ignored.
+        if found is not None and found != signal.SIG_IGN:
+            self._found[number] = found
+            signal.signal(number, self._handle)
 
     def remove(self) -> None:
         """Put back the handlers that were found, where nobody has installed another one since.

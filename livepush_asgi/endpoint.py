@@ -14,6 +14,7 @@ from .errors import (
     CapExceededError,
     GrantExpiredError,
     NotRunningError,
+    ProcessFullError,
     SlotsUnavailableError,
 )
 from .probe import QUERY as PROBE
@@ -27,7 +28,7 @@ from .types import Receive, Scope, Send
 
 logger = logging.getLogger("livepush_asgi")
 
-SOFT_CAUSES = frozenset({RefusalCause.CAP, RefusalCause.SLOTS, RefusalCause.EXPIRED})
+SOFT_CAUSES = frozenset({RefusalCause.CAP, RefusalCause.FULL, RefusalCause.SLOTS, RefusalCause.EXPIRED})
 
 
 class Refused(Exception):
@@ -44,7 +45,9 @@ def refused_for(
     soft_refusals: Collection[RefusalCause] = (),
 ) -> Refused:
     """Return how a client is refused because of an error on the way to its stream."""
-    if isinstance(error, CapExceededError):
+    if isinstance(error, ProcessFullError):
+        status, detail, cause = 429, "The server has all the streams it can hold.", RefusalCause.FULL
+    elif isinstance(error, CapExceededError):
         status, detail, cause = 429, "Too many open streams.", RefusalCause.CAP
     elif isinstance(error, SlotsUnavailableError):
         status, detail, cause = 503, "The server cannot count its streams now.", RefusalCause.SLOTS
@@ -53,7 +56,9 @@ def refused_for(
     else:
         status, detail, cause = 503, "The server is restarting.", RefusalCause.DRAIN
     retry_after = getattr(error, "retry_after", None)
-    return Refused(Refusal(status, detail, soft=cause in soft_refusals, retry_after=retry_after), cause)
+    # Whoever spares a client the end at a full cap does so at a full process.
+    soft = cause in soft_refusals or (cause is RefusalCause.FULL and RefusalCause.CAP in soft_refusals)
+    return Refused(Refusal(status, detail, soft=soft, retry_after=retry_after), cause)
 
 
 def check_expiry(grant: Grant) -> None:
@@ -156,10 +161,11 @@ class Endpoint:
     async def _open(self, run: Run | None, request: StreamRequest) -> Stream:
         if run is None or run.draining:
             raise refused_for(NotRunningError(), self._soft_refusals)
-        grant = await self._decide(request)
-        control_events = self._control_events if grant.control_events is None else grant.control_events
         try:
-            return await run.open(grant, control_events=control_events, last_event_id=request.last_event_id)
+            with run.admission:
+                grant = await self._decide(request)
+                events = self._control_events if grant.control_events is None else grant.control_events
+                return await run.open(grant, control_events=events, last_event_id=request.last_event_id)
         except (CapExceededError, SlotsUnavailableError) as error:
             raise refused_for(error, self._soft_refusals) from error
 

@@ -3,6 +3,7 @@
 LivePushError
 ├── InvalidEventError         an event that would break the stream (also a ValueError)
 ├── CapExceededError          no slot is free for this key
+│   └── ProcessFullError      the process has all the streams that it may have
 ├── SlotsUnavailableError     the slot store is away and the cap fails closed
 ├── BrokerUnavailableError    the broker cannot be reached
 ├── PositionConflictError     an event was to follow a position that is not the last one
@@ -34,6 +35,20 @@ class CapExceededError(LivePushError):
         self.slot_key = slot_key
         self.cap = cap
         super().__init__(f"all {cap} slots of {slot_key!r} are taken; close a stream or raise the cap")
+
+
+class ProcessFullError(CapExceededError):
+    """Raised when the process has as many streams as `Limits.streams` allows, whatever their slot keys.
+
+    `cap` is that number, `slot_key` is empty.
+    """
+
+    def __init__(self, cap: int) -> None:
+        LivePushError.__init__(
+            self, f"this process has the {cap} streams that Limits(streams=...) allows; run more processes"
+        )
+        self.slot_key = ""
+        self.cap = cap
 
 
 class SlotsUnavailableError(LivePushError):

@@ -2,19 +2,19 @@
 
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
 from .broker import Broker, HistoryBroker, Page
-from .clock import Clock
+from .clock import Clock, Timer
 from .cursor import Position
 from .event import RESERVED_PREFIX
 from .logged_topic import LoggedTopic
 from .loop import BackgroundFunction, Caller, soon_caller
-from .topic import Listener, Topic
+from .topic import CLOSE_TIMEOUT, Listener, Topic
 from .turn import Turn
 
 logger = logging.getLogger("livepush_asgi")
@@ -26,6 +26,18 @@ CHECK_INTERVAL = 40.0
 BOUNDS_AGE = 0.05
 # How often it is seen which channels have to be asked, in seconds: one timer for ten thousand of them.
 LOOK_INTERVAL = 1.0
+# How long a channel that is wanted again waits for its former subscription to be closed, in seconds.
+CLOSE_WAIT = CLOSE_TIMEOUT + 1.0
+
+
+class _Closing:
+    """How many former subscriptions of one channel are being closed, and an event for when none is left."""
+
+    __slots__ = ("count", "done")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.done = anyio.Event()
 
 
 class Hub:
@@ -46,6 +58,9 @@ class Hub:
         self._turn = Turn(soon_caller(), clock.now)
         self._topics: dict[str, Topic] = {}
         self._scopes: dict[Topic, anyio.CancelScope] = {}
+        # The channels without listeners, until their time to linger is over.
+        self._lingering: dict[Topic, Timer] = {}
+        self._closing: dict[str, _Closing] = {}
         self._failing: set[Topic] = set()
         self._delivered_before = 0
         self._looking = False
@@ -79,6 +94,8 @@ class Hub:
             topic = self._topics[channel] = self._make(channel)
             self._scopes[topic] = scope = anyio.CancelScope()
             self._tasks.start_soon(self._keep, topic, scope, name=f"livepush channel {channel}")
+        elif (timer := self._lingering.pop(topic, None)) is not None:
+            timer.cancel()
         topic.add(listener)
         return topic.ready
 
@@ -133,8 +150,8 @@ class Hub:
         if topic is None:
             return
         topic.remove(listener)
-        if not len(topic):
-            self._clock.call_later(self._linger, self._releaser(topic))
+        if not len(topic) and topic not in self._lingering:
+            self._lingering[topic] = self._clock.call_later(self._linger, self._release, topic)
 
     async def wait_attempted(self, channels: Iterable[str]) -> Exception | None:
         """Wait until each channel was tried once, and return the first error, if any."""
@@ -145,10 +162,9 @@ class Hub:
         return None
 
     async def aclose(self) -> None:
-        """Give every subscription back."""
+        """Give every subscription back, when the tasks of the hub have ended."""
         async with anyio.create_task_group() as closing:
-            for topic in list(self._topics.values()):
-                self._forget(topic)
+            for topic in self._topics.values():
                 closing.start_soon(topic.close)
 
     def _make(self, channel: str) -> Topic:
@@ -176,34 +192,55 @@ class Hub:
             self._clock.call_later(LOOK_INTERVAL, self._look)
 
     async def _keep(self, topic: Topic, scope: anyio.CancelScope) -> None:
-        with scope:
-            await topic.run()
-        # A scope is as large as a topic, and needed no more where the subscription forwards.
-        self._scopes.pop(topic, None)
-        # Cancelled in the middle of subscribing, it may have got a subscription all the same.
-        if scope.cancelled_caught:
-            await topic.close()
+        try:
+            with scope:
+                if topic.channel in self._closing:
+                    await self._wait_closed(topic.channel)
+                await topic.run()
+        finally:
+            # A scope is as large as a topic, and needed no more where the subscription forwards.
+            self._scopes.pop(topic, None)
+            # Cancelled in the middle of subscribing, the topic may have got a subscription all the same.
+            if topic.closed:
+                await self._close(topic)
 
     def _start(self, function: BackgroundFunction) -> None:
         # A broker may deliver from a plain callback of the event loop, where anyio starts no task.
         self._call_in_task(partial(self._tasks.start_soon, function))
 
-    def _releaser(self, topic: Topic) -> Callable[[], None]:
-        def release() -> None:
-            if not len(topic) and self._topics.get(topic.channel) is topic:
-                self._forget(topic)
-                # The task that would notice has ended long ago where the subscription forwards.
-                self._tasks.start_soon(topic.close)
+    async def _wait_closed(self, channel: str) -> None:
+        # A broker is promised that a channel is closed before it is subscribed again. One that does not
+        # answer is not waited for: its subscription is lost anyway.
+        with anyio.move_on_after(CLOSE_WAIT):
+            await self._closing[channel].done.wait()
 
-        return release
+    def _release(self, topic: Topic) -> None:
+        del self._lingering[topic]
+        self._forget(topic)
 
     def _forget(self, topic: Topic) -> None:
+        """Have a channel closed that nobody listens to. The next listener gets a new topic."""
         del self._topics[topic.channel]
         self._delivered_before += topic.delivered
         self._failing.discard(topic)
-        scope = self._scopes.pop(topic, None)
+        topic.closed = True
+        self._closing.setdefault(topic.channel, _Closing()).count += 1
+        scope = self._scopes.get(topic)
         if scope is not None:
             scope.cancel()
+        else:
+            # The task that would notice has ended long ago where the subscription forwards.
+            self._tasks.start_soon(self._close, topic)
+
+    async def _close(self, topic: Topic) -> None:
+        try:
+            await topic.close()
+        finally:
+            closing = self._closing[topic.channel]
+            closing.count -= 1
+            if not closing.count:
+                del self._closing[topic.channel]
+                closing.done.set()
 
     def _note(self, topic: Topic) -> None:
         """Log one line when the first channel fails and one when the last has recovered."""
@@ -212,7 +249,7 @@ class Hub:
                 self._failing.discard(topic)
                 if not self._failing:
                     logger.warning("the broker delivers again")
-        elif topic.channel in self._topics:
+        elif self._topics.get(topic.channel) is topic:
             if not self._failing:
                 logger.error("cannot subscribe at the broker, trying until it works: %s", topic.error)
             self._failing.add(topic)

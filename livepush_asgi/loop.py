@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Protocol
@@ -139,6 +140,9 @@ async def pause() -> None:
         await trio.lowlevel.checkpoint()
 
 
+# A sleep that is bounded may take up to so much longer, in seconds.
+GRAIN = 0.05
+
 #: One task's sleep: a future of asyncio's or an event of anyio's, which only the alarm that made it can tell.
 Sleep = Any
 
@@ -171,7 +175,9 @@ class _AsyncioAlarm:
     def wait(self, sleep: asyncio.Future[bool], patience: float | None = None) -> Awaitable[bool]:
         # The future itself, and no coroutine around it: ten thousand streams sleep at once.
         if patience is not None:
-            timer = self._loop.call_later(patience, self._end, sleep, False)
+            # On a grid, so that those of all streams end in few turns of the loop.
+            when = math.ceil((self._loop.time() + patience) / GRAIN) * GRAIN
+            timer = self._loop.call_at(when, self._end, sleep, False)
             sleep.add_done_callback(lambda done: timer.cancel())
         return sleep
 

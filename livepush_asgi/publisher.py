@@ -17,6 +17,7 @@ from anyio.from_thread import BlockingPortal
 
 from .broker import Broker
 from .cursor import Position
+from .namespace import broker_in, check_namespace
 from .publishing import event_of, publish_event
 from .request import check_channel
 
@@ -37,15 +38,17 @@ class Publisher:
     It is called in the thread of an event loop that begins with the first publish, once per process: a
     fork begins anew. Keep a publisher for the life of a process, or use it in a `with` block; a process
     may end without closing it. With a plain `lambda: RedisBroker(Redis.from_url(url))` nobody closes the
-    client, which suits a publisher that is kept.
+    client, which suits a publisher that is kept. `namespace` is that of the application's LivePush.
     """
 
-    def __init__(self, make_broker: MakeBroker) -> None:
+    def __init__(self, make_broker: MakeBroker, *, namespace: str | None = None) -> None:
+        check_namespace(namespace)
         if not callable(make_broker):
             raise TypeError(
                 "Publisher takes a function that makes a broker: a broker belongs to one event loop"
             )
         self._make_broker = make_broker
+        self._namespace = namespace
         self._changed = threading.Condition()
         self._desk: _Desk | None = None
         _publishers.add(self)
@@ -108,7 +111,7 @@ class Publisher:
     def _borrow(self) -> "_Desk":
         with self._changed:
             if self._desk is None:
-                self._desk = _Desk(self._make_broker)
+                self._desk = _Desk(self._make_broker, self._namespace)
             self._desk.borrowed += 1
             return self._desk
 
@@ -128,7 +131,7 @@ class Publisher:
 class _Desk:
     """An event loop in a daemon thread, and the broker that lives there."""
 
-    def __init__(self, make_broker: MakeBroker) -> None:
+    def __init__(self, make_broker: MakeBroker, namespace: str | None) -> None:
         #: How many threads are publishing.
         self.borrowed = 0
         with ExitStack() as stack:
@@ -139,7 +142,7 @@ class _Desk:
                 made = stack.enter_context(self._portal.wrap_async_context_manager(made))
             if not isinstance(made, Broker):
                 raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")
-            self.broker: Broker = made
+            self.broker: Broker = broker_in(made, namespace)
             self._stack = stack.pop_all()
 
     def _start(self) -> BlockingPortal:

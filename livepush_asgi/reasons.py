@@ -50,6 +50,8 @@ class RefusalCause(Enum):
     AUTHORIZE = "authorize"
     #: Every slot of its key is taken.
     CAP = "cap"
+    #: The process has as many streams as `Limits.streams` allows.
+    FULL = "full"
     #: The slot store is away and the cap fails closed.
     SLOTS = "slots"
     #: The process is draining.

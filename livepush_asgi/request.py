@@ -1,6 +1,5 @@
 """StreamRequest, Grant and Refusal: what `authorize` gets and what it gives. Values and pure functions."""
 
-import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from .cursor import MOST_POSITIONS
 from .event import RESERVED_PREFIX
 from .types import Scope
 
+# The end of the year 9999, which is the last that a datetime can name, in seconds since the epoch.
+_LATEST = 253_402_300_800
 # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -237,9 +238,12 @@ def _timestamp(moment: datetime | float) -> float:
             raise ValueError(
                 "expires_at needs a time zone: a naive datetime means another moment on another server"
             )
-        return moment.timestamp()
-    if isinstance(moment, bool) or not isinstance(moment, (int, float)) or math.isnan(moment):
-        raise ValueError(f"expires_at is an aware datetime or seconds since the epoch, not {moment!r}")
+        return min(moment.timestamp(), _LATEST)
+    if isinstance(moment, bool) or not isinstance(moment, (int, float)) or not -_LATEST <= moment <= _LATEST:
+        raise ValueError(
+            "expires_at is an aware datetime, or seconds since the epoch before the year 10000 (is it in "
+            f"milliseconds? divide by 1000), or None for no end; not {moment!r}"
+        )
     return float(moment)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
+from .admission import Admission
 from .broker import Broker
 from .clock import Clock
 from .commands import COMMAND_CHANNEL, CommandListener, tell
@@ -46,13 +47,17 @@ class Run:
         limits: Limits,
         drain_policy: DrainPolicy,
         tally: Tally,
+        inline_send: bool = True,
     ) -> None:
+        self.inline_send = inline_send
         self.timing = timing
         self.limits = limits
         self.clock = Clock()
         self.alarm = make_alarm()
         self.connections = Connections(self.clock, timing)
         self.streams: set[Stream] = set()
+        #: To be entered around the opening of a stream, and what is awaited before it.
+        self.admission = Admission(limits.streams, self.streams)
         #: Whether it has started and not ended. Every request asks.
         self.running = False
         self.draining = False

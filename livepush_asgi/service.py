@@ -11,6 +11,7 @@ import anyio
 from .app import LivePush
 from .broker import Broker
 from .carrier import STREAM_HEADERS, RawHeaders, carry
+from .connection import Limited
 from .reasons import EndReason
 from .request import Grant, Refusal, StreamRequest
 from .run import Run
@@ -41,10 +42,19 @@ class StreamBody:
     for as long as the send timeout.
     """
 
-    def __init__(self, stream: Stream, run: Run, is_disconnected: IsDisconnected) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        run: Run,
+        is_disconnected: IsDisconnected | None = None,
+        limited: Limited | None = None,
+    ) -> None:
         self._stream = stream
         self._run = run
         self._is_disconnected = is_disconnected
+        # Without anybody to ask nothing wakes an idle stream but its heartbeat.
+        self._patience = None if is_disconnected is None else DISCONNECT_POLL
+        self._limited = limited
 
     @property
     def end_reason(self) -> EndReason | None:
@@ -57,33 +67,43 @@ class StreamBody:
     async def __anext__(self) -> bytes:
         try:
             while not self._stream.finished:
-                chunk = await self._stream.next_chunk(DISCONNECT_POLL)
-                if await self._is_disconnected():
+                chunk = await self._stream.next_chunk(self._patience)
+                if self._is_disconnected is not None and await self._is_disconnected():
                     self._stream.end(EndReason.DISCONNECT)
                     break
                 if chunk:
                     return chunk
         except BaseException:
             # Cancelled: the framework ends the response, and some do not close what they iterate.
-            self._stream.end(EndReason.DISCONNECT)
-            self._stream.close()
+            await self.aclose()
             raise
         self._stream.close()
+        self._release(complete=self._stream.reason is not EndReason.DISCONNECT)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Give everything back. Returns at once; harmless the second time."""
         self._stream.end(EndReason.DISCONNECT)
         self._stream.close()
+        self._release(complete=False)
 
     def close(self) -> None:
         """Give everything back soon. May be called from any thread; harmless the second time."""
         if not self._stream.finished:
             self._run.call_threadsafe(partial(self._stream.abort, EndReason.DISCONNECT))
+        if self._limited is not None:
+            self._run.call_threadsafe(partial(self._release, complete=False))
 
     async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
         """Send the stream as a whole ASGI response instead: no iterator, no polling."""
-        await carry(self._stream, headers, receive, send)
+        # From here on the limit is that of the response.
+        client = self._limited
+        self._release(complete=True)
+        await carry(self._stream, headers, receive, send, client)
+
+    def _release(self, *, complete: bool) -> None:
+        limited, self._limited = self._limited, None
+        self._run.connections.release(limited, complete=complete)
 
     def __del__(self) -> None:
         # The collector may run anywhere, in another thread too; the loop does it when it comes to it.
@@ -114,6 +134,8 @@ class SSEStreamService:
         limits: Limits | None = None,
         drain: DrainPolicy | None = None,
         control_events: bool = True,
+        namespace: str | None = None,
+        inline_send: bool = True,
     ) -> None:
         self.push = LivePush(
             broker,
@@ -123,6 +145,8 @@ class SSEStreamService:
             limits=limits,
             drain=drain,
             control_events=control_events,
+            namespace=namespace,
+            inline_send=inline_send,
         )
 
     @classmethod
@@ -163,7 +187,6 @@ class SSEStreamService:
         """Open a stream for a Grant: several channels, an expiry. Otherwise as `open_stream`."""
         stream, run = await self.push.open_stream(grant, last_event_id=last_event_id)
         try:
-            run.connections.limit(client)
             if (failure := await run.hub.wait_attempted(grant.channel_names)) is not None:
                 raise failure
         except BaseException as error:
@@ -172,7 +195,8 @@ class SSEStreamService:
             stream.end(EndReason.DISCONNECT if left else EndReason.ERROR)
             stream.close()
             raise
-        return SSEStream(sse_headers(), StreamBody(stream, run, is_disconnected or _never))
+        limited = run.connections.limit(client)
+        return SSEStream(sse_headers(), StreamBody(stream, run, is_disconnected, limited))
 
     async def aclose(self) -> None:
         """End every stream and give everything back."""
@@ -181,10 +205,6 @@ class SSEStreamService:
     def statistics(self) -> Statistics:
         """Return the numbers to watch."""
         return self.push.statistics()
-
-
-async def _never() -> bool:
-    return False
 
 
 def _nobody(request: StreamRequest) -> Refusal:

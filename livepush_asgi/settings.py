@@ -7,6 +7,8 @@ from typing import Literal
 
 Overflow = Literal["resume", "close", "drop_oldest", "latest"]
 OVERFLOWS = ("resume", "close", "drop_oldest", "latest")
+# The longest time of a Timing, in seconds: 31 years. So nothing that is computed from it overflows.
+LONGEST = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +20,11 @@ class Timing:
     `retry`: the reconnection time; each client is told its own, between half of it and one and a
     half, so that they do not all come back at once.
     `send_timeout`: a stream whose client takes nothing for so long ends as `slow`.
-    `max_lifetime`: a stream ends, at a random moment in the last fifth of it; None lets it live.
+    `max_lifetime`: a stream ends, at a random moment in the last fifth of it; None lets it live. A client
+    whose login was withdrawn keeps its stream until then, unless its Grant has an `expires_at` or somebody
+    calls `disconnect`; so the default is two hours and not None. `EventSource` comes back by itself, is
+    authorized anew, and goes on where it was where the broker keeps history; ten thousand streams cost about
+    one and a half reconnects a second.
     `subscribe_timeout`: how long a new stream waits for the broker before it opens all the same.
     `snapshot_timeout`: a snapshot callback that takes longer is cancelled, and its stream ends as `error`.
     `linger`: a channel stays subscribed for so long after its last stream has gone.
@@ -27,7 +33,7 @@ class Timing:
     heartbeat_interval: float | None = 15.0
     retry: float = 3.0
     send_timeout: float = 30.0
-    max_lifetime: float | None = None
+    max_lifetime: float | None = 7200.0
     subscribe_timeout: float = 2.0
     snapshot_timeout: float = 60.0
     linger: float = 5.0
@@ -40,8 +46,8 @@ class Timing:
         for name in ("heartbeat_interval", "max_lifetime"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
-        if self.linger < 0:
-            raise ValueError(f"linger is in seconds from 0 up, not {self.linger!r}")
+        if self.linger != 0:
+            _positive("linger", self.linger)
 
     def own_retry(self) -> int:
         """Return one client's reconnection time in milliseconds."""
@@ -54,7 +60,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much may wait for one client, and what happens when more comes.
+    """How many streams a process has, how much may wait for one client, and what happens when more comes.
 
     An outbox holds at most `outbox_events` events and `outbox_bytes` bytes (or one event, however
     large). When it is full, `overflow` decides. "resume" stops queueing and reads on from history at
@@ -73,12 +79,13 @@ class Limits:
     message_bytes: int = 256 * 1024
     replay_events: int = 10_000
     overflow: Overflow = "resume"
+    streams: int | None = 20_000
 
     def __post_init__(self) -> None:
         for name in ("outbox_events", "outbox_bytes", "message_bytes", "replay_events"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
+            _whole(name, getattr(self, name))
+        if self.streams is not None:
+            _whole("streams", self.streams)
         if self.overflow not in OVERFLOWS:
             raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, not {self.overflow!r}")
 
@@ -103,6 +110,11 @@ class DrainPolicy:
             raise ValueError(f"the drain window is in seconds from 0 up, not {self.window!r}")
 
 
+def _whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
+
+
 def _positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{name} is in seconds and more than 0, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LONGEST:
+        raise ValueError(f"{name} is in seconds, more than 0 and at most {LONGEST:,}, not {value!r}")

@@ -44,6 +44,8 @@ class Owner(Protocol):
     timing: Timing
     limits: Limits
     snapshots_fail: bool
+    #: Whether `send` and `receive` may be called outside of the stream's task, where that is known to work.
+    inline_send: bool
 
     def closed(self, stream: "Stream") -> None:
         """Hear that a stream has given everything back."""

@@ -1,9 +1,8 @@
-"""Timekeeper: what becomes of a stream as time passes. Heartbeats, the send timeout, lifetime and expiry."""
+"""Timekeeper: heartbeats, the send timeout, the maximum lifetime and the expiry of one stream."""
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 from .clock import Clock, Timer
@@ -20,9 +19,9 @@ class Timed(Protocol):
 
 
 class Timekeeper(ABC):
-    """The appointments of one stream, from its making until `_stop_time`."""
+    """The deadlines of one stream, from its making until `_stop_time`. They share one timer."""
 
-    __slots__ = ("_busy_since", "_last_chunk_at", "_look", "_now", "_timers", "owner")
+    __slots__ = ("_busy_since", "_end_at", "_end_reason", "_last_chunk_at", "_look", "_now", "owner")
 
     owner: Timed
 
@@ -31,23 +30,26 @@ class Timekeeper(ABC):
         #: Since when its client is being sent something; None while it sleeps.
         self._busy_since: float | None = self._now()
         self._last_chunk_at = self._busy_since
-        self._timers: tuple[Timer, ...] = ()
+        #: When the stream has to end, by the loop's clock.
+        self._end_at = math.inf
+        self._end_reason = EndReason.LIFETIME
         timing = self.owner.timing
-        first = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout)
-        self._look: Timer = self.owner.clock.call_later(first, Timekeeper._check, self)
         lifetime = timing.own_lifetime()
         if lifetime is not None:
-            self._at(lifetime, partial(self.end, EndReason.LIFETIME))
+            self._end_at = self._busy_since + lifetime
         if grant.expiry is not None:
-            self._at(grant.expiry - time.time(), partial(self.end, EndReason.EXPIRED))
+            expires_at = self._busy_since + grant.expiry - time.time()
+            if expires_at <= self._end_at:
+                self._end_at, self._end_reason = expires_at, EndReason.EXPIRED
+        first = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout)
+        self._look_in(min(first, self._end_at - self._busy_since))
 
     def _stop_time(self) -> None:
-        for timer in (self._look, *self._timers):
-            timer.cancel()
+        self._look.cancel()
 
     @property
     def stalled(self) -> bool:
-        """Whether a send has been waiting for its client for most of that time."""
+        """Whether a send has been waiting for its client for most of the send timeout."""
         busy_since, most = self._busy_since, self.owner.timing.send_timeout
         return busy_since is not None and self._now() - busy_since > 0.5 * most
 
@@ -64,20 +66,23 @@ class Timekeeper(ABC):
         """Send a heartbeat."""
 
     def _check(self) -> None:
-        """Look after the heartbeat and the send in progress, and appoint the next look."""
+        """Do what is due: end the stream, give up a send, send a heartbeat. Then set the timer again."""
         timing, now = self.owner.timing, self._now()
+        if now >= self._end_at:
+            self._end_at = math.inf
+            self.end(self._end_reason)
         busy = 0.0 if self._busy_since is None else now - self._busy_since
         if busy >= timing.send_timeout:
             self.abort(EndReason.SLOW)
             return
-        due = timing.send_timeout - busy
+        due = min(timing.send_timeout - busy, self._end_at - now)
         if timing.heartbeat_interval is not None:
             idle = now - self._last_chunk_at
             if idle >= timing.heartbeat_interval:
                 idle = 0.0
                 self._beat()
             due = min(due, timing.heartbeat_interval - idle)
-        self._look = self.owner.clock.call_later(due, Timekeeper._check, self)
+        self._look_in(due)
 
-    def _at(self, delay: float, function: Callable[[], None]) -> None:
-        self._timers += (self.owner.clock.call_later(delay, function),)
+    def _look_in(self, delay: float) -> None:
+        self._look: Timer = self.owner.clock.call_later(delay, Timekeeper._check, self)

@@ -104,13 +104,23 @@ class Turn:
             by_source.setdefault(source, []).append(delivery)
         # Each on several channels: which of these channels it hears.
         several: dict[Hearer, set[Source]] = {}
+        # Raised when all the others have theirs.
+        failure: BaseException | None = None
         now = self._now()
         for source, deliveries in by_source.items():
             batch = Batch(deliveries, now)
             for hearer in source.hearers():
                 if hearer.several and len(by_source) > 1:
                     several.setdefault(hearer, set()).add(source)
-                else:
+                    continue
+                try:
                     hearer.receive(batch)
+                except BaseException as error:
+                    failure = failure or error
         for hearer, sources in several.items():
-            hearer.receive(Batch([delivery for source, delivery in pending if source in sources], now))
+            try:
+                hearer.receive(Batch([delivery for source, delivery in pending if source in sources], now))
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure

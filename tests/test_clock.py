@@ -1,15 +1,20 @@
 """The clock: appointments are kept in their order, shortly after their time, in virtual time."""
 
+import asyncio
 import logging
 import math
+import time
+from collections.abc import Callable
 from functools import partial
 
 import anyio
 import pytest
 
+from livepush_asgi import Grant, LivePush, MemoryBroker
 from livepush_asgi.clock import RESOLUTION, Clock
+from livepush_asgi.testing import Client
 
-from .virtual_clock import let_pass
+from .virtual_clock import VirtualClockLoop, let_pass
 
 
 async def test_functions_are_called_in_the_order_of_their_times() -> None:
@@ -81,3 +86,102 @@ async def test_a_time_that_rounding_would_move_forward_is_still_kept() -> None:
         await let_pass(20)
         tasks.cancel_scope.cancel()
     assert called == list(range(len(times)))
+
+
+async def test_cancelled_timers_leave_the_clock_at_once_and_not_when_they_are_due() -> None:
+    clock, month = Clock(), 30 * 86400.0
+    kept = [clock.call_later(month, lambda: None) for _ in range(10)]
+    for _ in range(1000):
+        clock.call_later(month, lambda: None).cancel()
+        assert len(clock) <= 100
+    for timer in kept:
+        timer.cancel()
+        timer.cancel()
+    assert len(clock) <= 100
+
+
+async def test_what_is_left_after_many_were_cancelled_is_called_in_order() -> None:
+    clock, called = Clock(), list[int]()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(clock.run)
+        timers = [clock.call_later(500 - number, partial(called.append, number)) for number in range(500)]
+        for number, timer in enumerate(timers):
+            if number % 5:
+                timer.cancel()
+        await let_pass(600)
+        tasks.cancel_scope.cancel()
+    assert called == list(range(495, -1, -5))
+    assert not len(clock)
+
+
+async def test_a_timer_may_cancel_another_one_that_is_due_as_well() -> None:
+    clock, called = Clock(), list[str]()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(clock.run)
+        # One turn of the clock finds both.
+        clock.call_later(RESOLUTION / 4, lambda: second.cancel())
+        second = clock.call_later(RESOLUTION / 2, lambda: called.append("second"))
+        await let_pass(5)
+        tasks.cancel_scope.cancel()
+    assert not called
+    assert not len(clock)
+
+
+async def test_two_hundred_streams_with_a_login_of_a_month_leave_nothing_behind() -> None:
+    push = LivePush(MemoryBroker(), lambda request: Grant(channels="c", expires_at=time.time() + 30 * 86400))
+    async with push.lifespan(), Client(push) as client:
+        grant = Grant(channels="c", expires_at=time.time() + 30 * 86400)
+        for _ in range(200):
+            async with client.open("/") as stream:
+                await stream.next_event(control=True)
+        last, run = await push.open_stream(grant)
+        assert len(run.clock) <= 100
+        last.close()
+
+
+class CoarseLoop(VirtualClockLoop):
+    """A loop whose clock stands still for a second at a time."""
+
+    def time(self) -> float:
+        return float(math.floor(super().time()))
+
+
+@pytest.mark.parametrize("delay", [1e-16, 0.0, -1.0])
+@pytest.mark.parametrize("loop", [VirtualClockLoop, CoarseLoop])
+def test_a_timer_that_is_due_again_at_once_does_not_stop_the_loop(
+    loop: Callable[[], asyncio.AbstractEventLoop], delay: float
+) -> None:
+    called = 0
+
+    async def main() -> None:
+        clock = Clock()
+
+        def again() -> None:
+            nonlocal called
+            called += 1
+            assert called < 1000, "the clock calls the same timer for ever"
+            clock.call_later(delay, again)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(clock.run)
+            again()
+            await asyncio.sleep(10)
+            tasks.cancel_scope.cancel()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(main(), 20))
+    assert 5 <= called <= 10 / RESOLUTION + 5
+
+
+@pytest.mark.parametrize("delay", [math.inf, 1e308, 1e18, math.nan])
+async def test_a_time_that_no_process_lives_to_see_never_comes(delay: float) -> None:
+    clock, called = Clock(), list[str]()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(clock.run)
+        await anyio.lowlevel.checkpoint()
+        never = clock.call_later(delay, lambda: called.append("never"))
+        clock.call_later(5, lambda: called.append("soon"))
+        await let_pass(100_000)
+        never.cancel()
+        tasks.cancel_scope.cancel()
+    assert called == ["soon"]

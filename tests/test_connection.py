@@ -9,8 +9,8 @@ from typing import Any
 import anyio
 import pytest
 
-from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.connection import Address, address_of, limit_silence
+from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, SSEStreamService, Timing, public
+from livepush_asgi.connection import Address, address_of
 from livepush_asgi.testing.scope import http_scope
 from livepush_asgi.types import Message
 
@@ -58,6 +58,22 @@ class Server:
 
     async def send(self, message: Message) -> None:
         """Take it."""
+
+
+class Transport:
+    """What `receive` of uvicorn is a method of."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.transport = self
+        self.gone = anyio.Event()
+        self._connection = connection
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        return self._connection
+
+    async def receive(self) -> Message:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
 
 
 async def stay(client: object, seconds: float) -> None:
@@ -137,6 +153,9 @@ class Protocol:
     def get_extra_info(self, name: str) -> object:
         return self
 
+    def getsockopt(self, *option: int) -> int:
+        return 0
+
     def setsockopt(self, *option: int) -> None:
         raise self._error
 
@@ -148,7 +167,119 @@ class Protocol:
 async def test_a_connection_that_is_closed_already_takes_no_time_limit(error: Exception) -> None:
     push = LivePush(MemoryBroker(), public("c"))
     protocol, server = Protocol(error), Server()
-    assert not limit_silence(protocol.receive, 30)
     async with push.lifespan():
         await push(SCOPE, protocol.receive, server.send)
         assert push.statistics().ended[EndReason.DISCONNECT] == 1
+
+
+def any_push() -> LivePush:
+    return LivePush(MemoryBroker(), public("c"), timing=TIMING)
+
+
+@on_linux
+@pytest.mark.parametrize("way", ["transport", "address"])
+@pytest.mark.parametrize("own", [0, 77_000])
+async def test_the_limit_is_taken_back_when_the_response_is_complete(way: str, own: int) -> None:
+    push = any_push()
+    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, own)
+        server = Transport(connection) if way == "transport" else Server()
+        scope = SCOPE if way == "transport" else {**SCOPE, "client": connection.getpeername()}
+        async with push.lifespan(), anyio.create_task_group() as tasks:
+            for _ in range(2):
+                # The connection is kept and carries another stream.
+                tasks.start_soon(push, scope, server.receive, Server().send)
+                await let_pass(14)
+                assert limit_of(connection) == (own / 1000 or 30)
+                await push.disconnect(channel="c")
+                await let_pass(1)
+                assert push.statistics().streams == 0
+                assert limit_of(connection) == own / 1000
+
+
+@on_linux
+@pytest.mark.parametrize("way", ["transport", "address"])
+async def test_the_limit_stays_where_the_response_was_cut_off(way: str) -> None:
+    """So that the kernel soon forgets what the client does not take."""
+    push = any_push()
+    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
+        server = Transport(connection) if way == "transport" else Server()
+        scope = SCOPE if way == "transport" else {**SCOPE, "client": connection.getpeername()}
+        never = anyio.Event()
+
+        async def send(message: Message) -> None:
+            if b"stuck" in message.get("body", b""):
+                await never.wait()
+
+        async with push.lifespan(), anyio.create_task_group() as tasks:
+            tasks.start_soon(push, scope, server.receive, send)
+            await let_pass(14)
+            await push.publish("c", "stuck")
+            await let_pass(40)
+            assert push.statistics().ended[EndReason.SLOW] == 1
+            assert limit_of(connection) == 30
+
+
+@on_linux
+async def test_a_connection_that_carries_several_streams_is_limited_until_the_last_one() -> None:
+    push = LivePush(MemoryBroker(), lambda request: Grant(channels=request.query["c"]), timing=TIMING)
+    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
+        scope = {**SCOPE, "client": connection.getpeername()}
+        async with push.lifespan(), anyio.create_task_group() as tasks:
+            for channel in ("a", "b"):
+                server = Server()
+                part = {**scope, "query_string": f"c={channel}".encode()}
+                tasks.start_soon(push, part, server.receive, server.send)
+            await let_pass(14)
+            await push.disconnect(channel="a")
+            await let_pass(1)
+            assert limit_of(connection) == 30
+            await push.disconnect(channel="b")
+            await let_pass(1)
+            assert limit_of(connection) == 0
+
+
+@on_linux
+@pytest.mark.parametrize("ending", ["read to the end", "closed", "left to the collector"])
+async def test_the_body_of_a_route_takes_the_limit_back_when_it_was_read_to_its_end(ending: str) -> None:
+    push = any_push()
+    service = SSEStreamService.of(push)
+    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
+        async with push.lifespan(), anyio.create_task_group() as tasks:
+            stream = await service.open_stream(channel="c", client=connection.getpeername())
+            body = stream.body
+            del stream
+
+            async def read() -> None:
+                async for _ in body:
+                    pass
+
+            if ending == "read to the end":
+                tasks.start_soon(read)
+            await let_pass(14)
+            assert limit_of(connection) == 30
+            if ending == "closed":
+                await body.aclose()
+            elif ending == "left to the collector":
+                del body, read
+            await push.disconnect(channel="c")
+            await let_pass(1)
+            assert push.statistics().streams == 0
+            assert limit_of(connection) == (0 if ending == "read to the end" else 30)
+
+
+def test_a_limit_of_more_than_the_kernel_can_count_is_its_longest() -> None:
+    push = LivePush(MemoryBroker(), public("c"), timing=Timing(send_timeout=1e9))
+
+    async def main(connection: socket.socket) -> None:
+        server = Transport(connection)
+        async with push.lifespan(), anyio.create_task_group() as tasks:
+            tasks.start_soon(push, SCOPE, server.receive, Server().send)
+            await anyio.wait_all_tasks_blocked()
+            server.gone.set()
+        assert push.statistics().ended[EndReason.DISCONNECT] == 1
+
+    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
+        anyio.run(main, connection)
+        if sys.platform == "linux":
+            assert limit_of(connection) == (2**31 - 1) / 1000

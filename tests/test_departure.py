@@ -52,7 +52,7 @@ class Server:
             raise message
         return message
 
-    receive.steps = True  # type: ignore[attr-defined]
+    receive.livepush_inline = True  # type: ignore[attr-defined]
 
     async def send(self, message: Message) -> None:
         await self.gate.wait()

@@ -1,17 +1,22 @@
 """Sending without the stream's task: what goes at once, what has to wait, what fails."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import anyio
 import pytest
+import uvicorn
 
 from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.direct import DirectSend
+from livepush_asgi.direct import TESTED_UVICORN, DirectSend
+from livepush_asgi.outbox import Delivery
 from livepush_asgi.testing import Client, EventStreamParser
 from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.turn import Batch, Turn
 from livepush_asgi.types import Message, Send
 
 from .around import behind_a_middleware
@@ -37,7 +42,7 @@ class Server:
         self.entered = 0
         self.gate = anyio.Event()
         self.gate.set()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.gone = anyio.Event()
 
     async def receive(self) -> Message:
@@ -52,7 +57,7 @@ class Server:
             raise self.error
         self.sent.append(message)
 
-    send.steps = True  # type: ignore[attr-defined]
+    send.livepush_inline = True  # type: ignore[attr-defined]
 
     @property
     def data(self) -> list[str]:
@@ -210,3 +215,109 @@ async def test_streams_on_several_channels_get_events_in_the_order_of_publishing
         for number in range(10):
             await push.publish("ab"[number % 2], number)
         assert [event.data for event in await stream.events(10)] == [str(n) for n in range(10)]
+
+
+async def test_it_can_be_switched_off() -> None:
+    server, push = Server(), LivePush(MemoryBroker(), public("c"), inline_send=False)
+    senders = set[str]()
+
+    async def send(message: Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        senders.add(task.get_name())
+        await server.send(message)
+
+    async def receive() -> Message:
+        assert asyncio.current_task() is not None
+        return await server.receive()
+
+    send.livepush_inline = receive.livepush_inline = True  # type: ignore[attr-defined]
+    async with push.lifespan():
+        stream = asyncio.create_task(push(SCOPE, receive, send), name="stream")
+        await let_pass(1)
+        for number in range(3):
+            await push.publish("c", number)
+            await let_pass(20)
+        assert server.data == ["0", "1", "2"]
+        server.gone.set()
+        await stream
+    assert senders == {"stream"}
+
+
+# What a version of uvicorn is taken for, before any function of it was seen.
+VERSIONED = """
+import logging, sys
+import uvicorn
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle
+from livepush_asgi.direct import DirectSend
+logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+uvicorn.__version__ = sys.argv[1]
+for _ in range(2):
+    print(DirectSend.applies(RequestResponseCycle.send))
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "applies"),
+    [
+        (uvicorn.__version__, True),
+        ("{}.{}.9".format(*TESTED_UVICORN[0]), True),
+        ("{}.{}.9.dev1".format(*TESTED_UVICORN[1]), True),
+        ("0.33.0", False),
+        (f"{TESTED_UVICORN[1][0]}.{TESTED_UVICORN[1][1] + 1}.0", False),
+        ("1.0", False),
+        ("main", False),
+        ("", False),
+    ],
+)
+def test_it_applies_to_the_versions_that_were_tested(version: str, applies: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", VERSIONED, version], capture_output=True, text=True, check=True, timeout=60
+    )
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line in ("True", "False")] == [str(applies)] * 2
+    # Said once, and only where something is to be said.
+    assert len(lines) == 2 + (not applies)
+
+
+async def test_a_send_that_is_cancelled_ends_its_stream_and_nobody_else_misses_anything() -> None:
+    servers, push = [Server() for _ in range(3)], LivePush(MemoryBroker(), public("c"))
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        for server in servers:
+            tasks.start_soon(push, SCOPE, server.receive, server.send)
+        await let_pass(1)
+        servers[0].error = asyncio.CancelledError()
+        for number in range(3):
+            await push.publish("c", number)
+            await let_pass(1)
+        assert [server.data for server in servers[1:]] == [["0", "1", "2"]] * 2
+        assert push.statistics().streams == 2
+        assert push.statistics().ended[EndReason.DISCONNECT] == 1
+        for server in servers[1:]:
+            server.gone.set()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_listener_that_raises_keeps_nothing_from_the_others(several: bool) -> None:
+    class Ear:
+        def __init__(self, error: BaseException | None = None) -> None:
+            self.several = several
+            self.error = error
+            self.heard: list[bytes] = []
+
+        def receive(self, batch: Batch, /) -> None:
+            if self.error is not None:
+                raise self.error
+            self.heard += [delivery.block for delivery in batch.deliveries]
+
+    class Channel:
+        def hearers(self) -> list[Ear]:
+            return ears
+
+    ears = [Ear(KeyboardInterrupt("first")), Ear(), Ear(ValueError("second")), Ear()]
+    turn, one, two = Turn(lambda function: None, lambda: 0.0), Channel(), Channel()
+    turn.add(one, Delivery("one", b"1"))
+    turn.add(two, Delivery("two", b"2"))
+    with pytest.raises(KeyboardInterrupt, match="first"):
+        turn.flush()
+    assert [ear.heard for ear in ears] == [[], [b"1", b"2"], [], [b"1", b"2"]]

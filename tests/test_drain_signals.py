@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -119,7 +120,7 @@ def test_a_handler_installed_over_ours_stays_and_ours_only_passes_on() -> None:
     heard: list[str] = []
     signal.signal(signal.SIGTERM, lambda number, frame: heard.append("found"))
     watch = SignalWatch(lambda: heard.append("drain"))
-    assert watch.install()
+    watch.install()
     ours = signal.getsignal(signal.SIGTERM)
     assert callable(ours)
 
@@ -145,7 +146,9 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 async def test_another_thread_cannot_install_and_nothing_breaks() -> None:
-    assert not await anyio.to_thread.run_sync(SignalWatch(lambda: None).install)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    await anyio.to_thread.run_sync(SignalWatch(lambda: None).install)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -223,3 +226,19 @@ def test_ctrl_c_on_trio_reaches_the_main_task_and_ends_no_stream_in_the_middle()
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["interrupted", "told", "complete", "1"], done.stderr
     assert done.returncode == 0
+
+
+def test_a_server_in_a_thread_is_told_that_it_drains_at_no_signal(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(policy: DrainPolicy) -> None:
+        async with LivePush(MemoryBroker(), public("c"), drain=policy).lifespan():
+            pass
+
+    for policy in (DrainPolicy(), DrainPolicy(signals=False)):
+        thread = threading.Thread(target=anyio.run, args=(main, policy))
+        thread.start()
+        thread.join()
+    anyio.run(main, DrainPolicy())
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "main thread" in record.message
+    assert "DrainPolicy(signals=False)" in record.message

@@ -59,7 +59,7 @@ def stepped(app: ASGIApp) -> ASGIApp:
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        receive_here.steps = True  # type: ignore[attr-defined]
+        receive_here.livepush_inline = True  # type: ignore[attr-defined]
         if scope["type"] != "http":
             await app(scope, receive, send)
             return

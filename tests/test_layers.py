@@ -14,7 +14,7 @@ LAYERS = [
     {"types", "errors", "reasons", "cursor"},
     {"event", "settings", "loop", "cors"},
     {"request", "broker", "slots", "clock", "control", "drain", "statistics"},
-    {"outbox", "snapshot", "publishing", "connection"},
+    {"outbox", "snapshot", "publishing", "connection", "admission", "namespace"},
     {"turn"},
     {"topic", "timekeeper", "commands", "places", "publisher", "producer"},
     {"logged_topic"},

@@ -1,6 +1,8 @@
 """Values of configuration cannot be wrong: a bad one raises where it is made."""
 
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
@@ -27,10 +29,15 @@ from livepush_asgi import (
         lambda: Timing(retry=float("inf")),
         lambda: Timing(max_lifetime=float("nan")),
         lambda: Timing(linger=-1),
+        lambda: Timing(linger=float("nan")),
+        lambda: Timing(send_timeout=1e300),
+        lambda: Timing(retry=1e308),
         lambda: Timing(heartbeat_interval=True),
         lambda: Limits(outbox_events=0),
         lambda: Limits(outbox_bytes=1.5),  # type: ignore[arg-type]
         lambda: Limits(overflow="forget"),  # type: ignore[arg-type]
+        lambda: Limits(streams=0),
+        lambda: Limits(streams=1.5),  # type: ignore[arg-type]
         lambda: DrainPolicy(window=-1),
         lambda: DrainPolicy(window=float("inf")),
         lambda: MemorySlotCap(0),
@@ -41,6 +48,14 @@ from livepush_asgi import (
         lambda: public(),
         lambda: public("livepush.commands"),
         lambda: Grant(channels=[]),
+        # An expiry that is none, or is in milliseconds.
+        lambda: Grant(channels="c", expires_at=float("inf")),
+        lambda: Grant(channels="c", expires_at=float("-inf")),
+        lambda: Grant(channels="c", expires_at=float("nan")),
+        lambda: Grant(channels="c", expires_at=1e308),
+        lambda: Grant(channels="c", expires_at=10**400),
+        lambda: Grant(channels="c", expires_at=time.time() * 1000),
+        lambda: Grant(channels="c", expires_at=True),
         lambda: LivePushMiddleware(_app(), _push(), path="events"),
         lambda: LivePushMiddleware(_app(), _push(), path="/"),
         lambda: LivePush(MemoryBroker(), public("c"), soft_refusals={RefusalCause.AUTHORIZE}),
@@ -75,7 +90,20 @@ def test_each_client_is_told_its_own_reconnection_time() -> None:
 def test_a_lifetime_ends_in_its_last_fifth() -> None:
     lifetimes = [Timing(max_lifetime=100.0).own_lifetime() for _ in range(200)]
     assert all(lifetime is not None and 80 <= lifetime <= 100 for lifetime in lifetimes)
-    assert Timing().own_lifetime() is None
+    assert Timing(max_lifetime=None).own_lifetime() is None
+
+
+def test_an_expiry_up_to_the_end_of_the_calendar_is_taken() -> None:
+    assert Grant(channels="c", expires_at=datetime.max.replace(tzinfo=UTC)).expiry == 253402300800.0
+    assert Grant(channels="c", expires_at=datetime.min.replace(tzinfo=UTC)).expiry is not None
+    with pytest.raises(ValueError, match="milliseconds"):
+        Grant(channels="c", expires_at=time.time() * 1000)
+
+
+def test_by_default_a_stream_does_not_outlive_its_login_for_long_and_a_process_has_a_cap() -> None:
+    assert Timing().max_lifetime == 7200
+    assert Limits().streams == 20_000
+    assert Limits(streams=None).streams is None
 
 
 def _push() -> LivePush:

@@ -3,10 +3,13 @@
 import asyncio
 import json
 import shutil
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 
+from .apps.downloads import SIZE
 from .serving import Serving, WireStream, uvicorn
 
 APP = "tests.apps.push:app"
@@ -111,3 +114,37 @@ async def test_closing_the_socket_while_idle_frees_the_slot(tmp_path: Path) -> N
             async with asyncio.timeout(1):
                 while (await statistics(server))["streams"]:
                     pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the option")
+@pytest.mark.parametrize("hidden", ["", "1"], ids=["its own receive", "behind a middleware"])
+@pytest.mark.parametrize("options", OPTIONS)
+async def test_a_download_after_a_stream_on_the_same_connection_may_rest(
+    options: str, hidden: str, tmp_path: Path
+) -> None:
+    """The stream's connection was limited to a second of silence; its own end takes that back."""
+    environment = {"HIDDEN": hidden}
+    app = "tests.apps.downloads:app"
+    async with uvicorn(app, tmp_path / "log", *options.split(), environment=environment) as server:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", server.port))
+            await loop.sock_sendall(client, b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+            got = b""
+            async with asyncio.timeout(20):
+                while not got.endswith(b"\r\n0\r\n\r\n"):
+                    chunk = await loop.sock_recv(client, 4096)
+                    assert chunk
+                    got += chunk
+            assert b"livepush.close" in got
+            await loop.sock_sendall(client, b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+            # The window is shut for so long: the kernel would give up after one second.
+            await asyncio.sleep(4)
+            length = 0
+            async with asyncio.timeout(30):
+                while length < SIZE:
+                    chunk = await loop.sock_recv(client, 1024 * 1024)
+                    assert chunk, f"cut off after {length} bytes"
+                    length += len(chunk)

@@ -10,6 +10,7 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from .. import MemoryBroker
 from ..broker import Broker
+from ..namespace import broker_in, check_namespace
 from .failure import MISTYPED, Failure
 
 # Somebody sits there and waits for an answer.
@@ -34,8 +35,12 @@ class Backend:
             await self._redis.aclose()
 
 
-def backend_at(url: str | None) -> Backend:
+def backend_at(url: str | None, namespace: str | None = None) -> Backend:
     """Return a backend on the Redis of this URL, or one inside this process. Raises Failure."""
+    try:
+        check_namespace(namespace)
+    except ValueError as error:
+        raise Failure(str(error), MISTYPED) from None
     if url is None:
         return Backend(MemoryBroker())
     check_url(url)
@@ -43,7 +48,7 @@ def backend_at(url: str | None) -> Backend:
     from ..brokers.redis import RedisBroker
 
     redis = Redis.from_url(url)
-    return Backend(RedisBroker(redis), redis)
+    return Backend(broker_in(RedisBroker(redis), namespace), redis)
 
 
 def check_url(url: str) -> None:

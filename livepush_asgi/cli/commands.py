@@ -43,6 +43,13 @@ RedisUrl = Annotated[
     ),
 ]
 
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace", metavar="NAME", help="The namespace of the application: LivePush(..., namespace=...)."
+    ),
+]
+
 
 class Address(NamedTuple):
     """Where to serve, and whether to show it."""
@@ -110,6 +117,7 @@ def demo(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     redis: RedisUrl = None,
+    namespace: Namespace = None,
     open_page: OpenPage = False,
 ) -> int:
     """Serve a page with this machine's live figures and a board for its visitors.
@@ -125,7 +133,7 @@ def demo(
     from .demo import Demo
 
     address = Address(host, port, open_page)
-    return _serve(lambda backend: Demo(backend).asgi, "The demo is served", address, redis)
+    return _serve(lambda backend: Demo(backend).asgi, "The demo is served", address, redis, namespace)
 
 
 @app.command()
@@ -140,6 +148,7 @@ def tail(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     redis: RedisUrl = None,
+    namespace: Namespace = None,
     open_page: OpenPage = False,
 ) -> int:
     """Follow log files on a page, as [bold]tail -F[/] does in a terminal.
@@ -158,7 +167,9 @@ def tail(
     with ExitStack() as opened:
         followers = [_follower(name, None if from_start else lines, opened) for name in dict.fromkeys(names)]
         address = Address(host, port, open_page)
-        return _serve(lambda backend: Tail(backend, followers).asgi, "The log page is served", address, redis)
+        return _serve(
+            lambda backend: Tail(backend, followers).asgi, "The log page is served", address, redis, namespace
+        )
 
 
 @app.command()
@@ -170,6 +181,7 @@ def publish(
     event: Annotated[str | None, typer.Option(metavar="NAME", help="The event name.")] = None,
     id: Annotated[str | None, typer.Option(metavar="ID", help="The event id.")] = None,
     redis: RedisUrl = None,
+    namespace: Namespace = None,
 ) -> None:
     """Publish one event through a Redis, and tell how many listeners got it.
 
@@ -184,7 +196,7 @@ def publish(
 
     if redis is None:
         raise Failure("give the Redis of the application with --redis URL, or in LIVEPUSH_REDIS", MISTYPED)
-    listeners = publish_once(channel, data, event, id, redis)
+    listeners = publish_once(channel, data, event, id, redis, namespace)
     out.print(f"{listeners} {'listener' if listeners == 1 else 'listeners'}")
 
 
@@ -246,14 +258,18 @@ def _follower(name: str, last_lines: int | None, opened: ExitStack) -> Follower:
 
 
 def _serve(
-    site: Callable[["Backend"], LivePushMiddleware], what: str, address: Address, redis: str | None
+    site: Callable[["Backend"], LivePushMiddleware],
+    what: str,
+    address: Address,
+    redis: str | None,
+    namespace: str | None,
 ) -> int:
     """Serve what `site` makes of a backend. What cannot be is found out before anything is served."""
     from .backend import backend_at, without_password
     from .serve import bind, serve, url_of
 
     with bind(address.host, address.port) as listener:
-        app = site(backend_at(redis))
+        app = site(backend_at(redis, namespace))
         url = url_of(listener)
         via = f" through {without_password(redis)}" if redis else ""
 

@@ -15,14 +15,16 @@ from .failure import MISTYPED, Failure
 DATA_LIMIT = 1024 * 1024
 
 
-def publish_once(channel: str, data: str, event: str | None, id: str | None, url: str) -> int:
+def publish_once(
+    channel: str, data: str, event: str | None, id: str | None, url: str, namespace: str | None = None
+) -> int:
     """Publish one event and return how many listeners the broker gave it to. Raises Failure."""
     try:
         check_channel(channel)
         block = Event(_read_input() if data == "-" else data, event=event, id=id).encode()
     except (InvalidEventError, ValueError) as error:
         raise Failure(str(error), MISTYPED) from None
-    return anyio.run(_publish, backend_at(url), channel, block)
+    return anyio.run(_publish, backend_at(url, namespace), channel, block)
 
 
 async def _publish(backend: Backend, channel: str, block: bytes) -> int:

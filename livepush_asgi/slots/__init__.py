@@ -114,7 +114,8 @@ class Hooks:
         if hook is None:
             return
         try:
-            hook(slot_key)
+            # In a namespace the key has a prefix, which the application did not give it.
+            hook(getattr(slot_key, "plain", slot_key))
         except Exception:
             logger.exception("the slot hook %r raised", hook)
 

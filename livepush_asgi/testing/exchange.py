@@ -99,7 +99,7 @@ class Exchange:
             await self._send_in_vain()
 
     # It is taken as uvicorn's is: while there is room it returns at once. Behind a middleware it is not.
-    send.steps = True  # type: ignore[attr-defined]
+    send.livepush_inline = True  # type: ignore[attr-defined]
 
     async def take(self) -> Message | None:
         """Take the next message; None when there will be no more."""
