@@ -188,7 +188,7 @@ class _AsyncioCarrier(_Carrier):
         self._raise()
 
     def _begin(self, receive: Receive) -> None:
-        self._task = task = asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
         self._cancelled_before = task.cancelling()
         self._stream.carrier = self
@@ -197,6 +197,8 @@ class _AsyncioCarrier(_Carrier):
             self._departure.listen()
         else:
             self._watcher = task.get_loop().create_task(self._watch(receive))
+        # Not before: an eager watcher may have seen the client go, and a running task cannot be interrupted.
+        self._task = task
 
     def _is_cancelled_from_outside(self) -> bool:
         # As asyncio.timeout does: what was asked for here ends here, what comes from outside goes on.
@@ -231,7 +233,7 @@ class _AsyncioCarrier(_Carrier):
 
     def interrupt(self) -> None:
         # In the task itself nothing has to be interrupted: it sees at its next step that all is over.
-        if not self._interrupted and asyncio.current_task() is not self._task:
+        if not self._interrupted and self._task not in (None, asyncio.current_task()):
             assert self._task is not None
             self._interrupted = True
             self._task.cancel()

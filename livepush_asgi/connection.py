@@ -63,6 +63,7 @@ class Connections:
         # Nothing is unacknowledged for long before the first heartbeat; the kernel counts from there.
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
         self._sought: set[Address] = set()
+        self._looking = False
         # How many streams a connection carries that has an address alone: several over HTTP/2.
         self._carried: dict[Address, int] = {}
         # The open files that were limited.
@@ -84,9 +85,10 @@ class Connections:
         if address is not None:
             carried = self._carried[address] = self._carried.get(address, 0) + 1
             if carried == 1:
-                if not self._sought:
-                    self._clock.call_later(self._delay, self._look)
                 self._sought.add(address)
+                if not self._looking:
+                    self._looking = True
+                    self._clock.call_later(self._delay, self._look)
         return address
 
     def release(self, limited: Limited | None, *, complete: bool) -> None:
@@ -111,6 +113,7 @@ class Connections:
             _change_file(file, address, self._limit, 0)
 
     def _look(self) -> None:
+        self._looking = False
         sought, self._sought = self._sought, set()
         with contextlib.suppress(OSError):
             self._go_on(sought, iter(os.listdir(_OPEN_FILES)))

@@ -91,8 +91,9 @@ class StreamBody:
         """Give everything back soon. May be called from any thread; harmless the second time."""
         if not self._stream.finished:
             self._run.call_threadsafe(partial(self._stream.abort, EndReason.DISCONNECT))
-        if self._limited is not None:
-            self._run.call_threadsafe(partial(self._release, complete=False))
+        limited, self._limited = self._limited, None
+        if limited is not None:
+            self._run.call_threadsafe(partial(self._run.connections.release, limited, complete=False))
 
     async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
         """Send the stream as a whole ASGI response instead: no iterator, no polling."""

@@ -1,12 +1,13 @@
 """A client's going, heard without a task: at once, after a request body, while a send waits, by an error."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, MemorySlotCap, StreamRequest
+from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, MemorySlotCap, StreamRequest, public
 from livepush_asgi.departure import Departure
 from livepush_asgi.testing.scope import http_scope
 from livepush_asgi.types import Message
@@ -170,3 +171,24 @@ async def test_a_stream_that_ends_by_itself_listens_no_more() -> None:
         await let_pass(1)
         assert server.messages == [GONE]
         assert endings(push) == {EndReason.REVOKED: 1}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks are eager from Python 3.12 on")
+def test_a_client_that_an_eager_task_sees_go_cancels_nothing_afterwards() -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        """Take it at once."""
+
+    async def main() -> None:
+        # Python 3.11, for which types are checked, has no such factory.
+        asyncio.get_running_loop().set_task_factory(vars(asyncio)["eager_task_factory"])
+        push = LivePush(MemoryBroker(), public("c"))
+        async with push.lifespan():
+            await push(SCOPE, receive, send)
+            await asyncio.sleep(1)
+            assert endings(push) == {EndReason.DISCONNECT: 1}
+
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        runner.run(main())
