@@ -164,13 +164,12 @@ class Page:
 class HistoryBroker(Broker, Protocol):
     """A broker that keeps a bounded log of each channel, with positions.
 
-    A live payload of such a broker is `positioned(position, payload)` of `event.py`. A subscription that
-    does not forward must return that from `get_message` as well, not the bare payload, which is what the
-    subscriptions of this package return there: without positions nobody sees a hole. An event is in the
-    log before any subscription gets it, so that whoever sees a hole between two live positions can read
-    what is missing. Subscriptions may lose and repeat what the log still has; a reader puts that right.
-    `publish` appends too. What another program publishes past the log is delivered without a position.
-    An epoch is 1 to 16 letters, digits, `-` and `_`, drawn at random when a log begins.
+    A live payload of such a broker is `positioned(position, payload)` of `event.py`. `get_message` and
+    `forward` hand out the same, so that a wrapper may use either; `event.split_position` takes it apart.
+    An event is in the log before any subscription gets it, so that a reader that sees a hole between two
+    live positions can read what is missing. Subscriptions may lose and repeat what the log still has; a
+    reader puts that right. `publish` appends too. What another program publishes past the log has no
+    position, and the component refuses it: clients that reconnect could never get it. An epoch is 1 to 16 letters, digits, `-` and `_`, drawn at random when a log begins.
     """
 
     async def append(

@@ -10,6 +10,7 @@ from livepush_asgi import MemoryBroker
 from livepush_asgi.broker import Broker, ForwardingSubscription, Page, Subscription
 from livepush_asgi.cursor import Position
 from livepush_asgi.errors import PositionConflictError
+from livepush_asgi.event import split_position
 from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBroker
 
 from .pull_broker import PullBroker, PullSubscription
@@ -125,11 +126,32 @@ class KnowsNoZero(MemoryBroker):
         return await super().read(channel, after, limit or 100)
 
 
+class WithoutPositions(PullSubscription):
+    async def get_message(self, *, timeout: float) -> bytes | None:
+        payload = await super().get_message(timeout=timeout)
+        return None if payload is None else split_position(payload)[1]
+
+
 class GivesNoPositions(MemoryBroker):
-    """Wraps what gives its positions to a sink, and does not forward."""
+    """Does not forward, and keeps the positions for itself."""
 
     async def subscribe(self, channel: str) -> Subscription:
-        return PullSubscription(await super().subscribe(channel))
+        return WithoutPositions(await super().subscribe(channel))
+
+
+class ForwardsPositionsOnly(WithoutPositions):
+    def __init__(self, inner: ForwardingSubscription) -> None:
+        super().__init__(inner)
+        self.forward = inner.forward
+
+
+class GivesPositionsToSinksOnly(MemoryBroker):
+    """Forwards with positions and answers `get_message` without."""
+
+    async def subscribe(self, channel: str) -> Subscription:
+        subscription = await super().subscribe(channel)
+        assert isinstance(subscription, ForwardingSubscription)
+        return ForwardsPositionsOnly(subscription)
 
 
 # Any, because each takes the broker of its own port.
@@ -157,6 +179,8 @@ Rule = Callable[[Any], Awaitable[None]]
         (HISTORY.test_every_subscription_gets_the_positions, GivesNoPositions),
         (HISTORY.test_what_is_delivered_is_in_the_log, GivesNoPositions),
         (HISTORY.test_bytes_are_kept_unchanged, GivesNoPositions),
+        (HISTORY.test_get_message_and_forward_hand_out_the_same, GivesNoPositions),
+        (HISTORY.test_get_message_and_forward_hand_out_the_same, GivesPositionsToSinksOnly),
     ],
 )
 async def test_a_broken_rule_is_found(rule: Rule, broker: Callable[[], Broker]) -> None:

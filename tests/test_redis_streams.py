@@ -146,7 +146,8 @@ async def test_publish_appends_too_and_counts_who_listens(valkey: ValkeyProcess)
     async with broker_on(valkey) as broker, broker_on(valkey) as other:
         first, second = await broker.subscribe("news"), await other.subscribe("news")
         assert await broker.publish("news", "é") == 2
-        assert [await s.get_message(timeout=LONG) for s in (first, second)] == ["é".encode()] * 2
+        live = positioned(Position((await broker.read("news", 0, 0)).epoch, 1), "é".encode())
+        assert [await s.get_message(timeout=LONG) for s in (first, second)] == [live] * 2
         await first.close()
         await second.close()
         assert await other.publish("quiet", b"x") == 0
@@ -218,7 +219,8 @@ async def test_whoever_hears_of_an_event_finds_it_in_the_log(valkey: ValkeyProce
         for number in range(1, 301):
             payload = await subscription.get_message(timeout=LONG)
             page = await reader.read("news", number - 1, 1)
-            assert page.records == (Record(number, payload or b"none came"),)
+            assert page.records == (Record(number, b"%d" % number),)
+            assert payload == positioned(Position(page.epoch, number), b"%d" % number)
         await subscription.close()
 
 
@@ -592,7 +594,7 @@ def test_one_broker_serves_one_event_loop_after_another(valkey: ValkeyProcess) -
         await broker.append("news", str(number).encode())
         received = await subscription.get_message(timeout=LONG)
         await client.aclose()
-        return received
+        return None if received is None else split_position(received)[1]
 
     assert [asyncio.run(use(number)) for number in range(3)] == [b"0", b"1", b"2"]
 

@@ -5,7 +5,7 @@ import anyio
 from ..broker import HistoryBroker, Page, Record
 from ..cursor import MOST_OFFSET, Position
 from ..errors import PositionConflictError
-from ..event import split_position
+from ..event import positioned, split_position
 from .contract import BrokerContract
 from .witness import BYTES, PATIENCE, Live, hostile_channels, new_channel, same, subscribed
 
@@ -14,8 +14,7 @@ class HistoryBrokerContract(BrokerContract):
     """The rules of `HistoryBroker`, beside those of `Broker`.
 
     Subclass it as `BrokerContract` is subclassed, with one more fixture: `bounded_broker`, a broker that
-    keeps ten events of a channel, `History(events=10)`. The other one has to keep a hundred. A subscription
-    gives the positions to its sink, or where it does not forward, with `get_message`.
+    keeps ten events of a channel, `History(events=10)`. The other one has to keep a hundred.
     """
 
     async def test_offsets_are_contiguous_from_one(self, broker: HistoryBroker) -> None:
@@ -81,6 +80,19 @@ class HistoryBrokerContract(BrokerContract):
             for live in both:
                 for wanted in ((position, b"appended"), (after, b"published")):
                     same(split_position(await live.next()), wanted)
+
+    async def test_get_message_and_forward_hand_out_the_same(self, broker: HistoryBroker) -> None:
+        """A subscription gives the same positioned payload through `get_message` as to a sink."""
+        channel = new_channel()
+        async with subscribed(broker, channel) as asked, subscribed(broker, channel) as forwarding:
+            live = Live(forwarding)
+            position = await broker.append(channel, b"appended")
+            await broker.publish(channel, b"published")
+            for wanted in ((position, b"appended"), (position.at(2), b"published")):
+                with anyio.fail_after(PATIENCE):
+                    payload = await asked.get_message(timeout=PATIENCE)
+                same(payload, positioned(*wanted))
+                same(await live.next(), payload)
 
     async def test_concurrent_appends_are_contiguous(self, broker: HistoryBroker) -> None:
         """However many append at once, no offset is given twice or left out, and each names its event."""
