@@ -169,7 +169,9 @@ class HistoryBroker(Broker, Protocol):
     An event is in the log before any subscription gets it, so that a reader that sees a hole between two
     live positions can read what is missing. Subscriptions may lose and repeat what the log still has; a
     reader puts that right. `publish` appends too. What another program publishes past the log has no
-    position, and the component refuses it: clients that reconnect could never get it. An epoch is 1 to 16 letters, digits, `-` and `_`, drawn at random when a log begins.
+    position, and the component refuses it: clients that reconnect could never get it.
+
+    An epoch is 1 to 16 letters, digits, `-` and `_`, drawn at random when a log begins.
     """
 
     async def append(

@@ -1,4 +1,4 @@
-"""An ordinary wrapper around a broker with history: metrics, a prefix, logging. It knows `get_message` alone."""
+"""An ordinary wrapper around a broker with history, such as a prefix, that only has `get_message`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -32,8 +32,9 @@ class JetStreamBroker:
     `idempotency_key` is remembered for `idempotency_window` seconds, for as long as the log has the event.
 
     An event is stored on the subject `livepush-log.CHANNEL`, and the server itself publishes on
-    `livepush.CHANNEL` what it has stored. `nats pub livepush.CHANNEL` reaches all that are connected,
-    past the log. Nothing else may publish on the subjects of the logs: it would begin them anew.
+    `livepush.CHANNEL` what it has stored. Every publisher has to use this class: what `NatsBroker` or
+    `nats pub livepush.CHANNEL` sends is in no log, and the application refuses it with a log line. Nothing
+    else may publish on the subjects of the logs either: it would begin them anew.
 
     A log that is neither read nor added to for twice the history's age is forgotten, and what comes
     then has another epoch. For servers, options and timeouts see `NatsBroker`.

@@ -21,7 +21,8 @@ class RedisStreamsBroker:
 
     For the client, the connections, the timeouts and what happens when the server is away see
     `RedisBroker`; here, too, a payload is sent at most once. An append stores the event and publishes it
-    in one script, so whoever hears of it finds it in the log.
+    in one script, so whoever hears of it finds it in the log. Every publisher has to use this class: what
+    `RedisBroker` or `PUBLISH` sends is in no log, and the application refuses it with a log line.
 
     `history` bounds each log by events, bytes and age. A log that is neither read nor added to for twice
     the age, and ten minutes, is forgotten, and what comes then has another epoch. An `idempotency_key` is
@@ -30,10 +31,10 @@ class RedisStreamsBroker:
     alone: applications that share a server, even in databases of their own, need channels of their own.
 
     With a `redis.asyncio.RedisCluster` the keys of a channel are in one slot, and live events go by sharded
-    pub/sub, so other programs use `SPUBLISH`, with `%`, `{` and `}` in a name written as in a URL. There is
-    one connection to listen and one to publish for each node that has a channel; they are made with the
-    settings of the client and are the broker's own. When a node is replaced, calls go on trying to find the
-    new one until their timeout; an event is appended once all the same.
+    pub/sub, with `%`, `{` and `}` in a name written as in a URL. There is one connection to listen and one
+    to publish for each node that has a channel; they are made with the settings of the client and are the
+    broker's own. When a node is replaced, calls go on trying to find the new one until their timeout; an
+    event is appended once all the same.
 
     A server that may have lost the end of a log, because it was killed or because a replica took over,
     goes on in another epoch: no offset ever names two events. Whoever had more than what is left is told,

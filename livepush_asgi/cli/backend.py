@@ -38,12 +38,17 @@ def backend_at(url: str | None) -> Backend:
     """Return a backend on the Redis of this URL, or one inside this process. Raises Failure."""
     if url is None:
         return Backend(MemoryBroker())
-    check_url(url)
-    anyio.run(_ping, url)
+    check_server(url)
     from ..brokers.redis import RedisBroker
 
     redis = Redis.from_url(url)
     return Backend(RedisBroker(redis), redis)
+
+
+def check_server(url: str) -> None:
+    """Raise Failure for what is no URL of a Redis, and for one that does not answer."""
+    check_url(url)
+    anyio.run(_ping, url)
 
 
 def check_url(url: str) -> None:
