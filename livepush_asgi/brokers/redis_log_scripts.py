@@ -53,10 +53,18 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
+-- Returns nothing, or the error for a user that may not run a command on a key or a channel.
+local function lacks(verb, name)
+  if not redis.acl_check_cmd(verb, name) then
+    local where = verb == VERB and '&' .. name or '~' .. string.match(log, '^[^{]*') .. '*'
+    return 'NOPERM no permission for ' .. verb .. ' [+' .. string.lower(verb) .. ' ' .. where .. ']'
+  end
+end
+
 local function replication()
   local info = redis.pcall('INFO', 'replication')
   if type(info) ~= 'string' or not string.find(info, 'master_replid:', 1, true) then
-    error({err = 'ERR no master_replid, the user of the client needs the permission for INFO'})
+    error({err = 'NOPERM no permission for INFO, which tells the master_replid [+info]'})
   end
   return info
 end
@@ -77,8 +85,6 @@ local function load()
 end
 
 local function begin(fresh)
-  -- The server may have evicted the head alone. What it stood for cannot be continued.
-  redis.call('UNLINK', log)
   epoch, last, total, base, since, run, ancestors = fresh, 0, 0, 0, now, (running(replication())), ''
 end
 
@@ -90,6 +96,14 @@ local function save()
   else
     redis.call('SET', head, text)
   end
+end
+
+-- The server refuses a script for want of memory at the first write only, and never an UNLINK. So the head
+-- is written first.
+local function save_new()
+  save()
+  -- The server may have evicted the head alone. What it stood for cannot be continued.
+  redis.call('UNLINK', log)
 end
 
 local function over()
@@ -126,12 +140,16 @@ end
 
 # KEYS: log, head, the writer's last call, then idempotency keys.
 # ARGV: the name to publish on, a fresh epoch, the number of the writer's call, or nothing if it is never
-# repeated. Then three for each event: payload, index of its idempotency key or 0, the expected position or
-# nothing.
+# repeated, and 1 to check the permissions for all that an append may ever need. Then three for each event:
+# payload, index of its idempotency key or 0, the expected position or nothing.
 # Returns a text: the epoch, then for each event `+offset:receivers`, `=position` for one that was there
 # already, or `!position` where the log has gone on.
+#
+# The server does not undo what a script has done before a command is refused. So everything that can be
+# refused is checked, and everything is read, before the first write: an append is done whole or not at all.
+# The user's permissions for the keys are checked by the server, before it runs the script.
 _APPEND = f"""{_BEGIN}
-local channel, fresh, call = ARGV[1], ARGV[2], ARGV[3]
+local channel, fresh, call, check = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 
 if call ~= '' then
   local number, result = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (.*)$')
@@ -142,7 +160,8 @@ if call ~= '' then
   end
 end
 
-if not load() then
+local is_new = not load()
+if is_new then
   begin(fresh)
 else
   local info = replication()
@@ -175,12 +194,33 @@ local function is_last(position)
   return false
 end
 
+local lacking = lacks('SET', head) or lacks(VERB, channel) or (AGE and lacks('PEXPIRE', log))
+if check or is_new then
+  lacking = lacking or lacks('UNLINK', log) or lacks('XADD', log)
+end
+local known, size = {{}}, 0
+for i = 5, #ARGV, 3 do
+  local name = KEYS[tonumber(ARGV[i + 1])]
+  size = size + #ARGV[i]
+  if name and known[name] == nil then
+    known[name] = redis.call('GET', name)
+  end
+end
+if check or total + size - base > SIZE or (AGE and since + AGE < now) then
+  lacking = lacking or lacks('XRANGE', log) or lacks('XTRIM', log)
+end
+if lacking then
+  return redis.error_reply(lacking)
+end
+
+if is_new then
+  save_new()
+end
 local reply = {{epoch}}
-for i = 4, #ARGV, 3 do
-  local payload, key, expected = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
-  local known = key > 0 and redis.call('GET', KEYS[key])
-  if known then
-    reply[#reply + 1] = '=' .. known
+for i = 5, #ARGV, 3 do
+  local payload, name, expected = ARGV[i], KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2]
+  if name and known[name] then
+    reply[#reply + 1] = '=' .. known[name]
   elseif expected ~= '' and not is_last(expected) then
     reply[#reply + 1] = '!' .. epoch .. '.' .. whole(last)
   else
@@ -189,8 +229,9 @@ for i = 4, #ARGV, 3 do
     local position = epoch .. '.' .. offset
     redis.call('XADD', log, 'MAXLEN', '=', EVENTS, offset .. '-' .. whole(now), whole(total), payload)
     total = total + #payload
-    if key > 0 then
-      redis.call('SET', KEYS[key], position, 'PX', REMEMBER)
+    if name then
+      known[name] = position
+      redis.call('SET', name, position, 'PX', REMEMBER)
     end
     local receivers = redis.call(VERB, channel, MARK .. position .. '\\n' .. payload)
     reply[#reply + 1] = '+' .. offset .. ':' .. receivers
@@ -208,12 +249,20 @@ end
 return reply
 """
 
-# KEYS: log, head. ARGV: the first offset that is wanted, how many, a fresh epoch. Returns the epoch, the
-# first offset that is kept, the last one, the ancestors, and the events.
+# KEYS: log, head. ARGV: the first offset that is wanted, how many, a fresh epoch, and 1 to check the
+# permissions for all that a read may ever need. Returns the epoch, the first offset that is kept, the last
+# one, the ancestors, and the events.
 _READ = f"""{_BEGIN}
+if ARGV[4] == '1' then
+  local lacking = lacks('SET', head) or lacks('PEXPIRE', head) or lacks('UNLINK', log)
+    or lacks('XRANGE', log) or lacks('XTRIM', log) or lacks('XLEN', log)
+  if lacking then
+    return redis.error_reply(lacking)
+  end
+end
 if not load() then
   begin(ARGV[3])
-  save()
+  save_new()
 elseif over() then
   trim({_LOOKS_OF_READ})
   save()

@@ -72,6 +72,7 @@ class RedisStreamsBroker:
             self._pool = pool_of(redis)
             self._listener = Listener(redis, patience)
         self._logs = Logs(self._server, history or History(), key_prefix)
+        self._keys = f"{key_prefix}*"
         self._lanes = Lanes(self._logs)
 
     @property
@@ -113,13 +114,13 @@ class RedisStreamsBroker:
         try:
             return await self._logs.read(channel, after, limit)
         except FAILURES as error:
-            raise unavailable("read", self._pool, error) from error
+            raise unavailable("read", self._pool, error, keys=self._keys) from error
 
     async def _add(self, channel: str, addition: Addition) -> Added:
         try:
             return await self._lanes.append(channel, addition)
         except FAILURES as error:
-            raise unavailable("publish", self._pool, error) from error
+            raise unavailable("publish", self._pool, error, keys=self._keys) from error
 
 
 class _OneServer:
