@@ -14,6 +14,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from .cursor import Position
 
+#: How many bytes of payload a read of history returns at most, where nobody says how many.
+READ_BYTES = 1024 * 1024
+
 
 @runtime_checkable
 class Subscription(Protocol):
@@ -192,10 +195,13 @@ class HistoryBroker(Broker, Protocol):
         """
         ...
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return up to `limit` events with offsets above `after`, the oldest first.
 
-        A channel that has no log gets one, so that its epoch is known from now on. A `limit` of 0
-        asks for the bounds alone. Raises BrokerUnavailableError if the backend is away.
+        The page ends before the event with which its payloads would have more than `max_bytes` together,
+        but has one event at least. Do not read what does not fit: a thousand clients may ask. A channel
+        that has no log gets one, so that its epoch is known from now on, at least for as long as somebody
+        reads it every minute. A `limit` of 0 asks for the bounds alone. Raises BrokerUnavailableError if
+        the backend is away.
         """
         ...

@@ -106,6 +106,7 @@ class Logs:
             new_epoch(),
             self._calls if writer else b"",
             int(not self._may_append),
+            sum(len(addition.payload) for addition in additions),
         ]
         for addition in additions:
             arguments += (addition.payload, _index(addition, key, keys), _text(addition.expected))

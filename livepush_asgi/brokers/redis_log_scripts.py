@@ -26,6 +26,14 @@ from ..event import POSITION_MARK
 from .history import History
 from .redis_script import Script
 
+# In milliseconds. A channel that is read before anything was published gets a head for its epoch, so that a
+# client that was told `epoch.0` gets what comes, in whatever process. Any client may ask for any name, so
+# this head is kept for a short time only; a process that listens reads every 41 seconds at most, which renews
+# it. When it is gone the log begins under another epoch, and a client that returns with the old one is told
+# of a gap. An epoch that is derived from the name instead of being stored would need no key, but two logs of
+# one name would have the same epoch when the first one is deleted, evicted or flushed: a loss in silence.
+_KEEP_EMPTY = 120_000
+
 # In milliseconds. A log outlives its events, so that a channel on which little happens keeps its epoch: who
 # listens asks for it every minute or so. An idempotency key is remembered for at least five minutes, and for
 # a day where events have no age. A writer's last call is repeated within seconds.
@@ -91,8 +99,9 @@ end
 local function save()
   local numbers = string.format('%.0f %.0f %.0f %.0f', last, total, base, since)
   local text = table.concat({epoch, numbers, run, ancestors}, ' ')
-  if KEEP then
-    redis.call('SET', head, text, 'PX', KEEP)
+  local keep = last == 0 and KEEP_EMPTY or KEEP
+  if keep then
+    redis.call('SET', head, text, 'PX', keep)
   else
     redis.call('SET', head, text)
   end
@@ -140,8 +149,8 @@ end
 
 # KEYS: log, head, the writer's last call, then idempotency keys.
 # ARGV: the name to publish on, a fresh epoch, the number of the writer's call, or nothing if it is never
-# repeated, and 1 to check the permissions for all that an append may ever need. Then three for each event:
-# payload, index of its idempotency key or 0, the expected position or nothing.
+# repeated, 1 to check the permissions for all that an append may ever need, and the bytes of all payloads.
+# Then three for each event: payload, index of its idempotency key or 0, the expected position or nothing.
 # Returns a text: the epoch, then for each event `+offset:receivers`, `=position` for one that was there
 # already, or `!position` where the log has gone on.
 #
@@ -149,7 +158,7 @@ end
 # refused is checked, and everything is read, before the first write: an append is done whole or not at all.
 # The user's permissions for the keys are checked by the server, before it runs the script.
 _APPEND = f"""{_BEGIN}
-local channel, fresh, call, check = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+local channel, fresh, call, check, size = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
 
 if call ~= '' then
   local number, result = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (.*)$')
@@ -198,13 +207,9 @@ local lacking = lacks('SET', head) or lacks(VERB, channel) or (AGE and lacks('PE
 if check or is_new then
   lacking = lacking or lacks('UNLINK', log) or lacks('XADD', log)
 end
-local known, size = {{}}, 0
-for i = 5, #ARGV, 3 do
-  local name = KEYS[tonumber(ARGV[i + 1])]
-  size = size + #ARGV[i]
-  if name and known[name] == nil then
-    known[name] = redis.call('GET', name)
-  end
+local known = {{}}
+for i = call == '' and 3 or 4, #KEYS do
+  known[KEYS[i]] = redis.call('GET', KEYS[i])
 end
 if check or total + size - base > SIZE or (AGE and since + AGE < now) then
   lacking = lacking or lacks('XRANGE', log) or lacks('XTRIM', log)
@@ -217,7 +222,7 @@ if is_new then
   save_new()
 end
 local reply = {{epoch}}
-for i = 5, #ARGV, 3 do
+for i = 6, #ARGV, 3 do
   local payload, name, expected = ARGV[i], KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2]
   if name and known[name] then
     reply[#reply + 1] = '=' .. known[name]
@@ -266,8 +271,8 @@ if not load() then
 elseif over() then
   trim({_LOOKS_OF_READ})
   save()
-elseif KEEP then
-  redis.call('PEXPIRE', head, KEEP)
+elseif last == 0 or KEEP then
+  redis.call('PEXPIRE', head, last == 0 and KEEP_EMPTY or KEEP)
 end
 local records = {{}}
 if ARGV[2] ~= '0' then
@@ -294,6 +299,7 @@ class Scripts:
             "EVENTS": history.events,
             "SIZE": history.size,
             "AGE": age or "false",
+            "KEEP_EMPTY": _KEEP_EMPTY,
             "KEEP": "false" if age is None else max(2 * age, _LEAST_KEEP),
             "REMEMBER": remember,
             "VERB": f"'{verb}'",

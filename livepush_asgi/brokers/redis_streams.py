@@ -25,10 +25,12 @@ class RedisStreamsBroker:
     `RedisBroker` or `PUBLISH` sends is in no log, and the application refuses it with a log line.
 
     `history` bounds each log by events, bytes and age. A log that is neither read nor added to for twice
-    the age, and ten minutes, is forgotten, and what comes then has another epoch. An `idempotency_key` is
-    remembered for the age, at least for five minutes; for a day if events have no age. All this stands
-    in keys that begin with `key_prefix`, and with the channel's name in braces. Live events go by the name
-    alone: applications that share a server, even in databases of their own, need channels of their own.
+    the age, and ten minutes, is forgotten, and what comes then has another epoch. A channel that is read
+    before anything was published costs the server one key of some hundred bytes, for two minutes after the
+    last read. An `idempotency_key` is remembered for the age, at least for five minutes; for a day if events
+    have no age. All this stands in keys that begin with `key_prefix`, and with the channel's name in braces.
+    Live events go by the name alone: applications that share a server, even in databases of their own, need
+    channels of their own.
 
     With a `redis.asyncio.RedisCluster` the keys of a channel are in one slot, and live events go by sharded
     pub/sub, with `%`, `{` and `}` in a name written as in a URL. There is one connection to listen and one
