@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 import anyio
 from anyio.abc import TaskGroup
 
-from .broker import Broker, HistoryBroker, Page
+from .broker import READ_BYTES, Broker, HistoryBroker, Page
 from .clock import Clock
 from .cursor import Position
 from .event import RESERVED_PREFIX
 from .logged_topic import LoggedTopic
 from .loop import soon_caller
+from .shared_reads import SharedReads
 from .topic import Listener, Topic
 from .turn import Turn
 
@@ -31,6 +32,7 @@ class Hub:
         self._broker = broker
         # Asked once: it costs as much as subscribing a channel in memory.
         self._log = broker if isinstance(broker, HistoryBroker) else None
+        self._reads = None if self._log is None else SharedReads(self._log, clock, self.end_of)
         self._clock = clock
         self._tasks = tasks
         self._linger = linger
@@ -89,10 +91,10 @@ class Hub:
         if isinstance(topic, LoggedTopic):
             topic.lost()
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
-        """Read the log of a channel. Raises what the broker raises."""
-        assert self._log is not None
-        return await self._log.read(channel, after, limit)
+    async def read(self, channel: str, after: int, limit: int, max_bytes: int = READ_BYTES) -> Page:
+        """Read the log of a channel, once for all that ask for the same. Raises what the broker raises."""
+        assert self._reads is not None
+        return await self._reads.read(channel, after, limit, max_bytes)
 
     def flush(self) -> None:
         """Have every stream take what this turn of the loop has brought for it."""

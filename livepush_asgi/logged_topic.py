@@ -23,8 +23,8 @@ from .turn import Turn
 
 logger = logging.getLogger("livepush_asgi")
 
-# How many events are read at once when a hole is filled.
-PAGE = 500
+# How much is read at once when a hole is filled: events, and bytes of their payloads.
+PAGE, PAGE_BYTES = 500, 1024 * 1024
 
 
 class LoggedTopic(Topic):
@@ -136,7 +136,7 @@ class LoggedTopic(Topic):
         """Deliver a page of the log. Return whether the listeners now have all that is known of it."""
         assert self._position is not None
         before = self._position
-        page = await self._log.read(self.channel, before.offset, PAGE)
+        page = await self._log.read(self.channel, before.offset, PAGE, max_bytes=PAGE_BYTES)
         # From here to the return nothing waits, so that no live payload falls between.
         self._go_through(page.seen_from(before))
         arrived = self._position.epoch == page.epoch and self._position.offset >= page.last

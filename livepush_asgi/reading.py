@@ -2,12 +2,10 @@
 
 import logging
 from collections.abc import Container, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 import anyio
 
-from .broker import Page
 from .control import gap_block
 from .cursor import Position
 from .errors import InvalidEventError
@@ -96,7 +94,7 @@ class HistoryReader:
         """
         channel, place = self._places.next_behind()
         try:
-            page = await self._hub.read(channel, place.offset, PAGE)
+            page = await self._hub.read(channel, place.offset, PAGE, self._limits.message_bytes)
         except Exception as error:
             self._note(error)
             return []
@@ -106,7 +104,7 @@ class HistoryReader:
             # Nobody delivers the channel any more: there is no hurry to be where that is.
             self.failed = live_end is None
             return []
-        stretch = self._places.take_page(channel, self._cut(page), live_end)
+        stretch = self._places.take_page(channel, page, live_end)
         if stretch.gap is None and not stretch.records and self._places.is_behind(channel):
             # The hub has delivered what the log does not show yet, or not any more.
             self.failed = True
@@ -134,15 +132,6 @@ class HistoryReader:
         if error is not None and not self.failed:
             logger.debug("history cannot be read, trying until it works: %s", error)
         self.failed = error is not None
-
-    def _cut(self, page: Page) -> Page:
-        """Return no more of a page than goes into one message, but one event at least."""
-        size = 0
-        for number, record in enumerate(page.records):
-            size += len(record.payload)
-            if number and size > self._limits.message_bytes:
-                return replace(page, records=page.records[:number])
-        return page
 
 
 def _deliveries(channel: str, stretch: Stretch) -> list[Delivery]:

@@ -1,13 +1,14 @@
 """The published rules on brokers that break them: each fault is found by the rule that is about it."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio.lowlevel
 import pytest
 
 from livepush_asgi import MemoryBroker
-from livepush_asgi.broker import Broker, ForwardingSubscription, Page, Subscription
+from livepush_asgi.broker import READ_BYTES, Broker, ForwardingSubscription, Page, Subscription
 from livepush_asgi.cursor import Position
 from livepush_asgi.errors import PositionConflictError
 from livepush_asgi.event import split_position
@@ -122,8 +123,20 @@ class SeesNoEpoch(MemoryBroker):
 
 
 class KnowsNoZero(MemoryBroker):
-    async def read(self, channel: str, after: int, limit: int) -> Page:
-        return await super().read(channel, after, limit or 100)
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        return await super().read(channel, after, limit or 100, max_bytes=max_bytes)
+
+
+class ReadsAllBytes(MemoryBroker):
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        return await super().read(channel, after, limit)
+
+
+class ReadsNothingLarge(MemoryBroker):
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        page = await super().read(channel, after, limit, max_bytes=max_bytes)
+        small = tuple(record for record in page.records if len(record.payload) <= max_bytes)
+        return replace(page, records=small)
 
 
 class WithoutPositions(PullSubscription):
@@ -176,6 +189,8 @@ Rule = Callable[[Any], Awaitable[None]]
         (HISTORY.test_an_append_adds_behind_the_expected_position_alone, SeesNoEpoch),
         (HISTORY.test_a_log_is_read_page_by_page, KnowsNoZero),
         (HISTORY.test_the_oldest_events_go, MemoryBroker),
+        (HISTORY.test_a_page_is_bounded_in_bytes, ReadsAllBytes),
+        (HISTORY.test_a_page_is_bounded_in_bytes, ReadsNothingLarge),
         (HISTORY.test_every_subscription_gets_the_positions, GivesNoPositions),
         (HISTORY.test_what_is_delivered_is_in_the_log, GivesNoPositions),
         (HISTORY.test_bytes_are_kept_unchanged, GivesNoPositions),

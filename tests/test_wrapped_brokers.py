@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from livepush_asgi import Grant, LivePush, MemoryBroker, RedisStreamsBroker
-from livepush_asgi.broker import HistoryBroker, Page, Subscription
+from livepush_asgi.broker import READ_BYTES, HistoryBroker, Page, Subscription
 from livepush_asgi.cursor import Position
 from livepush_asgi.testing import Client
 
@@ -38,8 +38,8 @@ class Prefixed:
             f"staging:{channel}", payload, idempotency_key=idempotency_key, expected=expected
         )
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
-        return await self._inner.read(f"staging:{channel}", after, limit)
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        return await self._inner.read(f"staging:{channel}", after, limit, max_bytes=max_bytes)
 
 
 async def check_delivery(broker: HistoryBroker) -> None:

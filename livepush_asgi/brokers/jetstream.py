@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..broker import Page, Subscription
+from ..broker import READ_BYTES, Page, Subscription
 from ..cursor import Position
 from .history import History
 from .jetstream_entry import live_payload_of
@@ -114,10 +114,10 @@ class JetStreamBroker:
             "publish", lambda: self._logs.append(channel, subject, payload, idempotency_key, expected)
         )
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
         subject = subject_of(self._log_prefix, channel)
-        return await self._attempt("read", lambda: self._logs.read(subject, after, limit))
+        return await self._attempt("read", lambda: self._logs.read(subject, after, limit, max_bytes))
 
     async def _attempt(self, what: str, act: Callable[[], Awaitable[Result]]) -> Result:
         try:

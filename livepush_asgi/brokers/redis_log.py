@@ -120,10 +120,10 @@ class Logs:
         epoch, *outcomes = reply.decode().split(" ")
         return [_outcome(channel, epoch, outcome) for outcome in outcomes]
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, max_bytes: int) -> Page:
         """Return a part of a channel's log. See `broker.HistoryBroker`."""
         key = self._key(channel)
-        arguments = (max(after, 0) + 1, max(limit, 0), new_epoch(), int(not self._may_read))
+        arguments = (max(after, 0) + 1, max(limit, 0), new_epoch(), int(not self._may_read), max_bytes)
         call = Call(self._scripts.read, tag_of(channel), (key, f"{key}:head"), arguments)
         match await self._server.run(call):
             case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as records]:

@@ -254,9 +254,9 @@ end
 return reply
 """
 
-# KEYS: log, head. ARGV: the first offset that is wanted, how many, a fresh epoch, and 1 to check the
-# permissions for all that a read may ever need. Returns the epoch, the first offset that is kept, the last
-# one, the ancestors, and the events.
+# KEYS: log, head. ARGV: the first offset that is wanted, how many, a fresh epoch, 1 to check the permissions
+# for all that a read may ever need, and how many bytes of payload at most, one event at least.
+# Returns the epoch, the first offset that is kept, the last one, the ancestors, and the events.
 _READ = f"""{_BEGIN}
 if ARGV[4] == '1' then
   local lacking = lacks('SET', head) or lacks('PEXPIRE', head) or lacks('UNLINK', log)
@@ -274,9 +274,23 @@ elseif over() then
 elseif last == 0 or KEEP then
   redis.call('PEXPIRE', head, last == 0 and KEEP_EMPTY or KEEP)
 end
-local records = {{}}
-if ARGV[2] ~= '0' then
-  records = redis.call('XRANGE', log, ARGV[1], '+', 'COUNT', ARGV[2])
+local records, from, left, size, count = {{}}, ARGV[1], tonumber(ARGV[2]), 0, 8
+while left > 0 do
+  -- A few at first: they may be large, and what does not fit is read in vain.
+  count = math.min(2 * count, left)
+  local found = redis.call('XRANGE', log, from, '+', 'COUNT', count)
+  left = #found == count and left - count or 0
+  for _, entry in ipairs(found) do
+    size = size + #entry[2][2]
+    if size > tonumber(ARGV[5]) and #records > 0 then
+      left = 0
+      break
+    end
+    records[#records + 1] = entry
+  end
+  if left > 0 then
+    from = whole(string.match(found[count][1], '^%d+') + 1)
+  end
 end
 local first = last - redis.call('XLEN', log) + 1
 return {{epoch, whole(first), whole(last), ancestors, records}}

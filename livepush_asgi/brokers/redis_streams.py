@@ -2,7 +2,7 @@
 
 from redis.asyncio import Redis, RedisCluster
 
-from ..broker import Page, Subscription
+from ..broker import READ_BYTES, Page, Subscription
 from ..cursor import Position
 from .batch import Batch
 from .history import History
@@ -111,10 +111,10 @@ class RedisStreamsBroker:
         """Append and deliver an event. See `broker.HistoryBroker`."""
         return (await self._add(channel, Addition(payload, idempotency_key, expected))).position
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
         try:
-            return await self._logs.read(channel, after, limit)
+            return await self._logs.read(channel, after, limit, max_bytes)
         except FAILURES as error:
             raise unavailable("read", self._pool, error, keys=self._keys) from error
 

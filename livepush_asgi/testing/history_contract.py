@@ -47,6 +47,23 @@ class HistoryBrokerContract(BrokerContract):
         for after in (9, 10, MOST_OFFSET):
             same(await broker.read(channel, after, 10), Page(epoch, 1, 9, ()))
 
+    async def test_a_page_is_bounded_in_bytes(self, broker: HistoryBroker) -> None:
+        """The payloads of a page have at most `max_bytes` together, or it has one event; pages miss none."""
+        channel = new_channel()
+        sizes = [10, 20, 5000, 30, 40, 10_000, 10_000, 1, 1, 1, 1, 0, 70]
+        for size in sizes:
+            await broker.append(channel, bytes(size))
+        for max_bytes in (1, 30, 100, 10_000, 15_000, 1_000_000):
+            found: list[Record] = []
+            while len(found) < len(sizes):
+                page = await broker.read(channel, len(found), 100, max_bytes=max_bytes)
+                records = page.records
+                same((page.first, page.last, bool(records)), (1, len(sizes), True))
+                size = sum(len(record.payload) for record in records)
+                same(len(records) == 1 or size <= max_bytes, True)
+                found += records
+            same(found, [Record(number, bytes(size)) for number, size in enumerate(sizes, 1)])
+
     async def test_bytes_are_kept_unchanged(self, broker: HistoryBroker) -> None:
         """A log has each payload as it was appended, every byte, and live subscribers get the same."""
         channel = new_channel()
