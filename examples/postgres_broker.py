@@ -16,7 +16,7 @@ import asyncpg
 from anyio import move_on_after
 
 from livepush_asgi import BrokerUnavailableError, MessagesLostError, PositionConflictError
-from livepush_asgi.broker import Page, Record
+from livepush_asgi.broker import READ_BYTES, Page, Record
 from livepush_asgi.cursor import Position
 from livepush_asgi.event import positioned
 
@@ -49,10 +49,14 @@ END $$"""
 APPEND = "SELECT * FROM livepush_append($1, $2, $3, $4, $5)"
 BEGIN = "INSERT INTO livepush_logs VALUES ($1) ON CONFLICT DO NOTHING"
 # One statement, so that it sees the bounds and the events at one moment.
-READ = """SELECT epoch, last, number, payload,
+READ = """WITH sizes AS (SELECT number, row_number() OVER events AS place,
+        sum(octet_length(payload)) OVER events AS size FROM (SELECT number, payload FROM livepush_events
+        WHERE log = $1 AND number > $2 ORDER BY number LIMIT $3) AS most WINDOW events AS (ORDER BY number)),
+    page AS (SELECT event.* FROM livepush_events AS event JOIN sizes USING (number)
+        WHERE log = $1 AND (size <= $4 OR place = 1))
+SELECT epoch, last, number, payload,
     coalesce((SELECT min(number) FROM livepush_events WHERE log = $1), last + 1) AS first
-FROM livepush_logs LEFT JOIN (SELECT * FROM livepush_events WHERE log = $1 AND number > $2
-    ORDER BY number LIMIT $3) AS page USING (log) WHERE log = $1 ORDER BY number"""
+FROM livepush_logs LEFT JOIN page USING (log) WHERE log = $1 ORDER BY number"""
 
 
 def short(name: str) -> str:
@@ -149,9 +153,9 @@ class PostgresBroker:
             raise PositionConflictError(channel, Position(epoch, number))
         return Position(epoch, number)
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         async with self._connected() as db:
-            while not (rows := await db.fetch(READ, short(channel), after, limit)):
+            while not (rows := await db.fetch(READ, short(channel), after, limit, max_bytes)):
                 await db.execute(BEGIN, short(channel))
         records = [Record(row["number"], row["payload"]) for row in rows if row["number"]]
         return Page(rows[0]["epoch"], rows[0]["first"], rows[0]["last"], tuple(records))

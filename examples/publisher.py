@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 
-from livepush_asgi import Publisher, RedisBroker
+from livepush_asgi import Publisher, RedisStreamsBroker
 
 
 @asynccontextmanager
 async def make_broker():
     async with Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0")) as redis:
-        yield RedisBroker(redis)
+        # For an application with RedisBroker as well: it takes the event and does not use the log.
+        yield RedisStreamsBroker(redis)
 
 
 if __name__ == "__main__":

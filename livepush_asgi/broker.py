@@ -14,6 +14,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from .cursor import Position
 
+#: How many bytes of payload a read of history returns at most, where nobody says how many.
+READ_BYTES = 1024 * 1024
+
 
 @runtime_checkable
 class Subscription(Protocol):
@@ -168,12 +171,13 @@ class Page:
 class HistoryBroker(Broker, Protocol):
     """A broker that keeps a bounded log of each channel, with positions.
 
-    A live payload of such a broker is `positioned(position, payload)` of `event.py`. A subscription that
-    does not forward must return that from `get_message` as well, not the bare payload, which is what the
-    subscriptions of this package return there: without positions nobody sees a hole. An event is in the
-    log before any subscription gets it, so that whoever sees a hole between two live positions can read
-    what is missing. Subscriptions may lose and repeat what the log still has; a reader puts that right.
-    `publish` appends too. What another program publishes past the log is delivered without a position.
+    A live payload of such a broker is `positioned(position, payload)` of `event.py`. `get_message` and
+    `forward` hand out the same, so that a wrapper may use either; `event.split_position` takes it apart.
+    An event is in the log before any subscription gets it, so that a reader that sees a hole between two
+    live positions can read what is missing. Subscriptions may lose and repeat what the log still has; a
+    reader puts that right. `publish` appends too. What another program publishes past the log has no
+    position, and the component refuses it: clients that reconnect could never get it.
+
     An epoch is 1 to 16 letters, digits, `-` and `_`, drawn at random when a log begins.
     """
 
@@ -195,10 +199,13 @@ class HistoryBroker(Broker, Protocol):
         """
         ...
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return up to `limit` events with offsets above `after`, the oldest first.
 
-        A channel that has no log gets one, so that its epoch is known from now on. A `limit` of 0
-        asks for the bounds alone. Raises BrokerUnavailableError if the backend is away.
+        The page ends before the event with which its payloads would have more than `max_bytes` together,
+        but has one event at least. Do not read what does not fit: a thousand clients may ask. A channel
+        that has no log gets one, so that its epoch is known from now on, at least for as long as somebody
+        reads it every minute. A `limit` of 0 asks for the bounds alone. Raises BrokerUnavailableError if
+        the backend is away.
         """
         ...

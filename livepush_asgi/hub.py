@@ -8,12 +8,13 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from .broker import Broker, HistoryBroker, Page
+from .broker import READ_BYTES, Broker, HistoryBroker, Page
 from .clock import Clock, Timer
 from .cursor import Position
 from .event import RESERVED_PREFIX
 from .logged_topic import LoggedTopic
 from .loop import BackgroundFunction, Caller, soon_caller
+from .shared_reads import SharedReads
 from .topic import CLOSE_TIMEOUT, Listener, Topic
 from .turn import Turn
 
@@ -49,6 +50,7 @@ class Hub:
         self._broker = broker
         # Asked once: it costs as much as subscribing a channel in memory.
         self._log = broker if isinstance(broker, HistoryBroker) else None
+        self._reads = None if self._log is None else SharedReads(self._log, clock, self.end_of)
         self._clock = clock
         #: The event loop's monotonic clock, in seconds.
         self.now = clock.now
@@ -115,14 +117,15 @@ class Hub:
         if isinstance(topic, LoggedTopic):
             topic.lost()
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
-        """Read the log of a channel. Raises what the broker raises."""
-        assert self._log is not None
-        return await self._log.read(channel, after, limit)
+    async def read(self, channel: str, after: int, limit: int, max_bytes: int = READ_BYTES) -> Page:
+        """Read the log of a channel, once for all that ask for the same. Raises what the broker raises."""
+        assert self._reads is not None
+        return await self._reads.read(channel, after, limit, max_bytes)
 
     async def read_bounds(self, channel: str) -> Page:
         """Return an empty page that says where a log begins and ends. Raises what the broker raises."""
-        page = await self.read(channel, 0, 0)
+        assert self._reads is not None
+        page = await self._reads.read_new(channel, 0, 0, READ_BYTES)
         topic = self._topics.get(channel)
         if isinstance(topic, LoggedTopic):
             topic.bounds = page, self.now() + BOUNDS_AGE

@@ -2,7 +2,8 @@
 
 Live payloads may be lost and repeated on their way; the log has them all. So each live position is held
 against the last one. The next in line is delivered, an older one is a repeat, and anything else is a hole:
-then nothing live counts until the log has been read up to what is known of it.
+then nothing live counts until the log has been read up to what is known of it. A payload without a position
+is not in the log and is refused, with a log line that names the cause.
 """
 
 import logging
@@ -22,14 +23,14 @@ from .turn import Turn
 
 logger = logging.getLogger("livepush_asgi")
 
-# How many events are read at once when a hole is filled.
-PAGE = 500
+# How much is read at once when a hole is filled: events, and bytes of their payloads.
+PAGE, PAGE_BYTES = 500, 1024 * 1024
 
 
 class LoggedTopic(Topic):
     """A channel with a log. `spawn` starts a task that outlives the caller."""
 
-    __slots__ = ("_filling", "_log", "_position", "_quiet", "_seen", "_spawn", "bounds")
+    __slots__ = ("_filling", "_log", "_position", "_quiet", "_refused", "_seen", "_spawn", "bounds")
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class LoggedTopic(Topic):
         self._filling = True
         self._seen: Position | None = None
         self._quiet = True
+        self._refused = False
 
     @property
     def position(self) -> Position | None:
@@ -66,8 +68,7 @@ class LoggedTopic(Topic):
             self.lost()
             return
         if position is None:
-            # Somebody published past the log. There is no order to keep with what is in it.
-            self.dispatch(proper, None)
+            self._refuse()
         else:
             self.deliver_at(position, proper)
 
@@ -107,6 +108,17 @@ class LoggedTopic(Topic):
         else:
             self.lost()
 
+    def _refuse(self) -> None:
+        """Drop a payload that is not in the log: clients that reconnect could never get it."""
+        if not self._refused:
+            self._refused = True
+            logger.error(
+                "a payload on %r is refused (logged once per channel): it was published past the log, for"
+                " example with RedisBroker instead of RedisStreamsBroker; publish with the kind of broker"
+                " that this application uses",
+                self.channel,
+            )
+
     async def _fill(self) -> None:
         failures = 0
         while not self.closed:
@@ -126,7 +138,7 @@ class LoggedTopic(Topic):
         """Deliver a page of the log. Return whether the listeners now have all that is known of it."""
         assert self._position is not None
         before = self._position
-        page = await self._log.read(self.channel, before.offset, PAGE)
+        page = await self._log.read(self.channel, before.offset, PAGE, max_bytes=PAGE_BYTES)
         # From here to the return nothing waits, so that no live payload falls between.
         self._go_through(page.seen_from(before))
         arrived = self._position.epoch == page.epoch and self._position.offset >= page.last

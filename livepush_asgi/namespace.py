@@ -7,7 +7,7 @@ application and the clients know the plain ones.
 import re
 from collections.abc import Callable
 
-from .broker import Broker, HistoryBroker, Page, Subscription
+from .broker import READ_BYTES, Broker, HistoryBroker, Page, Subscription
 from .cursor import Position
 from .errors import CapExceededError, PositionConflictError
 from .event import RESERVED_PREFIX
@@ -87,8 +87,8 @@ class _HistoryBrokerInNamespace(_BrokerInNamespace):
         except PositionConflictError as error:
             raise PositionConflictError(channel, error.last) from error
 
-    async def read(self, channel: str, after: int, limit: int, **bounds: int) -> Page:
-        return await self._log.read(self._name(channel), after, limit, **bounds)
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        return await self._log.read(self._name(channel), after, limit, max_bytes=max_bytes)
 
 
 class _Key(str):

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 import anyio
@@ -71,10 +70,12 @@ class HistoryReader:
 
         A log that cannot be asked now is asked again. Never raises but when cancelled.
         """
+        # Their logs have gone on under another epoch since anything was known of them.
+        self._kept = {}
         with anyio.move_on_after(READ_TIMEOUT):
             await self._ask(self.sought)
         sought = self.sought
-        self.sought = {name: late for name, late in sought.items() if self._kept[name] is None} or _NONE
+        self.sought = {name: late for name, late in sought.items() if self._kept.get(name) is None} or _NONE
         self._failures = self._failures + 1 if self.sought else 0
         late = {channel for channel, came_late in sought.items() if came_late}
         return self.place({name: self._hub.end_of(name) for name in sought if name not in self.sought}, late)
@@ -102,7 +103,7 @@ class HistoryReader:
         channel, place = self._places.next_behind()
         try:
             with anyio.fail_after(READ_TIMEOUT):
-                page = await self._hub.read(channel, place.offset, PAGE)
+                page = await self._hub.read(channel, place.offset, PAGE, self._limits.message_bytes)
         except Exception as error:
             self._note(error)
             return []
@@ -112,7 +113,7 @@ class HistoryReader:
             # The hub delivers the channel no more, so the stream need not hurry to its end.
             self._failures += live_end is None
             return []
-        stretch = self._places.take_page(channel, self._cut(page), live_end)
+        stretch = self._places.take_page(channel, page, live_end)
         if stretch.gap is None and not stretch.records and self._places.is_behind(channel):
             # The hub has delivered what the log does not show yet, or not any more.
             self._failures += 1
@@ -164,15 +165,6 @@ class HistoryReader:
         if not self._failures:
             logger.debug("history cannot be read, trying until it works: %s", error)
         self._failures += 1
-
-    def _cut(self, page: Page) -> Page:
-        """Return no more of a page than goes into one message, but one event at least."""
-        size = 0
-        for number, record in enumerate(page.records):
-            size += len(record.payload)
-            if number and size > self._limits.message_bytes:
-                return replace(page, records=page.records[:number])
-        return page
 
 
 def _deliveries(channel: str, stretch: Stretch) -> list[Delivery]:

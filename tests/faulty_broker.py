@@ -7,7 +7,7 @@ over one FaultyServer are what several processes have.
 from dataclasses import replace
 
 from livepush_asgi import BrokerUnavailableError
-from livepush_asgi.broker import Page, Subscription
+from livepush_asgi.broker import READ_BYTES, Page, Subscription
 from livepush_asgi.brokers.history import History
 from livepush_asgi.brokers.mailbox import Mailbox
 from livepush_asgi.brokers.memory_log import MemoryLog
@@ -61,8 +61,8 @@ class FaultyServer:
             broker.say_lost()
         return old.last - new.last
 
-    def page(self, channel: str, after: int, limit: int) -> Page:
-        page = self.log(channel).page(after, limit, 0.0)
+    def page(self, channel: str, after: int, limit: int, max_bytes: int = READ_BYTES) -> Page:
+        page = self.log(channel).page(after, limit, 0.0, max_bytes)
         return replace(
             page,
             ancestors=self._ancestors.get(channel, ()),
@@ -116,9 +116,9 @@ class FaultyBroker:
             for mailbox in [mailbox for mailbox in self._mailboxes if mailbox.channel == channel]:
                 mailbox.deliver(payload)
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         self.server.check()
-        return self.server.page(channel, after, limit)
+        return self.server.page(channel, after, limit, max_bytes)
 
     async def subscribe(self, channel: str) -> Subscription:
         self.server.check()

@@ -26,7 +26,7 @@ from livepush_asgi import (
     MemoryBroker,
     Timing,
 )
-from livepush_asgi.broker import Page, Subscription
+from livepush_asgi.broker import READ_BYTES, Page, Subscription
 from livepush_asgi.cursor import MOST_POSITIONS
 from livepush_asgi.event import to_payload
 from livepush_asgi.loop import soon_caller
@@ -53,11 +53,11 @@ class PickyBroker(FaultyBroker):
             raise BrokerUnavailableError(f"no permission for {channel}")
         return await super().subscribe(channel)
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         self.reads += 1
         if channel in self.unreadable:
             raise BrokerUnavailableError(f"no permission to read {channel}")
-        return await super().read(channel, after, limit)
+        return await super().read(channel, after, limit, max_bytes=max_bytes)
 
 
 class Processes:
@@ -380,10 +380,10 @@ class HangingBroker(PickyBroker):
 
     hangs = False
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         if self.hangs and limit:
             await anyio.sleep_forever()
-        return await super().read(channel, after, limit)
+        return await super().read(channel, after, limit, max_bytes=max_bytes)
 
 
 async def test_heartbeats_and_endings_go_on_while_history_hangs() -> None:

@@ -1,15 +1,17 @@
 """The published rules on brokers that break them: each fault is found by the rule that is about it."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio.lowlevel
 import pytest
 
 from livepush_asgi import MemoryBroker
-from livepush_asgi.broker import Broker, ForwardingSubscription, Page, Subscription
+from livepush_asgi.broker import READ_BYTES, Broker, ForwardingSubscription, Page, Subscription
 from livepush_asgi.cursor import Position
 from livepush_asgi.errors import PositionConflictError
+from livepush_asgi.event import split_position
 from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBroker
 
 from .pull_broker import PullBroker, PullSubscription
@@ -121,15 +123,48 @@ class SeesNoEpoch(MemoryBroker):
 
 
 class KnowsNoZero(MemoryBroker):
-    async def read(self, channel: str, after: int, limit: int) -> Page:
-        return await super().read(channel, after, limit or 100)
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        return await super().read(channel, after, limit or 100, max_bytes=max_bytes)
+
+
+class ReadsAllBytes(MemoryBroker):
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        return await super().read(channel, after, limit)
+
+
+class ReadsNothingLarge(MemoryBroker):
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        page = await super().read(channel, after, limit, max_bytes=max_bytes)
+        small = tuple(record for record in page.records if len(record.payload) <= max_bytes)
+        return replace(page, records=small)
+
+
+class WithoutPositions(PullSubscription):
+    async def get_message(self, *, timeout: float) -> bytes | None:
+        payload = await super().get_message(timeout=timeout)
+        return None if payload is None else split_position(payload)[1]
 
 
 class GivesNoPositions(MemoryBroker):
-    """Wraps what gives its positions to a sink, and does not forward."""
+    """Does not forward, and keeps the positions for itself."""
 
     async def subscribe(self, channel: str) -> Subscription:
-        return PullSubscription(await super().subscribe(channel))
+        return WithoutPositions(await super().subscribe(channel))
+
+
+class ForwardsPositionsOnly(WithoutPositions):
+    def __init__(self, inner: ForwardingSubscription) -> None:
+        super().__init__(inner)
+        self.forward = inner.forward
+
+
+class GivesPositionsToSinksOnly(MemoryBroker):
+    """Forwards with positions and answers `get_message` without."""
+
+    async def subscribe(self, channel: str) -> Subscription:
+        subscription = await super().subscribe(channel)
+        assert isinstance(subscription, ForwardingSubscription)
+        return ForwardsPositionsOnly(subscription)
 
 
 # Any, because each takes the broker of its own port.
@@ -154,9 +189,13 @@ Rule = Callable[[Any], Awaitable[None]]
         (HISTORY.test_an_append_adds_behind_the_expected_position_alone, SeesNoEpoch),
         (HISTORY.test_a_log_is_read_page_by_page, KnowsNoZero),
         (HISTORY.test_the_oldest_events_go, MemoryBroker),
+        (HISTORY.test_a_page_is_bounded_in_bytes, ReadsAllBytes),
+        (HISTORY.test_a_page_is_bounded_in_bytes, ReadsNothingLarge),
         (HISTORY.test_every_subscription_gets_the_positions, GivesNoPositions),
         (HISTORY.test_what_is_delivered_is_in_the_log, GivesNoPositions),
         (HISTORY.test_bytes_are_kept_unchanged, GivesNoPositions),
+        (HISTORY.test_get_message_and_forward_hand_out_the_same, GivesNoPositions),
+        (HISTORY.test_get_message_and_forward_hand_out_the_same, GivesPositionsToSinksOnly),
     ],
 )
 async def test_a_broken_rule_is_found(rule: Rule, broker: Callable[[], Broker]) -> None:

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from livepush_asgi import Grant, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.broker import Page, Subscription
+from livepush_asgi.broker import READ_BYTES, Page, Subscription
 from livepush_asgi.errors import BrokerUnavailableError
 from livepush_asgi.testing import Client, MockBroker
 
@@ -113,11 +113,11 @@ class UnreadableBroker(MemoryBroker):
         super().__init__()
         self.unreadable = False
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         if self.unreadable:
             await anyio.sleep(10)
             raise BrokerUnavailableError("the log is away")
-        return await super().read(channel, after, limit)
+        return await super().read(channel, after, limit, max_bytes=max_bytes)
 
 
 async def test_a_channel_that_was_given_up_makes_nothing_unhealthy() -> None:

@@ -141,8 +141,10 @@ async def test_publish_appends_and_a_plain_reader_gets_the_payload(
     subscriptions = [await broker.subscribe("news"), await plain.subscribe("news")]
     await broker.read("news", 0, 1)
     assert await broker.publish("news", "é") == 0
+    epoch = (await broker.read("news", 0, 0)).epoch
+    wanted = [positioned(Position(epoch, 1), "é".encode()), "é".encode()]
+    assert [await subscription.get_message(timeout=LONG) for subscription in subscriptions] == wanted
     for subscription in subscriptions:
-        assert await subscription.get_message(timeout=LONG) == "é".encode()
         await subscription.close()
     assert await everything(broker, "news") == [Record(1, "é".encode())]
 
@@ -208,8 +210,8 @@ async def test_one_connection_does_everything(own_nats: NatsProcess) -> None:
 
     async def use(channel: str) -> Subscription:
         subscription = await broker.subscribe(channel)
-        await broker.append(channel, b"x")
-        assert await subscription.get_message(timeout=LONG) == b"x"
+        position = await broker.append(channel, b"x")
+        assert await subscription.get_message(timeout=LONG) == positioned(position, b"x")
         assert len((await broker.read(channel, 0, 10)).records) == 1
         return subscription
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"outbox", "snapshot", "publishing", "connection", "admission", "namespace"},
     {"turn"},
     {"topic", "timekeeper", "commands", "places", "publisher", "producer"},
-    {"logged_topic"},
+    {"logged_topic", "shared_reads"},
     {"hub"},
     {"reading"},
     {"feed", "direct"},

@@ -25,6 +25,7 @@ from livepush_asgi import (
     Timing,
     public,
 )
+from livepush_asgi.cursor import Position
 from livepush_asgi.testing import Client, Stream
 
 from .command import run
@@ -138,7 +139,7 @@ async def test_a_client_goes_on_where_it_was_and_sees_plain_names(valkey: Valkey
         with pytest.raises(PositionConflictError, match="'news' has gone on") as conflict:
             await one.publish("news", "third", expected="zzzz.1")
         assert conflict.value.channel == "news"
-        assert str(conflict.value.last) == str(sent)
+        assert conflict.value.last == Position.of_id(str(sent))
         assert one.statistics().channels == 1
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..broker import Page, Subscription
+from ..broker import READ_BYTES, Page, Subscription
 from ..cursor import Position
 from .history import History
 from .jetstream_entry import live_payload_of
@@ -32,8 +32,9 @@ class JetStreamBroker:
     `idempotency_key` is remembered for `idempotency_window` seconds, for as long as the log has the event.
 
     An event is stored on the subject `livepush-log.CHANNEL`, and the server itself publishes on
-    `livepush.CHANNEL` what it has stored. `nats pub livepush.CHANNEL` reaches all that are connected,
-    past the log. Nothing else may publish on the subjects of the logs: it would begin them anew.
+    `livepush.CHANNEL` what it has stored. Every publisher has to use this class: what `NatsBroker` or
+    `nats pub livepush.CHANNEL` sends is in no log, and the application refuses it with a log line. Nothing
+    else may publish on the subjects of the logs either: it would begin them anew.
 
     A log that is neither read nor added to for twice the history's age is forgotten, and what comes
     then has another epoch. For servers, options and timeouts see `NatsBroker`.
@@ -113,10 +114,10 @@ class JetStreamBroker:
             "publish", lambda: self._logs.append(channel, subject, payload, idempotency_key, expected)
         )
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
         subject = subject_of(self._log_prefix, channel)
-        return await self._attempt("read", lambda: self._logs.read(subject, after, limit))
+        return await self._attempt("read", lambda: self._logs.read(subject, after, limit, max_bytes))
 
     async def _attempt(self, what: str, act: Callable[[], Awaitable[Result]]) -> Result:
         try:

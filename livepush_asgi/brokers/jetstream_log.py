@@ -19,7 +19,7 @@ from ..broker import Page
 from ..cursor import Position, new_epoch
 from ..errors import PositionConflictError
 from .jetstream_entry import MARK, POSITION
-from .jetstream_pages import Pages
+from .jetstream_pages import Pages, Range
 from .jetstream_stream import JetStreamError, Stream
 from .nats_connection import FAILURES
 from .turns import Turns
@@ -74,7 +74,7 @@ class Logs:
                 attempt += 1
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
-    async def read(self, subject: str, after: int, limit: int) -> Page:
+    async def read(self, subject: str, after: int, limit: int, max_bytes: int) -> Page:
         """Return a part of a log. See `broker.HistoryBroker`."""
         for _ in range(_MOST_LOOKS):
             head, oldest = await asyncio.gather(self._find(subject), self._stream.oldest(subject))
@@ -83,7 +83,9 @@ class Logs:
                 continue
             if head.is_old:
                 await self._mark(subject, head)
-            page = await self._pages.read(subject, head.position, head.sequence, oldest, after, limit)
+            page = await self._pages.read(
+                subject, head.position, head.sequence, oldest, Range(after, limit, max_bytes)
+            )
             if page is not None:
                 return page
         raise JetStreamError("the log changes faster than it can be read")

@@ -12,11 +12,20 @@ from ..cursor import Position
 from .jetstream_entry import Entry
 from .jetstream_stream import Stream
 
-# So many bytes of messages are asked for at once; a page may be shorter than its limit.
-_PAGE_SIZE = 4 * 1024 * 1024
+# So many bytes are asked for at most, and so many for each message beside its payload: its subject and its
+# headers. A page may be shorter than its limits.
+_PAGE_SIZE, _MESSAGE_COST = 4 * 1024 * 1024, 512
 # Marks may lie between events. So many messages too early are read along rather than searched away.
 _NEAR = 16
 _MOST_PLACES = 10_000
+
+
+class Range(NamedTuple):
+    """What is wanted of a log: the events above an offset, so many and so many bytes of them at most."""
+
+    after: int
+    limit: int
+    max_bytes: int
 
 
 class _Place(NamedTuple):
@@ -34,7 +43,7 @@ class Pages:
         self._sequences: OrderedDict[tuple[str, str, int], int] = OrderedDict()
 
     async def read(
-        self, subject: str, end: Position, end_sequence: int, oldest: Entry | None, after: int, limit: int
+        self, subject: str, end: Position, end_sequence: int, oldest: Entry | None, range_: Range
     ) -> Page | None:
         """Return a page of the log that ends at `end`; None if it was not the same log throughout."""
         first = self._first(end, oldest)
@@ -42,23 +51,36 @@ class Pages:
             return None
         # Between the two questions the log may have gone on.
         last = max(end.offset, first - 1)
-        wanted = max(after + 1, first)
-        if limit <= 0 or wanted > end.offset or oldest is None or oldest.position is None:
+        wanted = max(range_.after + 1, first)
+        if range_.limit <= 0 or wanted > end.offset or oldest is None or oldest.position is None:
             return Page(end.epoch, first, last, ())
         low = _Place(oldest.position.offset, oldest.sequence)
         start = await self._locate(subject, end, wanted, low, _Place(end.offset, end_sequence))
         if start is None:
             return None
-        many = limit + max(0, wanted - start.offset) + _NEAR
-        entries = await self._stream.page(subject, start.sequence, many, _PAGE_SIZE)
-        records = _records_of(entries, end.epoch, wanted, limit)
+        records = await self._records(subject, end.epoch, start, wanted, range_)
         if not records:
             return Page(end.epoch, first, last, ())
-        self._remember(subject, end.epoch, records[-1].offset, entries)
-        if records[0].offset > after + 1:
+        if records[0].offset > range_.after + 1:
             # What was there a moment ago has been let go.
             first = records[0].offset
         return Page(end.epoch, min(first, records[0].offset), max(last, records[-1].offset), records)
+
+    async def _records(
+        self, subject: str, epoch: str, start: _Place, wanted: int, range_: Range
+    ) -> tuple[Record, ...]:
+        many = range_.limit + max(0, wanted - start.offset) + _NEAR
+        size = min(_PAGE_SIZE, range_.max_bytes + _MESSAGE_COST * many)
+        sequence = start.sequence
+        while True:
+            entries = await self._stream.page(subject, sequence, many, size)
+            records = _records_of(entries, epoch, wanted, range_)
+            if records:
+                self._remember(subject, epoch, records[-1].offset, entries)
+            if records or not entries:
+                return records
+            # Those before the wanted one filled the answer.
+            sequence = entries[-1].sequence + 1
 
     def _first(self, end: Position, oldest: Entry | None) -> int | None:
         """Return the first offset that is kept, None if the oldest message is of another log."""
@@ -101,14 +123,20 @@ class Pages:
             self._sequences.popitem(last=False)
 
 
-def _records_of(entries: list[Entry], epoch: str, wanted: int, limit: int) -> tuple[Record, ...]:
+def _records_of(entries: list[Entry], epoch: str, wanted: int, range_: Range) -> tuple[Record, ...]:
     """Return events that follow each other, from the first that is wanted or that is there."""
     records: list[Record] = []
+    size = 0
     for entry in entries:
         position = entry.position
         if position is None or position.epoch != epoch or not entry.is_event or position.offset < wanted:
             continue
-        if len(records) == limit or (records and position.offset != records[-1].offset + 1):
+        size += len(entry.payload)
+        if records and (
+            len(records) == range_.limit
+            or size > range_.max_bytes
+            or position.offset != records[-1].offset + 1
+        ):
             break
         records.append(Record(position.offset, entry.payload))
     return tuple(records)

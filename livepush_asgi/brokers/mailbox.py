@@ -11,7 +11,7 @@ import anyio.lowlevel
 from ..broker import LoggedSink, Sink
 from ..cursor import Position
 from ..errors import MessagesLostError, SubscriptionClosedError
-from ..event import positioned, split_position
+from ..event import positioned
 
 
 class Mailbox:
@@ -77,7 +77,7 @@ class Mailbox:
                 sink.deliver(payload)
 
     async def get_message(self, *, timeout: float) -> bytes | None:
-        """Return the next payload, or None after `timeout` seconds. See `broker.Subscription`."""
+        """Return the next payload, with its position if it has one. See `broker.Subscription`."""
         if not self._waiting and not self._closed:
             with anyio.move_on_after(timeout):
                 await self._next_arrival()
@@ -87,8 +87,7 @@ class Mailbox:
             payload = self._waiting.pop(0)
             if payload is None:
                 raise MessagesLostError(f"messages of {self.channel!r} may have been lost")
-            # Who asks for messages asks for what was published. Positions are for a sink.
-            return split_position(payload)[1]
+            return payload
         if self._closed:
             raise SubscriptionClosedError(f"the subscription to {self.channel!r} is closed")
         return None

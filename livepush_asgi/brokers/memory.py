@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import anyio.lowlevel
 
-from ..broker import Page, Subscription
+from ..broker import READ_BYTES, Page, Subscription
 from ..cursor import Position
 from ..errors import PositionConflictError
 from ..loop import now as current_time
@@ -17,14 +17,18 @@ from .memory_log import MemoryLog
 # two yields goes out as one.
 PUBLISHES_BETWEEN_YIELDS = 128
 BYTES_BETWEEN_YIELDS = 128 * 1024
+# How often idle logs are looked for, in seconds, and how many are let go of in one call: a thousand cost less
+# than a millisecond.
+LOOK_INTERVAL, LOGS_PER_LOOK = 10.0, 1000
 
 
 class MemoryBroker:
     """Delivers to the subscriptions of this process, at once and in the order of publishing.
 
     It keeps a log of each channel, bounded by `history`; it is gone with the process, and a client
-    that comes back to another one is told so. A log to which nobody listens is forgotten when it was
-    idle for the history's age, or longest of too many.
+    that comes back to another one is told so. All logs together are bounded by `History.total_size`, in
+    bytes. A log to which nobody listens is forgotten when it was idle for the history's age, or longest of
+    too many.
 
     Use it on one event loop. From another thread, publish through `anyio.from_thread.run` or
     asgiref's `async_to_sync`, which hand the call to the loop. Its events do not reach other
@@ -37,6 +41,10 @@ class MemoryBroker:
         self._on_close = self._forget
         # The one that was idle longest is the first.
         self._logs: OrderedDict[str, MemoryLog] = OrderedDict()
+        # Those that keep events. The one to which nothing was added for the longest time is the first.
+        self._filled: OrderedDict[str, MemoryLog] = OrderedDict()
+        self._size = 0
+        self._look_at = 0.0
         self._publishes = 0
         self._bytes = 0
 
@@ -67,7 +75,13 @@ class MemoryBroker:
             return known
         if expected is not None and not _is_end(expected, log):
             raise PositionConflictError(channel, log.end)
+        before = log.weight
         position = log.append(payload, now, idempotency_key)
+        self._size += log.weight - before
+        self._filled[channel] = log
+        self._filled.move_to_end(channel)
+        if self._size > self._history.total_size:
+            self._shed(log)
         for mailbox in tuple(log.mailboxes):
             mailbox.deliver_at(position, payload)
         self._publishes += 1
@@ -77,10 +91,19 @@ class MemoryBroker:
             await anyio.lowlevel.checkpoint()
         return position
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
         now = current_time()
-        return self._log(channel, now).page(after, limit, now)
+        log = self._log(channel, now)
+        before = log.weight
+        page = log.page(after, limit, now, max_bytes)
+        self._size += log.weight - before
+        return page
+
+    @property
+    def size(self) -> int:
+        """How many bytes all logs together keep, as `History.total_size` counts them."""
+        return self._size
 
     def subscriptions(self, channel: str) -> int:
         """Return how many subscriptions the channel has."""
@@ -90,24 +113,56 @@ class MemoryBroker:
     def _log(self, channel: str, now: float) -> MemoryLog:
         log = self._logs.get(channel)
         if log is None:
-            self._forget_idle(now)
+            # One log comes, so letting go of two keeps the number of looks bounded and the logs too.
+            self._forget_idle(now, 2, coming=1)
             log = self._logs[channel] = MemoryLog(self._history, now)
         self._logs.move_to_end(channel)
+        log.used = now
+        if now >= self._look_at:
+            self._look(now)
         return log
 
-    def _forget_idle(self, now: float) -> None:
-        # One log comes, so letting go of two keeps the number of looks bounded and the logs too.
-        for _ in range(2):
-            if not self._logs:
-                return
+    def _look(self, now: float) -> None:
+        """Let go of what is too old, a part of it at a time, whatever channel is in use."""
+        self._forget_idle(now, LOGS_PER_LOOK, coming=0)
+        # The next call goes on where this one had to stop.
+        is_done = not self._logs or not self._is_idle(next(iter(self._logs.values())), now)
+        self._look_at = now + (LOOK_INTERVAL if is_done else 0.0)
+
+    def _forget_idle(self, now: float, most: int, *, coming: int) -> None:
+        for _ in range(min(most, len(self._logs))):
             channel, log = next(iter(self._logs.items()))
-            idle = self._history.age is not None and now - log.used > self._history.age
-            if not idle and len(self._logs) < self._history.channels:
+            idle = self._is_idle(log, now)
+            if not idle and len(self._logs) + coming <= self._history.channels:
                 return
             if log.mailboxes:
+                self._trim(log, now)
                 self._logs.move_to_end(channel)
             else:
+                self._size -= log.weight
+                self._filled.pop(channel, None)
                 del self._logs[channel]
+
+    def _is_idle(self, log: MemoryLog, now: float) -> bool:
+        return self._history.age is not None and now - log.used > self._history.age
+
+    def _trim(self, log: MemoryLog, now: float) -> None:
+        before = log.weight
+        log.trim(now)
+        log.used = now
+        self._size += log.weight - before
+
+    def _shed(self, newest: MemoryLog) -> None:
+        """Let go of the oldest events of the channels that were quiet longest; the newest event stays."""
+        while self._size > self._history.total_size:
+            channel, log = next(iter(self._filled.items()))
+            before = log.weight
+            log.drop_oldest(self._size - self._history.total_size, keep=int(log is newest))
+            self._size += log.weight - before
+            if log is newest:
+                return
+            if not log.weight:
+                del self._filled[channel]
 
     def _forget(self, mailbox: Mailbox) -> None:
         del self._logs[mailbox.channel].mailboxes[mailbox]

@@ -1,12 +1,15 @@
 """MemoryLog: the log of one channel in this process, bounded by a History."""
 
 from collections import OrderedDict, deque
-from itertools import count, islice
+from itertools import islice
 
-from ..broker import Page, Record
+from ..broker import READ_BYTES, Page, Record
 from ..cursor import Position, new_epoch
 from .history import History
 from .mailbox import Mailbox
+
+# What an event takes beside its payload: the objects around both it and its time, in bytes.
+EVENT_COST = 80
 
 
 class MemoryLog:
@@ -35,6 +38,11 @@ class MemoryLog:
         """The offset of the newest event, 0 if there was none."""
         return self.end.offset
 
+    @property
+    def weight(self) -> int:
+        """How many bytes it keeps, about."""
+        return self._size + EVENT_COST * len(self._payloads)
+
     def known(self, key: str) -> Position | None:
         """Return the position of the event that was added with this idempotency key."""
         offset = self._keys.get(key) if self._keys else None
@@ -54,25 +62,40 @@ class MemoryLog:
             # A key is as much a memory of an event as the event: there are no more of them.
             if len(self._keys) > self._history.events:
                 self._keys.popitem(last=False)
-        self._trim(now)
+        self.trim(now)
         return self.end
 
-    def page(self, after: int, limit: int, now: float) -> Page:
+    def drop_oldest(self, excess: int, *, keep: int) -> None:
+        """Let go of the oldest events until it weighs `excess` less, or only `keep` events are left."""
+        enough = self.weight - excess
+        while len(self._payloads) > keep and self.weight > enough:
+            self._drop_first()
+
+    def page(self, after: int, limit: int, now: float, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of what is kept."""
         self.used = now
-        self._trim(now)
+        self.trim(now)
         first = self.last - len(self._payloads) + 1
         skipped = min(max(0, after - first + 1), len(self._payloads))
-        payloads = islice(self._payloads, skipped, skipped + limit)
-        records = tuple(map(Record._make, zip(count(first + skipped), payloads, strict=False)))
-        return Page(self.end.epoch, first, self.last, records)
+        records: list[Record] = []
+        size = 0
+        for offset, payload in enumerate(islice(self._payloads, skipped, skipped + limit), first + skipped):
+            size += len(payload)
+            if records and size > max_bytes:
+                break
+            records.append(Record(offset, payload))
+        return Page(self.end.epoch, first, self.last, tuple(records))
 
-    def _trim(self, now: float) -> None:
+    def trim(self, now: float) -> None:
+        """Let go of what is beyond the bounds of the channel."""
         history = self._history
         while self._payloads and (
             len(self._payloads) > history.events
             or (self._size > history.size and len(self._payloads) > 1)
             or (history.age is not None and now - self._times[0] > history.age)
         ):
-            self._size -= len(self._payloads.popleft())
-            self._times.popleft()
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        self._size -= len(self._payloads.popleft())
+        self._times.popleft()

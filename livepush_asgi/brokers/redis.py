@@ -57,7 +57,7 @@ class RedisBroker:
         try:
             listening = await self._batch.call(b"PUBLISH", channel, payload)
         except FAILURES as error:
-            raise unavailable("publish", self._pool, error) from error
+            raise unavailable("publish", self._pool, error, channel) from error
         assert isinstance(listening, int)
         return listening
 

@@ -7,6 +7,7 @@ would arrive up to eleven times (https://github.com/redis/redis-py, `Retry` and 
 import asyncio
 import contextlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     NoPermissionError,
+    OutOfMemoryError,
     RedisError,
     ResponseError,
 )
@@ -30,6 +32,11 @@ FAILURES = (RedisError, OSError)
 
 # What redis-py's pools say, without a class of its own for it before version 7.
 POOL_USED_UP = ("Too many connections", "No connection available.")
+
+
+# How the server names a command that a user may not run, and the scripts here the rules that allow it.
+_FORBIDDEN_COMMAND = re.compile(r"run the '([^']+)'")
+_NAMED_RULES = re.compile(r"\[(\+.*)\]")
 
 
 class Connection(Protocol):
@@ -159,18 +166,43 @@ def no_answer(timeout: float) -> TimeoutError:
     return TimeoutError(f"no answer within {timeout:g} s")
 
 
-def unavailable(attempt: str, pool: Pool, cause: BaseException | None) -> BrokerUnavailableError:
-    """Return the error to raise: what was attempted, where, why it failed and what may help."""
+def unavailable(
+    attempt: str, pool: Pool, cause: BaseException | None, channel: str = "*", keys: str = "*"
+) -> BrokerUnavailableError:
+    """Return the error to raise: what was attempted, where, why it failed and what may help.
+
+    `channel` and `keys` are the patterns of what the client's user needs access to.
+    """
     reason = str(cause) if cause is not None and str(cause) else type(cause).__name__
-    return BrokerUnavailableError(f"cannot {attempt}: {address_of(pool)}: {reason}; {_remedy(cause)}")
+    if _is_forbidden(cause):
+        user = pool.connection_kwargs.get("username") or "default"
+        remedy = f"allow it: ACL SETUSER {user} {_rules(reason, channel, keys)}"
+    else:
+        remedy = _remedy(cause)
+    return BrokerUnavailableError(f"cannot {attempt}: {address_of(pool)}: {reason}; {remedy}")
+
+
+def _rules(refusal: str, channel: str, keys: str) -> str:
+    if named := _NAMED_RULES.search(refusal):
+        return named[1]
+    if command := _FORBIDDEN_COMMAND.search(refusal):
+        return f"+{command[1]}"
+    return f"~{keys}" if "access a key" in refusal else f"&{channel}"
+
+
+def _is_forbidden(cause: BaseException | None) -> bool:
+    # To redis-py it is another error where a script says it.
+    return isinstance(cause, NoPermissionError) or (
+        isinstance(cause, ResponseError) and str(cause).startswith("ACL failure in script")
+    )
 
 
 def _remedy(cause: BaseException | None) -> str:
     # The order counts: to redis-py, wrong credentials and a server that is loading are connection errors.
     if isinstance(cause, AuthenticationError):
         return "check the user name and the password of the client"
-    if isinstance(cause, NoPermissionError):
-        return "allow the client's user this channel and command (ACL SETUSER)"
+    if isinstance(cause, OutOfMemoryError):
+        return "the server is full: raise its maxmemory, or keep less (History)"
     if isinstance(cause, BusyLoadingError):
         return "it is reading its data and will be there soon"
     if isinstance(cause, ResponseError):

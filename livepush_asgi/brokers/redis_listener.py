@@ -111,7 +111,7 @@ class Listener:
                 await confirmed
         except FAILURES as error:
             self.leave(mailbox)
-            raise self._unavailable(error) from error
+            raise self._unavailable(error, mailbox.channel) from error
         except BaseException:
             self.leave(mailbox)
             raise
@@ -123,10 +123,10 @@ class Listener:
         with contextlib.suppress(RuntimeError):
             self._changed.set()
 
-    def _unavailable(self, error: BaseException) -> Exception:
+    def _unavailable(self, error: BaseException, channel: str) -> Exception:
         if isinstance(error, TimeoutError):
             error = self._fault or no_answer(self._patience.subscribe_timeout)
-        return unavailable("subscribe", self._pool, error)
+        return unavailable("subscribe", self._pool, error, channel)
 
     def _start(self) -> None:
         loop = asyncio_loop()

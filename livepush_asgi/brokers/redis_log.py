@@ -89,6 +89,9 @@ class Logs:
         self._prefix = prefix
         self._scripts = Scripts.of(history, server.verb)
         self._calls = 0
+        # Until one has succeeded each call checks all permissions, so that one that is missing is named by
+        # the first call and not when the log is trimmed.
+        self._may_append = self._may_read = False
 
     def append(self, channel: str, additions: Sequence[Addition], receiver: Receiver) -> None:
         """Append events and publish them, in one step. `outcomes` says what the reply means."""
@@ -102,26 +105,29 @@ class Logs:
             self._server.live_name(channel),
             new_epoch(),
             self._calls if writer else b"",
+            int(not self._may_append),
+            sum(len(addition.payload) for addition in additions),
         ]
         for addition in additions:
             arguments += (addition.payload, _index(addition, key, keys), _text(addition.expected))
         self._server.start(Call(self._scripts.append, tag_of(channel), keys, arguments), receiver)
 
-    @staticmethod
-    def outcomes(channel: str, reply: Reply) -> list[Added | PositionConflictError]:
+    def outcomes(self, channel: str, reply: Reply) -> list[Added | PositionConflictError]:
         """Return what became of each event that was to be appended. Raises ValueError for another reply."""
         if not isinstance(reply, bytes):
             raise ValueError("this is no text")
+        self._may_append = True
         epoch, *outcomes = reply.decode().split(" ")
         return [_outcome(channel, epoch, outcome) for outcome in outcomes]
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, max_bytes: int) -> Page:
         """Return a part of a channel's log. See `broker.HistoryBroker`."""
         key = self._key(channel)
-        arguments = (max(after, 0) + 1, max(limit, 0), new_epoch())
+        arguments = (max(after, 0) + 1, max(limit, 0), new_epoch(), int(not self._may_read), max_bytes)
         call = Call(self._scripts.read, tag_of(channel), (key, f"{key}:head"), arguments)
         match await self._server.run(call):
             case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as records]:
+                self._may_read = True
                 found = tuple(map(_record, records))
                 return Page(epoch.decode(), int(first), int(last), found, *_ancestors(older.decode()))
             case reply:

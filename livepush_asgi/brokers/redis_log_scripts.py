@@ -26,6 +26,14 @@ from ..event import POSITION_MARK
 from .history import History
 from .redis_script import Script
 
+# In milliseconds. A channel that is read before anything was published gets a head for its epoch, so that a
+# client that was told `epoch.0` gets what comes, in whatever process. Any client may ask for any name, so
+# this head is kept for a short time only; a process that listens reads every 41 seconds at most, which renews
+# it. When it is gone the log begins under another epoch, and a client that returns with the old one is told
+# of a gap. An epoch that is derived from the name instead of being stored would need no key, but two logs of
+# one name would have the same epoch when the first one is deleted, evicted or flushed: a loss in silence.
+_KEEP_EMPTY = 120_000
+
 # In milliseconds. A log outlives its events, so that a channel on which little happens keeps its epoch: who
 # listens asks for it every minute or so. An idempotency key is remembered for at least five minutes, and for
 # a day where events have no age. A writer's last call is repeated within seconds.
@@ -53,10 +61,18 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
+-- Returns nothing, or the error for a user that may not run a command on a key or a channel.
+local function lacks(verb, name)
+  if not redis.acl_check_cmd(verb, name) then
+    local where = verb == VERB and '&' .. name or '~' .. string.match(log, '^[^{]*') .. '*'
+    return 'NOPERM no permission for ' .. verb .. ' [+' .. string.lower(verb) .. ' ' .. where .. ']'
+  end
+end
+
 local function replication()
   local info = redis.pcall('INFO', 'replication')
   if type(info) ~= 'string' or not string.find(info, 'master_replid:', 1, true) then
-    error({err = 'ERR no master_replid, the user of the client needs the permission for INFO'})
+    error({err = 'NOPERM no permission for INFO, which tells the master_replid [+info]'})
   end
   return info
 end
@@ -77,19 +93,26 @@ local function load()
 end
 
 local function begin(fresh)
-  -- The server may have evicted the head alone. What it stood for cannot be continued.
-  redis.call('UNLINK', log)
   epoch, last, total, base, since, run, ancestors = fresh, 0, 0, 0, now, (running(replication())), ''
 end
 
 local function save()
   local numbers = string.format('%.0f %.0f %.0f %.0f', last, total, base, since)
   local text = table.concat({epoch, numbers, run, ancestors}, ' ')
-  if KEEP then
-    redis.call('SET', head, text, 'PX', KEEP)
+  local keep = last == 0 and KEEP_EMPTY or KEEP
+  if keep then
+    redis.call('SET', head, text, 'PX', keep)
   else
     redis.call('SET', head, text)
   end
+end
+
+-- The server refuses a script for want of memory at the first write only, and never an UNLINK. So the head
+-- is written first.
+local function save_new()
+  save()
+  -- The server may have evicted the head alone. What it stood for cannot be continued.
+  redis.call('UNLINK', log)
 end
 
 local function over()
@@ -126,12 +149,16 @@ end
 
 # KEYS: log, head, the writer's last call, then idempotency keys.
 # ARGV: the name to publish on, a fresh epoch, the number of the writer's call, or nothing if it is never
-# repeated. Then three for each event: payload, index of its idempotency key or 0, the expected position or
-# nothing.
+# repeated, 1 to check the permissions for all that an append may ever need, and the bytes of all payloads.
+# Then three for each event: payload, index of its idempotency key or 0, the expected position or nothing.
 # Returns a text: the epoch, then for each event `+offset:receivers`, `=position` for one that was there
 # already, or `!position` where the log has gone on.
+#
+# The server does not undo what a script has done before a command is refused. So everything that can be
+# refused is checked, and everything is read, before the first write: an append is done whole or not at all.
+# The user's permissions for the keys are checked by the server, before it runs the script.
 _APPEND = f"""{_BEGIN}
-local channel, fresh, call = ARGV[1], ARGV[2], ARGV[3]
+local channel, fresh, call, check, size = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
 
 if call ~= '' then
   local number, result = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (.*)$')
@@ -142,7 +169,8 @@ if call ~= '' then
   end
 end
 
-if not load() then
+local is_new = not load()
+if is_new then
   begin(fresh)
 else
   local info = replication()
@@ -175,12 +203,29 @@ local function is_last(position)
   return false
 end
 
+local lacking = lacks('SET', head) or lacks(VERB, channel) or (AGE and lacks('PEXPIRE', log))
+if check or is_new then
+  lacking = lacking or lacks('UNLINK', log) or lacks('XADD', log)
+end
+local known = {{}}
+for i = call == '' and 3 or 4, #KEYS do
+  known[KEYS[i]] = redis.call('GET', KEYS[i])
+end
+if check or total + size - base > SIZE or (AGE and since + AGE < now) then
+  lacking = lacking or lacks('XRANGE', log) or lacks('XTRIM', log)
+end
+if lacking then
+  return redis.error_reply(lacking)
+end
+
+if is_new then
+  save_new()
+end
 local reply = {{epoch}}
-for i = 4, #ARGV, 3 do
-  local payload, key, expected = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
-  local known = key > 0 and redis.call('GET', KEYS[key])
-  if known then
-    reply[#reply + 1] = '=' .. known
+for i = 6, #ARGV, 3 do
+  local payload, name, expected = ARGV[i], KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2]
+  if name and known[name] then
+    reply[#reply + 1] = '=' .. known[name]
   elseif expected ~= '' and not is_last(expected) then
     reply[#reply + 1] = '!' .. epoch .. '.' .. whole(last)
   else
@@ -189,8 +234,9 @@ for i = 4, #ARGV, 3 do
     local position = epoch .. '.' .. offset
     redis.call('XADD', log, 'MAXLEN', '=', EVENTS, offset .. '-' .. whole(now), whole(total), payload)
     total = total + #payload
-    if key > 0 then
-      redis.call('SET', KEYS[key], position, 'PX', REMEMBER)
+    if name then
+      known[name] = position
+      redis.call('SET', name, position, 'PX', REMEMBER)
     end
     local receivers = redis.call(VERB, channel, MARK .. position .. '\\n' .. payload)
     reply[#reply + 1] = '+' .. offset .. ':' .. receivers
@@ -208,21 +254,43 @@ end
 return reply
 """
 
-# KEYS: log, head. ARGV: the first offset that is wanted, how many, a fresh epoch. Returns the epoch, the
-# first offset that is kept, the last one, the ancestors, and the events.
+# KEYS: log, head. ARGV: the first offset that is wanted, how many, a fresh epoch, 1 to check the permissions
+# for all that a read may ever need, and how many bytes of payload at most, one event at least.
+# Returns the epoch, the first offset that is kept, the last one, the ancestors, and the events.
 _READ = f"""{_BEGIN}
+if ARGV[4] == '1' then
+  local lacking = lacks('SET', head) or lacks('PEXPIRE', head) or lacks('UNLINK', log)
+    or lacks('XRANGE', log) or lacks('XTRIM', log) or lacks('XLEN', log)
+  if lacking then
+    return redis.error_reply(lacking)
+  end
+end
 if not load() then
   begin(ARGV[3])
-  save()
+  save_new()
 elseif over() then
   trim({_LOOKS_OF_READ})
   save()
-elseif KEEP then
-  redis.call('PEXPIRE', head, KEEP)
+elseif last == 0 or KEEP then
+  redis.call('PEXPIRE', head, last == 0 and KEEP_EMPTY or KEEP)
 end
-local records = {{}}
-if ARGV[2] ~= '0' then
-  records = redis.call('XRANGE', log, ARGV[1], '+', 'COUNT', ARGV[2])
+local records, from, left, size, count = {{}}, ARGV[1], tonumber(ARGV[2]), 0, 8
+while left > 0 do
+  -- A few at first: they may be large, and what does not fit is read in vain.
+  count = math.min(2 * count, left)
+  local found = redis.call('XRANGE', log, from, '+', 'COUNT', count)
+  left = #found == count and left - count or 0
+  for _, entry in ipairs(found) do
+    size = size + #entry[2][2]
+    if size > tonumber(ARGV[5]) and #records > 0 then
+      left = 0
+      break
+    end
+    records[#records + 1] = entry
+  end
+  if left > 0 then
+    from = whole(string.match(found[count][1], '^%d+') + 1)
+  end
 end
 local first = last - redis.call('XLEN', log) + 1
 return {{epoch, whole(first), whole(last), ancestors, records}}
@@ -245,6 +313,7 @@ class Scripts:
             "EVENTS": history.events,
             "SIZE": history.size,
             "AGE": age or "false",
+            "KEEP_EMPTY": _KEEP_EMPTY,
             "KEEP": "false" if age is None else max(2 * age, _LEAST_KEEP),
             "REMEMBER": remember,
             "VERB": f"'{verb}'",

@@ -65,7 +65,7 @@ class Shards:
                         await self._cluster.refresh()
         except TimeoutError as error:
             cause = fault or no_answer(self._patience.subscribe_timeout)
-            raise unavailable("subscribe", self._cluster.first.pool, cause) from error
+            raise unavailable("subscribe", self._cluster.first.pool, cause, mailbox.channel) from error
         self._start()
 
     def leave(self, mailbox: Mailbox) -> None:

@@ -2,7 +2,7 @@
 
 from redis.asyncio import Redis, RedisCluster
 
-from ..broker import Page, Subscription
+from ..broker import READ_BYTES, Page, Subscription
 from ..cursor import Position
 from .batch import Batch
 from .history import History
@@ -21,19 +21,22 @@ class RedisStreamsBroker:
 
     For the client, the connections, the timeouts and what happens when the server is away see
     `RedisBroker`; here, too, a payload is sent at most once. An append stores the event and publishes it
-    in one script, so whoever hears of it finds it in the log.
+    in one script, so whoever hears of it finds it in the log. Every publisher has to use this class: what
+    `RedisBroker` or `PUBLISH` sends is in no log, and the application refuses it with a log line.
 
     `history` bounds each log by events, bytes and age. A log that is neither read nor added to for twice
-    the age, and ten minutes, is forgotten, and what comes then has another epoch. An `idempotency_key` is
-    remembered for the age, at least for five minutes; for a day if events have no age. All this stands
-    in keys that begin with `key_prefix`, and with the channel's name in braces. Live events go by the name
-    alone: applications that share a server, even in databases of their own, need channels of their own.
+    the age, and ten minutes, is forgotten, and what comes then has another epoch. A channel that is read
+    before anything was published costs the server one key of some hundred bytes, for two minutes after the
+    last read. An `idempotency_key` is remembered for the age, at least for five minutes; for a day if events
+    have no age. All this stands in keys that begin with `key_prefix`, and with the channel's name in braces.
+    Live events go by the name alone: applications that share a server, even in databases of their own, need
+    channels of their own.
 
     With a `redis.asyncio.RedisCluster` the keys of a channel are in one slot, and live events go by sharded
-    pub/sub, so other programs use `SPUBLISH`, with `%`, `{` and `}` in a name written as in a URL. There is
-    one connection to listen and one to publish for each node that has a channel; they are made with the
-    settings of the client and are the broker's own. When a node is replaced, calls go on trying to find the
-    new one until their timeout; an event is appended once all the same.
+    pub/sub, with `%`, `{` and `}` in a name written as in a URL. There is one connection to listen and one
+    to publish for each node that has a channel; they are made with the settings of the client and are the
+    broker's own. When a node is replaced, calls go on trying to find the new one until their timeout; an
+    event is appended once all the same.
 
     A server that may have lost the end of a log, because it was killed or because a replica took over,
     goes on in another epoch: no offset ever names two events. Whoever had more than what is left is told,
@@ -71,6 +74,7 @@ class RedisStreamsBroker:
             self._pool = pool_of(redis)
             self._listener = Listener(redis, patience)
         self._logs = Logs(self._server, history or History(), key_prefix)
+        self._keys = f"{key_prefix}*"
         self._lanes = Lanes(self._logs)
 
     @property
@@ -107,18 +111,18 @@ class RedisStreamsBroker:
         """Append and deliver an event. See `broker.HistoryBroker`."""
         return (await self._add(channel, Addition(payload, idempotency_key, expected))).position
 
-    async def read(self, channel: str, after: int, limit: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
         try:
-            return await self._logs.read(channel, after, limit)
+            return await self._logs.read(channel, after, limit, max_bytes)
         except FAILURES as error:
-            raise unavailable("read", self._pool, error) from error
+            raise unavailable("read", self._pool, error, keys=self._keys) from error
 
     async def _add(self, channel: str, addition: Addition) -> Added:
         try:
             return await self._lanes.append(channel, addition)
         except FAILURES as error:
-            raise unavailable("publish", self._pool, error) from error
+            raise unavailable("publish", self._pool, error, keys=self._keys) from error
 
 
 class _OneServer:

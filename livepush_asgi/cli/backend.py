@@ -43,12 +43,17 @@ def backend_at(url: str | None, namespace: str | None = None) -> Backend:
         raise Failure(str(error), MISTYPED) from None
     if url is None:
         return Backend(MemoryBroker())
-    check_url(url)
-    anyio.run(_ping, url)
+    check_server(url)
     from ..brokers.redis import RedisBroker
 
     redis = Redis.from_url(url)
     return Backend(broker_in(RedisBroker(redis), namespace), redis)
+
+
+def check_server(url: str) -> None:
+    """Raise Failure for what is no URL of a Redis, and for one that does not answer."""
+    check_url(url)
+    anyio.run(_ping, url)
 
 
 def check_url(url: str) -> None:

@@ -5,7 +5,7 @@ import anyio
 from ..broker import HistoryBroker, Page, Record
 from ..cursor import MOST_OFFSET, Position
 from ..errors import PositionConflictError
-from ..event import split_position
+from ..event import positioned, split_position
 from .contract import BrokerContract
 from .witness import BYTES, PATIENCE, Live, hostile_channels, new_channel, same, subscribed
 
@@ -14,8 +14,7 @@ class HistoryBrokerContract(BrokerContract):
     """The rules of `HistoryBroker`, beside those of `Broker`.
 
     Subclass it as `BrokerContract` is subclassed, with one more fixture: `bounded_broker`, a broker that
-    keeps ten events of a channel, `History(events=10)`. The other one has to keep a hundred. A subscription
-    gives the positions to its sink, or where it does not forward, with `get_message`.
+    keeps ten events of a channel, `History(events=10)`. The other one has to keep a hundred.
     """
 
     async def test_offsets_are_contiguous_from_one(self, broker: HistoryBroker) -> None:
@@ -47,6 +46,23 @@ class HistoryBrokerContract(BrokerContract):
             same(await broker.read(channel, after, limit), wanted)
         for after in (9, 10, MOST_OFFSET):
             same(await broker.read(channel, after, 10), Page(epoch, 1, 9, ()))
+
+    async def test_a_page_is_bounded_in_bytes(self, broker: HistoryBroker) -> None:
+        """The payloads of a page have at most `max_bytes` together, or it has one event; pages miss none."""
+        channel = new_channel()
+        sizes = [10, 20, 5000, 30, 40, 10_000, 10_000, 1, 1, 1, 1, 0, 70]
+        for size in sizes:
+            await broker.append(channel, bytes(size))
+        for max_bytes in (1, 30, 100, 10_000, 15_000, 1_000_000):
+            found: list[Record] = []
+            while len(found) < len(sizes):
+                page = await broker.read(channel, len(found), 100, max_bytes=max_bytes)
+                records = page.records
+                same((page.first, page.last, bool(records)), (1, len(sizes), True))
+                size = sum(len(record.payload) for record in records)
+                same(len(records) == 1 or size <= max_bytes, True)
+                found += records
+            same(found, [Record(number, bytes(size)) for number, size in enumerate(sizes, 1)])
 
     async def test_bytes_are_kept_unchanged(self, broker: HistoryBroker) -> None:
         """A log has each payload as it was appended, every byte, and live subscribers get the same."""
@@ -81,6 +97,19 @@ class HistoryBrokerContract(BrokerContract):
             for live in both:
                 for wanted in ((position, b"appended"), (after, b"published")):
                     same(split_position(await live.next()), wanted)
+
+    async def test_get_message_and_forward_hand_out_the_same(self, broker: HistoryBroker) -> None:
+        """A subscription gives the same positioned payload through `get_message` as to a sink."""
+        channel = new_channel()
+        async with subscribed(broker, channel) as asked, subscribed(broker, channel) as forwarding:
+            live = Live(forwarding)
+            position = await broker.append(channel, b"appended")
+            await broker.publish(channel, b"published")
+            for wanted in ((position, b"appended"), (position.at(2), b"published")):
+                with anyio.fail_after(PATIENCE):
+                    payload = await asked.get_message(timeout=PATIENCE)
+                same(payload, positioned(*wanted))
+                same(await live.next(), payload)
 
     async def test_concurrent_appends_are_contiguous(self, broker: HistoryBroker) -> None:
         """However many append at once, no offset is given twice or left out, and each names its event."""
