@@ -21,7 +21,8 @@ from .backoff import Backoff
 from .redis_cluster import Cluster, Node
 from .redis_command import Receiver
 from .redis_connection import FAILURES, Reply, no_answer
-from .redis_log import Call, tag_of
+from .redis_log import Call
+from .redis_tag import tag_of
 
 # Answers that say: not here, or not now. Nothing was done.
 _LATER = (ClusterDownError, TryAgainError, ReadOnlyError, BusyLoadingError)
@@ -60,7 +61,7 @@ class Routes:
     def start(self, call: Call, receiver: Receiver) -> None:
         """Run a script; the receiver gets what it returns."""
         task = asyncio.get_running_loop().create_task(
-            self._run_for(call, receiver), name="livepush redis append"
+            self._run_for(call, receiver), name="livepush redis call"
         )
         self._running.add(task)
         task.add_done_callback(self._running.discard)

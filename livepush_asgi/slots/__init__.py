@@ -36,7 +36,7 @@ class Lease:
         give_back: Callable[["Lease"], None],
         on_replaced: Callable[[], None] | None = None,
     ) -> None:
-        # A stream without a slot of its own costs nobody anything; an empty key is a forgotten one.
+        # An empty slot key is almost certainly a bug in the caller.
         if not isinstance(slot_key, str) or not slot_key:
             raise ValueError(f"a slot key is a non-empty str, not {slot_key!r}")
         self._id: str | None = None
@@ -53,7 +53,12 @@ class Lease:
 
     @property
     def id(self) -> str:
-        """Its name outside of this process: no other lease has it. Drawn when first asked for."""
+        """Its name outside of this process: no other lease has it.
+
+        It may be asked for as soon as `take` has returned, and never changes. It is drawn when first asked
+        for: a `SlotCap` does so before it asks the server, while a lease of `MemorySlotCap`, which no other
+        process can replace, has none until then.
+        """
         if self._id is None:
             self._id = _new_id()
         return self._id
@@ -88,7 +93,10 @@ class Slots(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Give back what is still held and wait, for a bounded time, until that is known outside."""
+        """Wait, for a bounded time, until it is known outside what was given back here.
+
+        What is held stays its holder's, who gives it back: several `LivePush` objects may share one cap.
+        """
         ...
 
 
@@ -131,14 +139,16 @@ class KeyedLeases:
         """Remember a lease under its key."""
         self._leases.setdefault(lease.slot_key, []).append(lease)
 
-    def give_back(self, slot_key: str) -> None:
-        """Give back the oldest remembered lease of the key; nothing if there is none."""
+    def give_back(self, slot_key: str) -> Lease | None:
+        """Give back the oldest remembered lease of the key and return it; None if there is none."""
         leases = self._leases.get(slot_key)
         if not leases:
-            return
-        leases.pop(0).give_back()
+            return None
+        lease = leases.pop(0)
         if not leases:
             del self._leases[slot_key]
+        lease.give_back()
+        return lease
 
 
 def check_cap(cap: int, on_full: str) -> None:
@@ -209,10 +219,7 @@ class MemorySlotCap:
         self._keyed.give_back(slot_key)
 
     async def aclose(self) -> None:
-        """Give back every slot."""
-        for held in list(self._leases.values()):
-            for lease in list(held):
-                lease.give_back()
+        """Do nothing: a slot is free when it has been given back, and its holder does that."""
 
     def _replace(self, oldest: Lease) -> None:
         oldest.give_back()
