@@ -8,14 +8,13 @@ from pathlib import Path
 import anyio
 import pytest
 import redis
-import uvicorn
 
-from livepush_asgi import CapExceededError, Grant, LivePush, MemoryBroker, SlotCap, StreamRequest
-from livepush_asgi.slots import Lease
-from livepush_asgi.slots.redis import OnFull
+from livepush_asgi import Grant, LivePush, MemoryBroker, SlotCap
+from livepush_asgi.slots import Lease, OnFull
 from livepush_asgi.testing import Client
 
 from .own_slots import OwnSlotCap
+from .serving import WireStream, uvicorn
 from .valkey import ValkeyProcess, until
 
 KEY = "tenant"
@@ -194,29 +193,47 @@ async def test_takes_that_are_cancelled_free_their_slots_for_the_next_take(
     assert live(admin) == []
 
 
-async def test_pages_that_close_and_reopen_at_once_are_never_refused(
-    valkey: ValkeyProcess, admin: redis.Redis
-) -> None:
+@pytest.fixture
+async def push(valkey: ValkeyProcess) -> AsyncIterator[LivePush]:
     async with valkey.client() as client:
-        cap = SlotCap(client, cap=1)
+        slots = SlotCap(client, cap=1)
         push = LivePush(
-            MemoryBroker(), lambda request: Grant("news", slot_key=request.query["page"]), slots=cap
+            MemoryBroker(),
+            lambda request: Grant(channels="news", slot_key=request.query["page"]),
+            slots=slots,
         )
-        refusals = 0
-
-        async def reload(number: int) -> None:
-            nonlocal refusals
-            browser = Client(push)
-            for _ in range(4):
-                stream = await browser.open(f"/?page={number}")
-                refusals += stream.status != 200
-                await stream.aclose()
-            stream = await browser.open(f"/?page={number}")
-            refusals += stream.status != 200
-            # Closed as a browser does: the connection ends, and nobody waits for anything.
-            await stream.aclose()
-
         async with push.lifespan():
-            await asyncio.gather(*map(reload, range(50)))
-        assert refusals == 0
-        await until(lambda: admin.keys("*") == [])
+            yield push
+
+
+async def test_pages_that_close_and_reopen_at_once_are_never_refused(
+    push: LivePush, admin: redis.Redis
+) -> None:
+    async def reload(number: int) -> list[int]:
+        statuses = []
+        for _ in range(5):
+            async with Client(push).open("/", query={"page": str(number)}.items()) as stream:
+                statuses.append(stream.status)
+        return statuses
+
+    statuses = await asyncio.gather(*map(reload, range(50)))
+    assert {status for of_page in statuses for status in of_page} == {200}
+    await until(lambda: admin.keys("*") == [])
+
+
+async def test_over_real_connections_a_page_that_reloads_is_never_refused(
+    valkey: ValkeyProcess, tmp_path: Path
+) -> None:
+    environment = {"REDIS_URL": valkey.url, "CAP": "1"}
+
+    async def reload(port: int, number: int) -> list[int]:
+        statuses = []
+        for _ in range(5):
+            stream = await WireStream.open(port, f"/events?key={number}")
+            statuses.append(stream.status)
+            stream.close()
+        return statuses
+
+    async with uvicorn("tests.apps.push:app", tmp_path / "log", environment=environment) as server:
+        statuses = await asyncio.gather(*(reload(server.port, number) for number in range(50)))
+    assert {status for of_page in statuses for status in of_page} == {200}

@@ -4,10 +4,16 @@ import logging
 import time
 from collections.abc import Callable
 
+from redis.exceptions import AskError
+
 from .server import is_absence
 
 logger = logging.getLogger("livepush_asgi")
 
+# What a client that knows one node of a cluster is told; its keys answer MOVED.
+ONE_NODE_OF_MANY = (
+    "is one node of a cluster and has only some of the keys: give SlotCap a redis.asyncio.RedisCluster"
+)
 # So many refused keys are remembered; of any more the first ones are forgotten.
 MOST_KEYS = 1000
 # A server that comes and goes is in the log once in so many seconds.
@@ -84,7 +90,9 @@ class Faults:
     def _is_refused(self, slot_key: str, error: BaseException) -> None:
         now = time.monotonic()
         self._forget_keys(now - max(2 * self._ttl, LOG_INTERVAL))
-        if not self._refused:
+        if not self._refused and isinstance(error, AskError):
+            logger.error("slots: %s %s", self._where, ONE_NODE_OF_MANY)
+        elif not self._refused:
             logger.warning("slots: %s refuses %r, %s: %s", self._where, slot_key, self._meanwhile, error)
         self._refused.pop(slot_key, None)
         self._refused[slot_key] = now

@@ -94,10 +94,10 @@ class Keeper:
         self._taking.discard(lease.id)
         self._changed.set()
 
-    def abandon(self, lease: Lease) -> None:
-        """Give back a lease that may have been taken, if it was asked for."""
+    def abandon(self, lease: Lease, *, sure: bool = False) -> None:
+        """Give back a lease that may have been taken, or for `sure` was, if it was asked for."""
         if lease.id in self._taking:
-            self._owe(lease, sure=False)
+            self._owe(lease, sure=sure)
             self._taking.discard(lease.id)
 
     def give_back(self, lease: Lease) -> None:

@@ -9,6 +9,7 @@ from redis.exceptions import AskError
 from ..brokers.redis_connection import FAILURES
 from ..errors import CapExceededError, SlotsUnavailableError
 from . import Hooks, KeyedLeases, Lease, OnFull, SlotHook, check_cap
+from .faults import ONE_NODE_OF_MANY
 from .keeper import Keeper
 from .ledger import Ledger
 from .requests import Taken
@@ -140,7 +141,7 @@ class SlotCap:
             self._keeper.abandon(lease)
             raise
         if self._server.partial:
-            self._keeper.abandon(lease)
+            self._keeper.abandon(lease, sure=True)
             raise self._one_node_of_many(slot_key)
         return self._accept(lease, answer)
 
@@ -242,8 +243,7 @@ class SlotCap:
 
     def _one_node_of_many(self, slot_key: str) -> SlotsUnavailableError:
         return SlotsUnavailableError(
-            f"no slot of {slot_key!r} can be taken, {self._server.where} is one node of a cluster and "
-            "has only some of the keys: give SlotCap a redis.asyncio.RedisCluster"
+            f"no slot of {slot_key!r} can be taken, {self._server.where} {ONE_NODE_OF_MANY}"
         )
 
     def _let_in(self, lease: Lease, *, sent: bool) -> Lease:

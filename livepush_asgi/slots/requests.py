@@ -250,8 +250,13 @@ class Requests:
                 continue
             self._returns.done(given.lease_id for given in part.returns)
             self._listener.answered(part.slot_key)
+            # A slot that was given back since the call left may be free for a take that found none.
+            more = bool(self._returns.of(part.slot_key))
             for take, line in zip(part.takes, answers, strict=True):
-                _answer(take, line)
+                if more and line == b"0" and not take.answer.done():
+                    self._waiting.append(take)
+                else:
+                    _answer(take, line)
 
     def _fail(self, part: Part, error: BaseException) -> None:
         if part.returns:
