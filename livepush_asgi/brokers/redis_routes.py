@@ -61,7 +61,7 @@ class Routes:
     def start(self, call: Call, receiver: Receiver) -> None:
         """Run a script; the receiver gets what it returns."""
         task = asyncio.get_running_loop().create_task(
-            self._run_for(call, receiver), name="livepush redis call"
+            self._run_for(call, receiver), name="livepush redis append"
         )
         self._running.add(task)
         task.add_done_callback(self._running.discard)

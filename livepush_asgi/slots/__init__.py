@@ -17,6 +17,8 @@ logger = logging.getLogger("livepush_asgi")
 OnFull = Literal["refuse", "replace_oldest"]
 SlotHook = Callable[[str], None]
 
+DEFAULT_TTL = 60.0
+
 _numbers = count()
 
 
@@ -157,6 +159,17 @@ def check_cap(cap: int, on_full: str) -> None:
         raise ValueError(f"a cap is a whole number from 1 up, not {cap!r}")
     if on_full not in ("refuse", "replace_oldest"):
         raise ValueError(f"on_full is 'refuse' or 'replace_oldest', not {on_full!r}")
+
+
+def lifetime_of(ttl: float | None, ttl_seconds: float | None) -> float:
+    """Return how long a lease lives, in seconds. Raises ValueError for two answers, or one not above 0."""
+    if ttl is not None and ttl_seconds is not None:
+        raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
+    given = ttl if ttl is not None else ttl_seconds
+    lifetime = DEFAULT_TTL if given is None else given
+    if not lifetime > 0:
+        raise ValueError(f"ttl is in seconds and more than 0, not {lifetime!r}")
+    return float(lifetime)
 
 
 class MemorySlotCap:

@@ -1,5 +1,6 @@
 """SlotCap: at most so many live streams for each key, over all processes that share a Redis or Valkey."""
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
@@ -8,16 +9,18 @@ from redis.exceptions import AskError
 
 from ..brokers.redis_connection import FAILURES
 from ..errors import CapExceededError, SlotsUnavailableError
-from . import Hooks, KeyedLeases, Lease, OnFull, SlotHook, check_cap
+from ..loop import asyncio_loop
+from . import Hooks, KeyedLeases, Lease, OnFull, SlotHook, check_cap, lifetime_of
 from .faults import ONE_NODE_OF_MANY
 from .keeper import Keeper
 from .ledger import Ledger
 from .requests import Taken
 from .server import is_absence, server_of
 
+logger = logging.getLogger("livepush_asgi")
+
 OnError = Literal["open", "closed"]
 
-DEFAULT_TTL = 60.0
 # How long `aclose` waits for the server, in seconds.
 CLOSE_TIMEOUT = 2.0
 
@@ -92,7 +95,7 @@ class SlotCap:
             raise ValueError(f"on_error is 'open' or 'closed', not {on_error!r}")
         if not timeout > 0:
             raise ValueError(f"timeout is in seconds and more than 0, not {timeout!r}")
-        lifetime = _lifetime(ttl, ttl_seconds)
+        lifetime = lifetime_of(ttl, ttl_seconds)
         self._cap = cap
         self._on_full = on_full
         self._on_error = on_error
@@ -113,6 +116,7 @@ class SlotCap:
         meanwhile = "streams are let in uncounted" if on_error == "open" else "no stream is let in"
         self._keeper = Keeper(self._server, self._ledger, ttl=lifetime, timeout=timeout, meanwhile=meanwhile)
         self._taken = self._refused = self._failed_open = 0
+        self._told_loop = False
 
     @property
     def cap(self) -> int:
@@ -124,13 +128,13 @@ class SlotCap:
 
         The lease's `replaced` names leases of other processes only; holders in this process were told.
 
-        Raises CapExceededError when all are taken and none may be replaced; SlotsUnavailableError when the
-        key cannot be counted and the cap fails closed, or when the client talks to one node of a cluster
-        that does not have all keys; ValueError for a key that cannot be encoded as UTF-8, before anything
-        is sent. A call that is cancelled has taken nothing.
+        Raises CapExceededError when all are taken and none may be replaced. Raises SlotsUnavailableError when
+        the key cannot be counted and the cap fails closed, when the client talks to one node of a cluster
+        that does not have all keys, or when the event loop is not asyncio's; ValueError for a key that cannot
+        be encoded as UTF-8, before anything is sent. A call that is cancelled has taken nothing.
         """
         lease = Lease(slot_key, self._on_give_back, on_replaced)
-        _check_text(slot_key)
+        self._check(slot_key)
         if self._on_error == "open" and self._keeper.is_trying(slot_key):
             return self._let_in(lease, sent=False)
         try:
@@ -180,7 +184,7 @@ class SlotCap:
 
         Raises SlotsUnavailableError if it does not answer or refuses the key.
         """
-        _check_text(slot_key)
+        self._check(slot_key)
         try:
             return await self._ledger.count(slot_key)
         except FAILURES as error:
@@ -209,6 +213,22 @@ class SlotCap:
         `LivePush` may share this cap. What `acquire` took stays taken until it is released.
         """
         await self._keeper.aclose(CLOSE_TIMEOUT)
+
+    def _check(self, slot_key: str) -> None:
+        """Raise ValueError for a key that cannot be sent, and SlotsUnavailableError on trio's event loop."""
+        try:
+            slot_key.encode()
+            asyncio_loop()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the slot key {slot_key!r} cannot be encoded as UTF-8: it has a lone surrogate, as text has "
+                "that was decoded with 'surrogateescape'"
+            ) from error
+        except RuntimeError as error:
+            if not self._told_loop:
+                self._told_loop = True
+                logger.error("slots: no slot can be taken: %s", error)
+            raise SlotsUnavailableError(f"no slot of {slot_key!r} can be taken: {error}") from error
 
     def _accept(self, lease: Lease, answer: Taken) -> Lease:
         if not answer.taken:
@@ -270,23 +290,3 @@ class SlotCap:
     def _give_back(self, lease: Lease) -> None:
         self._keeper.give_back(lease)
         self._hooks.released(lease.slot_key)
-
-
-def _check_text(slot_key: str) -> None:
-    try:
-        slot_key.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the slot key {slot_key!r} cannot be encoded as UTF-8: it has a lone surrogate, as text has "
-            "that was decoded with 'surrogateescape'"
-        ) from error
-
-
-def _lifetime(ttl: float | None, ttl_seconds: float | None) -> float:
-    if ttl is not None and ttl_seconds is not None:
-        raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
-    given = ttl if ttl is not None else ttl_seconds
-    lifetime = DEFAULT_TTL if given is None else given
-    if not lifetime > 0:
-        raise ValueError(f"ttl is in seconds and more than 0, not {lifetime!r}")
-    return float(lifetime)

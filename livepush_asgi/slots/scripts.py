@@ -20,15 +20,17 @@ local now = time[1] * 1000000 + time[2]
 """
 
 # Sets the expiry of a slot key's sets to that of its last lease. A lease far in the future was written before
-# the server's clock stepped back: unless its holder renews it, it ends `ttl` from now.
+# the server's clock stepped back: unless its holder renews it, it ends `ttl` from now. Far is later than a
+# lease of a process with another `ttl` expires.
 _EXPIRE = """
 local function expire(live, since)
   local last = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
   if not last then
     return
   end
-  if tonumber(last) > now + 10 * ttl then
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', live, now + 10 * ttl, '+inf')) do
+  local far = now + math.max(10 * ttl, 600 * 1000000)
+  if tonumber(last) > far then
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', live, far, '+inf')) do
       redis.call('ZADD', live, now + ttl, id)
     end
     last = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
