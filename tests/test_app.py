@@ -426,5 +426,8 @@ async def test_memory_slot_cap_keeps_the_predecessors_surface() -> None:
     with pytest.raises(CapExceededError) as raised:
         await cap.take("k")
     assert (raised.value.slot_key, raised.value.cap) == ("k", 1)
+    # Whoever holds a slot gives it back: another LivePush may share the cap.
     await cap.aclose()
-    assert lease.given_back
+    assert (lease.given_back, cap.held("k")) == (False, 1)
+    lease.give_back()
+    assert cap.held("k") == 0

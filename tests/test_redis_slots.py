@@ -16,11 +16,11 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from livepush_asgi import SlotCap
 from livepush_asgi.errors import CapExceededError, SlotsUnavailableError
 from livepush_asgi.slots import Lease, Slots
 from livepush_asgi.slots.redis import OnError, SlotStatistics
 
+from .own_slots import OwnSlotCap
 from .relay import Relay
 from .valkey import ValkeyProcess, until
 
@@ -54,7 +54,7 @@ def tasks_of_the_package() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("livepush")]
 
 
-async def take_all(cap: SlotCap, count: int, slot_key: str = KEY) -> list[Lease]:
+async def take_all(cap: OwnSlotCap, count: int, slot_key: str = KEY) -> list[Lease]:
     return [await cap.take(slot_key) for _ in range(count)]
 
 
@@ -63,7 +63,7 @@ async def take_all(cap: SlotCap, count: int, slot_key: str = KEY) -> list[Lease]
 
 async def test_a_full_key_is_refused_until_a_slot_is_given_back(valkey: ValkeyProcess) -> None:
     async with client_on(valkey) as client:
-        cap = SlotCap(client, cap=2)
+        cap = OwnSlotCap(client, cap=2)
         assert isinstance(cap, Slots)
         first, second = await take_all(cap, 2)
         assert tasks_of_the_package() == ["livepush slot keeper"]
@@ -90,7 +90,7 @@ async def test_200_takes_at_once_over_4_caps_give_exactly_20(valkey: ValkeyProce
     with raw(valkey) as server:
         server.script_flush()
     clients = [valkey.client() for _ in range(4)]
-    caps = [SlotCap(client, cap=20) for client in clients]
+    caps = [OwnSlotCap(client, cap=20) for client in clients]
     outcomes = await asyncio.gather(
         *(cap.take(KEY) for cap in caps for _ in range(50)), return_exceptions=True
     )
@@ -109,7 +109,7 @@ async def test_500_takes_at_once_need_one_connection(own_valkey: ValkeyProcess) 
     with raw(own_valkey) as server:
         server.ping()
         async with client_on(own_valkey) as client:
-            cap = SlotCap(client, cap=1)
+            cap = OwnSlotCap(client, cap=1)
             await asyncio.gather(*(cap.take(f"key {number}") for number in range(500)))
             # The test's own, and the cap's.
             assert int(server.info("clients")["connected_clients"]) == 2
@@ -122,7 +122,7 @@ async def test_a_counter_of_the_predecessor_is_not_touched(valkey: ValkeyProcess
     with raw(valkey) as server:
         server.set(f"livepush:slot:{KEY}", 20, ex=300)
         async with client_on(valkey) as client:
-            cap = SlotCap(client, cap=1)
+            cap = OwnSlotCap(client, cap=1)
             lease = await cap.take(KEY)
             assert server.get(f"livepush:slot:{KEY}") == "20"
             lease.give_back()
@@ -131,7 +131,7 @@ async def test_a_counter_of_the_predecessor_is_not_touched(valkey: ValkeyProcess
 
 async def test_slots_can_be_taken_and_given_back_by_key_alone(valkey: ValkeyProcess) -> None:
     async with client_on(valkey) as client:
-        cap = SlotCap(client, cap=2, ttl_seconds=300)
+        cap = OwnSlotCap(client, cap=2, ttl_seconds=300)
         assert cap.cap == 2
         assert [await cap.acquire(KEY) for _ in range(3)] == [True, True, False]
         await cap.release(KEY)
@@ -151,7 +151,7 @@ async def test_hooks_hear_of_every_slot_and_cost_none(
         raise ZeroDivisionError
 
     async with client_on(valkey) as client:
-        cap = SlotCap(client, cap=1, on_acquire=lambda key: heard.append(f"+{key}"), on_release=on_release)
+        cap = OwnSlotCap(client, cap=1, on_acquire=lambda key: heard.append(f"+{key}"), on_release=on_release)
         lease = await cap.take(KEY)
         assert not await cap.acquire(KEY)
         lease.give_back()
@@ -163,7 +163,7 @@ async def test_hooks_hear_of_every_slot_and_cost_none(
 
 async def test_scripts_that_the_server_forgot_are_told_again(valkey: ValkeyProcess) -> None:
     async with client_on(valkey) as client:
-        cap = SlotCap(client, cap=2)
+        cap = OwnSlotCap(client, cap=2)
         with raw(valkey) as server:
             for _ in range(2):
                 server.script_flush()
@@ -179,7 +179,7 @@ async def test_scripts_that_the_server_forgot_are_told_again(valkey: ValkeyProce
 
 async def test_a_stream_that_outlives_three_ttls_still_counts(valkey: ValkeyProcess) -> None:
     async with client_on(valkey) as client, client_on(valkey) as another:
-        cap, elsewhere = SlotCap(client, cap=2, ttl=1), SlotCap(another, cap=2, ttl=1)
+        cap, elsewhere = OwnSlotCap(client, cap=2, ttl=1), OwnSlotCap(another, cap=2, ttl=1)
         leases = await take_all(cap, 2)
         end = time.monotonic() + 3.2
         while time.monotonic() < end:
@@ -208,7 +208,7 @@ def test_slots_of_a_crashed_process_are_free_after_the_ttl(valkey: ValkeyProcess
 
     async def take_again() -> None:
         async with client_on(valkey) as client:
-            cap = SlotCap(client, cap=3, ttl=1)
+            cap = OwnSlotCap(client, cap=3, ttl=1)
             with pytest.raises(CapExceededError):
                 await cap.take(KEY)
             await until(lambda: not live(valkey), within=2.0)
@@ -226,7 +226,7 @@ def test_slots_of_a_crashed_process_are_free_after_the_ttl(valkey: ValkeyProcess
 
 async def test_2000_leases_are_renewed_in_batches(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=5, ttl=1.5)
+        cap = OwnSlotCap(client, cap=5, ttl=1.5)
         await asyncio.gather(*(cap.take(f"key {number % 500}") for number in range(2000)))
         with raw(own_valkey) as server:
             server.config_resetstat()
@@ -248,7 +248,7 @@ def _calls(server: redis.Redis) -> int:
 async def test_the_oldest_of_the_same_process_is_told_at_once(valkey: ValkeyProcess) -> None:
     told: list[str] = []
     async with client_on(valkey) as client:
-        cap = SlotCap(client, cap=2, on_full="replace_oldest")
+        cap = OwnSlotCap(client, cap=2, on_full="replace_oldest")
         first = await cap.take(KEY, lambda: told.append("first"))
         second = await cap.take(KEY, lambda: told.append("second"))
         third = await cap.take(KEY, lambda: told.append("third"))
@@ -263,8 +263,8 @@ async def test_the_oldest_of_the_same_process_is_told_at_once(valkey: ValkeyProc
 async def test_the_oldest_of_another_process_is_told_when_that_hears_of_it(valkey: ValkeyProcess) -> None:
     told: list[str] = []
     async with client_on(valkey) as client, client_on(valkey) as another:
-        cap = SlotCap(client, cap=2, on_full="replace_oldest")
-        elsewhere = SlotCap(another, cap=2, on_full="replace_oldest")
+        cap = OwnSlotCap(client, cap=2, on_full="replace_oldest")
+        elsewhere = OwnSlotCap(another, cap=2, on_full="replace_oldest")
         first = await cap.take(KEY, lambda: told.append("first"))
         await cap.take(KEY, lambda: told.append("second"))
         third = await elsewhere.take(KEY)
@@ -291,8 +291,8 @@ async def test_a_replaced_lease_is_not_renewed_and_its_holder_learns_it(
         raise ZeroDivisionError
 
     async with client_on(valkey) as client, client_on(valkey) as another:
-        cap = SlotCap(client, cap=2, ttl=1, on_full="replace_oldest")
-        elsewhere = SlotCap(another, cap=2, ttl=1, on_full="replace_oldest")
+        cap = OwnSlotCap(client, cap=2, ttl=1, on_full="replace_oldest")
+        elsewhere = OwnSlotCap(another, cap=2, ttl=1, on_full="replace_oldest")
         # Taken last but renewed first: it is the moment of taking that counts.
         first = await cap.take(KEY, fault)
         second = await elsewhere.take(KEY, lambda: told.append("second"))
@@ -321,7 +321,7 @@ def _expiries(server: ValkeyProcess) -> dict[str, float]:
 
 async def test_a_server_without_its_data_counts_right_after_one_renewal(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=5, ttl=1.5)
+        cap = OwnSlotCap(client, cap=5, ttl=1.5)
         leases = await take_all(cap, 5)
         own_valkey.kill()
         leases.pop().give_back()
@@ -339,7 +339,7 @@ async def test_a_server_without_its_data_counts_right_after_one_renewal(own_valk
 
 async def test_the_order_of_taking_survives_the_loss_of_the_data(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=3, ttl=1.5, on_full="replace_oldest")
+        cap = OwnSlotCap(client, cap=3, ttl=1.5, on_full="replace_oldest")
         first, second, third = await take_all(cap, 3)
         with raw(own_valkey) as server:
             server.flushall()
@@ -352,7 +352,7 @@ async def test_the_order_of_taking_survives_the_loss_of_the_data(own_valkey: Val
 async def test_what_was_given_back_while_the_server_was_away_is_told_later(tmp_path: Path) -> None:
     with ValkeyProcess(tmp_path, persistent=True) as server:
         async with client_on(server) as client:
-            cap = SlotCap(client, cap=5)
+            cap = OwnSlotCap(client, cap=5)
             leases = await take_all(cap, 5)
             server.kill()
             for lease in leases[:3]:
@@ -368,7 +368,7 @@ async def test_without_a_server_streams_are_let_in_up_to_the_cap_and_counted_lat
     own_valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=10, timeout=0.5)
+        cap = OwnSlotCap(client, cap=10, timeout=0.5)
         counted = await cap.take(KEY)
         own_valkey.kill()
         leases = [counted, *await asyncio.gather(*(cap.take(KEY) for _ in range(6)))]
@@ -399,7 +399,7 @@ async def test_without_a_server_streams_are_let_in_up_to_the_cap_and_counted_lat
 async def test_without_a_server_the_newest_still_wins(own_valkey: ValkeyProcess) -> None:
     told: list[str] = []
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=2, timeout=0.5, on_full="replace_oldest")
+        cap = OwnSlotCap(client, cap=2, timeout=0.5, on_full="replace_oldest")
         await cap.take(KEY, lambda: told.append("first"))
         await cap.take(KEY, lambda: told.append("second"))
         own_valkey.kill()
@@ -415,7 +415,7 @@ async def test_a_cap_that_fails_closed_lets_nobody_in(
     own_valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=2, timeout=0.3, on_error="closed")
+        cap = OwnSlotCap(client, cap=2, timeout=0.3, on_error="closed")
         lease = await cap.take(KEY)
         own_valkey.kill()
         for _ in range(2):
@@ -438,7 +438,7 @@ async def test_a_server_that_stands_still_holds_up_no_request(
     own_valkey: ValkeyProcess, on_error: OnError
 ) -> None:
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=1, timeout=0.3, on_error=on_error)
+        cap = OwnSlotCap(client, cap=1, timeout=0.3, on_error=on_error)
         (await cap.take(KEY)).give_back()
         await until(lambda: not live(own_valkey))
         own_valkey.pause()
@@ -458,7 +458,7 @@ async def test_a_server_that_stands_still_holds_up_no_request(
 
 async def test_takes_that_are_cancelled_have_taken_nothing(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=20)
+        cap = OwnSlotCap(client, cap=20)
         kept = await cap.take(KEY)
         own_valkey.pause()
         async with anyio.create_task_group() as tasks:
@@ -487,7 +487,7 @@ async def test_a_take_whose_reply_is_lost_is_not_lost_itself(
     async with anyio.create_task_group() as tasks:
         await tasks.start(relay.serve)
         async with Redis(port=relay.port) as client:
-            cap = SlotCap(client, cap=2, ttl=1.5, on_error=on_error)
+            cap = OwnSlotCap(client, cap=2, ttl=1.5, on_error=on_error)
             if on_error == "open":
                 lease = await cap.take(KEY)
                 assert live(valkey) == [lease.id]
@@ -504,7 +504,7 @@ async def test_a_take_whose_reply_is_lost_is_not_lost_itself(
 
 async def test_closing_waits_no_longer_than_2_seconds_for_a_server(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=2)
+        cap = OwnSlotCap(client, cap=2)
         await take_all(cap, 2)
         own_valkey.pause()
         started = time.monotonic()
@@ -518,7 +518,7 @@ async def test_closing_waits_no_longer_than_2_seconds_for_a_server(own_valkey: V
 
 async def test_a_give_back_is_dropped_when_the_lease_has_expired_by_itself(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
-        cap = SlotCap(client, cap=2, ttl=0.5, timeout=0.2)
+        cap = OwnSlotCap(client, cap=2, ttl=0.5, timeout=0.2)
         lease = await cap.take(KEY)
         own_valkey.kill()
         lease.give_back()
@@ -532,7 +532,7 @@ async def test_a_give_back_is_dropped_when_the_lease_has_expired_by_itself(own_v
 
 def test_leases_of_an_event_loop_that_ended_are_given_back(valkey: ValkeyProcess) -> None:
     client = valkey.client()
-    cap = SlotCap(client, cap=2)
+    cap = OwnSlotCap(client, cap=2)
 
     async def use() -> str:
         # The last loop left its lease behind, without a word.
@@ -602,9 +602,9 @@ def test_when_the_event_loop_ends_nothing_is_left_open(own_valkey: ValkeyProcess
 )
 def test_a_cap_that_could_not_be_kept_is_refused(arguments: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        SlotCap(Redis(), **arguments)  # type: ignore[arg-type]
+        OwnSlotCap(Redis(), **arguments)  # type: ignore[arg-type]
 
 
 def test_the_client_is_asynchronous() -> None:
     with pytest.raises(TypeError, match=r"redis\.asyncio\.Redis is needed"):
-        SlotCap(redis.Redis())  # type: ignore[arg-type]
+        OwnSlotCap(redis.Redis())  # type: ignore[arg-type]

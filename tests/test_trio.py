@@ -5,7 +5,18 @@ from collections.abc import Awaitable, Callable
 import pytest
 from redis.asyncio import Redis
 
-from livepush_asgi import JetStreamBroker, NatsBroker, RedisBroker, RedisStreamsBroker, SlotCap
+from livepush_asgi import (
+    JetStreamBroker,
+    LivePush,
+    MemoryBroker,
+    NatsBroker,
+    RedisBroker,
+    RedisStreamsBroker,
+    SlotCap,
+    SlotsUnavailableError,
+    public,
+)
+from livepush_asgi.testing import Client
 
 NOBODY = "//127.0.0.1:1"
 
@@ -37,5 +48,22 @@ CALLS: dict[str, Callable[[], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 async def test_it_names_the_cause_and_the_mend(name: str) -> None:
-    with pytest.raises(RuntimeError, match=r"work on asyncio.*take MemoryBroker and MemorySlotCap"):
+    # A cap without an answer refuses the stream; it is no fault of the application.
+    kind = SlotsUnavailableError if name.startswith("SlotCap") else RuntimeError
+    with pytest.raises(kind, match=r"work on asyncio.*take MemoryBroker and MemorySlotCap"):
         await CALLS[name]()
+
+
+async def test_a_cap_on_the_wrong_loop_refuses_its_streams_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cap = SlotCap(redis())
+    push = LivePush(MemoryBroker(), public("news", slot_key="k"), slots=cap)
+    async with push.lifespan():
+        for _ in range(3):
+            async with Client(push).open("/") as stream:
+                assert stream.status == 503
+    await cap.aclose()
+    lines = [record.getMessage() for record in caplog.records if record.name == "livepush_asgi"]
+    assert len(lines) == 1, lines
+    assert "take MemoryBroker and MemorySlotCap" in lines[0]

@@ -80,7 +80,8 @@ class Batch:
             self._flying = None
             self._waiting.clear()
         self._waiting.append(call)
-        if self._flying is None:
+        # An eager task may have ended before it was kept here.
+        if self._flying is None or self._flying.done():
             self._flying = loop.create_task(self._fly(), name="livepush batch")
 
     async def call(self, *arguments: Argument) -> Reply:

@@ -72,7 +72,8 @@ class Cluster:
         loop = asyncio.get_running_loop()
         if self._refreshing is not None and self._refreshing.get_loop() is not loop:
             self._refreshing = None
-        if self._refreshing is None:
+        # An eager task may have ended before it was kept here.
+        if self._refreshing is None or self._refreshing.done():
             self._refreshing = loop.create_task(self._refresh(), name="livepush redis cluster")
             # Somebody has to hear of an error, even when all who asked have gone.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())

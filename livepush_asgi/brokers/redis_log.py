@@ -14,16 +14,7 @@ from .redis_command import Receiver
 from .redis_connection import Argument, Reply
 from .redis_log_scripts import Scripts
 from .redis_script import Script
-
-_ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
-
-
-def tag_of(channel: str) -> str:
-    """Return the hash tag of a channel's keys: its name, without braces. No two channels have the same.
-
-    The server hashes what is between the first brace and the next one; nothing would be no tag.
-    """
-    return channel.translate(_ESCAPES) or "%"
+from .redis_tag import tag_of
 
 
 class Addition(NamedTuple):

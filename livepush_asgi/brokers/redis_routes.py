@@ -21,7 +21,8 @@ from .backoff import Backoff
 from .redis_cluster import Cluster, Node
 from .redis_command import Receiver
 from .redis_connection import FAILURES, Reply, no_answer
-from .redis_log import Call, tag_of
+from .redis_log import Call
+from .redis_tag import tag_of
 
 # Answers that say: not here, or not now. Nothing was done.
 _LATER = (ClusterDownError, TryAgainError, ReadOnlyError, BusyLoadingError)

@@ -17,6 +17,8 @@ logger = logging.getLogger("livepush_asgi")
 OnFull = Literal["refuse", "replace_oldest"]
 SlotHook = Callable[[str], None]
 
+DEFAULT_TTL = 60.0
+
 _numbers = count()
 
 
@@ -36,7 +38,7 @@ class Lease:
         give_back: Callable[["Lease"], None],
         on_replaced: Callable[[], None] | None = None,
     ) -> None:
-        # A stream without a slot of its own costs nobody anything; an empty key is a forgotten one.
+        # An empty slot key is almost certainly a bug in the caller.
         if not isinstance(slot_key, str) or not slot_key:
             raise ValueError(f"a slot key is a non-empty str, not {slot_key!r}")
         self._id: str | None = None
@@ -53,7 +55,12 @@ class Lease:
 
     @property
     def id(self) -> str:
-        """Its name outside of this process: no other lease has it. Drawn when first asked for."""
+        """Its name outside of this process: no other lease has it.
+
+        It may be asked for as soon as `take` has returned, and never changes. It is drawn when first asked
+        for: a `SlotCap` does so before it asks the server, while a lease of `MemorySlotCap`, which no other
+        process can replace, has none until then.
+        """
         if self._id is None:
             self._id = _new_id()
         return self._id
@@ -88,7 +95,10 @@ class Slots(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Give back what is still held and wait, for a bounded time, until that is known outside."""
+        """Wait, for a bounded time, until it is known outside what was given back here.
+
+        What is held stays its holder's, who gives it back: several `LivePush` objects may share one cap.
+        """
         ...
 
 
@@ -132,14 +142,16 @@ class KeyedLeases:
         """Remember a lease under its key."""
         self._leases.setdefault(lease.slot_key, []).append(lease)
 
-    def give_back(self, slot_key: str) -> None:
-        """Give back the oldest remembered lease of the key; nothing if there is none."""
+    def give_back(self, slot_key: str) -> Lease | None:
+        """Give back the oldest remembered lease of the key and return it; None if there is none."""
         leases = self._leases.get(slot_key)
         if not leases:
-            return
-        leases.pop(0).give_back()
+            return None
+        lease = leases.pop(0)
         if not leases:
             del self._leases[slot_key]
+        lease.give_back()
+        return lease
 
 
 def check_cap(cap: int, on_full: str) -> None:
@@ -148,6 +160,17 @@ def check_cap(cap: int, on_full: str) -> None:
         raise ValueError(f"a cap is a whole number from 1 up, not {cap!r}")
     if on_full not in ("refuse", "replace_oldest"):
         raise ValueError(f"on_full is 'refuse' or 'replace_oldest', not {on_full!r}")
+
+
+def lifetime_of(ttl: float | None, ttl_seconds: float | None) -> float:
+    """Return how long a lease lives, in seconds. Raises ValueError for two answers, or one not above 0."""
+    if ttl is not None and ttl_seconds is not None:
+        raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
+    given = ttl if ttl is not None else ttl_seconds
+    lifetime = DEFAULT_TTL if given is None else given
+    if not lifetime > 0:
+        raise ValueError(f"ttl is in seconds and more than 0, not {lifetime!r}")
+    return float(lifetime)
 
 
 class MemorySlotCap:
@@ -210,10 +233,7 @@ class MemorySlotCap:
         self._keyed.give_back(slot_key)
 
     async def aclose(self) -> None:
-        """Give back every slot."""
-        for held in list(self._leases.values()):
-            for lease in list(held):
-                lease.give_back()
+        """Do nothing: a slot is free when it has been given back, and its holder does that."""
 
     def _replace(self, oldest: Lease) -> None:
         oldest.give_back()

@@ -9,15 +9,16 @@ from . import Lease
 class Held:
     """A held lease. `since` is when it was taken, by the monotonic clock.
 
-    It is `sure` when the server is known to have it as it is here, with no word about it still on
-    its way.
+    It is `sent` when a message that takes or renews it may have reached the server, and `sure` when the
+    server is known to have it as it is here, with no such message still on its way.
     """
 
-    __slots__ = ("lease", "since", "sure")
+    __slots__ = ("lease", "sent", "since", "sure")
 
-    def __init__(self, lease: Lease, *, sure: bool) -> None:
+    def __init__(self, lease: Lease, *, sent: bool, sure: bool) -> None:
         self.lease = lease
         self.since = time.monotonic()
+        self.sent = sent
         self.sure = sure
 
 
@@ -57,6 +58,6 @@ class Holdings:
         """Return the leases of a slot key, the oldest first."""
         return list(self._by_key.get(slot_key, {}).values())
 
-    def by_key(self) -> list[tuple[str, list[Held]]]:
-        """Return all leases by their slot key."""
-        return [(slot_key, list(leases.values())) for slot_key, leases in self._by_key.items()]
+    def slot_keys(self) -> list[str]:
+        """Return the slot keys that have leases."""
+        return list(self._by_key)

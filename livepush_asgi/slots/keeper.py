@@ -1,4 +1,4 @@
-"""Keeper: one task that renews the leases of a process and tells the server which ones it gave back.
+"""Keeper: one task that renews the leases of a process and tries again what a server did not take.
 
 It lives while a lease is being taken, is held, or is still to be given back.
 """
@@ -6,43 +6,48 @@ It lives while a lease is being taken, is held, or is still to be given back.
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from weakref import ReferenceType, ref
 
 from ..brokers.backoff import Backoff
-from ..brokers.redis_connection import FAILURES
 from ..loop import asyncio_loop
 from . import Lease
+from .faults import Faults
 from .holdings import Held, Holdings
-from .ledger import Age, Ledger
-from .returns import LEASES_PER_CALL, Group, Returns
+from .ledger import Ledger
+from .renewals import Renewals
+from .requests import Requests, Taken
+from .returns import Returns
+from .server import Server
 
 logger = logging.getLogger("livepush_asgi")
 
 # A lease outlives two renewals that failed.
 RENEWALS_PER_TTL = 3
-# So many calls go out at once, lest the event loop stand still for all of them.
-CALLS_AT_ONCE = 200
 
 
 class Keeper:
     """What one `SlotCap` holds, and what it owes the server."""
 
-    def __init__(self, ledger: Ledger, *, ttl: float, where: str, meanwhile: str) -> None:
+    def __init__(self, server: Server, ledger: Ledger, *, ttl: float, timeout: float, meanwhile: str) -> None:
         self.holdings = Holdings()
         self.returns = Returns(ttl)
+        self.faults = Faults(ledger.place_of, ttl=ttl, where=server.where, meanwhile=meanwhile)
         #: Leases that were ended here because a newer one took their place.
         self.replaced = 0
-        #: Whether the server did not answer the last time.
-        self.away = False
-        self._ledger = ledger
+        self._renewals = Renewals(self.holdings, server, ledger, listener=self, end=self.end)
+        self._requests = Requests(
+            ledger.change, self.returns, self.faults, timeout=timeout, mixed=server.one, listener=self
+        )
         self._ttl = ttl
-        self._where = where
-        self._meanwhile = meanwhile
         self._taking: set[str] = set()
-        self._renew_at = 0.0
+        # Slot keys that have to be renewed before all are.
+        self._again: set[str] = set()
+        self._renewed_at = self._renew_at = 0.0
+        self._retry_at = math.inf
         self._backoff = Backoff()
         self._task: asyncio.Task[None] | None = None
         # The event is made anew with the task: it belongs to the event loop.
@@ -50,59 +55,60 @@ class Keeper:
         self._loop: ReferenceType[asyncio.AbstractEventLoop] | None = None
 
     @property
-    def trying(self) -> bool:
-        """Whether the server is away and will be noticed when it is back, without being asked again."""
-        return self.away and self._task is not None and bool(self.returns or self.holdings)
+    def running(self) -> bool:
+        """Whether the task runs, and is not about to end with its event loop."""
+        return self._task is not None and not self._task.done() and not self._task.cancelling()
 
     @property
     def _busy(self) -> bool:
         return bool(self._taking or self.returns or self.holdings)
 
-    def begin(self, lease: Lease) -> None:
-        """Note that a lease is being taken. `hold`, `forget` or `abandon` follows.
+    def is_trying(self, slot_key: str) -> bool:
+        """Return whether the server of a slot key is away and will be noticed when it is back."""
+        return self.faults.is_away(slot_key) and self._task is not None and self._busy
 
-        The task starts here, before anything waits: when the event loop ends, which cancels what runs,
-        none may be started any more.
+    async def take(self, lease: Lease) -> Taken:
+        """Ask the server for a lease. `hold`, `forget` or `abandon` follows.
+
+        Raises one of FAILURES if it was not taken, or may have been.
         """
-        self._start()
+        # The task starts here, before anything waits: when the event loop ends, which cancels what runs,
+        # none may be started any more.
+        self._enter_loop()
         self._taking.add(lease.id)
+        self._start()
+        return await self._requests.take(lease.slot_key, lease.id)
 
-    def hold(self, lease: Lease, *, sure: bool) -> None:
-        """Keep a lease. One that the server may not know, not `sure`, is told at once."""
+    def hold(self, lease: Lease, *, sent: bool, sure: bool) -> None:
+        """Keep a lease. One that the server may not know, not `sure`, is renewed as soon as possible."""
+        self._enter_loop()
+        self.holdings.add(Held(lease, sent=sent, sure=sure))
         self._taking.discard(lease.id)
-        self.holdings.add(Held(lease, sure=sure))
+        self._start()
         if not sure:
-            self._renew_at = 0.0
+            self._again.add(lease.slot_key)
             self._changed.set()
 
     def forget(self, lease: Lease) -> None:
-        """Note that a lease was not to be had."""
+        """Note that a lease was not taken."""
         self._taking.discard(lease.id)
         self._changed.set()
 
-    def abandon(self, lease: Lease) -> None:
-        """Give back a lease of which nobody knows whether it was taken, if it was begun."""
+    def abandon(self, lease: Lease, *, sure: bool = False) -> None:
+        """Give back a lease that may have been taken, or for `sure` was, if it was asked for."""
         if lease.id in self._taking:
+            self._owe(lease, sure=sure)
             self._taking.discard(lease.id)
-            self._owe(lease, sure=False)
 
     def give_back(self, lease: Lease) -> None:
         """Hold a lease no more, and tell the server as soon as possible."""
         held = self.holdings.pop(lease.id)
-        if held is not None:
+        if held is None:
+            return
+        if held.sent:
             self._owe(lease, sure=held.sure)
-
-    def reached(self) -> None:
-        """Note that the server answered."""
-        if self.away:
-            self.away = False
-            logger.warning("slots: %s is back", self._where)
-
-    def failed(self, error: BaseException) -> None:
-        """Note that the server did not answer, or refused."""
-        if not self.away:
-            self.away = True
-            logger.warning("slots: %s cannot be asked, %s: %s", self._where, self._meanwhile, error)
+        else:
+            self._wake()
 
     def end(self, lease_ids: Iterable[str]) -> None:
         """Give back those of the leases that are held here, as replaced, and tell their holders."""
@@ -113,32 +119,71 @@ class Keeper:
                 held.lease.give_back()
                 _tell_replaced(held.lease)
 
+    def answered(self, slot_key: str) -> None:
+        """Hear that a call for a slot key was carried out."""
+        if self.faults.answered(slot_key):
+            # It may have lost its data meanwhile.
+            self._renew_at = min(self._renew_at, self._renewed_at + min(1.0, self._ttl / RENEWALS_PER_TTL))
+            self._changed.set()
+        elif not self._busy:
+            self._changed.set()
+
+    def failed(self, slot_key: str, error: BaseException) -> None:
+        """Hear that a call for a slot key was not carried out, or may not have been."""
+        # That the event loop is ending is not the server's fault.
+        if self.running:
+            self.faults.failed(slot_key, error)
+            self._changed.set()
+
+    async def confirm(self, lease: Lease, timeout: float) -> None:
+        """Wait until the server knows that a lease was given back, or is known to be away.
+
+        It takes no longer than `timeout` seconds.
+        """
+        if not self.faults.is_away(lease.slot_key):
+            await self.returns.wait([lease.id], timeout)
+
     async def aclose(self, timeout: float) -> None:
-        """Wait until everything is told, no longer than `timeout` seconds, and stop."""
+        """Wait until the server knows all that was given back, no longer than `timeout` seconds.
+
+        Nothing is renewed afterwards if nothing is held.
+        """
         task = self._task
-        if task is None or task.get_loop() is not asyncio.get_running_loop():
+        if task is None or task.get_loop() is not asyncio_loop():
             return
-        self._changed.set()
-        await asyncio.wait({task}, timeout=timeout)
-        task.cancel()
-        await asyncio.wait({task})
-        self.returns.drop_all()
+        self._send_returns(again=True)
+        await self.returns.wait(self.returns.ids(), timeout)
+        if not self.holdings and not self._taking:
+            task.cancel()
+            await asyncio.wait({task})
+            self.returns.drop_all()
 
     def _owe(self, lease: Lease, *, sure: bool) -> None:
         self.returns.add(lease, sure=sure)
-        # A RuntimeError says that the event loop is closed. Then nobody is left to tell; the lease expires.
+        self._wake()
+        # RuntimeError: no event loop runs. The lease expires, unless this is used on another one before that.
+        with contextlib.suppress(RuntimeError):
+            if self.running:
+                self._requests.send_returns()
+
+    def _wake(self) -> None:
+        # RuntimeError: the event loop is closed.
         with contextlib.suppress(RuntimeError):
             self._changed.set()
 
-    def _start(self) -> None:
+    def _enter_loop(self) -> None:
         loop = asyncio_loop()
         if self._loop is None or self._loop() is not loop:
             self._leave_loop()
             self._loop = ref(loop)
-        if self._task is None:
+
+    def _start(self) -> None:
+        # An eager task runs before it is kept here, and may have ended then.
+        if self._task is None or self._task.done():
             self._changed = asyncio.Event()
             self._renew_at = self._next_renewal()
-            self._task = loop.create_task(self._run(), name="livepush slot keeper")
+            self._retry_at = math.inf
+            self._task = asyncio_loop().create_task(self._run(), name="livepush slot keeper")
 
     def _leave_loop(self) -> None:
         """Give back what an earlier event loop left behind: the streams ended with it."""
@@ -146,6 +191,7 @@ class Keeper:
             raise RuntimeError("a SlotCap is used on one event loop at a time; make one for each")
         self._task = None
         self._taking.clear()
+        self.returns.requeue()
         for held in self.holdings:
             held.lease.give_back()
 
@@ -153,89 +199,53 @@ class Keeper:
         task = asyncio.current_task()
         try:
             while self._busy:
-                delay = await self._round()
+                await self._round()
                 if self._busy:
-                    await self._wait(delay)
+                    await self._wait()
         finally:
+            # An eager task that ends at once is not kept yet, and its caller sees that it is done.
             if self._task is task:
                 self._task = None
 
-    async def _round(self) -> float | None:
-        """Tell the server all there is to tell. Return how long to wait, in seconds, if that failed."""
+    async def _round(self) -> None:
+        """Renew what is due, and then send again the returns that have failed."""
         self._changed.clear()
-        try:
-            told = await self._tell_returns() + await self._renew()
-        except FAILURES as error:
-            self.failed(error)
-        except Exception:
-            # A fault of this package. It must be heard of, and it must not end the renewals.
-            logger.exception("slots: renewing the leases failed")
-        else:
-            if told:
-                self.reached()
+        now = time.monotonic()
+        retry = now >= self._retry_at
+        if retry:
+            self._retry_at = math.inf
+        if now >= self._renew_at:
+            self._renewed_at, self._renew_at = now, self._next_renewal()
+            self._again.clear()
+            self._again |= await self._renewals.renew(self.holdings.slot_keys())
+        elif retry:
+            again, self._again = self._again, set()
+            self._again |= await self._renewals.renew(again)
+        self._send_returns(again=retry)
+        self._plan()
+
+    def _plan(self) -> None:
+        """Say when to try again what has failed."""
+        if self._again or self.returns.any_failed or self.returns.any_due:
+            if self._retry_at == math.inf:
+                self._retry_at = time.monotonic() + self._backoff.next_delay()
+        elif not self._taking and not self.returns:
             self._backoff.reset()
-            return None
-        self._renew_at = 0.0
-        return self._backoff.next_delay()
+            self.faults.forget_servers()
 
-    async def _wait(self, delay: float | None) -> None:
-        if delay is not None:
-            await asyncio.sleep(delay)
-            return
+    async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._renew_at - time.monotonic()):
+            async with asyncio.timeout(min(self._renew_at, self._retry_at) - time.monotonic()):
                 await self._changed.wait()
-
-    async def _tell_returns(self) -> int:
-        self.returns.drop_expired()
-        groups = list(self.returns.groups())
-        await _all(self._tell_group(group) for group in groups)
-        return len(groups)
-
-    async def _tell_group(self, group: Group) -> None:
-        await self._ledger.remove(group.slot_key, group.lease_ids, barred=not group.sure)
-        self.returns.done(group.lease_ids)
-
-    async def _renew(self) -> int:
-        if time.monotonic() < self._renew_at:
-            return 0
-        self._renew_at = self._next_renewal()
-        leases = self.holdings.by_key()
-        await _all(
-            self._renew_group(slot_key, held[start : start + LEASES_PER_CALL])
-            for slot_key, held in leases
-            for start in range(0, len(held), LEASES_PER_CALL)
-        )
-        return len(leases)
 
     def _next_renewal(self) -> float:
         return time.monotonic() + self._ttl / RENEWALS_PER_TTL * random.uniform(0.7, 1.0)
 
-    async def _renew_group(self, slot_key: str, group: list[Held]) -> None:
-        # A lease may have been given back since the list was made; renewing it would bring it back.
-        group = [held for held in group if not held.lease.given_back]
-        for held in group:
-            held.sure = False
-        now = time.monotonic()
-        replaced = await self._ledger.renew(
-            slot_key, [Age(held.lease.id, now - held.since) for held in group]
-        )
-        for held in group:
-            held.sure = True
-        self.end(replaced)
-
-
-async def _all(calls: Iterable[Coroutine[None, None, None]]) -> None:
-    """Make calls, so many at once, and raise the first error. None is begun after a slice that had one."""
-    waiting = list(calls)
-    while waiting:
-        now, waiting = waiting[:CALLS_AT_ONCE], waiting[CALLS_AT_ONCE:]
-        outcomes = await asyncio.gather(*now, return_exceptions=True)
-        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if errors:
-            for call in waiting:
-                call.close()
-            raise errors[0]
+    def _send_returns(self, *, again: bool) -> None:
+        if again:
+            self.returns.retry()
+        if self.returns.any_due:
+            self._requests.send_returns()
 
 
 def _tell_replaced(lease: Lease) -> None:

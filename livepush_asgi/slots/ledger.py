@@ -1,23 +1,22 @@
 """Ledger: the leases as the server keeps them. Each call is atomic on the keys of each slot key.
 
-What the keys hold is said in `scripts`.
+`scripts` says what the keys hold.
 """
 
 import asyncio
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from redis.asyncio import Redis
-
-from ..brokers.batch import Batch
-from ..brokers.redis_connection import Argument, Reply, no_answer
+from ..brokers.redis_connection import Argument, Reply
+from ..brokers.redis_log import Call
 from ..brokers.redis_script import Script
-from ..loop import asyncio_loop
+from ..brokers.redis_tag import tag_of
 from . import scripts
-from .takes import Taken, Takes, Wanted
+from .requests import Part
+from .server import Server
 
-# A process that was cut off for longer than its leases live brings them back; those that were replaced
-# meanwhile are told apart for this many times `ttl`.
+# A process that was cut off for longer than its leases live brings them back. The tombstones of those that
+# were replaced meanwhile live for this many times `ttl`.
 GONE_TTLS = 3
 
 
@@ -30,67 +29,55 @@ class Age(NamedTuple):
 
 
 class Ledger:
-    """The scripts, for one cap. Each call raises a RedisError or OSError when the server is away.
+    """The scripts, for one cap.
 
-    Renewals, removals and counts are carried out in the order in which they were made, all that come
-    together in one pipeline. Takes wait for one another; see `Takes`.
+    With `strict` a lease that has expired does not come back to a slot key that is full by then.
     """
 
     def __init__(
-        self, redis: Redis, *, prefix: str, cap: int, ttl: float, replace: bool, timeout: float
+        self, server: Server, *, prefix: str, cap: int, ttl: float, replace: bool, strict: bool
     ) -> None:
-        self._batch = Batch(redis, timeout=timeout)
-        self._timeout = timeout
+        self._server = server
         self._prefix = prefix
         self._ttl = round(ttl * 1_000_000)
-        self._take_arguments = (cap, self._ttl, int(replace), self._ttl * GONE_TTLS)
-        self._takes = Takes(self._take, timeout=timeout)
+        self._change_arguments = (cap, self._ttl, int(replace), self._ttl * GONE_TTLS, self._ttl)
+        self._renew_arguments = (self._ttl, cap if strict else 0)
 
-    def take(self, slot_key: str, lease_id: str) -> asyncio.Future[Taken]:
-        """Take a slot, if there is one or one may be made free. Cancelled, it may have been taken."""
-        return self._takes.take(slot_key, lease_id)
+    def place_of(self, slot_key: str) -> str:
+        """Return the name of the server that has a slot key, as far as known."""
+        return self._server.place_of(tag_of(slot_key))
+
+    def change(self, parts: Sequence[Part]) -> asyncio.Future[Reply]:
+        """Give back and take leases. The future raises one of FAILURES."""
+        keys: list[str] = []
+        arguments: list[Argument] = [*self._change_arguments]
+        for part in parts:
+            keys += self._keys(part.slot_key)
+            arguments.append(part.words)
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._server.start(Call(scripts.CHANGE, tag_of(parts[0].slot_key), keys, arguments), reply)
+        return reply
 
     async def renew(self, slot_key: str, leases: Iterable[Age]) -> tuple[str, ...]:
-        """Let leases live for another `ttl`, also those that the server lost. Return the replaced ones."""
-        pairs = (argument for lease in leases for argument in (lease.id, round(lease.age * 1_000_000)))
-        reply = await self._run(scripts.RENEW, slot_key, (self._ttl, *pairs))
-        assert isinstance(reply, list)
-        return _texts(reply)
+        """Let leases live for another `ttl`, also those that the server lost. Return those that have ended.
 
-    async def remove(self, slot_key: str, lease_ids: Iterable[str], *, barred: bool) -> None:
-        """Free slots. `barred` is for leases whose taking or renewal may still be under way."""
-        await self._run(scripts.REMOVE, slot_key, (self._ttl if barred else 0, *lease_ids))
+        Raises one of FAILURES.
+        """
+        pairs = (argument for lease in leases for argument in (lease.id, round(lease.age * 1_000_000)))
+        reply = await self._run(scripts.RENEW, slot_key, (*self._renew_arguments, *pairs))
+        assert isinstance(reply, list)
+        return tuple(id_.decode() for id_ in reply if isinstance(id_, bytes))
 
     async def count(self, slot_key: str) -> int:
-        """Return how many leases live."""
+        """Return how many leases live. Raises one of FAILURES."""
         reply = await self._run(scripts.COUNT, slot_key, ())
         assert isinstance(reply, int)
         return reply
 
-    def _take(self, wanted: Sequence[Wanted]) -> asyncio.Future[Reply]:
-        keys: list[str] = []
-        arguments: list[Argument] = [*self._take_arguments]
-        for slot_key, lease_ids in wanted:
-            keys += self._keys(slot_key)
-            arguments.append(" ".join(lease_ids))
-        reply: asyncio.Future[Reply] = asyncio_loop().create_future()
-        scripts.TAKE.send(self._batch, keys, arguments, reply)
-        return reply
-
-    async def _run(self, script: Script, slot_key: str, arguments: Iterable[Argument]) -> Reply:
-        # On another kind of loop the next line would not say what is wrong.
-        asyncio_loop()
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await script.run(self._batch, self._keys(slot_key), arguments)
-        except TimeoutError as error:
-            raise error if str(error) else no_answer(self._timeout) from error
+    async def _run(self, script: Script, slot_key: str, arguments: Sequence[Argument]) -> Reply:
+        return await self._server.run(Call(script, tag_of(slot_key), self._keys(slot_key), arguments))
 
     def _keys(self, slot_key: str) -> tuple[str, str, str]:
         # The braces put all keys of a slot key into one slot of a cluster, and away from the predecessor's.
-        key = f"{self._prefix}{{{slot_key}}}"
+        key = f"{self._prefix}{{{tag_of(slot_key)}}}"
         return key, f"{key}:since", f"{key}:gone"
-
-
-def _texts(ids: Iterable[Reply]) -> tuple[str, ...]:
-    return tuple(id_.decode() for id_ in ids if isinstance(id_, bytes))
