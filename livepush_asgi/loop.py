@@ -87,6 +87,17 @@ def _trio_caller() -> Caller:
     return call
 
 
+def start_task(
+    coroutine: Coroutine[Any, Any, None], name: str, context: Context | None = None
+) -> asyncio.Task[None]:
+    """Start a task of the running asyncio loop that takes its first step in a later turn.
+
+    With `asyncio.eager_task_factory` a task of `create_task` takes it at once, before the caller has stored
+    the task and has set the state that the task looks at. The loop's task factory is not asked.
+    """
+    return asyncio.Task(coroutine, loop=asyncio_loop(), name=name, context=context)
+
+
 # asyncio itself keeps only weak references to its tasks.
 _background: set[asyncio.Task[None]] = set()
 
@@ -96,14 +107,12 @@ def spawn(function: BackgroundFunction, name: str) -> None:
 
     It lives until it returns or the loop ends, which cancels it. It must not raise.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    if not on_asyncio():
         import trio
 
         trio.lowlevel.spawn_system_task(function, name=name, context=Context())
         return
-    task = loop.create_task(function(), name=name, context=Context())
+    task = start_task(function(), name, Context())
     _background.add(task)
     task.add_done_callback(_background.discard)
 

@@ -3,6 +3,7 @@
 A module with real sockets, threads or processes overrides the fixture with plain "asyncio".
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ collect_ignore = [] if chromium() or everything() else ["test_browser.py"]
 NETWORK = network.available()
 if not NETWORK:
     collect_ignore.append("test_cut_link.py")
+# Eager tasks came with Python 3.12.
+if sys.version_info < (3, 12):
+    collect_ignore.append("test_eager_tasks.py")
 
 
 def pytest_report_header() -> list[str]:
