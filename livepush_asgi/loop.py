@@ -88,6 +88,17 @@ def _trio_caller() -> Caller:
     return call
 
 
+def start_task(
+    coroutine: Coroutine[Any, Any, None], name: str, context: Context | None = None
+) -> asyncio.Task[None]:
+    """Start a task of the running asyncio loop that takes its first step in a later turn.
+
+    With `asyncio.eager_task_factory` a task of `create_task` takes it at once, before the caller has stored
+    the task and has set the state that the task looks at. The loop's task factory is not asked.
+    """
+    return asyncio.Task(coroutine, loop=asyncio_loop(), name=name, context=context)
+
+
 # asyncio itself keeps only weak references to its tasks.
 _background: set[asyncio.Task[None]] = set()
 
@@ -98,14 +109,12 @@ def spawn(function: BackgroundFunction, name: str, context: Context | None = Non
     It lives until it returns or the loop ends, which cancels it. It must not raise.
     """
     context = Context() if context is None else context
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    if not on_asyncio():
         import trio
 
         trio.lowlevel.spawn_system_task(function, name=name, context=context)
         return
-    task = loop.create_task(function(), name=name, context=context)
+    task = start_task(function(), name, context)
     _background.add(task)
     task.add_done_callback(_background.discard)
 

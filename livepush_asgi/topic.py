@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 from .broker import Broker, Sink, Subscription
 from .cursor import Position, event_id
@@ -24,6 +25,8 @@ logger = logging.getLogger("livepush_asgi")
 # on it but how often such an adapter's wait is renewed.
 POLL_TIMEOUT = 60.0
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0
+# How much such an adapter's task delivers before it gives the streams their turn to send it.
+MESSAGES_PER_TURN, BYTES_PER_TURN = 32, 128 * 1024
 # What closing a subscription may cost in time, in seconds, when the broker does not answer.
 CLOSE_TIMEOUT = 2.0
 
@@ -209,13 +212,20 @@ class Topic:
 
     async def _read(self) -> None:
         assert self._subscription is not None
+        messages = size = 0
         while True:
+            # A subscription that always has something may never wait by itself.
+            if messages >= MESSAGES_PER_TURN or size >= BYTES_PER_TURN:
+                messages = size = 0
+                await anyio.lowlevel.checkpoint()
+            messages += 1
             try:
                 payload = await self._subscription.get_message(timeout=POLL_TIMEOUT)
             except MessagesLostError:
                 self.lost()
                 continue
             if payload is not None:
+                size += len(payload)
                 self.deliver(payload)
 
     async def _forget_subscription(self) -> None:

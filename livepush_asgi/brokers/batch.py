@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from ..loop import asyncio_loop
+from ..loop import asyncio_loop, start_task
 from .redis_command import Receiver, pack
 from .redis_connection import (
     Argument,
@@ -80,9 +80,8 @@ class Batch:
             self._flying = None
             self._waiting.clear()
         self._waiting.append(call)
-        # An eager task may have ended before it was kept here.
-        if self._flying is None or self._flying.done():
-            self._flying = loop.create_task(self._fly(), name="livepush batch")
+        if self._flying is None:
+            self._flying = start_task(self._fly(), "livepush batch")
 
     async def call(self, *arguments: Argument) -> Reply:
         """Send a command and return its reply. See `submit`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
-from ..loop import asyncio_loop
+from ..loop import asyncio_loop, start_task
 from .backoff import Backoff
 from .mailbox import Mailbox
 from .nats_connection import FAILURES, Connection, Outgoing, address_of, check_options, no_answer, unavailable
@@ -131,7 +131,7 @@ class Link:
             self._reset()
         if self._task is None:
             self._backoff.reset()
-            self._task = loop.create_task(self._run(), name="livepush nats link")
+            self._task = start_task(self._run(), "livepush nats link")
 
     def _reset(self) -> None:
         self._routes, self._posts = Routes(), Posts()

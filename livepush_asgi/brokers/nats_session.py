@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nats.aio.msg import Msg
 
+from ..loop import start_task
 from .nats_connection import Connection, TooLongError, no_answer
 from .nats_posts import Post, Posts
 from .nats_routes import Route, Routes
@@ -67,9 +68,9 @@ class Session:
     async def run(self, on_settled: Callable[[], None]) -> None:
         """Serve. Raises one of FAILURES when the connection breaks, returns when it was not needed."""
         tasks = [
-            asyncio.create_task(self._watch(), name="livepush nats watch"),
-            asyncio.create_task(self._write(), name="livepush nats publisher"),
-            asyncio.create_task(self._tell(on_settled), name="livepush nats subscriber"),
+            start_task(self._watch(), "livepush nats watch"),
+            start_task(self._write(), "livepush nats publisher"),
+            start_task(self._tell(on_settled), "livepush nats subscriber"),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -8,6 +8,7 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import ClusterDownError
 
+from ..loop import start_task
 from .batch import Batch
 from .redis_connection import FAILURES, Reply
 from .redis_node import NodePool
@@ -72,9 +73,8 @@ class Cluster:
         loop = asyncio.get_running_loop()
         if self._refreshing is not None and self._refreshing.get_loop() is not loop:
             self._refreshing = None
-        # An eager task may have ended before it was kept here.
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = loop.create_task(self._refresh(), name="livepush redis cluster")
+        if self._refreshing is None:
+            self._refreshing = start_task(self._refresh(), "livepush redis cluster")
             # Somebody has to hear of an error, even when all who asked have gone.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         # All who ask meanwhile wait for the same answer, and one who is cancelled takes it from nobody.

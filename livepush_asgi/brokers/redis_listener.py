@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from ..loop import asyncio_loop
+from ..loop import asyncio_loop, start_task
 from .backoff import Backoff
 from .mailbox import Mailbox
 from .redis_connection import (
@@ -138,7 +138,7 @@ class Listener:
             self._task = None
         if self._task is None:
             self._changed = asyncio.Event()
-            self._task = loop.create_task(self._run(), name="livepush redis listener")
+            self._task = start_task(self._run(), "livepush redis listener")
 
     async def _run(self) -> None:
         task = asyncio.current_task()
@@ -178,8 +178,8 @@ class Listener:
 
     async def _converse(self, connection: Connection) -> None:
         tasks = [
-            asyncio.create_task(self._read(connection), name="livepush redis reader"),
-            asyncio.create_task(self._tell(connection), name="livepush redis subscriber"),
+            start_task(self._read(connection), "livepush redis reader"),
+            start_task(self._tell(connection), "livepush redis subscriber"),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -15,6 +15,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from ..loop import start_task
 from .redis_connection import Connection, drop
 
 # How long a connection may be idle, in seconds.
@@ -65,7 +66,7 @@ class NodePool:
         self._leave_loop()
         self._idle.append((connection, loop.time()))
         if self._closer is None:
-            self._closer = loop.create_task(self._close_idle(), name="livepush redis idle")
+            self._closer = start_task(self._close_idle(), "livepush redis idle")
 
     def _leave_loop(self) -> None:
         """Forget what an earlier event loop left behind: it cannot be used on this one."""

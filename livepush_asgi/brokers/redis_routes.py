@@ -17,6 +17,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from ..loop import start_task
 from .backoff import Backoff
 from .redis_cluster import Cluster, Node
 from .redis_command import Receiver
@@ -60,9 +61,7 @@ class Routes:
 
     def start(self, call: Call, receiver: Receiver) -> None:
         """Run a script; the receiver gets what it returns."""
-        task = asyncio.get_running_loop().create_task(
-            self._run_for(call, receiver), name="livepush redis append"
-        )
+        task = start_task(self._run_for(call, receiver), "livepush redis append")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 

@@ -12,6 +12,7 @@ import logging
 from dataclasses import replace
 
 from ..errors import BrokerUnavailableError
+from ..loop import start_task
 from .backoff import Backoff
 from .mailbox import Mailbox
 from .redis_cluster import Address, Cluster, Node
@@ -102,7 +103,7 @@ class Shards:
     def _start(self) -> None:
         if self._task is None:
             self._trouble = asyncio.Event()
-            self._task = asyncio.create_task(self._watch(), name="livepush redis shards")
+            self._task = start_task(self._watch(), "livepush redis shards")
 
     async def _watch(self) -> None:
         task = asyncio.current_task()
