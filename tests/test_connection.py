@@ -3,7 +3,7 @@
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import anyio
@@ -106,12 +106,12 @@ async def test_a_connection_is_found_by_its_address_before_its_first_heartbeat(
 
 @on_linux
 async def test_one_among_a_thousand_open_files_is_found() -> None:
-    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as low:
-        others = [socket.socket(socket.AF_UNIX) for _ in range(500)]
-        with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
-            assert await limits_after(connection.getpeername(), 14, connection, low) == [30, 0]
-        for other in others:
-            other.close()
+    with ExitStack() as opened:
+        low = opened.enter_context(accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1"))
+        for _ in range(500):
+            opened.enter_context(socket.socket(socket.AF_UNIX))
+        connection = opened.enter_context(accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1"))
+        assert await limits_after(connection.getpeername(), 14, connection, low) == [30, 0]
 
 
 @on_linux
