@@ -124,7 +124,7 @@ class SSEStreamService:
     """Streams over a broker with a slot cap, for routes that authenticate by themselves.
 
     An application that has a LivePush opens streams with `SSEStreamService.of(push)`, and has one
-    hub, one clock and one drain for both.
+    hub, one clock and one drain for both. `namespace` and `inline_send` are what they are for a LivePush.
     """
 
     def __init__(
