@@ -88,15 +88,15 @@ class _Carrier(DirectSend):
             self._stream.end(EndReason.ERROR)
             self._failure = self._failure or error
 
-    def _release(self, *, complete: bool) -> None:
+    def _release(self, *, stuck: bool) -> None:
         limited, self._limited = self._limited, None
-        self._stream.owner.connections.release(limited, complete=complete)
+        self._stream.owner.connections.release(limited, stuck=stuck)
 
     def _close(self) -> None:
         self._stream.carrier = None
-        self._release(complete=False)
         # Still unended, it was cancelled from outside: the server took the connection away.
         self._stream.end(EndReason.DISCONNECT)
+        self._release(stuck=self._stream.reason is not EndReason.DISCONNECT)
         self._stream.close()
 
     def _raise(self) -> None:
@@ -133,7 +133,8 @@ class _AnyioCarrier(_Carrier):
                 if stream.finished:
                     break
                 chunk = await stream.next_chunk()
-            self._release(complete=stream.state is not StreamState.CLOSED)
+            if stream.state is not StreamState.CLOSED:
+                self._release(stuck=False)
         except Exception as error:
             self.note(error)
 
@@ -176,7 +177,8 @@ class _AsyncioCarrier(_Carrier):
                 chunk = await stream.next_chunk()
                 if self.unfinished:
                     await self.finish()
-            self._release(complete=stream.state is not StreamState.CLOSED)
+            if stream.state is not StreamState.CLOSED:
+                self._release(stuck=False)
         except Exception as error:
             self.note(error)
         except asyncio.CancelledError:

@@ -91,25 +91,25 @@ class Connections:
                     self._clock.call_later(self._delay, self._look)
         return address
 
-    def release(self, limited: Limited | None, *, complete: bool) -> None:
-        """Take the limit back when the response is `complete`: the connection may carry another one.
+    def release(self, limited: Limited | None, *, stuck: bool) -> None:
+        """Take the limit back: the connection may carry other responses, such as a download that rests.
 
-        A download may rest for longer. Where the response was cut off, no other one follows, and the limit
-        stays, so that the kernel soon forgets what the client does not take.
+        Where the response was given up because the client is `stuck` the limit stays, so that the kernel
+        soon forgets what the client does not take.
         """
         if isinstance(limited, tuple):
-            self._leave(limited, complete)
-        elif limited is not None and complete:
+            self._leave(limited, stuck)
+        elif limited is not None and not stuck:
             _change(limited, self._limit, 0)
 
-    def _leave(self, address: Address, complete: bool) -> None:
+    def _leave(self, address: Address, stuck: bool) -> None:
         carried = self._carried.pop(address)
         if carried > 1:
             self._carried[address] = carried - 1
             return
         self._sought.discard(address)
         file = self._files.pop(address, None)
-        if file is not None and complete:
+        if file is not None and not stuck:
             _change_file(file, address, self._limit, 0)
 
     def _look(self) -> None:

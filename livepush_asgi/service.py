@@ -78,14 +78,14 @@ class StreamBody:
             await self.aclose()
             raise
         self._stream.close()
-        self._release(complete=self._stream.reason is not EndReason.DISCONNECT)
+        self._release(stuck=False)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Give everything back. Returns at once; harmless the second time."""
         self._stream.end(EndReason.DISCONNECT)
         self._stream.close()
-        self._release(complete=False)
+        self._release(stuck=self._stream.reason is not EndReason.DISCONNECT)
 
     def close(self) -> None:
         """Give everything back soon. May be called from any thread; harmless the second time."""
@@ -93,18 +93,19 @@ class StreamBody:
             self._run.call_threadsafe(partial(self._stream.abort, EndReason.DISCONNECT))
         limited, self._limited = self._limited, None
         if limited is not None:
-            self._run.call_threadsafe(partial(self._run.connections.release, limited, complete=False))
+            stuck = self._stream.reason not in (None, EndReason.DISCONNECT)
+            self._run.call_threadsafe(partial(self._run.connections.release, limited, stuck=stuck))
 
     async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
         """Send the stream as a whole ASGI response instead: no iterator, no polling."""
         # From here on the limit is that of the response.
         client = self._limited
-        self._release(complete=True)
+        self._release(stuck=False)
         await carry(self._stream, headers, receive, send, client)
 
-    def _release(self, *, complete: bool) -> None:
+    def _release(self, *, stuck: bool) -> None:
         limited, self._limited = self._limited, None
-        self._run.connections.release(limited, complete=complete)
+        self._run.connections.release(limited, stuck=stuck)
 
     def __del__(self) -> None:
         # The collector may run anywhere, in another thread too; the loop does it when it comes to it.
@@ -123,7 +124,7 @@ class SSEStreamService:
     """Streams over a broker with a slot cap, for routes that authenticate by themselves.
 
     An application that has a LivePush opens streams with `SSEStreamService.of(push)`, and has one
-    hub, one clock and one drain for both.
+    hub, one clock and one drain for both. `namespace` and `inline_send` are what they are for a LivePush.
     """
 
     def __init__(

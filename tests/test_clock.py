@@ -5,12 +5,13 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 
 import anyio
 import pytest
 
-from livepush_asgi import Grant, LivePush, MemoryBroker
+from livepush_asgi import DrainPolicy, Grant, LivePush, MemoryBroker, Timing
 from livepush_asgi.clock import RESOLUTION, Clock
 from livepush_asgi.testing import Client
 
@@ -185,3 +186,30 @@ async def test_a_time_that_no_process_lives_to_see_never_comes(delay: float) -> 
         never.cancel()
         tasks.cancel_scope.cancel()
     assert called == ["soon"]
+
+
+@pytest.mark.parametrize(
+    "timing",
+    [
+        Timing(linger=1e9, max_lifetime=1e9, send_timeout=1e9, heartbeat_interval=1e9, subscribe_timeout=1e9),
+        Timing(linger=1e-300, max_lifetime=None, send_timeout=1e-3, heartbeat_interval=1e-300),
+        Timing(max_lifetime=1e-300),
+    ],
+    ids=["longest", "shortest", "over at once"],
+)
+async def test_no_value_of_a_user_ends_the_run(timing: Timing, caplog: pytest.LogCaptureFixture) -> None:
+    expiries = iter([datetime.max.replace(tzinfo=UTC), time.time() + 1e-9, 253402300800, None])
+    push = LivePush(
+        MemoryBroker(),
+        lambda request: Grant(channels="c", expires_at=next(expiries)),
+        timing=timing,
+        drain=DrainPolicy(window=1e300),
+    )
+    async with push.lifespan():
+        for _ in range(4):
+            async with Client(push) as client, client.open("/", window=10_000):
+                await let_pass(3)
+        assert push.statistics().streams == 0
+        assert not push.statistics().draining
+        await push.publish("c", "still here")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -3,7 +3,7 @@
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import anyio
@@ -76,13 +76,15 @@ class Transport:
         return {"type": "http.disconnect"}
 
 
-async def stay(client: object, seconds: float) -> None:
-    """Have a client at this address stay for so long."""
+async def limits_after(client: object, seconds: float, *connections: socket.socket) -> list[float]:
+    """Have a client at this address stay for so long, and return the limits of these connections then."""
     push, server = LivePush(MemoryBroker(), public("c"), timing=TIMING), Server()
     async with push.lifespan(), anyio.create_task_group() as tasks:
         tasks.start_soon(push, {**SCOPE, "client": client}, server.receive, server.send)
         await let_pass(seconds)
+        found = [limit_of(connection) for connection in connections]
         server.gone.set()
+    return found
 
 
 @on_linux
@@ -98,28 +100,25 @@ async def test_a_connection_is_found_by_its_address_before_its_first_heartbeat(
     family: socket.AddressFamily, listening_at: str, host: str
 ) -> None:
     with accepted(family, listening_at, host) as connection, accepted(family, listening_at, host) as other:
-        await stay(list(connection.getpeername()[:2]), 14)
-        assert limit_of(connection) == 30
-        assert limit_of(other) == 0
+        address = list(connection.getpeername()[:2])
+        assert await limits_after(address, 14, connection, other) == [30, 0]
 
 
 @on_linux
 async def test_one_among_a_thousand_open_files_is_found() -> None:
-    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as low:
-        others = [socket.socket(socket.AF_UNIX) for _ in range(500)]
-        with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
-            await stay(connection.getpeername(), 14)
-            assert limit_of(connection) == 30
-            assert limit_of(low) == 0
-        for other in others:
-            other.close()
+    with ExitStack() as opened:
+        low = opened.enter_context(accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1"))
+        for _ in range(500):
+            opened.enter_context(socket.socket(socket.AF_UNIX))
+        connection = opened.enter_context(accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1"))
+        assert await limits_after(connection.getpeername(), 14, connection, low) == [30, 0]
 
 
 @on_linux
 async def test_the_address_of_nobody_s_connection_changes_nothing() -> None:
     with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
-        await stay(("203.0.113.9", connection.getpeername()[1]), 14)
-        assert limit_of(connection) == 0
+        address = ("203.0.113.9", connection.getpeername()[1])
+        assert await limits_after(address, 14, connection) == [0]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +198,7 @@ async def test_the_limit_is_taken_back_when_the_response_is_complete(way: str, o
 
 @on_linux
 @pytest.mark.parametrize("way", ["transport", "address"])
-async def test_the_limit_stays_where_the_response_was_cut_off(way: str) -> None:
+async def test_the_limit_stays_where_a_client_is_stuck(way: str) -> None:
     """So that the kernel soon forgets what the client does not take."""
     push = any_push()
     with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
@@ -240,8 +239,25 @@ async def test_a_connection_that_carries_several_streams_is_limited_until_the_la
 
 
 @on_linux
-@pytest.mark.parametrize("ending", ["read to the end", "closed", "left to the collector"])
-async def test_the_body_of_a_route_takes_the_limit_back_when_it_was_read_to_its_end(ending: str) -> None:
+@pytest.mark.parametrize("way", ["transport", "address"])
+async def test_the_limit_is_taken_back_when_the_client_has_left_its_stream(way: str) -> None:
+    """Over HTTP/2 its connection goes on."""
+    push = any_push()
+    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
+        server = Transport(connection) if way == "transport" else Server()
+        scope = SCOPE if way == "transport" else {**SCOPE, "client": connection.getpeername()}
+        async with push.lifespan(), anyio.create_task_group() as tasks:
+            tasks.start_soon(push, scope, server.receive, Server().send)
+            await let_pass(14)
+            server.gone.set()
+            await let_pass(1)
+            assert push.statistics().ended[EndReason.DISCONNECT] == 1
+            assert limit_of(connection) == 0
+
+
+@on_linux
+@pytest.mark.parametrize("ending", ["read to the end", "closed", "left to the collector", "stuck"])
+async def test_the_body_of_a_route_takes_the_limit_back_unless_its_client_is_stuck(ending: str) -> None:
     push = any_push()
     service = SSEStreamService.of(push)
     with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
@@ -262,10 +278,13 @@ async def test_the_body_of_a_route_takes_the_limit_back_when_it_was_read_to_its_
                 await body.aclose()
             elif ending == "left to the collector":
                 del body, read
+            elif ending == "stuck":
+                await let_pass(20)
+                del body, read
             await push.disconnect(channel="c")
             await let_pass(1)
             assert push.statistics().streams == 0
-            assert limit_of(connection) == (0 if ending == "read to the end" else 30)
+            assert limit_of(connection) == (30 if ending == "stuck" else 0)
 
 
 def test_a_limit_of_more_than_the_kernel_can_count_is_its_longest() -> None:
@@ -276,10 +295,10 @@ def test_a_limit_of_more_than_the_kernel_can_count_is_its_longest() -> None:
         async with push.lifespan(), anyio.create_task_group() as tasks:
             tasks.start_soon(push, SCOPE, server.receive, Server().send)
             await anyio.wait_all_tasks_blocked()
+            if sys.platform == "linux":
+                assert limit_of(connection) == (2**31 - 1) / 1000
             server.gone.set()
         assert push.statistics().ended[EndReason.DISCONNECT] == 1
 
     with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
         anyio.run(main, connection)
-        if sys.platform == "linux":
-            assert limit_of(connection) == (2**31 - 1) / 1000

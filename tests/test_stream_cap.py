@@ -62,15 +62,20 @@ async def test_requests_that_are_being_authorized_or_wait_for_a_slot_count() -> 
             return await super().take(slot_key)
 
     push = LivePush(MemoryBroker(), authorize, slots=SlowSlots(), limits=Limits(streams=2))
-    async with push.lifespan(), Client(push) as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(client.request, "GET", "/authorizing")
-        tasks.start_soon(client.request, "GET", "/waiting")
-        await let_pass(1)
-        assert (await client.request("GET", "/third")).status == 429
-        # The application is not asked about a request that would be refused anyway.
-        assert sorted(asked) == ["/authorizing", "/waiting"]
-        tasks.cancel_scope.cancel()
-    assert push.statistics().opened == 0
+    async with push.lifespan(), Client(push) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.request, "GET", "/authorizing")
+            tasks.start_soon(client.request, "GET", "/waiting")
+            await let_pass(1)
+            assert (await client.request("GET", "/third")).status == 429
+            # The application is not asked about a request that would be refused anyway.
+            assert sorted(asked) == ["/authorizing", "/waiting"]
+            tasks.cancel_scope.cancel()
+        # What was given up counts no more.
+        go_on.set()
+        async with client.open("/") as first, client.open("/") as second:
+            await first.next_event(control=True)
+            await second.next_event(control=True)
 
 
 async def test_whoever_got_no_stream_counts_no_more() -> None:
