@@ -20,6 +20,7 @@ class Timing:
     `send_timeout`: a stream whose client takes nothing for so long ends as `slow`.
     `max_lifetime`: a stream ends, at a random moment in the last fifth of it; None lets it live.
     `subscribe_timeout`: how long a new stream waits for the broker before it opens all the same.
+    `authorize_timeout`: how long `authorize` may take, and how long a slot; the client is refused then.
     `linger`: a channel stays subscribed for so long after its last stream has gone.
     """
 
@@ -28,11 +29,13 @@ class Timing:
     send_timeout: float = 30.0
     max_lifetime: float | None = None
     subscribe_timeout: float = 2.0
+    authorize_timeout: float = 10.0
     linger: float = 5.0
 
     def __post_init__(self) -> None:
         _positive("send_timeout", self.send_timeout)
         _positive("subscribe_timeout", self.subscribe_timeout)
+        _positive("authorize_timeout", self.authorize_timeout)
         _positive("retry", self.retry)
         for name in ("heartbeat_interval", "max_lifetime"):
             if getattr(self, name) is not None:

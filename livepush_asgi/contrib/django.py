@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService
-from .opening import SoftRefusal, last_event_id, open_for_route
+from .opening import SoftRefusal, headers_of, last_event_id, open_for_route
 
 CONTENT_TYPE = "text/event-stream"
 
@@ -46,9 +46,9 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a view.
 
     When the cap is full it is a 429 with `Retry-After: 5`; a 503 when the slots or the broker are
-    away. For a cause in the component's `soft_refusals`, and while the process is ending, it is a soft
-    refusal. The request's database connections are closed, but those in a transaction; a later query
-    opens one again. Django cancels the response when the client has gone.
+    away; a 401 for a grant that has expired. For a cause in the component's `soft_refusals`, and while
+    the process is ending, it is a soft refusal. The request's database connections are closed, but those
+    in a transaction; a later query opens one again. Django cancels the response when the client has gone.
     """
     await sync_to_async(_close_connections)()
     try:
@@ -62,9 +62,11 @@ async def sse_streaming_response(
             client=getattr(request, "scope", {}).get("client"),
         )
     except Refusal as refusal:
-        headers = {"Retry-After": str(refusal.retry_after)}
         return HttpResponse(
-            refusal.detail, status=refusal.status, content_type="text/plain; charset=utf-8", headers=headers
+            refusal.detail,
+            status=refusal.status,
+            content_type="text/plain; charset=utf-8",
+            headers=headers_of(refusal),
         )
     if request.method == "HEAD":
         await stream.body.aclose()

@@ -6,14 +6,8 @@ from typing import Protocol
 from ..answers import soft_block
 from ..app import LivePush
 from ..carrier import STREAM_HEADERS, RawHeaders
-from ..endpoint import refused_for
-from ..errors import (
-    BrokerUnavailableError,
-    CapExceededError,
-    GrantExpiredError,
-    NotRunningError,
-    SlotsUnavailableError,
-)
+from ..decision import REFUSED_ERRORS, refused_for
+from ..errors import BrokerUnavailableError
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService, sse_headers
 from ..types import Receive, Send
@@ -35,6 +29,12 @@ def last_event_id(headers: Fields, query: Fields) -> str | None:
     """Return what the client sends as its last event id. See `StreamRequest.last_event_id`."""
     found = headers.get(LAST_EVENT_ID)
     return query.get(LAST_EVENT_ID_QUERY) if found is None else found
+
+
+def headers_of(refusal: Refusal) -> dict[str, str]:
+    """Return the header fields of a refusal, `Retry-After` among them if it has one."""
+    retry_after = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    return {**refusal.headers, **retry_after}
 
 
 class SoftRefusalBody:
@@ -92,7 +92,7 @@ async def open_for_route(
         return await service.open_granted(terms, last_event_id=last_event_id, client=client)
     except BrokerUnavailableError as error:
         raise Refusal(503, "No stream can be opened now.", retry_after=RETRY_AFTER) from error
-    except (CapExceededError, SlotsUnavailableError, GrantExpiredError, NotRunningError) as error:
+    except REFUSED_ERRORS as error:
         push = service.push
         refused = refused_for(error, push.soft_refusals)
         if not refused.refusal.soft:
