@@ -81,6 +81,8 @@ class OpenStreams:
 
     async def closed(self, ending: Ending) -> None:
         """Return when the streams have closed; cut those that take too long."""
+        # Some may have closed since they were told to end.
+        ending.left &= self.all
         if not ending.left:
             return
         self._endings.append(ending)
