@@ -207,7 +207,8 @@ class LivePush:
             if run is None or run.draining:
                 raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
             check_expiry(grant)
-            decided_at = await run.decision_point()
+            await run.revoker.listen()
+            decided_at = run.revoker.log.number
             stream = await run.open(
                 grant, decided_at=decided_at, control_events=control_events, last_event_id=last_event_id
             )

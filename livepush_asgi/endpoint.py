@@ -139,7 +139,9 @@ class Endpoint:
 
     async def _open(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
         for attempts_left in reversed(range(ATTEMPTS)):
-            decided_at = await run.decision_point()
+            if not run.revoker.listening:
+                await run.revoker.listen()
+            decided_at = run.revoker.log.number
             grant = await self.decider.decide(request, run, receive)
             control_events = self._control_events if grant.control_events is None else grant.control_events
             try:

@@ -70,8 +70,9 @@ class Revoker:
 
     async def listen(self) -> None:
         """Return when commands are heard, or when it is clear that they are not for now."""
-        self._attach()
-        await self._attempted(COMMAND_CHANNEL)
+        if not self.listening:
+            self._attach()
+            await self._attempted(COMMAND_CHANNEL)
 
     def opened(self, stream: Stream, request: StreamRequest | None) -> None:
         """Take note of an open stream, and of the request by which it can be authorized again."""

@@ -115,15 +115,6 @@ class Run:
         self._inbox.append(function)
         self._call_loop(lambda: self._bell.set())
 
-    async def decision_point(self) -> int:
-        """Return the number to give to `open`. A revocation from now on concerns what is decided after this.
-
-        Waits, the first time, until this process hears the commands of others.
-        """
-        if not self.revoker.listening:
-            await self.revoker.listen()
-        return self.revoker.log.number
-
     async def open(
         self,
         grant: Grant,
@@ -136,6 +127,7 @@ class Run:
     ) -> Stream:
         """Take a slot and return a stream that listens already. The caller has to close it.
 
+        `decided_at` is `revoker.log.number` from before the decision, once `revoker.listen` had returned.
         The `request` is what the stream can be authorized by again. Raises CapExceededError,
         SlotsUnavailableError, NotRunningError, GrantRevokedError if a revocation after `decided_at` matches,
         and ClientLeftError. Nothing is taken then.
