@@ -33,6 +33,10 @@ logger = logging.getLogger("livepush_asgi")
 
 # How long the process waits for its own command, in seconds, before it ends its streams without it.
 ECHO_TIMEOUT = 1.0
+# How long saying goodbye may take at the end, in seconds, when the broker does not answer.
+LEAVE_TIMEOUT = 0.5
+# So many processes are known at most: those that crash without a word are forgotten by the next revocation.
+MOST_KNOWN = 1000
 
 
 class Revoker:
@@ -118,7 +122,8 @@ class Revoker:
     async def leave(self) -> None:
         """Tell the other processes that nobody has to wait for this one any more."""
         if self.listening:
-            await self._announce("bye")
+            with anyio.move_on_after(LEAVE_TIMEOUT):
+                await self._announce("bye")
 
     async def _announce(self, what: str) -> None:
         try:
@@ -166,8 +171,9 @@ class Revoker:
             self._on_disconnect(arguments)
         elif command == "replaced":
             self._on_replaced(arguments)
-        elif command == "hello" and process != self._process:
-            self._known.add(process)
+        elif command == "hello":
+            if process != self._process and len(self._known) < MOST_KNOWN:
+                self._known.add(process)
         elif command == "bye":
             self._known.discard(process)
             for call in self._calls.values():
