@@ -30,6 +30,8 @@ logger = logging.getLogger("livepush_asgi")
 SOFT_CAUSES = frozenset({RefusalCause.CAP, RefusalCause.SLOTS, RefusalCause.EXPIRED, RefusalCause.ERROR})
 #: They always are: the client did nothing wrong, and is welcome in a moment.
 ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
+#: What a client is told whose text no Grant can have.
+INVALID = "The request names no valid channel or key."
 # A failure of the same kind is logged once in so many seconds.
 QUIET_TIME = 60.0
 MOST_KINDS = 100
@@ -123,7 +125,7 @@ class Decider:
             self._failures.warn(
                 "invalid", "a client asked for what no grant can have, and got a 400: %s", error
             )
-            return Refusal(400, "The request names no valid channel or key.")
+            return Refusal(400, INVALID)
         try:
             refusal = refusal_of(error)
         except ValueError as wrong:

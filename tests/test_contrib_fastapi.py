@@ -119,6 +119,20 @@ async def test_a_grant_that_has_expired_is_a_401(make_app: Callable[..., ASGIApp
     assert "retry-after" not in answer.headers
 
 
+@pytest.mark.parametrize("channel", ["", "livepush.commands"])
+async def test_a_channel_of_the_client_that_names_none_is_a_400(
+    channel: str, house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def route(request: Request) -> Response:
+        name = request.query_params["channel"]
+        return await for_starlette.sse_streaming_response(house.service, request, channel=name)
+
+    async with Client(Starlette(routes=[Route("/route", route)])) as client:
+        answer = await client.request("GET", "/route", query={"channel": channel})
+    assert (answer.status, answer.body) == (400, b"The request names no valid channel or key.")
+    assert caplog.records == []
+
+
 async def test_a_route_of_an_ending_process_tells_its_clients_to_come_back(
     make_app: Callable[..., ASGIApp], house: House
 ) -> None:

@@ -1,16 +1,19 @@
 """What every framework's file begins with: a stream for a route, or the refusal to answer with."""
 
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..answers import soft_block
 from ..app import LivePush
 from ..carrier import STREAM_HEADERS, RawHeaders
-from ..decision import REFUSED_ERRORS, refused_for
-from ..errors import BrokerUnavailableError
+from ..decision import INVALID, REFUSED_ERRORS, refused_for
+from ..errors import BrokerUnavailableError, InvalidGrantError
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService, sse_headers
 from ..types import Receive, Send
+
+logger = logging.getLogger("livepush_asgi")
 
 RETRY_AFTER = 5
 LAST_EVENT_ID = "last-event-id"
@@ -107,7 +110,12 @@ def _terms(channel: str | None, slot_key: str | None, grant: Grant | None) -> Gr
         raise TypeError("name either a channel (and a slot_key) or a grant")
     if grant is None:
         assert channel is not None
-        return Grant(channels=channel, slot_key=slot_key)
+        try:
+            return Grant(channels=channel, slot_key=slot_key)
+        except InvalidGrantError as error:
+            # Routes make names of what their clients send.
+            logger.info("a client asked for what no grant can have, and got a 400: %s", error)
+            raise Refusal(400, INVALID) from error
     if slot_key is not None:
         raise TypeError("a Grant brings its own slot_key")
     return grant
