@@ -8,7 +8,7 @@ from django.http import HttpResponse
 from django.urls import path
 
 from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap
-from livepush_asgi.contrib.django import sse_streaming_response
+from livepush_asgi.contrib.django import sse_streaming_response, uses_database
 
 settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="only for this example")
 
@@ -26,7 +26,9 @@ PAGE = """<!doctype html><title>Django</title><pre id=log></pre>
 <script>new EventSource("/events").onmessage = e => log.textContent += e.data + "\\n"</script>"""
 
 
+@uses_database
 def authorize(request):
+    # Django's ORM works here, and request.cookies["sessionid"] names the session.
     return Grant(channels="news", slot_key=request.query.get("key", "visitors"))
 
 

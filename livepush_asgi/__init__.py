@@ -6,8 +6,8 @@ An event is delivered in order, or the client is told that it was not.
 
 The rooms, each importing only from those before it: `types, errors, reasons, cursor` ← `event,
 settings, loop` ← `request, broker, slots, clock, control` ← `outbox, turn, places` ← `publisher,
-producer, topic, hub` ← `reading, feed, direct, stream` ← `run, carrier` ← `probe, answers, endpoint` ←
-`app` ← `middleware, service` ← `contrib, cli`. The adapters
+producer, topic, hub` ← `reading, feed, direct, stream, waiting` ← `carrier, open_streams, review, revoker` ←
+`run` ← `probe, answers, decision, endpoint` ← `app` ← `middleware, service` ← `contrib, cli`. The adapters
 (`brokers/*`, `slots/redis`) import the ports and their client library, and are imported on first
 use: `import livepush_asgi` loads neither redis nor a framework.
 """
@@ -25,7 +25,9 @@ from .errors import (
     BrokerUnavailableError,
     CapExceededError,
     GrantExpiredError,
+    GrantRevokedError,
     InvalidEventError,
+    InvalidGrantError,
     LivePushError,
     MessagesLostError,
     NotRunningError,
@@ -39,6 +41,7 @@ from .middleware import LivePushMiddleware
 from .publisher import Publisher
 from .reasons import EndReason, GapReason, RefusalCause
 from .request import Authorize, Grant, Refusal, StreamRequest, public
+from .revocation import Disconnected
 from .service import SSEStream, SSEStreamService, sse_headers
 from .settings import DrainPolicy, Limits, Timing
 from .slots import Lease, MemorySlotCap, Slots
@@ -60,6 +63,7 @@ __all__ = [
     "CapExceededError",
     "Cors",
     "Cursor",
+    "Disconnected",
     "DrainPolicy",
     "EndReason",
     "Event",
@@ -67,9 +71,11 @@ __all__ = [
     "GapReason",
     "Grant",
     "GrantExpiredError",
+    "GrantRevokedError",
     "History",
     "HistoryBroker",
     "InvalidEventError",
+    "InvalidGrantError",
     "JetStreamBroker",
     "Lease",
     "Limits",

@@ -7,18 +7,20 @@ from typing import Any
 
 from .broker import Broker, HistoryBroker
 from .carrier import carry
-from .commands import tell
+from .commands import CONFIRM_TIMEOUT, CommandSender
 from .cors import Cors
 from .cursor import Position
-from .endpoint import SOFT_CAUSES, Endpoint, check_expiry, refused_for
-from .errors import CapExceededError, GrantExpiredError, NotRunningError, SlotsUnavailableError
+from .decision import ALWAYS_SOFT, REFUSED_ERRORS, check_expiry, refused_for
+from .endpoint import Endpoint, check_arguments
+from .errors import NotRunningError
 from .loop import loop_identity
 from .namespace import broker_in, slots_in
 from .probe import ProbeRule, Probes
 from .producer import produce
 from .publishing import event_of, publish_event
-from .reasons import EndReason, RefusalCause
+from .reasons import RefusalCause
 from .request import Authorize, Grant, check_channel
+from .revocation import Disconnected, Revocation
 from .run import Run
 from .settings import DrainPolicy, Limits, Timing
 from .slots import Slots
@@ -33,10 +35,12 @@ class LivePush:
     """Server push as an ASGI application: mount it, or put it in front of another with LivePushMiddleware.
 
     `authorize` decides about each request: it gets a StreamRequest and returns (or raises) a Grant
-    or a Refusal; it may be `async`. `slots` caps the open streams of a key. `soft_refusals` names
+    or a Refusal; it may be `async`. The HTTP errors of Starlette, FastAPI, Litestar, Quart and Django
+    mean what they say when it raises one. `slots` caps the open streams of a key. `soft_refusals` names
     the causes, of those that are not `authorize`'s own, which are answered 200 with a
-    `livepush.refused` event, so that `EventSource` comes back; a drain always is, and a full process
-    where a full cap is. Without
+    `livepush.refused` event, so that `EventSource` comes back; among them `RefusalCause.ERROR`, for an
+    `authorize` that raises or takes too long, otherwise a 500 or 503. A drain always is soft, and a full
+    process where a full cap is. Without
     `control_events` no `livepush.*` event is sent, and what they would tell ends the stream.
     `probe` decides, like `authorize` or with True and False, who may measure the way to a client
     with `python -m livepush_asgi doctor`; without it nobody may. `namespace` keeps applications apart that
@@ -66,7 +70,9 @@ class LivePush:
         namespace: str | None = None,
         inline_send: bool = True,
     ) -> None:
-        _check_arguments(broker, authorize, soft_refusals, probe)
+        if not isinstance(broker, Broker):
+            raise TypeError(f"{type(broker).__name__} is no Broker: it needs `publish` and `subscribe`")
+        check_arguments(authorize, soft_refusals, probe)
         self.broker = broker_in(broker, namespace)
         self.slots = slots_in(slots, namespace)
         self.timing = timing or Timing()
@@ -75,8 +81,9 @@ class LivePush:
         self.control_events = control_events
         self._inline = inline_send
         #: The causes of refusal that are answered 200 with a `livepush.refused` event.
-        self.soft_refusals = frozenset({*soft_refusals, RefusalCause.DRAIN})
+        self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
         self._tally = Tally()
+        self._sender = CommandSender()
         self._run: Run | None = None
         self._stopped_in: object = None
         self._endpoint = Endpoint(
@@ -177,24 +184,33 @@ class LivePush:
             self.publish, channel, items, event=event, end_event=end_event, patience=patience
         )
 
-    async def disconnect(self, *, slot_key: str | None = None, channel: str | None = None) -> None:
-        """End the live streams of a slot key, or on a channel (or both), in every process.
+    async def disconnect(
+        self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
+    ) -> Disconnected:
+        """End the streams of a slot key, or on a channel (or both), in every process; say what was reached.
 
-        They end with the reason `revoked`; the clients come back, and `authorize` decides anew. The
-        streams of this process end at once. Raises BrokerUnavailableError if the other processes
-        cannot be told.
+        They end with the reason `revoked`, behind what was published before, and at the latest after a
+        second; the clients come back, and `authorize` decides anew. A stream that is being opened at this
+        moment is authorized again before it is let in. Returns when every process that is known, or that the
+        broker counts, has confirmed that no matching stream is open any more, at the latest `timeout` seconds
+        after the command was sent: at once with one process. A process that could not be reached ends or
+        authorizes its streams again when it is back.
+
+        Raises InvalidGrantError for what no Grant can name, and BrokerUnavailableError if the other processes
+        cannot be told; the streams of this process have ended all the same.
         """
-        if slot_key is None and channel is None:
-            raise TypeError("disconnect needs a slot_key or a channel")
-        if self._run is not None and self._run.running:
-            self._run.end(self._run.matching(slot_key, channel), EndReason.REVOKED)
-        await tell(self.broker, "disconnect", slot_key=slot_key, channel=channel)
+        revocation = Revocation(slot_key, channel)
+        run = self._run
+        if run is not None and run.running and run.loop is loop_identity():
+            return await run.revoker.revoke(revocation, timeout)
+        return await self._sender.revoke(self.broker, revocation, timeout)
 
     async def open_stream(self, grant: Grant, *, last_event_id: str | None = None) -> tuple[Stream, Run]:
         """Open a stream that this application does not carry itself. The caller has to close it.
 
         Raises CapExceededError (ProcessFullError if the whole process is full), SlotsUnavailableError,
-        GrantExpiredError, and NotRunningError while draining.
+        GrantExpiredError, GrantRevokedError if `disconnect` named the stream meanwhile, and NotRunningError
+        while draining.
         """
         control_events = self.control_events if grant.control_events is None else grant.control_events
         run = await self._running()
@@ -203,11 +219,15 @@ class LivePush:
                 raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
             check_expiry(grant)
             with run.admission:
-                stream = await run.open(grant, control_events=control_events, last_event_id=last_event_id)
-            return stream, run
-        except (CapExceededError, SlotsUnavailableError, GrantExpiredError, NotRunningError) as error:
+                await run.revoker.listen()
+                decided_at = run.revoker.log.number
+                stream = await run.open(
+                    grant, decided_at=decided_at, control_events=control_events, last_event_id=last_event_id
+                )
+        except REFUSED_ERRORS as error:
             self._count_refusal(refused_for(error).cause)
             raise
+        return stream, run
 
     async def drain(self) -> None:
         """Refuse new streams and end the open ones, spread over the drain window. Returns when all have."""
@@ -251,9 +271,17 @@ class LivePush:
         """Start in the running event loop. Harmless when it runs there already."""
         self._stopped_in = None
         if self._run is None or self._run.ended or self._run.loop is not loop_identity():
-            parts = (self.broker, self.slots, self.timing, self.limits, self.drain_policy, self._tally)
-            self._run = Run(*parts, inline_send=self._inline)
-            self._run.launch()
+            self._run = run = Run(
+                self.broker,
+                self.slots,
+                self.timing,
+                self.limits,
+                self.drain_policy,
+                self._tally,
+                lambda request: self._endpoint.decider.decide_again(request, run),
+                inline_send=self._inline,
+            )
+            run.launch()
         await self._run.wait_started()
 
     async def stop(self) -> None:
@@ -282,18 +310,3 @@ class LivePush:
 
     def _count_refusal(self, cause: RefusalCause) -> None:
         self._tally.refused[cause] += 1
-
-
-def _check_arguments(
-    broker: object, authorize: object, soft_refusals: Collection[RefusalCause], probe: object
-) -> None:
-    if not isinstance(broker, Broker):
-        raise TypeError(f"{type(broker).__name__} is no Broker: it needs `publish` and `subscribe`")
-    if not callable(authorize):
-        raise TypeError(
-            "authorize is a function that returns a Grant or a Refusal; to let all in: public(...)"
-        )
-    if probe is not None and not callable(probe):
-        raise TypeError("probe is a function that says who may probe; to let all: lambda request: True")
-    if unknown := set(soft_refusals) - SOFT_CAUSES:
-        raise ValueError(f"these are no causes that can be chosen to be soft: {unknown}")

@@ -1,48 +1,218 @@
-"""Commands from process to process, over a channel of the broker: end these streams, give up these slots."""
+"""Commands from process to process, over a channel of the broker: end these streams, give up these slots.
+
+A command may ask for confirmations. They come on the reply channel, to which a process is subscribed only
+while it waits for some.
+"""
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable
+from os import urandom
+
+import anyio
 
 from .broker import Broker
 from .cursor import Position
-from .event import RESERVED_PREFIX, data_of
-from .outbox import Delivery
+from .errors import MessagesLostError
+from .event import RESERVED_PREFIX, data_of, from_payload, split_position
+from .loop import Waker, now
 from .reasons import GapReason
+from .revocation import Disconnected, Revocation
 from .turn import Batch
 
 logger = logging.getLogger("livepush_asgi")
 
+#: Every process with streams listens here. With history it has a log, so that no command is missed.
 COMMAND_CHANNEL = RESERVED_PREFIX + "commands"
+#: Confirmations, for the processes that wait for some. Nobody reads their log.
+REPLY_CHANNEL = RESERVED_PREFIX + "replies"
+
+# How long to wait for confirmations by default, in seconds.
+CONFIRM_TIMEOUT = 2.0
+# So long after the last confirmation nobody else is waited for where the broker does not count its
+# subscribers, in seconds.
+SETTLE_TIME = 0.2
+
+Arguments = dict[str, object]
 
 
-async def tell(broker: Broker, name: str, **arguments: object) -> None:
-    """Publish a command to every process, this one included. Raises BrokerUnavailableError."""
-    await broker.publish(COMMAND_CHANNEL, json.dumps({"command": name, **arguments}))
+def new_process() -> str:
+    """Return a name for this process, or for a component in it, that no other has."""
+    return urandom(8).hex()
 
 
-class CommandListener:
-    """A listener of the hub that carries out commands. One that cannot be read is logged, not raised."""
+async def tell(broker: Broker, command: str, **arguments: object) -> int:
+    """Publish a command to every process, this one included; return how many subscribers the broker counted.
 
-    def __init__(self, handlers: Mapping[str, Callable[[dict[str, object]], None]]) -> None:
-        self._handlers = handlers
+    Raises BrokerUnavailableError.
+    """
+    return await broker.publish(COMMAND_CHANNEL, json.dumps({"command": command, **arguments}))
+
+
+async def tell_revocation(broker: Broker, revocation: Revocation, id: str, process: str) -> int:
+    """Publish a revocation to every process; return how many subscribers the broker counted."""
+    return await tell(
+        broker,
+        "disconnect",
+        slot_key=revocation.slot_key,
+        channel=revocation.channel,
+        id=id,
+        process=process,
+        reply=REPLY_CHANNEL,
+    )
+
+
+async def confirm(broker: Broker, reply: str, id: str, process: str) -> None:
+    """Tell the sender of a command that it was carried out here. Raises BrokerUnavailableError."""
+    await broker.publish(reply, json.dumps({"id": id, "process": process}))
+
+
+def read(text: str) -> Arguments:
+    """Return what a process has sent. Raises ValueError if it cannot be read."""
+    arguments = json.loads(text)
+    if not isinstance(arguments, dict):
+        raise ValueError(f"a message between processes is a JSON object, not {text[:200]!r}")
+    return arguments
+
+
+class Call:
+    """A command that waits for confirmations: from all known processes, and as many as are counted."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self.id = urandom(8).hex()
+        self.confirmed: set[str] = set()
+        #: Who is known and has not confirmed yet.
+        self.missing = set(known)
+        self._count: int | None = None
+        self._changed = anyio.Event()
+
+    def expect(self, count: int, *, itself: bool) -> None:
+        """Take note of how many subscribers the broker counted, and whether the sender is one of them.
+
+        None at all may mean that the broker does not count.
+        """
+        self._count = count if itself or not count else count + 1
+        self._changed.set()
+
+    def confirm(self, process: str) -> None:
+        """Take note that a process has carried the command out."""
+        self.confirmed.add(process)
+        self.missing.discard(process)
+        self._changed.set()
+
+    def left(self, process: str) -> None:
+        """Take note that a process has ended: it will not confirm."""
+        self.missing.discard(process)
+        self._changed.set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether everybody has confirmed."""
+        return bool(self._count) and not self.missing and len(self.confirmed) >= (self._count or 0)
+
+    @property
+    def patience(self) -> float | None:
+        """How long to wait for another confirmation, in seconds; None where one is known to be missing."""
+        return SETTLE_TIME if self._count == 0 and not self.missing else None
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until it is complete, nobody else is likely to confirm, or the time is over."""
+        with anyio.move_on_after(timeout):
+            while not self.complete:
+                self._changed = anyio.Event()
+                with anyio.move_on_after(self.patience) as scope:
+                    await self._changed.wait()
+                if scope.cancelled_caught:
+                    return
+
+
+class CommandSender:
+    """Sends revocations for a program that runs no streams. It has no subscription between two of them."""
+
+    def __init__(self) -> None:
+        self._process = new_process()
+        # Of the processes that have confirmed before, so that they are waited for.
+        self._known: set[str] = set()
+        self._lock = anyio.Lock()
+
+    async def revoke(self, broker: Broker, revocation: Revocation, timeout: float) -> Disconnected:
+        """Have every process end streams, and wait for confirmations. Raises BrokerUnavailableError."""
+        # One at a time: a broker has one subscription to a channel.
+        async with self._lock:
+            call = Call(self._known)
+            subscription = await broker.subscribe(REPLY_CHANNEL)
+            try:
+                count = await tell_revocation(broker, revocation, call.id, self._process)
+                call.expect(count, itself=True)
+                deadline = now() + timeout
+                while not call.complete and (left := deadline - now()) > 0:
+                    patience = call.patience
+                    try:
+                        payload = await subscription.get_message(timeout=min(left, patience or left))
+                    except MessagesLostError:
+                        continue
+                    if payload is not None:
+                        _hear(payload, call)
+                    elif patience is not None:
+                        break
+            finally:
+                with anyio.move_on_after(timeout, shield=True):
+                    await subscription.close()
+            self._known = set(call.confirmed)
+        return Disconnected(0, len(call.confirmed))
+
+
+def _hear(payload: bytes, call: Call) -> None:
+    try:
+        arguments = read(data_of(from_payload(split_position(payload)[1])))
+    except ValueError:
+        logger.exception("a message of another process cannot be read")
+        return
+    if arguments.get("id") == call.id:
+        call.confirm(str(arguments.get("process")))
+
+
+class MessageListener:
+    """A listener of the hub that reads messages of other processes. What cannot be read is logged."""
 
     several = False
 
-    def receive(self, batch: Batch, /) -> None:
-        """Carry out commands."""
-        for delivery in batch.deliveries:
-            self._carry_out(delivery)
+    def __init__(
+        self,
+        obey: Callable[[Arguments], None],
+        subscribed: Callable[[], None] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._obey = obey
+        self._subscribed = subscribed
+        self._lost = lost
+        self._waiting: deque[bytes] = deque()
+        self._waker = Waker()
 
-    def _carry_out(self, delivery: Delivery) -> None:
-        try:
-            arguments = json.loads(data_of(delivery.block))
-            self._handlers[arguments.pop("command")](arguments)
-        except Exception:
-            logger.exception("a command on %r cannot be carried out", COMMAND_CHANNEL)
+    def receive(self, batch: Batch, /) -> None:
+        """Keep messages for `catch_up`: what this turn has brought for the streams comes first."""
+        self._waiting.extend(delivery.bare or delivery.block for delivery in batch.deliveries)
+        self._waker.wake()
+
+    async def serve(self) -> None:
+        """Carry out what comes, until cancelled."""
+        while True:
+            self.catch_up()
+            await self._waker.wait()
+
+    def catch_up(self) -> None:
+        """Carry out what has come."""
+        while self._waiting:
+            try:
+                self._obey(read(data_of(self._waiting.popleft())))
+            except Exception:
+                logger.exception("a message of another process cannot be carried out")
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
-        """Commands may have been lost: whoever sent one then was told that the broker was away."""
+        """Hear that messages may have been lost."""
+        self._lost()
 
     def subscribed(self, channel: str, /) -> None:
-        """Nothing waits for this."""
+        """Hear that messages are heard from now on."""
+        self._subscribed()

@@ -1,70 +1,28 @@
 """Endpoint: one HTTP request, from its method to its stream or its refusal."""
 
-import inspect
-import logging
-import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from .answers import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
-from .carrier import STREAM_HEADERS
+from .carrier import GONE, STREAM_HEADERS
 from .cors import Cors, RawHeader
-from .errors import (
-    AuthorizeError,
-    CapExceededError,
-    GrantExpiredError,
-    NotRunningError,
-    ProcessFullError,
-    SlotsUnavailableError,
-)
+from .decision import ALWAYS_SOFT, REFUSED_ERRORS, SOFT_CAUSES, Decider, Refused, refused_for
+from .errors import GrantRevokedError, NotRunningError
 from .probe import QUERY as PROBE
 from .probe import ProbePlan, Probes
 from .reasons import RefusalCause
-from .request import Authorize, Grant, Refusal, StreamRequest, is_foreign
+from .request import Authorize, Refusal, StreamRequest, is_foreign
 from .run import Run
 from .settings import Timing
 from .stream import Stream
 from .types import Receive, Scope, Send
+from .waiting import ClientLeftError
 
-logger = logging.getLogger("livepush_asgi")
-
-SOFT_CAUSES = frozenset({RefusalCause.CAP, RefusalCause.FULL, RefusalCause.SLOTS, RefusalCause.EXPIRED})
-
-
-class Refused(Exception):
-    """Raised on the way to a stream when there will be none."""
-
-    def __init__(self, refusal: Refusal, cause: RefusalCause) -> None:
-        self.refusal = refusal
-        self.cause = cause
-        super().__init__(str(refusal))
-
-
-def refused_for(
-    error: CapExceededError | SlotsUnavailableError | GrantExpiredError | NotRunningError,
-    soft_refusals: Collection[RefusalCause] = (),
-) -> Refused:
-    """Return how a client is refused because of an error on the way to its stream."""
-    if isinstance(error, ProcessFullError):
-        status, detail, cause = 429, "The server has all the streams it can hold.", RefusalCause.FULL
-    elif isinstance(error, CapExceededError):
-        status, detail, cause = 429, "Too many open streams.", RefusalCause.CAP
-    elif isinstance(error, SlotsUnavailableError):
-        status, detail, cause = 503, "The server cannot count its streams now.", RefusalCause.SLOTS
-    elif isinstance(error, GrantExpiredError):
-        status, detail, cause = 401, "The login has expired.", RefusalCause.EXPIRED
-    else:
-        status, detail, cause = 503, "The server is restarting.", RefusalCause.DRAIN
-    retry_after = getattr(error, "retry_after", None)
-    # Whoever spares a client the end at a full cap does so at a full process.
-    soft = cause in soft_refusals or (cause is RefusalCause.FULL and RefusalCause.CAP in soft_refusals)
-    return Refused(Refusal(status, detail, soft=soft, retry_after=retry_after), cause)
-
-
-def check_expiry(grant: Grant) -> None:
-    """Raise GrantExpiredError if the grant is over."""
-    if grant.expiry is not None and grant.expiry <= time.time():
-        raise GrantExpiredError("the grant was over before its stream was opened")
+# How often a decision is made that a revocation has outdated meanwhile.
+ATTEMPTS = 3
+# What nginx notes for a client that has left. It gets no answer, but middleware may want one.
+CLIENT_CLOSED_REQUEST = 499
 
 
 class Endpoint:
@@ -80,11 +38,11 @@ class Endpoint:
         count_refusal: Callable[[RefusalCause], None],
         probes: Probes | None = None,
     ) -> None:
-        self._authorize = authorize
         self._timing = timing
         self._cors = cors
         self._control_events = control_events
-        self._soft_refusals = frozenset(soft_refusals)
+        self._soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
+        self.decider = Decider(authorize, self._soft_refusals, timing.authorize_timeout)
         self._count_refusal = count_refusal
         self._probes = probes
 
@@ -103,11 +61,11 @@ class Endpoint:
             refusal = Refusal(405, headers={"allow": ALLOWED_METHODS.decode()})
             await refuse(send, refusal, headers)
         elif method == "HEAD":
-            await self._answer_head(request, headers, send)
+            await self._answer_head(await run(), request, headers, receive, send)
         elif self._probes is not None and PROBE in request.query:
             await self._answer_probe(self._probes, await run(), request, headers, receive, send)
         else:
-            return await self._answer_get(run, request, headers, send)
+            return await self._answer_get(run, request, headers, receive, send)
         return None
 
     async def _answer_options(self, request: StreamRequest, send: Send) -> None:
@@ -116,28 +74,47 @@ class Endpoint:
             headers += self._cors.preflight(request.headers.get("origin"))
         await answer(send, 204, headers)
 
-    async def _answer_head(self, request: StreamRequest, headers: list[RawHeader], send: Send) -> None:
+    async def _answer_head(
+        self,
+        run: Run | None,
+        request: StreamRequest,
+        headers: list[RawHeader],
+        receive: Receive,
+        send: Send,
+    ) -> None:
         try:
-            await self._decide(request)
+            await self.decider.decide(request, _taking(run), receive)
         except Refused as refused:
             await refuse(send, refused.refusal, headers, body=False)
-            return
-        await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except NotRunningError as error:
+            await refuse(send, refused_for(error).refusal, headers, body=False)
+        except ClientLeftError:
+            await _answer_nobody(send)
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _answer_get(
         self,
         run: "RunningGetter",
         request: StreamRequest,
         headers: list[RawHeader],
+        receive: Receive,
         send: Send,
     ) -> "Opened | None":
         try:
-            return Opened(await self._open(await run(), request), [*STREAM_HEADERS, *headers])
+            try:
+                return Opened(
+                    await self._open(_taking(await run()), request, receive), [*STREAM_HEADERS, *headers]
+                )
+            except REFUSED_ERRORS as error:
+                raise refused_for(error, self._soft_refusals) from error
         except Refused as refused:
             self._count_refusal(refused.cause)
             await self._refuse(refused, headers, send)
-            return None
+        except ClientLeftError:
+            await _answer_nobody(send)
+        return None
 
     async def _answer_probe(
         self,
@@ -150,45 +127,40 @@ class Endpoint:
     ) -> None:
         # Neither a stream nor a refused one: a probe is no client, and shows in no number.
         try:
-            if run is None or run.draining:
-                raise refused_for(NotRunningError(), self._soft_refusals)
+            run = _taking(run)
             plan = await _plan_of(probes, request)
+        except NotRunningError as error:
+            await self._refuse(refused_for(error), headers, send)
+            return
         except Refused as refused:
             await self._refuse(refused, headers, send)
             return
         await probes.carry(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
 
-    async def _open(self, run: Run | None, request: StreamRequest) -> Stream:
-        if run is None or run.draining:
-            raise refused_for(NotRunningError(), self._soft_refusals)
-        try:
-            with run.admission:
-                grant = await self._decide(request)
-                events = self._control_events if grant.control_events is None else grant.control_events
-                return await run.open(grant, control_events=events, last_event_id=request.last_event_id)
-        except (CapExceededError, SlotsUnavailableError) as error:
-            raise refused_for(error, self._soft_refusals) from error
+    async def _open(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
+        with run.admission:
+            return await self._open_admitted(run, request, receive)
 
-    async def _decide(self, request: StreamRequest) -> Grant:
-        try:
-            decision = self._authorize(request)
-            if not isinstance(decision, Grant) and inspect.isawaitable(decision):
-                decision = await decision
-        except Refusal as refusal:
-            decision = refusal
-        except Exception:
-            logger.exception("authorize raised; the client got a 500")
-            raise Refused(Refusal(500), RefusalCause.AUTHORIZE) from None
-        if isinstance(decision, Refusal):
-            raise Refused(decision, RefusalCause.AUTHORIZE)
-        if not isinstance(decision, Grant):
-            _log_wrong_decision(decision)
-            raise Refused(Refusal(500), RefusalCause.AUTHORIZE)
-        try:
-            check_expiry(decision)
-        except GrantExpiredError as error:
-            raise refused_for(error, self._soft_refusals) from None
-        return decision
+    async def _open_admitted(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
+        for attempts_left in reversed(range(ATTEMPTS)):
+            if not run.revoker.listening:
+                await run.revoker.listen()
+            decided_at = run.revoker.log.number
+            grant = await self.decider.decide(request, run, receive)
+            control_events = self._control_events if grant.control_events is None else grant.control_events
+            try:
+                return await run.open(
+                    grant,
+                    decided_at=decided_at,
+                    control_events=control_events,
+                    last_event_id=request.last_event_id,
+                    request=request,
+                    receive=receive,
+                )
+            except GrantRevokedError:
+                if not attempts_left:
+                    raise
+        raise AssertionError
 
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
         refusal = refused.refusal
@@ -214,6 +186,19 @@ class RunningGetter(Protocol):
         ...
 
 
+def _taking(run: Run | None) -> Run:
+    """Return the run if it takes new streams. Raises NotRunningError."""
+    if run is None or run.draining:
+        raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+    return run
+
+
+async def _answer_nobody(send: Send) -> None:
+    """Answer a client that has left."""
+    with suppress(*GONE):
+        await refuse(send, Refusal(CLIENT_CLOSED_REQUEST), [])
+
+
 async def _plan_of(probes: Probes, request: StreamRequest) -> ProbePlan:
     try:
         return await probes.plan(request)
@@ -221,9 +206,13 @@ async def _plan_of(probes: Probes, request: StreamRequest) -> ProbePlan:
         raise Refused(refusal, RefusalCause.AUTHORIZE) from None
 
 
-def _log_wrong_decision(decision: object) -> None:
-    error = AuthorizeError(
-        f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
-        "Is a `return` missing, or an `await` in front of what it calls?"
-    )
-    logger.error("%s", error)
+def check_arguments(authorize: object, soft_refusals: Collection[RefusalCause], probe: object) -> None:
+    """Raise for what an endpoint cannot be made of."""
+    if not callable(authorize):
+        raise TypeError(
+            "authorize is a function that returns a Grant or a Refusal; to let all in: public(...)"
+        )
+    if probe is not None and not callable(probe):
+        raise TypeError("probe is a function that says who may probe; to let all: lambda request: True")
+    if unknown := set(soft_refusals) - SOFT_CAUSES:
+        raise ValueError(f"these are no causes that can be chosen to be soft: {unknown}")

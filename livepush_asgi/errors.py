@@ -2,6 +2,7 @@
 
 LivePushError
 ├── InvalidEventError         an event that would break the stream (also a ValueError)
+├── InvalidGrantError         a channel name, slot key or replay that no grant can have (also a ValueError)
 ├── CapExceededError          no slot is free for this key
 │   └── ProcessFullError      the process has all the streams that it may have
 ├── SlotsUnavailableError     the slot store is away and the cap fails closed
@@ -10,6 +11,7 @@ LivePushError
 ├── MessagesLostError         messages of a subscription may have been lost; it goes on
 ├── SubscriptionClosedError   a closed subscription was read
 ├── GrantExpiredError         a stream was asked for with a grant that is over
+├── GrantRevokedError         a stream was revoked while it was being opened
 ├── AuthorizeError            `authorize` returned something else than a Grant or a Refusal
 └── NotRunningError           LivePush was used after it stopped
 """
@@ -21,6 +23,13 @@ class LivePushError(Exception):
 
 class InvalidEventError(LivePushError, ValueError):
     """Raised when an event cannot be written as an event stream and read back unchanged."""
+
+
+class InvalidGrantError(LivePushError, ValueError):
+    """Raised for text that cannot name a channel or a slot key, and for other terms a client may send.
+
+    Raised inside `authorize` it becomes that client's 400.
+    """
 
 
 class CapExceededError(LivePushError):
@@ -83,6 +92,10 @@ class SubscriptionClosedError(LivePushError):
 
 class GrantExpiredError(LivePushError):
     """Raised when a stream is opened with a grant whose `expires_at` is past."""
+
+
+class GrantRevokedError(LivePushError):
+    """Raised when `disconnect` named a stream while it was being opened."""
 
 
 class AuthorizeError(LivePushError, TypeError):

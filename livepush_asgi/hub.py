@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 
 from .broker import READ_BYTES, Broker, HistoryBroker, Page
 from .clock import Clock, Timer
+from .commands import COMMAND_CHANNEL
 from .cursor import Position
 from .event import RESERVED_PREFIX
 from .logged_topic import LoggedTopic
@@ -78,7 +79,7 @@ class Hub:
     @property
     def delivered(self) -> int:
         """How many events were put into outboxes since the start."""
-        return self._delivered_before + sum(topic.delivered for topic in self._topics.values())
+        return self._delivered_before + sum(_delivered_by(topic) for topic in self._topics.values())
 
     @property
     def healthy(self) -> bool:
@@ -105,6 +106,11 @@ class Hub:
         """Return whether the channel is, or once was, subscribed."""
         topic = self._topics.get(channel)
         return topic is not None and topic.ready
+
+    def listeners(self, channel: str) -> tuple[Listener, ...]:
+        """Return who listens to the channel."""
+        topic = self._topics.get(channel)
+        return () if topic is None else topic.hearers()
 
     def end_of(self, channel: str) -> Position | None:
         """Return up to where this process has delivered the channel's log, None if it has none."""
@@ -171,7 +177,9 @@ class Hub:
                 closing.start_soon(topic.close)
 
     def _make(self, channel: str) -> Topic:
-        if self._log is None or channel.startswith(RESERVED_PREFIX):
+        # Commands are read from their log where there is one; nobody reads the others of the component's own.
+        reserved = channel.startswith(RESERVED_PREFIX) and channel != COMMAND_CHANNEL
+        if self._log is None or reserved:
             return Topic(channel, self._broker, self._turn, self._watch)
         topic = LoggedTopic(channel, self._log, self._turn, self._watch, self._spawn)
         topic.check_at = self._next_check()
@@ -224,7 +232,7 @@ class Hub:
     def _forget(self, topic: Topic) -> None:
         """Have a channel closed that nobody listens to. The next listener gets a new topic."""
         del self._topics[topic.channel]
-        self._delivered_before += topic.delivered
+        self._delivered_before += _delivered_by(topic)
         self._failing.discard(topic)
         topic.closed = True
         self._closing.setdefault(topic.channel, _Closing()).count += 1
@@ -256,3 +264,8 @@ class Hub:
             if not self._failing:
                 logger.error("cannot subscribe at the broker, trying until it works: %s", topic.error)
             self._failing.add(topic)
+
+
+def _delivered_by(topic: Topic) -> int:
+    # What processes tell each other is no event.
+    return 0 if topic.channel.startswith(RESERVED_PREFIX) else topic.delivered

@@ -9,20 +9,23 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from weakref import WeakSet
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
 from .broker import Broker
+from .commands import CONFIRM_TIMEOUT, CommandSender
 from .cursor import Position
 from .namespace import broker_in, check_namespace
 from .publishing import event_of, publish_event
 from .request import check_channel
+from .revocation import Disconnected, Revocation
 
 Opened = Broker | AbstractAsyncContextManager[Broker]
 MakeBroker = Callable[[], Opened | Awaitable[Opened]]
+T = TypeVar("T")
 
 
 class Publisher:
@@ -77,27 +80,23 @@ class Publisher:
 
         Raises RuntimeError on the thread of an event loop, which it would stop.
         """
-        if _in_event_loop():
-            raise RuntimeError(
-                "Publisher.publish blocks, and this thread runs an event loop: use `await push.publish(...)`"
-            )
         check_channel(channel)
         item = event_of(data, event, id, retry)
-        desk = self._borrow()
-        try:
-            return desk.call(
-                partial(
-                    publish_event,
-                    desk.broker,
-                    channel,
-                    item,
-                    idempotency_key=idempotency_key,
-                    expected=expected,
-                    patience=patience,
-                )
-            )
-        finally:
-            self._give_back(desk)
+        publish = partial(
+            publish_event, idempotency_key=idempotency_key, expected=expected, patience=patience
+        )
+        return self._call("publish", lambda desk: publish(desk.broker, channel, item))
+
+    def disconnect(
+        self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
+    ) -> Disconnected:
+        """End the streams of a slot key, or on a channel (or both), as `LivePush.disconnect` does.
+
+        Blocks until the processes have confirmed, at most about `timeout` seconds. `streams` is 0: none is
+        here. Raises RuntimeError on the thread of an event loop, which it would stop.
+        """
+        revocation = Revocation(slot_key, channel)
+        return self._call("disconnect", lambda desk: desk.sender.revoke(desk.broker, revocation, timeout))
 
     def close(self) -> None:
         """Wait for what other threads publish, and end the event loop. The next publish begins anew."""
@@ -107,6 +106,18 @@ class Publisher:
                 return
             self._changed.wait_for(lambda: not desk.borrowed)
         desk.close()
+
+    def _call(self, name: str, function: Callable[["_Desk"], Awaitable[T]]) -> T:
+        """Await what the function returns for the desk, in its event loop."""
+        if _in_event_loop():
+            raise RuntimeError(
+                f"Publisher.{name} blocks, and this thread runs an event loop: use `await push.{name}(...)`"
+            )
+        desk = self._borrow()
+        try:
+            return desk.call(partial(function, desk))
+        finally:
+            self._give_back(desk)
 
     def _borrow(self) -> "_Desk":
         with self._changed:
@@ -134,6 +145,7 @@ class _Desk:
     def __init__(self, make_broker: MakeBroker, namespace: str | None) -> None:
         #: How many threads are publishing.
         self.borrowed = 0
+        self.sender = CommandSender()
         with ExitStack() as stack:
             self._portal = self._start()
             stack.callback(self._stop)
@@ -157,9 +169,9 @@ class _Desk:
         self._portal.call(self._portal.stop)
         self._thread.join()
 
-    def call(self, publish: Callable[[], Awaitable[str | None]]) -> str | None:
-        """Publish in the event loop, and wait for it."""
-        return self._portal.call(publish)
+    def call(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Call a function in the event loop, and wait for what it returns."""
+        return self._portal.call(function)
 
     def close(self) -> None:
         """Leave the broker and end the event loop."""

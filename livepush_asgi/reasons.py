@@ -48,6 +48,8 @@ class RefusalCause(Enum):
 
     #: `authorize` said so.
     AUTHORIZE = "authorize"
+    #: `authorize` raised, took too long, or returned something else than a Grant or a Refusal.
+    ERROR = "error"
     #: Every slot of its key is taken.
     CAP = "cap"
     #: The process has as many streams as `Limits.streams` allows.
@@ -58,6 +60,8 @@ class RefusalCause(Enum):
     DRAIN = "drain"
     #: The login had already ended.
     EXPIRED = "expired"
+    #: `LivePush.disconnect` named it again and again while it was being opened.
+    REVOKED = "revoked"
 
 
 class StreamState(Enum):

@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import parse_qsl
 
 from .cursor import MOST_POSITIONS
+from .errors import InvalidGrantError
 from .event import RESERVED_PREFIX
 from .types import Scope
 
@@ -122,6 +123,9 @@ class Grant:
     event, unless it resumed, and again after a gap: it returns (or awaits) the state as one event or
     several, an Event or what an Event takes as data. State, then changes, with no race between them:
     what changes while it is read is delivered afterwards.
+
+    Raises InvalidGrantError, a ValueError, for text that names no channel or slot key, and TypeError
+    for a name that is no text.
     """
 
     channels: str | Iterable[str]
@@ -136,13 +140,15 @@ class Grant:
         for channel in given:
             check_channel(channel)
         if not given:
-            raise ValueError("a Grant names at least one channel; to let nobody in, return a Refusal")
+            raise InvalidGrantError("a Grant names at least one channel; to let nobody in, return a Refusal")
         if len(given) > MOST_POSITIONS:
-            raise ValueError(f"a stream has at most {MOST_POSITIONS} channels, or its id outgrows a header")
+            raise InvalidGrantError(
+                f"a stream has at most {MOST_POSITIONS} channels, or its id outgrows a header"
+            )
         object.__setattr__(self, "channels", given if len(given) == 1 else tuple(dict.fromkeys(given)))
         _check_replay(self.replay)
-        if self.slot_key is not None and (not isinstance(self.slot_key, str) or not self.slot_key):
-            raise ValueError(f"a slot key is a non-empty str or None, not {self.slot_key!r}")
+        if self.slot_key is not None:
+            check_slot_key(self.slot_key)
         if self.expires_at is not None:
             object.__setattr__(self, "expires_at", _timestamp(self.expires_at))
 
@@ -215,21 +221,39 @@ def public(*channels: str, slot_key: str | None = None) -> Authorize:
 
 
 def check_channel(channel: object) -> None:
-    """Raise for what cannot name a channel of an application."""
+    """Raise InvalidGrantError for text that cannot name a channel, TypeError for what is no text."""
     if not isinstance(channel, str):
         raise TypeError(f"a channel is named by a str, not {type(channel).__name__}")
     if not channel:
-        raise ValueError("a channel name is not empty")
+        raise InvalidGrantError("a channel name is not empty")
     if channel.startswith(RESERVED_PREFIX):
-        raise ValueError(f"channel names that begin with {RESERVED_PREFIX!r} are the component's own")
-    channel.encode()
+        raise InvalidGrantError(f"channel names that begin with {RESERVED_PREFIX!r} are the component's own")
+    _check_text("channel name", channel)
+
+
+def check_slot_key(slot_key: object) -> None:
+    """Raise InvalidGrantError for text that cannot be a slot key, TypeError for what is no text."""
+    if not isinstance(slot_key, str):
+        raise TypeError(f"a slot key is a str, or None for no slot, not {type(slot_key).__name__}")
+    if not slot_key:
+        raise InvalidGrantError("a slot key is not empty; None takes no slot")
+    _check_text("slot key", slot_key)
+
+
+def _check_text(what: str, text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidGrantError(f"a {what} with a lone surrogate is no text: {text[:200]!r}") from None
 
 
 def _check_replay(replay: object) -> None:
     if replay in ("new", "last", "all"):
         return
     if isinstance(replay, bool) or not isinstance(replay, int) or replay < 0:
-        raise ValueError(f"replay is 'new', 'last', 'all' or a number of events, not {replay!r}")
+        raise InvalidGrantError(f"replay is 'new', 'last', 'all' or a number of events, not {replay!r:.200}")
 
 
 def _timestamp(moment: datetime | float) -> float:

@@ -3,26 +3,31 @@
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
 from .admission import Admission
-from .broker import Broker
+from .broker import Broker, HistoryBroker
 from .clock import Clock
-from .commands import COMMAND_CHANNEL, CommandListener, tell
 from .connection import Connections
 from .drain import SignalWatch
+from .errors import GrantRevokedError, NotRunningError, SlotsUnavailableError
 from .hub import Hub
 from .loop import loop_identity, make_alarm, spawn, threadsafe_caller
+from .open_streams import Opening, OpenStreams
 from .reasons import EndReason
-from .request import Grant
+from .request import Grant, StreamRequest
+from .review import Reauthorize, Review
+from .revoker import Revoker
 from .settings import DrainPolicy, Limits, Timing
-from .slots import Lease, Slots
+from .slots import Lease, MemorySlotCap, Slots
 from .statistics import Tally
 from .stream import Stream
+from .types import Receive
+from .waiting import Waits
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -47,6 +52,7 @@ class Run:
         limits: Limits,
         drain_policy: DrainPolicy,
         tally: Tally,
+        reauthorize: Reauthorize,
         inline_send: bool = True,
     ) -> None:
         self.inline_send = inline_send
@@ -55,7 +61,8 @@ class Run:
         self.clock = Clock()
         self.alarm = make_alarm()
         self.connections = Connections(self.clock, timing)
-        self.streams: set[Stream] = set()
+        self._open = OpenStreams()
+        self.streams = self._open.all
         #: To be entered around the opening of a stream, and what is awaited before it.
         self.admission = Admission(limits.streams, self.streams)
         #: Whether it has started and not ended. Every request asks.
@@ -67,6 +74,11 @@ class Run:
         self._inbox: deque[Callable[[], object]] = deque()
         self._bell = anyio.Event()
         self.hub: Hub
+        #: What requests wait for on their way to a stream.
+        self.waits: Waits
+        self.revoker: Revoker
+        self._review: Review
+        self._reauthorize = reauthorize
         self._tasks: TaskGroup
         self._broker = broker
         self._slots = slots
@@ -80,7 +92,6 @@ class Run:
         self._ended = anyio.Event()
         self._drained = anyio.Event()
         self._empty = anyio.Event()
-        self._commands = CommandListener({"disconnect": self._on_disconnect, "replaced": self._on_replaced})
 
     @property
     def ended(self) -> bool:
@@ -110,14 +121,29 @@ class Run:
         self._inbox.append(function)
         self._call_loop(lambda: self._bell.set())
 
-    async def open(self, grant: Grant, *, control_events: bool, last_event_id: str | None = None) -> Stream:
+    async def open(
+        self,
+        grant: Grant,
+        *,
+        decided_at: int,
+        control_events: bool,
+        last_event_id: str | None = None,
+        request: StreamRequest | None = None,
+        receive: Receive | None = None,
+    ) -> Stream:
         """Take a slot and return a stream that listens already. The caller has to close it.
 
-        Raises CapExceededError and SlotsUnavailableError.
+        `decided_at` is `revoker.log.number` from before the decision, once `revoker.listen` had returned.
+        The `request` is what the stream can be authorized by again. Raises CapExceededError,
+        SlotsUnavailableError, NotRunningError, GrantRevokedError if a revocation after `decided_at` matches,
+        and ClientLeftError. Nothing is taken then.
         """
-        opening = _Opening()
-        lease = await self._take(grant, opening)
+        self._check(grant, decided_at, request)
+        opening = Opening()
+        lease = await self._take(grant, opening, receive)
         try:
+            # It may have waited.
+            self._check(grant, decided_at, request)
             stream = Stream(self, grant, control_events=control_events, last_event_id=last_event_id)
         except BaseException:
             if lease is not None:
@@ -125,36 +151,25 @@ class Run:
             raise
         stream.lease = lease
         opening.became(stream, lease)
-        self._admit(stream)
+        self._open.add(stream)
+        self.revoker.opened(stream, request)
+        self._tally.opened += 1
         return stream
 
     def closed(self, stream: Stream) -> None:
         """Hear that a stream has given everything back."""
-        self.streams.discard(stream)
+        self._open.discard(stream)
+        self._review.forget(stream)
         assert stream.reason is not None
         self._tally.ended[stream.reason] += 1
         if not self.streams:
-            self.hub.detach(COMMAND_CHANNEL, self._commands)
             self._empty.set()
-
-    def end(self, streams: Iterable[Stream], reason: EndReason) -> None:
-        """Have these streams end."""
-        for stream in list(streams):
-            stream.end(reason)
-
-    def matching(self, slot_key: object, channel: object) -> list[Stream]:
-        """Return the streams of a slot key, on a channel, or both."""
-        return [
-            stream
-            for stream in self.streams
-            if (slot_key is None or stream.grant.slot_key == slot_key)
-            and (channel is None or channel in stream.grant.channel_names)
-        ]
 
     def drain_soon(self) -> None:
         """Refuse new streams from now on, and end the open ones within the window."""
         if not self.draining and self.running:
             self.draining = True
+            self.waits.give_up()
             self._tasks.start_soon(self._drain)
 
     async def drain(self) -> None:
@@ -166,9 +181,7 @@ class Run:
     async def _main(self) -> None:
         try:
             async with anyio.create_task_group() as self._tasks:
-                self.hub = Hub(
-                    self._broker, self.clock, self._tasks, self.timing.linger, self.call_threadsafe
-                )
+                self._furnish()
                 self._tasks.start_soon(self.clock.run, name="livepush clock")
                 if self._drain_policy.signals:
                     self._signals.install()
@@ -185,6 +198,15 @@ class Run:
             self._ended.set()
             self._started.set()
             self._signals.release(ending=True)
+
+    def _furnish(self) -> None:
+        tasks, broker = self._tasks, self._broker
+        self.hub = Hub(broker, self.clock, tasks, self.timing.linger, self.call_threadsafe)
+        self.waits = Waits(self.alarm, tasks)
+        once = isinstance(broker, HistoryBroker)
+        self._review = Review(self._open, self.clock, tasks, self._reauthorize, once=once)
+        subscribe_timeout = self.timing.subscribe_timeout
+        self.revoker = Revoker(broker, self.hub, tasks, self._open, self._review, subscribe_timeout)
 
     def _on_signal(self) -> None:
         self.drain_soon()
@@ -208,6 +230,7 @@ class Run:
                 self._inbox.popleft()()
 
     async def _clean_up(self) -> None:
+        self.waits.give_up()
         for stream in list(self.streams):
             stream.abort(EndReason.DRAIN)
         self._drained.set()
@@ -216,6 +239,7 @@ class Run:
             await self.hub.aclose()
             if self._slots is not None:
                 await self._slots.aclose()
+            await self.revoker.leave()
 
     async def _drain(self) -> None:
         # Streams that end by themselves need a moment after their time has come: the last part of the
@@ -234,57 +258,29 @@ class Run:
         self._drained.set()
         await self._pass_signals_on()
 
-    async def _take(self, grant: Grant, opening: "_Opening") -> Lease | None:
-        if grant.slot_key is None or self._slots is None:
+    def _check(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
+        if self.draining or not self.running:
+            raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+        log = self.revoker.log
+        if log.number != decided_at and log.outdates(decided_at, grant, request):
+            raise GrantRevokedError("the stream was revoked while it was being opened")
+
+    async def _take(self, grant: Grant, opening: Opening, receive: Receive | None) -> Lease | None:
+        slots = self._slots
+        if grant.slot_key is None or slots is None:
             return None
-        lease = await self._slots.take(grant.slot_key, opening.replace)
-        if lease.replaced:
-            self._tasks.start_soon(self._tell_replaced, lease.replaced)
+        take = slots.take(grant.slot_key, opening.replace)
+        if type(slots) is MemorySlotCap:
+            # It never waits.
+            lease = await take
+        else:
+            timeout = self.timing.authorize_timeout
+            try:
+                lease = await self.waits.result(
+                    take, receive=receive, timeout=timeout, discard=Lease.give_back
+                )
+            except TimeoutError as error:
+                raise SlotsUnavailableError(f"no answer about a slot within {timeout} s") from error
+        if lease.replaced and self.running:
+            self._tasks.start_soon(self.revoker.tell_replaced, lease)
         return lease
-
-    async def _tell_replaced(self, ids: tuple[str, ...]) -> None:
-        try:
-            await tell(self._broker, "replaced", leases=list(ids))
-        except Exception as error:
-            # The processes that hold those slots learn it at their next renewal.
-            logger.warning("cannot announce that a slot was replaced: %s", error)
-
-    def _admit(self, stream: Stream) -> None:
-        if not self.streams:
-            self.hub.attach(COMMAND_CHANNEL, self._commands)
-        self.streams.add(stream)
-        self._tally.opened += 1
-        if self.draining:
-            # It was let in while the drain began.
-            stream.end(EndReason.DRAIN)
-
-    def _on_disconnect(self, arguments: dict[str, object]) -> None:
-        found = self.matching(arguments.get("slot_key"), arguments.get("channel"))
-        self.end(found, EndReason.REVOKED)
-
-    def _on_replaced(self, arguments: dict[str, object]) -> None:
-        leases = arguments["leases"]
-        assert isinstance(leases, list)
-        replaced = set(leases)
-        self.end([s for s in self.streams if s.lease and s.lease.id in replaced], EndReason.REPLACED)
-
-
-class _Opening:
-    """Stands for a stream between taking its slot and being made: the slot may be replaced by then."""
-
-    def __init__(self) -> None:
-        self._stream: Stream | None = None
-        self._replaced = False
-
-    def became(self, stream: Stream, lease: Lease | None) -> None:
-        self._stream = stream
-        if lease is not None and lease.on_replaced is not None:
-            # This one is needed no more then, unless the cap has kept what it was given.
-            lease.on_replaced = stream.replaced
-        if self._replaced:
-            stream.replaced()
-
-    def replace(self) -> None:
-        self._replaced = True
-        if self._stream is not None:
-            self._stream.replaced()

@@ -12,6 +12,7 @@ from .app import LivePush
 from .broker import Broker
 from .carrier import STREAM_HEADERS, RawHeaders, carry
 from .connection import Limited
+from .errors import GrantRevokedError, LivePushError, NotRunningError
 from .reasons import EndReason
 from .request import Grant, Refusal, StreamRequest
 from .run import Run
@@ -169,8 +170,9 @@ class SSEStreamService:
     ) -> SSEStream:
         """Take a slot, subscribe, and return the stream.
 
-        Raises CapExceededError when the cap is full, before anything else is taken, and what the
-        broker raises when it cannot subscribe. `is_disconnected` is asked twice a second; leave it
+        Raises CapExceededError when the cap is full, before anything else is taken, what the broker raises
+        when it cannot subscribe, GrantRevokedError if `disconnect` named the stream meanwhile, and
+        NotRunningError while draining. `is_disconnected` is asked twice a second; leave it
         out where the framework cancels or closes the body when the client has gone. `last_event_id` is
         what the client sent as such: without it, a client that comes back is not told what it missed.
         `client` is what `scope["client"]` says: known, it is noticed when it vanishes while nothing is sent
@@ -191,6 +193,9 @@ class SSEStreamService:
         try:
             if (failure := await run.hub.wait_attempted(grant.channel_names)) is not None:
                 raise failure
+            if stream.finished:
+                # Meanwhile it was cut: by a revocation, or because the process ends.
+                raise _refused_by(stream.reason)
         except BaseException as error:
             # Cancelled by a framework whose client has left already: many do, where many come at once.
             left = isinstance(error, anyio.get_cancelled_exc_class())
@@ -207,6 +212,12 @@ class SSEStreamService:
     def statistics(self) -> Statistics:
         """Return the numbers to watch."""
         return self.push.statistics()
+
+
+def _refused_by(reason: EndReason | None) -> LivePushError:
+    if reason is EndReason.REVOKED:
+        return GrantRevokedError("the stream was revoked while it was being opened")
+    return NotRunningError("no new streams: this process is giving up its streams, or has stopped")
 
 
 def _nobody(request: StreamRequest) -> Refusal:

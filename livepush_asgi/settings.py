@@ -27,6 +27,7 @@ class Timing:
     one and a half reconnects a second.
     `subscribe_timeout`: how long a new stream waits for the broker before it opens all the same.
     `snapshot_timeout`: a snapshot callback that takes longer is cancelled, and its stream ends as `error`.
+    `authorize_timeout`: how long `authorize` may take, and how long a slot; the client is refused then.
     `linger`: a channel stays subscribed for so long after its last stream has gone.
     """
 
@@ -36,12 +37,14 @@ class Timing:
     max_lifetime: float | None = 7200.0
     subscribe_timeout: float = 2.0
     snapshot_timeout: float = 60.0
+    authorize_timeout: float = 10.0
     linger: float = 5.0
 
     def __post_init__(self) -> None:
         _positive("send_timeout", self.send_timeout)
         _positive("subscribe_timeout", self.subscribe_timeout)
         _positive("snapshot_timeout", self.snapshot_timeout)
+        _positive("authorize_timeout", self.authorize_timeout)
         _positive("retry", self.retry)
         for name in ("heartbeat_interval", "max_lifetime"):
             if getattr(self, name) is not None:

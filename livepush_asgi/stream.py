@@ -29,9 +29,9 @@ from .turn import Batch
 
 logger = logging.getLogger("livepush_asgi")
 
-# What waits is still sent before these endings. Not so where the client has lost its right to it
-# (expired, revoked) or does not take it (slow).
-_FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED})
+# What waits is still sent before these endings: what was published before a revocation is the client's. Not
+# so where its login is over (expired) or it does not take it (slow).
+_FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED, EndReason.REVOKED})
 
 
 class Owner(Protocol):

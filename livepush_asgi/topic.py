@@ -184,7 +184,9 @@ class Topic:
 
     async def close(self) -> None:
         """Give the subscription back. Bounded in time; never raises but when cancelled."""
-        self.closed = True
+        self.closed = self._was_attempted = True
+        if self._attempted is not None:
+            self._attempted.set()
         await self._forget_subscription()
 
     async def _subscribe(self) -> bool:

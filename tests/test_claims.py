@@ -410,10 +410,10 @@ async def test_heartbeats_and_endings_go_on_while_history_hangs() -> None:
 
 
 class LateBroker(MemoryBroker):
-    """Takes a second to subscribe."""
+    """Takes a second to subscribe a channel of the application."""
 
     async def subscribe(self, channel: str) -> Subscription:
-        await anyio.sleep(1)
+        await anyio.sleep(channel == "c")
         return await super().subscribe(channel)
 
 

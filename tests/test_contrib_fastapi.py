@@ -5,6 +5,7 @@ In memory, so on both event loops. Real servers: `test_frameworks.py`.
 
 import gc
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Annotated
@@ -46,11 +47,15 @@ class House:
         self.slots = MemorySlotCap(1)
         self.service = SSEStreamService(self.broker, self.slots)
         self.log: list[str] = []
+        self.expires_at: float | None = None
+
+    def grant(self) -> Grant:
+        return Grant(channels="c", slot_key="k", expires_at=self.expires_at)
 
 
 def starlette_app(house: House, *middleware: Middleware) -> ASGIApp:
     async def route(request: Request) -> Response:
-        return await for_starlette.sse_streaming_response(house.service, request, channel="c", slot_key="k")
+        return await for_starlette.sse_streaming_response(house.service, request, grant=house.grant())
 
     return Starlette(routes=[Route("/route", route)], middleware=middleware)
 
@@ -60,7 +65,7 @@ def fastapi_app(house: House, *middleware: Middleware) -> ASGIApp:
 
     @app.get("/route")
     async def route(request: Request) -> Response:
-        return await for_fastapi.sse_streaming_response(house.service, request, channel="c", slot_key="k")
+        return await for_fastapi.sse_streaming_response(house.service, request, grant=house.grant())
 
     return app
 
@@ -104,6 +109,28 @@ async def test_an_absent_broker_is_a_503(make_app: Callable[..., ASGIApp], house
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
     assert b"secret" not in answer.body
     assert house.slots.held("k") == 0
+
+
+async def test_a_grant_that_has_expired_is_a_401(make_app: Callable[..., ASGIApp], house: House) -> None:
+    house.expires_at = time.time() - 1
+    async with Client(make_app(house)) as client:
+        answer = await client.request("GET", "/route")
+    assert answer.status == 401
+    assert "retry-after" not in answer.headers
+
+
+@pytest.mark.parametrize("channel", ["", "livepush.commands"])
+async def test_a_channel_of_the_client_that_names_none_is_a_400(
+    channel: str, house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def route(request: Request) -> Response:
+        name = request.query_params["channel"]
+        return await for_starlette.sse_streaming_response(house.service, request, channel=name)
+
+    async with Client(Starlette(routes=[Route("/route", route)])) as client:
+        answer = await client.request("GET", "/route", query={"channel": channel})
+    assert (answer.status, answer.body) == (400, b"The request names no valid channel or key.")
+    assert caplog.records == []
 
 
 async def test_a_route_of_an_ending_process_tells_its_clients_to_come_back(
@@ -185,7 +212,7 @@ async def test_a_client_that_comes_back_to_a_route_is_told_what_it_may_have_miss
 
 async def test_a_response_that_somebody_drops_gives_its_slot_back(house: House) -> None:
     async def route(request: Request) -> Response:
-        await for_starlette.sse_streaming_response(house.service, request, channel="c", slot_key="k")
+        await for_starlette.sse_streaming_response(house.service, request, grant=house.grant())
         return PlainTextResponse("never mind")
 
     async with Client(Starlette(routes=[Route("/route", route)])) as client:

@@ -44,14 +44,17 @@ class House:
         self.slots = MemorySlotCap(1)
         self.service = SSEStreamService(self.broker, self.slots)
         self.log: list[str] = []
+        self.expires_at: float | None = None
+
+    def grant(self) -> Grant:
+        return Grant(channels=["c", "d"], slot_key="k", expires_at=self.expires_at)
 
 
 HOUSE = House()
 
 
 async def django_route(request: HttpRequest) -> HttpResponseBase:
-    grant = Grant(channels=["c", "d"], slot_key="k")
-    return await for_django.sse_streaming_response(HOUSE.service, request, grant=grant)
+    return await for_django.sse_streaming_response(HOUSE.service, request, grant=HOUSE.grant())
 
 
 async def django_dropped(request: HttpRequest) -> HttpResponseBase:
@@ -73,8 +76,7 @@ def quart_app() -> ASGIApp:
 
     @app.get("/route")
     async def route() -> Response:
-        grant = Grant(channels=["c", "d"], slot_key="k")
-        return await for_quart.sse_streaming_response(HOUSE.service, request, grant=grant)
+        return await for_quart.sse_streaming_response(HOUSE.service, request, grant=HOUSE.grant())
 
     @app.get("/dropped")
     async def dropped() -> str:
@@ -94,8 +96,7 @@ def litestar_app() -> ASGIApp:
     async def route(
         request: Request[Any, Any, State], user: NamedDependency[str]
     ) -> for_litestar.EventStreamResponse:
-        grant = Grant(channels=["c", "d"], slot_key="k")
-        return await for_litestar.sse_streaming_response(HOUSE.service, request, grant=grant)
+        return await for_litestar.sse_streaming_response(HOUSE.service, request, grant=HOUSE.grant())
 
     @get("/dropped")
     async def dropped(request: Request[Any, Any, State]) -> str:
@@ -149,6 +150,16 @@ async def test_an_absent_broker_is_a_503_without_internals(app: ASGIApp) -> None
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
     assert b"secret" not in answer.body
     assert HOUSE.slots.held("k") == 0
+    await HOUSE.service.aclose()
+
+
+async def test_a_grant_that_has_expired_is_a_401(app: ASGIApp) -> None:
+    HOUSE.expires_at = time.time() - 1
+    async with Client(app) as client:
+        answer = await client.request("GET", "/route")
+    assert answer.status == 401
+    assert "retry-after" not in answer.headers
+    assert b"The login has expired." in answer.body
     await HOUSE.service.aclose()
 
 

@@ -410,6 +410,8 @@ async def test_an_absent_log_delays_events_and_loses_none() -> None:
         assert not push.healthy
         broker.server.away = False
         assert [event.data for event in await stream.events(2, timeout=20)] == ["1", "2"]
+        # The channel of the commands is read again, too.
+        await let_pass(6)
         assert push.healthy
     assert [event.event for event in stream.control_events] == ["livepush.open"]
 

@@ -264,7 +264,8 @@ async def test_a_stream_opens_without_its_broker_and_is_told_when_it_came(
         assert (await stream.next_event()).data == "here"
         await let_pass(10)
         assert push.statistics().healthy
-    assert len(caplog.records) == 2
+    # It went away and came back, and the stream was authorized again: a revocation may have been lost.
+    assert len(caplog.records) == 3
 
 
 async def test_a_channel_is_subscribed_once_and_released_after_it_lingered() -> None:

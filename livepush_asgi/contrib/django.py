@@ -2,12 +2,19 @@
 
 Django gives each request a thread and keeps it, with the database connections opened in it, until the
 response has ended. So the connections are closed here before the stream begins; the idle thread stays.
-Where thousands listen, put LivePushMiddleware in front of Django: its streams have no threads.
+Where thousands listen, put LivePushMiddleware in front of Django: its streams have no threads. Its
+`authorize` runs outside of Django's request cycle, which replaces broken connections: decorate it with
+`uses_database`.
 """
+
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, overload
 
 try:
     from asgiref.sync import sync_to_async
-    from django.db import connections
+    from django.db import close_old_connections, connections
     from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 except ModuleNotFoundError as error:
     raise ImportError("this needs Django: pip install 'livepush_asgi[django]'") from error
@@ -15,9 +22,60 @@ except ModuleNotFoundError as error:
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService
-from .opening import SoftRefusal, last_event_id, open_for_route
+from .opening import SoftRefusal, headers_of, last_event_id, open_for_route
 
 CONTENT_TYPE = "text/event-stream"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@overload
+def uses_database(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Awaitable[T]]: ...
+
+
+@overload
+def uses_database(function: Callable[P, T]) -> Callable[P, Awaitable[T]]: ...
+
+
+def uses_database(function: Callable[P, object]) -> Callable[P, Awaitable[object]]:
+    """Let an `authorize` (or a snapshot) that is called outside of Django's views use Django's ORM.
+
+        @uses_database
+        def authorize(request):
+            user = Session.objects.get(key=request.cookies["sessionid"]).user
+            return Grant(channels=f"user:{user.pk}", slot_key=str(user.pk))
+
+    Database connections that are broken or too old are closed before and after it, as Django does for its
+    own requests: without that, one lost connection makes every later call fail. A synchronous function
+    runs in asgiref's thread for code that is sensitive to threads, one call at a time; an asynchronous one
+    runs on the event loop, and what it passes to `sync_to_async`, or asks the asynchronous ORM for, runs
+    in that thread.
+    """
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def asynchronous(*arguments: P.args, **options: P.kwargs) -> object:
+            await sync_to_async(close_old_connections)()
+            try:
+                return await function(*arguments, **options)
+            finally:
+                await sync_to_async(close_old_connections)()
+
+        return asynchronous
+
+    def in_the_thread(*arguments: P.args, **options: P.kwargs) -> object:
+        close_old_connections()
+        try:
+            return function(*arguments, **options)
+        finally:
+            close_old_connections()
+
+    @wraps(function)
+    async def synchronous(*arguments: P.args, **options: P.kwargs) -> object:
+        return await sync_to_async(in_the_thread)(*arguments, **options)
+
+    return synchronous
 
 
 # Django ships no types, so its class is Any to mypy.
@@ -46,9 +104,9 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a view.
 
     When the cap is full it is a 429 with `Retry-After: 5`; a 503 when the slots or the broker are
-    away. For a cause in the component's `soft_refusals`, and while the process is ending, it is a soft
-    refusal. The request's database connections are closed, but those in a transaction; a later query
-    opens one again. Django cancels the response when the client has gone.
+    away; a 401 for a grant that has expired. For a cause in the component's `soft_refusals`, and while
+    the process is ending, it is a soft refusal. The request's database connections are closed, but those
+    in a transaction; a later query opens one again. Django cancels the response when the client has gone.
     """
     await sync_to_async(_close_connections)()
     try:
@@ -62,9 +120,11 @@ async def sse_streaming_response(
             client=getattr(request, "scope", {}).get("client"),
         )
     except Refusal as refusal:
-        headers = {"Retry-After": str(refusal.retry_after)}
         return HttpResponse(
-            refusal.detail, status=refusal.status, content_type="text/plain; charset=utf-8", headers=headers
+            refusal.detail,
+            status=refusal.status,
+            content_type="text/plain; charset=utf-8",
+            headers=headers_of(refusal),
         )
     if request.method == "HEAD":
         await stream.body.aclose()

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStreamService
-from .opening import last_event_id, open_for_route
+from .opening import headers_of, last_event_id, open_for_route
 from .starlette import EventStreamResponse as StarletteResponse
 
 
@@ -46,8 +46,8 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a path operation.
 
     Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
-    broker are away. For a cause in the component's `soft_refusals`, and while the process is ending,
-    the response is a soft refusal.
+    broker are away, 401 for a grant that has expired. For a cause in the component's `soft_refusals`, and
+    while the process is ending, the response is a soft refusal.
     """
     try:
         stream = await open_for_route(
@@ -59,7 +59,5 @@ async def sse_streaming_response(
             client=request.scope.get("client"),
         )
     except Refusal as refusal:
-        raise HTTPException(
-            refusal.status, refusal.detail, {"Retry-After": str(refusal.retry_after)}
-        ) from refusal
+        raise HTTPException(refusal.status, refusal.detail, headers_of(refusal)) from refusal
     return EventStreamResponse(stream)

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService
-from .opening import SoftRefusal, last_event_id, open_for_route
+from .opening import SoftRefusal, headers_of, last_event_id, open_for_route
 
 CONTENT_TYPE = "text/event-stream"
 # What the application's users and authentication are, nothing here looks at.
@@ -72,8 +72,8 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a route handler.
 
     Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
-    broker are away. For a cause in the component's `soft_refusals`, and while the process is ending,
-    the response is a soft refusal.
+    broker are away, 401 for a grant that has expired. For a cause in the component's `soft_refusals`, and
+    while the process is ending, the response is a soft refusal.
     """
     try:
         stream = await open_for_route(
@@ -85,6 +85,6 @@ async def sse_streaming_response(
             client=request.scope.get("client"),
         )
     except Refusal as refusal:
-        headers = {"Retry-After": str(refusal.retry_after)}
-        raise HTTPException(refusal.detail or "", status_code=refusal.status, headers=headers) from refusal
+        detail, headers = refusal.detail or "", headers_of(refusal)
+        raise HTTPException(detail, status_code=refusal.status, headers=headers) from refusal
     return EventStreamResponse(stream)

@@ -1,22 +1,19 @@
 """What every framework's file begins with: a stream for a route, or the refusal to answer with."""
 
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..answers import soft_block
 from ..app import LivePush
 from ..carrier import STREAM_HEADERS, RawHeaders
-from ..endpoint import refused_for
-from ..errors import (
-    BrokerUnavailableError,
-    CapExceededError,
-    GrantExpiredError,
-    NotRunningError,
-    SlotsUnavailableError,
-)
+from ..decision import INVALID, REFUSED_ERRORS, refused_for
+from ..errors import BrokerUnavailableError, InvalidGrantError
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService, sse_headers
 from ..types import Receive, Send
+
+logger = logging.getLogger("livepush_asgi")
 
 RETRY_AFTER = 5
 LAST_EVENT_ID = "last-event-id"
@@ -35,6 +32,12 @@ def last_event_id(headers: Fields, query: Fields) -> str | None:
     """Return what the client sends as its last event id. See `StreamRequest.last_event_id`."""
     found = headers.get(LAST_EVENT_ID)
     return query.get(LAST_EVENT_ID_QUERY) if found is None else found
+
+
+def headers_of(refusal: Refusal) -> dict[str, str]:
+    """Return the header fields of a refusal, `Retry-After` among them if it has one."""
+    retry_after = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    return {**refusal.headers, **retry_after}
 
 
 class SoftRefusalBody:
@@ -92,7 +95,7 @@ async def open_for_route(
         return await service.open_granted(terms, last_event_id=last_event_id, client=client)
     except BrokerUnavailableError as error:
         raise Refusal(503, "No stream can be opened now.", retry_after=RETRY_AFTER) from error
-    except (CapExceededError, SlotsUnavailableError, GrantExpiredError, NotRunningError) as error:
+    except REFUSED_ERRORS as error:
         push = service.push
         refused = refused_for(error, push.soft_refusals)
         if not refused.refusal.soft:
@@ -107,7 +110,12 @@ def _terms(channel: str | None, slot_key: str | None, grant: Grant | None) -> Gr
         raise TypeError("name either a channel (and a slot_key) or a grant")
     if grant is None:
         assert channel is not None
-        return Grant(channels=channel, slot_key=slot_key)
+        try:
+            return Grant(channels=channel, slot_key=slot_key)
+        except InvalidGrantError as error:
+            # Routes make names of what their clients send.
+            logger.info("a client asked for what no grant can have, and got a 400: %s", error)
+            raise Refusal(400, INVALID) from error
     if slot_key is not None:
         raise TypeError("a Grant brings its own slot_key")
     return grant

@@ -2,7 +2,7 @@
 
 try:
     from quart import Request, Response
-    from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
+    from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests, default_exceptions
 except ModuleNotFoundError as error:
     raise ImportError("this needs Quart: pip install 'livepush_asgi[quart]'") from error
 
@@ -24,9 +24,10 @@ async def sse_streaming_response(
 ) -> Response:
     """Open a stream and return it as the response of a route. `RESPONSE_TIMEOUT` does not end it.
 
-    Raises TooManyRequests (429 with `Retry-After: 5`) when the cap is full, and ServiceUnavailable
-    when the slots or the broker are away. For a cause in the component's `soft_refusals`, and while
-    the process is ending, the response is a soft refusal. Quart cancels it when the client has gone.
+    Raises TooManyRequests (429 with `Retry-After: 5`) when the cap is full, ServiceUnavailable when the
+    slots or the broker are away, and Unauthorized for a grant that has expired. For a cause in the
+    component's `soft_refusals`, and while the process is ending, the response is a soft refusal. Quart
+    cancels it when the client has gone.
     """
     try:
         stream = await open_for_route(
@@ -48,5 +49,7 @@ async def sse_streaming_response(
 
 
 def _exception_of(refusal: Refusal) -> HTTPException:
-    kind = TooManyRequests if refusal.status == 429 else ServiceUnavailable
-    return kind(refusal.detail, retry_after=refusal.retry_after)
+    kind = default_exceptions[refusal.status]
+    if issubclass(kind, (TooManyRequests, ServiceUnavailable)):
+        return kind(refusal.detail, retry_after=refusal.retry_after)
+    return kind(refusal.detail)

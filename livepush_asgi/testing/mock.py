@@ -4,7 +4,7 @@ import anyio.lowlevel
 
 from ..broker import ForwardingSubscription
 from ..brokers.mailbox import Mailbox
-from ..event import from_payload
+from ..event import RESERVED_PREFIX, from_payload
 from .parser import EventStreamParser, ParsedEvent
 
 
@@ -16,7 +16,7 @@ class MockBroker:
     """
 
     def __init__(self, *, limit: int = 1000) -> None:
-        # Everything that was published, in order: the channel and the payload as it went out.
+        # Everything that the application published, in order: the channel and the payload as it went out.
         self.published: list[tuple[str, bytes]] = []
         self._limit = limit
         # A dict for its order: the subscriptions hear of a payload in the order in which they came.
@@ -29,7 +29,8 @@ class MockBroker:
         await anyio.lowlevel.checkpoint()
         _raise(self._publish_error)
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
-        self.published.append((channel, data))
+        if not channel.startswith(RESERVED_PREFIX):
+            self.published.append((channel, data))
         listening = [mailbox for mailbox in self._mailboxes if mailbox.channel == channel]
         for mailbox in listening:
             mailbox.deliver(data)

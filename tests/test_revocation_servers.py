@@ -1,0 +1,156 @@
+"""Revocation over real servers: every process confirms, soon, and one that heard nothing makes up for it."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from livepush_asgi import (
+    EndReason,
+    Grant,
+    JetStreamBroker,
+    LivePush,
+    NatsBroker,
+    Publisher,
+    RedisBroker,
+    RedisStreamsBroker,
+    Refusal,
+    StreamRequest,
+)
+from livepush_asgi.broker import Broker
+from livepush_asgi.testing import Client, Stream
+
+from .nats_server import NatsProcess
+from .valkey import ValkeyProcess, until
+
+MakeBroker = Callable[[AsyncExitStack], Broker]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=["redis", "redis streams", "nats", "jetstream"])
+def make_broker(request: pytest.FixtureRequest) -> MakeBroker:
+    kind = request.param
+    prefix = f"r{time.monotonic_ns()}"
+    if kind.startswith("redis"):
+        valkey: ValkeyProcess = request.getfixturevalue("valkey")
+
+        def make(stack: AsyncExitStack) -> Broker:
+            redis = valkey.client()
+            stack.push_async_callback(redis.aclose)
+            return RedisBroker(redis) if kind == "redis" else RedisStreamsBroker(redis)
+    else:
+        nats: NatsProcess = request.getfixturevalue("nats_server")
+
+        def make(stack: AsyncExitStack) -> Broker:
+            if kind == "nats":
+                return NatsBroker(nats.url, prefix=prefix)
+            return JetStreamBroker(nats.url, prefix=prefix)
+
+    return make
+
+
+class House:
+    """A process's worth of a component, with a decision that can be changed."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.decision: Grant | Refusal = Grant(channels="news", slot_key="k")
+        self.push = LivePush(broker, self.authorize)
+        self.client = Client(self.push, deadline=10)
+
+    async def authorize(self, request: StreamRequest) -> Grant | Refusal:
+        return self.decision
+
+    async def open(self, stack: AsyncExitStack) -> Stream:
+        stream = await stack.enter_async_context(self.client.open("/"))
+        await stream.next_event(10, name="livepush.open")
+        return stream
+
+
+@asynccontextmanager
+async def houses(make_broker: MakeBroker, count: int) -> AsyncIterator[tuple[list[House], AsyncExitStack]]:
+    async with AsyncExitStack() as stack:
+        found = [House(make_broker(stack)) for _ in range(count)]
+        for house in found:
+            await stack.enter_async_context(house.push.lifespan())
+        yield found, stack
+
+
+async def test_all_processes_confirm_and_soon(make_broker: MakeBroker) -> None:
+    async with houses(make_broker, 3) as (found, stack):
+        streams = [await house.open(stack) for house in found]
+        await found[0].push.publish("news", "before")
+        start = time.monotonic()
+        done = await found[0].push.disconnect(slot_key="k")
+        assert done == (1, 3)
+        # Where the broker does not count, it is waited for a moment whether there is a fourth.
+        assert time.monotonic() - start < 1
+        assert [house.push.statistics().streams for house in found] == [0, 0, 0]
+        for stream in streams:
+            assert await stream.wait_ended(5) == "revoked"
+            assert [event.data for event in stream.received if event.event == "message"] == ["before"]
+
+
+async def test_a_process_that_has_stopped_is_not_waited_for(make_broker: MakeBroker) -> None:
+    async with houses(make_broker, 2) as (found, stack):
+        await found[0].open(stack)
+        async with AsyncExitStack() as others:
+            await found[1].open(others)
+            assert (await found[0].push.disconnect(slot_key="k")).processes == 2
+        await found[1].push.stop()
+        start = time.monotonic()
+        assert (await found[0].push.disconnect(slot_key="k")).processes == 1
+        assert time.monotonic() - start < 1
+
+
+async def test_a_script_revokes_and_is_told_how_many_confirmed(make_broker: MakeBroker) -> None:
+    @asynccontextmanager
+    async def made() -> AsyncIterator[Broker]:
+        async with AsyncExitStack() as stack:
+            yield make_broker(stack)
+
+    def revoke() -> tuple[int, int]:
+        with Publisher(made) as publisher:
+            first = publisher.disconnect(channel="news")
+            assert publisher.disconnect(channel="news") == first
+            return first
+
+    async with houses(make_broker, 2) as (found, stack):
+        streams = [await house.open(stack) for house in found]
+        assert await anyio.to_thread.run_sync(revoke) == (0, 2)
+        for stream in streams:
+            assert await stream.wait_ended(5) == "revoked"
+
+
+async def test_a_publisher_does_not_block_an_event_loop_with_a_revocation() -> None:
+    with Publisher(lambda: RedisBroker(None)) as publisher, pytest.raises(RuntimeError):  # type: ignore[arg-type]
+        publisher.disconnect(slot_key="k")
+    with pytest.raises(TypeError):
+        publisher.disconnect()
+
+
+@pytest.mark.parametrize("kind", [RedisBroker, RedisStreamsBroker])
+async def test_a_process_whose_listener_was_down_ends_its_streams_when_it_is_back(
+    kind: type[RedisBroker] | type[RedisStreamsBroker], own_valkey: ValkeyProcess
+) -> None:
+    """With a log it reads what it missed; without one it asks `authorize` again."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(own_valkey.client()) for _ in range(2)]
+        here, there = House(kind(clients[0])), House(kind(clients[1]))
+        for house in (here, there):
+            await stack.enter_async_context(house.push.lifespan())
+        stream = await there.open(stack)
+        await here.push.disconnect(slot_key="nobody")
+        async with own_valkey.client() as redis:
+            await redis.client_kill_filter(_type="pubsub")
+            there.decision = Refusal(403)
+            await here.push.disconnect(slot_key="k")
+            assert await stream.wait_ended(20) == "revoked"
+        assert there.push.statistics().ended[EndReason.REVOKED] == 1
+        await until(lambda: here.push.healthy and there.push.healthy, within=20)
