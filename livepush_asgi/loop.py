@@ -24,6 +24,20 @@ def loop_identity() -> object:
         return trio.lowlevel.current_trio_token()
 
 
+def is_running(loop: object) -> bool:
+    """Return whether an event loop, as `loop_identity` returned it, still runs. From any thread."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return loop.is_running()
+    import trio
+
+    assert isinstance(loop, trio.lowlevel.TrioToken)
+    try:
+        loop.run_sync_soon(lambda: None)
+    except trio.RunFinishedError:
+        return False
+    return True
+
+
 def on_asyncio() -> bool:
     """Return whether the running loop is asyncio's, or one that is made for it."""
     try:

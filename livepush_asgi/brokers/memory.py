@@ -1,16 +1,22 @@
 """MemoryBroker: pub/sub inside one process, with history. The embedded default; it needs nothing."""
 
+import logging
 from collections import OrderedDict
+from functools import cache
 
 import anyio.lowlevel
 
 from ..broker import READ_BYTES, Page, Subscription
 from ..cursor import Position
 from ..errors import PositionConflictError
+from ..loop import is_running, loop_identity
 from ..loop import now as current_time
 from .history import History
 from .mailbox import Mailbox
 from .memory_log import MemoryLog
+from .workers import one_of_several
+
+logger = logging.getLogger("livepush_asgi")
 
 # A publisher in a loop would otherwise fill every outbox before one stream had its turn to send.
 # Yielding at each publish, on the other hand, would make one message of each event: what comes between
@@ -30,9 +36,11 @@ class MemoryBroker:
     bytes. A log to which nobody listens is forgotten when it was idle for the history's age, or longest of
     too many.
 
-    Use it on one event loop. From another thread, publish through `anyio.from_thread.run` or
-    asgiref's `async_to_sync`, which hand the call to the loop. Its events do not reach other
-    processes: with several workers take a broker with a server.
+    Use it on one event loop: while there are subscriptions, a call on another running loop raises
+    RuntimeError, since its events would arrive late or never. From another thread, publish through
+    `anyio.from_thread.run` or asgiref's `async_to_sync`, which hand the call to the loop. Its events do not
+    reach other processes: with several workers take a broker with a server. A process that can be known to
+    be one of several logs a warning with its first subscription.
     """
 
     def __init__(self, history: History | None = None) -> None:
@@ -45,6 +53,9 @@ class MemoryBroker:
         self._filled: OrderedDict[str, MemoryLog] = OrderedDict()
         self._size = 0
         self._look_at = 0.0
+        # The event loop on which the subscriptions are, and how many there are.
+        self._loop: object | None = None
+        self._listening = 0
         self._publishes = 0
         self._bytes = 0
 
@@ -56,8 +67,10 @@ class MemoryBroker:
 
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription that gets what is published from now on."""
+        _warn_of_workers()
         mailbox = Mailbox(channel, self._on_close)
         self._log(channel, current_time()).mailboxes[mailbox] = None
+        self._listening += 1
         return mailbox
 
     async def append(
@@ -111,6 +124,9 @@ class MemoryBroker:
         return len(log.mailboxes) if log else 0
 
     def _log(self, channel: str, now: float) -> MemoryLog:
+        loop = loop_identity()
+        if loop is not self._loop:
+            self._change_loop(loop)
         log = self._logs.get(channel)
         if log is None:
             # One log comes, so letting go of two keeps the number of looks bounded and the logs too.
@@ -121,6 +137,15 @@ class MemoryBroker:
         if now >= self._look_at:
             self._look(now)
         return log
+
+    def _change_loop(self, loop: object) -> None:
+        if self._listening and self._loop is not None and is_running(self._loop):
+            raise RuntimeError(
+                "MemoryBroker is used on the event loop of its subscriptions, and this is another one, from"
+                " which events would be late or lost: hand the call over with anyio.from_thread.run or"
+                " asyncio.run_coroutine_threadsafe, or take a broker with a server"
+            )
+        self._loop = loop
 
     def _look(self, now: float) -> None:
         """Let go of what is too old, a part of it at a time, whatever channel is in use."""
@@ -166,6 +191,16 @@ class MemoryBroker:
 
     def _forget(self, mailbox: Mailbox) -> None:
         del self._logs[mailbox.channel].mailboxes[mailbox]
+        self._listening -= 1
+
+
+@cache
+def _warn_of_workers() -> None:
+    if one_of_several():
+        logger.warning(
+            "MemoryBroker is used in one of several worker processes: what is published in one does not reach"
+            " the streams of the others; run one worker, or take a broker with a server (RedisStreamsBroker)"
+        )
 
 
 def _is_end(expected: Position, log: MemoryLog) -> bool:

@@ -5,7 +5,7 @@ from redis.asyncio import Redis
 from ..broker import Subscription
 from .batch import Batch
 from .mailbox import Mailbox
-from .redis_connection import FAILURES, pool_of, unavailable
+from .redis_connection import FAILURES, live_name_of, pool_of, unavailable
 from .redis_listener import Listener, Patience
 
 
@@ -17,6 +17,10 @@ class RedisBroker:
     made again until that works, each subscription is told that messages may be lost, and goes on.
     Publishing takes one connection at a time from the client's pool, whatever the number of callers,
     and sends each payload at most once.
+
+    Pub/sub knows no databases: applications that share a server need channels of their own, even in
+    databases of their own. Only the component's own channels, `livepush.*`, have the database's number
+    behind their names there.
 
     The client stays its owner's: close it after the last use. All timeouts are in seconds. A
     connection on which nothing came for `ping_interval` is tested, and is given up after
@@ -55,7 +59,7 @@ class RedisBroker:
         all: what to do about it is the caller's decision.
         """
         try:
-            listening = await self._batch.call(b"PUBLISH", channel, payload)
+            listening = await self._batch.call(b"PUBLISH", live_name_of(channel, self._pool), payload)
         except FAILURES as error:
             raise unavailable("publish", self._pool, error, channel) from error
         assert isinstance(listening, int)
@@ -66,6 +70,6 @@ class RedisBroker:
 
         Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
         """
-        mailbox = Mailbox(channel, self._listener.leave)
+        mailbox = Mailbox(live_name_of(channel, self._pool), self._listener.leave)
         await self._listener.listen(mailbox)
         return mailbox

@@ -22,6 +22,7 @@ from redis.exceptions import (
 )
 
 from ..errors import BrokerUnavailableError
+from ..event import RESERVED_PREFIX
 
 Argument = bytes | str | int
 Reply = bytes | str | int | list["Reply"] | None
@@ -97,6 +98,18 @@ def pool_of(redis: Redis | Pool) -> Pool:
         )
     pool: Pool = redis.connection_pool
     return pool
+
+
+def live_name_of(channel: str, pool: Pool) -> str:
+    """Return the name on which a channel is published.
+
+    Pub/sub knows no databases, so a channel of the component's own has the number of the database in its
+    name: two applications in two databases of a server do not get each other's commands.
+    """
+    # It may have a namespace before it.
+    if RESERVED_PREFIX in channel and channel.rpartition(":")[2].startswith(RESERVED_PREFIX):
+        return f"{channel}@{pool.connection_kwargs.get('db') or 0}"
+    return channel
 
 
 def address_of(pool: Pool) -> str:

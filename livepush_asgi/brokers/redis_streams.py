@@ -8,7 +8,7 @@ from .batch import Batch
 from .history import History
 from .mailbox import Mailbox
 from .redis_command import Receiver
-from .redis_connection import FAILURES, Pool, Reply, pool_of, unavailable
+from .redis_connection import FAILURES, Pool, Reply, live_name_of, pool_of, unavailable
 from .redis_lanes import Lanes
 from .redis_listener import Listener, Patience
 from .redis_log import Added, Addition, Call, Logs, Server
@@ -132,10 +132,11 @@ class _OneServer:
     writer = ""
 
     def __init__(self, redis: Redis, timeout: float) -> None:
+        self._pool = pool_of(redis)
         self._batch = Batch(redis, timeout=timeout, linger=2)
 
     def live_name(self, channel: str) -> str:
-        return channel
+        return live_name_of(channel, self._pool)
 
     def start(self, call: Call, receiver: Receiver) -> None:
         call.script.send(self._batch, call.keys, call.arguments, receiver)

@@ -1,0 +1,31 @@
+"""Whether this process is one of several that serve the same application, as far as that can be known."""
+
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+# Where servers take the number of workers from, beside their command lines.
+_VARIABLES = ("WEB_CONCURRENCY", "GRANIAN_WORKERS")
+_OPTION = re.compile(r"(?:^| )(?:--workers[ =]|-w ?)(\d+)(?= |$)")
+
+
+def one_of_several() -> bool:
+    """Return whether the server was told to start several workers, or has started this process as one.
+
+    A number in a configuration file, such as gunicorn's, is not seen.
+    """
+    number = asked_for(sys.argv, os.environ)
+    if number is not None:
+        return number > 1
+    # uvicorn and hypercorn start their workers so. So do their reloaders, and granian its only worker.
+    alone = "--reload" in sys.argv or "granian" in sys.argv[0]
+    return multiprocessing.parent_process() is not None and not alone
+
+
+def asked_for(arguments: Sequence[str], variables: Mapping[str, str]) -> int | None:
+    """Return the number of workers that a command line or the environment names, None if neither does."""
+    found = _OPTION.findall(" ".join([*arguments[1:], variables.get("GUNICORN_CMD_ARGS", "")]))
+    found += [variables[name] for name in _VARIABLES if variables.get(name, "").isdigit()]
+    return int(found[0]) if found else None
