@@ -84,7 +84,7 @@ def stepped(sink: Sink) -> Callable[[Message], Awaitable[None]]:
     async def send(message: Message) -> None:
         await sink.send(message)
 
-    send.steps = True  # type: ignore[attr-defined]
+    send.livepush_inline = True  # type: ignore[attr-defined]
     return send
 
 
