@@ -175,7 +175,7 @@ class _AsyncioCarrier(_Carrier):
         self._raise()
 
     def _begin(self, receive: Receive) -> None:
-        self._task = task = asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
         self._cancelled_before = task.cancelling()
         self._stream.carrier = self
@@ -184,6 +184,8 @@ class _AsyncioCarrier(_Carrier):
             self._departure.listen()
         else:
             self._watcher = task.get_loop().create_task(self._watch(receive))
+        # Not before: an eager watcher that ends at once runs inside this task, which needs no interrupting.
+        self._task = task
 
     def _is_cancelled_from_outside(self) -> bool:
         # As asyncio.timeout does: what was asked for here ends here, what comes from outside goes on.
@@ -218,10 +220,10 @@ class _AsyncioCarrier(_Carrier):
 
     def interrupt(self) -> None:
         # In the task itself nothing has to be interrupted: it sees at its next step that all is over.
-        if not self._interrupted and asyncio.current_task() is not self._task:
-            assert self._task is not None
+        task = self._task
+        if task is not None and not self._interrupted and asyncio.current_task() is not task:
             self._interrupted = True
-            self._task.cancel()
+            task.cancel()
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

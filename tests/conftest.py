@@ -11,12 +11,16 @@ import pytest
 from redis import Redis
 from trio.testing import MockClock
 
-from . import network
+from . import event_loops, network
 from .chromium import Browser, chromium
 from .nats_server import NatsProcess
 from .programs import everything, left_out, need
+from .selection import is_external, needs_virtual_time
 from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
+
+# Its assertions are to say what they compared, as those of test modules do.
+pytest.register_assert_rewrite("tests.fault_contract")
 
 # What needs a browser is left out where there is none, and the first lines of the run say so.
 collect_ignore = [] if chromium() or everything() else ["test_browser.py"]
@@ -24,6 +28,27 @@ collect_ignore = [] if chromium() or everything() else ["test_browser.py"]
 NETWORK = network.available()
 if not NETWORK:
     collect_ignore.append("test_cut_link.py")
+
+
+def pytest_configure() -> None:
+    event_loops.install()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test by what it uses, and leave out those that are not for the chosen event loop."""
+    others: list[pytest.Item] = []
+    for test in items:
+        assert isinstance(test, pytest.Function)
+        if is_external(test):
+            test.add_marker("external")
+        if needs_virtual_time(test):
+            test.add_marker("virtual_time")
+        if not event_loops.runs(test):
+            others.append(test)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        left_out = set(others)
+        items[:] = [test for test in items if test not in left_out]
 
 
 def pytest_report_header() -> list[str]:
@@ -35,6 +60,8 @@ def pytest_report_header() -> list[str]:
     ]
     if not NETWORK:
         lines.append("network: no namespaces (root, ip), tests/test_cut_link.py is LEFT OUT")
+    if event_loops.CHOICE:
+        lines.append(f"event loop: {event_loops.CHOICE}, what is not for it is LEFT OUT")
     if missing := left_out():
         lines.append(f"not installed: {', '.join(missing)}; what needs them is LEFT OUT (see .ci/run)")
     return lines
@@ -44,7 +71,7 @@ def pytest_report_header() -> list[str]:
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.param == "trio":
         return "trio", {"clock": MockClock(autojump_threshold=0)}
-    return "asyncio", {"loop_factory": VirtualClockLoop}
+    return "asyncio", {} if event_loops.CHOICE == "uvloop" else {"loop_factory": VirtualClockLoop}
 
 
 @pytest.fixture(scope="session")

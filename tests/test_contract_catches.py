@@ -14,6 +14,8 @@ from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBro
 
 from .pull_broker import PullBroker, PullSubscription
 
+pytestmark = pytest.mark.virtual_time
+
 PLAIN, HISTORY = BrokerContract(), HistoryBrokerContract()
 
 
