@@ -3,6 +3,7 @@
 A module with real sockets, threads or processes overrides the fixture with plain "asyncio".
 """
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from . import event_loops, network
 from .chromium import Browser, chromium
 from .nats_server import NatsProcess
 from .programs import everything, left_out, need
-from .selection import is_external, needs_virtual_time
+from .selection import marks_of
 from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
 
@@ -32,6 +33,8 @@ if not NETWORK:
 
 def pytest_configure() -> None:
     event_loops.install()
+    # A shell has what it starts in the background ignore Ctrl+C, and what tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -39,10 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others: list[pytest.Item] = []
     for test in items:
         assert isinstance(test, pytest.Function)
-        if is_external(test):
-            test.add_marker("external")
-        if needs_virtual_time(test):
-            test.add_marker("virtual_time")
+        for mark in marks_of(test):
+            test.add_marker(mark)
         if not event_loops.runs(test):
             others.append(test)
     if others:

@@ -1,32 +1,32 @@
 """Which tests need what, seen from what they use: for the marks that `conftest.py` gives them."""
 
+import inspect
+
 import pytest
 
-# What starts something else than Python and uvicorn: fixtures, what a module takes from the modules here, and
+# What starts a broker or a database, out of a wheel: fixtures, what a module takes from the modules here, and
 # what a test starts itself.
-FIXTURES = {"valkey_process", "own_valkey", "valkey_on_disk", "nats_server", "own_nats", "running_browser"}
-HELPERS = {"tests.network", "tests.postgres_server", "tests.proxies", "tests.servers", "tests.valkey_cluster"}
-HELPERS |= {"tests.fault_contract", "tests.programs"}
-PROCESSES = {"ValkeyProcess", "NatsProcess"}
-# What a module takes that makes an hour pass at once.
+BROKER_FIXTURES = {"valkey_process", "own_valkey", "valkey_on_disk", "nats_server", "own_nats"}
+BROKER_HELPERS = {"tests.fault_contract", "tests.postgres_server", "tests.valkey_cluster"}
+BROKERS = {"ValkeyProcess", "NatsProcess"}
+# What starts a proxy, a browser, Node.js, or a server other than uvicorn, or needs to be root.
+EXTERNAL_FIXTURES = {"running_browser"}
+EXTERNAL_HELPERS = {"tests.network", "tests.programs", "tests.proxies", "tests.servers"}
+# What makes an hour pass at once.
 CLOCK = {"VirtualClockLoop", "let_pass"}
 
 
-def is_external(test: pytest.Function) -> bool:
-    """Return whether a test needs a broker, a proxy, a browser, or a server other than uvicorn."""
-    taken = vars(test.module).values()
-    # A module that is taken whole has a name, what is taken from it has its module's.
-    homes = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in taken}
-    return not (
-        FIXTURES.isdisjoint(test.fixturenames)
-        and HELPERS.isdisjoint(homes)
-        and PROCESSES.isdisjoint(test.function.__code__.co_names)
-    )
-
-
-def needs_virtual_time(test: pytest.Function) -> bool:
-    """Return whether a test lets a lot of time pass."""
-    return not CLOCK.isdisjoint(vars(test.module))
+def marks_of(test: pytest.Function) -> list[str]:
+    """Return the marks of a test; `pyproject.toml` says what they mean."""
+    marks = []
+    started = BROKERS.intersection(test.function.__code__.co_names)
+    if started or _uses(test, BROKER_FIXTURES, BROKER_HELPERS):
+        marks.append("broker")
+    if _uses(test, EXTERNAL_FIXTURES, EXTERNAL_HELPERS):
+        marks.append("external")
+    if not CLOCK.isdisjoint(vars(test.module)):
+        marks.append("virtual_time")
+    return marks
 
 
 def is_for_uvloop(test: pytest.Function) -> bool:
@@ -35,8 +35,17 @@ def is_for_uvloop(test: pytest.Function) -> bool:
 
 
 def is_for_eager_tasks(test: pytest.Function) -> bool:
-    """Return whether a test may run on asyncio: all but the halves that run on trio."""
-    return _backend(test) != "trio"
+    """Return whether a test runs on asyncio, on a loop that is made here."""
+    if inspect.iscoroutinefunction(test.function):
+        return _backend(test) != "trio"
+    return "VirtualClockLoop" in vars(test.module)
+
+
+def _uses(test: pytest.Function, fixtures: set[str], helpers: set[str]) -> bool:
+    taken = vars(test.module).values()
+    # What is taken from a module knows its name, and a module that is taken whole has it.
+    homes = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in taken}
+    return not fixtures.isdisjoint(test.fixturenames) or not helpers.isdisjoint(homes)
 
 
 def _backend(test: pytest.Function) -> object:
