@@ -235,10 +235,10 @@ class _AsyncioCarrier(_Carrier):
 
     def interrupt(self) -> None:
         # In the task itself nothing has to be interrupted: it sees at its next step that all is over.
-        if not self._interrupted and self._task not in (None, asyncio.current_task()):
-            assert self._task is not None
+        task = self._task
+        if task is not None and not self._interrupted and asyncio.current_task() is not task:
             self._interrupted = True
-            self._task.cancel()
+            task.cancel()
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

@@ -62,8 +62,9 @@ class Serving:
         )
         assert self.process.stdout is not None
         threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
-        first = self.line()
-        assert "http://" in first, first
+        # On a busy machine the event loop complains first, in its debug mode, of what took long.
+        while "http://" not in (first := self.line()):
+            assert first, "it has ended"
         self.url = first[first.index("http://") :].split()[0]
         return self
 

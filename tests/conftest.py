@@ -3,6 +3,7 @@
 A module with real sockets, threads or processes overrides the fixture with plain "asyncio".
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,16 @@ import pytest
 from redis import Redis
 from trio.testing import MockClock
 
-from . import network
+from . import event_loops, network
 from .chromium import Browser, chromium
 from .nats_server import NatsProcess
 from .programs import everything, left_out, need
+from .selection import marks_of
 from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
+
+# Its assertions are to say what they compared, as those of test modules do.
+pytest.register_assert_rewrite("tests.fault_contract")
 
 # What needs a browser is left out where there is none, and the first lines of the run say so.
 collect_ignore = [] if chromium() or everything() else ["test_browser.py"]
@@ -30,6 +35,27 @@ if sys.version_info < (3, 12):
     collect_ignore += ["test_eager_slots.py", "test_eager_tasks.py"]
 
 
+def pytest_configure() -> None:
+    event_loops.install()
+    # A shell has what it starts in the background ignore Ctrl+C, and what tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test by what it uses, and leave out those that are not for the chosen event loop."""
+    others: list[pytest.Item] = []
+    for test in items:
+        assert isinstance(test, pytest.Function)
+        for mark in marks_of(test):
+            test.add_marker(mark)
+        if not event_loops.runs(test):
+            others.append(test)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        left_out = set(others)
+        items[:] = [test for test in items if test not in left_out]
+
+
 def pytest_report_header() -> list[str]:
     found = chromium()
     lines = [
@@ -39,6 +65,8 @@ def pytest_report_header() -> list[str]:
     ]
     if not NETWORK:
         lines.append("network: no namespaces (root, ip), tests/test_cut_link.py is LEFT OUT")
+    if event_loops.CHOICE:
+        lines.append(f"event loop: {event_loops.CHOICE}, what is not for it is LEFT OUT")
     if missing := left_out():
         lines.append(f"not installed: {', '.join(missing)}; what needs them is LEFT OUT (see .ci/run)")
     return lines
@@ -48,7 +76,7 @@ def pytest_report_header() -> list[str]:
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.param == "trio":
         return "trio", {"clock": MockClock(autojump_threshold=0)}
-    return "asyncio", {"loop_factory": VirtualClockLoop}
+    return "asyncio", {} if event_loops.CHOICE == "uvloop" else {"loop_factory": VirtualClockLoop}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,10 @@
-"""A relay that stands between a client and a server, for TLS and for replies that never arrive."""
+"""A relay that stands between a client and a server: for TLS, for a way that is slow, still or cut, and for
+replies that never arrive.
+"""
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -10,6 +14,10 @@ from anyio.streams.tls import TLSListener
 
 from .valkey import free_port
 
+# How often to see whether a relay that holds everything still does, and how long a server may take to act on
+# what is cut after: seconds.
+LOOK = 0.01
+ACTING = 1.0
 # What either side says when it goes.
 GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
@@ -29,7 +37,7 @@ class Relay:
     """Passes everything on to a port and back. It speaks TLS to its clients if it gets a context.
 
     A connection on which `cut_after` was seen is closed when the server has acted on it, without the
-    client getting the reply.
+    client getting the reply. What goes to the client takes `delay` seconds longer.
     """
 
     def __init__(
@@ -39,6 +47,21 @@ class Relay:
         self._target = target
         self._tls = tls
         self._cut_after = cut_after
+        self._connections: set[anyio.CancelScope] = set()
+        self.delay = 0.0
+        #: Nothing passes, with all connections open.
+        self.still = False
+        #: Each connection is closed at once.
+        self.closed = False
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Close all connections, and those that are tried inside the block."""
+        self.closed = True
+        for scope in self._connections:
+            scope.cancel()
+        yield
+        self.closed = False
 
     async def serve(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
@@ -52,33 +75,43 @@ class Relay:
 
     async def _relay(self, client: ByteStream) -> None:
         async with client:
+            if self.closed:
+                return
             try:
                 server = await anyio.connect_tcp("127.0.0.1", self._target)
             except OSError:
                 return
             async with server, anyio.create_task_group() as tasks:
+                self._connections.add(tasks.cancel_scope)
                 tasks.start_soon(self._pass_replies, server, client, tasks.cancel_scope)
                 await self._pass_requests(client, server, tasks.cancel_scope)
                 tasks.cancel_scope.cancel()
+            self._connections.discard(tasks.cancel_scope)
 
     async def _pass_requests(self, client: ByteStream, server: ByteStream, scope: anyio.CancelScope) -> None:
         try:
             async for data in client:
+                await self._hold(0)
                 if self._cut_after is None or self._cut_after not in data:
                     await server.send(data)
                     continue
                 scope.cancel()
-                with anyio.CancelScope(shield=True):
+                with anyio.move_on_after(ACTING, shield=True):
                     await server.send(data)
                     await server.receive()
                 return
         except GONE:
             return
 
-    @staticmethod
-    async def _pass_replies(server: ByteStream, client: ByteStream, scope: anyio.CancelScope) -> None:
+    async def _hold(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        while self.still:  # noqa: ASYNC110  (a test that sets it is on another side of a socket)
+            await anyio.sleep(LOOK)
+
+    async def _pass_replies(self, server: ByteStream, client: ByteStream, scope: anyio.CancelScope) -> None:
         try:
             async for data in server:
+                await self._hold(self.delay)
                 await client.send(data)
         except GONE:
             pass

@@ -14,6 +14,7 @@ from typing import Self
 
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
 
+from . import event_loops
 from .valkey import free_port
 
 REPOSITORY = Path(__file__).parent.parent
@@ -121,6 +122,8 @@ class Serving:
 
 def uvicorn(app: str, log: Path, *options: str, environment: Mapping[str, str] | None = None) -> Serving:
     """Return uvicorn serving an application, with short logs."""
+    if event_loops.CHOICE and not any("--loop" in option for option in options):
+        options = (*options, "--loop tests.event_loops:new_event_loop")
     command = f"uvicorn {app} --port {{port}} --no-access-log {' '.join(options)}"
     return Serving(command, log, environment=environment)
 

@@ -16,6 +16,8 @@ from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBro
 
 from .pull_broker import PullBroker, PullSubscription
 
+pytestmark = pytest.mark.virtual_time
+
 PLAIN, HISTORY = BrokerContract(), HistoryBrokerContract()
 
 

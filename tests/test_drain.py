@@ -4,9 +4,12 @@ import json
 from contextlib import AsyncExitStack
 
 import anyio
+import pytest
 
 from livepush_asgi import DrainPolicy, EndReason, LivePush, MemoryBroker, MemorySlotCap, public
 from livepush_asgi.testing import Client, Stream
+
+pytestmark = pytest.mark.virtual_time
 
 
 def pushing(window: float) -> LivePush:

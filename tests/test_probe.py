@@ -23,6 +23,8 @@ from livepush_asgi import (
 from livepush_asgi.probe import MOST_AT_ONCE, ProbePlan, ProbeRule
 from livepush_asgi.testing import Answer, Client, Stream
 
+pytestmark = pytest.mark.virtual_time
+
 
 def all_may(request: StreamRequest) -> bool:
     return True

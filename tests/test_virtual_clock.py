@@ -3,6 +3,9 @@
 import time
 
 import anyio
+import pytest
+
+pytestmark = pytest.mark.virtual_time
 
 
 async def test_an_hour_of_sleep_takes_no_time() -> None:

@@ -8,6 +8,8 @@ import selectors
 
 import anyio
 
+from .event_loops import prepare
+
 # Real seconds after which a loop that has no timer and hears nothing is taken for stuck.
 PATIENCE = 20.0
 
@@ -41,6 +43,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._clock = SkippingSelector()
         super().__init__(self._clock)
+        prepare(self)
 
     def time(self) -> float:
         """Return the virtual time in seconds."""

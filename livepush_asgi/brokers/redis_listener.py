@@ -86,7 +86,7 @@ class Listener:
     @property
     def healthy(self) -> bool:
         """Whether the server has confirmed all channels on a connection that is up, or there are none."""
-        return self._up or not self._roster.wanted
+        return (self._up and not self._roster.refused) or not self._roster.wanted
 
     @property
     def wanted(self) -> bool:
