@@ -114,6 +114,7 @@ class FaultyBroker:
         self.repeating = False
         self.faults: defaultdict[str, Faults] = defaultdict(Faults)
         self._odd = False
+        self._on_the_way: set[asyncio.Task[None]] = set()
 
     def heal(self) -> None:
         """End all faults. A reader that could not hear commands is told that it has missed some."""
@@ -173,7 +174,9 @@ class FaultyBroker:
                 continue
             for mailbox in [mailbox for mailbox in self._mailboxes if mailbox.channel == channel]:
                 if faults.late:
-                    asyncio.get_running_loop().call_later(faults.late, mailbox.deliver, payload)
+                    late = asyncio.get_running_loop().create_task(_deliver_late(mailbox, payload, faults.late))
+                    self._on_the_way.add(late)
+                    late.add_done_callback(self._on_the_way.discard)
                 else:
                     mailbox.deliver(payload)
 
@@ -214,6 +217,11 @@ class FaultyBroker:
     def _refuse(refused: bool, what: str) -> None:
         if refused:
             raise BrokerUnavailableError(f"{what} is refused, as the test wants it")
+
+
+async def _deliver_late(mailbox: Mailbox, payload: bytes, delay: float) -> None:
+    await asyncio.sleep(delay)
+    mailbox.deliver(payload)
 
 
 class BareSubscription:

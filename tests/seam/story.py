@@ -31,7 +31,7 @@ from livepush_asgi.types import ASGIApp
 from ..around import behind_a_middleware
 from ..faulty_broker import FaultyBroker, FaultyServer, WrappedBroker
 from ..virtual_clock import VirtualClockLoop
-from .client import DEADLINE, Client, Connection
+from .client import DEADLINE, WANTED, Client, Connection
 from .plan import CHANNELS, Operation, Plan, Setup
 from .promise import Fate, Ledger, PromiseBroken, Published
 
@@ -115,6 +115,8 @@ class Story:
         self._tasks: list[asyncio.Task[None]] = []
         #: Until when a process may not have heard a command, in virtual seconds.
         self._deaf_until = [0.0] * setup.processes
+        #: The processes that refuse new streams until they are started again.
+        self._drained: set[int] = set()
         self._ids = 0
         self._ticks = 0
         self._returned_id: str | None = None
@@ -179,7 +181,9 @@ class Story:
             case ("start", int(process)):
                 await self._restart(process)
             case ("drain", int(process)):
-                self._start(self.pushes[process].drain())
+                if self.running[process]:
+                    self._drained.add(process)
+                    self._start(self.pushes[process].drain())
             case _:
                 self._harm(operation)
 
@@ -251,9 +255,7 @@ class Story:
             await self.pushes[process].publish(channel, [channel, "past"], id=bad)
         except (InvalidEventError, BrokerUnavailableError):
             return
-        raise PromiseBroken(f"an event was published with the id {bad!r}, which " + (
-            "reads as a cursor" if bad else "makes a client forget its place"
-        ))
+        raise PromiseBroken(f"an event was published with {how!r} as its own")
 
     # Authorizing.
 
@@ -262,7 +264,7 @@ class Story:
         connection.decided = self.tick()
         delay = connection.plan.authorize
         if delay is None:
-            raise RuntimeError("authorize raises, as the story wants it")
+            raise RuntimeError(f"authorize raises, {WANTED}")
         return self._decide_late(connection, delay) if delay else self._grant(connection)
 
     async def _decide_late(self, connection: Connection, delay: float) -> Grant:
@@ -290,7 +292,7 @@ class Story:
         if self.calm.is_set() or plan.snapshot == "sync":
             return self._blocks(plan, up_to, self.snapshots)
         if plan.snapshot == "raises":
-            raise RuntimeError("the snapshot raises, as the story wants it")
+            raise RuntimeError(f"the snapshot raises, {WANTED}")
         return self._snapshot_late(plan, up_to, self.snapshots)
 
     async def _snapshot_late(self, plan: Plan, up_to: dict[str, int], number: int) -> object:
@@ -337,6 +339,7 @@ class Story:
                 await self._stops.pop(process)
             await self.pushes[process].start()
             self.running[process] = True
+            self._drained.discard(process)
 
     # The end.
 
@@ -345,6 +348,8 @@ class Story:
         self._reach(away=False)
         for process in range(self.setup.processes):
             self._heal(process)
+            if process in self._drained:
+                self._stop(process)
             await self._restart(process)
         self.calm.set()
         self.slots_are_free()
@@ -357,6 +362,7 @@ class Story:
         if not self.setup.quiet_end:
             for channel in sorted({name for client in self.clients for name in client.plan.channels}):
                 await self._publish_last(channel)
+                await self._read_all()
         for client in self.clients:
             for _ in range(3):
                 await client.read(100_000)
@@ -544,6 +550,19 @@ class Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if any(sign in record.msg for sign in self.SIGNS):
             self.heard.append(f"{record.getMessage()} ({record.exc_info and record.exc_info[1]!r})")
+
+
+def transcript(story: Story) -> str:
+    """Return what the clients saw."""
+    lines = []
+    for client in story.clients:
+        for connection in client.connections:
+            lines.append(
+                f"client {client.number} at process {connection.process} with {connection.last_id!r}: "
+                f"{connection.status}, {connection.plan!r}"
+            )
+            lines += [f"    {line}" for line in connection.transcript]
+    return "\n".join(lines)
 
 
 def tell(setup: Setup, operations: list[Operation], stories: list[Story] | None = None) -> None:

@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from livepush_asgi.event import RESERVED_PREFIX
 
 from .plan import CHANNELS, Operation, Plan, Setup
-from .story import tell
+from .story import Story, tell, transcript
 
 #: The faults of a channel in a process, and the values that each takes.
 FAULTS: dict[str, tuple[Any, ...]] = {
@@ -41,6 +42,13 @@ class Tale:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return None
+
+    def transcript(self) -> str:
+        """Tell it, and return what the clients saw."""
+        stories: list[Story] = []
+        with suppress(Exception):
+            tell(self.setup, self.operations, stories)
+        return transcript(stories[0])
 
     def __str__(self) -> str:
         lines = "".join(f"        {operation!r},\n" for operation in self.operations)
