@@ -156,6 +156,11 @@ class Client:
         self.gaps = 0
         self._world = world
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What its stream is granted."""
+        return () if self.connection is None else self.connection.plan.channels
+
     def connect(self, app: ASGIApp, process: int, plan: Plan) -> None:
         if self.connection is None:
             self.connection = Connection(app, process, plan, self.last_id)
@@ -179,8 +184,8 @@ class Client:
         self.promise.forget()
 
     async def read(self, blocks: int, quiet: float = 1.0) -> None:
-        """Read so many blocks, or until nothing has come for `quiet` seconds."""
-        while blocks and self.connection is not None:
+        """Read so many blocks, or until nothing has come for `quiet` seconds; with 0, the response's start."""
+        while self.connection is not None and (blocks or self.connection.status is None):
             connection, started = self.connection, self.connection.status
             block = await connection.take(quiet if started is not None else max(quiet, 0.5))
             if block is None:
@@ -234,6 +239,8 @@ class Client:
             return
         if not connection.opened:
             self._open(connection)
+            if connection.plan.control and event.event != "livepush.open":
+                raise PromiseBroken(f"a stream begins with {event.event}, and not with livepush.open")
         if event.event.startswith("livepush.") and not connection.plan.control:
             raise PromiseBroken(f"{event.event} on a stream without control events")
         self._take_id(connection, event)

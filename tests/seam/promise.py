@@ -116,7 +116,8 @@ class Promise:
                 claim.outdated.clear()
             elif not known or claim.floor is None:
                 claim.fresh = True
-            claim.gap = claim.gap or mute
+            if channel in granted:
+                claim.gap = mute or (claim.gap and claim.floor is not None)
 
     def start(self, channel: str, floor: int) -> None:
         """Begin a claim to all events above `floor`, unless there is one."""

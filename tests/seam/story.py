@@ -360,7 +360,7 @@ class Story:
         for client in self.clients:
             await self._come_back(client)
         if not self.setup.quiet_end:
-            for channel in sorted({name for client in self.clients for name in client.plan.channels}):
+            for channel in sorted({name for client in self.clients for name in client.channels}):
                 await self._publish_last(channel)
                 await self._read_all()
         for client in self.clients:

@@ -107,7 +107,7 @@ class _Inventor:
                 how = chance.choice(["plain", "plain", "plain", "x", "y", "retry"])
                 return ("publish", self._channel(), count, self._process(), how)
             case 1:
-                return ("read", self._client(), chance.choice([1, 1, 2, 3, 100]))
+                return ("read", self._client(), chance.choice([0, 1, 1, 2, 3, 100]))
             case 2:
                 return ("cut", self._client(), chance.random() < 0.3)
             case 3:
