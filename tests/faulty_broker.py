@@ -174,7 +174,9 @@ class FaultyBroker:
                 continue
             for mailbox in [mailbox for mailbox in self._mailboxes if mailbox.channel == channel]:
                 if faults.late:
-                    late = asyncio.get_running_loop().create_task(_deliver_late(mailbox, payload, faults.late))
+                    late = asyncio.get_running_loop().create_task(
+                        _deliver_late(mailbox, payload, faults.late)
+                    )
                     self._on_the_way.add(late)
                     late.add_done_callback(self._on_the_way.discard)
                 else:

@@ -1,7 +1,7 @@
 """Tell many stories on all cores: `python -m tests.seam 20000 [--first SEED] [--found]`.
 
-Prints how many failed, and each kind of failure with one story, as short as it can be made, in the form in which
-`found.py` keeps them. Exits 1 if there was any.
+Prints how many stories failed. Of each kind of failure it shows one story, as short as it can be made and in
+the form in which `found.py` keeps it. Exits 1 if any story failed.
 """
 
 import argparse
@@ -55,7 +55,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.seam", description=__doc__)
     parser.add_argument("stories", type=int, nargs="?", default=20_000)
     parser.add_argument("--first", type=int, default=0, help="the seed of the first story")
-    parser.add_argument("--found", action="store_true", help="tell the stories that failed once, and no others")
+    parser.add_argument(
+        "--found", action="store_true", help="tell the stories that failed once, and no others"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     warnings.simplefilter("ignore")

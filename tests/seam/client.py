@@ -68,6 +68,8 @@ class Connection:
         self.snapshot: tuple[int, int] = (-1, 0)
         #: When the last bytes came, in virtual seconds.
         self.heard_at = 0.0
+        #: Whether the next id that comes is one behind which a state is owed.
+        self.owes = False
         self.transcript: list[str] = []
         self._exchange = Exchange(window=plan.window, after_disconnect="ignore")
         self._parser = EventStreamParser()
@@ -172,8 +174,8 @@ class Client:
             return
         connection.leave(in_the_middle=in_the_middle)
         if connection.started and not connection.opened and not connection.refused:
-            # It was granted a stream, and may have got more or fewer channels, without hearing of it. Its claim
-            # to what it was not granted ends by that.
+            # A stream was granted, and the client has not heard of it. Its claim to channels that the stream
+            # was not granted ends all the same.
             self._open(connection)
         if connection.opened and not connection.plan.control:
             self._tell_all(connection)
@@ -184,7 +186,7 @@ class Client:
         self.promise.forget()
 
     async def read(self, blocks: int, quiet: float = 1.0) -> None:
-        """Read so many blocks, or until nothing has come for `quiet` seconds; with 0, the response's start."""
+        """Read so many blocks, or until nothing has come for `quiet` seconds; 0 is the response's start."""
         while self.connection is not None and (blocks or self.connection.status is None):
             connection, started = self.connection, self.connection.status
             block = await connection.take(quiet if started is not None else max(quiet, 0.5))
@@ -243,12 +245,14 @@ class Client:
                 raise PromiseBroken(f"a stream begins with {event.event}, and not with livepush.open")
         if event.event.startswith("livepush.") and not connection.plan.control:
             raise PromiseBroken(f"{event.event} on a stream without control events")
+        if event.event == "livepush.open":
+            self._take_open(connection, json.loads(event.data))
+        elif event.event == "livepush.gap":
+            self._take_gap(connection, json.loads(event.data))
         self._take_id(connection, event)
         match event.event:
-            case "livepush.open":
-                self._take_open(connection, json.loads(event.data))
-            case "livepush.gap":
-                self._take_gap(connection, json.loads(event.data))
+            case "livepush.open" | "livepush.gap":
+                pass
             case "livepush.close":
                 connection.reason = json.loads(event.data)["reason"]
             case "state":
@@ -262,6 +266,9 @@ class Client:
         if not event.id:
             raise PromiseBroken("an empty id has made the client forget its place")
         self.last_id, self.known = event.id, not event.id.startswith("own")
+        if connection.owes:
+            # With an older id the client would get all that is missing, and need no state.
+            connection.owes, self.promise.owed = False, True
         for channel in connection.plan.channels:
             # What comes with the id itself is part of the claim.
             self.promise.start(channel, connection.floors[channel])
@@ -275,7 +282,7 @@ class Client:
         if connection.resumed:
             self.promise.check_state(connection.plan.channels, "and it was told that it has resumed")
         else:
-            self.promise.owed = True
+            connection.owes = True
 
     def _take_gap(self, connection: Connection, data: dict[str, Any]) -> None:
         channel, reason = data["channel"], data["reason"]
@@ -283,8 +290,7 @@ class Client:
             raise PromiseBroken(f"a gap of {channel}, which was not granted")
         self.gaps += 1
         self.promise.gap(channel, self._world.tick())
-        if connection.state:
-            self.promise.owed = True
+        connection.owes = connection.state
         self._world.judge_gap(connection, channel, reason)
 
     def _take_state(self, connection: Connection, data: dict[str, Any]) -> None:
@@ -293,10 +299,13 @@ class Client:
             raise PromiseBroken(f"block {block} of snapshot {number} came after {connection.snapshot}")
         connection.snapshot = number, block + 1
         if self._world.is_over(connection, *data["returned"]):
-            raise PromiseBroken("the state was sent, though the right to the stream had ended before it was read")
+            raise PromiseBroken(
+                "the state was sent, though the right to the stream had ended before it was read"
+            )
         if not block:
             self._check_nothing_older(connection, up_to)
         if block + 1 == data["blocks"]:
+            connection.owes = False
             self.promise.state(up_to)
 
     def _check_nothing_older(self, connection: Connection, up_to: dict[str, int]) -> None:
@@ -324,5 +333,3 @@ class Client:
 def _short(event: ParsedEvent) -> str:
     name = "" if event.event == "message" else f"{event.event.removeprefix('livepush.')}: "
     return f"{name}{event.data}" + ("" if event.id is None else f" [{event.id}]")
-
-

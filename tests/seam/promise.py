@@ -1,8 +1,8 @@
 """What a client may expect: section 1 of the design as plain code that knows nothing of the component.
 
-A client has a *claim* to every event of a channel from the moment it receives an event id on a stream that was
-granted the channel, until a later stream of it is granted without. Each claimed event arrives once and in
-order, or a gap of its channel arrives at that place.
+A client has a *claim* to every event of a channel from the moment it receives an event id on a stream that
+was granted the channel, until a later stream of the client is granted without it. Each claimed event arrives
+once and in order, or a gap of its channel arrives at that place.
 """
 
 from collections.abc import Iterable
@@ -164,12 +164,14 @@ class Promise:
             claim.missing = {missing for missing in claim.missing if missing > claim.covered}
 
     def check_state(self, channels: Iterable[str], when: str) -> None:
-        """Check that the client has had the state that it was promised, and all that it was told is missing."""
+        """Check that the client has had its state whole, and with it all that gaps told of."""
         if self.owed:
             raise PromiseBroken(f"the client has not had its state whole, {when}")
         for channel in channels:
             if missing := self.claims[channel].missing:
-                raise PromiseBroken(f"no state has brought what a gap of {channel} told of: {missing}, {when}")
+                raise PromiseBroken(
+                    f"no state has brought what a gap of {channel} told of: {missing}, {when}"
+                )
 
     def _hole(self, channel: str, numbers: range, before: int, *, state: bool) -> None:
         claim, ledger = self.claims[channel], self._ledgers[channel]

@@ -23,9 +23,22 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "late": (0.05, 0.7, 5.0),
     "slow": (0.01, 0.2, 2.0),
 }
-#: What may happen in a story beside publishing, connecting, reading and being cut off. Each story has some of it:
-#: one in which all happens at once says little, and only one in which nothing is faulty can see a false gap.
-THEMES = (*FAULTS, "commands", "lost", "away", "log", "revoke", "expire", "stop", "ids", "past", "snapshot", "slots")
+#: What may happen in a story beside publishing, connecting, reading and being cut off. Each story has a few
+#: of these, and some have none: only where nothing is faulty is a gap clearly false.
+THEMES = (
+    *FAULTS,
+    "commands",
+    "lost",
+    "away",
+    "log",
+    "revoke",
+    "expire",
+    "stop",
+    "ids",
+    "past",
+    "snapshot",
+    "slots",
+)
 
 
 @dataclass
@@ -69,14 +82,29 @@ class _Inventor:
         # How the clients are granted: always the same, or something else each time.
         self.fickle = chance.random() < 0.5
         self.grant = self._channels()
+        self.fresh = True
 
     def tale(self) -> Tale:
-        chance = self.random
-        operations = [self._connect()]
-        if chance.random() < 0.8:
-            operations.append(("read", 0, 1))
-        operations += [self._operation() for _ in range(chance.randint(2, 30))]
+        chance, operations = self.random, list[Operation]()
+        faults = sorted(self.themes & FAULTS.keys())
+        # Some are wrong from the beginning: a client that comes finds them so.
+        operations += [self._thematic(theme) for theme in faults for _ in range(2) if chance.random() < 0.4]
+        for _ in range(chance.randint(3, 30)):
+            operations += self._scene()
+        if chance.random() < 0.3:
+            operations += [("cut", client, False) for client in range(self.setup.clients)]
         return Tale(self.setup, operations)
+
+    def _scene(self) -> list[Operation]:
+        """Return an operation, or a few that say more together."""
+        chance = self.random
+        operation = self._connect() if self.fresh else self._operation()
+        self.fresh = False
+        if operation[0] == "connect" and chance.random() < 0.6:
+            return [operation, ("read", operation[1], chance.choice([0, 1, 1, 1, 2]))]
+        if operation[0] == "cut" and chance.random() < 0.5:
+            return [operation, self._connect(operation[1])]
+        return [operation]
 
     def _setup(self, seed: int) -> Setup:
         chance, small = self.random, self.random.random() < 0.4
@@ -155,7 +183,7 @@ class _Inventor:
             case _:
                 return ("turns", 3)
 
-    def _connect(self) -> Operation:
+    def _connect(self, client: int | None = None) -> Operation:
         chance = self.random
         keyed = "slots" in self.themes or "revoke" in self.themes
         plan = Plan(
@@ -171,7 +199,7 @@ class _Inventor:
             window=chance.choice([64, 64, 1, 0]),
             authorize=chance.choice([0.0, 0.0, 0.1, 2.0, None]) if keyed or "stop" in self.themes else 0.0,
         )
-        return ("connect", self._client(), self._process(), plan)
+        return ("connect", self._client() if client is None else client, self._process(), plan)
 
     def _channels(self) -> tuple[str, ...]:
         chance = self.random
@@ -217,7 +245,9 @@ def _simpler(tale: Tale) -> Iterator[Tale]:
             yield Tale(setup, operations[:start] + operations[start + size :])
         size //= 2
     plain = Setup(seed=setup.seed)
-    for name in [field.name for field in fields(Setup) if getattr(setup, field.name) != getattr(plain, field.name)]:
+    for name in [
+        field.name for field in fields(Setup) if getattr(setup, field.name) != getattr(plain, field.name)
+    ]:
         yield Tale(replace(setup, **{name: getattr(plain, name)}), operations)
     for place, operation in enumerate(operations):
         for other in _simpler_operations(operation):
@@ -245,5 +275,3 @@ def _simpler_operations(operation: Operation) -> Iterator[Operation]:
                 yield ("publish", channel, count, process, "plain")
         case ("read", client, int(blocks)) if blocks > 1:
             yield ("read", client, 1)
-
-
