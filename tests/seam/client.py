@@ -199,7 +199,13 @@ class Client:
             if not block:
                 return
             blocks -= 1
-            for event in connection.parse(block):
+            events = connection.parse(block)
+            if not events and connection.last_event_id not in ("", self.last_id):
+                # A block without data: a browser takes the id of it and dispatches nothing.
+                connection.transcript.append(f"[{connection.last_event_id}]")
+                self._begin(connection)
+                self._take_id(connection, connection.last_event_id)
+            for event in events:
                 connection.transcript.append(_short(event))
                 self._take(connection, event)
 
@@ -235,21 +241,24 @@ class Client:
         for channel in connection.plan.channels:
             self.promise.claims[channel].gap = True
 
+    def _begin(self, connection: Connection) -> None:
+        if not connection.opened:
+            self._open(connection)
+
     def _take(self, connection: Connection, event: ParsedEvent) -> None:
         if event.event == "livepush.refused":
             connection.refused = True
             return
-        if not connection.opened:
-            self._open(connection)
-            if connection.plan.control and event.event != "livepush.open":
-                raise PromiseBroken(f"a stream begins with {event.event}, and not with livepush.open")
+        if not connection.opened and connection.plan.control and event.event != "livepush.open":
+            raise PromiseBroken(f"a stream begins with {event.event}, and not with livepush.open")
+        self._begin(connection)
         if event.event.startswith("livepush.") and not connection.plan.control:
             raise PromiseBroken(f"{event.event} on a stream without control events")
         if event.event == "livepush.open":
             self._take_open(connection, json.loads(event.data))
         elif event.event == "livepush.gap":
             self._take_gap(connection, json.loads(event.data))
-        self._take_id(connection, event)
+        self._take_id(connection, event.id)
         match event.event:
             case "livepush.open" | "livepush.gap":
                 pass
@@ -260,12 +269,12 @@ class Client:
             case _:
                 self._take_event(connection, *json.loads(event.data))
 
-    def _take_id(self, connection: Connection, event: ParsedEvent) -> None:
-        if event.id is None:
+    def _take_id(self, connection: Connection, id: str | None) -> None:
+        if id is None:
             return
-        if not event.id:
+        if not id:
             raise PromiseBroken("an empty id has made the client forget its place")
-        self.last_id, self.known = event.id, not event.id.startswith("own")
+        self.last_id, self.known = id, not id.startswith("own")
         if connection.owes:
             # With an older id the client would get all that is missing, and need no state.
             connection.owes, self.promise.owed = False, True

@@ -129,6 +129,29 @@ FOUND: dict[str, Tale] = {
         Setup(),
         [("connect", 0, 0, Plan()), ("read", 0, 0), ("publish", "a", 1, 0, "plain")],
     ),
+    "a server lost what a client had, and the client got a part of the rest twice when it came back": Tale(
+        Setup(),
+        [
+            ("publish", "a", 1, 0, "plain"),
+            ("connect", 0, 0, Plan(replay="last")),
+            ("read", 0, 2),
+            ("publish", "a", 1, 0, "plain"),
+            ("read", 0, 1),
+            ("restart", "a", 1),
+            ("cut", 0, False),
+        ],
+    ),
+    "a client without control events came back to a stream that ended at once, for ever": Tale(
+        Setup(history=4),
+        [
+            ("connect", 0, 0, Plan(control=False)),
+            ("read", 0, 1),
+            ("publish", "a", 1, 0, "plain"),
+            ("read", 0, 1),
+            ("cut", 0, False),
+            ("publish", "a", 9, 0, "plain"),
+        ],
+    ),
     # The broker's port.
     "a wrapper that asks for each message delivered each twice": Tale(
         Setup(wrapped=(2,), quiet_end=True),
