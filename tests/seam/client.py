@@ -239,7 +239,8 @@ class Client:
 
     def _tell_all(self, connection: Connection) -> None:
         for channel in connection.plan.channels:
-            self.promise.claims[channel].gap = True
+            claim = self.promise.claims[channel]
+            claim.gap, claim.gap_owes = True, False
 
     def _begin(self, connection: Connection) -> None:
         if not connection.opened:
@@ -298,7 +299,7 @@ class Client:
         if channel not in connection.plan.channels:
             raise PromiseBroken(f"a gap of {channel}, which was not granted")
         self.gaps += 1
-        self.promise.gap(channel, self._world.tick())
+        self.promise.gap(channel, self._world.tick(), owes=connection.state)
         connection.owes = connection.state
         self._world.judge_gap(connection, channel, reason)
 
@@ -336,7 +337,7 @@ class Client:
                 f"{channel} {number} was published after the right to the stream had ended, and came"
             )
         connection.numbers[channel] = number
-        self.promise.event(channel, number, connection.floors.get(channel), state=connection.state)
+        self.promise.event(channel, number, connection.floors.get(channel))
 
 
 def _short(event: ParsedEvent) -> str:

@@ -76,6 +76,8 @@ class Claim:
     #: Whether a gap was told since, and when the last one was.
     gap: bool = False
     gap_tick: int = -1
+    #: Whether it was told on a stream with a snapshot, which has to bring what is missing.
+    gap_owes: bool = False
     #: Whether a replay may begin again below `last`: the client has come without a place in this channel.
     fresh: bool = True
     #: What is missing and told of, and not yet part of a state that the client has had whole.
@@ -118,6 +120,7 @@ class Promise:
                 claim.fresh = True
             if channel in granted:
                 claim.gap = mute or (claim.gap and claim.floor is not None)
+                claim.gap_owes = claim.gap_owes and not mute
 
     def start(self, channel: str, floor: int) -> None:
         """Begin a claim to all events above `floor`, unless there is one."""
@@ -125,33 +128,30 @@ class Promise:
         if claim.floor is None:
             claim.floor = floor
 
-    def gap(self, channel: str, tick: int) -> None:
-        """Hear that events of the channel are missing here."""
+    def gap(self, channel: str, tick: int, *, owes: bool) -> None:
+        """Hear that events of the channel are missing here. The stream may owe the client its state."""
         claim = self.claims[channel]
-        claim.gap, claim.gap_tick = True, tick
+        claim.gap, claim.gap_tick, claim.gap_owes = True, tick, owes
         claim.outdated.clear()
 
-    def event(self, channel: str, number: int, floor: int | None, *, state: bool) -> None:
-        """Receive an event. `floor` is that of a claim which holds for this stream alone.
-
-        `state` says whether the stream has a snapshot, which has to bring what is missing.
-        """
+    def event(self, channel: str, number: int, floor: int | None) -> None:
+        """Receive an event. `floor` is that of a claim which holds for this stream alone."""
         claim = self.claims[channel]
         if number <= claim.last and not claim.fresh:
             raise PromiseBroken(f"{channel} {number} came twice or out of order, after {claim.last}")
         floor = floor if claim.floor is None else claim.floor
         if floor is not None:
-            self._hole(channel, range(max(floor, claim.last) + 1, number), number, state=state)
+            self._hole(channel, range(max(floor, claim.last) + 1, number), number)
         name = self._ledgers[channel].of(number).name
         claim.outdated.pop(name, None)
         claim.last, claim.gap, claim.fresh = number, False, False
 
-    def end(self, channel: str, *, state: bool) -> None:
+    def end(self, channel: str) -> None:
         """Check that nothing is missing behind the last event."""
         claim, count = self.claims[channel], self._ledgers[channel].count
         if claim.floor is None:
             return
-        self._hole(channel, range(max(claim.floor, claim.last) + 1, count + 1), count + 1, state=state)
+        self._hole(channel, range(max(claim.floor, claim.last) + 1, count + 1), count + 1)
         if claim.outdated and not claim.gap:
             raise PromiseBroken(f"of {channel} nothing newer came than {claim.outdated}, which was left out")
 
@@ -173,14 +173,14 @@ class Promise:
                     f"no state has brought what a gap of {channel} told of: {missing}, {when}"
                 )
 
-    def _hole(self, channel: str, numbers: range, before: int, *, state: bool) -> None:
+    def _hole(self, channel: str, numbers: range, before: int) -> None:
         claim, ledger = self.claims[channel], self._ledgers[channel]
         for number in numbers:
             event = ledger.of(number)
             if event.fate in (Fate.UNCERTAIN, Fate.FORGOTTEN):
                 continue
             if claim.gap:
-                if state and number > claim.covered:
+                if claim.gap_owes and number > claim.covered:
                     claim.missing.add(number)
             elif event.fate is Fate.DOUBTFUL and claim.gap_tick > event.lost_at:
                 # A gap that is told after the loss is the word of it, if what is left is behind the gap.

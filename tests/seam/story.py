@@ -408,13 +408,15 @@ class Story:
             raise PromiseBroken("nothing is wrong any more, and the response does not start")
         promise = client.promise
         for channel in connection.plan.channels:
-            promise.end(channel, state=connection.state)
+            promise.end(channel)
             # Nothing is wrong any more: the newest event has to come, a gap is not enough.
             # Not for a stream that came after it, which may begin behind it.
             claim, ledger = promise.claims[channel], self.ledgers[channel]
             here = ledger.count and (connection.decided or 0) < ledger.of(ledger.count).tick
             if here and claim.last < ledger.count and not self.setup.quiet_end:
-                raise PromiseBroken(f"{channel} {ledger.count} does not come, though nothing is wrong any more")
+                raise PromiseBroken(
+                    f"{channel} {ledger.count} does not come, though nothing is wrong any more"
+                )
         if connection.state and connection.plan.control:
             promise.check_state(connection.plan.channels, "at the end")
 
