@@ -430,8 +430,7 @@ class Story:
             return
         if connection.cut_at is not None and self.now() > connection.cut_at + DEADLINE:
             raise PromiseBroken(f"{DEADLINE} s after the client had left the application was still at it")
-        if connection.expires is not None and self.now() > connection.expires + SEND_TIMEOUT + 1:
-            raise PromiseBroken("the stream is open, though its grant has expired")
+        self._check_expiry(connection)
         for revocation in self.revocations:
             # A process that had not heard of it has had time to.
             if revocation.returned is not None and revocation.means(connection):
@@ -439,12 +438,17 @@ class Story:
                 why = "a process that can hear again" if deaf else "a process that could be reached"
                 raise PromiseBroken(f"the stream is open in {why}, though it was revoked")
 
+    def _check_expiry(self, connection: Connection) -> None:
+        # A stream in the middle of a send ends when its client has taken that, or after the send timeout.
+        over = connection.expires is not None and self.now() > connection.expires + SEND_TIMEOUT + 1
+        if over and connection.streaming:
+            raise PromiseBroken("the stream is open, though its grant has expired")
+
     def check_now(self) -> None:
         """Check what has to hold all the time."""
         for client in self.clients:
             for connection in client.connections:
-                if connection.streaming and connection.expires is not None:
-                    self._check_ending(connection)
+                self._check_expiry(connection)
         if self.slots is not None and not self.setup.replace:
             for key in ("one", "two"):
                 # A client that has just left may leave its application at work for a moment.
