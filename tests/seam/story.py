@@ -43,8 +43,8 @@ SEND_TIMEOUT = 5.0
 HEARTBEAT = 15.0
 #: How late a timer may be, in seconds.
 LATE = 0.2
-#: More turns of the event loop than any sound story needs.
-TURNS = 300_000
+#: More turns of the event loop than any operation needs.
+TURNS = 30_000
 EPOCH = 1_800_000_000.0
 
 
@@ -583,7 +583,6 @@ def tell(setup: Setup, operations: list[Operation], stories: list[Story] | None 
     async def run() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualClockLoop)
-        loop.bound(TURNS)
         loop.set_exception_handler(lambda _, context: unhandled.append(str(context)))
         story = Story(setup)
         if stories is not None:
@@ -592,8 +591,10 @@ def tell(setup: Setup, operations: list[Operation], stories: list[Story] | None 
             for push in story.pushes:
                 await push.start()
             for operation in operations:
+                loop.bound(TURNS)
                 await story.do(operation)
                 story.check_now()
+            loop.bound(TURNS)
             await story.finish()
 
     random.seed(setup.seed)
