@@ -1,10 +1,15 @@
-"""FaultyBroker: a broker with history whose live way loses and repeats, and whose log can be lost or away.
+"""FaultyBroker: a broker with history that fails in every way the port allows, per channel and process.
 
-What it does to the live way is what networks do; what it keeps is what the port promises. Several of them
-over one FaultyServer are what several processes have.
+Several FaultyBrokers over one FaultyServer stand for several processes. The live path may lose, repeat,
+delay and reorder what the log still has. A subscribe, a read or an append may be refused. The log may be
+trimmed, lost, or go on without its newest events. Times need asyncio; without them it runs on trio too.
 """
 
-from dataclasses import replace
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import anyio
 
 from livepush_asgi import BrokerUnavailableError
 from livepush_asgi.broker import READ_BYTES, Page, Subscription
@@ -12,7 +17,7 @@ from livepush_asgi.brokers.history import History
 from livepush_asgi.brokers.mailbox import Mailbox
 from livepush_asgi.brokers.memory_log import MemoryLog
 from livepush_asgi.cursor import Position
-from livepush_asgi.event import positioned
+from livepush_asgi.event import RESERVED_PREFIX, positioned
 
 
 class FaultyServer:
@@ -74,7 +79,30 @@ class FaultyServer:
             raise BrokerUnavailableError("the server is away, as the test wants it")
 
 
+@dataclass
+class Faults:
+    """What is wrong with one channel in one process."""
+
+    #: Whether these calls are refused.
+    subscribe: bool = False
+    read: bool = False
+    append: bool = False
+    #: Whether an append is made, and raises all the same.
+    append_unheard: bool = False
+    #: Whether live payloads are lost without a word.
+    cut: bool = False
+    #: Whether every second live payload is lost.
+    lossy: bool = False
+    repeating: bool = False
+    #: How late live payloads come, in seconds.
+    late: float = 0.0
+    #: How long a subscribe, a read or an append takes, in seconds.
+    slow: float = 0.0
+
+
 class FaultyBroker:
+    """One process's broker."""
+
     def __init__(self, server: FaultyServer | None = None) -> None:
         self.server = server or FaultyServer(History())
         self.server.brokers.append(self)
@@ -83,14 +111,36 @@ class FaultyBroker:
         self.losing = 0
         #: Whether each live delivery comes twice.
         self.repeating = False
+        self.faults: defaultdict[str, Faults] = defaultdict(Faults)
+        self._odd = False
+        self._on_the_way: set[asyncio.Task[None]] = set()
+
+    def heal(self) -> None:
+        """End all faults. A reader that could not hear commands is told that it has missed some."""
+        self.losing, self.repeating = 0, False
+        deaf = [channel for channel, faults in self.faults.items() if faults.cut]
+        self.faults.clear()
+        for mailbox in list(self._mailboxes):
+            if mailbox.channel.startswith(RESERVED_PREFIX) and RESERVED_PREFIX in deaf:
+                mailbox.lost()
 
     def say_lost(self) -> None:
         for mailbox in list(self._mailboxes):
             mailbox.lost()
 
+    @property
+    def subscriptions(self) -> list[str]:
+        """The channels of the subscriptions that are open."""
+        return [mailbox.channel for mailbox in self._mailboxes]
+
     async def publish(self, channel: str, payload: str | bytes) -> int:
         await self.append(channel, payload.encode() if isinstance(payload, str) else payload)
         return len(self._mailboxes)
+
+    def publish_past_the_log(self, channel: str, payload: bytes) -> None:
+        """Send to every subscription what the log has not got, as a publisher with the wrong broker does."""
+        for broker in self.server.brokers:
+            broker.deliver(channel, payload)
 
     async def append(
         self,
@@ -102,26 +152,113 @@ class FaultyBroker:
     ) -> Position:
         assert idempotency_key is None
         assert expected is None
-        self.server.check()
+        faults = await self._reach(channel)
+        self._refuse(faults.append, "append")
         position = self.server.log(channel).append(payload, 0.0)
         for broker in self.server.brokers:
             broker.deliver(channel, positioned(position, payload))
+        self._refuse(faults.append_unheard, "append")
         return position
 
     def deliver(self, channel: str, payload: bytes) -> None:
-        for _ in range(2 if self.repeating else 1):
+        faults = self._faults_of(channel)
+        if faults.cut:
+            return
+        for _ in range(2 if self.repeating or faults.repeating else 1):
             if self.losing:
                 self.losing -= 1
                 continue
+            self._odd = not self._odd
+            if faults.lossy and self._odd:
+                continue
             for mailbox in [mailbox for mailbox in self._mailboxes if mailbox.channel == channel]:
-                mailbox.deliver(payload)
+                if faults.late:
+                    late = asyncio.get_running_loop().create_task(
+                        _deliver_late(mailbox, payload, faults.late)
+                    )
+                    self._on_the_way.add(late)
+                    late.add_done_callback(self._on_the_way.discard)
+                else:
+                    mailbox.deliver(payload)
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
-        self.server.check()
-        return self.server.page(channel, after, limit, max_bytes)
+        faults = await self._reach(channel)
+        self._refuse(faults.read, "read")
+        page = self.server.page(channel, after, limit, max_bytes)
+        if faults.slow:
+            # The answer needs its time too, and what is published meanwhile is not in it.
+            await anyio.sleep(faults.slow)
+        return page
 
     async def subscribe(self, channel: str) -> Subscription:
-        self.server.check()
+        faults = await self._reach(channel)
+        self._refuse(faults.subscribe, "subscribe")
         mailbox = Mailbox(channel, self._mailboxes.remove)
         self._mailboxes.append(mailbox)
+        if faults.slow:
+            try:
+                await anyio.sleep(faults.slow)
+            except BaseException:
+                await mailbox.close()
+                raise
         return mailbox
+
+    async def _reach(self, channel: str) -> Faults:
+        faults = self._faults_of(channel)
+        if faults.slow:
+            await anyio.sleep(faults.slow)
+        self.server.check()
+        return faults
+
+    def _faults_of(self, channel: str) -> Faults:
+        # All channels of the component's own fail together, under the name of their prefix.
+        return self.faults[RESERVED_PREFIX if channel.startswith(RESERVED_PREFIX) else channel]
+
+    @staticmethod
+    def _refuse(refused: bool, what: str) -> None:
+        if refused:
+            raise BrokerUnavailableError(f"{what} is refused, as the test wants it")
+
+
+async def _deliver_late(mailbox: Mailbox, payload: bytes, delay: float) -> None:
+    await asyncio.sleep(delay)
+    mailbox.deliver(payload)
+
+
+class BareSubscription:
+    """A subscription as an ordinary wrapper hands it out: it asks for each message, and forwards nothing."""
+
+    def __init__(self, inner: Subscription) -> None:
+        self._inner = inner
+
+    async def get_message(self, *, timeout: float) -> bytes | None:
+        return await self._inner.get_message(timeout=timeout)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class WrappedBroker:
+    """A wrapper around a broker, as somebody writes it to count or to log."""
+
+    def __init__(self, inner: FaultyBroker) -> None:
+        self._inner = inner
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        return await self._inner.publish(channel, payload)
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected: Position | None = None,
+    ) -> Position:
+        return await self._inner.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
+
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        return await self._inner.read(channel, after, limit, max_bytes=max_bytes)
+
+    async def subscribe(self, channel: str) -> Subscription:
+        return BareSubscription(await self._inner.subscribe(channel))

@@ -4,6 +4,7 @@ For tests in memory only: time that a socket, a thread or another process needs 
 """
 
 import asyncio
+import math
 import selectors
 
 import anyio
@@ -20,9 +21,14 @@ class SkippingSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        #: After how many more turns of the loop a test counts as one that spins for ever.
+        self.turns_left: float = math.inf
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what is ready; the loop gives as `timeout` how far away its next timer is."""
+        self.turns_left -= 1
+        if not self.turns_left:
+            raise RuntimeError(f"the event loop spins: it is {self.now} s, and no end in sight")
         if timeout is None:
             return self._next_wakeup()
         ready = super().select(0)
@@ -48,6 +54,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the virtual time in seconds."""
         return self._clock.now
+
+    def bound(self, turns: int) -> None:
+        """Raise RuntimeError, once, out of the loop when it has run so many more turns."""
+        self._clock.turns_left = turns
 
 
 async def let_pass(seconds: float) -> None:

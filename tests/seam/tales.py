@@ -1,0 +1,277 @@
+"""Inventing stories from a seed, and shortening one that fails."""
+
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from livepush_asgi.event import RESERVED_PREFIX
+
+from .plan import CHANNELS, Operation, Plan, Setup
+from .story import Story, tell, transcript
+
+#: The faults of a channel in a process, and the values that each takes.
+FAULTS: dict[str, tuple[Any, ...]] = {
+    "subscribe": (True,),
+    "read": (True,),
+    "append": (True,),
+    "append_unheard": (True,),
+    "cut": (True,),
+    "lossy": (True,),
+    "repeating": (True,),
+    "late": (0.05, 0.7, 5.0),
+    "slow": (0.01, 0.2, 2.0),
+}
+#: What may happen in a story beside publishing, connecting, reading and being cut off. Each story has a few
+#: of these, and some have none: only where nothing is faulty is a gap clearly false.
+THEMES = (
+    *FAULTS,
+    "commands",
+    "lost",
+    "away",
+    "log",
+    "revoke",
+    "expire",
+    "stop",
+    "ids",
+    "past",
+    "snapshot",
+    "slots",
+)
+
+
+@dataclass
+class Tale:
+    """A story, invented or found."""
+
+    setup: Setup
+    operations: list[Operation]
+
+    def error(self) -> str | None:
+        """Tell it, and return what was wrong, None if nothing was."""
+        try:
+            tell(self.setup, self.operations)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def transcript(self) -> str:
+        """Tell it, and return what the clients saw."""
+        stories: list[Story] = []
+        with suppress(Exception):
+            tell(self.setup, self.operations, stories)
+        return transcript(stories[0])
+
+    def __str__(self) -> str:
+        lines = "".join(f"        {operation!r},\n" for operation in self.operations)
+        return f"    {self.setup!r},\n    [\n{lines}    ],"
+
+
+def invent(seed: int) -> Tale:
+    """Return the story of a seed."""
+    return _Inventor(seed).tale()
+
+
+class _Inventor:
+    def __init__(self, seed: int) -> None:
+        self.random = chance = random.Random(seed)
+        self.themes = {theme for theme in THEMES if chance.random() < 0.2} if chance.random() < 0.9 else set()
+        self.channels = CHANNELS[: chance.choice([1, 2, 2, 2, 3, 4])]
+        self.setup = self._setup(seed)
+        # How the clients are granted: always the same, or something else each time.
+        self.fickle = chance.random() < 0.5
+        self.grant = self._channels()
+        self.fresh = True
+
+    def tale(self) -> Tale:
+        chance, operations = self.random, list[Operation]()
+        faults = sorted(self.themes & FAULTS.keys())
+        # Some are wrong from the beginning: a client that comes finds them so.
+        operations += [self._thematic(theme) for theme in faults for _ in range(2) if chance.random() < 0.4]
+        for _ in range(chance.randint(3, 30)):
+            operations += self._scene()
+        if chance.random() < 0.3:
+            operations += [("cut", client, False) for client in range(self.setup.clients)]
+        return Tale(self.setup, operations)
+
+    def _scene(self) -> list[Operation]:
+        """Return an operation, or a few that say more together."""
+        chance = self.random
+        operation = self._connect() if self.fresh else self._operation()
+        self.fresh = False
+        if operation[0] == "connect" and chance.random() < 0.6:
+            return [operation, ("read", operation[1], chance.choice([0, 1, 1, 1, 2]))]
+        if operation[0] == "cut" and chance.random() < 0.5:
+            return [operation, self._connect(operation[1])]
+        return [operation]
+
+    def _setup(self, seed: int) -> Setup:
+        chance, small = self.random, self.random.random() < 0.4
+        return Setup(
+            seed=seed,
+            clients=chance.choice([1, 1, 2]),
+            overflow=chance.choice(["resume", "resume", "close", "drop_oldest", "latest"]),
+            outbox_events=chance.choice([1, 2, 4]) if small else 1000,
+            message_bytes=chance.choice([40, 100]) if small else 256 * 1024,
+            replay_events=6 if small and chance.random() < 0.5 else 1000,
+            history=chance.choice([4, 8]) if chance.random() < 0.25 else 1000,
+            linger=chance.choice([0.0, 1.0, 5.0]),
+            cap=chance.choice([1, 2]) if "slots" in self.themes else None,
+            replace=chance.random() < 0.5,
+            slot_delay=chance.choice([0.0, 0.0, 0.3, 3.0]),
+            wrapped=(2,) if chance.random() < 0.2 else (),
+            behind=(1,) if chance.random() < 0.7 else (0, 1, 2),
+            quiet_end=chance.random() < 0.15,
+        )
+
+    def _operation(self) -> Operation:
+        chance = self.random
+        if self.themes and chance.random() < 0.35:
+            return self._thematic(chance.choice(sorted(self.themes)))
+        match chance.choices(range(7), [30, 25, 15, 18, 5, 7, 1])[0]:
+            case 0:
+                count = chance.choice([1, 1, 2, 3, 9])
+                how = chance.choice(["plain", "plain", "plain", "x", "y", "retry"])
+                return ("publish", self._channel(), count, self._process(), how)
+            case 1:
+                return ("read", self._client(), chance.choice([0, 1, 1, 2, 3, 100]))
+            case 2:
+                return ("cut", self._client(), chance.random() < 0.3)
+            case 3:
+                return self._connect()
+            case 4:
+                return ("turns", chance.choice([1, 2, 3, 5, 8]))
+            case 5:
+                return ("pass", chance.choice([0.1, 0.6, 3.0, 30.0]))
+            case _:
+                return ("forget", self._client())
+
+    def _thematic(self, theme: str) -> Operation:
+        chance = self.random
+        if theme in FAULTS:
+            if chance.random() < 0.3:
+                return ("heal", self._process())
+            value = chance.choice(FAULTS[theme])
+            return ("fault", theme, self._process(), self._channel(), value)
+        match theme:
+            case "commands":
+                if chance.random() < 0.4:
+                    return ("heal", self._process())
+                return ("fault", chance.choice(["cut", "subscribe"]), self._process(), RESERVED_PREFIX, True)
+            case "lost":
+                return ("say lost", self._process())
+            case "away":
+                return ("away", chance.random() < 0.5)
+            case "log":
+                what = chance.choice(["lose log", "restart", "take over"])
+                losing = () if what == "lose log" else (chance.choice([0, 0, 1, 5]),)
+                return (what, self._channel(), *losing)
+            case "revoke":
+                key = chance.choice(["one", "two", None])
+                channel = self._channel() if key is None or chance.random() < 0.2 else None
+                return ("disconnect", self._process(), key, channel)
+            case "stop":
+                return (chance.choice(["stop", "start", "drain"]), self._process())
+            case "ids":
+                how = chance.choice(["own id", "own id", "empty id", "cursor id", "position id"])
+                return ("publish", self._channel(), 1, self._process(), how)
+            case "past":
+                return ("publish", self._channel(), 1, self._process(), "past")
+            case "snapshot":
+                return ("listen", self._client()) if chance.random() < 0.3 else ("calm",)
+            case _:
+                return ("turns", 3)
+
+    def _connect(self, client: int | None = None) -> Operation:
+        chance = self.random
+        keyed = "slots" in self.themes or "revoke" in self.themes
+        plan = Plan(
+            channels=self._channels() if self.fickle else self.grant,
+            replay=chance.choice(["new", "new", "new", "last", "all", 2]),
+            snapshot=chance.choice([None, "sync", "sync", "slow", "raises", "hangs"])
+            if "snapshot" in self.themes
+            else None,
+            blocks=chance.choice([1, 3]),
+            slot=chance.choice(["one", "one", "two"]) if keyed else None,
+            expires=chance.choice([None, 0.1, 1.0, 10.0]) if "expire" in self.themes else None,
+            control=chance.random() < 0.92,
+            window=chance.choice([64, 64, 1, 0]),
+            authorize=chance.choice([0.0, 0.0, 0.1, 2.0, None]) if keyed or "stop" in self.themes else 0.0,
+        )
+        return ("connect", self._client() if client is None else client, self._process(), plan)
+
+    def _channels(self) -> tuple[str, ...]:
+        chance = self.random
+        return tuple(chance.sample(self.channels, chance.randint(1, len(self.channels))))
+
+    def _channel(self) -> str:
+        return self.random.choice(self.channels)
+
+    def _client(self) -> int:
+        return self.random.randrange(self.setup.clients)
+
+    def _process(self) -> int:
+        return self.random.randrange(self.setup.processes)
+
+
+def shorten(tale: Tale, tries: int = 600) -> Tale:
+    """Return a shorter and simpler story that is wrong in the same way."""
+    wrong = _kind(tale.error())
+    left = [tries]
+
+    def is_wrong(candidate: Tale) -> bool:
+        left[0] -= 1
+        return left[0] > 0 and _kind(candidate.error()) == wrong
+
+    while left[0] > 0:
+        simpler = next((other for other in _simpler(tale) if left[0] > 0 and is_wrong(other)), None)
+        if simpler is None:
+            break
+        tale = simpler
+    return tale
+
+
+def _kind(error: str | None) -> str | None:
+    """Return an error without what differs from story to story."""
+    return error and "".join(character for character in error if not character.isdigit())[:60]
+
+
+def _simpler(tale: Tale) -> Iterator[Tale]:
+    operations, setup = tale.operations, tale.setup
+    size = len(operations)
+    while size:
+        for start in range(0, len(operations), size):
+            yield Tale(setup, operations[:start] + operations[start + size :])
+        size //= 2
+    plain = Setup(seed=setup.seed)
+    for name in [
+        field.name for field in fields(Setup) if getattr(setup, field.name) != getattr(plain, field.name)
+    ]:
+        yield Tale(replace(setup, **{name: getattr(plain, name)}), operations)
+    for place, operation in enumerate(operations):
+        for other in _simpler_operations(operation):
+            yield Tale(setup, [*operations[:place], other, *operations[place + 1 :]])
+
+
+def _simpler_operations(operation: Operation) -> Iterator[Operation]:
+    match operation:
+        case ("connect", client, process, Plan() as plan):
+            for name in [f.name for f in fields(Plan) if getattr(plan, f.name) != f.default]:
+                yield ("connect", client, process, replace(plan, **{name: getattr(Plan(), name)}))
+            if len(plan.channels) > 1:
+                for channel in plan.channels:
+                    fewer = tuple(name for name in plan.channels if name != channel)
+                    yield ("connect", client, process, replace(plan, channels=fewer))
+            if process:
+                yield ("connect", client, 0, plan)
+        case ("publish", channel, int(count), process, how):
+            if count > 1:
+                yield ("publish", channel, 1, process, how)
+                yield ("publish", channel, count - 1, process, how)
+            if process:
+                yield ("publish", channel, count, 0, how)
+            if how in ("x", "y", "retry"):
+                yield ("publish", channel, count, process, "plain")
+        case ("read", client, int(blocks)) if blocks > 1:
+            yield ("read", client, 1)
