@@ -107,4 +107,13 @@ class Review:
 
 
 def _same_terms(grant: Grant, other: Grant) -> bool:
-    return set(grant.channels) == set(other.channels) and grant.slot_key == other.slot_key
+    """Return whether a stream that was opened with `other` may stay open under `grant`."""
+    return (
+        set(grant.channels) == set(other.channels)
+        and grant.slot_key == other.slot_key
+        and _lasts_as_long(grant.expiry, other.expiry)
+    )
+
+
+def _lasts_as_long(expiry: float | None, other: float | None) -> bool:
+    return expiry is None or (other is not None and expiry >= other)

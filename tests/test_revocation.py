@@ -379,6 +379,7 @@ async def test_streams_are_authorized_again_where_a_revocation_may_be_lost(
     broker, door = MockBroker(), Door()
     door.open.set()
     decisions = {"/stays": both, "/goes": both, "/moves": both, "/ends": both, "/breaks": both}
+    decisions["/sooner"] = both
     asked: list[str] = []
 
     async def authorize(request: StreamRequest) -> Grant | Refusal:
@@ -398,10 +399,13 @@ async def test_streams_are_authorized_again_where_a_revocation_may_be_lost(
         decisions["/ends"] = lambda request: Grant(
             channels=["news", "user"], slot_key="k", expires_at=time.time() - 1
         )
+        decisions["/sooner"] = lambda request: Grant(
+            channels=["news", "user"], slot_key="k", expires_at=time.time() + 60
+        )
         decisions["/breaks"] = broken
         caplog.clear()
         broker.drop()
-        for path in ("/goes", "/moves", "/ends", "/breaks"):
+        for path in ("/goes", "/moves", "/ends", "/sooner", "/breaks"):
             assert await streams[path].wait_ended() == "revoked"
         assert sorted(asked) == sorted(decisions)
         await push.publish("news", "still here")
