@@ -201,7 +201,7 @@ class LivePush:
         """
         revocation = Revocation(slot_key, channel)
         run = self._run
-        if run is not None and run.running and run.loop is loop_identity():
+        if run is not None and run.running and not run.stopping and run.loop is loop_identity():
             return await run.revoker.revoke(revocation, timeout)
         return await self._sender.revoke(self.broker, revocation, timeout)
 

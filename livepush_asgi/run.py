@@ -88,7 +88,8 @@ class Run:
         )
         self._tally = tally
         self._started = anyio.Event()
-        self._stopping = False
+        #: Whether it has drained and gives everything back: no stream is left, and no task may be started.
+        self.stopping = False
         self._ended = anyio.Event()
         self._drained = anyio.Event()
         self._empty = anyio.Event()
@@ -109,7 +110,7 @@ class Run:
     async def stop(self) -> None:
         """Drain, give everything back and end."""
         await self.drain()
-        self._stopping = True
+        self.stopping = True
         self._bell.set()
         await self._ended.wait()
 
@@ -223,7 +224,7 @@ class Run:
         self._signals.release()
 
     async def _answer_bell(self) -> None:
-        while not self._stopping:
+        while not self.stopping:
             await self._bell.wait()
             self._bell = anyio.Event()
             while self._inbox:

@@ -5,6 +5,8 @@ import json
 import shutil
 import socket
 import sys
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -148,3 +150,36 @@ async def test_a_download_after_a_stream_on_the_same_connection_may_rest(
                     chunk = await loop.sock_recv(client, 1024 * 1024)
                     assert chunk, f"cut off after {length} bytes"
                     length += len(chunk)
+
+
+@pytest.mark.parametrize("path", ["/hangs", "/thread"])
+async def test_an_authorize_that_hangs_does_not_hold_up_the_end(path: str, tmp_path: Path) -> None:
+    async with uvicorn("tests.apps.hanging:app", tmp_path / "log") as server:
+        waiting = asyncio.create_task(server.open(path))
+        async with asyncio.timeout(5):
+            stream = await server.open("/")
+            await stream.next_event("livepush.open")
+        server.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        refused = await waiting
+        assert time.monotonic() - start < 1
+        assert (await refused.next_event("livepush.refused")).data.startswith('{"reason":"drain"')
+        await stream.read_to_end()
+        assert time.monotonic() - start < 4
+    assert "Traceback" not in server.log
+
+
+async def test_a_client_that_leaves_while_it_is_authorized_leaves_nothing(tmp_path: Path) -> None:
+    async with uvicorn("tests.apps.hanging:app", tmp_path / "log") as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /hangs HTTP/1.1\r\nhost: x\r\n\r\n")
+        await writer.drain()
+        stream = await server.open("/")
+        await stream.next_event("livepush.open")
+        writer.close()
+        await writer.wait_closed()
+        server.send_signal(signal.SIGTERM)
+        await stream.read_to_end()
+        await server.ended(timeout=10)
+    assert "Traceback" not in server.log
+    assert "without starting response" not in server.log
