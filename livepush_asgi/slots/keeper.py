@@ -67,26 +67,24 @@ class Keeper:
         """Return whether the server of a slot key is away and will be noticed when it is back."""
         return self.faults.is_away(slot_key) and self._task is not None and self._busy
 
-    async def take(self, lease: Lease) -> Taken:
-        """Ask the server for a lease. `hold`, `forget` or `abandon` follows.
-
-        Raises one of FAILURES if it was not taken, or may have been.
-        """
+    def take(self, lease: Lease) -> asyncio.Future[Taken]:
+        """Ask the server for a lease. `hold`, `forget` or `abandon` follows. See `Requests.take`."""
         # The task starts here, before anything waits: when the event loop ends, which cancels what runs,
         # none may be started any more.
         self._enter_loop()
         self._taking.add(lease.id)
         self._start()
-        return await self._requests.take(lease.slot_key, lease.id)
+        return self._requests.take(lease.slot_key, lease.id)
 
     def hold(self, lease: Lease, *, sent: bool, sure: bool) -> None:
         """Keep a lease. One that the server may not know, not `sure`, is renewed as soon as possible."""
-        self._enter_loop()
+        if not sure:
+            self._enter_loop()
+            self._again.add(lease.slot_key)
         self.holdings.add(Held(lease, sent=sent, sure=sure))
         self._taking.discard(lease.id)
-        self._start()
         if not sure:
-            self._again.add(lease.slot_key)
+            self._start()
             self._changed.set()
 
     def forget(self, lease: Lease) -> None:
@@ -226,12 +224,14 @@ class Keeper:
 
     def _plan(self) -> None:
         """Say when to try again what has failed."""
+        if self.faults.away and not (self._again or self._taking or self.returns):
+            # What failed has been given up. Something else has to find out when the server is back.
+            self._again = self.faults.probes(self.holdings.slot_keys())
         if self._again or self.returns.any_failed or self.returns.any_due:
             if self._retry_at == math.inf:
                 self._retry_at = time.monotonic() + self._backoff.next_delay()
-        elif not self._taking and not self.returns:
+        elif not self.faults.away:
             self._backoff.reset()
-            self.faults.forget_servers()
 
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
