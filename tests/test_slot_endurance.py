@@ -1,6 +1,7 @@
 """What an hour of real life does to a cap: pauses, steps of the clock, answers that come too late, churn."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from threading import Thread
 
@@ -148,6 +149,30 @@ async def test_churn_while_the_server_is_away_costs_no_memory(own_valkey: Valkey
         own_valkey.start()
         await until(lambda: cap.statistics().owed == 0 and not cap.statistics().away)
         await cap.aclose()
+
+
+async def test_a_server_is_back_when_it_answers_and_not_when_nobody_asks(
+    own_valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with own_valkey.client() as client:
+        cap = OwnSlotCap(client, cap=5, ttl=20, timeout=0.5)
+        held = await cap.take("another key")
+        own_valkey.pause()
+        # Let in, and given back before anything could be said about it.
+        (await cap.take(KEY)).give_back()
+        await anyio.sleep(1.5)
+        for _ in range(5):
+            started = time.monotonic()
+            (await cap.take(KEY)).give_back()
+            assert time.monotonic() - started < 0.1
+            assert cap.statistics().away
+            await anyio.sleep(0.1)
+        assert len(caplog.records) == 1
+        own_valkey.resume()
+        await until(lambda: not cap.statistics().away)
+        assert not held.given_back
+        await cap.aclose()
+    assert len(caplog.records) == 2
 
 
 async def test_a_user_without_permission_for_any_key_is_heard_once(

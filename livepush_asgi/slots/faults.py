@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from redis.exceptions import AskError
 
@@ -70,10 +70,13 @@ class Faults:
                 logger.warning("slots: %s refuses no slot key any more", self._where)
         return was_away
 
-    def forget_servers(self) -> None:
-        """Count no server as away: there is nothing left to tell one."""
-        for place in list(self._away):
-            self._is_back(place)
+    def probes(self, slot_keys: Iterable[str]) -> set[str]:
+        """Return one of these slot keys for each server that is away, and forget servers that have none."""
+        probes = {
+            place: slot_key for slot_key in slot_keys if (place := self._place_of(slot_key)) in self._away
+        }
+        self._away = {place: logged for place, logged in self._away.items() if place in probes}
+        return set(probes.values())
 
     def _is_away(self, place: str, error: BaseException) -> None:
         if place not in self._away:

@@ -1,6 +1,6 @@
-"""Keeper: one task that renews the leases of a process and tries again what a server did not take.
+"""Keeper: one task that has the leases of a process renewed and tries again what a server did not take.
 
-It lives while a lease is being taken, is held, or is still to be given back.
+It lives while a lease is being taken, is held, or is still to be given back. It never waits for a server.
 """
 
 import asyncio
@@ -38,6 +38,7 @@ class Keeper:
         self.faults = Faults(ledger.place_of, ttl=ttl, where=server.where, meanwhile=meanwhile)
         #: Leases that were ended here because a newer one took their place.
         self.replaced = 0
+        self._place_of = ledger.place_of
         self._renewals = Renewals(self.holdings, server, ledger, listener=self, end=self.end)
         self._requests = Requests(
             ledger.change, self.returns, self.faults, timeout=timeout, mixed=server.one, listener=self
@@ -50,6 +51,8 @@ class Keeper:
         self._retry_at = math.inf
         self._backoff = Backoff()
         self._task: asyncio.Task[None] | None = None
+        # By the names of the servers.
+        self._renewing: dict[str, asyncio.Task[None]] = {}
         # The event is made anew with the task: it belongs to the event loop.
         self._changed = asyncio.Event()
         self._loop: ReferenceType[asyncio.AbstractEventLoop] | None = None
@@ -67,26 +70,24 @@ class Keeper:
         """Return whether the server of a slot key is away and will be noticed when it is back."""
         return self.faults.is_away(slot_key) and self._task is not None and self._busy
 
-    async def take(self, lease: Lease) -> Taken:
-        """Ask the server for a lease. `hold`, `forget` or `abandon` follows.
-
-        Raises one of FAILURES if it was not taken, or may have been.
-        """
+    def take(self, lease: Lease) -> asyncio.Future[Taken]:
+        """Ask the server for a lease. `hold`, `forget` or `abandon` follows. See `Requests.take`."""
         # The task starts here, before anything waits: when the event loop ends, which cancels what runs,
         # none may be started any more.
         self._enter_loop()
         self._taking.add(lease.id)
         self._start()
-        return await self._requests.take(lease.slot_key, lease.id)
+        return self._requests.take(lease.slot_key, lease.id)
 
     def hold(self, lease: Lease, *, sent: bool, sure: bool) -> None:
         """Keep a lease. One that the server may not know, not `sure`, is renewed as soon as possible."""
-        self._enter_loop()
+        if not sure:
+            self._enter_loop()
+            self._again.add(lease.slot_key)
         self.holdings.add(Held(lease, sent=sent, sure=sure))
         self._taking.discard(lease.id)
-        self._start()
         if not sure:
-            self._again.add(lease.slot_key)
+            self._start()
             self._changed.set()
 
     def forget(self, lease: Lease) -> None:
@@ -154,8 +155,10 @@ class Keeper:
         self._send_returns(again=True)
         await self.returns.wait(self.returns.ids(), timeout)
         if not self.holdings and not self._taking:
-            task.cancel()
-            await asyncio.wait({task})
+            tasks = {task, *self._renewing.values()}
+            for each in tasks:
+                each.cancel()
+            await asyncio.wait(tasks)
             self.returns.drop_all()
 
     def _owe(self, lease: Lease, *, sure: bool) -> None:
@@ -190,6 +193,7 @@ class Keeper:
         if self._task is not None and not self._task.get_loop().is_closed():
             raise RuntimeError("a SlotCap is used on one event loop at a time; make one for each")
         self._task = None
+        self._renewing.clear()
         self._taking.clear()
         self.returns.requeue()
         for held in self.holdings:
@@ -199,7 +203,7 @@ class Keeper:
         task = asyncio.current_task()
         try:
             while self._busy:
-                await self._round()
+                self._round()
                 if self._busy:
                     await self._wait()
         finally:
@@ -207,8 +211,8 @@ class Keeper:
             if self._task is task:
                 self._task = None
 
-    async def _round(self) -> None:
-        """Renew what is due, and then send again the returns that have failed."""
+    def _round(self) -> None:
+        """Begin to renew what is due, and send again the returns that have failed."""
         self._changed.clear()
         now = time.monotonic()
         retry = now >= self._retry_at
@@ -217,21 +221,48 @@ class Keeper:
         if now >= self._renew_at:
             self._renewed_at, self._renew_at = now, self._next_renewal()
             self._again.clear()
-            self._again |= await self._renewals.renew(self.holdings.slot_keys())
+            self._renew(self.holdings.slot_keys())
         elif retry:
             again, self._again = self._again, set()
-            self._again |= await self._renewals.renew(again)
+            self._renew(again)
         self._send_returns(again=retry)
         self._plan()
 
+    def _renew(self, slot_keys: Iterable[str]) -> None:
+        """Begin to renew the leases of these slot keys: by a task for each server, as one may not answer."""
+        places: dict[str, list[str]] = {}
+        for slot_key in slot_keys:
+            places.setdefault(self._place_of(slot_key), []).append(slot_key)
+        for place, of_place in places.items():
+            if place in self._renewing:
+                self._again.update(of_place)
+                continue
+            task = asyncio_loop().create_task(
+                self._renew_at_place(place, of_place), name="livepush slot renewal"
+            )
+            # An eager task may have ended by now.
+            if not task.done():
+                self._renewing[place] = task
+
+    async def _renew_at_place(self, place: str, slot_keys: list[str]) -> None:
+        try:
+            failed = await self._renewals.renew(slot_keys)
+            self._again |= failed
+        finally:
+            if self._renewing.get(place) is asyncio.current_task():
+                del self._renewing[place]
+            self._wake()
+
     def _plan(self) -> None:
         """Say when to try again what has failed."""
+        if self.faults.away and not (self._again or self._renewing or self._taking or self.returns):
+            # What failed has been given up. Something else has to find out when the server is back.
+            self._again = self.faults.probes(self.holdings.slot_keys())
         if self._again or self.returns.any_failed or self.returns.any_due:
             if self._retry_at == math.inf:
                 self._retry_at = time.monotonic() + self._backoff.next_delay()
-        elif not self._taking and not self.returns:
+        elif not self.faults.away and not self._renewing:
             self._backoff.reset()
-            self.faults.forget_servers()
 
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -13,7 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import groupby, islice
+from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 from weakref import ReferenceType, ref
@@ -240,15 +240,18 @@ class Requests:
 
     def _settle(self, parts: list[Part], reply: Reply) -> None:
         assert isinstance(reply, bytes)
-        lines = iter(reply.split(b"\n"))
+        lines = reply.split(b"\n")
+        start = 0
         for part in parts:
-            given_back = list(islice(lines, len(part.returns)))
-            answers = list(islice(lines, len(part.takes)))
-            first = next(iter((*given_back, *answers)), b"")
-            if first.startswith(b"!"):
-                self._fail(part, ResponseError(first[1:].decode()))
+            middle = start + len(part.returns)
+            end = middle + len(part.takes)
+            if start < end and lines[start].startswith(b"!"):
+                self._fail(part, ResponseError(lines[start][1:].decode()))
+                start = end
                 continue
-            self._returns.done(given.lease_id for given in part.returns)
+            answers, start = lines[middle:end], end
+            if part.returns:
+                self._returns.done(given.lease_id for given in part.returns)
             self._listener.answered(part.slot_key)
             # A slot that was given back since the call left may be free for a take that found none.
             more = bool(self._returns.of(part.slot_key))
@@ -279,8 +282,7 @@ class Requests:
 
 def _split(slot_key: str, returns: list[Return], takes: list[Take]) -> Iterator[Part]:
     """Return parts of a bounded size, each with at least as many returns as takes while there are any."""
-    size = max(len(returns), len(takes))
-    for start in range(0, size, TAKES_PER_CALL):
+    for start in range(0, max(len(returns), len(takes)), TAKES_PER_CALL):
         end = start + TAKES_PER_CALL
         yield Part(slot_key, returns[start:end], takes[start:end])
 
