@@ -1,16 +1,19 @@
 """Publisher: publishing from code that has no event loop, such as Celery tasks, sync views and scripts."""
 
 import asyncio
+import atexit
 import os
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
+from inspect import isawaitable
 from types import TracebackType
 from typing import Self, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -18,10 +21,14 @@ from anyio.from_thread import BlockingPortal
 from .broker import Broker
 from .commands import CONFIRM_TIMEOUT, CommandSender
 from .cursor import Position
+from .loop import threadsafe_caller
 from .namespace import broker_in, check_namespace
 from .publishing import event_of, publish_event
 from .request import check_channel
 from .revocation import Disconnected, Revocation
+
+# How long the end of the process waits until what is open is closed, in seconds.
+EXIT_TIMEOUT = 2.0
 
 Opened = Broker | AbstractAsyncContextManager[Broker]
 MakeBroker = Callable[[], Opened | Awaitable[Opened]]
@@ -39,9 +46,11 @@ class Publisher:
                 yield RedisBroker(redis)
 
     It is called in the thread of an event loop that begins with the first publish, once per process: a
-    fork begins anew. Keep a publisher for the life of a process, or use it in a `with` block; a process
-    may end without closing it. With a plain `lambda: RedisBroker(Redis.from_url(url))` nobody closes the
-    client, which suits a publisher that is kept. `namespace` is that of the application's LivePush.
+    fork begins anew. Keep a publisher for the life of a process, or use it in a `with` block. One that is
+    dropped without `close` is closed in its thread, and at the end of the process what is still open is
+    closed, within two seconds. A broker that `make_broker` returns itself is closed by its `aclose`, if it
+    has one: a plain `lambda: RedisBroker(Redis.from_url(url))` leaves nothing open. `namespace` is that of
+    the application's LivePush.
     """
 
     def __init__(self, make_broker: MakeBroker, *, namespace: str | None = None) -> None:
@@ -104,8 +113,10 @@ class Publisher:
             desk, self._desk = self._desk, None
             if desk is None:
                 return
+            self._dropped.detach()
             self._changed.wait_for(lambda: not desk.borrowed)
-        desk.close()
+        desk.stop()
+        desk.wait_ended()
 
     def _call(self, name: str, function: Callable[["_Desk"], Awaitable[T]]) -> T:
         """Await what the function returns for the desk, in its event loop."""
@@ -123,6 +134,8 @@ class Publisher:
         with self._changed:
             if self._desk is None:
                 self._desk = _Desk(self._make_broker, self._namespace)
+                self._dropped = finalize(self, self._desk.stop)
+                self._dropped.atexit = False
             self._desk.borrowed += 1
             return self._desk
 
@@ -135,7 +148,7 @@ class Publisher:
         # A thread that did not come along may have held the lock.
         self._changed = threading.Condition()
         if self._desk is not None:
-            _parents.append(self._desk)
+            self._dropped.detach()
         self._desk = None
 
 
@@ -146,50 +159,66 @@ class _Desk:
         #: How many threads are publishing.
         self.borrowed = 0
         self.sender = CommandSender()
-        with ExitStack() as stack:
-            self._portal = self._start()
-            stack.callback(self._stop)
-            made: object = self._portal.call(make_broker)
-            if isinstance(made, AbstractAsyncContextManager):
-                made = stack.enter_context(self._portal.wrap_async_context_manager(made))
-            if not isinstance(made, Broker):
-                raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")
-            self.broker: Broker = broker_in(made, namespace)
-            self._stack = stack.pop_all()
-
-    def _start(self) -> BlockingPortal:
+        self._started: Future[tuple[BlockingPortal, Broker, Callable[[], None]]] = Future()
+        self._ended: Future[None] = Future()
         # anyio's start_blocking_portal is a generator. Collected while the process ends, it would wait for
         # a thread that runs no more.
-        started: Future[BlockingPortal] = Future()
-        self._thread = threading.Thread(target=_run, args=(started,), name="livepush-publisher", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(make_broker,), name="livepush-publisher", daemon=True
+        )
         self._thread.start()
-        return started.result()
-
-    def _stop(self) -> None:
-        self._portal.call(self._portal.stop)
-        self._thread.join()
+        self._portal, broker, self._stop = self._started.result()
+        self.broker = broker_in(broker, namespace)
+        _open_desks.add(self)
 
     def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Call a function in the event loop, and wait for what it returns."""
         return self._portal.call(function)
 
-    def close(self) -> None:
-        """Leave the broker and end the event loop."""
-        self._stack.close()
+    def stop(self) -> None:
+        """Have the broker left and the event loop ended. Returns at once; any thread may call it."""
+        self._stop()
+
+    def wait_ended(self, timeout: float | None = None) -> None:
+        """Wait until that is done. Raises what leaving the broker has raised."""
+        self._ended.result(timeout)
+        self._thread.join()
+
+    def _run(self, make_broker: MakeBroker) -> None:
+        try:
+            anyio.run(self._serve, make_broker)
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+            elif not self._ended.done():
+                self._ended.set_exception(error)
+        else:
+            self._ended.set_result(None)
+        finally:
+            _open_desks.discard(self)
+
+    async def _serve(self, make_broker: MakeBroker) -> None:
+        stopped = anyio.Event()
+        call_soon = threadsafe_caller()
+        async with AsyncExitStack() as stack:
+            broker = await _open(make_broker, stack)
+            async with BlockingPortal() as portal:
+                self._started.set_result((portal, broker, partial(call_soon, stopped.set)))
+                await stopped.wait()
 
 
-def _run(started: Future[BlockingPortal]) -> None:
-    async def serve() -> None:
-        async with BlockingPortal() as portal:
-            started.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    try:
-        anyio.run(serve)
-    except BaseException as error:
-        if started.done():
-            raise
-        started.set_exception(error)
+async def _open(make_broker: MakeBroker, stack: AsyncExitStack) -> Broker:
+    made: object = make_broker()
+    if isawaitable(made):
+        made = await made
+    if isinstance(made, AbstractAsyncContextManager):
+        made = await stack.enter_async_context(made)
+    elif hasattr(made, "aclose"):
+        # Nobody else has it, or could close it on this event loop.
+        stack.push_async_callback(made.aclose)
+    if not isinstance(made, Broker):
+        raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")
+    return made
 
 
 def _in_event_loop() -> bool:
@@ -203,15 +232,32 @@ def _in_event_loop() -> bool:
 
 
 _publishers: WeakSet[Publisher] = WeakSet()
+# Those whose threads run.
+_open_desks: set[_Desk] = set()
 # What a forked process has inherited is kept as it is: closing or collecting it here would act upon
 # sockets and a selector that the parent uses.
 _parents: list[_Desk] = []
 
 
 def _begin_anew() -> None:
+    _parents.extend(_open_desks)
+    _open_desks.clear()
     for publisher in list(_publishers):
         publisher._leave_to_parent()
 
 
+def _close_all() -> None:
+    """Close what is open when the process ends. Daemon threads still run then."""
+    desks = list(_open_desks)
+    for desk in desks:
+        desk.stop()
+    deadline = time.monotonic() + EXIT_TIMEOUT
+    for desk in desks:
+        # From Python 3.12 on an event loop cannot start the thread any more that ends its executor.
+        with suppress(TimeoutError, Exception):
+            desk.wait_ended(max(0.0, deadline - time.monotonic()))
+
+
+atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)

@@ -281,3 +281,119 @@ async def test_a_fork_begins_anew_and_leaves_the_parent_alone(valkey: ValkeyProc
 
 async def test_a_fork_begins_anew_over_nats_too(own_nats: NatsProcess, tmp_path: Path) -> None:
     await check_forks(NatsBroker(own_nats.url), own_nats.url, tmp_path / "forks.py")
+
+
+LEAVES = """
+import gc, logging, sys, threading, time
+from contextlib import asynccontextmanager
+from redis.asyncio import Redis
+from livepush_asgi import JetStreamBroker, NatsBroker, Publisher, RedisBroker, RedisStreamsBroker
+
+url, kind, way = sys.argv[1:]
+# A busy machine: asyncio's debug mode tells of each slow step.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+@asynccontextmanager
+async def managed():
+    async with Redis.from_url(url) as redis:
+        yield RedisStreamsBroker(redis)
+
+makers = {
+    "managed": managed,
+    "redis": lambda: RedisBroker(Redis.from_url(url)),
+    "streams": lambda: RedisStreamsBroker(Redis.from_url(url)),
+    "nats": lambda: NatsBroker(url),
+    "jetstream": lambda: JetStreamBroker(url),
+}
+
+def alone():
+    for _ in range(500):
+        if threading.active_count() == 1:
+            return True
+        time.sleep(0.01)
+    return False
+
+publisher = Publisher(makers[kind])
+publisher.publish("c", "x")
+if way == "drop":
+    del publisher
+    gc.collect()
+    assert alone(), threading.enumerate()
+    print("alone", flush=True)
+    sys.stdin.readline()
+elif way == "cycle":
+    publisher.itself = publisher
+    del publisher
+elif way == "raise":
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("kind", ["managed", "redis", "streams", "nats", "jetstream"])
+@pytest.mark.parametrize("way", ["end", "cycle", "raise"])
+def test_a_process_may_end_without_closing_it(
+    valkey: ValkeyProcess, nats_server: NatsProcess, kind: str, way: str
+) -> None:
+    server = nats_server if kind in ("nats", "jetstream") else valkey
+    # The event loop looks a name up in another thread, which cannot be ended any more when the process ends.
+    url = server.url.replace("127.0.0.1", "localhost")
+    ran = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", LEAVES, url, kind, way],
+        env={"PYTHONPATH": str(REPOSITORY)},
+        timeout=30,
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (3 if way == "raise" else 0, "", "")
+
+
+def leave(url: str, kind: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-X", "dev", "-c", LEAVES, url, kind, "drop"],
+        env={"PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("kind", ["managed", "redis", "nats"])
+async def test_one_that_is_dropped_is_closed(
+    own_valkey: ValkeyProcess, own_nats: NatsProcess, kind: str
+) -> None:
+    server: ValkeyProcess | NatsProcess = own_nats if kind == "nats" else own_valkey
+    process = leave(server.url, kind)
+    assert process.stdout is not None
+    assert await asyncio.to_thread(process.stdout.readline) == "alone\n"
+    if isinstance(server, NatsProcess):
+        await until(lambda: own_nats.connections() == 0)
+    else:
+        async with own_valkey.client() as client:
+            assert len(await client.client_list()) == 1
+    assert process.communicate("\n", timeout=20) == ("", "")
+
+
+def test_a_broker_that_was_made_for_it_alone_is_closed_in_its_event_loop() -> None:
+    threads: list[threading.Thread] = []
+
+    class Closed(MockBroker):
+        async def aclose(self) -> None:
+            threads.append(threading.current_thread())
+
+    with Publisher(Closed) as publisher:
+        publisher.publish("c", "1")
+        assert threads == []
+    assert [thread.name for thread in threads] == ["livepush-publisher"]
+
+
+def test_what_leaving_the_broker_raises_is_raised_by_close() -> None:
+    class Failing(MockBroker):
+        async def aclose(self) -> None:
+            raise OSError("cannot leave")
+
+    publisher = Publisher(Failing)
+    publisher.publish("c", "1")
+    with pytest.raises(OSError, match="cannot leave"):
+        publisher.close()
+    publisher.close()

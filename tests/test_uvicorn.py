@@ -3,9 +3,9 @@
 import asyncio
 import json
 import shutil
+import signal
 import socket
 import sys
-import signal
 import time
 from pathlib import Path
 

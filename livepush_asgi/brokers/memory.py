@@ -1,7 +1,9 @@
 """MemoryBroker: pub/sub inside one process, with history. The embedded default; it needs nothing."""
 
 import logging
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cache
 
 import anyio.lowlevel
@@ -9,11 +11,10 @@ import anyio.lowlevel
 from ..broker import READ_BYTES, Page, Subscription
 from ..cursor import Position
 from ..errors import PositionConflictError
-from ..loop import is_running, loop_identity
-from ..loop import now as current_time
+from ..loop import is_running, loop_identity, time_source
 from .history import History
 from .mailbox import Mailbox
-from .memory_log import MemoryLog
+from .memory_log import Kept, MemoryLog
 from .workers import one_of_several
 
 logger = logging.getLogger("livepush_asgi")
@@ -51,11 +52,14 @@ class MemoryBroker:
         self._logs: OrderedDict[str, MemoryLog] = OrderedDict()
         # Those that keep events. The one to which nothing was added for the longest time is the first.
         self._filled: OrderedDict[str, MemoryLog] = OrderedDict()
-        self._size = 0
+        self._newest: MemoryLog | None = None
+        self._kept = Kept()
         self._look_at = 0.0
         # The event loop on which the subscriptions are, and how many there are.
         self._loop: object | None = None
         self._listening = 0
+        # That of the loop, from the first call on.
+        self._clock: Callable[[], float] = time.monotonic
         self._publishes = 0
         self._bytes = 0
 
@@ -69,7 +73,7 @@ class MemoryBroker:
         """Return a subscription that gets what is published from now on."""
         _warn_of_workers()
         mailbox = Mailbox(channel, self._on_close)
-        self._log(channel, current_time()).mailboxes[mailbox] = None
+        self._log(channel, self._now()).mailboxes[mailbox] = None
         self._listening += 1
         return mailbox
 
@@ -82,18 +86,17 @@ class MemoryBroker:
         expected: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
-        now = current_time()
+        now = self._now()
         log = self._log(channel, now)
         if idempotency_key is not None and (known := log.known(idempotency_key)) is not None:
             return known
         if expected is not None and not _is_end(expected, log):
             raise PositionConflictError(channel, log.end)
-        before = log.weight
         position = log.append(payload, now, idempotency_key)
-        self._size += log.weight - before
-        self._filled[channel] = log
-        self._filled.move_to_end(channel)
-        if self._size > self._history.total_size:
+        if log is not self._newest:
+            self._newest = self._filled[channel] = log
+            self._filled.move_to_end(channel)
+        if self._kept.bytes > self._history.total_size:
             self._shed(log)
         for mailbox in tuple(log.mailboxes):
             mailbox.deliver_at(position, payload)
@@ -106,17 +109,13 @@ class MemoryBroker:
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
-        now = current_time()
-        log = self._log(channel, now)
-        before = log.weight
-        page = log.page(after, limit, now, max_bytes)
-        self._size += log.weight - before
-        return page
+        now = self._now()
+        return self._log(channel, now).page(after, limit, now, max_bytes)
 
     @property
     def size(self) -> int:
         """How many bytes all logs together keep, as `History.total_size` counts them."""
-        return self._size
+        return self._kept.bytes
 
     def subscriptions(self, channel: str) -> int:
         """Return how many subscriptions the channel has."""
@@ -124,19 +123,23 @@ class MemoryBroker:
         return len(log.mailboxes) if log else 0
 
     def _log(self, channel: str, now: float) -> MemoryLog:
-        loop = loop_identity()
-        if loop is not self._loop:
-            self._change_loop(loop)
         log = self._logs.get(channel)
         if log is None:
             # One log comes, so letting go of two keeps the number of looks bounded and the logs too.
             self._forget_idle(now, 2, coming=1)
-            log = self._logs[channel] = MemoryLog(self._history, now)
+            log = self._logs[channel] = MemoryLog(self._history, now, self._kept)
         self._logs.move_to_end(channel)
         log.used = now
         if now >= self._look_at:
             self._look(now)
         return log
+
+    def _now(self) -> float:
+        """Return the time of the running loop's clock. Raises RuntimeError if that is the wrong loop."""
+        loop = loop_identity()
+        if loop is not self._loop:
+            self._change_loop(loop)
+        return self._clock()
 
     def _change_loop(self, loop: object) -> None:
         if self._listening and self._loop is not None and is_running(self._loop):
@@ -145,7 +148,7 @@ class MemoryBroker:
                 " which events would be late or lost: hand the call over with anyio.from_thread.run or"
                 " asyncio.run_coroutine_threadsafe, or take a broker with a server"
             )
-        self._loop = loop
+        self._loop, self._clock = loop, time_source()
 
     def _look(self, now: float) -> None:
         """Let go of what is too old, a part of it at a time, whatever channel is in use."""
@@ -161,32 +164,27 @@ class MemoryBroker:
             if not idle and len(self._logs) + coming <= self._history.channels:
                 return
             if log.mailboxes:
-                self._trim(log, now)
+                log.trim(now)
+                log.used = now
                 self._logs.move_to_end(channel)
             else:
-                self._size -= log.weight
+                log.clear()
                 self._filled.pop(channel, None)
                 del self._logs[channel]
+                if log is self._newest:
+                    self._newest = None
 
     def _is_idle(self, log: MemoryLog, now: float) -> bool:
         return self._history.age is not None and now - log.used > self._history.age
 
-    def _trim(self, log: MemoryLog, now: float) -> None:
-        before = log.weight
-        log.trim(now)
-        log.used = now
-        self._size += log.weight - before
-
     def _shed(self, newest: MemoryLog) -> None:
         """Let go of the oldest events of the channels that were quiet longest; the newest event stays."""
-        while self._size > self._history.total_size:
+        while self._kept.bytes > self._history.total_size:
             channel, log = next(iter(self._filled.items()))
-            before = log.weight
-            log.drop_oldest(self._size - self._history.total_size, keep=int(log is newest))
-            self._size += log.weight - before
+            log.drop_oldest(self._history.total_size, leave=int(log is newest))
             if log is newest:
                 return
-            if not log.weight:
+            if log.is_empty:
                 del self._filled[channel]
 
     def _forget(self, mailbox: Mailbox) -> None:

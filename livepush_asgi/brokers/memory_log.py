@@ -1,7 +1,7 @@
 """MemoryLog: the log of one channel in this process, bounded by a History."""
 
 from collections import OrderedDict, deque
-from itertools import islice
+from itertools import accumulate, count, islice
 
 from ..broker import READ_BYTES, Page, Record
 from ..cursor import Position, new_epoch
@@ -12,12 +12,21 @@ from .mailbox import Mailbox
 EVENT_COST = 80
 
 
+class Kept:
+    """How many bytes several logs keep together, payloads and `EVENT_COST` for each event."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 class MemoryLog:
     """Events 1, 2, 3 ... of which the newest are kept, and who hears them. Times are seconds of one clock."""
 
-    __slots__ = ("_history", "_keys", "_payloads", "_size", "_times", "end", "mailboxes", "used")
+    __slots__ = ("_history", "_kept", "_keys", "_payloads", "_size", "_times", "end", "mailboxes", "used")
 
-    def __init__(self, history: History, now: float) -> None:
+    def __init__(self, history: History, now: float, kept: Kept | None = None) -> None:
         #: The position after the newest event.
         self.end = Position(new_epoch(), 0)
         #: When something was last done with it.
@@ -25,6 +34,7 @@ class MemoryLog:
         #: Who hears the channel. A log of which somebody holds positions is not forgotten.
         self.mailboxes: dict[Mailbox, None] = {}
         self._history = history
+        self._kept = kept or Kept()
         # Bare, for their offsets follow from where they stand: an object around each would be one more for
         # the garbage collector to walk over, a million times.
         self._payloads: deque[bytes] = deque()
@@ -39,9 +49,9 @@ class MemoryLog:
         return self.end.offset
 
     @property
-    def weight(self) -> int:
-        """How many bytes it keeps, about."""
-        return self._size + EVENT_COST * len(self._payloads)
+    def is_empty(self) -> bool:
+        """Whether it keeps no event."""
+        return not self._payloads
 
     def known(self, key: str) -> Position | None:
         """Return the position of the event that was added with this idempotency key."""
@@ -56,6 +66,7 @@ class MemoryLog:
         self._payloads.append(payload)
         self._times.append(now)
         self._size += len(payload)
+        self._kept.bytes += len(payload) + EVENT_COST
         if key is not None:
             self._keys = self._keys or OrderedDict()
             self._keys[key] = offset
@@ -65,10 +76,14 @@ class MemoryLog:
         self.trim(now)
         return self.end
 
-    def drop_oldest(self, excess: int, *, keep: int) -> None:
-        """Let go of the oldest events until it weighs `excess` less, or only `keep` events are left."""
-        enough = self.weight - excess
-        while len(self._payloads) > keep and self.weight > enough:
+    def drop_oldest(self, most_kept: int, *, leave: int) -> None:
+        """Let go of the oldest events until all logs keep so many bytes, or `leave` events are left."""
+        while len(self._payloads) > leave and self._kept.bytes > most_kept:
+            self._drop_first()
+
+    def clear(self) -> None:
+        """Let go of all events."""
+        while self._payloads:
             self._drop_first()
 
     def page(self, after: int, limit: int, now: float, max_bytes: int = READ_BYTES) -> Page:
@@ -77,14 +92,12 @@ class MemoryLog:
         self.trim(now)
         first = self.last - len(self._payloads) + 1
         skipped = min(max(0, after - first + 1), len(self._payloads))
-        records: list[Record] = []
-        size = 0
-        for offset, payload in enumerate(islice(self._payloads, skipped, skipped + limit), first + skipped):
-            size += len(payload)
-            if records and size > max_bytes:
-                break
-            records.append(Record(offset, payload))
-        return Page(self.end.epoch, first, self.last, tuple(records))
+        payloads = tuple(islice(self._payloads, skipped, skipped + limit))
+        if sum(map(len, payloads)) > max_bytes:
+            fitting = sum(size <= max_bytes for size in accumulate(map(len, payloads)))
+            payloads = payloads[: max(1, fitting)]
+        records = tuple(map(Record._make, zip(count(first + skipped), payloads, strict=False)))
+        return Page(self.end.epoch, first, self.last, records)
 
     def trim(self, now: float) -> None:
         """Let go of what is beyond the bounds of the channel."""
@@ -97,5 +110,7 @@ class MemoryLog:
             self._drop_first()
 
     def _drop_first(self) -> None:
-        self._size -= len(self._payloads.popleft())
+        size = len(self._payloads.popleft())
         self._times.popleft()
+        self._size -= size
+        self._kept.bytes -= size + EVENT_COST

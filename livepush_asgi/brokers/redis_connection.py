@@ -81,6 +81,9 @@ class Pool(Protocol):
     async def get_connection(self) -> Connection:
         """Return an idle or a new connection, ready to be used."""
 
+    async def disconnect(self) -> None:
+        """Close all connections."""
+
     # Any, because the pool names its own class here, and a Connection is only the shape of one.
     async def release(self, connection: Any) -> None:
         """Take a connection back."""

@@ -55,6 +55,11 @@ class NodePool:
             raise
         return connection
 
+    async def disconnect(self) -> None:
+        """Close all idle connections."""
+        while self._idle:
+            await drop(self._idle.popleft()[0])
+
     # Any, for the pool that this stands in for.
     async def release(self, connection: Any) -> None:
         """Take a connection back."""

@@ -82,6 +82,13 @@ class RedisStreamsBroker:
         """Whether the listening connection is up and every channel confirmed, or none is needed."""
         return self._listener.healthy
 
+    async def aclose(self) -> None:
+        """Close the idle connections of the client, for a client that nobody else uses.
+
+        Not needed where the client's owner closes it. Call it when nobody publishes or listens any more.
+        """
+        await self._pool.disconnect()
+
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload and return how many connections listened, those of other processes too.
 
