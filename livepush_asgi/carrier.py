@@ -184,7 +184,8 @@ class _AsyncioCarrier(_Carrier):
             self._departure.listen()
         else:
             self._watcher = task.get_loop().create_task(self._watch(receive))
-        # Not before: an eager watcher that ends at once runs inside this task, which needs no interrupting.
+        # Set last: under eager tasks the watcher may end inside create_task, when this task runs and must not
+        # be cancelled.
         self._task = task
 
     def _is_cancelled_from_outside(self) -> bool:
