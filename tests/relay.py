@@ -1,4 +1,4 @@
-"""A relay between a client and a server: adds TLS, delays or holds traffic, cuts connections, loses replies."""
+"""A relay between a client and a server: adds TLS, delays, holds or cuts traffic, loses replies."""
 
 import ssl
 from collections.abc import Iterator
