@@ -62,7 +62,7 @@ class Serving:
         )
         assert self.process.stdout is not None
         threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
-        # On a busy machine the event loop complains first, in its debug mode, of what took long.
+        # On a busy machine asyncio's debug mode (-X dev) first logs callbacks that were slow.
         while "http://" not in (first := self.line()):
             assert first, "it has ended"
         self.url = first[first.index("http://") :].split()[0]

@@ -21,7 +21,7 @@ from .selection import marks_of
 from .valkey import ValkeyProcess
 from .virtual_clock import VirtualClockLoop
 
-# Its assertions are to say what they compared, as those of test modules do.
+# Rewrite the assertions of the contract like those of test modules, so that failures show values.
 pytest.register_assert_rewrite("tests.fault_contract")
 
 # What needs a browser is left out where there is none, and the first lines of the run say so.
@@ -37,12 +37,12 @@ if sys.version_info < (3, 12):
 
 def pytest_configure() -> None:
     event_loops.install()
-    # A shell has what it starts in the background ignore Ctrl+C, and what tests start would inherit that.
+    # A shell starts background jobs with SIGINT ignored, and the servers that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark each test by what it uses, and leave out those that are not for the chosen event loop."""
+    """Mark each test by what it needs, and deselect those that the chosen event loop does not run."""
     others: list[pytest.Item] = []
     for test in items:
         assert isinstance(test, pytest.Function)

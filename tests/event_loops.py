@@ -1,8 +1,8 @@
-"""The event loop that asyncio tests run on, by the environment variable LIVEPUSH_EVENT_LOOP.
+"""LIVEPUSH_EVENT_LOOP: an environment variable that chooses the event loop of asyncio tests.
 
-Without it the default loop. With `eager` (Python 3.12 and newer) a loop that starts each task at once, also
-in the uvicorn servers that tests start. With `uvloop` only tests in memory that need no virtual time run,
-on uvloop. With either of them nothing runs on trio.
+`eager` (Python 3.12 and newer) starts each task eagerly, in tests and in the uvicorn servers that they start.
+It runs the asyncio tests alone. `uvloop` runs the tests in memory that need no virtual time. Unset, every
+test runs, on the default loop and on trio.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ CHOICE = os.environ.get("LIVEPUSH_EVENT_LOOP", "")
 
 
 def prepare(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
-    """Have a new loop start its tasks as was chosen, and return it."""
+    """Set the chosen task factory of a new loop, and return the loop."""
     if CHOICE == "eager" and sys.version_info >= (3, 12):
         loop.set_task_factory(asyncio.eager_task_factory)
     return loop
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return a loop as it was chosen. `uvicorn --loop tests.event_loops:new_event_loop` serves on it."""
+    """Return a loop of the chosen kind. Also for `uvicorn --loop tests.event_loops:new_event_loop`."""
     return uvloop.new_event_loop() if CHOICE == "uvloop" else prepare(asyncio.SelectorEventLoop())
 
 
@@ -35,7 +35,7 @@ class _Policy(asyncio.DefaultEventLoopPolicy):
 
 
 def install() -> None:
-    """Have all that makes an event loop in this process make the one that was chosen."""
+    """Make loops of the chosen kind the default of this process."""
     if CHOICE == "eager" and sys.version_info < (3, 12):
         raise pytest.UsageError("LIVEPUSH_EVENT_LOOP=eager needs Python 3.12 or newer")
     if CHOICE not in ("", "eager", "uvloop"):
@@ -45,7 +45,7 @@ def install() -> None:
 
 
 def runs(test: pytest.Function) -> bool:
-    """Return whether a test is one for the chosen loop."""
+    """Return whether the chosen loop runs this test."""
     if CHOICE == "uvloop":
         return is_for_uvloop(test)
     return CHOICE != "eager" or is_for_eager_tasks(test)

@@ -1,7 +1,7 @@
-"""FaultContract: what every broker over a network keeps to when its server, or the way to it, fails.
+"""FaultContract: how every networked broker behaves when its server or the connection to it fails.
 
-Most tests look at what a client's stream shows through LivePush. What a broker without history could not
-deliver shows as a gap at its place; one with history makes up for it, and shows nothing.
+Most tests read a client's stream from a LivePush. During an outage events are published by another process.
+With a broker without history the stream shows a gap in their place, with a history broker the events.
 """
 
 import asyncio
@@ -25,60 +25,63 @@ from livepush_asgi.testing import Client, Stream
 from .relay import Relay
 from .valkey import until
 
-#: Seconds after which what should come is given up. A busy machine must not fail a test.
+#: Seconds that each wait may take. Long, so that a busy machine fails no test.
 LONG = 15.0
-#: What the brokers under test are made with, in seconds: a silent server is noticed within 1.2 s.
+#: Settings of the brokers under test, in seconds: a broker notices a silent server within 1.2 s.
 PING_INTERVAL, PING_TIMEOUT, TIMEOUT = 0.2, 1.0, 2.0
 GAP = "gap in news: broker"
 
 
 class WatchedBroker(Broker, Protocol):
-    """A broker that tells whether it is up."""
+    """A broker with `healthy`, as all networked brokers of this package have it."""
 
     @property
     def healthy(self) -> bool:
-        """Whether all that was subscribed is."""
+        """Whether the connection is up and every channel confirmed."""
         ...
 
 
 class BrokerServer(Protocol):
-    """The server of a broker. It runs, and lets everybody use every channel."""
+    """The server of a broker, running, with a user for the brokers and an administrator.
+
+    At first both users may use every channel.
+    """
 
     port: int
 
     def start(self) -> None:
-        """Start it again after it was killed."""
+        """Start the killed server again, on the same port."""
         ...
 
     def kill(self) -> None:
-        """End it as a power cut would. What it has acknowledged is on its disk, if it keeps anything."""
+        """Kill the server. A log survives with all acknowledged events."""
         ...
 
     def pause(self) -> None:
-        """Let it answer nothing more, with all its connections open."""
+        """Stop the process (SIGSTOP). Its connections stay open."""
         ...
 
     def resume(self) -> None:
-        """Let it go on where it was paused."""
+        """Continue the stopped process."""
         ...
 
     def allow_only(self, channel: str) -> None:
-        """Let the user of the brokers use this channel, and those of the component, alone."""
+        """Withdraw the brokers' permission for every channel but this one and `livepush.*`."""
         ...
 
     def allow_all(self) -> None:
-        """Let the user of the brokers use every channel."""
+        """Give the brokers permission for every channel."""
         ...
 
     def broker(
         self, *, port: int | None = None, is_admin: bool = False
     ) -> AbstractAsyncContextManager[WatchedBroker]:
-        """Return a broker with connections of its own, by way of another port if one is given."""
+        """Return a broker with its own connections, to `port` (a relay's) instead of the server's."""
         ...
 
 
 class House:
-    """A component over a broker, with one stream open on its channels."""
+    """A LivePush over a broker, with one open stream."""
 
     def __init__(self, push: LivePush, broker: WatchedBroker, stream: Stream) -> None:
         self.publish = push.publish
@@ -87,7 +90,7 @@ class House:
         self.push = push
 
     async def up_to(self, last: str) -> list[str]:
-        """Return what the stream brings up to an event: data, and gaps with their channel and reason."""
+        """Read the stream to the event `last`; return the events' data, and each gap as a line."""
         lines: list[str] = []
         while lines[-1:] != [last]:
             event = await self.stream.next_event(LONG, control=True)
@@ -99,15 +102,15 @@ class House:
         return lines
 
     async def back(self) -> None:
-        """Wait until everything works again."""
+        """Wait until every channel is live again."""
         await until(lambda: self.push.statistics().healthy, within=LONG)
 
     async def gone(self) -> None:
-        """Wait until the broker has noticed that its server is away."""
+        """Wait until the broker reports the outage."""
         await until(lambda: not self.broker.healthy, within=LONG)
 
     async def fails_to_publish(self, data: str, channel: str = "news") -> None:
-        """Publish, and have it fail within its timeout."""
+        """Check that publishing raises within the broker's timeout."""
         with anyio.fail_after(TIMEOUT + 1), pytest.raises(BrokerUnavailableError):
             await self.publish(channel, data)
 
@@ -122,7 +125,7 @@ async def house(broker: WatchedBroker, *channels: str) -> AsyncIterator[House]:
 
 
 async def publish_when_it_can(broker: Broker, channel: str, data: str) -> None:
-    """Publish as another process does, as soon as the server takes it."""
+    """Publish as another process would, and retry until the server accepts it."""
     push = LivePush(broker, public(channel))
     with anyio.fail_after(LONG):
         while True:
@@ -140,7 +143,7 @@ async def by_way_of(relay: Relay) -> AsyncIterator[None]:
 
 
 class FaultContract:
-    """Subclass it with the fixture `server`, a running one."""
+    """The tests. A subclass provides the fixture `server`, a running BrokerServer."""
 
     @pytest.fixture
     def anyio_backend(self) -> str:
@@ -166,7 +169,7 @@ class FaultContract:
             if isinstance(broker, HistoryBroker):
                 assert shown == ["first", "after"]
             else:
-                # The other process may have come before this one was there to hear it.
+                # The other process may have published before this one had subscribed again.
                 assert shown in ([GAP, "after"], [GAP, "first", "after"])
             await here.publish("news", "end")
             assert await here.up_to("end") == ["end"]
@@ -183,7 +186,7 @@ class FaultContract:
             await here.back()
             await here.publish("news", "after")
             shown = await here.up_to("after")
-            # What nobody has acknowledged may have come all the same, once.
+            # The server may have received the failed publish all the same, once.
             assert [line for line in shown if line != "perhaps"] == (
                 ["after"] if isinstance(broker, HistoryBroker) else [GAP, "after"]
             )
@@ -236,7 +239,7 @@ class FaultContract:
 
     async def test_a_slow_way_loses_nothing(self, server: BrokerServer, log: "Log") -> None:
         relay = Relay(server.port)
-        # A new connection needs several answers within the time for one ping.
+        # Opening a connection takes several round trips, which together may take one ping_timeout.
         relay.delay = PING_TIMEOUT / 20
         async with by_way_of(relay), server.broker(port=relay.port) as broker, house(broker) as here:
             sent = [str(number) for number in range(20)]
@@ -340,7 +343,7 @@ class FaultContract:
         assert len(log.refusals) == 1
 
     async def test_a_reader_that_is_too_slow_for_the_server_is_told(self, server: BrokerServer) -> None:
-        """The server has nowhere to put what is published while the event loop stands still."""
+        """The server cuts the connection of a process whose event loop blocks while much is published."""
         payloads = [b"%d " % number + b"x" * 200_000 for number in range(150)]
 
         async def flood() -> None:
@@ -385,23 +388,23 @@ class FaultContract:
 
 
 class Log:
-    """What the component has logged about its broker."""
+    """The log lines of the package."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self._caplog = caplog
 
     @property
     def lines(self) -> list[str]:
-        """Each line that says how a connection, or a channel, is."""
+        """Every line, in order."""
         return [record.getMessage() for record in self._caplog.records if record.name == "livepush_asgi"]
 
     @property
     def refusals(self) -> list[str]:
-        """Those about channels that the server refuses."""
+        """The lines about refused channels."""
         return [line for line in self.lines if "refuses" in line]
 
     def says_away_and_back_once(self, *, times: int = 1) -> None:
-        """Check that there is one line for each change of state, and no other."""
+        """Check that each outage logged one line when it began and one when it ended, and nothing else."""
         lines = self.lines
         assert len(lines) == 2 * times, lines
         assert all("trying until it works" in line for line in lines[::2]), lines
@@ -409,7 +412,7 @@ class Log:
 
 
 class Transcript:
-    """A sink that writes down what it hears; None stands for a loss."""
+    """A sink that records payloads; None stands for a loss."""
 
     def __init__(self) -> None:
         self.payloads: list[bytes | None] = []

@@ -1,6 +1,4 @@
-"""A relay that stands between a client and a server: for TLS, for a way that is slow, still or cut, and for
-replies that never arrive.
-"""
+"""A relay between a client and a server: adds TLS, delays, holds or cuts traffic, loses replies."""
 
 import ssl
 from collections.abc import Iterator
@@ -14,8 +12,8 @@ from anyio.streams.tls import TLSListener
 
 from .valkey import free_port
 
-# How often to see whether a relay that holds everything still does, and how long a server may take to act on
-# what is cut after: seconds.
+# How often a relay that holds everything looks whether it still has to, and how long a server may take to
+# answer the request that `cut_after` names: seconds.
 LOOK = 0.01
 ACTING = 1.0
 # What either side says when it goes.
@@ -37,7 +35,7 @@ class Relay:
     """Passes everything on to a port and back. It speaks TLS to its clients if it gets a context.
 
     A connection on which `cut_after` was seen is closed when the server has acted on it, without the
-    client getting the reply. What goes to the client takes `delay` seconds longer.
+    client getting the reply. Each reply is delayed by `delay` seconds.
     """
 
     def __init__(
@@ -49,14 +47,14 @@ class Relay:
         self._cut_after = cut_after
         self._connections: set[anyio.CancelScope] = set()
         self.delay = 0.0
-        #: Nothing passes, with all connections open.
+        #: Hold all traffic; connections stay open.
         self.still = False
-        #: Each connection is closed at once.
+        #: Close new connections at once.
         self.closed = False
 
     @contextmanager
     def cut(self) -> Iterator[None]:
-        """Close all connections, and those that are tried inside the block."""
+        """Close all connections, and every new one until the block ends."""
         self.closed = True
         for scope in self._connections:
             scope.cancel()
@@ -105,7 +103,7 @@ class Relay:
 
     async def _hold(self, seconds: float) -> None:
         await anyio.sleep(seconds)
-        while self.still:  # noqa: ASYNC110  (a test that sets it is on another side of a socket)
+        while self.still:  # noqa: ASYNC110  (a plain attribute, so that tests set it anywhere)
             await anyio.sleep(LOOK)
 
     async def _pass_replies(self, server: ByteStream, client: ByteStream, scope: anyio.CancelScope) -> None:

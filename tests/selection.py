@@ -1,18 +1,18 @@
-"""Which tests need what, seen from what they use: for the marks that `conftest.py` gives them."""
+"""The marks of each test, computed from its fixtures and from the helpers that its module imports."""
 
 import inspect
 
 import pytest
 
-# What starts a broker or a database, out of a wheel: fixtures, what a module takes from the modules here, and
-# what a test starts itself.
+# Fixtures, helper modules and classes that start a broker or a database from a wheel.
 BROKER_FIXTURES = {"valkey_process", "own_valkey", "valkey_on_disk", "nats_server", "own_nats"}
 BROKER_HELPERS = {"tests.fault_contract", "tests.postgres_server", "tests.valkey_cluster"}
 BROKERS = {"ValkeyProcess", "NatsProcess"}
-# What starts a proxy, a browser, Node.js, or a server other than uvicorn, or needs to be root.
+# Fixtures and helper modules that start a proxy, a browser, Node.js or a server other than uvicorn, or that
+# need root.
 EXTERNAL_FIXTURES = {"running_browser"}
 EXTERNAL_HELPERS = {"tests.network", "tests.programs", "tests.proxies", "tests.servers"}
-# What makes an hour pass at once.
+# Names of virtual_clock.py that a module imports when its tests wait for long.
 CLOCK = {"VirtualClockLoop", "let_pass"}
 
 
@@ -30,12 +30,12 @@ def marks_of(test: pytest.Function) -> list[str]:
 
 
 def is_for_uvloop(test: pytest.Function) -> bool:
-    """Return whether a test runs in memory, on any event loop of asyncio."""
+    """Return whether a test runs in memory and in real time takes no more than a few seconds."""
     return _backend(test) == "asyncio" and test.get_closest_marker("virtual_time") is None
 
 
 def is_for_eager_tasks(test: pytest.Function) -> bool:
-    """Return whether a test runs on asyncio, on a loop that is made here."""
+    """Return whether a test runs on an asyncio loop of this process."""
     if inspect.iscoroutinefunction(test.function):
         return _backend(test) != "trio"
     return "VirtualClockLoop" in vars(test.module)
@@ -43,12 +43,12 @@ def is_for_eager_tasks(test: pytest.Function) -> bool:
 
 def _uses(test: pytest.Function, fixtures: set[str], helpers: set[str]) -> bool:
     taken = vars(test.module).values()
-    # What is taken from a module knows its name, and a module that is taken whole has it.
+    # An imported function or class has `__module__`, an imported module has `__name__`.
     homes = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in taken}
     return not fixtures.isdisjoint(test.fixturenames) or not helpers.isdisjoint(homes)
 
 
 def _backend(test: pytest.Function) -> object:
-    """Return the parameter that the fixture in `conftest.py` gives to tests in memory."""
+    """Return the parameter of the fixture in `conftest.py`, None for tests that override the fixture."""
     callspec = getattr(test, "callspec", None)
     return callspec.params.get("anyio_backend") if callspec is not None else None

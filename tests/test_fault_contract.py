@@ -1,4 +1,4 @@
-"""Every broker over a network on the same faults."""
+"""Every networked broker of the package on the fault contract."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ from .valkey import ValkeyProcess
 
 
 class ValkeyOfBrokers(ValkeyProcess):
-    """A Valkey that writes everything down, and closes a connection for which 64 KiB wait."""
+    """Valkey with appendfsync always, which closes a subscriber's connection when 64 KiB wait for it."""
 
     kind: type[RedisBroker | RedisStreamsBroker] = RedisBroker
 
@@ -54,7 +54,7 @@ class ValkeyOfStreams(ValkeyOfBrokers):
 
 
 class NatsOfBrokers(NatsProcess):
-    """A NATS server that closes a connection for which 1 MB waits."""
+    """NATS with JetStream, which closes a connection when 1 MB waits for it."""
 
     kind: type[NatsBroker | JetStreamBroker] = NatsBroker
 
