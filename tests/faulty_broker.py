@@ -96,7 +96,7 @@ class Faults:
     repeating: bool = False
     #: How late live payloads come, in seconds.
     late: float = 0.0
-    #: How long a subscribe, a read or an append takes, in seconds.
+    #: How long a subscribe, its end, a read or an append takes, in seconds.
     slow: float = 0.0
 
 
@@ -193,7 +193,8 @@ class FaultyBroker:
     async def subscribe(self, channel: str) -> Subscription:
         faults = await self._reach(channel)
         self._refuse(faults.subscribe, "subscribe")
-        mailbox = Mailbox(channel, self._mailboxes.remove)
+        mailbox = SlowlyClosing(channel, self._mailboxes.remove)
+        mailbox.faults = faults
         self._mailboxes.append(mailbox)
         if faults.slow:
             try:
@@ -223,6 +224,19 @@ class FaultyBroker:
 async def _deliver_late(mailbox: Mailbox, payload: bytes, delay: float) -> None:
     await asyncio.sleep(delay)
     mailbox.deliver(payload)
+
+
+class SlowlyClosing(Mailbox):
+    """A mailbox that needs its time to be closed where the broker is slow."""
+
+    __slots__ = ("faults",)
+
+    faults: Faults
+
+    async def close(self) -> None:
+        await super().close()
+        if self.faults.slow:
+            await anyio.sleep(self.faults.slow)
 
 
 class BareSubscription:

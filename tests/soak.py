@@ -374,9 +374,9 @@ def report(soak: Soak, left: list[Left], complaints: Counter[str]) -> bool:
     """Print the table, and return whether anything has grown or failed."""
     first, *others = left
     tally, last = soak.tally, others[-1]
-    # Memory is allowed to go up and down; so the best of the second half counts.
+    # What may go up and down, as memory, has grown only if the least of the second half is more.
     half = others[len(others) // 2 :]
-    for name in ("objects", "traced", "resident"):
+    for name in ALLOWED:
         setattr(last, name, min(getattr(each, name) for each in half))
     faults = last.faults(first)
     faults += [name for one in left for name in one.faults(first) if name not in ALLOWED]

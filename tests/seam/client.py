@@ -94,7 +94,15 @@ class Connection:
     @property
     def started(self) -> bool:
         """Whether the application has begun a stream, though the client may not have heard of it."""
-        return any(message.get("status") == 200 for message in self._exchange.messages[:1])
+        start, *rest = self._exchange.messages[:2] or [{}]
+        # A soft refusal is a response with status 200, too.
+        refused = any(b"event: livepush.refused" in message["body"] for message in rest)
+        return start.get("status") == 200 and not refused
+
+    @property
+    def begun(self) -> bool:
+        """Whether the application has sent the first bytes of a stream: so much is no soft refusal."""
+        return self.started and len(self._exchange.messages) > 1
 
     @property
     def streaming(self) -> bool:

@@ -179,13 +179,15 @@ class Promise:
             event = ledger.of(number)
             if event.fate in (Fate.UNCERTAIN, Fate.FORGOTTEN):
                 continue
-            if claim.gap:
-                if claim.gap_owes and number > claim.covered:
-                    claim.missing.add(number)
-            elif event.fate is Fate.DOUBTFUL and claim.gap_tick > event.lost_at:
+            if claim.gap and not (claim.gap_owes and number > claim.covered):
+                continue
+            if event.fate is Fate.DOUBTFUL and claim.gap_tick > event.lost_at:
                 # A gap that is told after the loss is the word of it, if what is left is behind the gap.
                 continue
-            elif self._latest:
+            if self._latest:
+                # A newer event of the same name has taken its place, and has to come.
                 claim.outdated[event.name] = number
+            elif claim.gap:
+                claim.missing.add(number)
             else:
                 raise PromiseBroken(f"{channel} {number} is missing before {before}, and nothing tells of it")

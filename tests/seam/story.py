@@ -454,6 +454,7 @@ class Story:
                 # A client that has just left may leave its application at work for a moment.
                 open_ = sum(
                     connection.streaming
+                    and connection.begun
                     and connection.plan.slot == key
                     and (connection.cut_at is None or self.now() > connection.cut_at + 1)
                     for client in self.clients

@@ -77,6 +77,9 @@ class _Inventor:
     def __init__(self, seed: int) -> None:
         self.random = chance = random.Random(seed)
         self.themes = {theme for theme in THEMES if chance.random() < 0.2} if chance.random() < 0.9 else set()
+        if "slots" in self.themes and chance.random() < 0.5:
+            # What another process does to a cap shows when one of them stops.
+            self.themes.add("stop")
         self.channels = CHANNELS[: chance.choice([1, 2, 2, 2, 3, 4])]
         self.setup = self._setup(seed)
         # How the clients are granted: always the same, or something else each time.
@@ -110,7 +113,7 @@ class _Inventor:
         chance, small = self.random, self.random.random() < 0.4
         return Setup(
             seed=seed,
-            clients=chance.choice([1, 1, 2]),
+            clients=2 if "slots" in self.themes else chance.choice([1, 1, 2]),
             overflow=chance.choice(["resume", "resume", "close", "drop_oldest", "latest"]),
             outbox_events=chance.choice([1, 2, 4]) if small else 1000,
             message_bytes=chance.choice([40, 100]) if small else 256 * 1024,
