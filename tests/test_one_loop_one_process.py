@@ -182,17 +182,17 @@ class TestOnAServer:
                 of_staging.open("/") as ends,
             ):
                 for stream in (stays, stays_too, ends):
-                    await stream.next_event(name="livepush.open")
+                    await stream.next_event(10, name="livepush.open")
                 # Until the commands are listened to.
                 for push, channel, stream in (
                     (production, "production", stays),
                     (staging, "staging", ends),
                 ):
                     await push.publish(channel, "open")
-                    assert (await stream.next_event()).data == "open"
+                    assert (await stream.next_event(10)).data == "open"
                 await staging.disconnect(slot_key="42")
-                assert "revoked" in (await ends.next_event(name="livepush.close")).data
+                assert "revoked" in (await ends.next_event(10, name="livepush.close")).data
                 await production.publish("production", "goes on")
-                assert (await stays.next_event()).data == "goes on"
+                assert (await stays.next_event(10)).data == "goes on"
                 await production.disconnect(slot_key="42")
                 assert "revoked" in (await stays_too.next_event(5, name="livepush.close")).data

@@ -43,7 +43,7 @@ async def test_a_full_server_is_not_written_past_its_limit(tmp_path: Path) -> No
             broker = RedisStreamsBroker(client)
             push = LivePush(broker, lambda request: Grant(channels=("news",)))
             async with push.lifespan(), Client(push) as pages, pages.open("/") as stream:
-                begin = (await stream.next_event(control=True)).id
+                begin = (await stream.next_event(10, control=True)).id
                 ids = [await push.publish("news", "before")]
                 refusals = [
                     await refusal(push, f"room {size} {number}", size)
@@ -53,16 +53,18 @@ async def test_a_full_server_is_not_written_past_its_limit(tmp_path: Path) -> No
                 assert refusals.count("") < 150
                 assert all("the server is full: raise its maxmemory" in text for text in refusals if text)
                 assert used(admin) < LIMIT + SLACK
+                # Far below what it has, so that no buffer that is freed makes room.
+                admin.config_set("maxmemory", LIMIT // 2)
                 assert "the server is full" in await refusal(push, "news", 1)
                 for number in range(1000):
                     with pytest.raises(BrokerUnavailableError, match="the server is full"):
                         await broker.read(f"asked for {number}", 0, 10)
                 assert used(admin) < LIMIT + SLACK
                 async with pages.open("/", last_event_id=begin) as again:
-                    assert (await again.next_event()).data == "before"
+                    assert (await again.next_event(10)).data == "before"
                 admin.config_set("maxmemory", "64mb")
                 ids.append(await push.publish("news", "after"))
-                heard = [await stream.next_event(control=True) for _ in range(2)]
+                heard = [await stream.next_event(10, control=True) for _ in range(2)]
                 assert [(event.data, event.id) for event in heard] == list(
                     zip(["before", "after"], ids, strict=True)
                 )

@@ -96,7 +96,7 @@ async def test_an_append_that_is_refused_leaves_nothing(
                 acknowledged.append((data, id))
 
         refusals: list[str] = []
-        assert (await stream.next_event(control=True)).event == "livepush.open"
+        assert (await stream.next_event(10, control=True)).event == "livepush.open"
         web = LivePush(RedisStreamsBroker(client, history=history), lambda request: Grant(channels=("news",)))
         if since == "later":
             await publish(web, "the first")
@@ -131,7 +131,7 @@ async def test_an_append_that_is_refused_leaves_nothing(
             assert again == kept["keyed 1"]
         else:
             kept["keyed again"] = again
-        heard = [await stream.next_event() for _ in kept]
+        heard = [await stream.next_event(10) for _ in kept]
         if state == "new" and since == "later":
             # That log was deleted.
             assert heard.pop(0).data == "the first"

@@ -46,16 +46,16 @@ async def check_delivery(broker: HistoryBroker) -> None:
     push = LivePush(broker, lambda request: Grant(channels=("news",)))
     async with push.lifespan(), Client(push) as client:
         async with client.open("/") as stream:
-            await stream.next_event(control=True)
+            await stream.next_event(10, control=True)
             ids = [await push.publish("news", number) for number in range(20)]
-            heard = await stream.events(20)
+            heard = await stream.events(20, 10)
             assert [event.data for event in heard] == [str(number) for number in range(20)]
             assert [event.id for event in heard] == ids
             ids.append(await push.publish("news", "last"))
-            last = await stream.next_event()
+            last = await stream.next_event(10)
             assert (last.data, last.id) == ("last", ids[-1])
         async with client.open("/", last_event_id=ids[9]) as stream:
-            heard = await stream.events(11)
+            heard = await stream.events(11, 10)
             assert [event.id for event in heard] == ids[10:]
 
 
