@@ -5,7 +5,7 @@ LivePushError
 ├── InvalidGrantError         a channel name, slot key or replay that no grant can have (also a ValueError)
 ├── CapExceededError          no slot is free for this key
 │   └── ProcessFullError      the process has all the streams that it may have
-├── SlotsUnavailableError     the slot store is away and the cap fails closed
+├── SlotsUnavailableError     a slot cannot be counted, and the cap fails closed or is set up wrong
 ├── BrokerUnavailableError    the broker cannot be reached
 ├── PositionConflictError     an event was to follow a position that is not the last one
 ├── MessagesLostError         messages of a subscription may have been lost; it goes on
@@ -61,7 +61,11 @@ class ProcessFullError(CapExceededError):
 
 
 class SlotsUnavailableError(LivePushError):
-    """Raised when the slot store cannot be asked and the cap is configured to fail closed."""
+    """Raised when a slot cannot be counted and is not given.
+
+    The slot store is away or refuses the slot key, and the cap is configured to fail closed; or the cap can
+    never count, as with a client of one node of a cluster. The message says which.
+    """
 
     retry_after = 5
 
