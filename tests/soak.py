@@ -20,8 +20,9 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ class Tally:
     published: int = 0
     unpublished: int = 0
     revoked: int = 0
+    raised: Counter[str] = field(default_factory=Counter)
 
 
 class Complaints(logging.Handler):
@@ -194,21 +196,26 @@ class Soak:
 
     async def _churn(self, seconds: float) -> None:
         self._stopping.clear()
-        works = [
-            *(self._client() for _ in range(CLIENTS)),
-            *(self._publisher(push) for push in self.pushes.values() for _ in range(PUBLISHERS)),
-            self._revoker(),
-            self._trouble(seconds),
-            self._restarts(),
+        works: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            *[self._client] * CLIENTS,
+            *[partial(self._publisher, push) for push in self.pushes.values()] * PUBLISHERS,
+            self._revoker,
+            partial(self._trouble, seconds),
+            self._restarts,
         ]
         tasks = [asyncio.create_task(self._while_it_lasts(work)) for work in works]
         await asyncio.sleep(seconds)
         self._stopping.set()
         await asyncio.gather(*tasks)
 
-    @staticmethod
-    async def _while_it_lasts(work: Coroutine[Any, Any, None]) -> None:
-        await work
+    async def _while_it_lasts(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Go on with a work until the round is over; what the component raises on the way is reported."""
+        while not self._stopping.is_set():
+            try:
+                await work()
+            except Exception as error:
+                self.tally.raised[f"{work}: {error!r}"[:200]] += 1
+                await asyncio.sleep(0.1)
 
     # What churns.
 
@@ -298,6 +305,7 @@ class Soak:
         await asyncio.to_thread(self.valkey.kill)
         await asyncio.sleep(min(2.0, seconds * 0.1))
         await asyncio.to_thread(self.valkey.start)
+        await self._stopping.wait()
 
     # What is left.
 
@@ -396,7 +404,9 @@ def report(soak: Soak, left: list[Left], complaints: Counter[str]) -> bool:
     unwanted = {text: count for text, count in complaints.items() if "as the soak wants it" not in text}
     for text, count in unwanted.items():
         print(f"{count} times logged: {text}")
-    return bool(faults or unwanted)
+    for text, count in tally.raised.items():
+        print(f"{count} times raised: {text}")
+    return bool(faults or unwanted or tally.raised)
 
 
 def main() -> int:
