@@ -1,8 +1,8 @@
 """Waits: what a request waits for on its way to a stream, such as `authorize` and the slot.
 
-Each wait is given up at once when the process drains, when the client leaves and when the time is over,
-whatever the callback makes of its cancellation: it runs in a task of its own, and what it returns
-afterwards is discarded.
+Each wait is given up at once when the process drains, when its time is over, and when the client leaves and
+`receive` can tell. Whatever the callback makes of its cancellation: it runs in a task of its own, and what it
+returns afterwards is discarded.
 """
 
 import asyncio
@@ -31,7 +31,6 @@ class Waits:
     def __init__(self, alarm: Alarm, tasks: TaskGroup) -> None:
         self._alarm = alarm
         self._start = _start_on_asyncio if on_asyncio() else _starter_on_trio(tasks)
-        self._tasks = tasks
         self._waiting: set[_Wait] = set()
         self._closed = False
 
@@ -46,7 +45,9 @@ class Waits:
         """Return what the awaitable returns. A result that comes too late is given to `discard`.
 
         Raises what the awaitable raises, TimeoutError after `timeout` seconds, NotRunningError when
-        `give_up` is called, and ClientLeftError when `receive` tells that the client has left.
+        `give_up` is called, and ClientLeftError when `receive` tells that the client has left. It tells so
+        where it is known to survive that its wait is given up; gunicorn's, for one, says ever after that
+        the client has left. There it shows after the wait.
         """
         if self._closed:
             if isinstance(awaitable, Coroutine):
@@ -77,14 +78,14 @@ class Waits:
         wait = _Wait(self._alarm)
         self._waiting.add(wait)
         attempt.on_done = wait.wake
-        watch = None if receive is None else _Watch(receive, wait, self._tasks)
+        departure = _departure(receive, wait)
         try:
             if not await wait.wait(timeout):
                 raise TimeoutError
         finally:
             self._waiting.discard(wait)
-            if watch is not None:
-                watch.close()
+            if departure is not None:
+                departure.close()
 
 
 def _refused() -> NotRunningError:
@@ -210,29 +211,9 @@ def _starter_on_trio(tasks: TaskGroup) -> _Starter:
     return start
 
 
-class _Watch:
-    """Hears that the client leaves while its request waits. It ends with the wait."""
-
-    def __init__(self, receive: Receive, wait: _Wait, tasks: TaskGroup) -> None:
-        self._receive = receive
-        self._wait = wait
-        self.close: Callable[[], object]
-        if on_asyncio() and Departure.applies(receive):
-            departure = Departure(receive, wait)
-            self.close = departure.close
-            departure.listen()
-        else:
-            scope = anyio.CancelScope()
-            self.close = scope.cancel
-            tasks.start_soon(self._listen, scope, name="livepush wait")
-
-    async def _listen(self, scope: anyio.CancelScope) -> None:
-        with scope:
-            try:
-                while (await self._receive())["type"] != "http.disconnect":
-                    # For a `receive` that never waits.
-                    await pause()
-            except Exception as error:
-                self._wait.failed(error)
-            else:
-                self._wait.left()
+def _departure(receive: Receive | None, wait: _Wait) -> Departure | None:
+    if receive is None or not on_asyncio() or not Departure.applies(receive):
+        return None
+    departure = Departure(receive, wait)
+    departure.listen()
+    return departure

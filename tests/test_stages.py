@@ -22,6 +22,7 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
+from livepush_asgi.loop import on_asyncio
 from livepush_asgi.testing import MockBroker, ParsedEvent
 from livepush_asgi.testing.parser import EventStreamParser
 from livepush_asgi.types import Message
@@ -121,9 +122,15 @@ class House:
 
     async def request(self) -> None:
         scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+
+        async def receive() -> Message:
+            return await self.receive()
+
+        # As uvicorn's: it may be asked again after its wait was given up.
+        receive.steps = True  # type: ignore[attr-defined]
         try:
             with self.scope:
-                await self.push(scope, self.receive, self.send)
+                await self.push(scope, receive, self.send)
         finally:
             self.returned.set()
 
@@ -172,6 +179,9 @@ async def revoke(house: House) -> None:
 
 async def leave(house: House) -> None:
     house.left.set()
+    if not on_asyncio():
+        # There it shows only after the wait.
+        house.gate.open.set()
 
 
 async def cancel(house: House) -> None:
@@ -210,7 +220,8 @@ async def test_whatever_happens_at_whatever_stage(
         statistics = house.push.statistics()
         assert statistics.streams == 0
         before = stage in ("authorize", "slot")
-        if before and event != "revoke":
+        late = event == "revoke" or (event == "leave" and not on_asyncio())
+        if before and not late:
             assert statistics.opened == 0
         else:
             # A revoked one that was not open yet was authorized again, and its client has left it.
