@@ -152,7 +152,7 @@ FOUND: dict[str, Tale] = {
             ("publish", "a", 9, 0, "plain"),
         ],
     ),
-    "a log went on in another epoch and could not be asked at first, and the stream asked without a pause": Tale(
+    "a log went on in another epoch and could not be asked at first, and a stream asked without end": Tale(
         Setup(seed=1),
         [
             ("connect", 0, 0, Plan()),
