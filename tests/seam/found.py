@@ -152,6 +152,18 @@ FOUND: dict[str, Tale] = {
             ("publish", "a", 9, 0, "plain"),
         ],
     ),
+    "a log went on in another epoch and could not be asked at first, and a stream asked without end": Tale(
+        Setup(seed=1),
+        [
+            ("connect", 0, 0, Plan()),
+            ("read", 0, 1),
+            ("cut", 0, True),
+            ("restart", "a", 0),
+            ("away", True),
+            ("connect", 0, 1, Plan()),
+            ("read", 0, 1),
+        ],
+    ),
     # The broker's port.
     "a wrapper that asks for each message delivered each twice": Tale(
         Setup(wrapped=(2,), quiet_end=True),
@@ -281,6 +293,10 @@ FOUND: dict[str, Tale] = {
     "a process stopped while a client was authorized, and the application raised": Tale(
         Setup(),
         [("connect", 0, 0, Plan(authorize=0.1)), ("turns", 5), ("stop", 0)],
+    ),
+    "a process was stopping, and revoking from it raised": Tale(
+        Setup(),
+        [("stop", 0), ("disconnect", 0, "one", None), ("pass", 3.0)],
     ),
     "a process stopped, and gave back the slots that another one held": Tale(
         Setup(cap=1, clients=2),
