@@ -119,6 +119,9 @@ class Run:
 
         It is called in a task and not by the loop itself: outside of tasks anyio does not work.
         """
+        if self.ended:
+            # Every stream has given back what it had.
+            return
         self._inbox.append(function)
         self._call_loop(lambda: self._bell.set())
 
@@ -193,6 +196,8 @@ class Run:
         except Exception:
             logger.exception("the streams of this process have to end: this is a defect of livepush_asgi")
         finally:
+            # From here on no task may be started, also where something has failed.
+            self.draining = self.stopping = True
             self._signals.remove()
             await self._clean_up()
             self.running = False
