@@ -333,7 +333,7 @@ async def test_a_client_that_leaves_while_it_waits_takes_nothing(anyio_backend: 
         await called.wait()
         return {"type": "http.disconnect"}
 
-    receive.steps = True  # type: ignore[attr-defined]
+    receive.livepush_inline = True  # type: ignore[attr-defined]
     async with push.lifespan():
         with anyio.fail_after(1):
             await push(exchange.scope, receive, exchange.send)

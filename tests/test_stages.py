@@ -127,7 +127,7 @@ class House:
             return await self.receive()
 
         # As uvicorn's: it may be asked again after its wait was given up.
-        receive.steps = True  # type: ignore[attr-defined]
+        receive.livepush_inline = True  # type: ignore[attr-defined]
         try:
             with self.scope:
                 await self.push(scope, receive, self.send)
