@@ -51,6 +51,10 @@ class _BrokerInNamespace:
         self._namespace = namespace
 
     @property
+    def in_process(self) -> bool:
+        return getattr(self._broker, "in_process", False)
+
+    @property
     def healthy(self) -> bool:
         return getattr(self._broker, "healthy", True)
 

@@ -28,19 +28,15 @@ Reauthorize = Callable[[StreamRequest], Awaitable[Grant | None]]
 
 
 class Review:
-    """Authorizes streams again, in place; one review at a time. It keeps the requests that this needs.
-
-    With `once` it lets go of each after its review: where commands have a log, nothing else is missed.
-    """
+    """Authorizes streams again, in place; one review at a time. It keeps the requests that this needs."""
 
     def __init__(
-        self, streams: OpenStreams, clock: Clock, tasks: TaskGroup, reauthorize: Reauthorize, *, once: bool
+        self, streams: OpenStreams, clock: Clock, tasks: TaskGroup, reauthorize: Reauthorize
     ) -> None:
         self._streams = streams
         self._clock = clock
         self._tasks = tasks
         self._reauthorize = reauthorize
-        self._once = once
         self._requests: dict[Stream, StreamRequest] = {}
         self._due = False
         self._running = False
@@ -98,8 +94,6 @@ class Review:
             except NotRunningError:
                 # A drain ends them all.
                 return
-            if self._once:
-                self.forget(stream)
             if grant is None or not _same_terms(grant, stream.grant):
                 stream.end(EndReason.REVOKED)
             # An `authorize` that never waits must not hold up the event loop for ten thousand streams.

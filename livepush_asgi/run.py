@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from .admission import Admission
-from .broker import Broker, HistoryBroker
+from .broker import Broker
 from .clock import Clock
 from .connection import Connections
 from .drain import SignalWatch
@@ -209,8 +209,7 @@ class Run:
         tasks, broker = self._tasks, self._broker
         self.hub = Hub(broker, self.clock, tasks, self.timing.linger, self.call_threadsafe)
         self.waits = Waits(self.alarm, tasks)
-        once = isinstance(broker, HistoryBroker)
-        self._review = Review(self._open, self.clock, tasks, self._reauthorize, once=once)
+        self._review = Review(self._open, self.clock, tasks, self._reauthorize)
         subscribe_timeout = self.timing.subscribe_timeout
         self.revoker = Revoker(broker, self.hub, tasks, self._open, self._review, subscribe_timeout)
 

@@ -461,6 +461,8 @@ async def test_streams_of_routes_end_spread_over_time_where_a_revocation_may_be_
 class LateBroker(MemoryBroker):
     """Subscribes the channel of the commands when it is told to."""
 
+    in_process = False
+
     def __init__(self) -> None:
         super().__init__()
         self.away = True

@@ -44,6 +44,9 @@ class MemoryBroker:
     be one of several logs a warning with its first subscription.
     """
 
+    #: There is no server that could lose what this process has heard, or keep it from hearing.
+    in_process = True
+
     def __init__(self, history: History | None = None) -> None:
         self._history = history or History()
         # Made once, and not for each of ten thousand subscriptions.
