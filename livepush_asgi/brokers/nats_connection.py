@@ -155,7 +155,9 @@ class Connection:
         Afterwards the connection is of no use: nats-py stops reading when an answer comes that nobody
         waits for any more.
         """
-        flush = asyncio.ensure_future(self._client.flush(_FOR_EVER))
+        # A plain Task starts in a later turn. An eager one would write the PING at once, ahead of the
+        # commands that nats-py's flusher still holds, and the server would confirm nothing.
+        flush = asyncio.Task(self._client.flush(_FOR_EVER))
         try:
             await asyncio.wait({flush, self._closed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if self._closed.done():
