@@ -138,7 +138,7 @@ class Decider:
             return Refusal(400, INVALID)
         try:
             refusal = refusal_of(error)
-        except ValueError as wrong:
+        except Exception as wrong:
             self._failures.error(
                 error, "authorize raised what is no refusal (%s); the client got a 500", wrong
             )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,7 +21,7 @@ from .commands import (
     tell_revocation,
 )
 from .hub import Hub
-from .loop import now
+from .loop import now, spawn
 from .open_streams import Ending, OpenStreams
 from .reasons import EndReason
 from .request import StreamRequest
@@ -87,29 +88,41 @@ class Revoker:
         """End the matching streams in every process; wait for confirmations, at most `timeout` seconds.
 
         The streams of this process end when its own command has come back, behind what was published before
-        it; without delay where commands are not heard, or cannot be sent. Raises BrokerUnavailableError if
-        they cannot be sent.
+        it: at once where this process hears no commands or cannot send them, and after ECHO_TIMEOUT whatever
+        the broker does. They end also when the caller is cancelled. Raises BrokerUnavailableError if the
+        other processes cannot be told.
         """
         deadline = now() + timeout
         self.log.add(revocation)
         call, echo = Call({self._process, *self._known}), _Echo()
         self._calls[call.id], self._echoes[call.id] = call, echo
+        # A task of the loop: the caller may be cancelled, the run may end, and the broker may hang.
+        spawn(partial(self._end_here, revocation, echo), "livepush revocation")
         try:
             async with self._hearing_replies():
                 try:
                     count = await tell_revocation(self._broker, revocation, call.id, self._process)
-                    call.expect(count, itself=self.listening)
-                    await self._heard(echo, timeout)
-                finally:
-                    ending = echo.ending or self._streams.revoke(self._hub, revocation)
-                await self._streams.closed(ending)
+                except Exception:
+                    echo.heard.set()
+                    await echo.closed.wait()
+                    raise
+                call.expect(count, itself=self.listening)
+                if self.listening:
+                    # In memory it is there already.
+                    self._hub.flush()
+                    self._commands.catch_up()
+                    with anyio.move_on_after(min(ECHO_TIMEOUT, timeout)):
+                        await echo.heard.wait()
+                echo.heard.set()
+                await echo.closed.wait()
                 call.confirm(self._process)
                 await call.wait(deadline - now())
         finally:
             del self._calls[call.id], self._echoes[call.id]
-        # Who has not confirmed once is not waited for again, until it is heard of.
+            echo.heard.set()
+        # A process that did not confirm is not waited for again, until it is heard of.
         self._known = (self._known | call.confirmed) - call.missing - {self._process}
-        return Disconnected(ending.count, len(call.confirmed))
+        return Disconnected(echo.count, len(call.confirmed))
 
     async def tell_replaced(self, lease: Lease) -> None:
         """Tell every process that streams have lost their slots. Never raises for a broker that is away."""
@@ -155,13 +168,17 @@ class Revoker:
             if len(self._calls) <= 1:
                 self._hub.detach(REPLY_CHANNEL, self._replies)
 
-    async def _heard(self, echo: "_Echo", timeout: float) -> None:
-        if self.listening:
-            # In memory it is there already.
-            self._hub.flush()
-            self._commands.catch_up()
-            with anyio.move_on_after(min(ECHO_TIMEOUT, timeout)):
+    async def _end_here(self, revocation: Revocation, echo: "_Echo") -> None:
+        """End the matching streams of this process when its command is back, or will not be waited for."""
+        try:
+            with anyio.move_on_after(ECHO_TIMEOUT):
                 await echo.heard.wait()
+            ending = echo.ending or self._streams.revoke(self._hub, revocation)
+            echo.ending, echo.count = ending, ending.count
+            echo.heard.set()
+            await self._streams.closed(ending)
+        finally:
+            echo.closed.set()
 
     # What comes from the channels.
 
@@ -227,8 +244,13 @@ class Revoker:
 
 
 class _Echo:
-    """The command of this process, on its way back through the broker."""
+    """The command of this process, on its way back through the broker, and what it ends here."""
 
     def __init__(self) -> None:
+        #: Set when the command is back, or will not be waited for.
         self.heard = anyio.Event()
         self.ending: Ending | None = None
+        #: How many streams of this process it ended.
+        self.count = 0
+        #: Set when they have closed.
+        self.closed = anyio.Event()

@@ -243,7 +243,11 @@ class Run:
         with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):
             await self.hub.aclose()
             if self._slots is not None:
-                await self._slots.aclose()
+                try:
+                    await self._slots.aclose()
+                except Exception:
+                    # `stop` waits for the end of this run, and the next `start` too.
+                    logger.exception("closing the slots raised; the component stops all the same")
             await self.revoker.leave()
 
     async def _drain(self) -> None:

@@ -315,6 +315,26 @@ async def test_after_it_stopped_it_refuses_softly_and_can_be_started_again() -> 
     assert push.statistics().refused[RefusalCause.DRAIN] == 2
 
 
+class UnclosableSlots(MemorySlotCap):
+    """A cap whose store is gone when it is closed."""
+
+    async def aclose(self) -> None:
+        raise ConnectionError("as the test wants it")
+
+
+async def test_it_stops_and_starts_again_though_its_slots_cannot_be_closed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    push = LivePush(MemoryBroker(), public("news"), slots=UnclosableSlots(1))
+    for _ in range(2):
+        with anyio.fail_after(5):
+            await push.start()
+            async with Client(push) as client, client.open("/") as stream:
+                assert stream.status == 200
+            await push.stop()
+    assert caplog.messages == ["closing the slots raised; the component stops all the same"] * 2
+
+
 async def test_one_object_serves_one_event_loop_after_another() -> None:
     """Also where the first loop was left without a word, as tests and scripts do."""
     push = LivePush(MemoryBroker(), public("news"))

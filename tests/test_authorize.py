@@ -131,6 +131,12 @@ async def test_a_header_that_cannot_be_sent_is_a_mistake(
     assert "header field" in caplog.text
 
 
+async def test_an_http_error_with_headers_of_no_kind_is_a_mistake_and_ends_no_other_stream() -> None:
+    error = StarletteException(403)
+    error.headers = 5  # type: ignore[assignment]
+    assert (await answer_to(error)).status == 500
+
+
 async def test_an_authorize_that_raises_can_be_soft() -> None:
     answer = await answer_to(KeyError("secret"), soft_refusals={RefusalCause.ERROR})
     assert answer.status == 200

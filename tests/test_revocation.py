@@ -314,6 +314,51 @@ async def test_what_was_published_before_goes_out_and_nothing_after() -> None:
         assert json.loads(stream.received[-1].data)["reason"] == "revoked"
 
 
+class HangingOrFailing(MemoryBroker):
+    """A broker whose server may stop answering, or refuse to take a command."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hangs = self.refuses = False
+
+    async def subscribe(self, channel: str) -> Subscription:
+        if self.hangs:
+            await let_pass(3600)
+        return await super().subscribe(channel)
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        if self.refuses:
+            raise BrokerUnavailableError("as the test wants it")
+        return await super().publish(channel, payload)
+
+
+async def test_the_streams_here_end_also_when_the_caller_gives_up_on_a_broker_that_hangs() -> None:
+    broker = HangingOrFailing()
+    push = LivePush(broker, both)
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        stream = await opened(stack, client)
+        broker.hangs = True
+        with anyio.move_on_after(0.5):
+            await push.disconnect(slot_key="k")
+        await let_pass(1)
+        assert push.statistics().streams == 0
+        assert await stream.wait_ended() == "revoked"
+
+
+async def test_a_client_that_takes_nothing_is_cut_also_when_no_other_process_can_be_told() -> None:
+    broker = HangingOrFailing()
+    push = LivePush(broker, both)
+    async with push.lifespan(), Client(push) as client, client.open("/", window=0) as stream:
+        await stream.next_event(name="livepush.open")
+        await push.publish("news", "nobody takes this")
+        await anyio.wait_all_tasks_blocked()
+        broker.refuses = True
+        with pytest.raises(BrokerUnavailableError):
+            await push.disconnect(channel="news")
+        assert push.statistics().streams == 0
+        broker.refuses = False
+
+
 async def test_a_client_that_takes_nothing_is_cut_and_not_waited_for() -> None:
     push = LivePush(MemoryBroker(), both)
     async with push.lifespan(), Client(push) as client, client.open("/", window=0) as stream:
