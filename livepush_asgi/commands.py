@@ -30,8 +30,8 @@ REPLY_CHANNEL = RESERVED_PREFIX + "replies"
 
 # How long to wait for confirmations by default, in seconds.
 CONFIRM_TIMEOUT = 2.0
-# So long after the last confirmation nobody else is waited for where the broker does not count its
-# subscribers, in seconds.
+# So long after the last reply nobody else is waited for where the broker does not count its subscribers, in
+# seconds. Who has said that it is carrying the command out is.
 SETTLE_TIME = 0.2
 
 Arguments = dict[str, object]
@@ -63,9 +63,9 @@ async def tell_revocation(broker: Broker, revocation: Revocation, id: str, proce
     )
 
 
-async def confirm(broker: Broker, reply: str, id: str, process: str) -> None:
-    """Tell the sender of a command that it was carried out here. Raises BrokerUnavailableError."""
-    await broker.publish(reply, json.dumps({"id": id, "process": process}))
+async def confirm(broker: Broker, reply: str, id: str, process: str, *, done: bool = True) -> None:
+    """Tell the sender of a command that it is carried out here, or was. Raises BrokerUnavailableError."""
+    await broker.publish(reply, json.dumps({"id": id, "process": process, "done": done}))
 
 
 def read(text: str) -> Arguments:
@@ -94,6 +94,15 @@ class Call:
         """
         self._count = count if itself or not count else count + 1
         self._changed.set()
+
+    def hear(self, reply: Arguments) -> None:
+        """Take note of what a process has replied: that it is carrying the command out, or has done so."""
+        process = str(reply.get("process"))
+        if reply.get("done"):
+            self.confirm(process)
+        elif process not in self.confirmed:
+            self.missing.add(process)
+            self._changed.set()
 
     def confirm(self, process: str) -> None:
         """Take note that a process has carried the command out."""
@@ -170,7 +179,7 @@ def _hear(payload: bytes, call: Call) -> None:
         logger.exception("a message of another process cannot be read")
         return
     if arguments.get("id") == call.id:
-        call.confirm(str(arguments.get("process")))
+        call.hear(arguments)
 
 
 class MessageListener:

@@ -208,14 +208,21 @@ class Revoker:
             echo.heard.set()
             return
         self.log.add(revocation)
+        if not isinstance(reply, str):
+            reply = None
+        elif ending.left:
+            # Their clients may take a moment, and the sender may not know that there is this process.
+            self._tasks.start_soon(self._reply, reply, id, False)
         self._tasks.start_soon(self._carry_through, ending, reply, id)
 
-    async def _carry_through(self, ending: Ending, reply: object, id: str) -> None:
+    async def _carry_through(self, ending: Ending, reply: str | None, id: str) -> None:
         await self._streams.closed(ending)
-        if not isinstance(reply, str):
-            return
+        if reply is not None:
+            await self._reply(reply, id, True)
+
+    async def _reply(self, reply: str, id: str, done: bool) -> None:
         try:
-            await confirm(self._broker, reply, id, self._process)
+            await confirm(self._broker, reply, id, self._process, done=done)
         except Exception as error:
             logger.warning("streams were revoked, and the sender cannot be told: %s", error)
 
@@ -227,9 +234,8 @@ class Revoker:
                 stream.end(EndReason.REPLACED)
 
     def _hear_reply(self, arguments: Arguments) -> None:
-        call, process = self._calls.get(str(arguments.get("id"))), str(arguments.get("process"))
-        if call is not None:
-            call.confirm(process)
+        if (call := self._calls.get(str(arguments.get("id")))) is not None:
+            call.hear(arguments)
 
     def _subscribed(self) -> None:
         self.listening = True

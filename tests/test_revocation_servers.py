@@ -97,6 +97,20 @@ async def test_all_processes_confirm_and_soon(make_broker: MakeBroker) -> None:
             assert [event.data for event in stream.received if event.event == "message"] == ["before"]
 
 
+async def test_a_process_with_slow_clients_is_waited_for_by_one_that_does_not_know_it(
+    make_broker: MakeBroker,
+) -> None:
+    async with houses(make_broker, 2) as (found, stack):
+        old, new = found
+        slow = await stack.enter_async_context(old.client.open("/", window=0))
+        await slow.next_event(10, name="livepush.open")
+        # The new one listens only now: it has not heard the other say hello.
+        await new.push.publish("news", "not taken")
+        await until(lambda: old.push.statistics().delivered)
+        assert await new.push.disconnect(slot_key="k") == (0, 2)
+        assert old.push.statistics().streams == 0
+
+
 async def test_a_process_that_has_stopped_is_not_waited_for(make_broker: MakeBroker) -> None:
     async with houses(make_broker, 2) as (found, stack):
         await found[0].open(stack)
