@@ -404,8 +404,11 @@ class Log:
         return [line for line in self.lines if "refuses" in line]
 
     def says_away_and_back_once(self, *, times: int = 1) -> None:
-        """Check that each outage logged one line when it began and one when it ended, and nothing else."""
-        lines = self.lines
+        """Check that each outage logged one line when it began and one when it ended.
+
+        Besides, a broker without history has its streams authorized again, which is one line more.
+        """
+        lines = [line for line in self.lines if "revocations may have been lost" not in line]
         assert len(lines) == 2 * times, lines
         assert all("trying until it works" in line for line in lines[::2]), lines
         assert all("again after" in line for line in lines[1::2]), lines
