@@ -183,7 +183,7 @@ def _hear(payload: bytes, call: Call) -> None:
 
 
 class MessageListener:
-    """A listener of the hub that reads messages of other processes. What cannot be read is logged."""
+    """A listener of the hub that reads messages of other processes; the first unreadable one is logged."""
 
     several = False
 
@@ -198,6 +198,7 @@ class MessageListener:
         self._lost = lost
         self._waiting: deque[bytes] = deque()
         self._waker = Waker()
+        self._complained = False
 
     def receive(self, batch: Batch, /) -> None:
         """Keep messages for `catch_up`: what this turn has brought for the streams comes first."""
@@ -216,7 +217,10 @@ class MessageListener:
             try:
                 self._obey(read(data_of(self._waiting.popleft())))
             except Exception:
-                logger.exception("a message of another process cannot be carried out")
+                # Whoever reaches the broker may send what is no message, and as often as it likes.
+                if not self._complained:
+                    self._complained = True
+                    logger.exception("a message of another process cannot be carried out (told once)")
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
         """Hear that messages may have been lost."""

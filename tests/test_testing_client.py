@@ -554,6 +554,16 @@ async def test_the_scope_can_be_chosen() -> None:
     assert (scope["scheme"], scope["extensions"]) == ("https", {})
 
 
+async def test_a_client_keeps_its_last_event_id_until_it_gets_another() -> None:
+    async with Client(sends(START, body("data: 1\n\n"), body("id: 43\ndata: 2\n\n"))) as client:
+        async with client.open("/", last_event_id="42") as stream:
+            assert stream.last_event_id == "42"
+            assert (await stream.next_event()).last_event_id == "42"
+            assert (await stream.next_event()).last_event_id == stream.last_event_id == "43"
+        async with client.open("/") as stream:
+            assert stream.last_event_id == ""
+
+
 async def test_headers_cookies_and_the_last_event_id_are_sent() -> None:
     scope = await scope_of(
         {},

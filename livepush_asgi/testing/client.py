@@ -112,7 +112,7 @@ class Client:
             scope["state"] = self._lifespan.state.copy()
         scope.update(self._scope)
         exchange = Exchange(window=window, after_disconnect=self._after_disconnect, body=body)
-        stream = Stream(exchange, self._deadline)
+        stream = Stream(exchange, self._deadline, last_event_id)
         async with beside(partial(exchange.run, self._app, scope), finish=stream.disconnect):
             try:
                 await stream.opened()

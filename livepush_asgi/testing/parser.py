@@ -16,7 +16,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 class ParsedEvent:
     """An event as a client's listener gets it.
 
-    `last_event_id` is what the listener sees: the newest id of the stream so far. `id` and `retry`
+    `last_event_id` is what the listener sees: the newest id that the client has got so far. `id` and `retry`
     are the fields of this very block, None where it had none that counts.
     """
 
@@ -34,21 +34,22 @@ class EventStreamParser:
     characters. Everything else that the standard tolerates is tolerated, and can be seen:
     `comments` (the text after the colon), `ignored` (lines that mean nothing: an unknown field, an id with
     NUL, a `retry` that is no number) and `empty_blocks`, the number of blank lines that dispatched
-    nothing. Real clients have crashed on such a line, or fired an empty event.
+    nothing. Real clients have crashed on such a line, or fired an empty event. `last_event_id` is the one
+    that the client has from an earlier stream: it keeps it until it gets another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_event_id: str = "") -> None:
         self.comments: list[str] = []
         self.ignored: list[str] = []
         self.empty_blocks = 0
         self.retry: int | None = None
         # What a client would send as `Last-Event-ID`. An id takes effect with the blank line after it.
-        self.last_event_id = ""
+        self.last_event_id = last_event_id
         self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
         self._at_start = True
         self._after_cr = False
         self._rest = ""
-        self._id_buffer = ""
+        self._id_buffer = last_event_id
         self._event = ""
         self._data: list[str] = []
         self._id: str | None = None

@@ -35,7 +35,7 @@ class Stream:
     and raises what the application raised, if it did.
     """
 
-    def __init__(self, exchange: Exchange, deadline: float) -> None:
+    def __init__(self, exchange: Exchange, deadline: float, last_event_id: str | None = None) -> None:
         self.status = 0
         self.headers: Mapping[str, str] = {}
         # All events that were read so far, in order, and those among them that are the component's own.
@@ -43,7 +43,7 @@ class Stream:
         self.control_events: list[ParsedEvent] = []
         self._exchange = exchange
         self._deadline = deadline
-        self._parser = EventStreamParser()
+        self._parser = EventStreamParser(last_event_id or "")
         self._unread: deque[ParsedEvent] = deque()
         self._comments_read = 0
         self._body: list[bytes] = []
