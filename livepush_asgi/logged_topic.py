@@ -64,7 +64,7 @@ class LoggedTopic(Topic):
         try:
             position, proper = split_position(payload)
         except InvalidEventError as error:
-            logger.warning("a live payload on %r cannot be read: %s", self.channel, error)
+            self._complain(error)
             self.lost()
             return
         if position is None:

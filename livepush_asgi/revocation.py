@@ -3,6 +3,7 @@
 from collections import deque
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from .request import Grant, check_channel, check_slot_key
@@ -68,8 +69,7 @@ class RevocationLog:
             return False
         if missed > len(self._newest):
             return True
-        newest = list(self._newest)[-missed:]
         return any(
             (by is None or by is not request) and (revocation is None or revocation.matches(grant))
-            for revocation, by in newest
+            for revocation, by in islice(reversed(self._newest), missed)
         )

@@ -70,6 +70,8 @@ class Revoker:
         self._calls: dict[str, Call] = {}
         self._echoes: dict[str, _Echo] = {}
         self._attached = False
+        # Whether the last replaced slot could not be announced.
+        self._untold = False
         self._commands = MessageListener(self._obey, self._subscribed, self._lost)
         self._replies = MessageListener(self._hear_reply)
 
@@ -130,7 +132,13 @@ class Revoker:
             await tell(self._broker, "replaced", leases=list(lease.replaced), slot_key=lease.slot_key)
         except Exception as error:
             # The processes that hold those slots learn it at their next renewal.
-            logger.warning("cannot announce that a slot was replaced: %s", error)
+            if not self._untold:
+                self._untold = True
+                logger.warning(
+                    "cannot announce that a slot was replaced (logged once until it works again): %s", error
+                )
+        else:
+            self._untold = False
 
     async def leave(self) -> None:
         """Tell the other processes that nobody has to wait for this one any more."""

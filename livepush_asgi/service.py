@@ -172,7 +172,8 @@ class SSEStreamService:
 
         Raises CapExceededError when the cap is full, before anything else is taken, what the broker raises
         when it cannot subscribe, GrantRevokedError if `disconnect` named the stream meanwhile, and
-        NotRunningError while draining. `is_disconnected` is asked twice a second; leave it
+        NotRunningError while draining. Where the broker does not answer within `Timing.subscribe_timeout` the
+        stream opens all the same. `is_disconnected` is asked twice a second; leave it
         out where the framework cancels or closes the body when the client has gone. `last_event_id` is
         what the client sent as such: without it, a client that comes back is not told what it missed.
         `client` is what `scope["client"]` says: known, it is noticed when it vanishes while nothing is sent
@@ -191,8 +192,10 @@ class SSEStreamService:
         """Open a stream for a Grant: several channels, an expiry. Otherwise as `open_stream`."""
         stream, run = await self.push.open_stream(grant, last_event_id=last_event_id)
         try:
-            if (failure := await run.hub.wait_attempted(grant.channel_names)) is not None:
-                raise failure
+            # A broker that does not answer is not waited for any longer than in a mount.
+            with anyio.move_on_after(self.push.timing.subscribe_timeout):
+                if (failure := await run.hub.wait_attempted(grant.channel_names)) is not None:
+                    raise failure
             if stream.finished:
                 # Meanwhile it was cut: by a revocation, or because the process ends.
                 raise _refused_by(stream.reason)

@@ -3,9 +3,8 @@
 import inspect
 from collections.abc import Callable
 
-import anyio
-
 from .event import Event
+from .loop import run_apart
 
 
 class State:
@@ -42,10 +41,9 @@ class State:
         Raises what the callback raises, InvalidEventError, and TimeoutError after `timeout` seconds.
         """
         asked = self._asked
-        with anyio.fail_after(timeout):
-            found = self._snapshot()
-            if inspect.isawaitable(found):
-                found = await found
+        found = self._snapshot()
+        if inspect.isawaitable(found):
+            found = await run_apart(found, timeout, "livepush snapshot")
         events = found if isinstance(found, (list, tuple)) else [found]
         blocks = [_event_of(item).encode() for item in events]
         if asked == self._asked:

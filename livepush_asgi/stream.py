@@ -274,6 +274,10 @@ class Stream(Timekeeper):
         except Exception:
             logger.exception("reading for a stream failed: this is a defect of livepush_asgi")
             self.end(EndReason.ERROR)
+        except BaseException:
+            # Cancelled, and not by this stream: begun again, it might be cancelled again without an end.
+            self.end(EndReason.ERROR)
+            raise
         finally:
             self._work = None
             self._wake()

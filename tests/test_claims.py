@@ -5,6 +5,7 @@ publishers, and what goes on while a stream waits for a snapshot or for history.
 interleavings.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -373,6 +374,59 @@ async def test_a_snapshot_that_fails_ends_the_stream_with_a_word(
                 assert [event.event for event in stream.control_events] == ["livepush.open", "livepush.close"]
                 assert stream.control_events[-1].retry
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+class Connected:
+    """A snapshot that has a connection to give back, which takes a moment."""
+
+    def __init__(self) -> None:
+        self.given_back = 0
+
+    async def __call__(self) -> str:
+        try:
+            await anyio.sleep(3600)
+        finally:
+            await anyio.sleep(0.01)
+            self.given_back += 1
+        return "the state"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("ending", [revoke, wait], ids=["revoked", "timeout"])
+async def test_a_snapshot_is_cancelled_once_and_can_give_back_what_it_has(
+    ending: Callable[[LivePush], Awaitable[None]],
+) -> None:
+    snapshot = Connected()
+    push = LivePush(
+        MemoryBroker(),
+        lambda request: Grant(channels="c", snapshot=snapshot),
+        timing=Timing(snapshot_timeout=10),
+    )
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await opened(stream)
+        await let_pass(1)
+        await ending(push)
+        await stream.wait_ended(5)
+        await let_pass(1)
+    assert snapshot.given_back == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_snapshot_that_something_else_cancels_is_not_asked_for_again_and_again() -> None:
+    calls = 0
+
+    async def snapshot() -> str:
+        nonlocal calls
+        calls += 1
+        if calls < 10:
+            raise asyncio.CancelledError
+        return "the state"
+
+    push = LivePush(MemoryBroker(), lambda request: Grant(channels="c", snapshot=snapshot))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await opened(stream)
+        assert await stream.wait_ended(5) == "error"
+    assert calls == 1
 
 
 class HangingBroker(PickyBroker):

@@ -20,6 +20,7 @@ from livepush_asgi import (
 )
 from livepush_asgi.broker import Broker, ForwardingSubscription
 from livepush_asgi.brokers.history import History
+from livepush_asgi.event import POSITION_MARK
 from livepush_asgi.testing import Client, Stream
 
 from .command import run
@@ -103,6 +104,19 @@ class PastTheLog:
 async def test_any_broker_with_history(caplog: pytest.LogCaptureFixture) -> None:
     server = FaultyServer(History())
     await check_refused(caplog, FaultyBroker(server), FaultyBroker(server), PastTheLog(server))
+
+
+async def test_payloads_whose_positions_cannot_be_read_are_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = FaultyServer(History())
+    async with application(FaultyBroker(server)) as (push, client), client.open("/") as stream:
+        await opened(stream)
+        for _ in range(3):
+            server.brokers[0].publish_past_the_log("news", POSITION_MARK + b"no position\nx")
+        await push.publish("news", "in the log")
+        assert (await stream.next_event(control=True)).data == "in the log"
+    assert len(caplog.records) == 1
 
 
 async def test_nothing_is_refused_of_what_is_published_in_memory(caplog: pytest.LogCaptureFixture) -> None:

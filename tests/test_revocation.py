@@ -359,6 +359,28 @@ async def test_a_client_that_takes_nothing_is_cut_also_when_no_other_process_can
         broker.refuses = False
 
 
+class ReplacingSlots(MemorySlotCap):
+    """A cap of which each take replaces a lease of another process."""
+
+    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+        lease = await super().take(slot_key, on_replaced)
+        lease.replaced = ("elsewhere",)
+        return lease
+
+
+async def test_replaced_slots_that_cannot_be_announced_are_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = HangingOrFailing()
+    push = LivePush(broker, both, slots=ReplacingSlots(100))
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        for broker.refuses in (True, True, False, True, True):
+            await opened(stack, client)
+            await anyio.wait_all_tasks_blocked()
+        broker.refuses = False
+    assert len(caplog.records) == 2
+
+
 async def test_a_client_that_takes_nothing_is_cut_and_not_waited_for() -> None:
     push = LivePush(MemoryBroker(), both)
     async with push.lifespan(), Client(push) as client, client.open("/", window=0) as stream:

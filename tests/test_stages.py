@@ -16,12 +16,14 @@ from livepush_asgi import (
     GrantRevokedError,
     Lease,
     LivePush,
+    MemoryBroker,
     MemorySlotCap,
     NotRunningError,
     SSEStreamService,
     StreamRequest,
     Timing,
 )
+from livepush_asgi.broker import Subscription
 from livepush_asgi.loop import on_asyncio
 from livepush_asgi.testing import MockBroker, ParsedEvent
 from livepush_asgi.testing.parser import EventStreamParser
@@ -263,3 +265,22 @@ async def test_a_route_is_refused_when_its_stream_ends_before_it_is_open(event: 
         with pytest.raises(error):
             await service.open_stream(channel=CHANNEL, slot_key="k")
     assert service.statistics().streams == 0
+
+
+class SilentBroker(MemoryBroker):
+    """Does not answer to a subscribe of the application's channel."""
+
+    async def subscribe(self, channel: str) -> Subscription:
+        if channel == CHANNEL:
+            await let_pass(3600)
+        return await super().subscribe(channel)
+
+
+async def test_a_route_opens_after_the_subscribe_timeout_whatever_the_broker_does() -> None:
+    service = SSEStreamService(SilentBroker())
+    async with service.push.lifespan():
+        began = anyio.current_time()
+        stream = await service.open_stream(channel=CHANNEL)
+        assert b"livepush.open" in await anext(stream.body)
+        assert anyio.current_time() - began == pytest.approx(service.push.timing.subscribe_timeout, abs=0.1)
+        await stream.body.aclose()
