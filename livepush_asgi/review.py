@@ -30,7 +30,7 @@ Reauthorize = Callable[[StreamRequest], Awaitable[Grant | None]]
 class Review:
     """Authorizes streams again, in place; one review at a time. It keeps the requests that this needs.
 
-    With `once` it lets go of each after its review: where commands have a log, nothing else is missed.
+    With `once` it drops each request after its review: a broker with history loses no later command.
     """
 
     def __init__(
