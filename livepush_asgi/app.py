@@ -117,7 +117,7 @@ class LivePush:
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
         """Answer one HTTP request, or return the stream that is its answer: to be awaited, until it ends.
 
-        It is for who passes requests on: while the stream lives, a call of his own is one less that waits.
+        For middleware: await the returned coroutine instead of `push(...)`; it saves a frame per stream.
         """
         opened = await self._endpoint(self._running, scope, receive, send)
         return None if opened is None else carry(*opened, receive, send, scope.get("client"))

@@ -30,8 +30,8 @@ REPLY_CHANNEL = RESERVED_PREFIX + "replies"
 
 # How long to wait for confirmations by default, in seconds.
 CONFIRM_TIMEOUT = 2.0
-# So long after the last reply nobody else is waited for where the broker does not count its subscribers, in
-# seconds. Who has said that it is carrying the command out is.
+# How long to wait for another reply after the last one, in seconds, where the broker does not count its
+# subscribers. A process that has said that it is carrying the command out is waited for all the same.
 SETTLE_TIME = 0.2
 
 Arguments = dict[str, object]
@@ -82,7 +82,7 @@ class Call:
     def __init__(self, known: Iterable[str]) -> None:
         self.id = urandom(8).hex()
         self.confirmed: set[str] = set()
-        #: Who is known and has not confirmed yet.
+        #: The known processes that have not confirmed yet.
         self.missing = set(known)
         self._count: int | None = None
         self._changed = anyio.Event()
@@ -141,7 +141,7 @@ class CommandSender:
 
     def __init__(self) -> None:
         self._process = new_process()
-        # Of the processes that have confirmed before, so that they are waited for.
+        # The processes that confirmed the last command. The next command waits for them.
         self._known: set[str] = set()
         self._lock = anyio.Lock()
 

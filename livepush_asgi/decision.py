@@ -1,4 +1,4 @@
-"""Decider: asks `authorize`, and turns whatever comes of it into a Grant or a refusal."""
+"""Decider: calls `authorize` and turns its result or its exception into a Grant or a refusal."""
 
 import inspect
 import logging
@@ -31,15 +31,15 @@ logger = logging.getLogger("livepush_asgi")
 SOFT_CAUSES = frozenset(
     {RefusalCause.CAP, RefusalCause.FULL, RefusalCause.SLOTS, RefusalCause.EXPIRED, RefusalCause.ERROR}
 )
-#: They always are: the client did nothing wrong, and is welcome in a moment.
+#: The causes that are always soft: the client did nothing wrong and may come back in a moment.
 ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
-#: What a client is told whose text no Grant can have.
+#: The detail of a 400: the client's text can name no channel or slot key.
 INVALID = "The request names no valid channel or key."
 # A failure of the same kind is logged once in so many seconds.
 QUIET_TIME = 60.0
 MOST_KINDS = 100
 
-#: What ends the way to a stream with a refusal.
+#: The errors that refuse a stream before it opens.
 REFUSED_ERRORS = (
     CapExceededError,
     SlotsUnavailableError,
@@ -50,7 +50,7 @@ REFUSED_ERRORS = (
 
 
 class Refused(Exception):
-    """Raised on the way to a stream when there will be none."""
+    """Raised when a request gets no stream."""
 
     def __init__(self, refusal: Refusal, cause: RefusalCause) -> None:
         self.refusal = refusal
@@ -73,7 +73,7 @@ def refused_for(error: Exception, soft_refusals: Collection[RefusalCause] = ()) 
     else:
         status, detail, cause = 503, "The server is restarting.", RefusalCause.DRAIN
     retry_after = getattr(error, "retry_after", None)
-    # Whoever spares a client the end at a full cap does so at a full process.
+    # An application that chose soft refusals for a full cap gets them for a full process too.
     soft = (
         cause in ALWAYS_SOFT
         or cause in soft_refusals

@@ -19,9 +19,9 @@ from .stream import Stream
 from .types import Receive, Scope, Send
 from .waiting import ClientLeftError
 
-# How often a decision is made that a revocation has outdated meanwhile.
+# How often a request is authorized before it is refused because each decision was revoked meanwhile.
 ATTEMPTS = 3
-# What nginx notes for a client that has left. It gets no answer, but middleware may want one.
+# nginx's status for a client that has left. The client gets no answer, but middleware may need one.
 CLIENT_CLOSED_REQUEST = 499
 
 

@@ -80,7 +80,7 @@ class Feed:
         #: Whether the open event has been prepared.
         self.opened = False
         self.heartbeat_due = False
-        #: Why the stream has to end, when its client would have to be told what it cannot be told.
+        #: Why the stream has to end: a gap must be told without control events, or the snapshot failed.
         self.unanswerable: EndReason | None = None
         self._house = house
         self._grant = grant
@@ -264,7 +264,7 @@ class Feed:
         return head
 
     def flush(self) -> bytes:
-        """Return everything that waits here. What is left in the history stays there.
+        """Return everything in the outbox. Events that are still to be read from history are not sent.
 
         A client that has not been sent the whole state comes back for it, and for what waits behind it.
         """

@@ -118,7 +118,7 @@ class Hub:
         return None if topic is None else topic.position
 
     def refresh(self, channel: str) -> None:
-        """Have the channel's log looked into: somebody knows more of it than this process has heard."""
+        """Read the channel's log, which is known to be in another epoch than this process has heard of."""
         topic = self._topics.get(channel)
         if isinstance(topic, LoggedTopic):
             topic.lost()
@@ -140,7 +140,7 @@ class Hub:
     def bounds_of(self, channel: str, place: Position | None) -> Page | None:
         """Return what `read_bounds` returned last, None if that is too old.
 
-        So many clients that come back at once look into a log once. It does not do for a `place` further on.
+        So a crowd of clients asks for the bounds of a log once. A page that ends before `place` is too old.
         """
         topic = self._topics.get(channel)
         if not isinstance(topic, LoggedTopic) or topic.bounds is None:
@@ -177,7 +177,7 @@ class Hub:
                 closing.start_soon(topic.close)
 
     def _make(self, channel: str) -> Topic:
-        # Commands are read from their log where there is one; nobody reads the others of the component's own.
+        # Of the component's own channels only that of the commands is read from its log.
         reserved = channel.startswith(RESERVED_PREFIX) and channel != COMMAND_CHANNEL
         if self._log is None or reserved:
             return Topic(channel, self._broker, self._turn, self._watch)

@@ -96,7 +96,7 @@ class OpenStreams:
 
 
 class Opening:
-    """Stands for a stream between taking its slot and being made: the slot may be replaced by then."""
+    """Hears that a slot is replaced while its stream is not made yet, and tells the stream."""
 
     def __init__(self) -> None:
         self._stream: Stream | None = None

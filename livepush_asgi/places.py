@@ -149,7 +149,7 @@ class Places:
         found = None
         for place in self._brought_in(channel):
             if page.has(place):
-                # Where the way from there is in doubt it stays there, and will be told on the way.
+                # If events after it may be lost, the client stays there and is told when it reads on.
                 found = page.seen_from(place).place_of(place) or place
                 break
             if page.knows(place.epoch):

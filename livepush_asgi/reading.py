@@ -26,7 +26,7 @@ READ_TIMEOUT = 10.0
 # A broker that answers within this time, in seconds, has not waited for a server.
 AT_ONCE = 0.001
 
-# What nearly all streams have all the time; it is shared.
+# Shared by all streams that have no log to look into: nearly all of them.
 _NONE: Mapping[str, bool] = MappingProxyType({})
 
 
@@ -55,8 +55,8 @@ class HistoryReader:
     def place(self, ends: Mapping[str, Position | None], late: Container[str] = ()) -> list[ChannelGap]:
         """Begin in the channels whose logs end so, and return the gaps to tell.
 
-        A log may have gone on under another epoch, and only it can say whether the client is in it. Where
-        it could not be asked, that is put off for `seek`: not to know it is no reason to tell of a gap.
+        A log may continue under another epoch, and only a read can tell whether it has the client's
+        position. Where that read has failed, `seek` repeats it later, and no gap is told meanwhile.
         """
         known = dict(ends)
         for channel, end in ends.items():

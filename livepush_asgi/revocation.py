@@ -11,7 +11,7 @@ from .request import Grant, check_channel, check_slot_key
 # How many revocations are remembered. A decision that began before the oldest of them is made again.
 REMEMBERED = 1000
 
-#: The request that `authorize` is deciding about. What that call itself revokes does not concern its grant.
+#: The request that `authorize` is deciding about. A revocation by that call does not outdate its own grant.
 deciding: ContextVar[object] = ContextVar("livepush_deciding", default=None)
 
 
@@ -49,12 +49,12 @@ class Revocation:
 
 
 class RevocationLog:
-    """The newest revocations, numbered. Whoever decides notes `number` first, and asks afterwards."""
+    """The newest revocations, numbered. Note `number` before a decision; call `outdates` after it."""
 
     def __init__(self) -> None:
         #: The number of the newest revocation.
         self.number = 0
-        # None stands for revocations that nobody knows: some may have been lost.
+        # None stands for revocations that may have been lost.
         self._newest: deque[tuple[Revocation | None, object]] = deque(maxlen=REMEMBERED)
 
     def add(self, revocation: Revocation | None) -> None:

@@ -36,7 +36,7 @@ logger = logging.getLogger("livepush_asgi")
 ECHO_TIMEOUT = 1.0
 # How long saying goodbye may take at the end, in seconds, when the broker does not answer.
 LEAVE_TIMEOUT = 0.5
-# So many processes are known at most: those that crash without a word are forgotten by the next revocation.
+# At most so many processes are remembered. The next revocation forgets those that crashed.
 MOST_KNOWN = 1000
 
 
@@ -54,7 +54,7 @@ class Revoker:
     ) -> None:
         #: What has been revoked lately. A decision that was begun before has to look there.
         self.log = RevocationLog()
-        #: Whether commands are heard, or were and will be.
+        #: Whether the command channel is, or once was, subscribed.
         self.listening = False
         self._broker = broker
         self._hub = hub
@@ -66,7 +66,7 @@ class Revoker:
         self._in_process = getattr(broker, "in_process", False)
         self._process = new_process()
         self._known: set[str] = set()
-        # What this process has sent and waits for: the confirmations, and its own command.
+        # The calls that wait for confirmations, and for their own commands to come back.
         self._calls: dict[str, Call] = {}
         self._echoes: dict[str, _Echo] = {}
         self._attached = False
@@ -141,7 +141,7 @@ class Revoker:
             self._untold = False
 
     async def leave(self) -> None:
-        """Tell the other processes that nobody has to wait for this one any more."""
+        """Tell the other processes not to wait for confirmations from this one."""
         if self.listening:
             with anyio.move_on_after(LEAVE_TIMEOUT):
                 await self._announce("bye")

@@ -53,7 +53,7 @@ class StreamBody:
         self._stream = stream
         self._run = run
         self._is_disconnected = is_disconnected
-        # Without anybody to ask nothing wakes an idle stream but its heartbeat.
+        # Without `is_disconnected` only the heartbeat wakes an idle stream.
         self._patience = None if is_disconnected is None else DISCONNECT_POLL
         self._limited = limited
 

@@ -29,8 +29,8 @@ from .turn import Batch
 
 logger = logging.getLogger("livepush_asgi")
 
-# What waits is still sent before these endings: what was published before a revocation is the client's. Not
-# so where its login is over (expired) or it does not take it (slow).
+# These endings send the outbox first: the client may have what was published before a revocation. After
+# `expired` its login is over, and a `slow` client takes nothing.
 _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED, EndReason.REVOKED})
 
 
@@ -244,7 +244,7 @@ class Stream(Timekeeper):
             self.state = StreamState.LIVE
         chunk = b"" if feed.unanswerable else feed.ready()
         if feed.unanswerable:
-            # The client would have to be told what it cannot be told.
+            # A gap must be told and control events are off, or the snapshot failed.
             chunk += feed.take_head()
             self.end(feed.unanswerable)
         return chunk

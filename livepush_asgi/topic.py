@@ -95,7 +95,7 @@ class Topic:
         self._listeners: dict[Listener, None] = {}
         self._snapshot: tuple[Listener, ...] | None = ()
         self._subscription: Subscription | None = None
-        # Made for who waits; most topics are never waited for.
+        # Made for the first task that waits; most topics never have one.
         self._attempted: anyio.Event | None = None
         self._was_attempted = False
         self._complained = False

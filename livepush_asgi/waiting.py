@@ -1,8 +1,8 @@
-"""Waits: what a request waits for on its way to a stream, such as `authorize` and the slot.
+"""Waits: the waits of a request before its stream opens, for `authorize` and for a slot.
 
-Each wait is given up at once when the process drains, when its time is over, and when the client leaves and
-`receive` can tell. Whatever the callback makes of its cancellation: it runs in a task of its own, and what it
-returns afterwards is discarded.
+A wait ends at once when the process drains, when its time is over, and when the client leaves and `receive`
+can tell. The callback runs in a task of its own, so no wait depends on how a callback takes its cancellation.
+A result that comes later is discarded.
 """
 
 import asyncio
@@ -140,7 +140,7 @@ class _Attempt(Generic[T]):
         except Exception as error:
             self._error = error
         except BaseException:
-            # Not to be raised in the task of the request, which nobody has cancelled.
+            # The request's own task was not cancelled, so it gets another exception.
             self._error = RuntimeError("what a request waited for was cancelled, and not by the component")
             raise
         finally:
@@ -178,7 +178,7 @@ _attempts: set[asyncio.Task[None]] = set()
 
 
 def _start_on_asyncio(attempt: _Attempt[Any], /) -> None:
-    # No scope of anyio's, which cancels again and again: what gives back a database connection waits, too.
+    # A scope of anyio's cancels in each turn of the loop: a callback could not give back its connection.
     task = _new_task(attempt.run())
     if not task.done():
         attempt.cancel = task.cancel

@@ -87,7 +87,8 @@ async def test_a_thousand_clients_that_come_back_at_once_read_each_page_once() -
                 tasks.start_soon(come_back)
         assert found == [[str(number) for number in range(150)]] * 1000
         assert broker.pages() == [1, 101]
-        # Whether each can resume is asked of the log, too: by the first, and for those that come meanwhile.
+        # Whether each can resume is asked of the log as well: by the first client, and once more for all that
+        # came while its read was under way, since its page may be older than their requests.
         assert len(broker.reads) <= 4
 
 
