@@ -7,14 +7,15 @@ while it waits for some.
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from os import urandom
 
 import anyio
 
 from .broker import Broker
 from .cursor import Position
-from .errors import MessagesLostError
+from .errors import BrokerUnavailableError, MessagesLostError
 from .event import RESERVED_PREFIX, data_of, from_payload, split_position
 from .loop import Waker, now
 from .reasons import GapReason
@@ -74,6 +75,17 @@ def read(text: str) -> Arguments:
     if not isinstance(arguments, dict):
         raise ValueError(f"a message between processes is a JSON object, not {text[:200]!r}")
     return arguments
+
+
+@contextmanager
+def unavailable_after(seconds: float) -> Iterator[None]:
+    """Give up after so many seconds, with BrokerUnavailableError."""
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise BrokerUnavailableError(
+            "the broker did not take the revocation in time; other processes may not have heard of it"
+        )
 
 
 class Call:
@@ -149,12 +161,13 @@ class CommandSender:
         """Have every process end streams, and wait for confirmations. Raises BrokerUnavailableError."""
         # One at a time: a broker has one subscription to a channel.
         async with self._lock:
-            call = Call(self._known)
-            subscription = await broker.subscribe(REPLY_CHANNEL)
+            call, deadline = Call(self._known), now() + timeout
+            with unavailable_after(timeout):
+                subscription = await broker.subscribe(REPLY_CHANNEL)
             try:
-                count = await tell_revocation(broker, revocation, call.id, self._process)
+                with unavailable_after(deadline - now()):
+                    count = await tell_revocation(broker, revocation, call.id, self._process)
                 call.expect(count, itself=True)
-                deadline = now() + timeout
                 while not call.complete and (left := deadline - now()) > 0:
                     patience = call.patience
                     try:

@@ -42,8 +42,8 @@ class Review:
         self._running = False
 
     def keep(self, stream: Stream, request: StreamRequest) -> None:
-        """Keep the request by which a stream can be authorized again."""
-        self._requests[stream] = request
+        """Keep the request by which a stream can be authorized again, without what was read out of it."""
+        self._requests[stream] = StreamRequest(request.scope)
 
     def forget(self, stream: Stream) -> None:
         """Let go of the request of a stream."""
@@ -94,6 +94,9 @@ class Review:
             except NotRunningError:
                 # A drain ends them all.
                 return
+            except Exception:
+                logger.exception("a stream cannot be authorized again, so it ends")
+                grant = None
             if grant is None or not _same_terms(grant, stream.grant):
                 stream.end(EndReason.REVOKED)
             # An `authorize` that never waits must not hold up the event loop for ten thousand streams.

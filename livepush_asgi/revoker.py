@@ -19,6 +19,7 @@ from .commands import (
     new_process,
     tell,
     tell_revocation,
+    unavailable_after,
 )
 from .hub import Hub
 from .loop import now, spawn
@@ -101,9 +102,10 @@ class Revoker:
         # A task of the loop: the caller may be cancelled, the run may end, and the broker may hang.
         spawn(partial(self._end_here, revocation, echo), "livepush revocation")
         try:
-            async with self._hearing_replies():
+            async with self._hearing_replies(timeout):
                 try:
-                    count = await tell_revocation(self._broker, revocation, call.id, self._process)
+                    with unavailable_after(deadline - now()):
+                        count = await tell_revocation(self._broker, revocation, call.id, self._process)
                 except Exception:
                     echo.heard.set()
                     await echo.closed.wait()
@@ -164,12 +166,14 @@ class Revoker:
             await self._hub.wait_attempted([channel])
 
     @asynccontextmanager
-    async def _hearing_replies(self) -> AsyncIterator[None]:
+    async def _hearing_replies(self, timeout: float) -> AsyncIterator[None]:
         self._attach()
         self._hub.attach(REPLY_CHANNEL, self._replies)
         try:
-            await self._attempted(COMMAND_CHANNEL)
-            await self._attempted(REPLY_CHANNEL)
+            # Half of the time is left to send the command.
+            with anyio.move_on_after(timeout / 2):
+                await self._attempted(COMMAND_CHANNEL)
+                await self._attempted(REPLY_CHANNEL)
             yield
         finally:
             # Of several calls at a time the last one lets go.

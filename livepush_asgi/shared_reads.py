@@ -20,6 +20,8 @@ from .cursor import Position
 # How long a page is kept for others, in seconds, and how many bytes of payload all of them have at most.
 KEEP = 2.0
 MOST_BYTES = 8 * 1024 * 1024
+# What a page takes beside its payloads, so that empty ones are bounded too.
+PAGE_COST = 1024
 
 # The channel, the offset to read after, and how many events and bytes at most.
 Request = tuple[str, int, int, int]
@@ -128,4 +130,4 @@ class SharedReads:
 
 
 def _size(page: Page) -> int:
-    return sum(len(record.payload) for record in page.records)
+    return PAGE_COST + sum(len(record.payload) for record in page.records)

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -27,6 +28,7 @@ from livepush_asgi import (
 )
 from livepush_asgi.broker import Broker, Subscription
 from livepush_asgi.brokers.history import History
+from livepush_asgi.cursor import Position
 from livepush_asgi.request import Refusal
 from livepush_asgi.testing import Client, MockBroker, Stream
 
@@ -627,3 +629,37 @@ async def test_a_message_that_cannot_be_read_is_logged_once_and_the_next_one_is_
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
         await push.disconnect(slot_key="k")
         assert await stream.wait_ended() == "revoked"
+
+
+class HangingBroker(MemoryBroker):
+    """Takes no more commands when it is told to: each publish of one waits for ever."""
+
+    hangs = False
+
+    async def append(self, channel: str, payload: bytes, **arguments: Any) -> Position:
+        if self.hangs:
+            await anyio.sleep_forever()
+        return await super().append(channel, payload, **arguments)
+
+
+async def test_disconnect_gives_up_a_broker_that_hangs_when_its_time_is_over() -> None:
+    broker = HangingBroker()
+    push = LivePush(broker, both)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(name="livepush.open")
+        broker.hangs = True
+        start = anyio.current_time()
+        with pytest.raises(BrokerUnavailableError, match="did not take the revocation in time"):
+            await push.disconnect(channel="news", timeout=3)
+        assert anyio.current_time() - start <= 4.1
+        assert await stream.wait_ended() == "revoked"
+
+
+async def test_a_script_gives_up_a_broker_that_hangs_too() -> None:
+    broker = HangingBroker()
+    broker.hangs = True
+    push = LivePush(broker, both)
+    start = anyio.current_time()
+    with pytest.raises(BrokerUnavailableError, match="did not take the revocation in time"):
+        await push.disconnect(channel="news", timeout=3)
+    assert anyio.current_time() - start <= 3.1
