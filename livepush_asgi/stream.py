@@ -214,14 +214,14 @@ class Stream(Timekeeper):
         try:
             while self.reason is None:
                 chunk = self._ready()
-                # Begun before this chunk goes, so that a busy channel keeps no history waiting.
-                done = self.reason is None and self._start_work()
+                if self.reason is None:
+                    # Before this chunk is sent, so that a busy channel does not keep history waiting.
+                    self._start_work()
                 if chunk:
                     self._last_chunk_at = self._now()
                     return chunk
-                # It may have ended by itself.
-                if done or self.reason is not None:
-                    continue
+                if self.reason is not None:
+                    break
                 self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
                 woken = await self._fall_asleep(patience)
                 if self._parked is not parked or not (woken or patience is None):
@@ -253,19 +253,14 @@ class Stream(Timekeeper):
     def _waits_for_broker(self) -> bool:
         return bool(self._unsubscribed) and not self._feed.hurried
 
-    def _start_work(self) -> bool:
-        """Have what the feed waits for done in a task beside the stream; return whether it is done already.
-
-        The task has the context of this one. It is done at once where tasks are started eagerly.
-        """
+    def _start_work(self) -> None:
+        """Start a task for what the feed waits for, in the context of this one, unless one runs already."""
         if self._work is not None or (self.state is StreamState.OPENING and self._waits_for_broker):
-            return False
+            return
         work = self._feed.work()
-        if work is None:
-            return False
-        self._work = anyio.CancelScope()
-        spawn(partial(self._do, work, self._work), "livepush history", copy_context())
-        return self._work is None
+        if work is not None:
+            self._work = anyio.CancelScope()
+            spawn(partial(self._do, work, self._work), "livepush history", copy_context())
 
     async def _do(self, work: Work, scope: anyio.CancelScope) -> None:
         try:
