@@ -374,7 +374,7 @@ async def test_publish_returns_the_event_id_and_counts() -> None:
         ({"data": "x", "id": True}, InvalidEventError),
         ({"data": "x", "retry": -1}, InvalidEventError),
         ({"data": b"\xff"}, InvalidEventError),
-        ({"data": object()}, InvalidEventError),
+        ({"data": print}, InvalidEventError),
         ({"data": float("nan")}, InvalidEventError),
         ({"data": Event("x"), "id": 1}, TypeError),
         ({"data": "x", "channel": "livepush.commands"}, ValueError),
