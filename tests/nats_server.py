@@ -56,7 +56,10 @@ class NatsProcess:
         own = [
             f"listen: 127.0.0.1:{self.port}",
             f"http: 127.0.0.1:{self.monitoring_port}",
-            f'jetstream {{ store_dir: "{self.directory / "streams"}" }}' if self._jetstream else "",
+            # Each stream reserves a GiB, and all tests of a run together have more streams than a disk has of them.
+            f'jetstream {{ store_dir: "{self.directory / "streams"}", max_file_store: 100TB }}'
+            if self._jetstream
+            else "",
         ]
         self._configuration.write_text("\n".join([*own, *options]) + "\n")
         if self._process is not None:
