@@ -56,7 +56,7 @@ class NatsProcess:
         own = [
             f"listen: 127.0.0.1:{self.port}",
             f"http: 127.0.0.1:{self.monitoring_port}",
-            # Each stream reserves a GiB, and all tests of a run together have more streams than a disk has of them.
+            # Each stream reserves a GiB, and a run of all tests has more streams than its disk has GiB.
             f'jetstream {{ store_dir: "{self.directory / "streams"}", max_file_store: 100TB }}'
             if self._jetstream
             else "",
