@@ -237,8 +237,9 @@ class Feed:
                 self._resumable = self._history().resumable()
                 return self._look_up if self._resumable is None else None
             return None
-        if self._state is not None and self._state.wanted:
-            return self._read_state
+        if self._state is not None and self._state.owed:
+            # State first, then the changes.
+            return self._read_state if self._state.wanted else None
         reader = self._reader
         if reader is not None and reader.sought:
             return self._seek

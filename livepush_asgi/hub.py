@@ -123,7 +123,7 @@ class Hub:
         if isinstance(topic, LoggedTopic):
             topic.lost()
 
-    async def read(self, channel: str, after: int, limit: int, max_bytes: int = READ_BYTES) -> Page:
+    async def read(self, channel: str, after: Position, limit: int, max_bytes: int = READ_BYTES) -> Page:
         """Read the log of a channel, once for all that ask for the same. Raises what the broker raises."""
         assert self._reads is not None
         return await self._reads.read(channel, after, limit, max_bytes)

@@ -103,20 +103,24 @@ class HistoryReader:
         channel, place = self._places.next_behind()
         try:
             with anyio.fail_after(READ_TIMEOUT):
-                page = await self._hub.read(channel, place.offset, PAGE, self._limits.message_bytes)
+                page = await self._hub.read(channel, place, PAGE, self._limits.message_bytes)
         except Exception as error:
             self._note(error)
             return []
-        self._note(None)
         live_end = self._hub.end_of(channel)
         if live_end is None or not self._places.is_behind(channel):
             # The hub delivers the channel no more, so the stream need not hurry to its end.
             self._failures += live_end is None
             return []
+        if page.epoch != live_end.epoch:
+            # The log has gone on under another epoch, of which this process has not heard yet.
+            self._hub.refresh(channel)
         stretch = self._places.take_page(channel, page, live_end)
         if stretch.gap is None and not stretch.records and self._places.is_behind(channel):
             # The hub has delivered what the log does not show yet, or not any more.
             self._failures += 1
+        else:
+            self._note(None)
         return _deliveries(channel, stretch)
 
     def _is_kept(self, channel: str) -> bool | None:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ from .broker import Broker
 from .clock import Clock
 from .connection import Connections
 from .drain import SignalWatch
-from .errors import GrantRevokedError, NotRunningError, SlotsUnavailableError
+from .errors import GrantExpiredError, GrantRevokedError, NotRunningError, SlotsUnavailableError
 from .hub import Hub
 from .loop import loop_identity, make_alarm, spawn, threadsafe_caller
 from .open_streams import Opening, OpenStreams
@@ -270,6 +271,8 @@ class Run:
     def _check(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
         if self.draining or not self.running:
             raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+        if grant.expiry is not None and grant.expiry <= time.time():
+            raise GrantExpiredError("the grant was over before its stream was opened")
         log = self.revoker.log
         if log.number != decided_at and log.outdates(decided_at, grant, request):
             raise GrantRevokedError("the stream was revoked while it was being opened")

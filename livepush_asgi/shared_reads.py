@@ -5,8 +5,9 @@ Those that ask while the read is under way wait for its page (single-flight), an
 moment get it from here.
 
 A page is the log at one moment, so one that somebody else asked for may be older than the caller's request.
-It is right for the caller if it brings events, since the events of an epoch never change; or if it ends where
-this process has delivered the log to, since then there is nothing more to bring. Any other page is read anew.
+It is right for a caller in the same epoch if it brings events, since the events of an epoch never change; or
+if it ends where this process has delivered the log to, since then there is nothing more to bring. Any other
+page is read anew. A caller in another epoch may know of a loss that came after the page.
 """
 
 from collections.abc import Callable
@@ -50,19 +51,19 @@ class SharedReads:
         self._pages: dict[Request, tuple[float, Page]] = {}
         self._bytes = 0
 
-    async def read(self, channel: str, after: int, limit: int, max_bytes: int) -> Page:
-        """Return a page as `HistoryBroker.read` does. Raises what that raises.
+    async def read(self, channel: str, after: Position, limit: int, max_bytes: int) -> Page:
+        """Return a page of what comes after a position. Raises what the broker raises.
 
         When the caller that reads is cancelled, another one reads for those that wait.
         """
-        request = (channel, after, limit, max_bytes)
+        request = (channel, after.offset, limit, max_bytes)
         page = self._kept(request)
-        if page is not None and self._is_right(channel, page):
+        if page is not None and self._is_right(channel, after.epoch, page):
             return page
         flight = self._flights.get(request)
         if flight is not None:
             await flight.landed.wait()
-            if flight.page is not None and self._is_right(channel, flight.page):
+            if flight.page is not None and self._is_right(channel, after.epoch, flight.page):
                 return flight.page
         return await self._read_new(request)
 
@@ -97,9 +98,11 @@ class SharedReads:
         self._keep(request, flight.page)
         return flight.page
 
-    def _is_right(self, channel: str, page: Page) -> bool:
+    def _is_right(self, channel: str, epoch: str, page: Page) -> bool:
         end = self._end_of(channel)
-        return end is not None and end.epoch == page.epoch and bool(page.records or page.last >= end.offset)
+        if end is None or not page.epoch == epoch == end.epoch:
+            return False
+        return bool(page.records) or page.last >= end.offset
 
     def _kept(self, request: Request) -> Page | None:
         since, page = self._pages.get(request, (0.0, None))

@@ -309,4 +309,51 @@ FOUND: dict[str, Tale] = {
             ("read", 1, 1),
         ],
     ),
+    "a page that was read before its log was lost was shared with a client that had been told of the loss": Tale(
+        Setup(outbox_events=1, message_bytes=100),
+        [
+            ("connect", 0, 0, Plan(channels=("b",))),
+            ("read", 0, 1),
+            ("publish", "b", 7, 0, "retry"),
+            ("read", 0, 1),
+            ("lose log", "b"),
+        ],
+    ),
+    "two channels whose new logs were empty were read again and again without a pause": Tale(
+        Setup(overflow="close", outbox_events=4, message_bytes=100, history=8),
+        [
+            ("connect", 0, 0, Plan(channels=("c",))),
+            ("read", 0, 1),
+            ("publish", "c", 9, 0, "plain"),
+            ("read", 0, 100),
+            ("publish", "b", 1, 0, "plain"),
+            ("connect", 0, 0, Plan(channels=("b", "c"), replay=2)),
+            ("read", 0, 2),
+            ("lose log", "c"),
+        ],
+    ),
+    "history was sent between the blocks of the state": Tale(
+        Setup(overflow="latest", message_bytes=100, replay_events=6),
+        [
+            ("connect", 0, 0, Plan(snapshot="raises")),
+            ("read", 0, 1),
+            ("publish", "a", 1, 0, "x"),
+            ("publish", "a", 3, 0, "plain"),
+            ("publish", "a", 3, 0, "plain"),
+            ("read", 0, 2),
+            ("connect", 0, 0, Plan(snapshot="sync", blocks=3, window=1)),
+        ],
+    ),
+    "a stream opened for a moment though its grant had expired while it waited for its slot": Tale(
+        Setup(clients=2, cap=1, slot_delay=3.0),
+        [
+            ("connect", 1, 0, Plan(slot="one", expires=0.1, window=0)),
+            ("read", 1, 0),
+            ("pass", 3.0),
+            ("connect", 0, 0, Plan(slot="one")),
+            ("read", 0, 1),
+            ("read", 0, 1),
+            ("read", 0, 1),
+        ],
+    ),
 }
