@@ -309,7 +309,7 @@ FOUND: dict[str, Tale] = {
             ("read", 1, 1),
         ],
     ),
-    "a page that was read before its log was lost was shared with a client that had been told of the loss": Tale(
+    "a page read before its log was lost was shared with a client that had been told of the loss": Tale(
         Setup(outbox_events=1, message_bytes=100),
         [
             ("connect", 0, 0, Plan(channels=("b",))),
