@@ -130,10 +130,6 @@ class Page:
         """Return whether the position is one of this log, and not of a part that is lost."""
         return position.offset <= self._shared_with(position.epoch)
 
-    def knows(self, epoch: str) -> bool:
-        """Return whether the log is, or was, in this epoch: then it has what was appended before a loss."""
-        return self._shared_with(epoch) >= 0
-
     def seen_from(self, position: Position) -> "Page":
         """Return the part of the page that one at `position` has to take before there is a doubt.
 

@@ -152,9 +152,8 @@ class Places:
                 # If events after it may be lost, the client stays there and is told when it reads on.
                 found = page.seen_from(place).place_of(place) or place
                 break
-            if page.knows(place.epoch):
-                # The client had events that the log has lost, and is told. It has what came before them.
-                self._after_loss = _with(self._after_loss, channel, page.start_after_loss(place))
+            # The client is told of a loss, and goes on as a stream does that is open at that moment.
+            self._after_loss = _with(self._after_loss, channel, page.start_after_loss(place))
         self._found = _with(self._found, channel, found)
         if found is None:
             return False
