@@ -112,6 +112,10 @@ class _SlotsInNamespace:
     def cap(self) -> int:
         return self._slots.cap
 
+    @property
+    def bounded(self) -> bool:
+        return getattr(self._slots, "bounded", False)
+
     async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         key = _Key(f"{self._namespace}:{slot_key}")
         key.plain = slot_key

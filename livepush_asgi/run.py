@@ -282,8 +282,8 @@ class Run:
         if grant.slot_key is None or slots is None:
             return None
         take = slots.take(grant.slot_key, opening.replace)
-        if type(slots) is MemorySlotCap:
-            # It never waits.
+        if type(slots) is MemorySlotCap or getattr(slots, "bounded", False):
+            # It does not wait for long, and what has changed meanwhile is looked at afterwards.
             lease = await take
         else:
             timeout = self.timing.authorize_timeout
