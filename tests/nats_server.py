@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Self
 from urllib.request import urlopen
@@ -13,6 +14,7 @@ from urllib.request import urlopen
 from .valkey import free_port
 
 STARTUP_TIMEOUT = 10.0
+RELOAD_TIMEOUT, BETWEEN_LOOKS = 10.0, 0.01
 
 
 def server_binary() -> Path:
@@ -52,7 +54,7 @@ class NatsProcess:
         return f"nats://127.0.0.1:{self.port}"
 
     def configure(self, *options: str) -> None:
-        """Set other options. A server that runs reads them a moment later."""
+        """Set other options. Returns when a server that runs has read them."""
         own = [
             f"listen: 127.0.0.1:{self.port}",
             f"http: 127.0.0.1:{self.monitoring_port}",
@@ -63,7 +65,16 @@ class NatsProcess:
         ]
         self._configuration.write_text("\n".join([*own, *options]) + "\n")
         if self._process is not None:
+            before = self._load_time()
             self._signal(signal.SIGHUP)
+            deadline = time.monotonic() + RELOAD_TIMEOUT
+            while self._load_time() == before and time.monotonic() < deadline:
+                time.sleep(BETWEEN_LOOKS)
+
+    def _load_time(self) -> str:
+        """Return when the server has read its configuration last."""
+        with urlopen(f"http://127.0.0.1:{self.monitoring_port}/varz", timeout=5) as answer:
+            return str(json.load(answer)["config_load_time"])
 
     def start(self) -> None:
         """Start, and return when connections are taken."""
