@@ -356,4 +356,17 @@ FOUND: dict[str, Tale] = {
             ("read", 0, 1),
         ],
     ),
+    "a client came back to a lost log, with a replay, and began in the log that was lost": Tale(
+        Setup(outbox_events=2, behind=(0, 1, 2)),
+        [
+            ("connect", 0, 1, Plan()),
+            ("read", 0, 1),
+            ("publish", "a", 1, 0, "plain"),
+            ("publish", "a", 2, 0, "plain"),
+            ("read", 0, 1),
+            ("cut", 0, False),
+            ("lose log", "a"),
+            ("connect", 0, 1, Plan(replay="all")),
+        ],
+    ),
 }
