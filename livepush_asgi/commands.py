@@ -230,7 +230,7 @@ class MessageListener:
             try:
                 self._obey(read(data_of(self._waiting.popleft())))
             except Exception:
-                # Whoever reaches the broker may send what is no message, and as often as it likes.
+                # Any client of the broker may send an unreadable message, as often as it likes.
                 if not self._complained:
                     self._complained = True
                     logger.exception("a message of another process cannot be carried out (told once)")

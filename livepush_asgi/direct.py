@@ -31,7 +31,7 @@ _KNOWN = frozenset(
     }
 )
 
-# Of uvicorn, the first and the last version (without the patch number) whose functions were found to be so.
+# The first and the last version of uvicorn (without the patch number) whose functions were found to be so.
 TESTED_UVICORN = ((0, 34), (0, 54))
 
 # The functions that were found to be such: every request asks for two of them.
@@ -119,7 +119,7 @@ class DirectSend(ABC):
         except StopIteration:
             return True
         except asyncio.CancelledError:
-            # Nobody cancels what runs in no task: the server has given up what `send` waited for.
+            # No task runs here that could be cancelled: the server has given up what `send` waited for.
             self.note(ConnectionAbortedError("the server has given up the connection"))
             return True
         except Exception as error:

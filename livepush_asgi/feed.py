@@ -99,7 +99,7 @@ class Feed:
         # Made for the first to need it: a client that is new and keeps up never reads any history.
         self._reader: HistoryReader | None = None
         self._single = len(names) == 1
-        # What is to go out before anything else: the open event, a page of history.
+        # Blocks that go out before anything else: the open event, a page of history.
         self._head = b""
         self._state = None if grant.snapshot is None else State(grant.snapshot)
 

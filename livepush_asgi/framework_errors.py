@@ -1,4 +1,4 @@
-"""What the HTTP errors of frameworks mean when `authorize` raises one. No framework is imported for it."""
+"""Translates HTTP errors of frameworks that `authorize` raises into refusals, and imports no framework."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -177,7 +177,7 @@ class Hub:
                 closing.start_soon(topic.close)
 
     def _make(self, channel: str) -> Topic:
-        # Of the component's own channels only that of the commands is read from its log.
+        # Among the component's own channels only the command channel is read from its log.
         reserved = channel.startswith(RESERVED_PREFIX) and channel != COMMAND_CHANNEL
         if self._log is None or reserved:
             return Topic(channel, self._broker, self._turn, self._watch)
@@ -267,5 +267,5 @@ class Hub:
 
 
 def _delivered_by(topic: Topic) -> int:
-    # What processes tell each other is no event.
+    # A message between processes is no event of the application.
     return 0 if topic.channel.startswith(RESERVED_PREFIX) else topic.delivered

@@ -63,7 +63,7 @@ class Places:
         self._channels = channels
         self._replay = replay
         self._most_replayed = most_replayed
-        # What the cursor says of each channel that was asked for, read once.
+        # The positions in the cursor of each channel that was asked for, parsed once.
         self._brought: dict[str, tuple[Position, ...]] | None = None
         #: Where the client is in the logs that were asked; None where it is not in the log any more.
         self._found = _NOWHERE

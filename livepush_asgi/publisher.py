@@ -214,7 +214,7 @@ async def _open(make_broker: MakeBroker, stack: AsyncExitStack) -> Broker:
     if isinstance(made, AbstractAsyncContextManager):
         made = await stack.enter_async_context(made)
     elif hasattr(made, "aclose"):
-        # Nobody else has it, or could close it on this event loop.
+        # No other code has this broker, or could close it on this event loop.
         stack.push_async_callback(made.aclose)
     if not isinstance(made, Broker):
         raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")

@@ -16,7 +16,7 @@ deciding: ContextVar[object] = ContextVar("livepush_deciding", default=None)
 
 
 class Disconnected(NamedTuple):
-    """What `disconnect` has done: `streams` that ended in this process, and `processes` that confirmed.
+    """The result of `disconnect`: `streams` that ended in this process, and `processes` that confirmed.
 
     This process counts among `processes` if it runs. One that did not confirm in time could not be reached
     in time: it ends or authorizes its streams again when it is back.

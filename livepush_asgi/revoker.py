@@ -176,7 +176,7 @@ class Revoker:
                 await self._attempted(REPLY_CHANNEL)
             yield
         finally:
-            # Of several calls at a time the last one lets go.
+            # The last of several concurrent calls unsubscribes.
             if len(self._calls) <= 1:
                 self._hub.detach(REPLY_CHANNEL, self._replies)
 
@@ -192,7 +192,7 @@ class Revoker:
         finally:
             echo.closed.set()
 
-    # What comes from the channels.
+    # Messages from the command and reply channels.
 
     def _obey(self, arguments: Arguments) -> None:
         command, process = arguments.get("command"), str(arguments.get("process"))

@@ -21,7 +21,7 @@ from .cursor import Position
 # How long a page is kept for others, in seconds, and how many bytes of payload all of them have at most.
 KEEP = 2.0
 MOST_BYTES = 8 * 1024 * 1024
-# What a page takes beside its payloads, so that empty ones are bounded too.
+# Bytes that a page takes beside its payloads, so that empty pages are bounded too.
 PAGE_COST = 1024
 
 # The channel, the offset to read after, and how many events and bytes at most.

@@ -21,7 +21,7 @@ _MOST_PLACES = 10_000
 
 
 class Range(NamedTuple):
-    """What is wanted of a log: the events above an offset, so many and so many bytes of them at most."""
+    """A read of a log: the events above an offset, at most so many and so many bytes of them."""
 
     after: int
     limit: int

@@ -61,7 +61,7 @@ class MemoryBroker:
         # The event loop on which the subscriptions are, and how many there are.
         self._loop: object | None = None
         self._listening = 0
-        # That of the loop, from the first call on.
+        # The event loop that uses the broker, from the first call on.
         self._clock: Callable[[], float] = time.monotonic
         self._publishes = 0
         self._bytes = 0

@@ -8,7 +8,7 @@ from ..cursor import Position, new_epoch
 from .history import History
 from .mailbox import Mailbox
 
-# What an event takes beside its payload: the objects around both it and its time, in bytes.
+# Bytes that an event takes beside its payload: the objects around the payload and its time.
 EVENT_COST = 80
 
 

@@ -10,7 +10,7 @@ from .server import is_absence
 
 logger = logging.getLogger("livepush_asgi")
 
-# What a client that knows one node of a cluster is told; its keys answer MOVED.
+# The error for a client that knows one node of a cluster; its keys answer MOVED.
 ONE_NODE_OF_MANY = (
     "is one node of a cluster and has only some of the keys: give SlotCap a redis.asyncio.RedisCluster"
 )
@@ -21,7 +21,7 @@ LOG_INTERVAL = 10.0
 
 
 class Faults:
-    """What is wrong now. An error is either about a whole server or about one slot key; see `is_absence`."""
+    """The faults of now. An error is either about a whole server or about one slot key; see `is_absence`."""
 
     def __init__(self, place_of: Callable[[str], str], *, ttl: float, where: str, meanwhile: str) -> None:
         self._place_of = place_of

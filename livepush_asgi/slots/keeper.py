@@ -131,7 +131,7 @@ class Keeper:
 
     def failed(self, slot_key: str, error: BaseException) -> None:
         """Hear that a call for a slot key was not carried out, or may not have been."""
-        # That the event loop is ending is not the server's fault.
+        # An event loop that is ending is not the server's fault.
         if self.running:
             self.faults.failed(slot_key, error)
             self._changed.set()
@@ -256,7 +256,7 @@ class Keeper:
     def _plan(self) -> None:
         """Say when to try again what has failed."""
         if self.faults.away and not (self._again or self._renewing or self._taking or self.returns):
-            # What failed has been given up. Something else has to find out when the server is back.
+            # The failed calls have been given up. Another call has to find out when the server is back.
             self._again = self.faults.probes(self.holdings.slot_keys())
         if self._again or self.returns.any_failed or self.returns.any_due:
             if self._retry_at == math.inf:
