@@ -14,12 +14,13 @@ use: `import livepush_asgi` loads neither redis nor a framework.
 
 from typing import TYPE_CHECKING
 
-from .app import LivePush
-from .broker import Broker, ForwardingSubscription, HistoryBroker, Page, Record, Sink, Subscription
+from .app.livepush import LivePush
+from .app.middleware import LivePushMiddleware
+from .app.publisher import Publisher
+from .app.service import SSEStream, SSEStreamService, sse_headers
+from .brokers import Broker, ForwardingSubscription, HistoryBroker, Page, Record, Sink, Subscription
 from .brokers.history import History
 from .brokers.memory import MemoryBroker
-from .cors import Cors
-from .cursor import Cursor, Position
 from .errors import (
     AuthorizeError,
     BrokerUnavailableError,
@@ -36,16 +37,15 @@ from .errors import (
     SlotsUnavailableError,
     SubscriptionClosedError,
 )
-from .event import Event
-from .middleware import LivePushMiddleware
-from .publisher import Publisher
-from .reasons import EndReason, GapReason, RefusalCause
-from .request import Authorize, Grant, Refusal, StreamRequest, public
-from .revocation import Disconnected
-from .service import SSEStream, SSEStreamService, sse_headers
+from .grant import Authorize, Grant, Refusal, StreamRequest, public
+from .http.cors import Cors
+from .process.revocation import Disconnected
+from .process.statistics import Statistics
 from .settings import DrainPolicy, Limits, Timing
 from .slots import Lease, MemorySlotCap, Slots
-from .statistics import Statistics
+from .wire.cursor import Cursor, Position
+from .wire.event import Event
+from .wire.reasons import EndReason, GapReason, RefusalCause
 
 if TYPE_CHECKING:
     from .brokers.jetstream import JetStreamBroker

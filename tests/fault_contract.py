@@ -17,10 +17,10 @@ import anyio
 import pytest
 
 from livepush_asgi import BrokerUnavailableError, LivePush, Timing, public
-from livepush_asgi.broker import Broker, ForwardingSubscription, HistoryBroker
+from livepush_asgi.brokers import Broker, ForwardingSubscription, HistoryBroker
 from livepush_asgi.errors import MessagesLostError
-from livepush_asgi.event import split_position
 from livepush_asgi.testing import Client, Stream
+from livepush_asgi.wire.event import split_position
 
 from .relay import Relay
 from .valkey import until

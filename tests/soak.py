@@ -43,9 +43,9 @@ from livepush_asgi import (
 )
 from livepush_asgi.brokers.history import History
 from livepush_asgi.brokers.redis_streams import RedisStreamsBroker
-from livepush_asgi.request import StreamRequest
+from livepush_asgi.grant import StreamRequest
+from livepush_asgi.runtime.asgi import Receive, Scope, Send
 from livepush_asgi.slots.redis import SlotCap
-from livepush_asgi.types import Receive, Scope, Send
 
 from .valkey import ValkeyProcess, free_port
 

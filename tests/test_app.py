@@ -24,7 +24,7 @@ from livepush_asgi import (
     StreamRequest,
     public,
 )
-from livepush_asgi.request import Authorize
+from livepush_asgi.grant import Authorize
 from livepush_asgi.slots import Lease
 from livepush_asgi.testing import Answer, Client, MockBroker, ParsedEvent
 

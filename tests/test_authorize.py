@@ -30,8 +30,8 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
+from livepush_asgi.runtime.asgi import Message, Scope
 from livepush_asgi.testing import Answer, Client
-from livepush_asgi.types import Message, Scope
 
 from .virtual_clock import let_pass
 

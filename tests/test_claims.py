@@ -27,12 +27,12 @@ from livepush_asgi import (
     MemoryBroker,
     Timing,
 )
-from livepush_asgi.broker import READ_BYTES, Page, Subscription
-from livepush_asgi.cursor import MOST_POSITIONS
-from livepush_asgi.event import to_payload
-from livepush_asgi.loop import soon_caller
-from livepush_asgi.request import Replay
+from livepush_asgi.brokers import READ_BYTES, Page, Subscription
+from livepush_asgi.grant import Replay
+from livepush_asgi.runtime.event_loop import soon_caller
 from livepush_asgi.testing import Client, Stream, StreamEnded
+from livepush_asgi.wire.cursor import MOST_POSITIONS
+from livepush_asgi.wire.event import to_payload
 
 from .faulty_broker import FaultyBroker, FaultyServer
 from .virtual_clock import let_pass

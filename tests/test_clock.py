@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from livepush_asgi import DrainPolicy, Grant, LivePush, MemoryBroker, Timing
-from livepush_asgi.clock import RESOLUTION, Clock
+from livepush_asgi.runtime.scheduler import RESOLUTION, Clock
 from livepush_asgi.testing import Client
 
 from .virtual_clock import VirtualClockLoop, let_pass

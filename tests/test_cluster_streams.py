@@ -15,8 +15,8 @@ import pytest
 from redis.crc import key_slot
 
 from livepush_asgi import LivePush, RedisStreamsBroker, Refusal
-from livepush_asgi.event import from_payload
 from livepush_asgi.testing import EventStreamParser
+from livepush_asgi.wire.event import from_payload
 
 from .serving import Serving, WireStream, uvicorn
 from .valkey import until

@@ -24,8 +24,8 @@ from livepush_asgi import BrokerUnavailableError, Grant, MemorySlotCap, RefusalC
 from livepush_asgi.contrib import django as for_django
 from livepush_asgi.contrib import litestar as for_litestar
 from livepush_asgi.contrib import quart as for_quart
+from livepush_asgi.runtime.asgi import ASGIApp
 from livepush_asgi.testing import Client, MockBroker
-from livepush_asgi.types import ASGIApp
 
 from .apps.django_project import configure
 from .serving import REPOSITORY

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, MemorySlotCap, StreamRequest, public
-from livepush_asgi.departure import Departure
+from livepush_asgi.runtime.asgi import Message
+from livepush_asgi.runtime.disconnect import Departure
 from livepush_asgi.testing.scope import http_scope
-from livepush_asgi.types import Message
 
 from .virtual_clock import VirtualClockLoop, let_pass
 

@@ -12,12 +12,12 @@ import pytest
 import uvicorn
 
 from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.direct import TESTED_UVICORN, DirectSend
-from livepush_asgi.outbox import Delivery
+from livepush_asgi.hub.coalescing import Batch, Turn
+from livepush_asgi.runtime.asgi import Message, Send
+from livepush_asgi.runtime.inline_send import TESTED_UVICORN, DirectSend
+from livepush_asgi.stream.outbox import Delivery
 from livepush_asgi.testing import Client, EventStreamParser
 from livepush_asgi.testing.scope import http_scope
-from livepush_asgi.turn import Batch, Turn
-from livepush_asgi.types import Message, Send
 
 from .around import behind_a_middleware
 from .virtual_clock import VirtualClockLoop, let_pass
@@ -247,7 +247,7 @@ VERSIONED = """
 import logging, sys
 import uvicorn
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
-from livepush_asgi.direct import DirectSend
+from livepush_asgi.runtime.inline_send import DirectSend
 logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
 uvicorn.__version__ = sys.argv[1]
 for _ in range(2):

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from livepush_asgi import DrainPolicy, LivePush, MemoryBroker, public
-from livepush_asgi.drain import SIGNALS, SignalWatch
+from livepush_asgi.process.signals import SIGNALS, SignalWatch
 from livepush_asgi.testing import Client
 
 from .valkey import until

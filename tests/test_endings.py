@@ -21,9 +21,9 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
-from livepush_asgi.broker import Broker
+from livepush_asgi.brokers import Broker
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Scope
 from livepush_asgi.testing import Client, MockBroker, Stream
-from livepush_asgi.types import ASGIApp, Message, Scope
 
 from .around import behind_a_middleware
 from .pull_broker import PullBroker

@@ -9,9 +9,9 @@ import anyio
 import pytest
 
 from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, MemorySlotCap, StreamRequest
-from livepush_asgi.loop import on_asyncio
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
+from livepush_asgi.runtime.event_loop import on_asyncio
 from livepush_asgi.testing import Client
-from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
 
 from .around import behind_a_middleware
 

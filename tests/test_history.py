@@ -8,11 +8,11 @@ import anyio
 import pytest
 
 from livepush_asgi import Event, Grant, History, Limits, LivePush, MemoryBroker, PositionConflictError
-from livepush_asgi.broker import ForwardingSubscription
-from livepush_asgi.cursor import Cursor, Position
-from livepush_asgi.event import positioned
-from livepush_asgi.request import Replay
+from livepush_asgi.brokers import ForwardingSubscription
+from livepush_asgi.grant import Replay
 from livepush_asgi.testing import Client, ParsedEvent, Stream
+from livepush_asgi.wire.cursor import Cursor, Position
+from livepush_asgi.wire.event import positioned
 
 from .faulty_broker import FaultyBroker, FaultyServer
 from .virtual_clock import let_pass

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from livepush_asgi import EndReason, LivePush, MemoryBroker, SSEStreamService, Timing, public
-from livepush_asgi.service import IsDisconnected, StreamBody
+from livepush_asgi.app.service import IsDisconnected, StreamBody
 
 from .virtual_clock import SkippingSelector, VirtualClockLoop, let_pass
 

@@ -4,8 +4,8 @@ import anyio
 import pytest
 
 from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, StreamRequest
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 from livepush_asgi.testing import Client
-from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Inner:

@@ -25,8 +25,8 @@ from livepush_asgi import (
     Timing,
     public,
 )
-from livepush_asgi.cursor import Position
 from livepush_asgi.testing import Client, Stream
+from livepush_asgi.wire.cursor import Position
 
 from .command import run
 from .valkey import ValkeyProcess

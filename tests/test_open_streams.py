@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, MemorySlotCap, StreamRequest
-from livepush_asgi.stream import Stream
+from livepush_asgi.stream.stream import Stream
 from livepush_asgi.testing import Client
 
 STREAMS = 50

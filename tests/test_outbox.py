@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livepush_asgi import Limits
-from livepush_asgi.outbox import Delivery, Outbox, OutboxFullError
+from livepush_asgi.stream.outbox import Delivery, Outbox, OutboxFullError
 
 
 def joined(outbox: Outbox) -> bytes:

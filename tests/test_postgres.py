@@ -13,9 +13,9 @@ import pytest
 
 from examples.postgres_broker import PostgresBroker
 from livepush_asgi import BrokerUnavailableError, LivePush, Publisher, Timing, public
-from livepush_asgi.broker import HistoryBroker, Record
-from livepush_asgi.event import positioned
+from livepush_asgi.brokers import HistoryBroker, Record
 from livepush_asgi.testing import Client, HistoryBrokerContract, ParsedEvent, Stream
+from livepush_asgi.wire.event import positioned
 
 from .postgres_server import PostgresProcess
 from .valkey import until

@@ -19,9 +19,9 @@ from livepush_asgi import (
     public,
     sse_headers,
 )
-from livepush_asgi.broker import Broker, ForwardingSubscription, Subscription
-from livepush_asgi.event import split_position
+from livepush_asgi.brokers import Broker, ForwardingSubscription, Subscription
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
+from livepush_asgi.wire.event import split_position
 
 from .virtual_clock import let_pass
 

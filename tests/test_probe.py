@@ -20,7 +20,7 @@ from livepush_asgi import (
     Timing,
     public,
 )
-from livepush_asgi.probe import MOST_AT_ONCE, ProbePlan, ProbeRule
+from livepush_asgi.http.probe import MOST_AT_ONCE, ProbePlan, ProbeRule
 from livepush_asgi.testing import Answer, Client, Stream
 
 pytestmark = pytest.mark.virtual_time

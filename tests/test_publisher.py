@@ -25,9 +25,9 @@ from livepush_asgi import (
     RedisBroker,
     RedisStreamsBroker,
 )
-from livepush_asgi.broker import Broker
-from livepush_asgi.event import from_payload, split_position
+from livepush_asgi.brokers import Broker
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
+from livepush_asgi.wire.event import from_payload, split_position
 
 from .nats_server import NatsProcess
 from .serving import REPOSITORY

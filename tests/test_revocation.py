@@ -26,11 +26,11 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
-from livepush_asgi.broker import Broker, Subscription
+from livepush_asgi.brokers import Broker, Subscription
 from livepush_asgi.brokers.history import History
-from livepush_asgi.cursor import Position
-from livepush_asgi.request import Refusal
+from livepush_asgi.grant import Refusal
 from livepush_asgi.testing import Client, MockBroker, Stream
+from livepush_asgi.wire.cursor import Position
 
 from .faulty_broker import FaultyBroker, FaultyServer
 from .virtual_clock import let_pass

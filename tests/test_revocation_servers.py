@@ -20,7 +20,7 @@ from livepush_asgi import (
     Refusal,
     StreamRequest,
 )
-from livepush_asgi.broker import Broker
+from livepush_asgi.brokers import Broker
 from livepush_asgi.testing import Client, Stream
 
 from .nats_server import NatsProcess

@@ -23,11 +23,11 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
-from livepush_asgi.broker import Subscription
-from livepush_asgi.loop import on_asyncio
+from livepush_asgi.brokers import Subscription
+from livepush_asgi.runtime.asgi import Message
+from livepush_asgi.runtime.event_loop import on_asyncio
 from livepush_asgi.testing import MockBroker, ParsedEvent
 from livepush_asgi.testing.parser import EventStreamParser
-from livepush_asgi.types import Message
 
 from .virtual_clock import let_pass
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from livepush_asgi import Limits, LivePush, NatsBroker, RedisBroker, public
-from livepush_asgi.broker import Broker
+from livepush_asgi.brokers import Broker
 from livepush_asgi.testing import Client
 
 from .nats_server import NatsProcess

@@ -25,7 +25,7 @@ from .. import (
     Refusal,
     StreamRequest,
 )
-from ..types import Receive, Scope, Send
+from ..runtime.asgi import Receive, Scope, Send
 from . import web
 from .backend import Backend
 from .figures import Machine, describe

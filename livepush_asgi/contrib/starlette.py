@@ -8,9 +8,9 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("this needs Starlette: pip install 'livepush_asgi[starlette]'") from error
 
-from ..app import LivePush
-from ..request import Grant, Refusal
-from ..service import SSEStream, SSEStreamService
+from ..app.livepush import LivePush
+from ..app.service import SSEStream, SSEStreamService
+from ..grant import Grant, Refusal
 from .opening import SoftRefusal, headers_of, last_event_id, open_for_route
 
 

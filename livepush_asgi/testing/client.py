@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from ..types import ASGIApp, Message
+from ..runtime.asgi import ASGIApp, Message
 from .beside import beside
 from .exchange import AfterDisconnect, Exchange
 from .lifespan import Lifespan

@@ -2,10 +2,10 @@
 
 import anyio
 
-from ..broker import HistoryBroker, Page, Record
-from ..cursor import MOST_OFFSET, Position
+from ..brokers import HistoryBroker, Page, Record
 from ..errors import PositionConflictError
-from ..event import positioned, split_position
+from ..wire.cursor import MOST_OFFSET, Position
+from ..wire.event import positioned, split_position
 from .contract import BrokerContract
 from .witness import BYTES, PATIENCE, Live, hostile_channels, new_channel, same, subscribed
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from ..types import ASGIApp, Message
+from ..runtime.asgi import ASGIApp, Message
 
 
 class Lifespan:

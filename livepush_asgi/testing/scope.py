@@ -6,7 +6,7 @@ https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote, urlencode
 
-from ..types import Scope
+from ..runtime.asgi import Scope
 
 Pairs = Mapping[str, str] | Iterable[tuple[str, str]]
 

@@ -7,9 +7,9 @@ from secrets import token_hex
 import anyio
 import anyio.lowlevel
 
-from ..broker import Broker, ForwardingSubscription, Subscription
+from ..brokers import Broker, ForwardingSubscription, Subscription
 from ..errors import MessagesLostError
-from ..event import split_position, to_payload
+from ..wire.event import split_position, to_payload
 
 #: Seconds after which a payload that should come is given up. A busy machine must not fail a test.
 PATIENCE = 10.0

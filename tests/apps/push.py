@@ -20,9 +20,9 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
-from livepush_asgi.broker import Broker
+from livepush_asgi.brokers import Broker
+from livepush_asgi.runtime.asgi import Receive, Scope, Send
 from livepush_asgi.slots import Slots
-from livepush_asgi.types import Receive, Scope, Send
 
 setting = os.environ.get
 broker: Broker = MemoryBroker()

@@ -22,11 +22,11 @@ from livepush_asgi import (
     MemorySlotCap,
     Timing,
 )
-from livepush_asgi.broker import HistoryBroker
+from livepush_asgi.brokers import HistoryBroker
 from livepush_asgi.brokers.history import History
-from livepush_asgi.event import RESERVED_PREFIX
-from livepush_asgi.request import StreamRequest
-from livepush_asgi.types import ASGIApp
+from livepush_asgi.grant import StreamRequest
+from livepush_asgi.runtime.asgi import ASGIApp
+from livepush_asgi.wire.event import RESERVED_PREFIX
 
 from ..around import behind_a_middleware
 from ..faulty_broker import FaultyBroker, FaultyServer, WrappedBroker

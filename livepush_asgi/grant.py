@@ -1,0 +1,284 @@
+"""StreamRequest, Grant and Refusal: what `authorize` gets and what it gives. Values and pure functions."""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from http import HTTPStatus
+from typing import Literal
+from urllib.parse import parse_qsl
+
+from .errors import InvalidGrantError
+from .runtime.asgi import Scope
+from .wire.cursor import MOST_POSITIONS
+from .wire.event import RESERVED_PREFIX
+
+# The end of the year 9999, which is the last that a datetime can name, in seconds since the epoch.
+_LATEST = 253_402_300_800
+# https://www.rfc-editor.org/rfc/rfc9110#name-tokens
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class StreamRequest:
+    """A client's request for a stream, as `authorize` sees it."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self._query: dict[str, str] | None = None
+
+    @cached_property
+    def path(self) -> str:
+        """The path below the mount point, "/" at least, without a slash at its end."""
+        return path_below(self.scope)
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The header fields by lower-case name; repeated ones are joined with a comma."""
+        found: dict[str, str] = {}
+        for raw_name, raw_value in self.scope["headers"]:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            joint = "; " if name == "cookie" else ", "
+            found[name] = f"{found[name]}{joint}{value}" if name in found else value
+        return found
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The query parameters; of a repeated one the last. `query_all` has them all."""
+        # Kept by hand: every connect asks for it, and `cached_property` takes a lock on Python 3.11.
+        if self._query is None:
+            self._query = dict(self._query_pairs())
+        return self._query
+
+    def query_all(self, name: str) -> list[str]:
+        """Return every value of one query parameter, in order."""
+        return [value for key, value in self._query_pairs() if key == name]
+
+    @cached_property
+    def cookies(self) -> Mapping[str, str]:
+        """The cookies by name; a part without `=` is no cookie (RFC 6265, section 4.2.1)."""
+        pairs = (part.split("=", 1) for part in self.headers.get("cookie", "").split(";") if "=" in part)
+        return {name.strip(): value.strip().strip('"') for name, value in pairs}
+
+    @property
+    def last_event_id(self) -> str | None:
+        """The id after which the client wants to go on: `Last-Event-ID`, or the query's `last_event_id`.
+
+        The query parameter is for clients that cannot set headers; the header wins, because
+        `EventSource` repeats the URL unchanged when it reconnects. Text from outside: trust nothing
+        in it. https://html.spec.whatwg.org/multipage/server-sent-events.html#last-event-id
+        """
+        for name, value in self.scope["headers"]:
+            if name.lower() == b"last-event-id":
+                return bytes(value).decode("utf-8", "replace")
+        return self.query.get("last_event_id")
+
+    def _query_pairs(self) -> list[tuple[str, str]]:
+        if not self.scope.get("query_string"):
+            return []
+        # Percent-encoded, and so ASCII, from every browser; curl sends what it was given, as UTF-8.
+        text = bytes(self.scope.get("query_string", b"")).decode("utf-8", "replace")
+        return parse_qsl(text, keep_blank_values=True)
+
+
+def path_below(scope: Scope) -> str:
+    """Return the path below the mount point, "/" at least, without a slash at its end.
+
+    By the specification `path` contains `root_path`, and Starlette's mounts keep to that; Litestar's
+    cut the prefix off, leave `root_path` alone and add a slash. So `root_path` comes off where it is
+    there, and whole segments only: `/eventsX` is not below `/events`.
+    """
+    path = str(scope["path"])
+    root = str(scope.get("root_path", "")).rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    return "/" + path.strip("/")
+
+
+def is_foreign(scope: Scope) -> bool:
+    """Return whether the mount has caught a path that is not below it.
+
+    Litestar's mount at `/events` catches `/eventsX` too, and hands on what is left, `X/`.
+    """
+    path = str(scope["path"])
+    return bool(path) and not path.startswith("/")
+
+
+Replay = Literal["new", "last", "all"] | int
+Snapshot = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What a client may have: the channels of its stream, and the terms.
+
+    `slot_key` names whose slot the stream takes; without one it takes none. `expires_at` (an aware
+    datetime, or seconds since the epoch) is when the login behind the stream ends, and the stream
+    with it. `control_events` overrides the application's setting for a client that cannot have the
+    `livepush.*` events.
+
+    `replay` says where a client begins in channels with history if it brings no position of its own:
+    with what is "new", with the "last" event (the latest value), with "all" that is kept, or with so
+    many of the newest. `snapshot` is called after the stream has begun to listen and before its first
+    event, unless it resumed, and again after a gap: it returns (or awaits) the state as one event or
+    several, an Event or what an Event takes as data. State, then changes, with no race between them:
+    what changes while it is read is delivered afterwards.
+
+    Raises InvalidGrantError, a ValueError, for text that names no channel or slot key, and TypeError
+    for a name that is no text.
+    """
+
+    channels: str | Iterable[str]
+    slot_key: str | None = None
+    expires_at: datetime | float | None = None
+    control_events: bool | None = None
+    replay: Replay = "new"
+    snapshot: Snapshot | None = None
+
+    def __post_init__(self) -> None:
+        given = (self.channels,) if isinstance(self.channels, str) else tuple(self.channels)
+        for channel in given:
+            check_channel(channel)
+        if not given:
+            raise InvalidGrantError("a Grant names at least one channel; to let nobody in, return a Refusal")
+        if len(given) > MOST_POSITIONS:
+            raise InvalidGrantError(
+                f"a stream has at most {MOST_POSITIONS} channels, or its id outgrows a header"
+            )
+        object.__setattr__(self, "channels", given if len(given) == 1 else tuple(dict.fromkeys(given)))
+        _check_replay(self.replay)
+        if self.slot_key is not None:
+            check_slot_key(self.slot_key)
+        if self.expires_at is not None:
+            object.__setattr__(self, "expires_at", _timestamp(self.expires_at))
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The channels, each once, in the order given."""
+        return tuple(self.channels)
+
+    @property
+    def expiry(self) -> float | None:
+        """`expires_at` in seconds since the epoch."""
+        return None if self.expires_at is None else _timestamp(self.expires_at)
+
+
+class Refusal(Exception):
+    """The answer to a client that gets no stream. Return it from `authorize`, or raise it.
+
+    `status` is the HTTP status: 204 makes `EventSource` stop without an error, 4xx and 5xx are sent
+    with a small `application/problem+json` in which `detail` is for the client to read. Native
+    `EventSource` never comes back after a status other than 200; `soft=True` answers 200 with a
+    reconnection time and a `livepush.refused` event instead, and ends. `retry_after` is in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int = 403,
+        detail: str | None = None,
+        *,
+        soft: bool = False,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        if not isinstance(status, int) or (status != HTTPStatus.NO_CONTENT and not 400 <= status <= 599):
+            raise ValueError(f"a refusal's status is 204 or from 400 to 599, not {status!r}")
+        if retry_after is not None and (not isinstance(retry_after, int) or retry_after < 0):
+            raise ValueError(f"retry_after is a whole number of seconds from 0 up, not {retry_after!r}")
+        self.status = int(status)
+        self.detail = detail
+        self.soft = soft
+        self.retry_after = retry_after
+        self.headers = {_name(name): _value(value) for name, value in (headers or {}).items()}
+        super().__init__(f"{self.status} {detail or self.title}")
+
+    @property
+    def title(self) -> str:
+        """The standard phrase of the status."""
+        try:
+            return HTTPStatus(self.status).phrase
+        except ValueError:
+            return "Refused"
+
+
+Decision = Grant | Refusal
+Authorize = Callable[[StreamRequest], Decision | Awaitable[Decision]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Public:
+    channels: tuple[str, ...]
+    slot_key: str | None = field(default=None, kw_only=True)
+
+    def __call__(self, request: StreamRequest) -> Grant:
+        return Grant(channels=self.channels, slot_key=self.slot_key)
+
+
+def public(*channels: str, slot_key: str | None = None) -> Authorize:
+    """Return an `authorize` that lets everyone in, to these channels. All share the slots of `slot_key`."""
+    Grant(channels=channels, slot_key=slot_key)  # A bad name shows here and not at the first client.
+    return _Public(channels, slot_key=slot_key)
+
+
+def check_channel(channel: object) -> None:
+    """Raise InvalidGrantError for text that cannot name a channel, TypeError for what is no text."""
+    if not isinstance(channel, str):
+        raise TypeError(f"a channel is named by a str, not {type(channel).__name__}")
+    if not channel:
+        raise InvalidGrantError("a channel name is not empty")
+    if channel.startswith(RESERVED_PREFIX):
+        raise InvalidGrantError(f"channel names that begin with {RESERVED_PREFIX!r} are the component's own")
+    _check_text("channel name", channel)
+
+
+def check_slot_key(slot_key: object) -> None:
+    """Raise InvalidGrantError for text that cannot be a slot key, TypeError for what is no text."""
+    if not isinstance(slot_key, str):
+        raise TypeError(f"a slot key is a str, or None for no slot, not {type(slot_key).__name__}")
+    if not slot_key:
+        raise InvalidGrantError("a slot key is not empty; None takes no slot")
+    _check_text("slot key", slot_key)
+
+
+def _check_text(what: str, text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidGrantError(f"a {what} with a lone surrogate is no text: {text[:200]!r}") from None
+
+
+def _check_replay(replay: object) -> None:
+    if replay in ("new", "last", "all"):
+        return
+    if isinstance(replay, bool) or not isinstance(replay, int) or replay < 0:
+        raise InvalidGrantError(f"replay is 'new', 'last', 'all' or a number of events, not {replay!r:.200}")
+
+
+def _timestamp(moment: datetime | float) -> float:
+    if isinstance(moment, datetime):
+        if moment.utcoffset() is None:
+            raise ValueError(
+                "expires_at needs a time zone: a naive datetime means another moment on another server"
+            )
+        return min(moment.timestamp(), _LATEST)
+    if isinstance(moment, bool) or not isinstance(moment, (int, float)) or not -_LATEST <= moment <= _LATEST:
+        raise ValueError(
+            "expires_at is an aware datetime, or seconds since the epoch before the year 10000 (is it in "
+            f"milliseconds? divide by 1000), or None for no end; not {moment!r}"
+        )
+    return float(moment)
+
+
+def _name(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"this cannot name a header field: {text!r}")
+    return text
+
+
+def _value(text: str) -> str:
+    if any(character in text for character in "\r\n\0"):
+        raise ValueError(f"a header field cannot hold line ends: {text!r}")
+    text.encode("latin-1")
+    return text
