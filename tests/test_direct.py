@@ -12,10 +12,9 @@ import pytest
 import uvicorn
 
 from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.hub.coalescing import Batch, Turn
+from livepush_asgi.hub.coalescing import Batch, Delivery, Turn
 from livepush_asgi.runtime.asgi import Message, Send
 from livepush_asgi.runtime.inline_send import TESTED_UVICORN, DirectSend
-from livepush_asgi.stream.outbox import Delivery
 from livepush_asgi.testing import Client, EventStreamParser
 from livepush_asgi.testing.scope import http_scope
 

@@ -41,7 +41,7 @@ def room_of(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Return the modules that a file imports, wherever in it; the package's own as `livepush_asgi.<module>`."""
+    """Return the modules that a file imports, the package's own as `livepush_asgi.<module>`."""
     found = set()
     package = ("livepush_asgi", *path.relative_to(PACKAGE).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text())):

@@ -16,8 +16,8 @@ from .cursor import Position, is_cursor
 
 # Named events beginning so are the component's own voice; applications cannot speak with it.
 RESERVED_PREFIX = "livepush."
-#: Every process with streams subscribes to this channel: it carries commands such as a revocation. With history
-#: it has a log, so that no command is missed.
+#: Every process with streams subscribes to this channel. It carries commands such as a revocation. With
+#: history it has a log, so that no command is missed.
 COMMAND_CHANNEL = RESERVED_PREFIX + "commands"
 #: This channel carries the confirmations of commands. Its log is never read.
 REPLY_CHANNEL = RESERVED_PREFIX + "replies"
