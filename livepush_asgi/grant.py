@@ -134,6 +134,10 @@ class Grant:
     control_events: bool | None = None
     replay: Replay = "new"
     snapshot: Snapshot | None = None
+    #: The channels, each once, in the order given.
+    channel_names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    #: `expires_at` in seconds since the epoch.
+    expiry: float | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         given = (self.channels,) if isinstance(self.channels, str) else tuple(self.channels)
@@ -145,22 +149,22 @@ class Grant:
             raise InvalidGrantError(
                 f"a stream has at most {MOST_POSITIONS} channels, or its id outgrows a header"
             )
-        object.__setattr__(self, "channels", given if len(given) == 1 else tuple(dict.fromkeys(given)))
+        names = given if len(given) == 1 else tuple(dict.fromkeys(given))
+        object.__setattr__(self, "channels", names)
+        object.__setattr__(self, "channel_names", names)
+        expiry = None
+        if self.expires_at is not None:
+            expiry = _timestamp(self.expires_at)
+            object.__setattr__(self, "expires_at", expiry)
+        object.__setattr__(self, "expiry", expiry)
         _check_replay(self.replay)
         if self.slot_key is not None:
             check_slot_key(self.slot_key)
-        if self.expires_at is not None:
-            object.__setattr__(self, "expires_at", _timestamp(self.expires_at))
-
-    @property
-    def channel_names(self) -> tuple[str, ...]:
-        """The channels, each once, in the order given."""
-        return tuple(self.channels)
-
-    @property
-    def expiry(self) -> float | None:
-        """`expires_at` in seconds since the epoch."""
-        return None if self.expires_at is None else _timestamp(self.expires_at)
+        if self.snapshot is not None and not callable(self.snapshot):
+            raise TypeError(
+                f"snapshot is a function that returns the state, not {self.snapshot!r:.200}; "
+                "for a value that is known already: lambda: value"
+            )
 
 
 class Refusal(Exception):
@@ -207,17 +211,15 @@ Authorize = Callable[[StreamRequest], Decision | Awaitable[Decision]]
 
 @dataclass(frozen=True, slots=True)
 class _Public:
-    channels: tuple[str, ...]
-    slot_key: str | None = field(default=None, kw_only=True)
+    grant: Grant
 
     def __call__(self, request: StreamRequest) -> Grant:
-        return Grant(channels=self.channels, slot_key=self.slot_key)
+        return self.grant
 
 
 def public(*channels: str, slot_key: str | None = None) -> Authorize:
     """Return an `authorize` that lets everyone in, to these channels. All share the slots of `slot_key`."""
-    Grant(channels=channels, slot_key=slot_key)  # A bad name shows here and not at the first client.
-    return _Public(channels, slot_key=slot_key)
+    return _Public(Grant(channels=channels, slot_key=slot_key))
 
 
 def check_channel(channel: object) -> None:

@@ -15,7 +15,7 @@ from ..http.endpoint import Endpoint, check_arguments
 from ..http.probe import ProbeRule, Probes
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.revocation import Disconnected, Revocation
-from ..process.run import Run
+from ..process.run import NOT_RUNNING, Run
 from ..process.statistics import Statistics, Tally
 from ..runtime.asgi import Receive, Scope, Send
 from ..runtime.event_loop import loop_identity
@@ -119,7 +119,10 @@ class LivePush:
 
         For middleware: await the returned coroutine instead of `push(...)`; it saves a frame per stream.
         """
-        opened = await self._endpoint(self._running, scope, receive, send)
+        run = self._run
+        if run is None or not run.running or run.loop is not loop_identity():
+            run = await self._running()
+        opened = await self._endpoint(run, scope, receive, send)
         return None if opened is None else carry(*opened, receive, send, scope.get("client"))
 
     async def publish(
@@ -215,15 +218,18 @@ class LivePush:
         control_events = self.control_events if grant.control_events is None else grant.control_events
         run = await self._running()
         try:
-            if run is None or run.draining:
-                raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+            if run is None:
+                raise NotRunningError(NOT_RUNNING)
             check_expiry(grant)
-            with run.admission:
+            run.admit()
+            try:
                 await run.revoker.listen()
                 decided_at = run.revoker.log.number
                 stream = await run.open(
                     grant, decided_at=decided_at, control_events=control_events, last_event_id=last_event_id
                 )
+            finally:
+                run.pending -= 1
         except REFUSED_ERRORS as error:
             self._count_refusal(refused_for(error).cause)
             raise

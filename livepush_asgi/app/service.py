@@ -95,7 +95,7 @@ class StreamBody:
         limited, self._limited = self._limited, None
         if limited is not None:
             stuck = self._stream.reason not in (None, EndReason.DISCONNECT)
-            self._run.call_threadsafe(partial(self._run.connections.release, limited, stuck=stuck))
+            self._run.call_threadsafe(partial(self._run.context.connections.release, limited, stuck=stuck))
 
     async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
         """Send the stream as a whole ASGI response instead: no iterator, no polling."""
@@ -106,7 +106,7 @@ class StreamBody:
 
     def _release(self, *, stuck: bool) -> None:
         limited, self._limited = self._limited, None
-        self._run.connections.release(limited, stuck=stuck)
+        self._run.context.connections.release(limited, stuck=stuck)
 
     def __del__(self) -> None:
         # The collector may run anywhere, in another thread too; the loop does it when it comes to it.
@@ -205,7 +205,7 @@ class SSEStreamService:
             stream.end(EndReason.DISCONNECT if left else EndReason.ERROR)
             stream.close()
             raise
-        limited = run.connections.limit(client)
+        limited = run.context.connections.limit(client)
         return SSEStream(sse_headers(), StreamBody(stream, run, is_disconnected, limited))
 
     async def aclose(self) -> None:

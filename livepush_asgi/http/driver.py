@@ -41,7 +41,7 @@ def carry(
     from `send` when the client has left, some swallow what is sent, some tell by `receive` only.
     `client` is what `scope["client"]` says.
     """
-    limited = stream.owner.connections.limit(client, receive)
+    limited = stream.context.connections.limit(client, receive)
     carrier = _AsyncioCarrier if on_asyncio() else _AnyioCarrier
     return carrier(stream, send, limited).run(headers, receive)
 
@@ -90,7 +90,7 @@ class _Carrier(DirectSend):
 
     def _release(self, *, stuck: bool) -> None:
         limited, self._limited = self._limited, None
-        self._stream.owner.connections.release(limited, stuck=stuck)
+        self._stream.context.connections.release(limited, stuck=stuck)
 
     def _close(self) -> None:
         self._stream.carrier = None
@@ -166,7 +166,7 @@ class _AsyncioCarrier(_Carrier):
             chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
-            stream.direct = self if stream.owner.inline_send and self.applies(send) else None
+            stream.direct = self if stream.context.inline_send and self.applies(send) else None
             while stream.state is not StreamState.CLOSED:
                 if chunk or stream.finished:
                     await send(_body(chunk, more=not stream.finished))
@@ -194,7 +194,7 @@ class _AsyncioCarrier(_Carrier):
         assert task is not None
         self._cancelled_before = task.cancelling()
         self._stream.carrier = self
-        if self._stream.owner.inline_send and Departure.applies(receive):
+        if self._stream.context.inline_send and Departure.applies(receive):
             self._departure = Departure(receive, self)
             self._departure.listen()
         else:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from ..errors import GrantRevokedError, NotRunningError
 from ..grant import Authorize, Refusal, StreamRequest, is_foreign
-from ..process.run import Run
+from ..process.run import NOT_RUNNING, Run
 from ..runtime.asgi import Receive, Scope, Send
 from ..runtime.waiting import ClientLeftError
 from ..settings import Timing
@@ -46,10 +46,11 @@ class Endpoint:
         self._count_refusal = count_refusal
         self._probes = probes
 
-    async def __call__(
-        self, run: "RunningGetter", scope: Scope, receive: Receive, send: Send
-    ) -> "Opened | None":
-        """Answer one request, or return the stream that is its answer: the caller has to carry it."""
+    async def __call__(self, run: Run | None, scope: Scope, receive: Receive, send: Send) -> "Opened | None":
+        """Answer one request, or return the stream that is its answer: the caller has to carry it.
+
+        `run` is None if the component has stopped.
+        """
         request = StreamRequest(scope)
         method = scope["method"]
         headers = [] if self._cors is None else self._cors.answer(request.headers.get("origin"))
@@ -61,9 +62,9 @@ class Endpoint:
             refusal = Refusal(405, headers={"allow": ALLOWED_METHODS.decode()})
             await refuse(send, refusal, headers)
         elif method == "HEAD":
-            await self._answer_head(await run(), request, headers, receive, send)
+            await self._answer_head(run, request, headers, receive, send)
         elif self._probes is not None and PROBE in request.query:
-            await self._answer_probe(self._probes, await run(), request, headers, receive, send)
+            await self._answer_probe(self._probes, run, request, headers, receive, send)
         else:
             return await self._answer_get(run, request, headers, receive, send)
         return None
@@ -96,24 +97,23 @@ class Endpoint:
 
     async def _answer_get(
         self,
-        run: "RunningGetter",
+        run: Run | None,
         request: StreamRequest,
         headers: list[RawHeader],
         receive: Receive,
         send: Send,
     ) -> "Opened | None":
         try:
-            try:
-                return Opened(
-                    await self._open(_taking(await run()), request, receive), [*STREAM_HEADERS, *headers]
-                )
-            except REFUSED_ERRORS as error:
-                raise refused_for(error, self._soft_refusals) from error
-        except Refused as refused:
-            self._count_refusal(refused.cause)
-            await self._refuse(refused, headers, send)
+            return Opened(await self._open(run, request, receive), [*STREAM_HEADERS, *headers])
+        except Refused as error:
+            refused = error
+        except REFUSED_ERRORS as error:
+            refused = refused_for(error, self._soft_refusals)
         except ClientLeftError:
             await _answer_nobody(send)
+            return None
+        self._count_refusal(refused.cause)
+        await self._refuse(refused, headers, send)
         return None
 
     async def _answer_probe(
@@ -137,30 +137,35 @@ class Endpoint:
             return
         await probes.carry(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
 
-    async def _open(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
-        with run.admission:
-            return await self._open_admitted(run, request, receive)
+    async def _open(self, run: Run | None, request: StreamRequest, receive: Receive) -> Stream:
+        if run is None:
+            raise NotRunningError(NOT_RUNNING)
+        run.admit()
+        try:
+            for attempts_left in reversed(range(ATTEMPTS)):
+                try:
+                    return await self._authorize_and_open(run, request, receive)
+                except GrantRevokedError:
+                    if not attempts_left:
+                        raise
+            raise AssertionError
+        finally:
+            run.pending -= 1
 
-    async def _open_admitted(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
-        for attempts_left in reversed(range(ATTEMPTS)):
-            if not run.revoker.listening:
-                await run.revoker.listen()
-            decided_at = run.revoker.log.number
-            grant = await self.decider.decide(request, run, receive)
-            control_events = self._control_events if grant.control_events is None else grant.control_events
-            try:
-                return await run.open(
-                    grant,
-                    decided_at=decided_at,
-                    control_events=control_events,
-                    last_event_id=request.last_event_id,
-                    request=request,
-                    receive=receive,
-                )
-            except GrantRevokedError:
-                if not attempts_left:
-                    raise
-        raise AssertionError
+    async def _authorize_and_open(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
+        revoker = run.revoker
+        if not revoker.listening:
+            await revoker.listen()
+        decided_at = revoker.log.number
+        grant = await self.decider.decide(request, run, receive)
+        return await run.open(
+            grant,
+            decided_at=decided_at,
+            control_events=self._control_events if grant.control_events is None else grant.control_events,
+            last_event_id=request.last_event_id,
+            request=request,
+            receive=receive,
+        )
 
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
         refusal = refused.refusal
@@ -178,18 +183,10 @@ class Opened(NamedTuple):
     headers: list[RawHeader]
 
 
-class RunningGetter(Protocol):
-    """Gives the run that a new stream belongs to, None if the component has stopped."""
-
-    async def __call__(self) -> Run | None:
-        """Start the component if nobody has."""
-        ...
-
-
 def _taking(run: Run | None) -> Run:
     """Return the run if it takes new streams. Raises NotRunningError."""
     if run is None or run.draining:
-        raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+        raise NotRunningError(NOT_RUNNING)
     return run
 
 

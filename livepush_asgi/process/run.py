@@ -11,7 +11,13 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..brokers import Broker
-from ..errors import GrantExpiredError, GrantRevokedError, NotRunningError, SlotsUnavailableError
+from ..errors import (
+    GrantExpiredError,
+    GrantRevokedError,
+    NotRunningError,
+    ProcessFullError,
+    SlotsUnavailableError,
+)
 from ..grant import Grant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Receive
@@ -21,9 +27,9 @@ from ..runtime.tcp_timeout import Connections
 from ..runtime.waiting import Waits
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, MemorySlotCap, Slots
+from ..stream.context import StreamContext
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason
-from .admission import Admission
 from .open_streams import Opening, OpenStreams
 from .review import Reauthorize, Review
 from .revoker import Revoker
@@ -38,6 +44,10 @@ CLEANUP_TIMEOUT = 3.0
 EXIT_TIMEOUT = 1.0
 # How long a server that cuts its connections at a signal has for the last bytes it was given, in seconds.
 LAST_WORDS = 0.2
+# When the process has fewer streams than this part of its cap, the log says that there is room again.
+# Between the two nothing is logged: streams come and go there all the time.
+RECOVERED = 0.9
+NOT_RUNNING = "no new streams: this process is giving up its streams, or has stopped"
 # So few streams are no storm when they come back: a drain of fewer takes a part of its window only.
 STORM = 10
 
@@ -56,25 +66,26 @@ class Run:
         reauthorize: Reauthorize,
         inline_send: bool = True,
     ) -> None:
-        self.inline_send = inline_send
         self.timing = timing
-        self.limits = limits
         self.clock = Clock()
-        self.alarm = make_alarm()
-        self.connections = Connections(self.clock, timing)
+        self._limits = limits
+        self._inline_send = inline_send
         self._open = OpenStreams()
         self.streams = self._open.all
-        #: To be entered around the opening of a stream, and what is awaited before it.
-        self.admission = Admission(limits.streams, self.streams)
+        #: How many requests were admitted and have neither become a stream nor been refused.
+        self.pending = 0
+        # Whether the log says that the process has all the streams it may have.
+        self._full = False
         #: Whether it has started and not ended. Every request asks.
         self.running = False
         self.draining = False
-        self.snapshots_fail = False
         self.loop = loop_identity()
         self._call_loop = threadsafe_caller()
         self._inbox: deque[Callable[[], object]] = deque()
         self._bell = anyio.Event()
         self.hub: Hub
+        #: What all streams share.
+        self.context: StreamContext
         #: What requests wait for on their way to a stream.
         self.waits: Waits
         self.revoker: Revoker
@@ -144,25 +155,58 @@ class Run:
         and ClientLeftError. Nothing is taken then.
         """
         self._check(grant, decided_at, request)
-        opening = Opening()
-        lease = await self._take(grant, opening, receive)
-        try:
-            # It may have waited.
-            self._check(grant, decided_at, request)
-            stream = Stream(self, grant, control_events=control_events, last_event_id=last_event_id)
-        except BaseException:
-            if lease is not None:
+        if grant.slot_key is None or self._slots is None:
+            stream = Stream(self.context, grant, control_events=control_events, last_event_id=last_event_id)
+        else:
+            opening = Opening()
+            lease = await self._take(self._slots, grant.slot_key, opening, receive)
+            try:
+                # The slot may have taken a while.
+                self._check(grant, decided_at, request)
+                stream = Stream(
+                    self.context, grant, control_events=control_events, last_event_id=last_event_id
+                )
+            except BaseException:
                 lease.give_back()
-            raise
-        stream.lease = lease
-        opening.became(stream, lease)
+                raise
+            stream.lease = lease
+            opening.became(stream, lease)
         self._open.add(stream)
-        self.revoker.opened(stream, request)
+        if request is not None:
+            self.revoker.opened(stream, request)
         self._tally.opened += 1
         return stream
 
-    def closed(self, stream: Stream) -> None:
-        """Hear that a stream has given everything back."""
+    def admit(self) -> None:
+        """Let a request in that may become a stream; decrement `pending` when it has, or has been refused.
+
+        The cap counts such requests with the open streams, so that a wave of requests cannot pass it while
+        each waits for its login or slot. Raises ProcessFullError, and NotRunningError in a drain.
+        """
+        if self.draining:
+            raise NotRunningError(NOT_RUNNING)
+        limit = self._limits.streams
+        if limit is not None:
+            count = len(self.streams) + self.pending
+            if count >= limit or self._full:
+                self._check_limit(limit, count)
+        self.pending += 1
+
+    def _check_limit(self, limit: int, count: int) -> None:
+        if count >= limit:
+            if not self._full:
+                self._full = True
+                logger.warning(
+                    "new streams are refused: this process has the %d that Limits(streams=...) allows; "
+                    "raise that if it has the memory, or run more processes",
+                    limit,
+                )
+            raise ProcessFullError(limit)
+        if count < RECOVERED * limit:
+            self._full = False
+            logger.warning("there is room again for new streams: %d of %d are open", count, limit)
+
+    def _closed(self, stream: Stream) -> None:
         self._open.discard(stream)
         self._review.forget(stream)
         assert stream.reason is not None
@@ -209,7 +253,18 @@ class Run:
     def _furnish(self) -> None:
         tasks, broker = self._tasks, self._broker
         self.hub = Hub(broker, self.clock, tasks, self.timing.linger, self.call_threadsafe)
-        self.waits = Waits(self.alarm, tasks)
+        alarm = make_alarm()
+        self.waits = Waits(alarm, tasks)
+        self.context = StreamContext(
+            hub=self.hub,
+            alarm=alarm,
+            clock=self.clock,
+            connections=Connections(self.clock, self.timing),
+            timing=self.timing,
+            limits=self._limits,
+            inline_send=self._inline_send,
+            on_closed=self._closed,
+        )
         self._review = Review(self._open, self.clock, tasks, self._reauthorize)
         subscribe_timeout = self.timing.subscribe_timeout
         self.revoker = Revoker(broker, self.hub, tasks, self._open, self._review, subscribe_timeout)
@@ -270,18 +325,15 @@ class Run:
 
     def _check(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
         if self.draining or not self.running:
-            raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+            raise NotRunningError(NOT_RUNNING)
         if grant.expiry is not None and grant.expiry <= time.time():
             raise GrantExpiredError("the grant was over before its stream was opened")
         log = self.revoker.log
         if log.number != decided_at and log.outdates(decided_at, grant, request):
             raise GrantRevokedError("the stream was revoked while it was being opened")
 
-    async def _take(self, grant: Grant, opening: Opening, receive: Receive | None) -> Lease | None:
-        slots = self._slots
-        if grant.slot_key is None or slots is None:
-            return None
-        take = slots.take(grant.slot_key, opening.replace)
+    async def _take(self, slots: Slots, key: str, opening: Opening, receive: Receive | None) -> Lease:
+        take = slots.take(key, opening.replace)
         if type(slots) is MemorySlotCap or getattr(slots, "bounded", False):
             # It does not wait for long, and what has changed meanwhile is looked at afterwards.
             lease = await take

@@ -214,8 +214,8 @@ class Alarm(Protocol):
         """Begin a sleep; from now on it can be ended by `wake`."""
         ...
 
-    def wait(self, sleep: Sleep, patience: float | None = None) -> Awaitable[bool]:
-        """Sleep until woken; the result is False if that took longer than `patience` seconds."""
+    def wait(self, sleep: Sleep, timeout: float | None = None) -> Awaitable[bool]:
+        """Sleep until woken; the result is False if that took longer than `timeout` seconds."""
         ...
 
     def wake(self, sleep: Sleep) -> None:
@@ -232,11 +232,11 @@ class _AsyncioAlarm:
     def set(self) -> asyncio.Future[bool]:
         return self._loop.create_future()
 
-    def wait(self, sleep: asyncio.Future[bool], patience: float | None = None) -> Awaitable[bool]:
+    def wait(self, sleep: asyncio.Future[bool], timeout: float | None = None) -> Awaitable[bool]:
         # The future itself, and no coroutine around it: ten thousand streams sleep at once.
-        if patience is not None:
+        if timeout is not None:
             # On a grid, so that those of all streams end in few turns of the loop.
-            when = math.ceil((self._loop.time() + patience) / GRAIN) * GRAIN
+            when = math.ceil((self._loop.time() + timeout) / GRAIN) * GRAIN
             timer = self._loop.call_at(when, self._end, sleep, False)
             sleep.add_done_callback(lambda done: timer.cancel())
         return sleep
@@ -254,8 +254,8 @@ class _AnyioAlarm:
     def set(self) -> anyio.Event:
         return anyio.Event()
 
-    async def wait(self, sleep: anyio.Event, patience: float | None = None) -> bool:
-        with anyio.move_on_after(patience) as scope:
+    async def wait(self, sleep: anyio.Event, timeout: float | None = None) -> bool:
+        with anyio.move_on_after(timeout) as scope:
             await sleep.wait()
         return not scope.cancelled_caught
 

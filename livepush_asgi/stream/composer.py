@@ -9,18 +9,16 @@ snapshot, or before it, comes back with such an id and is sent the state again.
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
 
 import anyio
 
 from ..grant import Grant
 from ..hub.coalescing import Batch, Delivery
-from ..hub.hub import Hub
-from ..settings import Limits, Timing
 from ..wire.control import gap_block, id_block, opening, retry_line
 from ..wire.cursor import Position, event_id, owed
 from ..wire.event import HEARTBEAT, with_id
 from ..wire.reasons import EndReason, GapReason
+from .context import StreamContext
 from .history_reader import HistoryReader
 from .outbox import LatestOutbox, Outbox, OutboxFullError
 from .recovery import ChannelGap, Places
@@ -34,25 +32,15 @@ RETRY = 0.5
 Work = Callable[[], Awaitable[None]]
 
 
-class Household(Protocol):
-    """What a feed needs of the process."""
-
-    hub: Hub
-    timing: Timing
-    limits: Limits
-    #: Whether the last snapshot callback failed: the first failure is logged, and the first success after it.
-    snapshots_fail: bool
-
-
 class Feed:
     """The bytes of one stream, in the order in which they go out. `ready` gives what can go out now."""
 
     __slots__ = (
+        "_context",
         "_control_events",
         "_gap_waits",
         "_grant",
         "_head",
-        "_house",
         "_outbox",
         "_passed",
         "_places",
@@ -69,7 +57,7 @@ class Feed:
 
     def __init__(
         self,
-        house: Household,
+        context: StreamContext,
         grant: Grant,
         *,
         control_events: bool,
@@ -82,7 +70,7 @@ class Feed:
         self.heartbeat_due = False
         #: Why the stream has to end: a gap must be told without control events, or the snapshot failed.
         self.unanswerable: EndReason | None = None
-        self._house = house
+        self._context = context
         self._grant = grant
         self._control_events = control_events
         self._resuming = bool(last_event_id)
@@ -90,7 +78,7 @@ class Feed:
         self._resumable: bool | None = None
         # Made for the first event that has to wait: most clients take each at once.
         self._outbox: Outbox | None = None
-        replayed = house.limits.replay_events
+        replayed = context.limits.replay_events
         names = grant.channel_names
         self._places = Places(names, last_event_id or None, grant.replay, replayed)
         self._gap_waits = False
@@ -117,7 +105,7 @@ class Feed:
             return b""
         if self._state is not None and self._state.owed:
             return b""
-        if batch.size > self._house.limits.message_bytes:
+        if batch.size > self._context.limits.message_bytes:
             return b""
         self.heartbeat_due = False
         if not self._single:
@@ -137,7 +125,7 @@ class Feed:
 
     def _queue(self) -> Outbox:
         if self._outbox is None:
-            limits = self._house.limits
+            limits = self._context.limits
             self._outbox = LatestOutbox(limits) if limits.overflow == "latest" else Outbox(limits)
         return self._outbox
 
@@ -157,18 +145,18 @@ class Feed:
 
     def begin(self, channel: str) -> None:
         """Take note that a channel is subscribed: what is published from now on is the client's."""
-        self._places.begin(channel, self._house.hub.end_of(channel))
+        self._places.begin(channel, self._context.hub.end_of(channel))
 
     def begin_late(self, channel: str) -> bool:
         """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
         self._note_passed()
-        self._tell(self._history().place({channel: self._house.hub.end_of(channel)}, late={channel}))
+        self._tell(self._history().place({channel: self._context.hub.end_of(channel)}, late={channel}))
         return self.unanswerable is None
 
     def _history(self) -> HistoryReader:
         if self._reader is None:
-            house = self._house
-            self._reader = HistoryReader(house.hub, self._places, self._grant.channel_names, house.limits)
+            context = self._context
+            self._reader = HistoryReader(context.hub, self._places, self._grant.channel_names, context.limits)
         return self._reader
 
     def _tell(self, gaps: list[ChannelGap]) -> None:
@@ -194,14 +182,14 @@ class Feed:
 
     def open(self) -> None:
         """Begin in every channel that is there, and prepare the open event."""
-        hub, names = self._house.hub, self._grant.channel_names
+        hub, names = self._context.hub, self._grant.channel_names
         ends = {name: hub.end_of(name) for name in names if hub.is_ready(name)}
         told = self._place_in(ends)
         resumed = self._resuming and self._resumable is not False and not told
         if self._state is not None and not (resumed and self._places.has_state):
             self._state.owe()
             resumed = False
-        retry = self._house.timing.own_retry()
+        retry = self._context.timing.own_retry()
         self.opened = True
         if not self._control_events:
             self._head = retry_line(retry)
@@ -288,7 +276,7 @@ class Feed:
 
     async def _look_up(self) -> None:
         """Ask the logs whether they have all that the client has missed."""
-        self._resumable = await self._history().look_up(self._house.timing.subscribe_timeout)
+        self._resumable = await self._history().look_up(self._context.timing.subscribe_timeout)
 
     async def _seek(self) -> None:
         reader = self._history()
@@ -298,29 +286,29 @@ class Feed:
 
     async def _read_state(self) -> None:
         assert self._state is not None
-        house = self._house
+        context = self._context
         try:
-            await self._state.read(house.timing.snapshot_timeout)
+            await self._state.read(context.timing.snapshot_timeout)
         except Exception:
             self.unanswerable = EndReason.ERROR
-            if not house.snapshots_fail:
-                house.snapshots_fail = True
+            if not context.snapshots_fail:
+                context.snapshots_fail = True
                 logger.exception("a snapshot failed, so its stream ends; the next failures are not logged")
             return
-        if house.snapshots_fail:
-            house.snapshots_fail = False
+        if context.snapshots_fail:
+            context.snapshots_fail = False
             logger.warning("snapshots can be read again")
 
     def _next_of_state(self, state: State) -> bytes:
         """Return the next blocks of the state. The last one brings an id that resumes without it."""
-        blocks = state.take(self._house.limits.message_bytes)
+        blocks = state.take(self._context.limits.message_bytes)
         if blocks and not state.owed:
             blocks[-1] = with_id(blocks[-1], self._places.id)
         return b"".join(blocks)
 
     def _fall_behind(self, delivery: Delivery) -> bool:
         """Empty the outbox and read on from history, if that has what waits."""
-        if self._house.limits.overflow != "resume":
+        if self._context.limits.overflow != "resume":
             return False
         channels = self._queue().give_up_positioned()
         if delivery.position is not None:

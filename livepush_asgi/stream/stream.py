@@ -1,30 +1,29 @@
-"""Stream: one connection from start to end, whatever carries its bytes. It takes no message of ASGI's;
-`carrier.py` and `service.py` do. What it sends is composed in `feed.py`.
+"""Stream: one connection from start to end, with its deadlines. It knows nothing of ASGI.
+
+`http/driver.py` and `app/service.py` send its bytes; `composer.py` composes them.
 """
 
 import logging
+import math
+import time
 from collections.abc import Awaitable
 from contextvars import copy_context
 from functools import partial
-from typing import Protocol
 
 import anyio
 
 from ..grant import Grant
 from ..hub.coalescing import Batch
-from ..hub.hub import Hub
-from ..runtime.event_loop import Alarm, Sleep, spawn
+from ..runtime.event_loop import Sleep, spawn
 from ..runtime.inline_send import Carrier, DirectSend
-from ..runtime.scheduler import Clock, Timer
-from ..runtime.tcp_timeout import Connections
-from ..settings import Limits, Timing
+from ..runtime.scheduler import Timer
 from ..slots import Lease
 from ..wire.control import close_block, opening, retry_line
 from ..wire.cursor import Position
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, StreamState
 from .composer import Feed, Work
-from .deadlines import Timekeeper
+from .context import StreamContext
 from .outbox import OutboxFullError
 
 logger = logging.getLogger("livepush_asgi")
@@ -34,25 +33,7 @@ logger = logging.getLogger("livepush_asgi")
 _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED, EndReason.REVOKED})
 
 
-class Owner(Protocol):
-    """What a stream needs to know of the process it lives in."""
-
-    hub: Hub
-    alarm: Alarm
-    clock: Clock
-    connections: Connections
-    timing: Timing
-    limits: Limits
-    snapshots_fail: bool
-    #: Whether `send` and `receive` may be called outside of the stream's task, where that is known to work.
-    inline_send: bool
-
-    def closed(self, stream: "Stream") -> None:
-        """Hear that a stream has given everything back."""
-        ...
-
-
-class Stream(Timekeeper):
+class Stream:
     """One client's stream. Made, it listens to its channels already; `close` gives everything back.
 
     The carrier asks `next_chunk` for bytes until `finished`, and closes. While it is not asking, it
@@ -60,14 +41,21 @@ class Stream(Timekeeper):
     """
 
     __slots__ = (
+        "_busy_since",
+        "_check_timer",
         "_control_events",
+        "_end_at",
+        "_end_reason",
         "_feed",
+        "_last_chunk_at",
+        "_now",
         "_parked",
-        "_patience",
         "_sleep",
+        "_subscribe_timer",
         "_unsubscribed",
         "_work",
         "carrier",
+        "context",
         "direct",
         "finished",
         "grant",
@@ -78,7 +66,12 @@ class Stream(Timekeeper):
     )
 
     def __init__(
-        self, owner: Owner, grant: Grant, *, control_events: bool = True, last_event_id: str | None = None
+        self,
+        context: StreamContext,
+        grant: Grant,
+        *,
+        control_events: bool = True,
+        last_event_id: str | None = None,
     ) -> None:
         self.grant = grant
         names = grant.channel_names
@@ -92,23 +85,25 @@ class Stream(Timekeeper):
         #: Set by a carrier whose `send` can be used while its task sleeps.
         self.direct: DirectSend | None = None
         self.lease: Lease | None = None
-        self.owner: Owner = owner
+        self.context = context
         self._control_events = control_events
         self._sleep: Sleep | None = None
+        # Since when its client is being sent something; None while the stream sleeps.
+        self._busy_since: float | None
         # The scope of what is being waited for beside the stream: history or a snapshot.
         self._work: anyio.CancelScope | None = None
         # Whether the carrier's task sleeps and `direct` may take its place.
         self._parked = False
-        self._feed = Feed(owner, grant, control_events=control_events, last_event_id=last_event_id)
-        self._unsubscribed = tuple([name for name in names if not owner.hub.attach(name, self)])
+        self._feed = Feed(context, grant, control_events=control_events, last_event_id=last_event_id)
+        self._unsubscribed = tuple([name for name in names if not context.hub.attach(name, self)])
         for channel in names:
             if channel not in self._unsubscribed:
                 self._feed.begin(channel)
-        self._start_time(grant)
-        self._patience: Timer | None = None
+        self._set_deadlines()
+        self._subscribe_timer: Timer | None = None
         if self._unsubscribed:
-            wait = owner.timing.subscribe_timeout
-            self._patience = owner.clock.call_later(wait, Stream._open_anyway, self)
+            wait = context.timing.subscribe_timeout
+            self._subscribe_timer = context.clock.call_later(wait, Stream._open_anyway, self)
 
     # What the hub calls.
 
@@ -161,7 +156,7 @@ class Stream(Timekeeper):
     def end(self, reason: EndReason) -> None:
         """Have the stream end for this reason, unless it is ending already. Returns at once."""
         if reason in _FLUSHING:
-            self.owner.hub.flush()
+            self.context.hub.flush()
         if self.reason is not None:
             return
         self.reason = reason
@@ -193,18 +188,18 @@ class Stream(Timekeeper):
         self.state = StreamState.CLOSED
         self.finished = True
         for channel in self.grant.channel_names:
-            self.owner.hub.detach(channel, self)
-        self._stop_time()
+            self.context.hub.detach(channel, self)
+        self._check_timer.cancel()
         self._wait_no_more()
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.give_back()
         self._feed.discard()
         self._wake()
-        self.owner.closed(self)
+        self.context.on_closed(self)
 
-    async def next_chunk(self, patience: float | None = None) -> bytes:
-        """Wait for what is to be sent next, or return b"" after `patience` seconds without anything.
+    async def next_chunk(self, timeout: float | None = None) -> bytes:
+        """Wait for what is to be sent next, or return b"" after `timeout` seconds without anything.
 
         It may be b"" without that, when what was sent directly has to be finished. After the last chunk
         `finished` is true. Cancelling a call loses nothing: what it would have returned is returned by
@@ -223,8 +218,8 @@ class Stream(Timekeeper):
                 if self.reason is not None:
                     break
                 self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
-                woken = await self._fall_asleep(patience)
-                if self._parked is not parked or not (woken or patience is None):
+                woken = await self._fall_asleep(timeout)
+                if self._parked is not parked or not (woken or timeout is None):
                     return b""
                 self._parked = False
             return self._last_chunk()
@@ -277,15 +272,15 @@ class Stream(Timekeeper):
             self._work = None
             self._wake()
 
-    def _fall_asleep(self, patience: float | None) -> Awaitable[bool]:
-        alarm = self.owner.alarm
+    def _fall_asleep(self, timeout: float | None) -> Awaitable[bool]:
+        alarm = self.context.alarm
         self._sleep = sleep = alarm.set()
-        return alarm.wait(sleep, patience)
+        return alarm.wait(sleep, timeout)
 
     def _wake(self) -> None:
         # Being woken while awake is forgotten.
         if self._sleep is not None:
-            self.owner.alarm.wake(self._sleep)
+            self.context.alarm.wake(self._sleep)
 
     def _leave_to_the_carrier(self) -> None:
         self._parked = False
@@ -300,20 +295,67 @@ class Stream(Timekeeper):
         assert self.reason is not None
         if self.reason is EndReason.DISCONNECT:
             return b""
-        retry = self.owner.timing.own_retry()
+        retry = self.context.timing.own_retry()
         if self._control_events and not opened:
             chunk = opening(retry, None, resumed=False)
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
 
     def _wait_no_more(self) -> None:
         # Kept, it would be one more object of a stream that has long been open.
-        patience, self._patience = self._patience, None
-        if patience is not None:
-            patience.cancel()
+        timer, self._subscribe_timer = self._subscribe_timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _open_anyway(self) -> None:
         self._feed.hurried = True
         self._wake()
+
+    # Deadlines: one timer for the heartbeat, the send timeout, the lifetime and the expiry.
+
+    def _set_deadlines(self) -> None:
+        timing, self._now = self.context.timing, self.context.clock.now
+        now = self._now()
+        self._busy_since = now
+        self._last_chunk_at = now
+        #: When the stream has to end, by the loop's clock, and why.
+        self._end_at, self._end_reason = math.inf, EndReason.LIFETIME
+        lifetime = timing.own_lifetime()
+        if lifetime is not None:
+            self._end_at = now + lifetime
+        if self.grant.expiry is not None:
+            expires_at = now + self.grant.expiry - time.time()
+            if expires_at <= self._end_at:
+                self._end_at, self._end_reason = expires_at, EndReason.EXPIRED
+        first = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout)
+        self._check_in(min(first, self._end_at - now))
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a send has been waiting for its client for most of the send timeout."""
+        busy_since, most = self._busy_since, self.context.timing.send_timeout
+        return busy_since is not None and self._now() - busy_since > 0.5 * most
+
+    def _check(self) -> None:
+        """Do what is due: end the stream, give up a send, send a heartbeat. Then set the timer again."""
+        timing, now = self.context.timing, self._now()
+        if now >= self._end_at:
+            self._end_at = math.inf
+            self.end(self._end_reason)
+        busy = 0.0 if self._busy_since is None else now - self._busy_since
+        if busy >= timing.send_timeout:
+            self.abort(EndReason.SLOW)
+            return
+        due = min(timing.send_timeout - busy, self._end_at - now)
+        if timing.heartbeat_interval is not None:
+            idle = now - self._last_chunk_at
+            if idle >= timing.heartbeat_interval:
+                idle = 0.0
+                self._beat()
+            due = min(due, timing.heartbeat_interval - idle)
+        self._check_in(due)
+
+    def _check_in(self, delay: float) -> None:
+        self._check_timer: Timer = self.context.clock.call_later(delay, Stream._check, self)
 
     def _beat(self) -> None:
         direct = self.direct

@@ -2,10 +2,10 @@
 the log and the counters. And where a stream is in its life.
 """
 
-from enum import Enum
+from enum import StrEnum
 
 
-class EndReason(Enum):
+class EndReason(StrEnum):
     """Why a stream ended. Exactly one, the first that occurred."""
 
     #: The client left, or the server took the connection away.
@@ -28,7 +28,7 @@ class EndReason(Enum):
     ERROR = "error"
 
 
-class GapReason(Enum):
+class GapReason(StrEnum):
     """Why events are missing at a point of a stream."""
 
     #: The history after the client's position has been dropped.
@@ -43,7 +43,7 @@ class GapReason(Enum):
     BROKER = "broker"
 
 
-class RefusalCause(Enum):
+class RefusalCause(StrEnum):
     """Why a client got no stream."""
 
     #: `authorize` said so.
@@ -64,7 +64,7 @@ class RefusalCause(Enum):
     REVOKED = "revoked"
 
 
-class StreamState(Enum):
+class StreamState(StrEnum):
     """Where a stream is in its life. (`refused` never becomes a stream.)"""
 
     OPENING = "opening"
