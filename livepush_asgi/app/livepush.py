@@ -10,7 +10,7 @@ from ..errors import NotRunningError
 from ..grant import Authorize, Grant, check_channel
 from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, check_expiry, refused_for
 from ..http.cors import Cors
-from ..http.driver import carry
+from ..http.driver import drive
 from ..http.endpoint import Endpoint, check_arguments
 from ..http.probe import ProbeRule, Probes
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
@@ -123,7 +123,7 @@ class LivePush:
         if run is None or not run.running or run.loop is not loop_identity():
             run = await self._running()
         opened = await self._endpoint(run, scope, receive, send)
-        return None if opened is None else carry(*opened, receive, send, scope.get("client"))
+        return None if opened is None else drive(*opened, receive, send, scope.get("client"))
 
     async def publish(
         self,

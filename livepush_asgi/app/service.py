@@ -11,7 +11,7 @@ import anyio
 from ..brokers import Broker
 from ..errors import GrantRevokedError, LivePushError, NotRunningError
 from ..grant import Grant, Refusal, StreamRequest
-from ..http.driver import STREAM_HEADERS, RawHeaders, carry
+from ..http.driver import STREAM_HEADERS, RawHeaders, drive
 from ..process.run import Run
 from ..process.statistics import Statistics
 from ..runtime.asgi import Receive, Send
@@ -102,7 +102,7 @@ class StreamBody:
         # From here on the limit is that of the response.
         client = self._limited
         self._release(stuck=False)
-        await carry(self._stream, headers, receive, send, client)
+        await drive(self._stream, headers, receive, send, client)
 
     def _release(self, *, stuck: bool) -> None:
         limited, self._limited = self._limited, None

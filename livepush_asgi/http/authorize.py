@@ -20,8 +20,8 @@ from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..process.revocation import deciding
 from ..process.run import Run
 from ..runtime.asgi import Receive
+from ..runtime.callbacks import ClientLeftError
 from ..runtime.event_loop import now
-from ..runtime.waiting import ClientLeftError
 from ..wire.reasons import RefusalCause
 from .framework_errors import refusal_of
 
@@ -104,7 +104,7 @@ class Decider:
             if not isinstance(decision, Grant) and inspect.isawaitable(decision):
                 token = deciding.set(request)
                 try:
-                    decision = await run.waits.result(decision, receive=receive, timeout=self._timeout)
+                    decision = await run.callbacks.result(decision, receive=receive, timeout=self._timeout)
                 finally:
                     deciding.reset(token)
         except (NotRunningError, ClientLeftError):

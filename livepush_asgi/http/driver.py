@@ -1,4 +1,4 @@
-"""Carry a stream over ASGI: the start, its chunks as body messages, and the watch for the client's going.
+"""Drive a stream over ASGI: send its start and its chunks, and watch for the client's disconnect.
 
 https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
@@ -11,9 +11,8 @@ import anyio
 import anyio.lowlevel
 
 from ..runtime.asgi import Message, Receive, Send
-from ..runtime.disconnect import Departure
-from ..runtime.event_loop import on_asyncio
-from ..runtime.inline_send import DirectSend
+from ..runtime.disconnect import DisconnectWatcher
+from ..runtime.inline_send import InlineSend, can_step
 from ..runtime.tcp_timeout import Limited
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason, StreamState
@@ -32,22 +31,22 @@ STREAM_HEADERS: RawHeaders = (
 )
 
 
-def carry(
+def drive(
     stream: Stream, headers: RawHeaders, receive: Receive, send: Send, client: object = None
 ) -> Coroutine[Any, Any, None]:
     """Send the stream until it ends or the client is gone, and close it whatever happens.
 
-    `receive` is watched all the time, whatever spec version the server names: some servers raise
-    from `send` when the client has left, some swallow what is sent, some tell by `receive` only.
-    `client` is what `scope["client"]` says.
+    `receive` is watched all the time, whatever spec version the server names: some servers raise from `send`
+    when the client has left, some drop what is sent, some tell it by `receive` only. `client` is
+    `scope["client"]`.
     """
     limited = stream.context.connections.limit(client, receive)
-    carrier = _AsyncioCarrier if on_asyncio() else _AnyioCarrier
-    return carrier(stream, send, limited).run(headers, receive)
+    driver = _AsyncioDriver if stream.context.on_asyncio else _AnyioDriver
+    return driver(stream, send, limited).run(headers, receive)
 
 
-class _Carrier(DirectSend):
-    """What both have in common: what becomes of errors, and the watch."""
+class _Driver(InlineSend):
+    """What both drivers have in common: what becomes of errors, and the watch for the disconnect."""
 
     __slots__ = ("_failure", "_limited", "_stream")
 
@@ -60,28 +59,28 @@ class _Carrier(DirectSend):
     async def _watch(self, receive: Receive) -> None:
         try:
             while (await receive())["type"] != "http.disconnect":
-                # A request body is of no interest. The checkpoint is for a `receive` that never waits.
+                # A request body is ignored. The checkpoint is for a `receive` that never waits.
                 await anyio.lowlevel.checkpoint()
         except Exception as error:
-            self.failed(error)
+            self.receive_failed(error)
         else:
-            self.left()
+            self.client_left()
 
-    def left(self) -> None:
-        """Hear that the client has gone."""
-        # The kernel may have been the first to give up a client that takes nothing.
-        self._depart(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
+    def client_left(self) -> None:
+        """End the stream: the client has left."""
+        # Where the client took nothing, the kernel may have given it up before the send timeout was over.
+        self._leave(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
 
-    def failed(self, error: Exception) -> None:
-        """Hear that `receive` has raised."""
+    def receive_failed(self, error: Exception) -> None:
+        """End the stream: `receive` has raised."""
         self._failure = self._failure or error
-        self._depart(EndReason.ERROR)
+        self._leave(EndReason.ERROR)
 
-    def _depart(self, reason: EndReason) -> None:
+    def _leave(self, reason: EndReason) -> None:
         self._stream.abort(reason)
 
-    def note(self, error: Exception) -> None:
-        """Take note that `send` has failed: mostly that means no more than that the client is gone."""
+    def send_failed(self, error: Exception) -> None:
+        """End the stream: `send` has raised. In most cases that only means that the client has left."""
         if isinstance(error, GONE):
             self._stream.end(EndReason.DISCONNECT)
         elif self._stream.reason is not EndReason.DISCONNECT:
@@ -93,19 +92,19 @@ class _Carrier(DirectSend):
         self._stream.context.connections.release(limited, stuck=stuck)
 
     def _close(self) -> None:
-        self._stream.carrier = None
-        # Still unended, it was cancelled from outside: the server took the connection away.
+        self._stream.driver = None
+        # If it has not ended it was cancelled from outside: the server took the connection away.
         self._stream.end(EndReason.DISCONNECT)
         self._release(stuck=self._stream.reason is not EndReason.DISCONNECT)
         self._stream.close()
 
     def _raise(self) -> None:
-        """Raise what has failed; out here, where it is not wrapped in a group, for the server to log."""
+        """Raise what has failed, for the server to log. Outside of the task group, which would wrap it."""
         if self._failure is not None:
             raise self._failure
 
 
-class _AnyioCarrier(_Carrier):
+class _AnyioDriver(_Driver):
     """Two tasks of anyio: one writes, one watches."""
 
     __slots__ = ("_scope",)
@@ -114,7 +113,7 @@ class _AnyioCarrier(_Carrier):
         try:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
-                self._stream.carrier = self
+                self._stream.driver = self
                 tasks.start_soon(self._watch, receive)
                 await self._write(headers)
                 tasks.cancel_scope.cancel()
@@ -136,29 +135,29 @@ class _AnyioCarrier(_Carrier):
             if stream.state is not StreamState.CLOSED:
                 self._release(stuck=False)
         except Exception as error:
-            self.note(error)
+            self.send_failed(error)
 
     def interrupt(self) -> None:
         self._scope.cancel()
 
 
-class _AsyncioCarrier(_Carrier):
-    """The same with less: a task group, its scope and its events are half of what an idle stream holds.
+class _AsyncioDriver(_Driver):
+    """The same for asyncio alone, without a task group: that is half of what an idle stream would hold.
 
-    And most of what it sends is sent directly, without waking any task.
+    Most chunks are sent inline, without waking any task.
     """
 
-    __slots__ = ("_cancelled_before", "_departure", "_interrupted", "_task", "_watcher")
+    __slots__ = ("_cancelled_before", "_disconnect", "_interrupted", "_task", "_watcher")
 
     def __init__(self, stream: Stream, send: Send, limited: Limited | None) -> None:
         super().__init__(stream, send, limited)
         self._interrupted = False
         self._task: asyncio.Task[Any] | None = None
-        self._departure: Departure | None = None
+        self._disconnect: DisconnectWatcher | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
-        # One coroutine from the start to the end: each is 500 bytes, and there are ten thousand of them.
+        # One coroutine from start to end: each one takes 500 bytes, in ten thousand streams.
         stream, send = self._stream, self._send
         try:
             self._begin(receive)
@@ -166,21 +165,21 @@ class _AsyncioCarrier(_Carrier):
             chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
-            stream.direct = self if stream.context.inline_send and self.applies(send) else None
+            stream.inline = stream.context.inline_send and can_step(send)
             while stream.state is not StreamState.CLOSED:
                 if chunk or stream.finished:
                     await send(_body(chunk, more=not stream.finished))
                 if stream.finished:
                     break
-                # Not to be held while the stream sleeps.
+                # The sleeping stream must not hold it.
                 chunk = b""
                 chunk = await stream.next_chunk()
-                if self.unfinished:
+                if self.begun is not None:
                     await self.finish()
             if stream.state is not StreamState.CLOSED:
                 self._release(stuck=False)
         except Exception as error:
-            self.note(error)
+            self.send_failed(error)
         except asyncio.CancelledError:
             if self._is_cancelled_from_outside():
                 raise
@@ -193,17 +192,17 @@ class _AsyncioCarrier(_Carrier):
         task = asyncio.current_task()
         assert task is not None
         self._cancelled_before = task.cancelling()
-        self._stream.carrier = self
-        if self._stream.context.inline_send and Departure.applies(receive):
-            self._departure = Departure(receive, self)
-            self._departure.listen()
+        self._stream.driver = self
+        if self._stream.context.inline_send and can_step(receive):
+            self._disconnect = DisconnectWatcher(receive, self)
+            self._disconnect.listen()
         else:
             self._watcher = task.get_loop().create_task(self._watch(receive))
-        # Not before: an eager watcher may have seen the client go, and a running task cannot be interrupted.
+        # Set last: an eager watcher may have seen the client leave, and a running task cannot be interrupted.
         self._task = task
 
     def _is_cancelled_from_outside(self) -> bool:
-        # As asyncio.timeout does: what was asked for here ends here, what comes from outside goes on.
+        # As asyncio.timeout does: a cancellation of ours ends here, one from outside goes on.
         task = asyncio.current_task()
         assert task is not None
         return not self._interrupted or task.uncancel() > self._cancelled_before
@@ -212,29 +211,29 @@ class _AsyncioCarrier(_Carrier):
         watcher, self._watcher = self._watcher, None
         if watcher is not None and not watcher.done():
             watcher.cancel()
-            # Whatever becomes of this wait, the watcher ends: it has been told.
+            # The watcher ends even if this wait is cancelled.
             await asyncio.wait([watcher])
 
-    def _depart(self, reason: EndReason) -> None:
-        if self._departure is None:
+    def _leave(self, reason: EndReason) -> None:
+        if self._disconnect is None:
             self._stream.abort(reason)
         elif self._stream.state is not StreamState.CLOSED:
-            # Outside of any task: the stream's own gives back what was taken, in its next step.
+            # This runs outside of any task: the stream's task gives back what was taken, in its next step.
             self._stream.end(reason)
             self.interrupt()
 
     def _close(self) -> None:
-        # First of all what was taken is given back, whatever a `send` makes of being given up.
+        # First give back what was taken: closing an unfinished `send` may raise.
         super()._close()
-        # Nothing of a stream is left for the garbage collector: what refers back is let go.
-        self._stream.direct = self._task = None
-        departure, self._departure = self._departure, None
-        if departure is not None:
-            departure.close()
+        # Break the reference cycles, so that nothing of a stream is left for the garbage collector.
+        self._stream.inline, self._task = False, None
+        disconnect, self._disconnect = self._disconnect, None
+        if disconnect is not None:
+            disconnect.close()
         self.give_up()
 
     def interrupt(self) -> None:
-        # In the task itself nothing has to be interrupted: it sees at its next step that all is over.
+        # The task itself sees at its next step that the stream is closed.
         task = self._task
         if task is not None and not self._interrupted and asyncio.current_task() is not task:
             self._interrupted = True

@@ -8,7 +8,7 @@ from ..errors import GrantRevokedError, NotRunningError
 from ..grant import Authorize, Refusal, StreamRequest, is_foreign
 from ..process.run import NOT_RUNNING, Run
 from ..runtime.asgi import Receive, Scope, Send
-from ..runtime.waiting import ClientLeftError
+from ..runtime.callbacks import ClientLeftError
 from ..settings import Timing
 from ..stream.stream import Stream
 from ..wire.reasons import RefusalCause

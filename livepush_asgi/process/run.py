@@ -21,10 +21,10 @@ from ..errors import (
 from ..grant import Grant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Receive
-from ..runtime.event_loop import loop_identity, make_alarm, spawn, threadsafe_caller
+from ..runtime.callbacks import Callbacks
+from ..runtime.event_loop import loop_identity, make_alarm, on_asyncio, spawn, threadsafe_caller
 from ..runtime.scheduler import Clock
 from ..runtime.tcp_timeout import Connections
-from ..runtime.waiting import Waits
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, MemorySlotCap, Slots
 from ..stream.context import StreamContext
@@ -87,7 +87,7 @@ class Run:
         #: What all streams share.
         self.context: StreamContext
         #: What requests wait for on their way to a stream.
-        self.waits: Waits
+        self.callbacks: Callbacks
         self.revoker: Revoker
         self._review: Review
         self._reauthorize = reauthorize
@@ -218,7 +218,7 @@ class Run:
         """Refuse new streams from now on, and end the open ones within the window."""
         if not self.draining and self.running:
             self.draining = True
-            self.waits.give_up()
+            self.callbacks.stop()
             self._tasks.start_soon(self._drain)
 
     async def drain(self) -> None:
@@ -254,14 +254,16 @@ class Run:
         tasks, broker = self._tasks, self._broker
         self.hub = Hub(broker, self.clock, tasks, self.timing.linger, self.call_threadsafe)
         alarm = make_alarm()
-        self.waits = Waits(alarm, tasks)
+        self.callbacks = Callbacks(alarm, tasks)
         self.context = StreamContext(
             hub=self.hub,
             alarm=alarm,
+            callbacks=Callbacks(alarm, tasks),
             clock=self.clock,
             connections=Connections(self.clock, self.timing),
             timing=self.timing,
             limits=self._limits,
+            on_asyncio=on_asyncio(),
             inline_send=self._inline_send,
             on_closed=self._closed,
         )
@@ -291,7 +293,7 @@ class Run:
                 self._inbox.popleft()()
 
     async def _clean_up(self) -> None:
-        self.waits.give_up()
+        self.callbacks.stop()
         for stream in list(self.streams):
             stream.abort(EndReason.DRAIN)
         self._drained.set()
@@ -340,7 +342,7 @@ class Run:
         else:
             timeout = self.timing.authorize_timeout
             try:
-                lease = await self.waits.result(
+                lease = await self.callbacks.result(
                     take, receive=receive, timeout=timeout, discard=Lease.give_back
                 )
             except TimeoutError as error:

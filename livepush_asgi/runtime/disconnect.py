@@ -1,7 +1,8 @@
-"""Departure: hears from an ASGI `receive` that the client has gone, without a task that waits for it.
+"""DisconnectWatcher: hears from an ASGI `receive` that the client has left, without a task that waits for it.
 
-A task that sleeps for hours, its context and its coroutine are a fifth of what a stream holds, and a third of
-what it takes to open one. Where it is known how `receive` waits, a callback of the loop waits instead.
+A task that sleeps for hours, with its context and its coroutine, is a fifth of what a stream holds and a
+third of what it costs to open one. Where it is known how `receive` waits, a callback of the event loop waits
+instead.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from .asgi import Message, Receive
-from .inline_send import is_stepped
 
 
 class _Local(threading.local):
@@ -24,36 +24,31 @@ class _Local(threading.local):
 _local = _Local()
 
 
-class Watcher(Protocol):
-    """Who wants to know. The calls come from the event loop, outside of any task."""
+class DisconnectHandler(Protocol):
+    """Is told of a disconnect. The calls come from the event loop, outside of any task."""
 
-    def left(self) -> None:
-        """Hear that the client has gone."""
+    def client_left(self) -> None:
+        """Take note that the client has left."""
         ...
 
-    def failed(self, error: Exception) -> None:
-        """Hear that `receive` has raised."""
+    def receive_failed(self, error: Exception) -> None:
+        """Take note that `receive` has raised."""
         ...
 
 
-class Departure:
-    """Waits for `http.disconnect`, from `listen` until `close`; where `applies` is true of `receive`."""
+class DisconnectWatcher:
+    """Waits for `http.disconnect`, from `listen` until `close`, where `can_step` is true of `receive`."""
 
-    __slots__ = ("_coroutine", "_receive", "_watcher")
+    __slots__ = ("_coroutine", "_handler", "_receive")
 
-    def __init__(self, receive: Receive, watcher: Watcher) -> None:
+    def __init__(self, receive: Receive, handler: DisconnectHandler) -> None:
         self._receive = receive
-        self._watcher = watcher
+        self._handler = handler
         self._coroutine: Coroutine[Any, Any, Message] | None = None
 
-    @staticmethod
-    def applies(receive: Receive) -> bool:
-        """Return whether this `receive` waits for nothing but futures of asyncio."""
-        return is_stepped(receive)
-
     def listen(self) -> None:
-        """Begin to wait. Returns at once; the watcher may have been called by then."""
-        # The request is there already; then begins the wait for what follows it.
+        """Begin to wait. Returns at once; the handler may have been called by then."""
+        # The first message is the request, which is there already; the second one is waited for.
         for _ in range(2):
             self._ask()
             if not self._step():
@@ -67,7 +62,7 @@ class Departure:
             coroutine.close()
 
     def _ask(self) -> None:
-        # One Coroutine, by `applies`: the type of `receive` has to be wider.
+        # One Coroutine, by `can_step`: the type of `receive` has to be wider.
         coroutine: Any = self._receive()
         self._coroutine = coroutine
 
@@ -81,7 +76,7 @@ class Departure:
             self._ask_soon()
 
     def _step(self) -> bool:
-        """Go on with the wait; return whether it brought a message of no interest: a request body."""
+        """Go on with the wait; return True if it brought another message than `http.disconnect`."""
         coroutine = self._coroutine
         if coroutine is None:
             return False
@@ -89,29 +84,29 @@ class Departure:
             future = coroutine.send(None)
         except StopIteration as returned:
             self._coroutine = None
-            return self._is_of_no_interest(returned.value)
+            return self._is_another(returned.value)
         except asyncio.CancelledError:
-            # What it waited for is given up: the server has taken the connection away.
+            # The server has cancelled what it waited for: the connection is gone.
             self._coroutine = None
-            self._watcher.left()
+            self._handler.client_left()
         except Exception as error:
             self._coroutine = None
-            self._watcher.failed(error)
+            self._handler.receive_failed(error)
         else:
             self._wait_for(future)
         return False
 
     def _wait_for(self, future: Any) -> None:
         if future is None:
-            # It only lets the others have a turn.
+            # It only lets other tasks run, as `asyncio.sleep(0)` does.
             asyncio.get_running_loop().call_soon(self._go_on, context=_local.context)
         else:
             # As a task does: https://docs.python.org/3/library/asyncio-extending.html
             future._asyncio_future_blocking = False
             future.add_done_callback(self._go_on, context=_local.context)
 
-    def _is_of_no_interest(self, message: Message) -> bool:
+    def _is_another(self, message: Message) -> bool:
         if message["type"] != "http.disconnect":
             return True
-        self._watcher.left()
+        self._handler.client_left()
         return False

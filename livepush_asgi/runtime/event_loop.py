@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import Any, Protocol, TypeVar
 
 import anyio
@@ -132,42 +132,6 @@ def spawn(function: BackgroundFunction, name: str, context: Context | None = Non
     task = start_task(function(), name, context)
     _background.add(task)
     task.add_done_callback(_background.discard)
-
-
-async def run_apart(awaitable: Awaitable[T], timeout: float, name: str) -> T:
-    """Return what the awaitable returns, or raise what it raises; TimeoutError after `timeout` seconds.
-
-    On asyncio it runs in a task of its own. That task is cancelled once, after the timeout or with the
-    caller, and nobody waits for its end. A scope of anyio's cancels a task in each turn of the loop until
-    the task has left the scope: a `finally` in there could not give back a database connection.
-    """
-    if not on_asyncio():
-        with anyio.fail_after(timeout):
-            return await awaitable
-    values: list[T] = []
-    errors: list[Exception] = []
-
-    async def run() -> None:
-        # Kept here: the event loop reports an exception of a task that nobody asks any more.
-        try:
-            values.append(await awaitable)
-        except Exception as error:
-            errors.append(error)
-
-    task = start_task(run(), name, copy_context())
-    _background.add(task)
-    task.add_done_callback(_background.discard)
-    try:
-        await asyncio.wait([task], timeout=timeout)
-    finally:
-        task.cancel()
-    if errors:
-        raise errors[0]
-    if values:
-        return values[0]
-    if task.done():
-        raise RuntimeError("a callback was cancelled, and not by the component")
-    raise TimeoutError(f"a callback took longer than {timeout} s")
 
 
 def time_source() -> Callable[[], float]:

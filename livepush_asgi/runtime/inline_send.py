@@ -1,7 +1,7 @@
-"""DirectSend: an ASGI `send` that is called outside of the stream's task, in the middle of a delivery.
+"""InlineSend: calls an ASGI `send` outside of the stream's task, in the middle of a delivery.
 
-Waking a task costs more than sending. Where `send` commonly runs to its end without waiting, it is
-stepped by hand instead, and only if it does wait does the stream's task go on with it.
+Waking a task costs more than sending. Where `send` usually returns without waiting, its coroutine is stepped
+by hand. Only if it does wait does the stream's task go on with it.
 """
 
 import asyncio
@@ -12,16 +12,16 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from .asgi import Send
 
 logger = logging.getLogger("livepush_asgi")
 
-# A `send` may be begun here and finished in another task if it waits for nothing but a future of asyncio,
-# and uses nothing that belongs to a task, as a cancel scope or a timeout does; so may a `receive`. These
-# servers' are such. Of what a middleware has put around them nobody knows that. Another server can say it of
-# its own: by an attribute `livepush_inline = True` of the function.
+# A `send` may be begun here and finished in another task if it waits for nothing but futures of asyncio and
+# uses nothing that belongs to a task, such as a cancel scope or a timeout. The same holds for `receive`. The
+# functions of these servers are like that. A function that a middleware has put around them may not be, so it
+# is not stepped. Another server can mark its own functions with an attribute `livepush_inline = True`.
 # https://github.com/encode/uvicorn/tree/master/uvicorn/protocols/http
 _KNOWN = frozenset(
     {
@@ -31,17 +31,19 @@ _KNOWN = frozenset(
     }
 )
 
-# The first and the last version of uvicorn (without the patch number) whose functions were found to be so.
+# The first and the last version of uvicorn (without the patch number) whose functions were tested.
 TESTED_UVICORN = ((0, 34), (0, 54))
 
-# The functions that were found to be such: every request asks for two of them.
+# The known functions that were seen: every request asks for two of them.
 _found: set[types.FunctionType] = set()
 
 
-def is_stepped(function: object) -> bool:
+def can_step(function: object) -> bool:
     """Return whether this `send` or `receive` may be stepped outside of the stream's task."""
     function = getattr(function, "__func__", function)
-    # What `functools.wraps` has put around one has its name and its attributes, and may do anything.
+    if isinstance(function, types.FunctionType) and function in _found:
+        return True
+    # `functools.wraps` copies the name and the attributes of a function to one that may do anything.
     if hasattr(function, "__wrapped__"):
         return False
     if isinstance(function, types.FunctionType) and _is_known(function):
@@ -50,9 +52,7 @@ def is_stepped(function: object) -> bool:
 
 
 def _is_known(function: types.FunctionType) -> bool:
-    if function in _found:
-        return True
-    # By what it was compiled from, and not by the names that it may have been given.
+    # By what it was compiled from, and not by the names that it was given later.
     if (function.__globals__.get("__name__"), function.__code__.co_qualname) not in _KNOWN:
         return False
     if not _is_tested(str(getattr(sys.modules.get("uvicorn"), "__version__", ""))):
@@ -78,41 +78,28 @@ def _is_tested(version: str) -> bool:
     return False
 
 
-class Carrier(Protocol):
-    """Who asks for a stream's chunks and sends them."""
+class InlineSend(ABC):
+    """Sends chunks by stepping `send`, where `can_step` is true of it. Base of a stream's driver."""
 
-    def interrupt(self) -> None:
-        """Stop at once, in the middle of a send too. Returns at once; harmless the second time."""
-        ...
-
-
-class DirectSend(ABC):
-    """Sends chunks by stepping `send`, of which `applies` is true. It is the base of a carrier."""
-
-    __slots__ = ("_begun", "_send", "_yielded")
+    __slots__ = ("_send", "_yielded", "begun")
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._begun: Coroutine[Any, Any, None] | None = None
+        #: The `send` of a chunk that is on its way: until `finish` has returned nothing else may be sent.
+        self.begun: Coroutine[Any, Any, None] | None = None
         self._yielded: object = None
 
     @abstractmethod
-    def note(self, error: Exception) -> None:
-        """Take note that `send` has failed. Returns at once."""
+    def send_failed(self, error: Exception) -> None:
+        """Take note that `send` has raised. Returns at once."""
 
-    @staticmethod
-    def applies(send: Send) -> bool:
-        """Return whether this `send` is one that can be stepped."""
-        return is_stepped(send)
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a chunk is on its way: until `finish` has returned nothing else may be sent."""
-        return self._begun is not None
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Stop driving the stream, in the middle of a send too. Returns at once; harmless the second time."""
 
     def begin(self, chunk: bytes) -> bool:
         """Send a chunk, or as much of it as goes without waiting; return whether that was all."""
-        # One Coroutine, by `applies`: the type of `send` has to be wider.
+        # One Coroutine, by `can_step`: the type of `send` has to be wider.
         coroutine: Any = self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         try:
             self._yielded = coroutine.send(None)
@@ -120,23 +107,23 @@ class DirectSend(ABC):
             return True
         except asyncio.CancelledError:
             # No task runs here that could be cancelled: the server has given up what `send` waited for.
-            self.note(ConnectionAbortedError("the server has given up the connection"))
+            self.send_failed(ConnectionAbortedError("the server has given up the connection"))
             return True
         except Exception as error:
-            self.note(error)
+            self.send_failed(error)
             return True
-        self._begun = coroutine
+        self.begun = coroutine
         return False
 
     async def finish(self) -> None:
         """Wait for what was begun. Raises what `send` raises."""
-        coroutine, self._begun = self._begun, None
+        coroutine, self.begun = self.begun, None
         if coroutine is not None:
             await _go_on(coroutine, self._yielded)
 
     def give_up(self) -> None:
         """Give up what was begun and not finished."""
-        coroutine, self._begun = self._begun, None
+        coroutine, self.begun = self.begun, None
         if coroutine is not None:
             coroutine.close()
 

@@ -288,7 +288,7 @@ class Feed:
         assert self._state is not None
         context = self._context
         try:
-            await self._state.read(context.timing.snapshot_timeout)
+            await self._state.read(context.callbacks, context.timing.snapshot_timeout)
         except Exception:
             self.unanswerable = EndReason.ERROR
             if not context.snapshots_fail:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..hub.hub import Hub
+from ..runtime.callbacks import Callbacks
 from ..runtime.event_loop import Alarm
 from ..runtime.scheduler import Clock
 from ..runtime.tcp_timeout import Connections
@@ -20,10 +21,13 @@ class StreamContext:
 
     hub: Hub
     alarm: Alarm
+    #: Awaits snapshots.
+    callbacks: Callbacks
     clock: Clock
     connections: Connections
     timing: Timing
     limits: Limits
+    on_asyncio: bool
     #: Whether `send` and `receive` may be called outside of the stream's task, where that is known to work.
     inline_send: bool
     #: Called with each stream that has given everything back.

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 
-from ..runtime.event_loop import run_apart
+from ..runtime.callbacks import Callbacks
 from ..wire.event import Event
 
 
@@ -35,7 +35,7 @@ class State:
         """Whether the callback has to be called."""
         return self.owed and self._blocks is None
 
-    async def read(self, timeout: float) -> None:
+    async def read(self, callbacks: Callbacks, timeout: float) -> None:
         """Call the callback, and keep what it returns unless the state was asked for again meanwhile.
 
         Raises what the callback raises, InvalidEventError, and TimeoutError after `timeout` seconds.
@@ -43,7 +43,7 @@ class State:
         asked = self._asked
         found = self._snapshot()
         if inspect.isawaitable(found):
-            found = await run_apart(found, timeout, "livepush snapshot")
+            found = await callbacks.result(found, timeout=timeout)
         events = found if isinstance(found, (list, tuple)) else [found]
         blocks = [_event_of(item).encode() for item in events]
         if asked == self._asked:

@@ -15,7 +15,7 @@ import anyio
 from ..grant import Grant
 from ..hub.coalescing import Batch
 from ..runtime.event_loop import Sleep, spawn
-from ..runtime.inline_send import Carrier, DirectSend
+from ..runtime.inline_send import InlineSend
 from ..runtime.scheduler import Timer
 from ..slots import Lease
 from ..wire.control import close_block, opening, retry_line
@@ -36,8 +36,8 @@ _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED, 
 class Stream:
     """One client's stream. Made, it listens to its channels already; `close` gives everything back.
 
-    The carrier asks `next_chunk` for bytes until `finished`, and closes. While it is not asking, it
-    is taken to be busy sending.
+    The driver awaits `next_chunk` until `finished`, and closes. While it does not, it is taken to be busy
+    sending.
     """
 
     __slots__ = (
@@ -54,11 +54,11 @@ class Stream:
         "_subscribe_timer",
         "_unsubscribed",
         "_work",
-        "carrier",
         "context",
-        "direct",
+        "driver",
         "finished",
         "grant",
+        "inline",
         "lease",
         "reason",
         "several",
@@ -80,10 +80,10 @@ class Stream:
         self.reason: EndReason | None = None
         #: Whether the last chunk has been handed out.
         self.finished = False
-        #: Who carries its bytes, if that can be interrupted.
-        self.carrier: Carrier | None = None
-        #: Set by a carrier whose `send` can be used while its task sleeps.
-        self.direct: DirectSend | None = None
+        #: What sends its bytes, if that can be interrupted.
+        self.driver: InlineSend | None = None
+        #: Whether the driver's `send` can be called while its task sleeps.
+        self.inline = False
         self.lease: Lease | None = None
         self.context = context
         self._control_events = control_events
@@ -92,7 +92,7 @@ class Stream:
         self._busy_since: float | None
         # The scope of what is being waited for beside the stream: history or a snapshot.
         self._work: anyio.CancelScope | None = None
-        # Whether the carrier's task sleeps and `direct` may take its place.
+        # Whether the driver's task sleeps, so that its `send` may be called inline.
         self._parked = False
         self._feed = Feed(context, grant, control_events=control_events, last_event_id=last_event_id)
         self._unsubscribed = tuple([name for name in names if not context.hub.attach(name, self)])
@@ -111,11 +111,8 @@ class Stream:
         """Take what a turn has brought, or end as slow when there is no room."""
         if self.reason is not None:
             return
-        direct = self.direct
-        if self._parked and direct is not None and (chunk := self._feed.pass_through(batch)):
-            self._last_chunk_at = batch.time
-            if not direct.begin(chunk):
-                self._leave_to_the_carrier()
+        if self._parked and (chunk := self._feed.pass_through(batch)):
+            self._send_inline(chunk, batch.time)
             return
         try:
             self._feed.put(batch)
@@ -151,7 +148,7 @@ class Stream:
         else:
             self._wake()
 
-    # What its owner and its carrier call.
+    # What the run and the driver call.
 
     def end(self, reason: EndReason) -> None:
         """Have the stream end for this reason, unless it is ending already. Returns at once."""
@@ -177,8 +174,8 @@ class Stream:
             return
         self.end(reason)
         self.close()
-        if self.carrier is not None:
-            self.carrier.interrupt()
+        if self.driver is not None:
+            self.driver.interrupt()
 
     def close(self) -> None:
         """Give back the slot, the channels and the timers. Returns at once; harmless the second time."""
@@ -217,7 +214,7 @@ class Stream:
                     return chunk
                 if self.reason is not None:
                     break
-                self._parked = parked = self.direct is not None and self.state is StreamState.LIVE
+                self._parked = parked = self.inline and self.state is StreamState.LIVE
                 woken = await self._fall_asleep(timeout)
                 if self._parked is not parked or not (woken or timeout is None):
                     return b""
@@ -282,10 +279,14 @@ class Stream:
         if self._sleep is not None:
             self.context.alarm.wake(self._sleep)
 
-    def _leave_to_the_carrier(self) -> None:
-        self._parked = False
-        self._busy_since = self._now()
-        self._wake()
+    def _send_inline(self, chunk: bytes, now: float) -> None:
+        self._last_chunk_at = now
+        assert self.driver is not None
+        if not self.driver.begin(chunk):
+            # The driver's task has to finish it.
+            self._parked = False
+            self._busy_since = now
+            self._wake()
 
     def _last_chunk(self) -> bytes:
         if self.finished:
@@ -358,11 +359,8 @@ class Stream:
         self._check_timer: Timer = self.context.clock.call_later(delay, Stream._check, self)
 
     def _beat(self) -> None:
-        direct = self.direct
-        if not self._parked or direct is None:
+        if self._parked:
+            self._send_inline(HEARTBEAT, self._now())
+        else:
             self._feed.heartbeat_due = True
             self._wake()
-            return
-        self._last_chunk_at = self._now()
-        if not direct.begin(HEARTBEAT):
-            self._leave_to_the_carrier()

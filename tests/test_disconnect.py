@@ -9,7 +9,7 @@ import pytest
 
 from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, MemorySlotCap, StreamRequest, public
 from livepush_asgi.runtime.asgi import Message
-from livepush_asgi.runtime.disconnect import Departure
+from livepush_asgi.runtime.inline_send import can_step
 from livepush_asgi.testing.scope import http_scope
 
 from .virtual_clock import VirtualClockLoop, let_pass
@@ -89,14 +89,14 @@ async def ended(server: Server, do: Callable[[], object] = lambda: None) -> dict
 @pytest.mark.parametrize("implementation", ["httptools_impl", "h11_impl"])
 def test_the_receive_of_uvicorn_is_known(implementation: str) -> None:
     module = __import__(f"uvicorn.protocols.http.{implementation}", fromlist=["RequestResponseCycle"])
-    assert Departure.applies(module.RequestResponseCycle.receive.__get__(object()))
+    assert can_step(module.RequestResponseCycle.receive.__get__(object()))
 
 
 def test_another_one_is_not() -> None:
     async def receive() -> Message:
         return GONE
 
-    assert not Departure.applies(receive)
+    assert not can_step(receive)
 
 
 async def test_a_client_that_leaves_ends_its_stream() -> None:

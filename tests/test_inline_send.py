@@ -14,7 +14,7 @@ import uvicorn
 from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
 from livepush_asgi.hub.coalescing import Batch, Delivery, Turn
 from livepush_asgi.runtime.asgi import Message, Send
-from livepush_asgi.runtime.inline_send import TESTED_UVICORN, DirectSend
+from livepush_asgi.runtime.inline_send import TESTED_UVICORN, can_step
 from livepush_asgi.testing import Client, EventStreamParser
 from livepush_asgi.testing.scope import http_scope
 
@@ -70,8 +70,8 @@ def test_only_a_send_that_is_known_to_allow_it_is_stepped() -> None:
         """A middleware's, perhaps."""
 
     server = Server()
-    assert DirectSend.applies(server.send)
-    assert not DirectSend.applies(plain)
+    assert can_step(server.send)
+    assert not can_step(plain)
 
 
 @pytest.mark.parametrize("implementation", ["httptools_impl", "h11_impl"])
@@ -86,10 +86,10 @@ def test_what_is_wrapped_around_one_is_not_although_it_has_its_name(implementati
         async with asyncio.timeout(10):
             await send(message)
 
-    assert DirectSend.applies(send)
-    assert not DirectSend.applies(in_time)
+    assert can_step(send)
+    assert not can_step(in_time)
     del in_time.__wrapped__
-    assert own or not DirectSend.applies(in_time)
+    assert own or not can_step(in_time)
 
 
 @pytest.mark.parametrize("implementation", ["httptools_impl", "h11_impl"])
@@ -97,7 +97,7 @@ def test_the_send_of_uvicorn_is_known(implementation: str) -> None:
     module = __import__(f"uvicorn.protocols.http.{implementation}", fromlist=["RequestResponseCycle"])
     send: Callable[..., object] = module.RequestResponseCycle.send
     bound: Send = send.__get__(object())
-    assert DirectSend.applies(bound)
+    assert can_step(bound)
 
 
 async def test_what_does_not_wait_is_sent_in_the_turn_of_its_publishing() -> None:
@@ -246,11 +246,11 @@ VERSIONED = """
 import logging, sys
 import uvicorn
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
-from livepush_asgi.runtime.inline_send import DirectSend
+from livepush_asgi.runtime.inline_send import can_step
 logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
 uvicorn.__version__ = sys.argv[1]
 for _ in range(2):
-    print(DirectSend.applies(RequestResponseCycle.send))
+    print(can_step(RequestResponseCycle.send))
 """
 
 

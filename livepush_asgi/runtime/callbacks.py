@@ -1,8 +1,9 @@
-"""Waits: the waits of a request before its stream opens, for `authorize` and for a slot.
+"""Callbacks: awaits what a callback has returned, `authorize`, a snapshot or a slot's `take`, with bounds.
 
-A wait ends at once when the process drains, when its time is over, and when the client leaves and `receive`
-can tell. The callback runs in a task of its own, so no wait depends on how a callback takes its cancellation.
-A result that comes later is discarded.
+The awaitable runs in a task of its own. A wait for it ends when its time is over, when the process drains,
+and when the client leaves and `receive` can tell. The task is then cancelled once and not waited for, so nothing
+depends on how the callback takes its cancellation, and what it returns later is discarded. (A cancel scope of
+anyio cancels in every turn of the loop: a `finally` of the callback could not give back a connection.)
 """
 
 import asyncio
@@ -15,8 +16,9 @@ from anyio.abc import TaskGroup
 
 from ..errors import LivePushError, NotRunningError
 from .asgi import Receive
-from .disconnect import Departure
+from .disconnect import DisconnectWatcher
 from .event_loop import Alarm, Sleep, on_asyncio, pause
+from .inline_send import can_step
 
 T = TypeVar("T")
 
@@ -25,14 +27,14 @@ class ClientLeftError(LivePushError):
     """Raised when the client has left before its stream was opened."""
 
 
-class Waits:
-    """The waits of one run. Immediate results cost no wait and no timer."""
+class Callbacks:
+    """Awaits results of callbacks. One that comes at once costs no wait and no timer."""
 
     def __init__(self, alarm: Alarm, tasks: TaskGroup) -> None:
         self._alarm = alarm
         self._start = _start_on_asyncio if on_asyncio() else _starter_on_trio(tasks)
         self._waiting: set[_Wait] = set()
-        self._closed = False
+        self._stopped = False
 
     async def result(
         self,
@@ -44,48 +46,48 @@ class Waits:
     ) -> T:
         """Return what the awaitable returns. A result that comes too late is given to `discard`.
 
-        Raises what the awaitable raises, TimeoutError after `timeout` seconds, NotRunningError when
-        `give_up` is called, and ClientLeftError when `receive` tells that the client has left. It tells so
-        where it is known to survive that its wait is given up; gunicorn's, for one, says ever after that
-        the client has left. There it shows after the wait.
+        Raises what the awaitable raises, TimeoutError after `timeout` seconds, NotRunningError after
+        `stop`, and ClientLeftError when `receive` says that the client has left. Only a `receive` that can be
+        stepped is asked: that of gunicorn, once its wait was given up, says ever after that the client has
+        left.
         """
-        if self._closed:
+        if self._stopped:
             if isinstance(awaitable, Coroutine):
                 awaitable.close()
             raise _refused()
-        attempt = _Attempt(awaitable, discard)
-        self._start(attempt)
+        call = _Call(awaitable, discard)
+        self._start(call)
         try:
-            if not attempt.done:
-                # The new task may not have begun. Most callbacks that wait for nothing end in one turn.
+            if not call.done:
+                # The new task may not have begun. Most callbacks end in their first step.
                 await pause()
-            if not attempt.done:
-                await self._wait(attempt, receive, timeout)
+            if not call.done:
+                await self._wait(call, receive, timeout)
         except BaseException:
-            attempt.abandon()
+            call.abandon()
             raise
-        return attempt.result()
+        return call.result()
 
-    def give_up(self) -> None:
+    def stop(self) -> None:
         """End every wait, and each that begins later, with NotRunningError."""
-        self._closed = True
+        self._stopped = True
         for wait in list(self._waiting):
             wait.fail(_refused())
 
-    async def _wait(self, attempt: "_Attempt[T]", receive: Receive | None, timeout: float | None) -> None:
-        if self._closed:
+    async def _wait(self, call: "_Call[T]", receive: Receive | None, timeout: float | None) -> None:
+        if self._stopped:
             raise _refused()
         wait = _Wait(self._alarm)
         self._waiting.add(wait)
-        attempt.on_done = wait.wake
-        departure = _departure(receive, wait)
+        call.on_done = wait.wake
+        watcher = _watch(receive, wait)
         try:
             if not await wait.wait(timeout):
-                raise TimeoutError
+                raise TimeoutError(f"a callback took longer than {timeout} s")
         finally:
             self._waiting.discard(wait)
-            if departure is not None:
-                departure.close()
+            if watcher is not None:
+                watcher.close()
 
 
 def _refused() -> NotRunningError:
@@ -93,7 +95,7 @@ def _refused() -> NotRunningError:
 
 
 class _Wait:
-    """One task that sleeps until its attempt is done or has to be given up. It is a Departure's watcher."""
+    """The sleep of one task until its call is done or has to be given up. It handles a disconnect."""
 
     def __init__(self, alarm: Alarm) -> None:
         self._alarm = alarm
@@ -114,15 +116,15 @@ class _Wait:
         self._error = self._error or error
         self.wake()
 
-    def left(self) -> None:
+    def client_left(self) -> None:
         self.fail(ClientLeftError("the client left before its stream was opened"))
 
-    def failed(self, error: Exception) -> None:
-        """Take no notice: a `receive` that raises raises again for the stream, which reports it."""
+    def receive_failed(self, error: Exception) -> None:
+        """Ignore it: a `receive` that raises does so again for the stream, which reports it."""
 
 
-class _Attempt(Generic[T]):
-    """An awaitable in a task of its own, and what becomes of it."""
+class _Call(Generic[T]):
+    """An awaitable in a task of its own, and its result."""
 
     def __init__(self, awaitable: Awaitable[T], discard: Callable[[T], object] | None) -> None:
         self.done = False
@@ -140,8 +142,8 @@ class _Attempt(Generic[T]):
         except Exception as error:
             self._error = error
         except BaseException:
-            # The request's own task was not cancelled, so it gets another exception.
-            self._error = RuntimeError("what a request waited for was cancelled, and not by the component")
+            # The waiting task was not cancelled, so it gets another exception.
+            self._error = RuntimeError("a callback was cancelled, and not by the component")
             raise
         finally:
             self.done = True
@@ -151,7 +153,7 @@ class _Attempt(Generic[T]):
                 self.on_done()
 
     def abandon(self) -> None:
-        """Cancel it. What it returns all the same is discarded."""
+        """Cancel it, and discard what it returns all the same."""
         self._abandoned = True
         if self.done:
             self._discard_value()
@@ -170,20 +172,19 @@ class _Attempt(Generic[T]):
 
 
 class _Starter(Protocol):
-    def __call__(self, attempt: _Attempt[Any], /) -> None: ...
+    def __call__(self, call: _Call[Any], /) -> None: ...
 
 
 # asyncio itself keeps only weak references to its tasks.
-_attempts: set[asyncio.Task[None]] = set()
+_calls: set[asyncio.Task[None]] = set()
 
 
-def _start_on_asyncio(attempt: _Attempt[Any], /) -> None:
-    # A scope of anyio's cancels in each turn of the loop: a callback could not give back its connection.
-    task = _new_task(attempt.run())
+def _start_on_asyncio(call: _Call[Any], /) -> None:
+    task = _new_task(call.run())
     if not task.done():
-        attempt.cancel = task.cancel
-        _attempts.add(task)
-        task.add_done_callback(_attempts.discard)
+        call.cancel = task.cancel
+        _calls.add(task)
+        task.add_done_callback(_calls.discard)
 
 
 if sys.version_info >= (3, 12):
@@ -198,22 +199,22 @@ else:
 
 
 def _starter_on_trio(tasks: TaskGroup) -> _Starter:
-    def start(attempt: _Attempt[Any], /) -> None:
+    def start(call: _Call[Any], /) -> None:
         scope = anyio.CancelScope()
-        attempt.cancel = scope.cancel
+        call.cancel = scope.cancel
 
         async def run() -> None:
             with scope:
-                await attempt.run()
+                await call.run()
 
-        tasks.start_soon(run, name="livepush wait")
+        tasks.start_soon(run, name="livepush callback")
 
     return start
 
 
-def _departure(receive: Receive | None, wait: _Wait) -> Departure | None:
-    if receive is None or not on_asyncio() or not Departure.applies(receive):
+def _watch(receive: Receive | None, wait: _Wait) -> DisconnectWatcher | None:
+    if receive is None or not on_asyncio() or not can_step(receive):
         return None
-    departure = Departure(receive, wait)
-    departure.listen()
-    return departure
+    watcher = DisconnectWatcher(receive, wait)
+    watcher.listen()
+    return watcher
