@@ -1,7 +1,7 @@
 """Callbacks: awaits what a callback has returned, `authorize`, a snapshot or a slot's `take`, with bounds.
 
 The awaitable runs in a task of its own. A wait for it ends when its time is over, when the process drains,
-and when the client leaves and `receive` can tell. The task is then cancelled once and not waited for, so nothing
+and when the client leaves and `receive` can tell. The task is then cancelled once and not waited for: nothing
 depends on how the callback takes its cancellation, and what it returns later is discarded. (A cancel scope of
 anyio cancels in every turn of the loop: a `finally` of the callback could not give back a connection.)
 """
