@@ -42,7 +42,9 @@ async def words():
 
 async def start(request):
     # A second start of the same job runs nothing.
-    request.state.jobs.create_task(push.stream(f"job:{request.path_params['job']}", words(), event="word"))
+    request.state.jobs.create_task(
+        push.publish_job(f"job:{request.path_params['job']}", words(), event="word")
+    )
     return Response(status_code=202)
 
 

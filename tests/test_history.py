@@ -422,9 +422,9 @@ async def test_publish_knows_a_repeated_key_and_an_expected_position() -> None:
     first = await push.publish("c", "1", idempotency_key="k")
     assert await push.publish("c", "1", idempotency_key="k") == first
     assert first is not None
-    second = await push.publish("c", "2", expected=first)
+    second = await push.publish("c", "2", expected_position=first)
     with pytest.raises(PositionConflictError):
-        await push.publish("c", "3", expected=first)
+        await push.publish("c", "3", expected_position=first)
     assert second == first.replace(".1", ".2")
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         assert [event.data for event in await stream.events(2)] == ["1", "2"]

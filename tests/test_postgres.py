@@ -68,7 +68,7 @@ async def client_of(broker: PostgresBroker) -> AsyncIterator[tuple[LivePush, Cli
 
 async def publish(push: LivePush, numbers: range) -> None:
     for number in numbers:
-        await push.publish(CHANNEL, number, idempotency_key=f"event {number}", patience=LONG)
+        await push.publish(CHANNEL, number, idempotency_key=f"event {number}", retry_for=LONG)
 
 
 async def told(stream: Stream, last: int) -> list[str]:

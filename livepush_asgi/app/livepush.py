@@ -25,8 +25,7 @@ from ..stream.stream import Stream
 from ..wire.cursor import Position
 from ..wire.reasons import RefusalCause
 from .namespace import broker_in, slots_in
-from .producer import produce
-from .publishing import event_of, publish_event
+from .publishing import event_of, publish_event, publish_job
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -134,57 +133,68 @@ class LivePush:
         id: str | int | None = None,
         retry: int | None = None,
         idempotency_key: str | None = None,
-        expected: Position | str | None = None,
-        patience: float = 0.0,
+        expected_position: Position | str | None = None,
+        retry_for: float = 0.0,
     ) -> str | None:
         """Publish one event to a channel, from any process, running or not; return its event id.
 
-        `data` is an Event, or what an Event takes as data. Events that one task publishes to a
-        channel one after the other arrive in that order. With history the id is the event's position,
-        unless it brings its own; a client whose last id is such a one cannot be resumed from there.
-        Without history it is the one given, or None.
+        `data` is an Event, or what an Event takes as data. Events that one task publishes to a channel one
+        after the other arrive in that order. With history the id is the event's position, unless the event
+        has its own; from an id of its own no client can resume. Without history the id is the event's own, or
+        None.
 
-        Only with history: with an `idempotency_key` a publish that is repeated is one event, and with
-        `expected` (an id that publish returned) it is made only if no other event came since; offset
-        0 means that there was none at all. When the broker is away it is tried again for `patience`
-        seconds; unless there is a key, an event may then be published twice.
+        Only with history: a publish that is repeated with the same `idempotency_key` makes one event, and
+        with `expected_position` (an id that `publish` returned) the event is published only if no other
+        event came since; offset 0 means that there was none at all. While the broker is away the publish is
+        repeated for `retry_for` seconds; without a key the event may then be published twice.
 
-        Raises InvalidEventError for an event that could not be read back, PositionConflictError, and
+        Raises InvalidEventError for an event that cannot be written, PositionConflictError, and
         BrokerUnavailableError when the broker is away: the event may have been published.
         """
         check_channel(channel)
         item = event_of(data, event, id, retry)
         sent = await publish_event(
-            self.broker, channel, item, idempotency_key=idempotency_key, expected=expected, patience=patience
+            self.broker,
+            channel,
+            item,
+            idempotency_key=idempotency_key,
+            expected_position=expected_position,
+            retry_for=retry_for,
         )
         self._tally.published += 1
         return sent
 
-    async def stream(
+    async def publish_job(
         self,
         channel: str,
         items: AsyncIterable[object],
         *,
         event: str | None = None,
         end_event: str = "end",
-        patience: float = 0.0,
+        retry_for: float = 0.0,
     ) -> bool:
         """Publish what an async iterator yields, as one job that has the channel to itself; wait for its end.
 
         The channel gets an event `start`, one event for each item (an Event, or data, which is named
-        `event`), and an event `end_event` with the data `{"count": ..., "error": null}`; `error` is
-        "failed" if the iterator or a publish raised, which is raised here too, and "cancelled" if this
-        call was. A client with `Grant(channels=channel, replay="all")` has it all, whenever it comes, if
-        the broker's history is long enough; an item should bring no id, with one nobody can resume.
+        `event`), and an event `end_event` with the data `{"count": ..., "error": null}`. `error` is "failed"
+        if the iterator or a publish raised, which is raised here too, and "cancelled" if this call was
+        cancelled. A client with `Grant(channels=channel, replay="all")` gets all of it, whenever it comes, if
+        the broker's history is long enough. Items should have no id of their own: from such an id no client
+        can resume.
 
-        Returns False, with the iterator untouched, if the channel ever had an event that its log has not
-        forgotten: the job has been started. After BrokerUnavailableError or a cancelled start it may have
-        been, too. `patience` is for each publish, and doubles nothing. Needs a broker with history.
+        Returns False, with the iterator untouched, if the channel has an event in its log: the job was
+        started before. It may also have started when this call raises BrokerUnavailableError or is cancelled.
+        Each publish is repeated for `retry_for` seconds while the broker is away; that publishes no event
+        twice. Needs a broker with history, and raises TypeError with any other.
         """
         if not isinstance(self.broker, HistoryBroker):
-            raise TypeError(f"{type(self.broker).__name__} keeps no history: nobody could resume the stream")
-        return await produce(
-            self.publish, channel, items, event=event, end_event=end_event, patience=patience
+            raise TypeError(
+                f"{type(self.broker).__name__} keeps no history, so nobody could resume the job; "
+                "MemoryBroker, RedisStreamsBroker and JetStreamBroker keep one"
+            )
+        check_channel(channel)
+        return await publish_job(
+            self.publish, channel, items, event=event, end_event=end_event, retry_for=retry_for
         )
 
     async def disconnect(

@@ -62,7 +62,7 @@ class Publisher:
         self._make_broker = make_broker
         self._namespace = namespace
         self._changed = threading.Condition()
-        self._desk: _Desk | None = None
+        self._thread: _LoopThread | None = None
         _publishers.add(self)
 
     def __enter__(self) -> Self:
@@ -82,8 +82,8 @@ class Publisher:
         id: str | int | None = None,
         retry: int | None = None,
         idempotency_key: str | None = None,
-        expected: Position | str | None = None,
-        patience: float = 0.0,
+        expected_position: Position | str | None = None,
+        retry_for: float = 0.0,
     ) -> str | None:
         """Publish one event and return its event id, as `LivePush.publish` does, with the same errors.
 
@@ -92,9 +92,12 @@ class Publisher:
         check_channel(channel)
         item = event_of(data, event, id, retry)
         publish = partial(
-            publish_event, idempotency_key=idempotency_key, expected=expected, patience=patience
+            publish_event,
+            idempotency_key=idempotency_key,
+            expected_position=expected_position,
+            retry_for=retry_for,
         )
-        return self._call("publish", lambda desk: publish(desk.broker, channel, item))
+        return self._call("publish", lambda thread: publish(thread.broker, channel, item))
 
     def disconnect(
         self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
@@ -105,54 +108,56 @@ class Publisher:
         here. Raises RuntimeError on the thread of an event loop, which it would stop.
         """
         revocation = Revocation(slot_key, channel)
-        return self._call("disconnect", lambda desk: desk.sender.revoke(desk.broker, revocation, timeout))
+        return self._call(
+            "disconnect", lambda thread: thread.sender.revoke(thread.broker, revocation, timeout)
+        )
 
     def close(self) -> None:
         """Wait for what other threads publish, and end the event loop. The next publish begins anew."""
         with self._changed:
-            desk, self._desk = self._desk, None
-            if desk is None:
+            thread, self._thread = self._thread, None
+            if thread is None:
                 return
             self._dropped.detach()
-            self._changed.wait_for(lambda: not desk.borrowed)
-        desk.stop()
-        desk.wait_ended()
+            self._changed.wait_for(lambda: not thread.borrowed)
+        thread.stop()
+        thread.wait_ended()
 
-    def _call(self, name: str, function: Callable[["_Desk"], Awaitable[T]]) -> T:
-        """Await what the function returns for the desk, in its event loop."""
+    def _call(self, name: str, function: Callable[["_LoopThread"], Awaitable[T]]) -> T:
+        """Await what the function returns for the thread, in its event loop."""
         if _in_event_loop():
             raise RuntimeError(
                 f"Publisher.{name} blocks, and this thread runs an event loop: use `await push.{name}(...)`"
             )
-        desk = self._borrow()
+        thread = self._borrow()
         try:
-            return desk.call(partial(function, desk))
+            return thread.call(partial(function, thread))
         finally:
-            self._give_back(desk)
+            self._give_back(thread)
 
-    def _borrow(self) -> "_Desk":
+    def _borrow(self) -> "_LoopThread":
         with self._changed:
-            if self._desk is None:
-                self._desk = _Desk(self._make_broker, self._namespace)
-                self._dropped = finalize(self, self._desk.stop)
+            if self._thread is None:
+                self._thread = _LoopThread(self._make_broker, self._namespace)
+                self._dropped = finalize(self, self._thread.stop)
                 self._dropped.atexit = False
-            self._desk.borrowed += 1
-            return self._desk
+            self._thread.borrowed += 1
+            return self._thread
 
-    def _give_back(self, desk: "_Desk") -> None:
+    def _give_back(self, thread: "_LoopThread") -> None:
         with self._changed:
-            desk.borrowed -= 1
+            thread.borrowed -= 1
             self._changed.notify_all()
 
     def _leave_to_parent(self) -> None:
-        # A thread that did not come along may have held the lock.
+        # A thread that the fork did not copy may have held the lock.
         self._changed = threading.Condition()
-        if self._desk is not None:
+        if self._thread is not None:
             self._dropped.detach()
-        self._desk = None
+        self._thread = None
 
 
-class _Desk:
+class _LoopThread:
     """An event loop in a daemon thread, and the broker that lives there."""
 
     def __init__(self, make_broker: MakeBroker, namespace: str | None) -> None:
@@ -169,18 +174,18 @@ class _Desk:
         self._thread.start()
         self._portal, broker, self._stop = self._started.result()
         self.broker = broker_in(broker, namespace)
-        _open_desks.add(self)
+        _running.add(self)
 
     def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Call a function in the event loop, and wait for what it returns."""
         return self._portal.call(function)
 
     def stop(self) -> None:
-        """Have the broker left and the event loop ended. Returns at once; any thread may call it."""
+        """Close the broker and end the event loop, soon. Returns at once; any thread may call it."""
         self._stop()
 
     def wait_ended(self, timeout: float | None = None) -> None:
-        """Wait until that is done. Raises what leaving the broker has raised."""
+        """Wait until the event loop has ended. Raises what closing the broker has raised."""
         self._ended.result(timeout)
         self._thread.join()
 
@@ -195,7 +200,7 @@ class _Desk:
         else:
             self._ended.set_result(None)
         finally:
-            _open_desks.discard(self)
+            _running.discard(self)
 
     async def _serve(self, make_broker: MakeBroker) -> None:
         stopped = anyio.Event()
@@ -225,37 +230,36 @@ def _in_event_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        # Whoever runs trio has imported it.
+        # trio runs only where it has been imported.
         trio = sys.modules.get("trio")
         return trio is not None and bool(trio.lowlevel.in_trio_run())
     return True
 
 
 _publishers: WeakSet[Publisher] = WeakSet()
-# Those whose threads run.
-_open_desks: set[_Desk] = set()
+_running: set[_LoopThread] = set()
 # What a forked process has inherited is kept as it is: closing or collecting it here would act upon
 # sockets and a selector that the parent uses.
-_parents: list[_Desk] = []
+_parents: list[_LoopThread] = []
 
 
 def _begin_anew() -> None:
-    _parents.extend(_open_desks)
-    _open_desks.clear()
+    _parents.extend(_running)
+    _running.clear()
     for publisher in list(_publishers):
         publisher._leave_to_parent()
 
 
 def _close_all() -> None:
     """Close what is open when the process ends. Daemon threads still run then."""
-    desks = list(_open_desks)
-    for desk in desks:
-        desk.stop()
+    threads = list(_running)
+    for thread in threads:
+        thread.stop()
     deadline = time.monotonic() + EXIT_TIMEOUT
-    for desk in desks:
+    for thread in threads:
         # From Python 3.12 on an event loop cannot start the thread any more that ends its executor.
         with suppress(TimeoutError, Exception):
-            desk.wait_ended(max(0.0, deadline - time.monotonic()))
+            thread.wait_ended(max(0.0, deadline - time.monotonic()))
 
 
 atexit.register(_close_all)

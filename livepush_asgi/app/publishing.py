@@ -1,26 +1,38 @@
-"""Publishing: how an event gets from a program into a broker, whoever publishes and from where."""
+"""Publishing: one event, repeated while the broker is away, and a job, which is many events with an end."""
 
+import logging
 import random
-from collections.abc import Awaitable, Callable
-from functools import lru_cache, partial
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from functools import lru_cache
+from secrets import token_urlsafe
 from typing import cast
 
 import anyio
 
 from ..brokers import Broker, HistoryBroker
-from ..errors import BrokerUnavailableError
+from ..errors import BrokerUnavailableError, PositionConflictError
 from ..wire.cursor import Position, event_id
 from ..wire.event import Event, to_payload
 
+logger = logging.getLogger("livepush_asgi")
+
+# The pauses between two attempts, in seconds.
 RETRY_FIRST, RETRY_MOST = 0.05, 2.0
+#: The name of the first event of a job.
+START_EVENT = "start"
+# How long publishing the end of a job that failed or was cancelled may take, in seconds.
+END_TIMEOUT = 5.0
 
 
 def event_of(data: object, event: str | None, id: str | int | None, retry: int | None) -> Event:
-    """Return an Event of what a publisher gave. Raises InvalidEventError, and TypeError for two voices."""
+    """Return the Event that `publish` was given. Raises InvalidEventError.
+
+    Raises TypeError if both an Event and one of `event`, `id` and `retry` are given.
+    """
     if not isinstance(data, Event):
         return Event(data, event, id, retry)
     if (event, id, retry) != (None, None, None):
-        raise TypeError("an Event brings its own event, id and retry")
+        raise TypeError("an Event has its own event, id and retry: give them to the Event, not to publish")
     return data
 
 
@@ -30,24 +42,32 @@ def publish_event(
     event: Event,
     *,
     idempotency_key: str | None = None,
-    expected: Position | str | None = None,
-    patience: float = 0.0,
+    expected_position: Position | str | None = None,
+    retry_for: float = 0.0,
 ) -> Awaitable[str | None]:
-    """Publish, again and again for `patience` seconds while the broker is away; awaited, it is the id."""
-    if isinstance(expected, str):
-        expected = Position.of_id(expected)
+    """Publish an event, repeatedly for `retry_for` seconds while the broker is away; awaited, it is the id."""
+    if isinstance(expected_position, str):
+        expected_position = Position.of_id(expected_position)
     payload = to_payload(event.encode())
-    if not patience:
-        return _publish(broker, channel, event.id, payload, idempotency_key, expected)
-    publish = partial(_publish, broker, channel, event.id, payload, idempotency_key, expected)
-    return _with_patience(publish, patience)
+    own_id = None if event.id is None else str(event.id)
+    if not retry_for:
+        return _publish(broker, channel, own_id, payload, idempotency_key, expected_position)
+    return _retry(broker, channel, own_id, payload, idempotency_key, expected_position, retry_for)
 
 
-async def _with_patience(publish: Callable[[], Awaitable[str | None]], patience: float) -> str | None:
-    deadline, delay = anyio.current_time() + patience, RETRY_FIRST
+async def _retry(
+    broker: Broker,
+    channel: str,
+    own_id: str | None,
+    payload: bytes,
+    idempotency_key: str | None,
+    expected: Position | None,
+    retry_for: float,
+) -> str | None:
+    deadline, delay = anyio.current_time() + retry_for, RETRY_FIRST
     while True:
         try:
-            return await publish()
+            return await _publish(broker, channel, own_id, payload, idempotency_key, expected)
         except BrokerUnavailableError:
             if anyio.current_time() + delay > deadline:
                 raise
@@ -57,27 +77,104 @@ async def _with_patience(publish: Callable[[], Awaitable[str | None]], patience:
 
 @lru_cache(maxsize=64)
 def _keeps_history(kind: type) -> bool:
-    # Asking a protocol costs as much as all the rest of a publish.
+    # Cached, because asking a protocol costs as much as the rest of a publish.
     return issubclass(kind, HistoryBroker)
 
 
 async def _publish(
     broker: Broker,
     channel: str,
-    id: str | int | None,
+    own_id: str | None,
     payload: bytes,
     idempotency_key: str | None,
     expected: Position | None,
 ) -> str | None:
-    own_id = None if id is None else str(id)
-    # One that hands everything on to another says so only itself.
+    # A proxy broker may have its methods on the instance only.
     if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
         log = cast("HistoryBroker", broker)
         position = await log.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
         return own_id or event_id(channel, position)
     if idempotency_key is not None or expected is not None:
         raise TypeError(
-            f"{type(broker).__name__} keeps no history: it knows no idempotency_key and no expected"
+            f"{type(broker).__name__} keeps no history: it takes no idempotency_key and no expected_position"
         )
     await broker.publish(channel, payload)
     return own_id
+
+
+#: `LivePush.publish`.
+Publish = Callable[..., Awaitable[str | None]]
+
+
+async def publish_job(
+    publish: Publish,
+    channel: str,
+    items: AsyncIterable[object],
+    *,
+    event: str | None,
+    end_event: str,
+    retry_for: float,
+) -> bool:
+    """Publish what `items` yields between a start and an end event. See `LivePush.publish_job`."""
+    if not isinstance(items, AsyncIterable):
+        raise TypeError(f"a job publishes what an async iterator yields, not a {type(items).__name__}")
+    # A name that no event can have is found before the job starts.
+    for name in (event, end_event):
+        Event("", name)
+    try:
+        start = await publish(
+            channel,
+            Event({}, START_EVENT),
+            # The key belongs to this call, so that a retry is no second start.
+            idempotency_key=token_urlsafe(12),
+            expected_position=Position("any", 0),
+            retry_for=retry_for,
+        )
+    except PositionConflictError:
+        return False
+    await _Job(publish, channel, str(start), end_event, retry_for).run(items, event)
+    return True
+
+
+class _Job:
+    """A job that has started. Its idempotency keys come from its start, so a retry is no second event."""
+
+    def __init__(self, publish: Publish, channel: str, start: str, end_event: str, retry_for: float) -> None:
+        self._publish = publish
+        self._channel = channel
+        self._start = start
+        self._end_event = end_event
+        self._retry_for = retry_for
+        self._count = 0
+
+    async def run(self, items: AsyncIterable[object], name: str | None) -> None:
+        try:
+            async for item in items:
+                event = item if isinstance(item, Event) else Event(item, name)
+                await self._add(event, str(self._count + 1), self._retry_for)
+                self._count += 1
+            await self._end(None, self._retry_for)
+        except BaseException as error:
+            await self._end_early("failed" if isinstance(error, Exception) else "cancelled")
+            raise
+        finally:
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
+
+    async def _end_early(self, error: str) -> None:
+        """Publish the end of a job that failed or was cancelled, even while this task is being cancelled."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(END_TIMEOUT):
+            try:
+                await self._end(error, END_TIMEOUT)
+            except Exception as failure:
+                logger.warning("the end of the job on %r cannot be published: %s", self._channel, failure)
+            return
+        logger.warning("the end of the job on %r was not published within %s s", self._channel, END_TIMEOUT)
+
+    async def _end(self, error: str | None, retry_for: float) -> None:
+        event = Event({"count": self._count, "error": error}, self._end_event)
+        await self._add(event, "end", retry_for)
+
+    async def _add(self, event: Event, number: str, retry_for: float) -> None:
+        key = f"{self._start}/{number}"
+        await self._publish(self._channel, event, idempotency_key=key, retry_for=retry_for)

@@ -47,7 +47,7 @@ async def log_of(push: LivePush) -> list[tuple[str, str]]:
 async def test_a_page_that_is_loaded_again_goes_on_where_it_was() -> None:
     push = serving()
     async with push.lifespan(), Client(push) as client, anyio.create_task_group() as jobs:
-        jobs.start_soon(push.stream, JOB, counting(4))
+        jobs.start_soon(push.publish_job, JOB, counting(4))
         async with client.open("/") as page:
             assert await told(page, 3) == [("start", "{}"), ("message", "1"), ("message", "2")]
         async with client.open("/", last_event_id=page.last_event_id) as again:
@@ -64,7 +64,7 @@ async def test_who_comes_late_gets_all_from_the_start() -> None:
             for item in items:
                 yield item
 
-        assert await push.stream(JOB, some(), event="piece", end_event="end")
+        assert await push.publish_job(JOB, some(), event="piece", end_event="end")
         assert await log_of(push) == [
             ("start", "{}"),
             ("token", "a"),
@@ -84,14 +84,14 @@ async def test_of_many_starts_one_runs() -> None:
 
     async def start(number: int) -> None:
         async with aclosing(job(number)) as items:
-            results.append(await push.stream(JOB, items))
+            results.append(await push.publish_job(JOB, items))
 
     async with push.lifespan():
         async with anyio.create_task_group() as starts:
             for number in range(8):
                 starts.start_soon(start, number)
         async with aclosing(job(8)) as late:
-            assert not await push.stream(JOB, late)
+            assert not await push.publish_job(JOB, late)
             assert await anext(late) == 8
         assert sorted(results) == [False] * 7 + [True]
         assert len(begun) == 2
@@ -101,7 +101,7 @@ async def test_of_many_starts_one_runs() -> None:
 async def test_a_channel_with_events_is_no_job_to_start() -> None:
     push = serving()
     await push.publish(JOB, "something")
-    assert not await push.stream(JOB, counting(1))
+    assert not await push.publish_job(JOB, counting(1))
 
 
 async def test_an_error_is_told_without_its_text_and_raised() -> None:
@@ -112,7 +112,7 @@ async def test_an_error_is_told_without_its_text_and_raised() -> None:
     push = serving()
     async with push.lifespan():
         with pytest.raises(ZeroDivisionError, match="a password"):
-            await push.stream(JOB, failing())
+            await push.publish_job(JOB, failing())
         assert await log_of(push) == [
             ("start", "{}"),
             ("message", "one"),
@@ -132,7 +132,7 @@ async def test_an_item_that_is_no_event_ends_the_job_and_closes_the_iterator() -
     push = serving()
     async with push.lifespan():
         with pytest.raises(InvalidEventError):
-            await push.stream(JOB, wrong())
+            await push.publish_job(JOB, wrong())
         assert closed == [True]
         assert await log_of(push) == [("start", "{}"), ("end", '{"count":0,"error":"failed"}')]
 
@@ -141,7 +141,7 @@ async def test_cancelling_tells_the_end() -> None:
     push = serving()
     async with push.lifespan():
         with anyio.move_on_after(2.5) as scope:
-            await push.stream(JOB, counting(10))
+            await push.publish_job(JOB, counting(10))
         assert scope.cancelled_caught
         assert (await log_of(push))[-2:] == [("message", "2"), ("end", '{"count":2,"error":"cancelled"}')]
 
@@ -181,7 +181,7 @@ async def test_trying_again_doubles_nothing() -> None:
 
     async with push.lifespan():
         broker.unsure = 2
-        assert await push.stream(JOB, shaky(), patience=30)
+        assert await push.publish_job(JOB, shaky(), retry_for=30)
         assert [data for _, data in await log_of(push)] == ["{}", "0", "1", "2", '{"count":3,"error":null}']
 
 
@@ -197,7 +197,7 @@ async def test_the_last_word_of_a_cancelled_job_does_not_wait_for_ever(
 
     began = anyio.current_time()
     with anyio.move_on_after(1):
-        await serving(broker).stream(JOB, sticking())
+        await serving(broker).publish_job(JOB, sticking())
     assert anyio.current_time() - began < 10
     assert caplog.messages == ["the end of 'job:1' cannot be told within 5.0 s"]
 
@@ -205,9 +205,9 @@ async def test_the_last_word_of_a_cancelled_job_does_not_wait_for_ever(
 @pytest.mark.parametrize(
     ("stream", "error"),
     [
-        (lambda push: push.stream(JOB, [1, 2]), TypeError),
-        (lambda push: push.stream(JOB, counting(1), event="livepush.x"), InvalidEventError),
-        (lambda push: push.stream(JOB, counting(1), end_event=""), InvalidEventError),
+        (lambda push: push.publish_job(JOB, [1, 2]), TypeError),
+        (lambda push: push.publish_job(JOB, counting(1), event="livepush.x"), InvalidEventError),
+        (lambda push: push.publish_job(JOB, counting(1), end_event=""), InvalidEventError),
     ],
     ids=["no async iterator", "a reserved name", "an empty name"],
 )
@@ -217,10 +217,10 @@ async def test_what_cannot_be_streamed_begins_nothing(
     push = serving()
     with pytest.raises(error):
         await stream(push)
-    assert await push.stream(JOB, counting(1))
+    assert await push.publish_job(JOB, counting(1))
 
 
 async def test_a_broker_without_history_is_a_clear_error() -> None:
     push = LivePush(MockBroker(), lambda request: Grant(channels=JOB))
     with pytest.raises(TypeError, match="MockBroker keeps no history"):
-        await push.stream(JOB, counting(1))
+        await push.publish_job(JOB, counting(1))
