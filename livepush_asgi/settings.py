@@ -7,8 +7,19 @@ from typing import Literal
 
 Overflow = Literal["resume", "close", "drop_oldest", "latest"]
 OVERFLOWS = ("resume", "close", "drop_oldest", "latest")
-# The longest time of a Timing, in seconds: 31 years. So nothing that is computed from it overflows.
-LONGEST = 1_000_000_000
+# The longest times, in seconds. A longer one is most likely in milliseconds.
+_HOUR = 3600
+_LONGEST = {
+    "heartbeat_interval": _HOUR,
+    "retry": 600,
+    "send_timeout": _HOUR,
+    "max_lifetime": 31 * 24 * _HOUR,
+    "subscribe_timeout": 600,
+    "snapshot_timeout": _HOUR,
+    "authorize_timeout": 600,
+    "linger": _HOUR,
+    "window": _HOUR,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +52,13 @@ class Timing:
     linger: float = 5.0
 
     def __post_init__(self) -> None:
-        _positive("send_timeout", self.send_timeout)
-        _positive("subscribe_timeout", self.subscribe_timeout)
-        _positive("snapshot_timeout", self.snapshot_timeout)
-        _positive("authorize_timeout", self.authorize_timeout)
-        _positive("retry", self.retry)
+        for name in ("retry", "send_timeout", "subscribe_timeout", "snapshot_timeout", "authorize_timeout"):
+            _check_seconds(name, getattr(self, name))
         for name in ("heartbeat_interval", "max_lifetime"):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
+                _check_seconds(name, getattr(self, name))
         if self.linger != 0:
-            _positive("linger", self.linger)
+            _check_seconds("linger", self.linger)
 
     def own_retry(self) -> int:
         """Return one client's reconnection time in milliseconds."""
@@ -109,8 +117,8 @@ class DrainPolicy:
     hold: bool = False
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.window) or self.window < 0:
-            raise ValueError(f"the drain window is in seconds from 0 up, not {self.window!r}")
+        if self.window != 0:
+            _check_seconds("window", self.window)
 
 
 def _whole(name: str, value: object) -> None:
@@ -118,6 +126,9 @@ def _whole(name: str, value: object) -> None:
         raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
 
 
-def _positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LONGEST:
-        raise ValueError(f"{name} is in seconds, more than 0 and at most {LONGEST:,}, not {value!r}")
+def _check_seconds(name: str, value: object) -> None:
+    longest = _LONGEST[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= longest:
+        late = isinstance(value, (int, float)) and longest < value < math.inf
+        hint = "; is it in milliseconds? divide by 1000" if late else ""
+        raise ValueError(f"{name} is in seconds, more than 0 and at most {longest:,}, not {value!r}{hint}")

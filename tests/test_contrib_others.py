@@ -174,7 +174,7 @@ async def test_a_process_that_is_ending_tells_its_clients_to_come_back(app: ASGI
     assert (refused.status, json.loads(event.data)["reason"]) == (200, "drain")
     assert refused.headers["content-type"] == "text/event-stream"
     assert refused.headers["cache-control"] == "no-cache, no-transform"
-    assert HOUSE.service.statistics().refused[RefusalCause.DRAIN] == 1
+    assert HOUSE.service.statistics()["refused"][RefusalCause.DRAIN] == 1
 
 
 @pytest.mark.parametrize(("header", "query"), [("~", ""), (None, "last_event_id=~")], ids=["header", "query"])

@@ -68,7 +68,7 @@ class Server:
 
 def endings(push: LivePush) -> dict[EndReason, int]:
     """Return how many streams have ended for each reason that there was."""
-    return {reason: count for reason, count in push.statistics().ended.items() if count}
+    return {EndReason(reason): count for reason, count in push.statistics()["ended"].items() if count}
 
 
 async def ended(server: Server, do: Callable[[], object] = lambda: None) -> dict[EndReason, int]:
@@ -112,10 +112,10 @@ async def test_a_request_body_is_passed_over() -> None:
         stream = asyncio.create_task(push(SCOPE, server.receive, server.send))
         await let_pass(1)
         assert server.messages == []
-        assert push.statistics().streams == 1
+        assert push.statistics()["streams"] == 1
         server.tell(BODY)
         await let_pass(1)
-        assert push.statistics().streams == 1
+        assert push.statistics()["streams"] == 1
         server.tell(GONE)
         await stream
         assert endings(push) == {EndReason.DISCONNECT: 1}

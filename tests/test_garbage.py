@@ -82,7 +82,7 @@ async def test_streams_leave_nothing(way: Callable[[ASGIApp], ASGIApp]) -> None:
                 await stream.next_event(control=True)
                 await push.publish("a", 1)
                 assert [event.data for event in await stream.events(2)] == ["state", "1"]
-        while push.statistics().streams:
+        while push.statistics()["streams"]:
             await anyio.lowlevel.checkpoint()
-        assert push.statistics().ended[EndReason.DISCONNECT] == STREAMS
+        assert push.statistics()["ended"][EndReason.DISCONNECT] == STREAMS
         assert garbage() == {}

@@ -11,12 +11,12 @@ from ..grant import Authorize, Grant, check_channel
 from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, check_expiry, refused_for
 from ..http.cors import Cors
 from ..http.driver import drive
-from ..http.endpoint import Endpoint, check_arguments
+from ..http.endpoint import Endpoint
 from ..http.probe import ProbeRule, Probes
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.revocation import Disconnected, Revocation
 from ..process.run import NOT_RUNNING, Run
-from ..process.statistics import Statistics, Tally
+from ..process.statistics import Counters, Statistics
 from ..runtime.asgi import Receive, Scope, Send
 from ..runtime.event_loop import loop_identity
 from ..settings import DrainPolicy, Limits, Timing
@@ -24,6 +24,7 @@ from ..slots import Slots
 from ..stream.stream import Stream
 from ..wire.cursor import Position
 from ..wire.reasons import RefusalCause
+from .arguments import check_broker, check_callbacks, check_settings, check_slots, check_soft_refusals
 from .namespace import broker_in, slots_in
 from .publishing import event_of, publish_event, publish_job
 
@@ -69,9 +70,11 @@ class LivePush:
         namespace: str | None = None,
         inline_send: bool = True,
     ) -> None:
-        if not isinstance(broker, Broker):
-            raise TypeError(f"{type(broker).__name__} is no Broker: it needs `publish` and `subscribe`")
-        check_arguments(authorize, soft_refusals, probe)
+        check_broker(broker)
+        check_callbacks(authorize, probe)
+        check_slots(slots)
+        check_settings(timing=timing, limits=limits, drain=drain, cors=cors)
+        check_soft_refusals(soft_refusals)
         self.broker = broker_in(broker, namespace)
         self.slots = slots_in(slots, namespace)
         self.timing = timing or Timing()
@@ -81,7 +84,7 @@ class LivePush:
         self._inline = inline_send
         #: The causes of refusal that are answered 200 with a `livepush.refused` event.
         self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
-        self._tally = Tally()
+        self._counters = Counters()
         self._sender = CommandSender()
         self._run: Run | None = None
         self._stopped_in: object = None
@@ -98,7 +101,7 @@ class LivePush:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection: a stream, or the lifespan. WebSockets are closed."""
         if scope["type"] == "http":
-            streaming = await self.answer(scope, receive, send)
+            streaming = await self._answer(scope, receive, send)
             # Ten thousand open streams need not hold ten thousand scopes.
             del scope
             if streaming is not None:
@@ -113,7 +116,7 @@ class LivePush:
         else:
             raise ValueError(f"ASGI has no scope type {scope['type']!r} that LivePush could serve")
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
         """Answer one HTTP request, or return the stream that is its answer: to be awaited, until it ends.
 
         For middleware: await the returned coroutine instead of `push(...)`; it saves a frame per stream.
@@ -161,7 +164,7 @@ class LivePush:
             expected_position=expected_position,
             retry_for=retry_for,
         )
-        self._tally.published += 1
+        self._counters.published += 1
         return sent
 
     async def publish_job(
@@ -257,7 +260,7 @@ class LivePush:
         False while a channel cannot be subscribed or its history not be read, or the broker's connection
         is down. The streams stay open all the while.
         """
-        return self.statistics().healthy
+        return self.statistics()["healthy"]
 
     def statistics(self) -> Statistics:
         """Return the numbers to watch."""
@@ -267,11 +270,11 @@ class LivePush:
             channels=run.hub.channels if run else 0,
             healthy=run.hub.healthy if run else True,
             draining=run.draining if run else False,
-            opened=self._tally.opened,
-            ended=self._tally.frozen_ended(),
-            refused=self._tally.frozen_refused(),
-            published=self._tally.published,
-            delivered=self._tally.delivered + (run.hub.delivered if run else 0),
+            opened=self._counters.opened,
+            ended=self._counters.by_end_reason(),
+            refused=self._counters.by_refusal_cause(),
+            published=self._counters.published,
+            delivered=self._counters.delivered + (run.hub.delivered if run else 0),
         )
 
     @asynccontextmanager
@@ -293,7 +296,7 @@ class LivePush:
                 self.timing,
                 self.limits,
                 self.drain_policy,
-                self._tally,
+                self._counters,
                 lambda request: self._endpoint.decider.decide_again(request, run),
                 inline_send=self._inline,
             )
@@ -325,4 +328,4 @@ class LivePush:
         await send({"type": "lifespan.shutdown.complete"})
 
     def _count_refusal(self, cause: RefusalCause) -> None:
-        self._tally.refused[cause] += 1
+        self._counters.refused[cause] += 1

@@ -18,6 +18,11 @@ class LivePushMiddleware:
     """
 
     def __init__(self, app: ASGIApp, push: LivePush, path: str = "/events") -> None:
+        if not isinstance(push, LivePush) or not callable(app):
+            raise TypeError(
+                "LivePushMiddleware takes the application first, then the LivePush: "
+                f"LivePushMiddleware(app, push); not ({type(app).__name__}, {type(push).__name__})"
+            )
         if not path.startswith("/") or path.endswith("/"):
             raise ValueError(
                 f"path begins with a slash and does not end with one, as '/events' does, not {path!r}"
@@ -39,7 +44,7 @@ class LivePushMiddleware:
                 scope = {**scope, "root_path": root + self.path, "path": root + below}
                 if scope["type"] == "websocket":
                     await self.push(scope, receive, send)
-                elif streaming := await self.push.answer(scope, receive, send):
+                elif streaming := await self.push._answer(scope, receive, send):
                     # A stream may take hours, and has no use for what this call holds.
                     del scope
                     await streaming

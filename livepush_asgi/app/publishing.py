@@ -45,7 +45,7 @@ def publish_event(
     expected_position: Position | str | None = None,
     retry_for: float = 0.0,
 ) -> Awaitable[str | None]:
-    """Publish an event, repeatedly for `retry_for` seconds while the broker is away; awaited, it is the id."""
+    """Publish an event, and again for `retry_for` seconds while the broker is away; awaited, it is the id."""
     if isinstance(expected_position, str):
         expected_position = Position.of_id(expected_position)
     payload = to_payload(event.encode())

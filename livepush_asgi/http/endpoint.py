@@ -12,7 +12,7 @@ from ..runtime.callbacks import ClientLeftError
 from ..settings import Timing
 from ..stream.stream import Stream
 from ..wire.reasons import RefusalCause
-from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, SOFT_CAUSES, Decider, Refused, refused_for
+from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, refused_for
 from .cors import Cors, RawHeader
 from .driver import GONE, STREAM_HEADERS
 from .probe import QUERY as PROBE
@@ -201,15 +201,3 @@ async def _plan_of(probes: Probes, request: StreamRequest) -> ProbePlan:
         return await probes.plan(request)
     except Refusal as refusal:
         raise Refused(refusal, RefusalCause.AUTHORIZE) from None
-
-
-def check_arguments(authorize: object, soft_refusals: Collection[RefusalCause], probe: object) -> None:
-    """Raise for what an endpoint cannot be made of."""
-    if not callable(authorize):
-        raise TypeError(
-            "authorize is a function that returns a Grant or a Refusal; to let all in: public(...)"
-        )
-    if probe is not None and not callable(probe):
-        raise TypeError("probe is a function that says who may probe; to let all: lambda request: True")
-    if unknown := set(soft_refusals) - SOFT_CAUSES:
-        raise ValueError(f"these are no causes that can be chosen to be soft: {unknown}")

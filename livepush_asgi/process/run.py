@@ -34,7 +34,7 @@ from .open_streams import Opening, OpenStreams
 from .review import Reauthorize, Review
 from .revoker import Revoker
 from .signals import SignalWatch
-from .statistics import Tally
+from .statistics import Counters
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -62,7 +62,7 @@ class Run:
         timing: Timing,
         limits: Limits,
         drain_policy: DrainPolicy,
-        tally: Tally,
+        counters: Counters,
         reauthorize: Reauthorize,
         inline_send: bool = True,
     ) -> None:
@@ -98,7 +98,7 @@ class Run:
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
         )
-        self._tally = tally
+        self._counters = counters
         self._started = anyio.Event()
         #: Whether it has drained and gives everything back: no stream is left, and no task may be started.
         self.stopping = False
@@ -174,7 +174,7 @@ class Run:
         self._open.add(stream)
         if request is not None:
             self.revoker.opened(stream, request)
-        self._tally.opened += 1
+        self._counters.opened += 1
         return stream
 
     def admit(self) -> None:
@@ -210,7 +210,7 @@ class Run:
         self._open.discard(stream)
         self._review.forget(stream)
         assert stream.reason is not None
-        self._tally.ended[stream.reason] += 1
+        self._counters.ended[stream.reason] += 1
         if not self.streams:
             self._empty.set()
 
@@ -297,7 +297,7 @@ class Run:
         for stream in list(self.streams):
             stream.abort(EndReason.DRAIN)
         self._drained.set()
-        self._tally.delivered += self.hub.delivered
+        self._counters.delivered += self.hub.delivered
         with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):
             await self.hub.aclose()
             if self._slots is not None:

@@ -1,15 +1,16 @@
-"""The numbers to watch."""
+"""Statistics: what a LivePush counts in this process."""
 
 from collections import Counter
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import TypedDict
 
 from ..wire.reasons import EndReason, RefusalCause
 
 
-class Statistics(NamedTuple):
-    """What a LivePush has done in this process since it was made, and what it holds now."""
+class Statistics(TypedDict):
+    """What a LivePush has done in this process since it was made, and what it holds now.
+
+    A plain dictionary that JSON can hold: a health or metrics route may return it as it is.
+    """
 
     #: Streams that are open now.
     streams: int
@@ -21,18 +22,18 @@ class Statistics(NamedTuple):
     draining: bool
     #: Streams that were opened.
     opened: int
-    #: Streams that have ended, by reason.
-    ended: Mapping[EndReason, int]
-    #: Clients that got no stream, by cause.
-    refused: Mapping[RefusalCause, int]
+    #: Streams that have ended, by `EndReason`. Every reason is there.
+    ended: dict[str, int]
+    #: Requests that got no stream, by `RefusalCause`. Every cause is there.
+    refused: dict[str, int]
     #: Events that this process published.
     published: int
     #: Events put into outboxes: each counts once for each stream that it was for.
     delivered: int
 
 
-class Tally:
-    """Counts what the statistics tell."""
+class Counters:
+    """What a LivePush counts over all its runs."""
 
     __slots__ = ("delivered", "ended", "opened", "published", "refused")
 
@@ -43,10 +44,10 @@ class Tally:
         self.ended: Counter[EndReason] = Counter()
         self.refused: Counter[RefusalCause] = Counter()
 
-    def frozen_ended(self) -> Mapping[EndReason, int]:
-        """Return a copy that does not change any more, with every reason in it."""
-        return MappingProxyType({reason: self.ended[reason] for reason in EndReason})
+    def by_end_reason(self) -> dict[str, int]:
+        """Return how many streams have ended for each reason, by its text."""
+        return {reason.value: self.ended[reason] for reason in EndReason}
 
-    def frozen_refused(self) -> Mapping[RefusalCause, int]:
-        """Return a copy that does not change any more, with every cause in it."""
-        return MappingProxyType({cause: self.refused[cause] for cause in RefusalCause})
+    def by_refusal_cause(self) -> dict[str, int]:
+        """Return how many requests were refused for each cause, by its text."""
+        return {cause.value: self.refused[cause] for cause in RefusalCause}

@@ -58,8 +58,8 @@ class Connections:
 
     def __init__(self, clock: Clock, timing: Timing) -> None:
         self._clock = clock
-        # The kernel takes whole milliseconds, in 31 bits.
-        self._limit = min(max(1, round(timing.send_timeout * 1000)), 2**31 - 1)
+        # The kernel takes whole milliseconds.
+        self._limit = max(1, round(timing.send_timeout * 1000))
         # Nothing is unacknowledged for long before the first heartbeat; the kernel counts from there.
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
         self._sought: set[Address] = set()

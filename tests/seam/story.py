@@ -475,7 +475,7 @@ class Story:
         await asyncio.sleep(0.5)
         for process, push in enumerate(self.pushes):
             numbers = push.statistics()
-            if numbers.streams or numbers.channels:
+            if numbers["streams"] or numbers["channels"]:
                 raise PromiseBroken(f"streams or channels are left in process {process}: {numbers}")
             if left := self.brokers[process].subscriptions:
                 raise PromiseBroken(f"subscriptions are left in process {process}: {left}")
