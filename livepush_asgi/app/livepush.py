@@ -26,7 +26,7 @@ from ..wire.cursor import Position
 from ..wire.reasons import RefusalCause
 from .arguments import check_broker, check_callbacks, check_settings, check_slots, check_soft_refusals
 from .namespace import broker_in, slots_in
-from .publishing import event_of, publish_event, publish_job
+from .publishing import prepare, publish, publish_job, publish_with_retries
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -154,16 +154,11 @@ class LivePush:
         Raises InvalidEventError for an event that cannot be written, PositionConflictError, and
         BrokerUnavailableError when the broker is away: the event may have been published.
         """
-        check_channel(channel)
-        item = event_of(data, event, id, retry)
-        sent = await publish_event(
-            self.broker,
-            channel,
-            item,
-            idempotency_key=idempotency_key,
-            expected_position=expected_position,
-            retry_for=retry_for,
-        )
+        publication = prepare(channel, data, event, id, retry, idempotency_key, expected_position)
+        if retry_for:
+            sent = await publish_with_retries(self.broker, publication, retry_for)
+        else:
+            sent = await publish(self.broker, publication)
         self._counters.published += 1
         return sent
 

@@ -19,13 +19,12 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from ..brokers import Broker
-from ..grant import check_channel
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.revocation import Disconnected, Revocation
 from ..runtime.event_loop import threadsafe_caller
 from ..wire.cursor import Position
 from .namespace import broker_in, check_namespace
-from .publishing import event_of, publish_event
+from .publishing import prepare, publish_with_retries
 
 # How long the end of the process waits until what is open is closed, in seconds.
 EXIT_TIMEOUT = 2.0
@@ -89,15 +88,10 @@ class Publisher:
 
         Raises RuntimeError on the thread of an event loop, which it would stop.
         """
-        check_channel(channel)
-        item = event_of(data, event, id, retry)
-        publish = partial(
-            publish_event,
-            idempotency_key=idempotency_key,
-            expected_position=expected_position,
-            retry_for=retry_for,
+        publication = prepare(channel, data, event, id, retry, idempotency_key, expected_position)
+        return self._call(
+            "publish", lambda thread: publish_with_retries(thread.broker, publication, retry_for)
         )
-        return self._call("publish", lambda thread: publish(thread.broker, channel, item))
 
     def disconnect(
         self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT

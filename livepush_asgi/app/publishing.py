@@ -5,12 +5,13 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from functools import lru_cache
 from secrets import token_urlsafe
-from typing import cast
+from typing import NamedTuple, cast
 
 import anyio
 
 from ..brokers import Broker, HistoryBroker
 from ..errors import BrokerUnavailableError, PositionConflictError
+from ..grant import check_channel
 from ..wire.cursor import Position, event_id
 from ..wire.event import Event, to_payload
 
@@ -24,71 +25,45 @@ START_EVENT = "start"
 END_TIMEOUT = 5.0
 
 
-def event_of(data: object, event: str | None, id: str | int | None, retry: int | None) -> Event:
-    """Return the Event that `publish` was given. Raises InvalidEventError.
+class Publication(NamedTuple):
+    """One event on its way to a broker, encoded."""
 
-    Raises TypeError if both an Event and one of `event`, `id` and `retry` are given.
-    """
-    if not isinstance(data, Event):
-        return Event(data, event, id, retry)
-    if (event, id, retry) != (None, None, None):
-        raise TypeError("an Event has its own event, id and retry: give them to the Event, not to publish")
-    return data
+    channel: str
+    payload: bytes
+    #: The id that the publisher gave to the event.
+    own_id: str | None
+    idempotency_key: str | None
+    expected: Position | None
 
 
-def publish_event(
-    broker: Broker,
+def prepare(
     channel: str,
-    event: Event,
-    *,
-    idempotency_key: str | None = None,
-    expected_position: Position | str | None = None,
-    retry_for: float = 0.0,
-) -> Awaitable[str | None]:
-    """Publish an event, and again for `retry_for` seconds while the broker is away; awaited, it is the id."""
+    data: object,
+    event: str | None,
+    id: str | int | None,
+    retry: int | None,
+    idempotency_key: str | None,
+    expected_position: Position | str | None,
+) -> Publication:
+    """Check and encode what `LivePush.publish` was given.
+
+    Raises what `check_channel` and Event raise, ValueError for an `expected_position` that is none, and
+    TypeError if both an Event and one of `event`, `id` and `retry` are given.
+    """
+    check_channel(channel)
+    if not isinstance(data, Event):
+        data = Event(data, event, id, retry)
+    elif (event, id, retry) != (None, None, None):
+        raise TypeError("an Event has its own event, id and retry: give them to the Event, not to publish")
     if isinstance(expected_position, str):
         expected_position = Position.of_id(expected_position)
-    payload = to_payload(event.encode())
-    own_id = None if event.id is None else str(event.id)
-    if not retry_for:
-        return _publish(broker, channel, own_id, payload, idempotency_key, expected_position)
-    return _retry(broker, channel, own_id, payload, idempotency_key, expected_position, retry_for)
+    own_id = None if data.id is None else str(data.id)
+    return Publication(channel, to_payload(data.encode()), own_id, idempotency_key, expected_position)
 
 
-async def _retry(
-    broker: Broker,
-    channel: str,
-    own_id: str | None,
-    payload: bytes,
-    idempotency_key: str | None,
-    expected: Position | None,
-    retry_for: float,
-) -> str | None:
-    deadline, delay = anyio.current_time() + retry_for, RETRY_FIRST
-    while True:
-        try:
-            return await _publish(broker, channel, own_id, payload, idempotency_key, expected)
-        except BrokerUnavailableError:
-            if anyio.current_time() + delay > deadline:
-                raise
-        await anyio.sleep(delay * random.uniform(0.5, 1.0))
-        delay = min(RETRY_MOST, 2 * delay)
-
-
-@lru_cache(maxsize=64)
-def _keeps_history(kind: type) -> bool:
-    # Cached, because asking a protocol costs as much as the rest of a publish.
-    return issubclass(kind, HistoryBroker)
-
-
-async def _publish(
-    broker: Broker,
-    channel: str,
-    own_id: str | None,
-    payload: bytes,
-    idempotency_key: str | None,
-    expected: Position | None,
-) -> str | None:
+async def publish(broker: Broker, publication: Publication) -> str | None:
+    """Publish once, and return the event id. Raises what the broker raises."""
+    channel, payload, own_id, idempotency_key, expected = publication
     # A proxy broker may have its methods on the instance only.
     if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
         log = cast("HistoryBroker", broker)
@@ -100,6 +75,25 @@ async def _publish(
         )
     await broker.publish(channel, payload)
     return own_id
+
+
+async def publish_with_retries(broker: Broker, publication: Publication, retry_for: float) -> str | None:
+    """Publish, and again for `retry_for` seconds while the broker is away; return the event id."""
+    deadline, delay = anyio.current_time() + retry_for, RETRY_FIRST
+    while True:
+        try:
+            return await publish(broker, publication)
+        except BrokerUnavailableError:
+            if anyio.current_time() + delay > deadline:
+                raise
+        await anyio.sleep(delay * random.uniform(0.5, 1.0))
+        delay = min(RETRY_MOST, 2 * delay)
+
+
+@lru_cache(maxsize=64)
+def _keeps_history(kind: type) -> bool:
+    # Cached, because asking a protocol costs as much as the rest of a publish.
+    return issubclass(kind, HistoryBroker)
 
 
 #: `LivePush.publish`.
