@@ -1,11 +1,9 @@
-"""Run: what lives from start to stop in one event loop. It owns the hub, the clock and the streams."""
+"""Run: what lives from start to stop in one event loop. It owns the hub, the timers and the streams."""
 
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -29,7 +27,7 @@ from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, MemorySlotCap, Slots
 from ..stream.context import StreamContext
 from ..stream.stream import Stream
-from ..wire.reasons import EndReason
+from .drain import Drain
 from .open_streams import Opening, OpenStreams
 from .review import Reauthorize, Review
 from .revoker import Revoker
@@ -40,16 +38,10 @@ logger = logging.getLogger("livepush_asgi")
 
 # How long giving back subscriptions and slots may take at the end, in seconds.
 CLEANUP_TIMEOUT = 3.0
-# How long a server may take to end by itself before a signal's default ends it, in seconds.
-EXIT_TIMEOUT = 1.0
-# How long a server that cuts its connections at a signal has for the last bytes it was given, in seconds.
-LAST_WORDS = 0.2
 # When the process has fewer streams than this part of its cap, the log says that there is room again.
 # Between the two nothing is logged: streams come and go there all the time.
 RECOVERED = 0.9
 NOT_RUNNING = "no new streams: this process is giving up its streams, or has stopped"
-# So few streams are no storm when they come back: a drain of fewer takes a part of its window only.
-STORM = 10
 
 
 class Run:
@@ -81,8 +73,8 @@ class Run:
         self.draining = False
         self.loop = loop_identity()
         self._call_loop = threadsafe_caller()
-        self._inbox: deque[Callable[[], object]] = deque()
-        self._bell = anyio.Event()
+        self._to_call: deque[Callable[[], object]] = deque()
+        self._called = anyio.Event()
         self.hub: Hub
         #: What all streams share.
         self.context: StreamContext
@@ -94,17 +86,16 @@ class Run:
         self._tasks: TaskGroup
         self._broker = broker
         self._slots = slots
-        self._drain_policy = drain_policy
+        self._handles_signals = drain_policy.signals
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
         )
+        self._drain = Drain(drain_policy, self.streams, self.clock, self._signals)
         self._counters = counters
         self._started = anyio.Event()
         #: Whether it has drained and gives everything back: no stream is left, and no task may be started.
         self.stopping = False
         self._ended = anyio.Event()
-        self._drained = anyio.Event()
-        self._empty = anyio.Event()
 
     @property
     def ended(self) -> bool:
@@ -112,7 +103,7 @@ class Run:
         return self._ended.is_set()
 
     def launch(self) -> None:
-        """Have it start, as a task of the event loop."""
+        """Start it as a task of the event loop. Returns at once."""
         spawn(self._main, "livepush")
 
     async def wait_started(self) -> None:
@@ -123,19 +114,19 @@ class Run:
         """Drain, give everything back and end."""
         await self.drain()
         self.stopping = True
-        self._bell.set()
+        self._called.set()
         await self._ended.wait()
 
     def call_threadsafe(self, function: Callable[[], object]) -> None:
-        """Have the run call something soon. For signal handlers, finalizers and other threads.
+        """Call a function soon, in a task of the run. For signal handlers, finalizers and other threads.
 
-        It is called in a task and not by the loop itself: outside of tasks anyio does not work.
+        In a task, because anyio does not work in a callback of the event loop.
         """
         if self.ended:
-            # Every stream has given back what it had.
+            # No stream is left to give anything back.
             return
-        self._inbox.append(function)
-        self._call_loop(lambda: self._bell.set())
+        self._to_call.append(function)
+        self._call_loop(lambda: self._called.set())
 
     async def open(
         self,
@@ -147,12 +138,12 @@ class Run:
         request: StreamRequest | None = None,
         receive: Receive | None = None,
     ) -> Stream:
-        """Take a slot and return a stream that listens already. The caller has to close it.
+        """Take a slot and return a stream that is attached to its channels. The caller has to close it.
 
-        `decided_at` is `revoker.log.number` from before the decision, once `revoker.listen` had returned.
-        The `request` is what the stream can be authorized by again. Raises CapExceededError,
+        `decided_at` is what `revoker.log.number` was before the decision, after `revoker.listen` had
+        returned. With a `request` the stream can be authorized again later. Raises CapExceededError,
         SlotsUnavailableError, NotRunningError, GrantRevokedError if a revocation after `decided_at` matches,
-        and ClientLeftError. Nothing is taken then.
+        and ClientLeftError; no slot is held then.
         """
         self._check(grant, decided_at, request)
         if grant.slot_key is None or self._slots is None:
@@ -211,37 +202,36 @@ class Run:
         self._review.forget(stream)
         assert stream.reason is not None
         self._counters.ended[stream.reason] += 1
-        if not self.streams:
-            self._empty.set()
+        self._drain.stream_closed()
 
     def drain_soon(self) -> None:
         """Refuse new streams from now on, and end the open ones within the window."""
         if not self.draining and self.running:
             self.draining = True
             self.callbacks.stop()
-            self._tasks.start_soon(self._drain)
+            self._tasks.start_soon(self._drain.run)
 
     async def drain(self) -> None:
         """Drain, and wait until no stream is left."""
         self.drain_soon()
         if self.running:
-            await self._drained.wait()
+            await self._drain.done.wait()
 
     async def _main(self) -> None:
         try:
             async with anyio.create_task_group() as self._tasks:
-                self._furnish()
+                self._set_up()
                 self._tasks.start_soon(self.clock.run, name="livepush clock")
-                if self._drain_policy.signals:
+                if self._handles_signals:
                     self._signals.install()
                 self.running = True
                 self._started.set()
-                await self._answer_bell()
+                await self._call_functions()
                 self._tasks.cancel_scope.cancel()
         except Exception:
             logger.exception("the streams of this process have to end: this is a defect of livepush_asgi")
         finally:
-            # From here on no task may be started, also where something has failed.
+            # From here on no task may be started.
             self.draining = self.stopping = True
             self._signals.remove()
             await self._clean_up()
@@ -250,7 +240,7 @@ class Run:
             self._started.set()
             self._signals.release(ending=True)
 
-    def _furnish(self) -> None:
+    def _set_up(self) -> None:
         tasks, broker = self._tasks, self._broker
         self.hub = Hub(broker, self.clock, tasks, self.timing.linger, self.call_threadsafe)
         alarm = make_alarm()
@@ -273,30 +263,19 @@ class Run:
 
     def _on_signal(self) -> None:
         self.drain_soon()
-        if self._drained.is_set():
-            self._tasks.start_soon(self._pass_signals_on)
+        if self._drain.done.is_set():
+            self._tasks.start_soon(self._drain.pass_signals_on)
 
-    async def _pass_signals_on(self) -> None:
-        if self._signals.fatal:
-            # A server that was told otherwise is ending now that its streams have, and more gently than
-            # by a signal; it stops this run before the time is over.
-            await anyio.sleep(EXIT_TIMEOUT)
-        elif self._signals.holding:
-            await anyio.sleep(LAST_WORDS)
-        self._signals.release()
-
-    async def _answer_bell(self) -> None:
+    async def _call_functions(self) -> None:
         while not self.stopping:
-            await self._bell.wait()
-            self._bell = anyio.Event()
-            while self._inbox:
-                self._inbox.popleft()()
+            await self._called.wait()
+            self._called = anyio.Event()
+            while self._to_call:
+                self._to_call.popleft()()
 
     async def _clean_up(self) -> None:
         self.callbacks.stop()
-        for stream in list(self.streams):
-            stream.abort(EndReason.DRAIN)
-        self._drained.set()
+        self._drain.cut()
         self._counters.delivered += self.hub.delivered
         with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):
             await self.hub.aclose()
@@ -307,23 +286,6 @@ class Run:
                     # `stop` waits for the end of this run, and the next `start` too.
                     logger.exception("closing the slots raised; the component stops all the same")
             await self.revoker.leave()
-
-    async def _drain(self) -> None:
-        # Streams that end by themselves need a moment after their time has come: the last part of the
-        # window is theirs. What is left after it is cut off, so that the window is never outlasted.
-        span = 0.8 * self._drain_policy.window * min(1.0, len(self.streams) / STORM)
-        if self.streams:
-            logger.warning("draining: %d streams end within %.1f s", len(self.streams), span)
-        for stream in self.streams:
-            self.clock.call_later(random.uniform(0.0, span), partial(stream.end, EndReason.DRAIN))
-        with anyio.move_on_after(self._drain_policy.window):
-            while self.streams:
-                self._empty = anyio.Event()
-                await self._empty.wait()
-        for stream in list(self.streams):
-            stream.abort(EndReason.DRAIN)
-        self._drained.set()
-        await self._pass_signals_on()
 
     def _check(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
         if self.draining or not self.running:

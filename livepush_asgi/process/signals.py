@@ -1,7 +1,7 @@
-"""Signals: begin to drain when the process is told to end. The only file that touches the process.
+"""SignalWatch: starts a drain at SIGTERM and SIGINT. The only file of the component that handles signals.
 
-Servers tell a streaming application nothing until its streams have ended: uvicorn sends
-`lifespan.shutdown` after all connections have closed. So the signal itself has to be heard.
+Servers tell a streaming application nothing until its streams have ended: uvicorn sends `lifespan.shutdown`
+after all connections have closed. So the component has to handle the signal itself.
 """
 
 import logging
@@ -22,15 +22,15 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class SignalWatch:
-    """Calls a function at SIGTERM and SIGINT, and the handler that was there before.
+    """Calls a function at SIGTERM and SIGINT, and then the handler that was installed before.
 
-    That one is called at once, or, with `hold`, at `release`; a second signal is not held any more.
-    Where it is the default, which ends the process on the spot, signals are held for a `window`
-    (seconds) in any case: some servers send them twice.
+    The earlier handler is called at once, or, with `hold`, at `release`; a second signal is passed on at
+    once. Where the earlier handler is the default, which ends the process on the spot, signals are held for
+    `window` seconds even without `hold`, because some servers send them twice.
     """
 
-    def __init__(self, heard: Callable[[], None], *, hold: bool = False, window: float = 0.0) -> None:
-        self._heard = heard
+    def __init__(self, on_signal: Callable[[], None], *, hold: bool = False, window: float = 0.0) -> None:
+        self._on_signal = on_signal
         self._hold = hold
         self._window = window
         self._found: dict[signal.Signals, Handler] = {}
@@ -40,7 +40,7 @@ class SignalWatch:
         self._on_asyncio = True
 
     def install(self) -> None:
-        """Begin to listen. Where that is impossible, since only the main thread may, it is logged."""
+        """Install the handlers. Only the main thread can; elsewhere a warning is logged."""
         self._active = True
         self._on_asyncio = on_asyncio()
         try:
@@ -66,9 +66,9 @@ class SignalWatch:
             signal.signal(number, self._handle)
 
     def remove(self) -> None:
-        """Put back the handlers that were found, where nobody has installed another one since.
+        """Restore the earlier handlers, unless another one was installed since.
 
-        Where somebody has, theirs may call ours, which from now on only passes the signal on.
+        Another one may call ours, which from now on only passes the signal on.
         """
         self._active = False
         if threading.current_thread() is not threading.main_thread():
@@ -88,9 +88,9 @@ class SignalWatch:
         return any(self._found[number] == signal.SIG_DFL for number in self._held)
 
     def release(self, *, ending: bool = False) -> None:
-        """Pass on what is held, and from now on whatever comes.
+        """Pass on the signals that are held, and from now on those that come.
 
-        Of a process that is `ending` by itself the default is kept away, which would cut that short.
+        With `ending`, a held signal whose default action kills the process is dropped: it is ending anyway.
         """
         held, self._held = self._held, {}
         if held:
@@ -103,21 +103,21 @@ class SignalWatch:
         name = signal.Signals(number)
         found = self._found.get(name)
         if self._active:
-            self._heard()
-            if self._keep(name):
+            self._on_signal()
+            if self._hold_back(name):
                 return
         self._held.pop(name, None)
         if callable(found):
-            # trio's handler of Ctrl+C raises KeyboardInterrupt in whatever the frame belongs to, which may be
-            # a stream in the middle of a send: it alone would end, and the server hear nothing. Without a
-            # frame it is the main task that is told.
+            # trio's handler of Ctrl+C raises KeyboardInterrupt in the task that the frame belongs to. That
+            # may be one stream in the middle of a send, and the server would not hear of it. Without a frame
+            # trio tells the main task.
             found(number, frame if self._on_asyncio else None)
         elif found == signal.SIG_DFL:
-            # The default is to end at once, and it cannot be called: put it back and send again.
+            # The default action cannot be called: restore it and send the signal again.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    def _keep(self, name: signal.Signals) -> bool:
+    def _hold_back(self, name: signal.Signals) -> bool:
         now = time.monotonic()
         if self._found[name] == signal.SIG_DFL:
             return now - self._held.setdefault(name, now) < self._window

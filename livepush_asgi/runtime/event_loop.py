@@ -1,4 +1,4 @@
-"""The event loop, asyncio's or trio's: the little that is needed of it and that anyio does not offer."""
+"""The event loop of asyncio or trio: what the component needs of it and anyio does not offer."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 
-# The `Any`s are what the two libraries themselves declare for what a coroutine yields and takes.
+# `Any` is what asyncio and trio themselves declare for what a coroutine yields and is sent.
 T = TypeVar("T")
 BackgroundFunction = Callable[[], Coroutine[Any, Any, None]]
 Caller = Callable[[Callable[[], object]], None]
@@ -60,10 +60,10 @@ def asyncio_loop() -> asyncio.AbstractEventLoop:
 
 
 def threadsafe_caller() -> Caller:
-    """Return a function that has the running loop call something soon.
+    """Return a function that makes the running loop call another function soon.
 
-    It may be used from a signal handler, a finalizer or another thread. Once the loop has ended it
-    does nothing: whatever was to be told is gone with it.
+    It may be used from a signal handler, a finalizer or another thread. Once the loop has ended it does
+    nothing.
     """
     try:
         loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ def threadsafe_caller() -> Caller:
         return _trio_caller()
 
     def call(function: Callable[[], object]) -> None:
-        # RuntimeError is what asyncio and uvloop raise when the loop is closed.
+        # asyncio and uvloop raise RuntimeError when the loop is closed.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(function)
 
@@ -79,7 +79,7 @@ def threadsafe_caller() -> Caller:
 
 
 def soon_caller() -> Caller:
-    """Return a function that has the running loop call something in its next turn. For the loop's thread."""
+    """Return a function that makes the running loop call another one in its next turn. Not thread-safe."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -106,10 +106,11 @@ def _trio_caller() -> Caller:
 def start_task(
     coroutine: Coroutine[Any, Any, None], name: str, context: Context | None = None
 ) -> asyncio.Task[None]:
-    """Start a task of the running asyncio loop that takes its first step in a later turn.
+    """Start a task of the running asyncio loop whose first step runs in a later turn of the loop.
 
-    With `asyncio.eager_task_factory` a task of `create_task` takes it at once, before the caller has stored
-    the task and has set the state that the task looks at. The loop's task factory is not asked.
+    With `asyncio.eager_task_factory` the first step of a task made by `create_task` runs at once, before the
+    caller has stored the task and has set the state that the task looks at. So the loop's task factory is
+    not used here.
     """
     return asyncio.Task(coroutine, loop=asyncio_loop(), name=name, context=context)
 
@@ -119,9 +120,9 @@ _background: set[asyncio.Task[None]] = set()
 
 
 def spawn(function: BackgroundFunction, name: str, context: Context | None = None) -> None:
-    """Start a task that belongs to the loop and not to the caller, in this context or an empty one.
+    """Start a task that belongs to the loop and not to the caller, in `context` or an empty one.
 
-    It lives until it returns or the loop ends, which cancels it. It must not raise.
+    It runs until it returns, or until the loop ends and cancels it. It must not raise.
     """
     context = Context() if context is None else context
     if not on_asyncio():
@@ -135,7 +136,7 @@ def spawn(function: BackgroundFunction, name: str, context: Context | None = Non
 
 
 def time_source() -> Callable[[], float]:
-    """Return the running loop's monotonic clock, in seconds; the same that its deadlines go by."""
+    """Return a function that returns the time of the running loop's monotonic clock, in seconds."""
     try:
         return asyncio.get_running_loop().time
     except RuntimeError:
@@ -145,7 +146,7 @@ def time_source() -> Callable[[], float]:
 
 
 def now() -> float:
-    """Return the time of the running loop's clock. Where it is asked often `time_source` is cheaper."""
+    """Return the time of the running loop's clock, in seconds. `time_source` is cheaper in hot paths."""
     try:
         return asyncio.get_running_loop().time()
     except RuntimeError:
@@ -155,7 +156,7 @@ def now() -> float:
 
 
 async def pause() -> None:
-    """Let the others have a turn. Unlike anyio's checkpoint it works outside of a task too."""
+    """Let other tasks run. Unlike anyio's checkpoint it works outside of a task too."""
     if on_asyncio():
         await asyncio.sleep(0)
     else:
@@ -164,31 +165,31 @@ async def pause() -> None:
         await trio.lowlevel.checkpoint()
 
 
-# A sleep that is bounded may take up to so much longer, in seconds.
+# A sleep with a timeout may take up to this much longer, in seconds.
 GRAIN = 0.05
 
-#: One task's sleep: a future of asyncio's or an event of anyio's, which only the alarm that made it can tell.
+#: The sleep of one task: a future of asyncio or an event of anyio.
 Sleep = Any
 
 
 class Alarm(Protocol):
-    """Lets tasks sleep until they are woken. It keeps nothing of them: one does for ten thousand streams."""
+    """Lets tasks sleep until they are woken. Stateless; shared by all streams of a process."""
 
     def set(self) -> Sleep:
-        """Begin a sleep; from now on it can be ended by `wake`."""
+        """Begin a sleep, and return it. From now on `wake` can end it."""
         ...
 
     def wait(self, sleep: Sleep, timeout: float | None = None) -> Awaitable[bool]:
-        """Sleep until woken; the result is False if that took longer than `timeout` seconds."""
+        """Sleep until woken, and return True; return False after `timeout` seconds."""
         ...
 
     def wake(self, sleep: Sleep) -> None:
-        """End a sleep. Returns at once; harmless when it has ended already."""
+        """End a sleep. Returns at once; harmless when the sleep has ended already."""
         ...
 
 
 class _AsyncioAlarm:
-    """A future and no more: a stream sleeps once for every event, and anyio's Event costs several µs."""
+    """A sleep is a future: a stream sleeps once for every event, and anyio's Event costs several µs."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -197,9 +198,9 @@ class _AsyncioAlarm:
         return self._loop.create_future()
 
     def wait(self, sleep: asyncio.Future[bool], timeout: float | None = None) -> Awaitable[bool]:
-        # The future itself, and no coroutine around it: ten thousand streams sleep at once.
+        # Return the future itself: ten thousand sleeping streams do without a coroutine each.
         if timeout is not None:
-            # On a grid, so that those of all streams end in few turns of the loop.
+            # On a grid, so that the sleeps of many streams end in few turns of the loop.
             when = math.ceil((self._loop.time() + timeout) / GRAIN) * GRAIN
             timer = self._loop.call_at(when, self._end, sleep, False)
             sleep.add_done_callback(lambda done: timer.cancel())
@@ -236,7 +237,7 @@ def make_alarm() -> Alarm:
 
 
 class Waker:
-    """Lets one task of the running loop sleep until it is woken. Being woken while awake is forgotten."""
+    """Lets one task of the running loop sleep until it is woken. A wake-up while it is awake is dropped."""
 
     __slots__ = ("_alarm", "_sleep")
 

@@ -1,4 +1,4 @@
-"""One clock for all streams of a process: one task that calls functions when they are due."""
+"""Scheduler: the timers of all streams of a process, in one heap and one task."""
 
 import heapq
 import logging
@@ -11,17 +11,17 @@ from .event_loop import time_source
 
 logger = logging.getLogger("livepush_asgi")
 
-# A timer is called up to this much late, in seconds, so that ten thousand streams do not wake the clock ten
-# thousand times in every heartbeat interval.
+# A timer is called up to this much late, in seconds, so that ten thousand streams do not wake the scheduler
+# ten thousand times in every heartbeat interval.
 RESOLUTION = 0.05
-# A longer delay, in seconds, never ends: more than thirty years. So no sum overflows a loop's deadlines.
+# A longer delay, in seconds, never ends: more than thirty years. So no deadline of a loop overflows.
 NEVER = 1e9
-# A heap with fewer timers is not compacted: it would cost more than it frees.
+# A smaller heap is not compacted: that would cost more than it frees.
 WORTH_COMPACTING = 64
 
 
 class Timer:
-    """A function that the clock will call once. `cancel` keeps it from being called."""
+    """A function that the scheduler calls once, unless `cancel` is called before."""
 
     __slots__ = ("_function", "_on_cancel", "_subject", "when")
 
@@ -43,14 +43,14 @@ class Timer:
         return self._function is None
 
     def cancel(self) -> None:
-        """Drop the function. Harmless the second time, and when the function was called already."""
+        """Drop the function. Harmless the second time, and after the function was called."""
         self._function = self._subject = None
         on_cancel, self._on_cancel = self._on_cancel, None
         if on_cancel is not None:
             on_cancel()
 
     def leave(self) -> None:
-        """Note that the clock does not hold this timer any more."""
+        """Take note that the scheduler does not hold this timer any more."""
         self._on_cancel = None
 
     def call(self) -> None:
@@ -63,14 +63,14 @@ class Timer:
             else:
                 self._function(self._subject)
         except Exception:
-            logger.exception("a timed call raised; the clock goes on")
+            logger.exception("a timed call raised; the other timers go on")
 
     def __lt__(self, other: "Timer") -> bool:
         return self.when < other.when
 
 
 class Clock:
-    """Calls plain functions at or shortly after a time. `run` has to be running."""
+    """Calls plain functions when they are due, or up to `RESOLUTION` later, while `run` is running."""
 
     def __init__(self) -> None:
         #: The loop's own monotonic clock.
@@ -85,14 +85,14 @@ class Clock:
         self._called_at = -math.inf
 
     def __len__(self) -> int:
-        """Return how many timers are held. Cancelled ones are at most half of them, or a few dozen."""
+        """Return how many timers are held. At most half of them, or a few dozen, are cancelled."""
         return len(self._timers)
 
     def call_later(self, delay: float, function: Callable[..., None], subject: object = None) -> Timer:
-        """Have `function` called in `delay` seconds, with `subject` if there is one.
+        """Call `function` in `delay` seconds, with `subject` unless that is None. Returns at once.
 
-        A delay beyond `NEVER`, infinity and NaN included, never ends. Passing the subject separately saves
-        a bound method for each of ten thousand streams.
+        A delay beyond `NEVER`, infinity and NaN included, never ends. Passing the subject separately saves a
+        bound method for each stream.
         """
         if not delay <= NEVER:
             return Timer(math.inf, function, subject, None)
@@ -114,15 +114,15 @@ class Clock:
     def _next_wakeup(self) -> float:
         if not self._timers:
             return math.inf
-        # A timer that was set again while the clock called it may be due already. It waits all the same, so
-        # that the loop moves on where its time stands still between two turns.
+        # A timer that was set again while it was called may be due already. It waits all the same, so that
+        # the loop moves on even if its clock stands still between two turns.
         when = max(self._timers[0].when, self._called_at + RESOLUTION / 2)
-        # Rounded, the product may be a hair before the time itself, which would then never be due.
+        # The rounded product may be a hair before `when`, which would then never be due.
         return max(when, math.ceil(when / RESOLUTION) * RESOLUTION)
 
     def _call_due(self) -> None:
         self._called_at = now = self.now()
-        # Collected first: a timer that is set now is not called in this turn, however short its delay.
+        # Collected first, so that a timer that is set meanwhile is not called in this turn.
         due = []
         while self._timers and self._timers[0].when <= now:
             timer = heapq.heappop(self._timers)
