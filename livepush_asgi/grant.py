@@ -1,4 +1,4 @@
-"""StreamRequest, Grant and Refusal: what `authorize` gets and what it gives. Values and pure functions."""
+"""StreamRequest, Grant and Refusal: what `authorize` gets and returns. Values and pure functions."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from .runtime.asgi import Scope
 from .wire.cursor import MOST_POSITIONS
 from .wire.event import RESERVED_PREFIX
 
-# The end of the year 9999, which is the last that a datetime can name, in seconds since the epoch.
+# The end of the year 9999, the last year of a datetime, in seconds since the epoch.
 _LATEST = 253_402_300_800
 # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -44,8 +44,8 @@ class StreamRequest:
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The query parameters; of a repeated one the last. `query_all` has them all."""
-        # Kept by hand: every connect asks for it, and `cached_property` takes a lock on Python 3.11.
+        """The query parameters by name. A repeated one has its last value; `query_all` returns every value."""
+        # Cached by hand: every connect reads it, and `cached_property` takes a lock on Python 3.11.
         if self._query is None:
             self._query = dict(self._query_pairs())
         return self._query
@@ -62,11 +62,11 @@ class StreamRequest:
 
     @property
     def last_event_id(self) -> str | None:
-        """The id after which the client wants to go on: `Last-Event-ID`, or the query's `last_event_id`.
+        """The id after which the client resumes: the header `Last-Event-ID`, or the query's `last_event_id`.
 
-        The query parameter is for clients that cannot set headers; the header wins, because
-        `EventSource` repeats the URL unchanged when it reconnects. Text from outside: trust nothing
-        in it. https://html.spec.whatwg.org/multipage/server-sent-events.html#last-event-id
+        The query parameter is for clients that cannot set headers. The header wins, because `EventSource`
+        repeats the URL unchanged when it reconnects. It is untrusted text from the client.
+        https://html.spec.whatwg.org/multipage/server-sent-events.html#last-event-id
         """
         for name, value in self.scope["headers"]:
             if name.lower() == b"last-event-id":
@@ -76,7 +76,7 @@ class StreamRequest:
     def _query_pairs(self) -> list[tuple[str, str]]:
         if not self.scope.get("query_string"):
             return []
-        # Percent-encoded, and so ASCII, from every browser; curl sends what it was given, as UTF-8.
+        # Browsers percent-encode it, so it is ASCII; curl sends UTF-8 as it was typed.
         text = bytes(self.scope.get("query_string", b"")).decode("utf-8", "replace")
         return parse_qsl(text, keep_blank_values=True)
 
@@ -84,9 +84,9 @@ class StreamRequest:
 def path_below(scope: Scope) -> str:
     """Return the path below the mount point, "/" at least, without a slash at its end.
 
-    By the specification `path` contains `root_path`, and Starlette's mounts keep to that; Litestar's
-    cut the prefix off, leave `root_path` alone and add a slash. So `root_path` comes off where it is
-    there, and whole segments only: `/eventsX` is not below `/events`.
+    By the ASGI specification `path` contains `root_path`, and Starlette's mounts follow it. Litestar's mounts
+    cut the prefix off, leave `root_path` alone and add a slash. So `root_path` is removed only where `path`
+    begins with it, and only whole segments: `/eventsX` is not below `/events`.
     """
     path = str(scope["path"])
     root = str(scope.get("root_path", "")).rstrip("/")
@@ -96,9 +96,9 @@ def path_below(scope: Scope) -> str:
 
 
 def is_foreign(scope: Scope) -> bool:
-    """Return whether the mount has caught a path that is not below it.
+    """Return whether a mount has caught a path that is not below it.
 
-    Litestar's mount at `/events` catches `/eventsX` too, and hands on what is left, `X/`.
+    Litestar's mount at `/events` also catches `/eventsX`, and passes on the rest of the path, `X/`.
     """
     path = str(scope["path"])
     return bool(path) and not path.startswith("/")
@@ -112,20 +112,20 @@ Snapshot = Callable[[], object]
 class Grant:
     """What a client may have: the channels of its stream, and the terms.
 
-    `slot_key` names whose slot the stream takes; without one it takes none. `expires_at` (an aware
-    datetime, or seconds since the epoch) is when the login behind the stream ends, and the stream
-    with it. `control_events` overrides the application's setting for a client that cannot have the
-    `livepush.*` events.
+    `slot_key` is the key whose slot the stream takes; without a key it takes none. `expires_at` (an aware
+    datetime, or seconds since the epoch) is when the login behind the stream ends; the stream ends then too.
+    `control_events` overrides the application's setting, for a client that cannot have the `livepush.*`
+    events.
 
-    `replay` says where a client begins in channels with history if it brings no position of its own:
-    with what is "new", with the "last" event (the latest value), with "all" that is kept, or with so
-    many of the newest. `snapshot` is called after the stream has begun to listen and before its first
-    event, unless it resumed, and again after a gap: it returns (or awaits) the state as one event or
-    several, an Event or what an Event takes as data. State, then changes, with no race between them:
-    what changes while it is read is delivered afterwards.
+    `replay` says where a client without a position of its own begins in channels with history: at "new"
+    events, at the "last" event (the latest value), at the oldest of "all" that are kept, or at the N newest.
+    `snapshot` is a function, async or not, that returns the state as one event or a list of them, each an
+    Event or what an Event takes as data. It is called before the first event of a stream that did not resume,
+    and again after a gap. The stream is subscribed by then, so changes that are published while the snapshot
+    is read are delivered after it.
 
-    Raises InvalidGrantError, a ValueError, for text that names no channel or slot key, and TypeError
-    for a name that is no text.
+    Raises InvalidGrantError, a ValueError, for text that cannot name a channel or slot key, and TypeError for
+    a name that is not text and a snapshot that cannot be called.
     """
 
     channels: str | Iterable[str]
@@ -170,10 +170,10 @@ class Grant:
 class Refusal(Exception):
     """The answer to a client that gets no stream. Return it from `authorize`, or raise it.
 
-    `status` is the HTTP status: 204 makes `EventSource` stop without an error, 4xx and 5xx are sent
-    with a small `application/problem+json` in which `detail` is for the client to read. Native
-    `EventSource` never comes back after a status other than 200; `soft=True` answers 200 with a
-    reconnection time and a `livepush.refused` event instead, and ends. `retry_after` is in seconds.
+    `status` is the HTTP status. 204 makes `EventSource` stop without an error. 4xx and 5xx are sent with a
+    small `application/problem+json`, in which `detail` is text for the client. A browser's `EventSource` does
+    not reconnect after any status but 200; `soft=True` answers 200 with a reconnection time and a
+    `livepush.refused` event, and ends the response. `retry_after` is in seconds.
     """
 
     def __init__(
@@ -218,14 +218,14 @@ class _Public:
 
 
 def public(*channels: str, slot_key: str | None = None) -> Authorize:
-    """Return an `authorize` that lets everyone in, to these channels. All share the slots of `slot_key`."""
+    """Return an `authorize` that grants these channels to everybody. All share the slots of `slot_key`."""
     return _Public(Grant(channels=channels, slot_key=slot_key))
 
 
 def check_channel(channel: object) -> None:
-    """Raise InvalidGrantError for text that cannot name a channel, TypeError for what is no text."""
+    """Raise InvalidGrantError for text that cannot name a channel, TypeError for anything but text."""
     if not isinstance(channel, str):
-        raise TypeError(f"a channel is named by a str, not {type(channel).__name__}")
+        raise TypeError(f"a channel name is a str, not {type(channel).__name__}")
     if not channel:
         raise InvalidGrantError("a channel name is not empty")
     if channel.startswith(RESERVED_PREFIX):
@@ -234,7 +234,7 @@ def check_channel(channel: object) -> None:
 
 
 def check_slot_key(slot_key: object) -> None:
-    """Raise InvalidGrantError for text that cannot be a slot key, TypeError for what is no text."""
+    """Raise InvalidGrantError for text that cannot be a slot key, TypeError for anything but text."""
     if not isinstance(slot_key, str):
         raise TypeError(f"a slot key is a str, or None for no slot, not {type(slot_key).__name__}")
     if not slot_key:

@@ -12,9 +12,8 @@ logger = logging.getLogger("livepush_asgi")
 class LivePushMiddleware:
     """Serve `push` at `path` and below it; pass every other connection on to `app` untouched.
 
-    It also starts and stops `push` with the lifespan, and answers the lifespan itself where `app`
-    refuses to (Django raises). Put it outermost: a middleware that buffers or compresses belongs
-    behind it.
+    It also starts and stops `push` with the lifespan, and answers the lifespan itself where `app` does not
+    (Django raises). Make it the outermost middleware: one that buffers or compresses must be inside it.
     """
 
     def __init__(self, app: ASGIApp, push: LivePush, path: str = "/events") -> None:
@@ -45,7 +44,7 @@ class LivePushMiddleware:
                 if scope["type"] == "websocket":
                     await self.push(scope, receive, send)
                 elif streaming := await self.push._answer(scope, receive, send):
-                    # A stream may take hours, and has no use for what this call holds.
+                    # The stream may last for hours; it must not hold what this call holds.
                     del scope
                     await streaming
                 return
@@ -53,10 +52,10 @@ class LivePushMiddleware:
 
 
 class _Lifespan:
-    """One lifespan: the application's own with the component's in it, or the component's alone.
+    """One lifespan: the application's own with the component's inside it, or the component's alone.
 
-    The component starts when the application has, and stops before it does, so that the clients and
-    pools that the application opened and will close are there all the time.
+    The component starts after the application and stops before it, so that the clients and pools which the
+    application opens and closes are there all the time.
     """
 
     def __init__(self, app: ASGIApp, push: LivePush, receive: Receive, send: Send) -> None:
@@ -76,7 +75,7 @@ class _Lifespan:
             if self._started or self._failed:
                 await self._push.stop()
                 raise
-            # By the specification an application that raises here just has no use for the lifespan.
+            # By the ASGI specification an application that raises here does not support the lifespan.
             logger.debug("the application has no lifespan: %r", error)
         if not self._failed and not self._asked_to_stop:
             await self._go_on_alone()

@@ -10,10 +10,10 @@ RawHeader = tuple[bytes, bytes]
 class Cors:
     """An allow-list of origins, such as "https://app.example.com", written as browsers send them.
 
-    "*" lets every origin in, without credentials only: with them, every page of the web could read
-    a visitor's streams. `credentials` lets cookies along (`new EventSource(url, {withCredentials:
-    true})`). `headers` are the request headers that a preflight allows, for clients that set their
-    own; `max_age` is how long, in seconds, it may be remembered.
+    "*" allows every origin, but only without credentials: with them, every page of the web could read a
+    visitor's streams. `credentials` allows cookies (`new EventSource(url, {withCredentials: true})`).
+    `headers` are the request headers that a preflight allows, for clients that set their own. `max_age` is
+    how long, in seconds, a browser may cache the preflight.
     """
 
     origins: Iterable[str]

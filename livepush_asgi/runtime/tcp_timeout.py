@@ -1,8 +1,8 @@
-"""The connections under the streams: how long each may be silent before the kernel ends it.
+"""TCP_USER_TIMEOUT of the connections under the streams: how long data may be unacknowledged.
 
-A client that vanished without a word (a cut cable, a phone in a tunnel) shows in nothing that ASGI tells.
-Its heartbeats are not acknowledged, but the kernel repeats them for a quarter of an hour before it gives up.
-TCP_USER_TIMEOUT has it give up sooner: https://man7.org/linux/man-pages/man7/tcp.7.html. Linux only.
+ASGI does not tell when a client vanishes (a cut cable, a phone in a tunnel). The kernel sends its heartbeats
+again for a quarter of an hour before it gives up. With this option it gives up sooner. Linux only.
+https://man7.org/linux/man-pages/man7/tcp.7.html
 """
 
 import contextlib
@@ -50,17 +50,17 @@ Limited = Connection | Address
 
 
 class Connections:
-    """Limits the silence of the connections that carry streams to the time that a send may take.
+    """Sets the option on the connections of streams, to the send timeout, and takes it back.
 
-    ASGI hides the connection and most servers keep it to themselves. But it is an open file of this process,
-    and the address of its client is known: one look through all of them, soon after, finds those that came.
+    uvicorn gives access to the socket. Other servers hide it; but it is an open file of this process, and the
+    client's address is known, so one look through all open files finds the connections that are new.
     """
 
     def __init__(self, clock: Clock, timing: Timing) -> None:
         self._clock = clock
         # The kernel takes whole milliseconds.
         self._limit = max(1, round(timing.send_timeout * 1000))
-        # Nothing is unacknowledged for long before the first heartbeat; the kernel counts from there.
+        # Before the first heartbeat nothing is sent that could stay unacknowledged.
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
         self._sought: set[Address] = set()
         self._looking = False
@@ -70,11 +70,11 @@ class Connections:
         self._files: dict[Address, int] = {}
 
     def limit(self, client: object, receive: Receive | None = None) -> Limited | None:
-        """Limit one connection: at once if `receive` leads to it, or before its first heartbeat.
+        """Limit one connection: at once if `receive` leads to its socket, else before its first heartbeat.
 
-        `client` is what `scope["client"]` says. Nothing is done where that is not the connection's own:
-        behind a proxy, or on a Unix socket; nor to a connection that has a limit already. The result is for
-        `release`, when the response has ended.
+        `client` is `scope["client"]`. Nothing is done where that is not the address of the connection, behind
+        a proxy or on a Unix socket, nor to a connection that has a limit already. Pass the result to
+        `release` when the response has ended.
         """
         if _OPTION is None:
             return None
@@ -92,10 +92,10 @@ class Connections:
         return address
 
     def release(self, limited: Limited | None, *, stuck: bool) -> None:
-        """Take the limit back: the connection may carry other responses, such as a download that rests.
+        """Take the limit back: the connection may carry other responses, such as a download that pauses.
 
-        Where the response was given up because the client is `stuck` the limit stays, so that the kernel
-        soon forgets what the client does not take.
+        Where the response was given up because the client is `stuck`, the limit stays, so that the kernel
+        soon drops what the client does not take.
         """
         if isinstance(limited, tuple):
             self._leave(limited, stuck)
@@ -144,22 +144,22 @@ def _connection_of(receive: Receive | None) -> Connection | None:
 
 
 def _change_file(file: int, address: Address, before: int, after: int) -> bool:
-    # The server may close the file at any time, in a thread too, and the next one gets its number: so it
-    # is made sure of, with a second one for the same connection.
+    # The server may close the file at any time, in a thread too, and a new file may get its number. So the
+    # address is checked on a duplicate, which stays the same connection.
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(file)) as connection:
         return _peer(connection.fileno()) == address and _change(connection, before, after)
     return False
 
 
 def _change(connection: Connection, before: int, after: int) -> bool:
-    """Change the limit, in milliseconds, from what it must be now; return whether it was so."""
+    """Change the limit, in milliseconds, if it is `before` now; return whether it was."""
     assert _OPTION is not None
     try:
         if connection.getsockopt(socket.IPPROTO_TCP, _OPTION) != before:
             return False
         connection.setsockopt(socket.IPPROTO_TCP, _OPTION, after)
     except (OSError, ValueError):
-        # A Unix socket has no such option, nor has a connection that is closed (ValueError, of uvloop).
+        # A Unix socket has no such option. uvloop raises ValueError for a closed connection.
         return False
     return True
 
@@ -180,5 +180,5 @@ def _peer(file: int) -> Address | None:
 
 
 def _plain(host: str) -> str:
-    """Return an address as all write it: no mapped form of IPv4, no name of an interface."""
+    """Return an address without the IPv6 prefix of a mapped IPv4 address and without an interface name."""
     return host.removeprefix("::ffff:").partition("%")[0]
