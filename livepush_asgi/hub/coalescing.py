@@ -1,4 +1,4 @@
-"""Turn: what channels deliver in one turn of the event loop goes to each stream as one batch.
+"""Coalescer: what channels deliver in one turn of the event loop goes to each listener as one batch.
 
 So the cost of an event is paid once for all of the turn: joined once, put once, sent once.
 """
@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..wire.cursor import Position
+from ..wire.reasons import GapReason
 
-# So many deliveries are no longer kept for the end of the turn: a publisher that never lets go of the
-# loop must not fill the memory.
+# At so many deliveries the end of the turn is not waited for: a publisher that never lets go of the loop must
+# not fill the memory.
 MOST_PENDING = 256
 
 
 class Delivery(NamedTuple):
-    """One block on its way to the streams of a channel. The same object waits in every outbox.
+    """One block on its way to the listeners of a channel. The same object waits in every outbox.
 
     `block` is what a stream on this one channel sends; with a `position`, that is its id. `bare` is
     the block without it, for streams on several channels, whose ids hold several positions. A `gap` is
@@ -29,7 +30,7 @@ class Delivery(NamedTuple):
 
 
 class Batch:
-    """Deliveries of one turn, in order, for a stream on one channel or on several."""
+    """Deliveries of one turn, in order, for a listener to one channel or to several."""
 
     __slots__ = ("_joined", "deliveries", "position", "size", "time")
 
@@ -58,46 +59,56 @@ class Batch:
         return self._joined
 
 
-class Hearer(Protocol):
-    """Who gets batches. The call returns at once and never raises."""
+class Listener(Protocol):
+    """What hears a channel: a stream, for one. The calls return at once and never raise."""
 
     #: Whether it hears several channels: then it gets them in the order in which they were delivered.
     several: bool
 
     def receive(self, batch: Batch, /) -> None:
-        """Take what was delivered."""
+        """Take what was published, all that one turn of the loop has brought."""
+        ...
+
+    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
+        """Hear that events may be missing at this point; in a log, up to this position."""
+        ...
+
+    def subscribed(self, channel: str, /) -> None:
+        """Hear that the channel is subscribed, for a listener that was attached before it was."""
         ...
 
 
-class Source(Protocol):
-    """A channel, and who hears it now."""
+class Coalescer:
+    """Gathers deliveries until the turn ends.
 
-    def hearers(self) -> Sequence[Hearer]:
-        """Return the listeners; the sequence does not change any more."""
-        ...
+    `call_soon` has the loop call a function in its next turn. `listeners_of` returns the listeners of a
+    channel, in a sequence that does not change any more.
+    """
 
-
-class Turn:
-    """Gathers deliveries until the turn ends. `call_soon` has the loop call a function in its next turn."""
-
-    def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], object]], object],
+        now: Callable[[], float],
+        listeners_of: Callable[[str], Sequence[Listener]],
+    ) -> None:
         self._call_soon = call_soon
         self._now = now
-        self._pending: list[tuple[Source, Delivery]] = []
+        self._listeners_of = listeners_of
+        self._pending: list[Delivery] = []
         self._called = False
         self._flushing = False
 
-    def add(self, source: Source, delivery: Delivery) -> None:
+    def add(self, delivery: Delivery) -> None:
         """Deliver something at the end of this turn, behind all that was added before."""
-        self._pending.append((source, delivery))
+        self._pending.append(delivery)
         if len(self._pending) >= MOST_PENDING:
             self.flush()
         elif not self._called:
             self._called = True
-            self._call_soon(self._end)
+            self._call_soon(self._end_turn)
 
     def flush(self) -> None:
-        """Deliver now what waits: before a listener comes or a position is asked for, for instance."""
+        """Deliver now what is pending: before a listener is added or placed in a log, for instance."""
         # While a batch is given out nothing newer may overtake it.
         if not self._pending or self._flushing:
             return
@@ -108,32 +119,32 @@ class Turn:
         finally:
             self._flushing = False
 
-    def _end(self) -> None:
+    def _end_turn(self) -> None:
         self._called = False
         self.flush()
 
-    def _give_out(self, pending: list[tuple[Source, Delivery]]) -> None:
-        by_source: dict[Source, list[Delivery]] = {}
-        for source, delivery in pending:
-            by_source.setdefault(source, []).append(delivery)
-        # Each on several channels: which of these channels it hears.
-        several: dict[Hearer, set[Source]] = {}
-        # Raised when all the others have theirs.
+    def _give_out(self, pending: list[Delivery]) -> None:
+        by_channel: dict[str, list[Delivery]] = {}
+        for delivery in pending:
+            by_channel.setdefault(delivery.channel, []).append(delivery)
+        # The listeners to several channels, each with those of these channels that it hears.
+        several: dict[Listener, set[str]] = {}
+        # Raised when all listeners have their batches.
         failure: BaseException | None = None
         now = self._now()
-        for source, deliveries in by_source.items():
+        for channel, deliveries in by_channel.items():
             batch = Batch(deliveries, now)
-            for hearer in source.hearers():
-                if hearer.several and len(by_source) > 1:
-                    several.setdefault(hearer, set()).add(source)
+            for listener in self._listeners_of(channel):
+                if listener.several and len(by_channel) > 1:
+                    several.setdefault(listener, set()).add(channel)
                     continue
                 try:
-                    hearer.receive(batch)
+                    listener.receive(batch)
                 except BaseException as error:
                     failure = failure or error
-        for hearer, sources in several.items():
+        for listener, channels in several.items():
             try:
-                hearer.receive(Batch([delivery for source, delivery in pending if source in sources], now))
+                listener.receive(Batch([item for item in pending if item.channel in channels], now))
             except BaseException as error:
                 failure = failure or error
         if failure is not None:
