@@ -12,7 +12,8 @@ import pytest
 import uvicorn
 
 from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.hub.coalescing import Batch, Coalescer, Delivery
+from livepush_asgi.hub.channel import Channel, Coalescer
+from livepush_asgi.hub.delivery import Batch, Delivery
 from livepush_asgi.runtime.asgi import Message, Send
 from livepush_asgi.runtime.inline_send import TESTED_UVICORN, DirectSend
 from livepush_asgi.testing import Client, EventStreamParser
@@ -316,9 +317,13 @@ def test_a_listener_that_raises_keeps_nothing_from_the_others(several: bool) -> 
             raise AssertionError("the coalescer subscribes nothing")
 
     ears = [Ear(KeyboardInterrupt("first")), Ear(), Ear(ValueError("second")), Ear()]
-    coalescer = Coalescer(lambda function: None, lambda: 0.0, lambda channel: ears)
-    coalescer.add(Delivery("one", b"1"))
-    coalescer.add(Delivery("two", b"2"))
+    coalescer = Coalescer(lambda function: None, lambda: 0.0)
+    one, two = (Channel(name, MemoryBroker(), coalescer, lambda channel: None) for name in ("one", "two"))
+    for ear in ears:
+        one.add(ear)
+        two.add(ear)
+    coalescer.add(one, Delivery("one", b"1"))
+    coalescer.add(two, Delivery("two", b"2"))
     with pytest.raises(KeyboardInterrupt, match="first"):
         coalescer.flush()
     assert [ear.heard for ear in ears] == [[], [b"1", b"2"], [], [b"1", b"2"]]

@@ -1,4 +1,6 @@
-"""Channel: one channel in this process. It keeps one subscription up, for all the local listeners."""
+"""Channel: one channel in this process. It keeps one subscription up, for all the local listeners; what it
+delivers goes through the process's Coalescer.
+"""
 
 import logging
 import math
@@ -11,11 +13,10 @@ from ..brokers import Broker, Sink, Subscription
 from ..brokers.backoff import Backoff
 from ..errors import InvalidEventError, MessagesLostError
 from ..runtime.scheduler import Timer
-from ..wire.control import gap_block
-from ..wire.cursor import Position, event_id
-from ..wire.event import from_payload, split_position, with_id
+from ..wire.cursor import Position
+from ..wire.event import RESERVED_PREFIX, split_position
 from ..wire.reasons import GapReason
-from .coalescing import Coalescer, Delivery, Listener
+from .delivery import Batch, Delivery, Listener, delivery_of
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -26,23 +27,82 @@ POLL_TIMEOUT = 60.0
 RETRY_FIRST, RETRY_MOST = 0.2, 5.0
 # How much a task that asks for messages delivers before it gives the streams their turn to send it.
 MESSAGES_PER_TURN, BYTES_PER_TURN = 32, 128 * 1024
+# At so many deliveries the end of the turn is not waited for: a publisher that never lets go of the loop
+# must not fill the memory.
+MOST_PENDING = 256
 # What closing a subscription may cost in time, in seconds, when the broker does not answer.
 CLOSE_TIMEOUT = 2.0
 
 
-def delivery_of(channel: str, payload: bytes, position: Position | None) -> Delivery:
-    """Return a payload as streams send it. Raises InvalidEventError for one that is no event."""
-    block = from_payload(payload)
-    if position is None:
-        return Delivery(channel, block)
-    return Delivery(channel, with_id(block, event_id(channel, position)), position, block)
+class Coalescer:
+    """Gathers what channels deliver in one turn of the event loop: each listener gets it as one batch.
 
+    So the cost of an event is paid once for all of the turn: joined once, put once, sent once. `call_soon`
+    has the loop call a function in its next turn.
+    """
 
-def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> Delivery:
-    """Return the word that events are missing, in a log those up to a position."""
-    bare = gap_block(channel, reason)
-    block = bare if position is None else gap_block(channel, reason, event_id(channel, position))
-    return Delivery(channel, block, position, bare, gap=True)
+    def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
+        #: How many events of the application were given to listeners.
+        self.delivered = 0
+        self._call_soon = call_soon
+        self._now = now
+        self._pending: list[tuple[Channel, Delivery]] = []
+        self._called = False
+        self._flushing = False
+
+    def add(self, channel: "Channel", delivery: Delivery) -> None:
+        """Deliver something at the end of this turn, behind all that was added before."""
+        self._pending.append((channel, delivery))
+        if len(self._pending) >= MOST_PENDING:
+            self.flush()
+        elif not self._called:
+            self._called = True
+            self._call_soon(self._end_turn)
+
+    def flush(self) -> None:
+        """Deliver now what is pending: before a listener is added or placed in a log, for instance."""
+        # While a batch is given out nothing newer may overtake it.
+        if not self._pending or self._flushing:
+            return
+        self._flushing = True
+        try:
+            pending, self._pending = self._pending, []
+            self._give_out(pending)
+        finally:
+            self._flushing = False
+
+    def _end_turn(self) -> None:
+        self._called = False
+        self.flush()
+
+    def _give_out(self, pending: "list[tuple[Channel, Delivery]]") -> None:
+        by_channel: dict[Channel, list[Delivery]] = {}
+        for channel, delivery in pending:
+            by_channel.setdefault(channel, []).append(delivery)
+        # The listeners to several channels, each with those of these channels that it hears.
+        several: dict[Listener, set[Channel]] = {}
+        # Raised when all listeners have their batches.
+        failure: BaseException | None = None
+        now = self._now()
+        for channel, deliveries in by_channel.items():
+            batch, listeners = Batch(deliveries, now), channel.listeners
+            if not channel.name.startswith(RESERVED_PREFIX):
+                self.delivered += len(deliveries) * len(listeners)
+            for listener in listeners:
+                if listener.several and len(by_channel) > 1:
+                    several.setdefault(listener, set()).add(channel)
+                    continue
+                try:
+                    listener.receive(batch)
+                except BaseException as error:
+                    failure = failure or error
+        for listener, channels in several.items():
+            try:
+                listener.receive(Batch([item for channel, item in pending if channel in channels], now))
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
 
 class Channel:
@@ -62,7 +122,6 @@ class Channel:
         "_subscription",
         "check_at",
         "closed",
-        "delivered",
         "error",
         "lingering",
         "name",
@@ -74,8 +133,6 @@ class Channel:
         self, name: str, broker: Broker, coalescer: Coalescer, on_attempt: Callable[["Channel"], None]
     ) -> None:
         self.name = name
-        #: How many events were given to listeners.
-        self.delivered = 0
         #: Whether the channel was ever subscribed; what happens to it afterwards is told.
         self.ready = False
         self.closed = False
@@ -223,17 +280,13 @@ class Channel:
 
     def _dispatch(self, payload: bytes, position: Position | None) -> None:
         """Give what was published to every listener, or tell them that it cannot be given."""
-        if self.closed:
-            # The coalescer knows a channel by its name, and a new one may have it by now.
-            return
         try:
             delivery = delivery_of(self.name, payload, position)
         except InvalidEventError as error:
             self._complain(error)
             self._tell_gap(GapReason.BROKER, position)
             return
-        self.delivered += len(self._listeners)
-        self._coalescer.add(delivery)
+        self._coalescer.add(self, delivery)
 
     def _tell_gap(self, reason: GapReason, position: Position | None) -> None:
         """Tell every listener that events are missing, in a log those up to `position`."""

@@ -13,8 +13,8 @@ from ..runtime.event_loop import BackgroundFunction, Caller, soon_caller
 from ..runtime.scheduler import Clock
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, RESERVED_PREFIX
-from .channel import CLOSE_TIMEOUT, Channel
-from .coalescing import Coalescer, Listener
+from .channel import CLOSE_TIMEOUT, Channel, Coalescer
+from .delivery import Listener
 from .logged_channel import LoggedChannel
 from .shared_reads import SharedReads
 
@@ -45,12 +45,11 @@ class Hub:
         self._tasks = tasks
         self._call_in_task = call_in_task
         self._linger = linger
-        self._coalescer = Coalescer(soon_caller(), clock.now, self.listeners)
+        self._coalescer = Coalescer(soon_caller(), clock.now)
         self._channels: dict[str, Channel] = {}
         # The former channels of a name, and what says that each is closed.
         self._closing: dict[str, dict[Channel, anyio.Event]] = {}
         self._failing: set[Channel] = set()
-        self._delivered_before = 0
         self._looking = False
         # Made once, and not for each of ten thousand channels.
         self._on_attempt = self._note
@@ -64,7 +63,7 @@ class Hub:
     @property
     def delivered(self) -> int:
         """How many events were put into outboxes since the start."""
-        return self._delivered_before + sum(_delivered_by(channel) for channel in self._channels.values())
+        return self._coalescer.delivered
 
     @property
     def healthy(self) -> bool:
@@ -100,11 +99,6 @@ class Hub:
         if channel is not None and not channel.remove(listener) and channel.lingering is None:
             channel.lingering = self._clock.call_later(self._linger, self._release, channel)
 
-    def is_ready(self, name: str) -> bool:
-        """Return whether the channel is, or once was, subscribed."""
-        channel = self._channels.get(name)
-        return channel is not None and channel.ready
-
     def listeners(self, name: str) -> tuple[Listener, ...]:
         """Return the listeners of a channel."""
         channel = self._channels.get(name)
@@ -123,9 +117,13 @@ class Hub:
         self._coalescer.flush()
 
     def catch_up(self, names: Iterable[str]) -> dict[str, Position | None]:
-        """Flush, and return up to where the listeners of each channel now have its log."""
+        """Flush, and return up to where the listeners of each channel now have its log, None without a log.
+
+        Channels that were never subscribed are left out.
+        """
         self._coalescer.flush()
-        return {name: self.end_of(name) for name in names}
+        channels = self._channels
+        return {name: channels[name].position for name in names if name in channels and channels[name].ready}
 
     def refresh(self, name: str) -> None:
         """Read the channel's log, which is known to be in another epoch than this process has heard of."""
@@ -193,7 +191,6 @@ class Hub:
     def _release(self, channel: Channel) -> None:
         """Have a channel closed that has no listeners. The next listener gets a new one."""
         del self._channels[channel.name]
-        self._delivered_before += _delivered_by(channel)
         self._failing.discard(channel)
         channel.closed = True
         self._closing.setdefault(channel.name, {})[channel] = anyio.Event()
@@ -223,8 +220,3 @@ class Hub:
             if not self._failing:
                 logger.error("cannot subscribe at the broker, trying until it works: %s", channel.error)
             self._failing.add(channel)
-
-
-def _delivered_by(channel: Channel) -> int:
-    # A message between processes is no event of the application.
-    return 0 if channel.name.startswith(RESERVED_PREFIX) else channel.delivered

@@ -16,8 +16,7 @@ from ..brokers.backoff import Backoff
 from ..runtime.event_loop import BackgroundFunction
 from ..wire.cursor import MOST_OFFSET, Position
 from ..wire.reasons import GapReason
-from .channel import RETRY_FIRST, RETRY_MOST, Channel
-from .coalescing import Coalescer
+from .channel import RETRY_FIRST, RETRY_MOST, Channel, Coalescer
 
 logger = logging.getLogger("livepush_asgi")
 

@@ -12,8 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from ..grant import Grant
-from ..hub.channel import gap_delivery
-from ..hub.coalescing import Batch, Delivery
+from ..hub.delivery import Batch, Delivery, gap_delivery
 from ..hub.hub import Hub
 from ..settings import Limits, Timing
 from ..wire.control import gap_block, id_block, opening, retry_line
@@ -189,7 +188,7 @@ class Feed:
     def open(self) -> None:
         """Begin in every channel that is there, and prepare the open event."""
         hub, names = self._house.hub, self._grant.channel_names
-        ends = hub.catch_up([name for name in names if hub.is_ready(name)])
+        ends = hub.catch_up(names)
         told = self._recovery.place(ends)
         resumed = self._resuming and self._resumable is not False and not told
         if self._state is not None and not (resumed and self._recovery.has_state):

@@ -11,8 +11,7 @@ import anyio
 
 from ..brokers import Page
 from ..errors import InvalidEventError
-from ..hub.channel import delivery_of, gap_delivery
-from ..hub.coalescing import Delivery
+from ..hub.delivery import Delivery, delivery_of, gap_delivery
 from ..hub.hub import Hub
 from ..settings import Limits
 from ..wire.reasons import GapReason
@@ -112,7 +111,7 @@ class HistoryReader:
                 logger.debug("history cannot be read, trying until it works: %s", error)
             self._failures += 1
             return []
-        live_end = self._hub.catch_up([channel])[channel]
+        live_end = self._hub.catch_up([channel]).get(channel)
         if live_end is None or not self._state.is_behind(channel):
             # The hub delivers the channel no more, so the stream need not hurry to its end.
             self._failures += live_end is None

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..hub.coalescing import Delivery
+from ..hub.delivery import Delivery
 from ..settings import Limits
 from ..wire.event import name_line
 

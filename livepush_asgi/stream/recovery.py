@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..brokers import Page
 from ..grant import Replay
-from ..hub.coalescing import Delivery
+from ..hub.delivery import Delivery
 from ..wire.cursor import Cursor, Position, event_id
 from ..wire.reasons import GapReason
 
@@ -255,13 +255,22 @@ class RecoveryState:
             return
         begun = self._begun.get(channel, end)
         claimed = begun.offset if begun.epoch == end.epoch else end.offset
-        replayed = {"new": 0, "last": 1, "all": self._most_replayed}.get(str(self._replay))
-        if replayed is None:
-            replayed = min(int(self._replay), self._most_replayed)
-        first = max(0, claimed - replayed)
+        first = max(0, claimed - self._replayed())
         self._start(channel, end, end if first == end.offset else end.at(first))
         if self._sent[channel].offset < claimed:
             self._claimed = _with(self._claimed, channel, end.at(claimed))
+
+    def _replayed(self) -> int:
+        """Return how many events a new client is sent from before its stream."""
+        match self._replay:
+            case "new":
+                return 0
+            case "last":
+                return 1
+            case "all":
+                return self._most_replayed
+            case number:
+                return min(number, self._most_replayed)
 
     def _start(self, channel: str, end: Position, place: Position) -> GapReason | None:
         gap = None

@@ -11,7 +11,7 @@ from typing import Protocol
 import anyio
 
 from ..grant import Grant
-from ..hub.coalescing import Batch
+from ..hub.delivery import Batch
 from ..hub.hub import Hub
 from ..runtime.event_loop import Alarm, Sleep, spawn
 from ..runtime.inline_send import Carrier, DirectSend

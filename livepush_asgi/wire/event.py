@@ -158,7 +158,7 @@ def split_position(payload: bytes) -> tuple[Position | None, bytes]:
 
 def with_id(block: bytes, id: str) -> bytes:
     """Return a block with an id, or as it is if it brought its own."""
-    return block if _has_id(block) else id_line(id) + block
+    return block if _has_id(block) else f"id: {id}\n".encode() + block
 
 
 def _has_id(block: bytes) -> bool:
