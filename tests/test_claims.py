@@ -646,11 +646,15 @@ async def test_a_hostile_id_costs_one_read_when_it_comes_and_no_more_than_one_of
             assert house.brokers[0].reads <= channels
 
 
+@pytest.mark.parametrize("attacked", [False, True])
 @pytest.mark.parametrize("forged", [0, 1, 19])
 async def test_positions_that_this_process_has_not_heard_of_are_taken_if_the_log_has_them(
-    forged: int,
+    forged: int, attacked: bool
 ) -> None:
-    """Another process has delivered more. The first `forged` positions are beyond their logs all the same."""
+    """Another process has delivered more. The first `forged` positions are beyond their logs all the same.
+
+    So were those of another client just before, where the process is `attacked`.
+    """
     names = [f"c{number}" for number in range(20)]
     house = Processes(*names)
     async with house.running() as (one, other), other.open("/") as kept:
@@ -665,8 +669,12 @@ async def test_positions_that_this_process_has_not_heard_of_are_taken_if_the_log
         house.brokers[1].heal()
         entries = stream.last_event_id.split(",")
         id_ = ",".join([f"{entry}00" for entry in entries[:forged]] + entries[forged:])
+        if attacked:
+            hostile = ",".join(f"{entry}00" for entry in entries)
+            async with other.open("/", last_event_id=hostile) as again:
+                await opened(again)
         async with other.open("/", last_event_id=id_) as again:
-            assert (await opened(again))["resumed"] is (forged == 0)
+            assert (await opened(again))["resumed"] is (forged == 0 and not attacked)
             for name in names:
                 await house.pushes[0].publish(name, f"{name} 2")
             gaps, events = set[str](), set[str]()

@@ -64,6 +64,8 @@ class SharedReads:
         # The pages, and when each read began. The oldest is the first.
         self._pages: dict[Request, tuple[float, Page]] = {}
         self._bytes = 0
+        # Those of the pages that do not have a client's position.
+        self._refuting: set[Request] = set()
 
     async def read(self, channel: str, after: Position, limit: int, max_bytes: int) -> Page:
         """Return a page of what comes after a position. Raises what the broker raises.
@@ -92,12 +94,19 @@ class SharedReads:
             await flight.wait()
         return await self._read_anew(request)
 
-    def known_bounds(self, channel: str, since: float, place: Position | None = None) -> Page | None:
-        """Return what `read_bounds` read last, None if that began before `since` or ends before `place`."""
+    def known_bounds(self, channel: str, since: float) -> Page | None:
+        """Return what `read_bounds` read last, None if that began before `since`."""
         began, page = self._pages.get(_bounds(channel), (0.0, None))
-        if page is None or began < since or not (place is None or page.has(place)):
-            return None
-        return page
+        return page if began >= since else None
+
+    def refute(self, channel: str) -> None:
+        """Take note that the bounds that were read last do not have a client's position."""
+        if _bounds(channel) in self._pages:
+            self._refuting.add(_bounds(channel))
+
+    def has_refuted(self, channel: str) -> bool:
+        """Return whether the bounds that were read last do not have a client's position."""
+        return _bounds(channel) in self._refuting
 
     async def _read_anew(self, request: Request) -> Page:
         # Any flight from here on has begun after the caller asked, so its page is as new as one of its own.
@@ -137,6 +146,7 @@ class SharedReads:
             self._drop(next(iter(self._pages)))
 
     def _drop(self, request: Request) -> None:
+        self._refuting.discard(request)
         _, page = self._pages.pop(request, (0.0, None))
         if page is not None:
             self._bytes -= _size(page)

@@ -40,7 +40,9 @@ class HistoryReader:
         self._state = state
         self._channels = channels
         self._limits = limits
-        self._opened_at = self._seek_at = hub.now()
+        self._opened_at = hub.now()
+        # When the deferred channels are due.
+        self._seek_at = self._opened_at + RETRY
         # The channels whose logs have to be asked before the stream opens; None until that is known.
         self._unasked: list[str] | None = None
         # How many attempts in a row have brought nothing.
@@ -49,11 +51,13 @@ class HistoryReader:
     def resumable(self) -> bool | None:
         """Return whether history still has what the client's cursor asks for, in every channel.
 
-        None if that takes a look into a log first: then call `look_up`.
+        None if the logs have to be asked first: then await `look_up`.
         """
         if self._unasked is None:
             self._unasked = self._find_in_known(self._channels, self._hub.now() - BOUNDS_AGE)
-        return None if self._unasked else not self._resumption.missed
+        if not self._unasked:
+            return not self._resumption.missed
+        return False if self._asks_later else None
 
     async def look_up(self, timeout: float) -> bool:
         """Ask the logs of which that is not known; False if one takes longer than `timeout` seconds.
@@ -62,15 +66,19 @@ class HistoryReader:
         not have the client's position. So a hostile id, which is wrong in every channel, costs one read. The
         logs that were not asked are left to `seek`.
         """
-        resumption, in_process = self._resumption, self._hub.history.in_process
         unasked = left = self._unasked or []
-        count = len(unasked) if in_process else 1
+        count = len(unasked) if self._hub.history.in_process else 1
         with anyio.move_on_after(timeout):
-            while left and (in_process or not resumption.refuted):
+            while left and not self._asks_later:
                 await self._ask(left[:count])
                 left, count = left[count:], 4 * count
         self._seek_at = self._hub.now() + RETRY
-        return all(map(resumption.has_asked, unasked)) and not resumption.missed
+        return all(map(self._resumption.has_asked, unasked)) and not self._resumption.missed
+
+    @property
+    def _asks_later(self) -> bool:
+        """Whether no more logs are asked for this client before its stream opens."""
+        return self._resumption.suspect and not self._hub.history.in_process
 
     @property
     def must_seek(self) -> bool:
@@ -141,13 +149,14 @@ class HistoryReader:
             end = self._hub.end_of(channel)
             if end is None or not resumption.must_ask(channel, end):
                 continue
-            place = resumption.place_of(channel, end)
+            history, place = self._hub.history, resumption.place_of(channel, end)
+            page = history.known_bounds(channel, since)
             # Bounds that were read before the stream opened say nothing of a position beyond them.
-            page = self._hub.history.known_bounds(channel, since, place if since < self._opened_at else None)
-            if page is not None:
+            if page is not None and (place is None or since >= self._opened_at or page.has(place)):
                 self._find_in(channel, page)
             elif place is None or place.offset > end.offset:
                 beyond.append(channel)
+                resumption.suspect |= page is not None and history.has_refuted(channel)
             else:
                 within.append(channel)
         return beyond + within
@@ -171,7 +180,8 @@ class HistoryReader:
 
     def _find_in(self, channel: str, page: Page) -> None:
         self._compare_epochs(channel, page)
-        self._resumption.find_in(channel, page)
+        if not self._resumption.find_in(channel, page):
+            self._hub.history.refute(channel)
 
     def _compare_epochs(self, channel: str, page: Page) -> None:
         end = self._hub.end_of(channel)

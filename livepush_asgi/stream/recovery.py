@@ -40,7 +40,7 @@ class Resumption:
     *refuted* when the log was asked and has not.
     """
 
-    __slots__ = ("_after_loss", "_brought", "_cursor", "_found", "deferred", "missed", "refuted")
+    __slots__ = ("_after_loss", "_brought", "_cursor", "_found", "deferred", "missed", "suspect")
 
     def __init__(self, cursor: Cursor | None) -> None:
         self._cursor = cursor
@@ -53,8 +53,8 @@ class Resumption:
         self.deferred: tuple[str, ...] = ()
         #: Whether the client has missed what a log has not got any more.
         self.missed = False
-        #: Whether a log has refuted a position.
-        self.refuted = False
+        #: Whether a log has refuted a position of this client, or lately one of another beyond the same log.
+        self.suspect = False
 
     def brought(self, channel: str) -> tuple[Position, ...]:
         """Return the positions that the client has brought for a channel."""
@@ -77,17 +77,12 @@ class Resumption:
             return False
         return self.place_of(channel, end) != end
 
-    def is_beyond(self, channel: str, end: Position) -> bool:
-        """Return whether the position is none of the log as it is known here, up to `end`."""
-        place = self.place_of(channel, end)
-        return place is None or place.offset > end.offset
-
     def has_asked(self, channel: str) -> bool:
         """Return whether the log was asked."""
         return channel in self._found
 
-    def find_in(self, channel: str, page: Page) -> None:
-        """Find the client in a page of a log that was asked."""
+    def find_in(self, channel: str, page: Page) -> bool:
+        """Find the client in a page of a log that was asked; return whether it is there."""
         found = None
         for place in self.brought(channel):
             if page.has(place):
@@ -98,8 +93,9 @@ class Resumption:
             self._after_loss[channel] = page.start_after_loss(place)
         self._found[channel] = found
         placed = None if found is None else page.place_of(found)
-        self.refuted = self.refuted or found is None
+        self.suspect = self.suspect or found is None
         self.missed = self.missed or placed is None or placed.offset < page.first - 1
+        return found is not None
 
     def defer(self, ends: Ends) -> Ends:
         """Return those channels in which the client's place is known or taken; the others are deferred.
@@ -117,9 +113,10 @@ class Resumption:
     def _is_unknown(self, channel: str, end: Position) -> bool:
         if not self.must_ask(channel, end):
             return False
-        # A log that cannot be asked is read on from a position in its epoch. But not for a client that has
-        # brought a wrong one: each of these reads would be its own.
-        return self.is_beyond(channel, end) if self.refuted else self.place_of(channel, end) is None
+        place = self.place_of(channel, end)
+        # A log that cannot be asked is read on from a position in its epoch. But for a suspect client each of
+        # these reads would be its own.
+        return place is None or (self.suspect and place.offset > end.offset)
 
     def after_loss(self, channel: str) -> Position | None:
         """Return where the log goes on for a client whose position it has refuted."""
