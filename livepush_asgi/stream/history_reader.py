@@ -33,7 +33,17 @@ BOUNDS_AGE = 0.05
 class HistoryReader:
     """Reads the logs of `channels` for one stream."""
 
-    __slots__ = ("_channels", "_failures", "_hub", "_limits", "_opened_at", "_seek_at", "_state", "_unasked")
+    __slots__ = (
+        "_channels",
+        "_failures",
+        "_hub",
+        "_limits",
+        "_opened_at",
+        "_read_at",
+        "_seek_at",
+        "_state",
+        "_unasked",
+    )
 
     def __init__(self, hub: Hub, state: RecoveryState, channels: tuple[str, ...], limits: Limits) -> None:
         self._hub = hub
@@ -41,8 +51,10 @@ class HistoryReader:
         self._channels = channels
         self._limits = limits
         self._opened_at = hub.now()
-        # When the deferred channels are due.
+        # When the deferred channels are due, and when the first page is: a client that comes with a wrong
+        # position and leaves at once costs no read.
         self._seek_at = self._opened_at + RETRY
+        self._read_at = self._opened_at
         # The channels whose logs have to be asked before the stream opens; None until that is known.
         self._unasked: list[str] | None = None
         # How many attempts in a row have brought nothing.
@@ -93,7 +105,7 @@ class HistoryReader:
 
         A log that cannot be asked now is asked again. Never raises but when cancelled.
         """
-        await anyio.sleep(max(0.0, self._seek_at - self._hub.now()))
+        await self._wait_until(self._seek_at)
         deferred = self._resumption.deferred
         with anyio.move_on_after(READ_TIMEOUT):
             # What any stream has read since this one opened is as good as a read of its own.
@@ -108,6 +120,7 @@ class HistoryReader:
         """
         if self._failures >= max(1, self._state.behind):
             await anyio.sleep(RETRY)
+        await self._wait_until(self._read_at)
         if not self._state.behind:
             return []
         channel, place = self._state.next_behind()
@@ -133,6 +146,11 @@ class HistoryReader:
             self._failures = 0
         return _deliveries(channel, part)
 
+    async def _wait_until(self, moment: float) -> None:
+        delay = moment - self._hub.now()
+        if delay > 0:
+            await anyio.sleep(delay)
+
     @property
     def _resumption(self) -> Resumption:
         assert self._state.resumption is not None
@@ -150,11 +168,14 @@ class HistoryReader:
             if end is None or not resumption.must_ask(channel, end):
                 continue
             history, place = self._hub.history, resumption.place_of(channel, end)
+            is_beyond = place is None or place.offset > end.offset
             page = history.known_bounds(channel, since)
-            # Bounds that were read before the stream opened say nothing of a position beyond them.
-            if page is not None and (place is None or since >= self._opened_at or page.has(place)):
+            # Bounds that were read before the stream opened say nothing of a position beyond them, unless
+            # nobody but this process writes the log.
+            is_new = since >= self._opened_at or (history.in_process and is_beyond)
+            if page is not None and (place is None or is_new or page.has(place)):
                 self._find_in(channel, page)
-            elif place is None or place.offset > end.offset:
+            elif is_beyond:
                 beyond.append(channel)
                 resumption.suspect |= page is not None and history.has_refuted(channel)
             else:
@@ -180,8 +201,11 @@ class HistoryReader:
 
     def _find_in(self, channel: str, page: Page) -> None:
         self._compare_epochs(channel, page)
+        history = self._hub.history
         if not self._resumption.find_in(channel, page):
-            self._hub.history.refute(channel)
+            history.refute(channel)
+            if not history.in_process:
+                self._read_at = self._hub.now() + BOUNDS_AGE
 
     def _compare_epochs(self, channel: str, page: Page) -> None:
         end = self._hub.end_of(channel)
