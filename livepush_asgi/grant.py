@@ -44,7 +44,7 @@ class StreamRequest:
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The query parameters by name. A repeated one has its last value; `query_all` returns every value."""
+        """The query parameters by name. A repeated one has its last value; `query_all` returns all."""
         # Cached by hand: every connect reads it, and `cached_property` takes a lock on Python 3.11.
         if self._query is None:
             self._query = dict(self._query_pairs())

@@ -620,7 +620,9 @@ async def test_a_client_whose_last_id_is_a_publishers_own_is_told_of_a_gap() -> 
 
 
 @pytest.mark.parametrize("channels", [1, 20, 128])
-async def test_a_hostile_id_costs_at_most_a_read_of_each_channel(channels: int) -> None:
+async def test_a_hostile_id_costs_one_read_when_it_comes_and_no_more_than_one_of_each_channel(
+    channels: int,
+) -> None:
     names = [f"c{number}" for number in range(channels)]
     house = Processes(*names)
     async with house.running() as (one, _):
@@ -637,5 +639,51 @@ async def test_a_hostile_id_costs_at_most_a_read_of_each_channel(channels: int) 
             house.brokers[0].reads = 0
             async with one.open("/", last_event_id=text) as again:
                 assert not (await opened(again))["resumed"]
-                assert [await gap(again) for _ in names] == [(name, reason) for name in names]
+                assert house.brokers[0].reads <= 1
+                # A while later the other logs are asked, whether the client is in them.
+                assert {await gap(again) for _ in names} == {(name, reason) for name in names}
+                await nothing_more(again)
             assert house.brokers[0].reads <= channels
+
+
+@pytest.mark.parametrize("attacked", [False, True])
+@pytest.mark.parametrize("forged", [0, 1, 19])
+async def test_positions_that_this_process_has_not_heard_of_are_taken_if_the_log_has_them(
+    forged: int, attacked: bool
+) -> None:
+    """Another process has delivered more. The first `forged` positions are beyond their logs all the same.
+
+    So were those of another client just before, where the process is `attacked`.
+    """
+    names = [f"c{number}" for number in range(20)]
+    house = Processes(*names)
+    async with house.running() as (one, other), other.open("/") as kept:
+        await opened(kept)
+        for name in names:
+            house.brokers[1].faults[name].cut = True
+        async with one.open("/") as stream:
+            await opened(stream)
+            for name in names:
+                await house.pushes[0].publish(name, f"{name} 1")
+            await stream.events(len(names))
+        house.brokers[1].heal()
+        entries = stream.last_event_id.split(",")
+        id_ = ",".join([f"{entry}00" for entry in entries[:forged]] + entries[forged:])
+        if attacked:
+            hostile = ",".join(f"{entry}00" for entry in entries)
+            async with other.open("/", last_event_id=hostile) as again:
+                await opened(again)
+        async with other.open("/", last_event_id=id_) as again:
+            assert (await opened(again))["resumed"] is (forged == 0)
+            for name in names:
+                await house.pushes[0].publish(name, f"{name} 2")
+            gaps, events = set[str](), set[str]()
+            # Of a forged position's channel the gap is what has to come: it may be behind the event.
+            while gaps != set(names[:forged]) or not events >= {f"{name} 2" for name in names[forged:]}:
+                event = await again.next_event(control=True)
+                if event.event == "livepush.gap":
+                    gaps.add(json.loads(event.data)["channel"])
+                else:
+                    assert event.data not in events
+                    events.add(event.data)
+            assert not events & {f"{name} 1" for name in names[forged:]}

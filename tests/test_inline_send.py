@@ -12,11 +12,14 @@ import pytest
 import uvicorn
 
 from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.hub.coalescing import Batch, Delivery, Turn
+from livepush_asgi.hub.channel import Channel, Coalescer
+from livepush_asgi.hub.delivery import Batch, Delivery
 from livepush_asgi.runtime.asgi import Message, Send
 from livepush_asgi.runtime.inline_send import TESTED_UVICORN, can_step
 from livepush_asgi.testing import Client, EventStreamParser
 from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.wire.cursor import Position
+from livepush_asgi.wire.reasons import GapReason
 
 from .around import behind_a_middleware
 from .virtual_clock import VirtualClockLoop, let_pass
@@ -307,14 +310,20 @@ def test_a_listener_that_raises_keeps_nothing_from_the_others(several: bool) -> 
                 raise self.error
             self.heard += [delivery.block for delivery in batch.deliveries]
 
-    class Channel:
-        def hearers(self) -> list[Ear]:
-            return ears
+        def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
+            raise AssertionError("no event is missing")
+
+        def subscribed(self, channel: str, /) -> None:
+            raise AssertionError("the coalescer subscribes nothing")
 
     ears = [Ear(KeyboardInterrupt("first")), Ear(), Ear(ValueError("second")), Ear()]
-    turn, one, two = Turn(lambda function: None, lambda: 0.0), Channel(), Channel()
-    turn.add(one, Delivery("one", b"1"))
-    turn.add(two, Delivery("two", b"2"))
+    coalescer = Coalescer(lambda function: None, lambda: 0.0)
+    one, two = (Channel(name, MemoryBroker(), coalescer, lambda channel: None) for name in ("one", "two"))
+    for ear in ears:
+        one.add(ear)
+        two.add(ear)
+    coalescer.add(one, Delivery("one", b"1"))
+    coalescer.add(two, Delivery("two", b"2"))
     with pytest.raises(KeyboardInterrupt, match="first"):
-        turn.flush()
+        coalescer.flush()
     assert [ear.heard for ear in ears] == [[], [b"1", b"2"], [], [b"1", b"2"]]

@@ -1,6 +1,7 @@
 """The house: which room may import which, what stays pure, and what `import livepush_asgi` loads."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,16 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+def texts_of(path: Path) -> list[str]:
+    """Return the texts and bytes that a file writes down, those of its docstrings left out."""
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    values = [
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings
+    ]
+    return [value.decode("latin-1") if isinstance(value, bytes) else str(value) for value in values]
+
+
 def rooms_imported(path: Path) -> set[str]:
     names = {name.split(".")[1] for name in imported(path) if name.startswith("livepush_asgi.")}
     # `from .. import LivePush` names no room: it takes what the package shows to everybody.
@@ -92,6 +103,18 @@ def test_values_know_no_event_loop(name: str) -> None:
 def test_only_one_file_of_the_component_handles_signals() -> None:
     found = {str(path.relative_to(PACKAGE)) for path in FILES if "signal" in imported(path)}
     assert {name for name in found if not name.startswith("cli/")} == {"process/signals.py"}
+
+
+def test_only_one_room_writes_the_fields_of_an_event_stream() -> None:
+    """`testing/` reads them too, as a client does, and has texts that try to break them."""
+    field = re.compile(r"(^|\n)(data|event|id|retry): ?$|(^|\n)(data|event|id|retry): \S")
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        for text in texts_of(path)
+        if room_of(path) not in ("wire", "testing") and field.search(text)
+    }
+    assert not found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

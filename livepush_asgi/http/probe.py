@@ -18,7 +18,7 @@ import anyio.lowlevel
 
 from ..grant import Decision, Grant, Refusal, StreamRequest
 from ..runtime.asgi import Receive, Scope, Send
-from ..wire.event import HEARTBEAT, encode_block
+from ..wire.event import HEARTBEAT, comment_line, encode_block
 from .driver import GONE, STREAM_HEADERS, RawHeaders
 
 logger = logging.getLogger("livepush_asgi")
@@ -205,7 +205,7 @@ class _Probe:
 
 def _padding(size: int) -> bytes:
     """Return a comment line of so many bytes. It is random: what can be compressed would measure nothing."""
-    return b":" + secrets.token_hex(size)[: size - 2].encode() + b"\n" if size >= 2 else b""
+    return comment_line(secrets.token_hex(size)[: size - 2]) if size >= 2 else b""
 
 
 def _seen(scope: Scope) -> dict[str, object]:

@@ -1,162 +1,208 @@
-"""Topic: one channel in this process. It keeps one subscription for all the local listeners, and keeps
-it up.
+"""Channel: one channel in this process. It keeps one subscription up, for all the local listeners; what it
+delivers goes through the process's Coalescer.
 """
 
 import logging
 import math
-import random
 from collections.abc import Callable
-from typing import Protocol
 
 import anyio
 import anyio.lowlevel
 
 from ..brokers import Broker, Sink, Subscription
+from ..brokers.backoff import Backoff
 from ..errors import InvalidEventError, MessagesLostError
-from ..wire.cursor import Position, event_id
-from ..wire.event import from_payload, split_position, with_id
+from ..runtime.scheduler import Timer
+from ..wire.cursor import Position
+from ..wire.event import RESERVED_PREFIX, split_position
 from ..wire.reasons import GapReason
-from .coalescing import Batch, Delivery, Turn
+from .delivery import Batch, Delivery, Listener, delivery_of
 
 logger = logging.getLogger("livepush_asgi")
 
 # How long one `get_message` of a subscription without `forward` may wait, in seconds. Nothing depends
 # on it but how often such an adapter's wait is renewed.
 POLL_TIMEOUT = 60.0
-RETRY_FIRST, RETRY_MOST = 0.1, 5.0
-# How much such an adapter's task delivers before it gives the streams their turn to send it.
+# The first and the longest delay before the broker is tried again, in seconds.
+RETRY_FIRST, RETRY_MOST = 0.2, 5.0
+# How much a task that asks for messages delivers before it gives the streams their turn to send it.
 MESSAGES_PER_TURN, BYTES_PER_TURN = 32, 128 * 1024
+# At so many deliveries the end of the turn is not waited for: a publisher that never lets go of the loop
+# must not fill the memory.
+MOST_PENDING = 256
 # What closing a subscription may cost in time, in seconds, when the broker does not answer.
 CLOSE_TIMEOUT = 2.0
 
 
-class Listener(Protocol):
-    """Who hears a channel. The calls return at once and never raise."""
+class Coalescer:
+    """Gathers what channels deliver in one turn of the event loop: each listener gets it as one batch.
 
-    #: Whether it hears several channels.
-    several: bool
+    So the cost of an event is paid once for all of the turn: joined once, put once, sent once. `call_soon`
+    has the loop call a function in its next turn.
+    """
 
-    def receive(self, batch: Batch, /) -> None:
-        """Take what was published, all that one turn of the loop has brought."""
-        ...
+    def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
+        #: How many events of the application were given to listeners.
+        self.delivered = 0
+        self._call_soon = call_soon
+        self._now = now
+        self._pending: list[tuple[Channel, Delivery]] = []
+        self._called = False
+        self._flushing = False
 
-    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
-        """Hear that events may be missing at this point; in a log, up to this position."""
-        ...
+    def add(self, channel: "Channel", delivery: Delivery) -> None:
+        """Deliver something at the end of this turn, behind all that was added before."""
+        self._pending.append((channel, delivery))
+        if len(self._pending) >= MOST_PENDING:
+            self.flush()
+        elif not self._called:
+            self._called = True
+            self._call_soon(self._end_turn)
 
-    def subscribed(self, channel: str, /) -> None:
-        """Hear that the channel is subscribed, for a listener that was attached before it was."""
-        ...
+    def flush(self) -> None:
+        """Deliver now what is pending: before a listener is added or placed in a log, for instance."""
+        # While a batch is given out nothing newer may overtake it.
+        if not self._pending or self._flushing:
+            return
+        self._flushing = True
+        try:
+            pending, self._pending = self._pending, []
+            self._give_out(pending)
+        finally:
+            self._flushing = False
+
+    def _end_turn(self) -> None:
+        self._called = False
+        self.flush()
+
+    def _give_out(self, pending: "list[tuple[Channel, Delivery]]") -> None:
+        by_channel: dict[Channel, list[Delivery]] = {}
+        for channel, delivery in pending:
+            by_channel.setdefault(channel, []).append(delivery)
+        # The listeners to several channels, each with those of these channels that it hears.
+        several: dict[Listener, set[Channel]] = {}
+        # Raised when all listeners have their batches.
+        failure: BaseException | None = None
+        now = self._now()
+        for channel, deliveries in by_channel.items():
+            batch, listeners = Batch(deliveries, now), channel.listeners
+            if not channel.name.startswith(RESERVED_PREFIX):
+                self.delivered += len(deliveries) * len(listeners)
+            for listener in listeners:
+                if listener.several and len(by_channel) > 1:
+                    several.setdefault(listener, set()).add(channel)
+                    continue
+                try:
+                    listener.receive(batch)
+                except BaseException as error:
+                    failure = failure or error
+        for listener, channels in several.items():
+            try:
+                listener.receive(Batch([item for channel, item in pending if channel in channels], now))
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
 
-def delivery_of(channel: str, payload: bytes, position: Position | None) -> Delivery:
-    """Return a payload as streams send it. Raises InvalidEventError for one that is no event."""
-    block = from_payload(payload)
-    if position is None:
-        return Delivery(channel, block)
-    return Delivery(channel, with_id(block, event_id(channel, position)), position, block)
+class Channel:
+    """A channel, its listeners, and the subscription that feeds them. It is that subscription's sink.
 
-
-class Topic:
-    """A channel, its listeners, and the subscription that feeds them. It is that subscription's sink."""
+    `on_attempt` is called after each attempt at the broker.
+    """
 
     __slots__ = (
         "_attempted",
         "_broker",
+        "_coalescer",
         "_complained",
         "_listeners",
+        "_on_attempt",
         "_snapshot",
         "_subscription",
-        "_turn",
-        "_was_attempted",
-        "_watch",
-        "channel",
         "check_at",
         "closed",
-        "delivered",
         "error",
+        "lingering",
+        "name",
         "ready",
+        "scope",
     )
 
-    def __init__(self, channel: str, broker: Broker, turn: Turn, watch: Callable[["Topic"], None]) -> None:
-        self.channel = channel
-        self.delivered = 0
+    def __init__(
+        self, name: str, broker: Broker, coalescer: Coalescer, on_attempt: Callable[["Channel"], None]
+    ) -> None:
+        self.name = name
         #: Whether the channel was ever subscribed; what happens to it afterwards is told.
         self.ready = False
         self.closed = False
-        #: The error of the last attempt to subscribe; None when it succeeded.
+        #: The error of the last attempt at the broker; None when it succeeded.
         self.error: Exception | None = None
         #: When to `check` it next, by the loop's clock.
         self.check_at = math.inf
+        #: The timer that ends it; None while there are listeners.
+        self.lingering: Timer | None = None
+        #: What cancels its task; None when that has ended, as it soon does where the subscription forwards.
+        self.scope: anyio.CancelScope | None = None
         self._broker = broker
-        self._turn = turn
-        self._watch = watch
+        self._coalescer = coalescer
+        self._on_attempt = on_attempt
         self._listeners: dict[Listener, None] = {}
         self._snapshot: tuple[Listener, ...] | None = ()
         self._subscription: Subscription | None = None
-        # Made for the first task that waits; most topics never have one.
+        # Made for the first task that waits; most channels never have one.
         self._attempted: anyio.Event | None = None
-        self._was_attempted = False
         self._complained = False
-
-    def __len__(self) -> int:
-        return len(self._listeners)
 
     def add(self, listener: Listener) -> None:
         """Let a listener hear what is delivered from now on."""
-        self._turn.flush()
+        self._coalescer.flush()
         self._listeners[listener] = None
         self._snapshot = None
 
-    def remove(self, listener: Listener) -> None:
-        """Let a listener hear no more."""
+    def remove(self, listener: Listener) -> bool:
+        """Let a listener hear no more; return whether any is left."""
         self._listeners.pop(listener, None)
         self._snapshot = None
+        return bool(self._listeners)
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """The listeners of this moment."""
+        # A snapshot, because a listener may go while it is being served (a finalizer, for one).
+        if self._snapshot is None:
+            self._snapshot = tuple(self._listeners)
+        return self._snapshot
 
     @property
     def position(self) -> Position | None:
-        """Up to where the listeners have been delivered the channel's log, None if it has none."""
+        """Up to where the log has been delivered, pending deliveries included; None without a log."""
         return None
 
     def deliver(self, payload: bytes, /) -> None:
-        """Pass a payload on to every listener. Plain synchronous code: nobody is waited for."""
+        """Pass a payload on to every listener. Plain synchronous code: no listener is waited for."""
         try:
-            # Without a log to read, a position is of no use.
-            _, proper = split_position(payload)
+            position, proper = split_position(payload)
         except InvalidEventError as error:
             self._complain(error)
             self.lost()
         else:
-            self.dispatch(proper, None)
+            self.deliver_at(position, proper)
 
-    def deliver_at(self, position: Position, payload: bytes, /) -> None:
+    def deliver_at(self, position: Position | None, payload: bytes, /) -> None:
         """Pass on a payload whose position is known. Without a log to read, it is of no use."""
-        self.dispatch(payload, None)
+        self._dispatch(payload, None)
 
     def lost(self) -> None:
         """Tell every listener that events may be missing."""
-        self.tell_gap(GapReason.BROKER, None)
+        self._tell_gap(GapReason.BROKER, None)
 
-    def dispatch(self, payload: bytes, position: Position | None) -> None:
-        """Give what was published to every listener, or tell them that it cannot be given."""
-        try:
-            delivery = delivery_of(self.channel, payload, position)
-        except InvalidEventError as error:
-            self._complain(error)
-            self.tell_gap(GapReason.BROKER, position)
-            return
-        self.delivered += len(self._listeners)
-        self._turn.add(self, delivery)
-
-    def tell_gap(self, reason: GapReason, position: Position | None) -> None:
-        """Tell every listener that events are missing, in a log those up to `position`."""
-        self._turn.flush()
-        for listener in self.hearers():
-            listener.gap(self.channel, reason, position)
+    def check(self) -> None:
+        """Look whether something has been missed. Without a log there is nothing to look at."""
 
     async def wait_attempted(self) -> None:
         """Wait until the first attempt to subscribe has ended, well or not."""
-        if not self._was_attempted:
+        if not (self.ready or self.error or self.closed):
             self._attempted = self._attempted or anyio.Event()
             await self._attempted.wait()
 
@@ -165,48 +211,41 @@ class Topic:
 
         Returns early when the subscription delivers by itself.
         """
-        failures = 0
+        backoff = Backoff(RETRY_FIRST, RETRY_MOST)
         while True:
             try:
                 if await self._subscribe():
                     return
-                failures = 0
+                backoff.reset()
                 await self._read()
             except Exception as error:
-                self.set_error(error)
-            failures += 1
-            await self._forget_subscription()
-            # Half of the delay is random, so that processes that failed together do not retry together.
-            await anyio.sleep(
-                min(RETRY_MOST, RETRY_FIRST * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
-            )
+                self._note(error)
+            await self._give_back()
+            await anyio.sleep(backoff.next_delay())
 
     async def close(self) -> None:
         """Give the subscription back. Bounded in time; never raises but when cancelled."""
-        self.closed = self._was_attempted = True
+        self.closed = True
         if self._attempted is not None:
             self._attempted.set()
-        await self._forget_subscription()
+        await self._give_back()
 
     async def _subscribe(self) -> bool:
-        subscription = await self._broker.subscribe(self.channel)
-        self._subscription = subscription
+        """Subscribe, and return whether the subscription delivers by itself."""
+        subscription = self._subscription = await self._broker.subscribe(self.name)
         # Asking a protocol costs as much as all the rest of a subscription in memory.
         forward: Callable[[Sink], None] | None = getattr(subscription, "forward", None)
         if forward is not None:
             forward(self)
-        await self.settle()
-        self.set_error(None)
-        if not self.ready:
-            self.ready = True
-            for listener in self.hearers():
-                listener.subscribed(self.channel)
+        await self._catch_up()
+        is_first, self.ready = not self.ready, True
+        self._note(None)
+        if is_first:
+            for listener in self.listeners:
+                listener.subscribed(self.name)
         return forward is not None
 
-    def check(self) -> None:
-        """Look whether something has been missed. Without a log there is nothing to look at."""
-
-    async def settle(self) -> None:
+    async def _catch_up(self) -> None:
         """Put right what a new subscription may have missed. Called each time that there is one."""
         if self.ready:
             self.lost()
@@ -229,7 +268,7 @@ class Topic:
                 size += len(payload)
                 self.deliver(payload)
 
-    async def _forget_subscription(self) -> None:
+    async def _give_back(self) -> None:
         subscription, self._subscription = self._subscription, None
         if subscription is None:
             return
@@ -237,24 +276,32 @@ class Topic:
             try:
                 await subscription.close()
             except Exception:
-                logger.warning("closing the subscription to %r failed", self.channel, exc_info=True)
+                logger.warning("closing the subscription to %r failed", self.name, exc_info=True)
 
-    def hearers(self) -> tuple[Listener, ...]:
-        """Return the listeners of this moment."""
-        # A snapshot, because a listener may go while it is being served (a finalizer, for one).
-        if self._snapshot is None:
-            self._snapshot = tuple(self._listeners)
-        return self._snapshot
+    def _dispatch(self, payload: bytes, position: Position | None) -> None:
+        """Give what was published to every listener, or tell them that it cannot be given."""
+        try:
+            delivery = delivery_of(self.name, payload, position)
+        except InvalidEventError as error:
+            self._complain(error)
+            self._tell_gap(GapReason.BROKER, position)
+            return
+        self._coalescer.add(self, delivery)
 
-    def set_error(self, error: Exception | None) -> None:
-        """Take note of how the last attempt at the broker went."""
+    def _tell_gap(self, reason: GapReason, position: Position | None) -> None:
+        """Tell every listener that events are missing, in a log those up to `position`."""
+        self._coalescer.flush()
+        for listener in self.listeners:
+            listener.gap(self.name, reason, position)
+
+    def _note(self, error: Exception | None) -> None:
+        """Take note of how an attempt at the broker has ended."""
         self.error = error
-        self._watch(self)
-        self._was_attempted = True
+        self._on_attempt(self)
         if self._attempted is not None:
             self._attempted.set()
 
     def _complain(self, error: InvalidEventError) -> None:
         if not self._complained:
             self._complained = True
-            logger.warning("a payload on %r cannot be delivered: %s (told once)", self.channel, error)
+            logger.warning("a payload on %r cannot be delivered: %s (told once)", self.name, error)

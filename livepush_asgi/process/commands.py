@@ -15,7 +15,7 @@ import anyio
 
 from ..brokers import Broker
 from ..errors import BrokerUnavailableError, MessagesLostError
-from ..hub.coalescing import Batch
+from ..hub.delivery import Batch
 from ..runtime.event_loop import Waker, now
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL, data_of, from_payload, split_position

@@ -8,26 +8,21 @@ snapshot, or before it, comes back with such an id and is sent the state again.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-import anyio
+from collections.abc import Awaitable, Callable, Sequence
 
 from ..grant import Grant
-from ..hub.coalescing import Batch, Delivery
+from ..hub.delivery import Batch, Delivery, gap_delivery
 from ..wire.control import gap_block, id_block, opening, retry_line
-from ..wire.cursor import Position, event_id, owed
+from ..wire.cursor import Position, owed
 from ..wire.event import HEARTBEAT, with_id
 from ..wire.reasons import EndReason, GapReason
 from .context import StreamContext
 from .history_reader import HistoryReader
 from .outbox import LatestOutbox, Outbox, OutboxFullError
-from .recovery import ChannelGap, Places
+from .recovery import ChannelGap, RecoveryState
 from .snapshot import State
 
 logger = logging.getLogger("livepush_asgi")
-
-# How long to wait, in seconds, before history that could not be read is asked again.
-RETRY = 0.5
 
 Work = Callable[[], Awaitable[None]]
 
@@ -43,8 +38,8 @@ class Feed:
         "_head",
         "_outbox",
         "_passed",
-        "_places",
         "_reader",
+        "_recovery",
         "_resumable",
         "_resuming",
         "_single",
@@ -80,7 +75,7 @@ class Feed:
         self._outbox: Outbox | None = None
         replayed = context.limits.replay_events
         names = grant.channel_names
-        self._places = Places(names, last_event_id or None, grant.replay, replayed)
+        self._recovery = RecoveryState(names, last_event_id or None, grant.replay, replayed)
         self._gap_waits = False
         # The position of what went past the queues last, on the one channel.
         self._passed: Position | None = None
@@ -94,14 +89,14 @@ class Feed:
     def put(self, batch: Batch) -> None:
         """Queue deliveries, or leave them to the history. Raises OutboxFullError."""
         self._note_passed()
-        if self._places.settled and self._queue().put_all(batch.deliveries, batch.size):
+        if self._recovery.settled and self._queue().put_all(batch.deliveries, batch.size):
             return
         for delivery in batch.deliveries:
             self._put(delivery)
 
     def pass_through(self, batch: Batch) -> bytes:
         """Return deliveries as they can go out at once, past all queues; b"" if something is before them."""
-        if self._head or self._gap_waits or self._outbox or not self._places.settled:
+        if self._head or self._gap_waits or self._outbox or not self._recovery.settled:
             return b""
         if self._state is not None and self._state.owed:
             return b""
@@ -115,7 +110,7 @@ class Feed:
         return batch.joined
 
     def _put(self, delivery: Delivery) -> None:
-        if not self._places.settled and not self._places.admits(delivery):
+        if not self._recovery.settled and not self._recovery.admits(delivery):
             return
         try:
             self._queue().put(delivery)
@@ -132,11 +127,9 @@ class Feed:
     def put_gap(self, channel: str, reason: GapReason, position: Position | None) -> None:
         """Queue the word that events are missing. Raises OutboxFullError."""
         self._note_passed()
-        if self._places.hears_gap(channel, position):
+        gap = gap_delivery(channel, reason, position)
+        if self._recovery.admits(gap):
             self._gap_waits = True
-            id_ = None if position is None else event_id(channel, position)
-            bare = gap_block(channel, reason)
-            gap = Delivery(channel, gap_block(channel, reason, id_), position, bare, gap=True)
             try:
                 self._queue().put(gap)
             except OutboxFullError:
@@ -145,18 +138,20 @@ class Feed:
 
     def begin(self, channel: str) -> None:
         """Take note that a channel is subscribed: what is published from now on is the client's."""
-        self._places.begin(channel, self._context.hub.end_of(channel))
+        self._recovery.begin(channel, self._context.hub.end_of(channel))
 
     def begin_late(self, channel: str) -> bool:
         """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
         self._note_passed()
-        self._tell(self._history().place({channel: self._context.hub.end_of(channel)}, late={channel}))
+        self._tell(self._recovery.place(self._context.hub.catch_up([channel]), late=True))
         return self.unanswerable is None
 
     def _history(self) -> HistoryReader:
         if self._reader is None:
             context = self._context
-            self._reader = HistoryReader(context.hub, self._places, self._grant.channel_names, context.limits)
+            self._reader = HistoryReader(
+                context.hub, self._recovery, self._grant.channel_names, context.limits
+            )
         return self._reader
 
     def _tell(self, gaps: list[ChannelGap]) -> None:
@@ -174,7 +169,7 @@ class Feed:
 
     @property
     def _id(self) -> str:
-        return owed(self._places.id) if self._owes_state else self._places.id
+        return owed(self._recovery.id) if self._owes_state else self._recovery.id
 
     def _owe_state(self) -> None:
         if self._state is not None:
@@ -183,10 +178,10 @@ class Feed:
     def open(self) -> None:
         """Begin in every channel that is there, and prepare the open event."""
         hub, names = self._context.hub, self._grant.channel_names
-        ends = {name: hub.end_of(name) for name in names if hub.is_ready(name)}
-        told = self._place_in(ends)
+        ends = hub.catch_up(names)
+        told = self._recovery.place(ends)
         resumed = self._resuming and self._resumable is not False and not told
-        if self._state is not None and not (resumed and self._places.has_state):
+        if self._state is not None and not (resumed and self._recovery.has_state):
             self._state.owe()
             resumed = False
         retry = self._context.timing.own_retry()
@@ -194,7 +189,7 @@ class Feed:
         if not self._control_events:
             self._head = retry_line(retry)
             # Where the broker has no positions the id stays the same. To end the stream again tells no more.
-            if told and not self._places.came_with(self._id):
+            if told and not self._recovery.came_with(self._id):
                 self._head += self._end_instead()
             return
         not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
@@ -207,13 +202,6 @@ class Feed:
         """
         self.unanswerable = EndReason.BROKER
         return id_block(self._id)
-
-    def _place_in(self, ends: Mapping[str, Position | None]) -> list[ChannelGap]:
-        """Begin in the channels whose logs end so, and return the gaps to tell."""
-        if self._resuming:
-            return self._history().place(ends)
-        self._places.place_new(ends)
-        return []
 
     def work(self) -> Work | None:
         """Return what has to be waited for now, None if that is nothing. Ask again when it has ended.
@@ -228,11 +216,10 @@ class Feed:
         if self._state is not None and self._state.owed:
             # State first, then the changes.
             return self._read_state if self._state.wanted else None
-        reader = self._reader
-        if reader is not None and reader.sought:
+        if self._reader is not None and self._reader.must_seek:
             return self._seek
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
-        return self._read_on if self._places.behind and not self._head else None
+        return self._read_on if self._recovery.behind and not self._head else None
 
     def ready(self) -> bytes:
         """Return what can go out at once, b"" if that is nothing."""
@@ -271,7 +258,7 @@ class Feed:
 
     def _note_passed(self) -> None:
         if self._passed is not None:
-            self._places.mark_sent(self._grant.channel_names[0], self._passed)
+            self._recovery.mark_sent(self._grant.channel_names[0], self._passed)
             self._passed = None
 
     async def _look_up(self) -> None:
@@ -279,10 +266,7 @@ class Feed:
         self._resumable = await self._history().look_up(self._context.timing.subscribe_timeout)
 
     async def _seek(self) -> None:
-        reader = self._history()
-        if reader.failed:
-            await anyio.sleep(RETRY)
-        self._tell(await reader.seek())
+        self._tell(await self._history().seek())
 
     async def _read_state(self) -> None:
         assert self._state is not None
@@ -303,7 +287,7 @@ class Feed:
         """Return the next blocks of the state. The last one brings an id that resumes without it."""
         blocks = state.take(self._context.limits.message_bytes)
         if blocks and not state.owed:
-            blocks[-1] = with_id(blocks[-1], self._places.id)
+            blocks[-1] = with_id(blocks[-1], self._recovery.id)
         return b"".join(blocks)
 
     def _fall_behind(self, delivery: Delivery) -> bool:
@@ -315,17 +299,12 @@ class Feed:
             channels.append(delivery.channel)
         elif channels:
             self._queue().put(delivery)
-        self._places.fall_behind(channels)
+        self._recovery.fall_behind(channels)
         return bool(channels)
 
     async def _read_on(self) -> None:
         """Put a page of history at the head. A channel that has it all is live again at that moment."""
-        reader = self._history()
-        if reader.failed:
-            await anyio.sleep(RETRY)
-        if not self._places.behind:
-            return
-        deliveries = await reader.next_deliveries()
+        deliveries = await self._history().next_deliveries()
         self._gap_waits = self._gap_waits or any(delivery.gap for delivery in deliveries)
         self._head += self._compose(deliveries)
 
@@ -350,7 +329,7 @@ class Feed:
             if delivery.gap:
                 self._owe_state()
             if delivery.position is not None:
-                self._places.mark_sent(delivery.channel, delivery.position)
+                self._recovery.mark_sent(delivery.channel, delivery.position)
             if delivery.gap and not self._control_events:
                 blocks.append(self._end_instead())
                 break
@@ -364,6 +343,6 @@ class Feed:
         """Join the events of one channel: each brings its id, and the last one says where the client is."""
         for delivery in reversed(deliveries):
             if delivery.position is not None:
-                self._places.mark_sent(delivery.channel, delivery.position)
+                self._recovery.mark_sent(delivery.channel, delivery.position)
                 break
         return b"".join([delivery.block for delivery in deliveries])

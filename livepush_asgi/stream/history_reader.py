@@ -1,21 +1,21 @@
-"""HistoryReader: how one stream reads the logs of its channels, page by page and each in its turn."""
+"""HistoryReader: how one stream reads the logs of its channels, as its RecoveryState says.
+
+When a stream opens the logs are asked whether they still have the client's positions; then the channels that
+are behind are read, a page at a time and each in its turn.
+"""
 
 import logging
-from collections.abc import Container, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Sequence
 
 import anyio
 
 from ..brokers import Page
 from ..errors import InvalidEventError
-from ..hub.channel import delivery_of
-from ..hub.coalescing import Delivery
+from ..hub.delivery import Delivery, delivery_of, gap_delivery
 from ..hub.hub import Hub
 from ..settings import Limits
-from ..wire.control import gap_block
-from ..wire.cursor import Position, event_id
 from ..wire.reasons import GapReason
-from .recovery import ChannelGap, Places, Stretch
+from .recovery import ChannelGap, PageSlice, RecoveryState, Resumption
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -23,166 +23,202 @@ logger = logging.getLogger("livepush_asgi")
 PAGE = 100
 # How long one read of history may take, in seconds, before it is tried again.
 READ_TIMEOUT = 10.0
-# A broker that answers within this time, in seconds, has not waited for a server.
-AT_ONCE = 0.001
-
-# Shared by all streams that have no log to look into: nearly all of them.
-_NONE: Mapping[str, bool] = MappingProxyType({})
+# How long to wait, in seconds, before history that could not be read is asked again.
+RETRY = 0.5
+# How long the bounds of a log are good for, in seconds, so that a crowd of clients asks for them once. A
+# client that comes back with an epoch which began within that time is told of a gap that there is not.
+BOUNDS_AGE = 0.05
 
 
 class HistoryReader:
-    """Reads what `places` says is behind."""
+    """Reads the logs of `channels` for one stream."""
 
-    __slots__ = ("_channels", "_failures", "_hub", "_kept", "_limits", "_places", "sought")
+    __slots__ = (
+        "_channels",
+        "_failures",
+        "_hub",
+        "_limits",
+        "_opened_at",
+        "_read_at",
+        "_seek_at",
+        "_state",
+        "_unasked",
+    )
 
-    def __init__(self, hub: Hub, places: Places, channels: tuple[str, ...], limits: Limits) -> None:
+    def __init__(self, hub: Hub, state: RecoveryState, channels: tuple[str, ...], limits: Limits) -> None:
         self._hub = hub
-        self._places = places
+        self._state = state
         self._channels = channels
         self._limits = limits
+        self._opened_at = hub.now()
+        # When the deferred channels are due, and when the first page is: a client that comes with a wrong
+        # position and leaves at once costs no read.
+        self._seek_at = self._opened_at + RETRY
+        self._read_at = self._opened_at
+        # The channels whose logs have to be asked before the stream opens; None until that is known.
+        self._unasked: list[str] | None = None
         # How many attempts in a row have brought nothing.
         self._failures = 0
-        #: The channels to begin in when their logs have been asked, and whether each came late.
-        self.sought = _NONE
-        # Whether each log has all that the client missed, None where it has to be asked.
-        self._kept: dict[str, bool | None] = {}
-
-    @property
-    def failed(self) -> bool:
-        """Whether no channel could be read on in its last turn, and the next attempt should wait a while."""
-        return self._failures >= max(1, self._places.count_behind)
-
-    def place(self, ends: Mapping[str, Position | None], late: Container[str] = ()) -> list[ChannelGap]:
-        """Begin in the channels whose logs end so, and return the gaps to tell.
-
-        A log may continue under another epoch, and only a read can tell whether it has the client's
-        position. Where that read has failed, `seek` repeats it later, and no gap is told meanwhile.
-        """
-        known = dict(ends)
-        for channel, end in ends.items():
-            if end and self._places.must_ask(channel, end) and not self._places.place_of(channel, end):
-                self.sought = {**self.sought, channel: channel in late}
-                del known[channel]
-        return self._places.place(known, late)
-
-    async def seek(self) -> list[ChannelGap]:
-        """Ask the logs that could not be asked, begin in their channels, and return the gaps to tell.
-
-        A log that cannot be asked now is asked again. Never raises but when cancelled.
-        """
-        # Their logs have gone on under another epoch since anything was known of them.
-        self._kept = {}
-        with anyio.move_on_after(READ_TIMEOUT):
-            await self._ask(self.sought)
-        sought = self.sought
-        self.sought = {name: late for name, late in sought.items() if self._kept.get(name) is None} or _NONE
-        self._failures = self._failures + 1 if self.sought else 0
-        late = {channel for channel, came_late in sought.items() if came_late}
-        return self.place({name: self._hub.end_of(name) for name in sought if name not in self.sought}, late)
 
     def resumable(self) -> bool | None:
         """Return whether history still has what the client's cursor asks for, in every channel.
 
-        None if that takes a look into a log first: then call `look_up`.
+        None if the logs have to be asked first: then await `look_up`.
         """
-        if not self._kept:
-            self._kept = {name: self._is_kept(name) for name in self._channels}
-        return None if None in self._kept.values() else all(self._kept.values())
+        if self._unasked is None:
+            self._unasked = self._find_in_known(self._channels, self._hub.now() - BOUNDS_AGE)
+        if not self._unasked:
+            return not self._resumption.missed
+        return False if self._asks_later else None
 
     async def look_up(self, timeout: float) -> bool:
-        """Look into the logs of which that is not known; False if one takes longer than `timeout` seconds."""
+        """Ask the logs of which that is not known; False if one takes longer than `timeout` seconds.
+
+        Over a network the first log is asked alone, then four, sixteen and so on side by side, until one does
+        not have the client's position. So a hostile id, which is wrong in every channel, costs one read. The
+        logs that were not asked are left to `seek`.
+        """
+        unasked = left = self._unasked or []
+        count = len(unasked) if self._hub.history.in_process else 1
         with anyio.move_on_after(timeout):
-            await self._ask(self._channels)
-        return all(self._kept.values())
+            while left and not self._asks_later:
+                await self._ask(left[:count])
+                left, count = left[count:], 4 * count
+        self._seek_at = self._hub.now() + RETRY
+        return all(map(self._resumption.has_asked, unasked)) and not self._resumption.missed
+
+    @property
+    def _asks_later(self) -> bool:
+        """Whether no more logs are asked for this client before its stream opens."""
+        return self._resumption.suspect and not self._hub.history.in_process
+
+    @property
+    def must_seek(self) -> bool:
+        """Whether `seek` is what to do next."""
+        resumption = self._state.resumption
+        if resumption is None or not resumption.deferred:
+            return False
+        return not self._state.behind or self._hub.now() >= self._seek_at
+
+    async def seek(self) -> list[ChannelGap]:
+        """Ask the logs of the deferred channels, begin in these channels, and return the gaps to tell.
+
+        A log that cannot be asked now is asked again. Never raises but when cancelled.
+        """
+        await self._wait_until(self._seek_at)
+        deferred = self._resumption.deferred
+        with anyio.move_on_after(READ_TIMEOUT):
+            # What any stream has read since this one opened is as good as a read of its own.
+            await self._ask(self._find_in_known(deferred, self._opened_at))
+        self._seek_at = self._hub.now() + RETRY
+        return self._state.place(self._hub.catch_up(deferred))
 
     async def next_deliveries(self) -> list[Delivery]:
         """Read a page of the channel whose turn it is, with what is missing in it as gaps.
 
-        Never raises but when cancelled.
+        Waits a while first if no channel could be read on in its last turn. Never raises but when cancelled.
         """
-        channel, place = self._places.next_behind()
+        if self._failures >= max(1, self._state.behind):
+            await anyio.sleep(RETRY)
+        await self._wait_until(self._read_at)
+        if not self._state.behind:
+            return []
+        channel, place = self._state.next_behind()
         try:
             with anyio.fail_after(READ_TIMEOUT):
-                page = await self._hub.read(channel, place, PAGE, self._limits.message_bytes)
+                page = await self._hub.history.read(channel, place, PAGE, self._limits.message_bytes)
         except Exception as error:
-            self._note(error)
+            if not self._failures:
+                logger.debug("history cannot be read, trying until it works: %s", error)
+            self._failures += 1
             return []
-        live_end = self._hub.end_of(channel)
-        if live_end is None or not self._places.is_behind(channel):
+        live_end = self._hub.catch_up([channel]).get(channel)
+        if live_end is None or not self._state.is_behind(channel):
             # The hub delivers the channel no more, so the stream need not hurry to its end.
             self._failures += live_end is None
             return []
-        if page.epoch != live_end.epoch:
-            # The log has gone on under another epoch, of which this process has not heard yet.
-            self._hub.refresh(channel)
-        stretch = self._places.take_page(channel, page, live_end)
-        if stretch.gap is None and not stretch.records and self._places.is_behind(channel):
+        self._compare_epochs(channel, page)
+        part = self._state.take_page(channel, page, live_end)
+        if part.gap is None and not part.records and self._state.is_behind(channel):
             # The hub has delivered what the log does not show yet, or not any more.
             self._failures += 1
         else:
-            self._note(None)
-        return _deliveries(channel, stretch)
+            self._failures = 0
+        return _deliveries(channel, part)
 
-    def _is_kept(self, channel: str) -> bool | None:
-        """Return whether the log has all that the client missed, None if it has to be asked."""
-        end = self._hub.end_of(channel)
-        if end is None or not self._places.must_ask(channel, end):
-            return True
-        page = self._hub.bounds_of(channel, self._places.place_of(channel, end))
-        return None if page is None else self._is_kept_in(channel, page)
+    async def _wait_until(self, moment: float) -> None:
+        delay = moment - self._hub.now()
+        if delay > 0:
+            await anyio.sleep(delay)
 
-    def _is_kept_in(self, channel: str, page: Page) -> bool:
-        end = self._hub.end_of(channel)
-        if end is not None and page.epoch != end.epoch:
-            # The log has gone on under another epoch, of which this process has not heard yet.
-            self._hub.refresh(channel)
-        return self._places.find_in(channel, page)
+    @property
+    def _resumption(self) -> Resumption:
+        assert self._state.resumption is not None
+        return self._state.resumption
 
-    async def _ask(self, channels: Iterable[str]) -> None:
-        """Look into logs of which nothing is known: side by side from the first one on that takes a while."""
-        for name in channels:
-            if name not in self._kept:
-                self._kept[name] = self._is_kept(name)
-        waiting = [name for name in channels if self._kept[name] is None]
-        while waiting:
-            began = self._hub.now()
-            await self._look_into(waiting.pop(0))
-            if self._hub.now() - began > AT_ONCE:
-                break
-        if waiting:
+    def _find_in_known(self, channels: Sequence[str], since: float) -> list[str]:
+        """Find the client in logs whose bounds were read since then; return the channels of the others.
+
+        The first ones of these are those in which the position may be wrong: the others' is within the log.
+        """
+        resumption = self._resumption
+        within, beyond = list[str](), list[str]()
+        for channel in channels:
+            end = self._hub.end_of(channel)
+            if end is None or not resumption.must_ask(channel, end):
+                continue
+            history, place = self._hub.history, resumption.place_of(channel, end)
+            is_beyond = place is None or place.offset > end.offset
+            page = history.known_bounds(channel, since)
+            # Bounds that were read before the stream opened say nothing of a position beyond them, unless
+            # nobody but this process writes the log.
+            is_new = since >= self._opened_at or (history.in_process and is_beyond)
+            if page is not None and (place is None or is_new or page.has(place)):
+                self._find_in(channel, page)
+            elif is_beyond:
+                beyond.append(channel)
+                resumption.suspect |= page is not None and history.has_refuted(channel)
+            else:
+                within.append(channel)
+        return beyond + within
+
+    async def _ask(self, channels: list[str]) -> None:
+        if len(channels) == 1 or self._hub.history.in_process:
+            for channel in channels:
+                await self._look_into(channel)
+        else:
             async with anyio.create_task_group() as asking:
-                for channel in waiting:
+                for channel in channels:
                     asking.start_soon(self._look_into, channel)
 
     async def _look_into(self, channel: str) -> None:
         try:
-            page = await self._hub.read_bounds(channel)
+            page = await self._hub.history.read_bounds(channel)
         except Exception as error:
             logger.debug("the history of %r cannot be read: %s", channel, error)
         else:
-            self._kept[channel] = self._is_kept_in(channel, page)
+            self._find_in(channel, page)
 
-    def _note(self, error: Exception | None) -> None:
-        if error is None:
-            self._failures = 0
-            return
-        if not self._failures:
-            logger.debug("history cannot be read, trying until it works: %s", error)
-        self._failures += 1
+    def _find_in(self, channel: str, page: Page) -> None:
+        self._compare_epochs(channel, page)
+        history = self._hub.history
+        if not self._resumption.find_in(channel, page):
+            history.refute(channel)
+            if not history.in_process:
+                self._read_at = self._hub.now() + BOUNDS_AGE
+
+    def _compare_epochs(self, channel: str, page: Page) -> None:
+        end = self._hub.end_of(channel)
+        if end is not None and page.epoch != end.epoch:
+            # The log goes on under another epoch, of which this process has not heard yet.
+            self._hub.refresh(channel)
 
 
-def _deliveries(channel: str, stretch: Stretch) -> list[Delivery]:
-    deliveries = []
-    if stretch.gap is not None:
-        deliveries.append(_gap(channel, stretch.gap, stretch.start))
-    for position, payload in stretch.records:
+def _deliveries(channel: str, part: PageSlice) -> list[Delivery]:
+    deliveries = [] if part.gap is None else [gap_delivery(channel, part.gap, part.start)]
+    for position, payload in part.records:
         try:
             deliveries.append(delivery_of(channel, payload, position))
         except InvalidEventError:
-            deliveries.append(_gap(channel, GapReason.BROKER, position))
+            deliveries.append(gap_delivery(channel, GapReason.BROKER, position))
     return deliveries
-
-
-def _gap(channel: str, reason: GapReason, position: Position) -> Delivery:
-    block = gap_block(channel, reason, event_id(channel, position))
-    return Delivery(channel, block, position, gap_block(channel, reason), gap=True)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from ..hub.coalescing import Delivery
+from ..hub.delivery import Delivery
 from ..settings import Limits
+from ..wire.event import name_line
 
 
 class OutboxFullError(Exception):
@@ -92,7 +93,7 @@ class Outbox:
     def give_up_positioned(self) -> list[str]:
         """Discard what the history has, and return the channels to read on from there.
 
-        What has no position stays nowhere else: if any of it waits it counts as dropped.
+        Deliveries without a position cannot be read again; they count as dropped.
         """
         items = self._items or ()
         channels = dict.fromkeys(item.channel for item in items if item.position is not None)
@@ -136,13 +137,13 @@ class LatestOutbox(Outbox):
 
     def put(self, delivery: Delivery) -> None:
         """Add a delivery in place of an older one of its name. Raises OutboxFullError."""
-        name = _name_in(delivery.bare or delivery.block)
-        older = self._by_name.pop((delivery.channel, name), None)
+        key = _key_of(delivery)
+        older = self._by_name.pop(key, None)
         if older is not None and self._items:
             self._items.remove(older)
             self._bytes -= len(older.block)
         super().put(delivery)
-        self._by_name[delivery.channel, name] = delivery
+        self._by_name[key] = delivery
 
     def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
         """Return False: each has to be held against what waits."""
@@ -151,8 +152,7 @@ class LatestOutbox(Outbox):
     def take(self) -> list[Delivery]:
         """Return what waits, the newest of each name."""
         taken = super().take()
-        left = self._items or ()
-        self._by_name = {(item.channel, _name_in(item.bare or item.block)): item for item in left}
+        self._by_name = {_key_of(item): item for item in self._items or ()}
         return taken
 
     def clear(self) -> None:
@@ -161,7 +161,5 @@ class LatestOutbox(Outbox):
         self._by_name.clear()
 
 
-def _name_in(block: bytes) -> bytes:
-    """Return the event name of a block; it is in the first line if there is one."""
-    first = block.split(b"\n", 1)[0]
-    return first if first.startswith(b"event: ") else b""
+def _key_of(delivery: Delivery) -> tuple[str, bytes]:
+    return delivery.channel, name_line(delivery.bare or delivery.block)

@@ -13,7 +13,7 @@ from functools import partial
 import anyio
 
 from ..grant import Grant
-from ..hub.coalescing import Batch
+from ..hub.delivery import Batch
 from ..runtime.event_loop import Sleep, spawn
 from ..runtime.inline_send import InlineSend
 from ..runtime.scheduler import Timer

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .event import encode_block
+from .event import encode_block, id_line
 from .reasons import EndReason, GapReason
 
 
@@ -26,7 +26,7 @@ def opening(
     `not_live` names the channels that the broker does not deliver yet. Without `id` the client keeps its own.
     """
     # `retry` stands in the data too, because EventSource keeps the field to itself.
-    # Written out and not encoded: every connect of ten thousand that come back at once waits for it.
+    # Written out, because `encode_block` takes longer: ten thousand clients may come back at once.
     waiting = f',"not_live":{json.dumps(not_live, separators=(",", ":"))}' if not_live else ""
     data = f'data: {{"resumed":{"true" if resumed else "false"},"retry":{retry}{waiting}}}\n\n'
     if not gaps:
@@ -41,7 +41,7 @@ def opening(
 def gap_block(channel: str, reason: GapReason, id: str | None = None) -> bytes:
     """Return the block that says: at this point events of the channel are, or may be, missing."""
     block = _gap_block(channel, reason)
-    return block if id is None else f"id: {id}\n".encode() + block
+    return block if id is None else id_line(id) + block
 
 
 @lru_cache(maxsize=1024)
@@ -69,7 +69,7 @@ def id_block(id: str) -> bytes:
     By the standard it becomes the last event id and nothing is dispatched.
     https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
     """
-    return f"id: {id}\n\n".encode()
+    return id_line(id) + b"\n"
 
 
 def retry_line(retry: int) -> bytes:

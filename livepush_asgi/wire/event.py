@@ -1,8 +1,8 @@
-"""Event, and the event-stream text. The only file that knows the format.
+"""Event, and the text of an event stream. No other room of the package writes or reads a field of it.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 
-Two forms are made here. A *block* is what a client receives: the lines of one event and the blank
+An event has two forms. A *block* is what a client receives: the lines of one event and the blank
 line that dispatches it. A *payload* is what travels through a broker: a block behind a two-byte
 mark, or the plain text that some other program published, which becomes the data of an event.
 """
@@ -78,7 +78,8 @@ class Event:
         return encode_block(str(self.data), event=self.event, id=self.id, retry=self.retry)
 
 
-# As the setters that a frozen value has none of: an Event is made for every publish.
+# Slot descriptors, because a frozen dataclass has no setters and `object.__setattr__` is slower.
+# An Event is made for every publish.
 _set_data, _set_event, _set_id, _set_retry = (
     Event.__dict__[name].__set__ for name in ("data", "event", "id", "retry")
 )
@@ -101,6 +102,21 @@ def encode_block(
     lines.extend(f"data: {line}\n" for line in _LINE_END.split(data))
     lines.append("\n")
     return "".join(lines).encode()
+
+
+def id_line(id: str) -> bytes:
+    """Return the field line of an id."""
+    return f"id: {id}\n".encode()
+
+
+def comment_line(text: str) -> bytes:
+    """Return a comment, which no client shows. It has no blank line behind it: see `HEARTBEAT`."""
+    return f":{text}\n".encode()
+
+
+def name_line(block: bytes) -> bytes:
+    """Return the field line of the event name in a block of a payload, b"" if the event has no name."""
+    return block[: block.index(b"\n")] if block.startswith(b"event: ") else b""
 
 
 def to_payload(block: bytes) -> bytes:
