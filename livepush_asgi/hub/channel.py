@@ -125,6 +125,7 @@ class Channel:
         "error",
         "lingering",
         "name",
+        "position",
         "ready",
         "scope",
     )
@@ -144,6 +145,8 @@ class Channel:
         self.lingering: Timer | None = None
         #: What cancels its task; None when that has ended, as it soon does where the subscription forwards.
         self.scope: anyio.CancelScope | None = None
+        #: Up to where the log has been delivered, pending deliveries included; None without a log.
+        self.position: Position | None = None
         self._broker = broker
         self._coalescer = coalescer
         self._on_attempt = on_attempt
@@ -173,11 +176,6 @@ class Channel:
         if self._snapshot is None:
             self._snapshot = tuple(self._listeners)
         return self._snapshot
-
-    @property
-    def position(self) -> Position | None:
-        """Up to where the log has been delivered, pending deliveries included; None without a log."""
-        return None
 
     def deliver(self, payload: bytes, /) -> None:
         """Pass a payload on to every listener. Plain synchronous code: no listener is waited for."""

@@ -1,9 +1,9 @@
-"""Feed: what one stream sends next. It joins the outbox, the history, the snapshots and the heartbeats.
+"""Composer: what one stream sends next, from the outbox, the history, a snapshot and the heartbeats.
 
-Nothing here waits but what `work` returns: reading history, and calling for a snapshot. The stream runs that
-beside itself, goes on sending what is ready, and cancels it when it ends.
+Only `work` is awaited: reading history, or calling for a snapshot. The stream runs it in a task beside
+itself, goes on sending what is ready, and cancels it when it ends.
 
-While the client has not been sent the whole state, each id it gets says so. A client that is cut off in a
+Until the client has been sent the whole state, each id that it gets says so. A client that is cut off in a
 snapshot, or before it, comes back with such an id and is sent the state again.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..grant import Grant
 from ..hub.delivery import Batch, Delivery, gap_delivery
+from ..settings import Limits
 from ..wire.control import gap_block, id_block, opening, retry_line
 from ..wire.cursor import Position, owed
 from ..wire.event import HEARTBEAT, with_id
@@ -27,8 +28,8 @@ logger = logging.getLogger("livepush_asgi")
 Work = Callable[[], Awaitable[None]]
 
 
-class Feed:
-    """The bytes of one stream, in the order in which they go out. `ready` gives what can go out now."""
+class Composer:
+    """Composes the bytes of one stream, in the order in which they go out."""
 
     __slots__ = (
         "_context",
@@ -37,17 +38,20 @@ class Feed:
         "_grant",
         "_head",
         "_outbox",
+        "_owes_state",
         "_passed",
+        "_queued",
         "_reader",
         "_recovery",
         "_resumable",
         "_resuming",
         "_single",
         "_state",
+        "end_reason",
         "heartbeat_due",
         "hurried",
         "opened",
-        "unanswerable",
+        "work",
     )
 
     def __init__(
@@ -64,7 +68,7 @@ class Feed:
         self.opened = False
         self.heartbeat_due = False
         #: Why the stream has to end: a gap must be told without control events, or the snapshot failed.
-        self.unanswerable: EndReason | None = None
+        self.end_reason: EndReason | None = None
         self._context = context
         self._grant = grant
         self._control_events = control_events
@@ -76,8 +80,9 @@ class Feed:
         replayed = context.limits.replay_events
         names = grant.channel_names
         self._recovery = RecoveryState(names, last_event_id or None, grant.replay, replayed)
-        self._gap_waits = False
-        # The position of what went past the queues last, on the one channel.
+        # Whether something waits in the outbox, and whether a gap does.
+        self._queued = self._gap_waits = False
+        # The position of what was sent last on the one channel, if the recovery state has not been told yet.
         self._passed: Position | None = None
         # Made for the first to need it: a client that is new and keeps up never reads any history.
         self._reader: HistoryReader | None = None
@@ -85,56 +90,53 @@ class Feed:
         # Blocks that go out before anything else: the open event, a page of history.
         self._head = b""
         self._state = None if grant.snapshot is None else State(grant.snapshot)
+        self._owes_state = False
+        #: What has to be awaited beside the stream, None if that is nothing. It raises only when cancelled.
+        self.work: Work | None = None
 
     def put(self, batch: Batch) -> None:
         """Queue deliveries, or leave them to the history. Raises OutboxFullError."""
-        self._note_passed()
-        if self._recovery.settled and self._queue().put_all(batch.deliveries, batch.size):
+        self._queued = True
+        outbox = self._outbox
+        if outbox is None:
+            outbox = self._outbox = _make_outbox(self._context.limits)
+        if self._recovery.settled and outbox.put_all(batch.deliveries, batch.size):
             return
+        self._note_passed()
         for delivery in batch.deliveries:
-            self._put(delivery)
+            if self._recovery.settled or self._recovery.admits(delivery):
+                self._put(outbox, delivery)
 
     def pass_through(self, batch: Batch) -> bytes:
-        """Return deliveries as they can go out at once, past all queues; b"" if something is before them."""
-        if self._head or self._gap_waits or self._outbox or not self._recovery.settled:
-            return b""
-        if self._state is not None and self._state.owed:
+        """Return deliveries to send at once, past the outbox; b"" if something has to go out before them."""
+        if self._head or self._gap_waits or self._queued or not self._recovery.settled or self._owes_state:
             return b""
         if batch.size > self._context.limits.message_bytes:
             return b""
         self.heartbeat_due = False
         if not self._single:
             return self._compose(batch.deliveries)
-        # This runs once for every event and stream: where the client is now is written down when it matters.
+        # This runs once for every event and stream: the recovery state is told of the position when it
+        # matters.
         self._passed = batch.position or self._passed
         return batch.joined
-
-    def _put(self, delivery: Delivery) -> None:
-        if not self._recovery.settled and not self._recovery.admits(delivery):
-            return
-        try:
-            self._queue().put(delivery)
-        except OutboxFullError:
-            if not self._fall_behind(delivery):
-                raise
-
-    def _queue(self) -> Outbox:
-        if self._outbox is None:
-            limits = self._context.limits
-            self._outbox = LatestOutbox(limits) if limits.overflow == "latest" else Outbox(limits)
-        return self._outbox
 
     def put_gap(self, channel: str, reason: GapReason, position: Position | None) -> None:
         """Queue the word that events are missing. Raises OutboxFullError."""
         self._note_passed()
         gap = gap_delivery(channel, reason, position)
         if self._recovery.admits(gap):
-            self._gap_waits = True
-            try:
-                self._queue().put(gap)
-            except OutboxFullError:
-                if not self._fall_behind(gap):
-                    raise
+            self._gap_waits = self._queued = True
+            if self._outbox is None:
+                self._outbox = _make_outbox(self._context.limits)
+            self._put(self._outbox, gap)
+
+    def _put(self, outbox: Outbox, delivery: Delivery) -> None:
+        try:
+            outbox.put(delivery)
+        except OutboxFullError:
+            if not self._fall_behind(outbox, delivery):
+                raise
 
     def begin(self, channel: str) -> None:
         """Take note that a channel is subscribed: what is published from now on is the client's."""
@@ -144,7 +146,7 @@ class Feed:
         """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
         self._note_passed()
         self._tell(self._recovery.place(self._context.hub.catch_up([channel]), late=True))
-        return self.unanswerable is None
+        return self.end_reason is None
 
     def _history(self) -> HistoryReader:
         if self._reader is None:
@@ -164,80 +166,77 @@ class Feed:
             self._head += gap_block(channel, reason, self._id)
 
     @property
-    def _owes_state(self) -> bool:
-        return self._state is not None and self._state.owed
-
-    @property
     def _id(self) -> str:
+        self._note_passed()
         return owed(self._recovery.id) if self._owes_state else self._recovery.id
 
     def _owe_state(self) -> None:
         if self._state is not None:
             self._state.owe()
+            self._owes_state = True
 
-    def open(self) -> None:
-        """Begin in every channel that is there, and prepare the open event."""
+    def open(self) -> bool:
+        """Begin in every channel that is there, and prepare the open event.
+
+        Returns False while logs have to be asked first: await `work`, and call again.
+        """
+        if self._resuming and self._resumable is None:
+            self._resumable = self._history().resumable()
+            if self._resumable is None:
+                self.work = self._look_up
+                return False
         hub, names = self._context.hub, self._grant.channel_names
         ends = hub.catch_up(names)
-        told = self._recovery.place(ends)
-        resumed = self._resuming and self._resumable is not False and not told
+        gaps = self._recovery.place(ends)
+        resumed = self._resuming and self._resumable is not False and not gaps
         if self._state is not None and not (resumed and self._recovery.has_state):
-            self._state.owe()
+            self._owe_state()
             resumed = False
         retry = self._context.timing.own_retry()
         self.opened = True
         if not self._control_events:
             self._head = retry_line(retry)
             # Where the broker has no positions the id stays the same. To end the stream again tells no more.
-            if told and not self._recovery.came_with(self._id):
+            if gaps and not self._recovery.came_with(self._id):
                 self._head += self._end_instead()
-            return
+            return True
         not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
-        self._head = opening(retry, self._id, told, resumed=resumed, not_live=not_live)
+        self._head = opening(retry, self._id, gaps, resumed=resumed, not_live=not_live)
+        return True
 
     def _end_instead(self) -> bytes:
         """Have the stream end, as its client cannot be told of a gap; return the id that is behind the gap.
 
         With it the client is not told again when it comes back.
         """
-        self.unanswerable = EndReason.BROKER
+        self.end_reason = EndReason.BROKER
         return id_block(self._id)
 
-    def work(self) -> Work | None:
-        """Return what has to be waited for now, None if that is nothing. Ask again when it has ended.
+    def ready(self) -> bytes:
+        """Return what can go out at once, b"" if that is nothing. Sets `work`, and perhaps `end_reason`."""
+        chunk, self._head = self._head, b""
+        if self.end_reason is None:
+            if self._state is not None and self._owes_state:
+                # State first, then the changes.
+                chunk += self._next_of_state(self._state)
+            if self._queued and not self._owes_state:
+                chunk += self._take_queued()
+        if self.end_reason is not None:
+            chunk += self._head
+            self._head = b""
+        elif not chunk and self.heartbeat_due:
+            chunk = HEARTBEAT
+        self.heartbeat_due = False
+        self.work = self._next_work()
+        return chunk
 
-        It never raises but when cancelled; look at `ready` after it.
-        """
-        if not self.opened:
-            if self._resuming and self._resumable is None:
-                self._resumable = self._history().resumable()
-                return self._look_up if self._resumable is None else None
-            return None
-        if self._state is not None and self._state.owed:
-            # State first, then the changes.
+    def _next_work(self) -> Work | None:
+        if self._state is not None and self._owes_state:
             return self._read_state if self._state.wanted else None
         if self._reader is not None and self._reader.must_seek:
             return self._seek
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
         return self._read_on if self._recovery.behind and not self._head else None
-
-    def ready(self) -> bytes:
-        """Return what can go out at once, b"" if that is nothing."""
-        chunk = self.take_head()
-        if self._state is not None and self._state.owed:
-            # State first, then the changes.
-            chunk += self._next_of_state(self._state)
-        if self._outbox and not self._owes_state:
-            chunk += self._joined()
-        if not chunk and self.heartbeat_due:
-            chunk = HEARTBEAT
-        self.heartbeat_due = False
-        return chunk
-
-    def take_head(self) -> bytes:
-        """Return what goes out before anything else: also of a stream that has to end."""
-        head, self._head = self._head, b""
-        return head
 
     def flush(self) -> bytes:
         """Return everything in the outbox. Events that are still to be read from history are not sent.
@@ -246,15 +245,15 @@ class Feed:
         """
         if not self.opened:
             return b""
-        chunk = self.take_head()
-        while self._outbox and self.unanswerable is None and not self._owes_state:
-            chunk += self._joined()
-        return chunk
+        chunk, self._head = self._head, b""
+        while self._queued and self.end_reason is None and not self._owes_state:
+            chunk += self._take_queued()
+        return chunk + self._head
 
     def discard(self) -> None:
         """Forget what waits."""
         self._head = b""
-        self._outbox = None
+        self._outbox, self._queued = None, False
 
     def _note_passed(self) -> None:
         if self._passed is not None:
@@ -274,7 +273,7 @@ class Feed:
         try:
             await self._state.read(context.callbacks, context.timing.snapshot_timeout)
         except Exception:
-            self.unanswerable = EndReason.ERROR
+            self.end_reason = EndReason.ERROR
             if not context.snapshots_fail:
                 context.snapshots_fail = True
                 logger.exception("a snapshot failed, so its stream ends; the next failures are not logged")
@@ -286,19 +285,22 @@ class Feed:
     def _next_of_state(self, state: State) -> bytes:
         """Return the next blocks of the state. The last one brings an id that resumes without it."""
         blocks = state.take(self._context.limits.message_bytes)
+        self._owes_state = state.owed
         if blocks and not state.owed:
+            self._note_passed()
             blocks[-1] = with_id(blocks[-1], self._recovery.id)
         return b"".join(blocks)
 
-    def _fall_behind(self, delivery: Delivery) -> bool:
+    def _fall_behind(self, outbox: Outbox, delivery: Delivery) -> bool:
         """Empty the outbox and read on from history, if that has what waits."""
         if self._context.limits.overflow != "resume":
             return False
-        channels = self._queue().give_up_positioned()
+        channels = outbox.give_up_positioned()
         if delivery.position is not None:
             channels.append(delivery.channel)
         elif channels:
-            self._queue().put(delivery)
+            outbox.put(delivery)
+        self._note_passed()
         self._recovery.fall_behind(channels)
         return bool(channels)
 
@@ -307,23 +309,35 @@ class Feed:
         deliveries = await self._history().next_deliveries()
         self._gap_waits = self._gap_waits or any(delivery.gap for delivery in deliveries)
         self._head += self._compose(deliveries)
+        # The next page is read from there.
+        self._note_passed()
 
-    def _joined(self) -> bytes:
+    def _take_queued(self) -> bytes:
+        """Return the next part of the outbox, behind a gap for each channel of which events were dropped."""
         assert self._outbox is not None
         dropped = self._outbox.take_dropped()
         if dropped and not self._control_events:
-            self.unanswerable = EndReason.SLOW
+            self.end_reason = EndReason.SLOW
             return b""
-        gaps = b"".join(gap_block(channel, GapReason.OVERFLOW) for channel in dropped)
-        if dropped:
-            self._owe_state()
-        return gaps + self._compose(self._outbox.take())
+        deliveries = self._outbox.take()
+        self._queued = bool(self._outbox)
+        if not dropped:
+            return self._compose(deliveries)
+        self._owe_state()
+        gaps = b"".join([gap_block(channel, GapReason.OVERFLOW) for channel in dropped])
+        return gaps + self._compose(deliveries)
 
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         """Join deliveries and take note of where the client will be when it has them."""
         if self._single and not self._gap_waits and not self._owes_state:
-            return self._compose_quickly(deliveries)
+            # Each has its id, and the last one says where the client is.
+            for delivery in reversed(deliveries):
+                if delivery.position is not None:
+                    self._passed = delivery.position
+                    break
+            return b"".join([delivery.block for delivery in deliveries])
         self._gap_waits = False
+        self._note_passed()
         blocks = []
         for delivery in deliveries:
             if delivery.gap:
@@ -339,10 +353,6 @@ class Feed:
             blocks.append(block)
         return b"".join(blocks)
 
-    def _compose_quickly(self, deliveries: Sequence[Delivery]) -> bytes:
-        """Join the events of one channel: each brings its id, and the last one says where the client is."""
-        for delivery in reversed(deliveries):
-            if delivery.position is not None:
-                self._recovery.mark_sent(delivery.channel, delivery.position)
-                break
-        return b"".join([delivery.block for delivery in deliveries])
+
+def _make_outbox(limits: Limits) -> Outbox:
+    return LatestOutbox(limits) if limits.overflow == "latest" else Outbox(limits)

@@ -118,7 +118,7 @@ class HistoryReader:
 
         Waits a while first if no channel could be read on in its last turn. Never raises but when cancelled.
         """
-        if self._failures >= max(1, self._state.behind):
+        if self._failures >= max(1, len(self._state.behind)):
             await anyio.sleep(RETRY)
         await self._wait_until(self._read_at)
         if not self._state.behind:
@@ -133,13 +133,13 @@ class HistoryReader:
             self._failures += 1
             return []
         live_end = self._hub.catch_up([channel]).get(channel)
-        if live_end is None or not self._state.is_behind(channel):
+        if live_end is None or channel not in self._state.behind:
             # The hub delivers the channel no more, so the stream need not hurry to its end.
             self._failures += live_end is None
             return []
         self._compare_epochs(channel, page)
         part = self._state.take_page(channel, page, live_end)
-        if part.gap is None and not part.records and self._state.is_behind(channel):
+        if part.gap is None and not part.records and channel in self._state.behind:
             # The hub has delivered what the log does not show yet, or not any more.
             self._failures += 1
         else:

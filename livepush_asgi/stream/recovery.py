@@ -133,7 +133,6 @@ class RecoveryState:
     __slots__ = (
         "_ahead",
         "_begun",
-        "_behind",
         "_channels",
         "_claimed",
         "_cursor",
@@ -141,6 +140,7 @@ class RecoveryState:
         "_replay",
         "_sent",
         "_unplaced",
+        "behind",
         "resumption",
         "settled",
     )
@@ -164,19 +164,10 @@ class RecoveryState:
         self._unplaced = channels
         # Where history has gone further than the hub: what the hub delivers up to there are repeats.
         self._ahead = _NONE
-        # The channels that are read from history, in turn.
-        self._behind: tuple[str, ...] = ()
+        #: The channels that are read from history, in turn.
+        self.behind: tuple[str, ...] = ()
         # From where on the client has a claim to every event; a replay may begin before that.
         self._claimed = _NONE
-
-    @property
-    def behind(self) -> int:
-        """How many channels are to be read from history."""
-        return len(self._behind)
-
-    def is_behind(self, channel: str) -> bool:
-        """Return whether a channel is read from history."""
-        return channel in self._behind
 
     @property
     def id(self) -> str:
@@ -275,7 +266,7 @@ class RecoveryState:
             gap, place = GapReason.OVERFLOW, end.at(end.offset - self._most_replayed)
         self._sent[channel] = place
         if place != end:
-            self._behind += (channel,)
+            self.behind += (channel,)
         return gap
 
     def admits(self, delivery: Delivery) -> bool:
@@ -287,7 +278,7 @@ class RecoveryState:
         position, channel = delivery.position, delivery.channel
         if position is None:
             return True
-        if channel in self._unplaced or channel in self._behind:
+        if channel in self._unplaced or channel in self.behind:
             return False
         return channel not in self._ahead or self._is_news(channel, position)
 
@@ -311,15 +302,15 @@ class RecoveryState:
     def fall_behind(self, channels: Iterable[str]) -> None:
         """Read these channels from history, from where the client is."""
         for channel in channels:
-            if channel not in self._behind:
-                self._behind += (channel,)
+            if channel not in self.behind:
+                self.behind += (channel,)
             self._ahead = _without(self._ahead, channel)
         self._settle()
 
     def next_behind(self) -> tuple[str, Position]:
         """Return the channel to read next, and the position after which; each has its turn."""
-        channel, *others = self._behind
-        self._behind = (*others, channel)
+        channel, *others = self.behind
+        self.behind = (*others, channel)
         return channel, self._sent[channel]
 
     def take_page(self, channel: str, page: Page, live_end: Position) -> PageSlice:
@@ -335,7 +326,7 @@ class RecoveryState:
         self._sent[channel] = start
         end = records[-1][0] if records else start
         if end.epoch == live_end.epoch and end.offset >= live_end.offset:
-            self._behind = tuple(name for name in self._behind if name != channel)
+            self.behind = tuple(name for name in self.behind if name != channel)
             if end.offset > live_end.offset:
                 self._ahead = _with(self._ahead, channel, end)
             self._settle()
@@ -357,7 +348,7 @@ class RecoveryState:
     def _settle(self) -> None:
         if not self._unplaced:
             self.resumption, self._begun = None, _NONE
-        self.settled = not (self._unplaced or self._behind or self._ahead)
+        self.settled = not (self._unplaced or self.behind or self._ahead)
 
 
 def _with(places: Mapping[str, Position], channel: str, place: Position) -> Mapping[str, Position]:

@@ -6,7 +6,6 @@
 import logging
 import math
 import time
-from collections.abc import Awaitable
 from contextvars import copy_context
 from functools import partial
 
@@ -22,7 +21,7 @@ from ..wire.control import close_block, opening, retry_line
 from ..wire.cursor import Position
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, StreamState
-from .composer import Feed, Work
+from .composer import Composer, Work
 from .context import StreamContext
 from .outbox import OutboxFullError
 
@@ -43,10 +42,10 @@ class Stream:
     __slots__ = (
         "_busy_since",
         "_check_timer",
+        "_composer",
         "_control_events",
         "_end_at",
         "_end_reason",
-        "_feed",
         "_last_chunk_at",
         "_now",
         "_parked",
@@ -94,11 +93,11 @@ class Stream:
         self._work: anyio.CancelScope | None = None
         # Whether the driver's task sleeps, so that its `send` may be called inline.
         self._parked = False
-        self._feed = Feed(context, grant, control_events=control_events, last_event_id=last_event_id)
+        self._composer = Composer(context, grant, control_events=control_events, last_event_id=last_event_id)
         self._unsubscribed = tuple([name for name in names if not context.hub.attach(name, self)])
         for channel in names:
             if channel not in self._unsubscribed:
-                self._feed.begin(channel)
+                self._composer.begin(channel)
         self._set_deadlines()
         self._subscribe_timer: Timer | None = None
         if self._unsubscribed:
@@ -111,11 +110,11 @@ class Stream:
         """Take what a turn has brought, or end as slow when there is no room."""
         if self.reason is not None:
             return
-        if self._parked and (chunk := self._feed.pass_through(batch)):
+        if self._parked and (chunk := self._composer.pass_through(batch)):
             self._send_inline(chunk, batch.time)
             return
         try:
-            self._feed.put(batch)
+            self._composer.put(batch)
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
@@ -129,7 +128,7 @@ class Stream:
             self.end(EndReason.BROKER)
             return
         try:
-            self._feed.put_gap(channel, reason, position)
+            self._composer.put_gap(channel, reason, position)
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
@@ -141,9 +140,9 @@ class Stream:
             return
         self._unsubscribed = tuple(name for name in self._unsubscribed if name != channel)
         if self.state is StreamState.OPENING:
-            self._feed.begin(channel)
+            self._composer.begin(channel)
             self._wake()
-        elif not self._feed.begin_late(channel):
+        elif not self._composer.begin_late(channel):
             self.end(EndReason.BROKER)
         else:
             self._wake()
@@ -161,7 +160,7 @@ class Stream:
         if self._work is not None:
             self._work.cancel()
         if reason not in _FLUSHING:
-            self._feed.discard()
+            self._composer.discard()
         self._wake()
 
     def replaced(self) -> None:
@@ -187,11 +186,11 @@ class Stream:
         for channel in self.grant.channel_names:
             self.context.hub.detach(channel, self)
         self._check_timer.cancel()
-        self._wait_no_more()
+        self._cancel_subscribe_timer()
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.give_back()
-        self._feed.discard()
+        self._composer.discard()
         self._wake()
         self.context.on_closed(self)
 
@@ -206,51 +205,52 @@ class Stream:
         try:
             while self.reason is None:
                 chunk = self._ready()
-                if self.reason is None:
-                    # Before this chunk is sent, so that a busy channel does not keep history waiting.
-                    self._start_work()
                 if chunk:
                     self._last_chunk_at = self._now()
                     return chunk
                 if self.reason is not None:
                     break
                 self._parked = parked = self.inline and self.state is StreamState.LIVE
-                woken = await self._fall_asleep(timeout)
+                alarm = self.context.alarm
+                self._sleep = sleep = alarm.set()
+                woken = await alarm.wait(sleep, timeout)
                 if self._parked is not parked or not (woken or timeout is None):
                     return b""
                 self._parked = False
             return self._last_chunk()
         finally:
-            # Also when cancelled: a caller that gives up asking must not keep the stream for ever.
+            # Also when cancelled: a stream whose driver does not ask any more must not stay for ever.
             self._busy_since = self._now()
             self._parked = False
 
     def _ready(self) -> bytes:
-        """Open if that is possible now, and return what can be sent."""
-        feed = self._feed
+        """Open if that is possible now, and return what can be sent. Start what the rest waits for."""
+        composer = self._composer
         if self.state is StreamState.OPENING:
-            if self._waits_for_broker or feed.work():
+            if self._waits_for_broker:
                 return b""
-            feed.open()
-            self._wait_no_more()
+            if not composer.open():
+                self._start_work()
+                return b""
+            self._cancel_subscribe_timer()
             self.state = StreamState.LIVE
-        chunk = b"" if feed.unanswerable else feed.ready()
-        if feed.unanswerable:
-            # A gap must be told and control events are off, or the snapshot failed.
-            chunk += feed.take_head()
-            self.end(feed.unanswerable)
+        chunk = composer.ready()
+        if composer.end_reason is not None:
+            # A gap must be reported and control events are off, or the snapshot failed.
+            self.end(composer.end_reason)
+        else:
+            # Before this chunk is sent, so that a busy channel does not keep history waiting.
+            self._start_work()
         return chunk
 
     @property
     def _waits_for_broker(self) -> bool:
-        return bool(self._unsubscribed) and not self._feed.hurried
+        return bool(self._unsubscribed) and not self._composer.hurried
 
     def _start_work(self) -> None:
-        """Start a task for what the feed waits for, in the context of this one, unless one runs already."""
-        if self._work is not None or (self.state is StreamState.OPENING and self._waits_for_broker):
-            return
-        work = self._feed.work()
-        if work is not None:
+        """Start a task for the composer's work, in the context of this one, unless one runs already."""
+        work = self._composer.work
+        if work is not None and self._work is None:
             self._work = anyio.CancelScope()
             spawn(partial(self._do, work, self._work), "livepush history", copy_context())
 
@@ -269,13 +269,8 @@ class Stream:
             self._work = None
             self._wake()
 
-    def _fall_asleep(self, timeout: float | None) -> Awaitable[bool]:
-        alarm = self.context.alarm
-        self._sleep = sleep = alarm.set()
-        return alarm.wait(sleep, timeout)
-
     def _wake(self) -> None:
-        # Being woken while awake is forgotten.
+        # A wake-up while awake is dropped.
         if self._sleep is not None:
             self.context.alarm.wake(self._sleep)
 
@@ -291,7 +286,7 @@ class Stream:
     def _last_chunk(self) -> bytes:
         if self.finished:
             return b""
-        chunk, opened = self._feed.flush(), self._feed.opened
+        chunk, opened = self._composer.flush(), self._composer.opened
         self.finished = True
         assert self.reason is not None
         if self.reason is EndReason.DISCONNECT:
@@ -301,14 +296,14 @@ class Stream:
             chunk = opening(retry, None, resumed=False)
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
 
-    def _wait_no_more(self) -> None:
+    def _cancel_subscribe_timer(self) -> None:
         # Kept, it would be one more object of a stream that has long been open.
         timer, self._subscribe_timer = self._subscribe_timer, None
         if timer is not None:
             timer.cancel()
 
     def _open_anyway(self) -> None:
-        self._feed.hurried = True
+        self._composer.hurried = True
         self._wake()
 
     # Deadlines: one timer for the heartbeat, the send timeout, the lifetime and the expiry.
@@ -362,5 +357,5 @@ class Stream:
         if self._parked:
             self._send_inline(HEARTBEAT, self._now())
         else:
-            self._feed.heartbeat_due = True
+            self._composer.heartbeat_due = True
             self._wake()
