@@ -9,7 +9,7 @@ import anyio
 
 from ..broker import Broker, ForwardingSubscription, Subscription
 from ..event import split_position
-from .witness import (
+from .checks import (
     BYTES,
     MOMENT,
     PATIENCE,

@@ -7,7 +7,7 @@ from ..cursor import MOST_OFFSET, Position
 from ..errors import PositionConflictError
 from ..event import positioned, split_position
 from .contract import BrokerContract
-from .witness import BYTES, PATIENCE, Live, hostile_channels, new_channel, same, subscribed
+from .checks import BYTES, PATIENCE, Live, hostile_channels, new_channel, same, subscribed
 
 
 class HistoryBrokerContract(BrokerContract):
