@@ -5,18 +5,18 @@ return from a live event stream; this one reads while the application runs.
 """
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self, cast
 
-from ..types import ASGIApp, Message
-from .beside import beside
-from .exchange import AfterDisconnect, Exchange
-from .lifespan import Lifespan
+from ..types import AnyASGIApp, ASGIApp, Message
+from .exchange import AfterDisconnect, Exchange, noted
 from .scope import Pairs, http_scope
 from .stream import Stream
+
+if TYPE_CHECKING:
+    from .lifespan import Lifespan
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Client:
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: AnyASGIApp,
         *,
         root_path: str = "",
         lifespan: bool = False,
@@ -50,19 +50,22 @@ class Client:
         deadline: float = 5.0,
         scope: Mapping[str, object] | None = None,
     ) -> None:
-        self._app = app
+        self._app = cast("ASGIApp", app)
         self._root_path = root_path
-        self._wants_lifespan = lifespan
         self._after_disconnect = after_disconnect
         self._spec_version = spec_version
         self._deadline = deadline
         self._scope = dict(scope or {})
+        self._wants_lifespan = lifespan
         self._lifespan: Lifespan | None = None
-        self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         if self._wants_lifespan:
-            await self._resources.enter_async_context(self._in_lifespan())
+            # It needs a library that a test of a broker, or of a parser, does not need.
+            from .lifespan import Lifespan
+
+            self._lifespan = Lifespan(self._app, self._deadline)
+            await self._lifespan.startup()
         return self
 
     async def __aexit__(
@@ -70,8 +73,15 @@ class Client:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
-        return await self._resources.__aexit__(kind, error, traceback)
+    ) -> None:
+        if self._lifespan is None:
+            return
+        try:
+            await self._lifespan.aclose()
+        except Exception as failure:
+            if error is None:
+                raise
+            noted(error, failure)
 
     async def shutdown(self) -> None:
         """Send `lifespan.shutdown` now, while streams may still be open, and wait for the answer."""
@@ -113,12 +123,9 @@ class Client:
         scope.update(self._scope)
         exchange = Exchange(window=window, after_disconnect=self._after_disconnect, body=body)
         stream = Stream(exchange, self._deadline, last_event_id)
-        async with beside(partial(exchange.run, self._app, scope), finish=stream.disconnect):
-            try:
-                await stream.opened()
-                yield stream
-            finally:
-                exchange.leave()
+        async with exchange.carry(self._app, scope, self._deadline):
+            await stream.opened()
+            yield stream
 
     async def request(
         self,
@@ -144,11 +151,3 @@ class Client:
             content = await stream.read_body()
             await stream.wait_ended(self._deadline)
         return Answer(stream.status, stream.headers, content, stream.messages)
-
-    @asynccontextmanager
-    async def _in_lifespan(self) -> AsyncIterator[None]:
-        lifespan = Lifespan(self._app, self._deadline)
-        async with beside(lifespan.run, finish=lifespan.shutdown):
-            await lifespan.startup()
-            self._lifespan = lifespan
-            yield

@@ -4,6 +4,8 @@ https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Literal, NoReturn
 
 import anyio
@@ -49,6 +51,32 @@ class Exchange:
         self._over = anyio.Event()
         self._returned = anyio.Event()
         self._error: Exception | None = None
+
+    @asynccontextmanager
+    async def carry(self, app: ASGIApp, scope: Scope, deadline: float) -> AsyncIterator[None]:
+        """Run the application beside the body. After the body disconnect, and wait until it has returned.
+
+        A task group alone would wrap what the body raises in an exception group. What the application
+        raises comes out too, or is noted on the error of the body.
+        """
+        raised: BaseException | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.run, app, scope)
+            try:
+                yield
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:
+                raised = error
+            finally:
+                self.leave()
+            try:
+                await self.settle(deadline)
+            except Exception as error:
+                raised = noted(raised, error)
+            tasks.cancel_scope.cancel()
+        if raised is not None:
+            raise raised
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application to its end and keep what it raises."""
@@ -163,6 +191,14 @@ class Exchange:
             return _wrong_with_start(message)
         body = message.get("body", b"")
         return None if isinstance(body, bytes) else f"a body is bytes, not {type(body).__name__}"
+
+
+def noted(raised: BaseException | None, later: Exception) -> BaseException:
+    """Return the error to raise of a body that has raised, or not, and of what came on leaving it."""
+    if raised is None:
+        return later
+    raised.add_note(f"and on leaving: {later!r}")
+    return raised
 
 
 def _wrong_with_start(message: Message) -> str | None:

@@ -6,8 +6,8 @@ from ..broker import HistoryBroker, Page, Record
 from ..cursor import MOST_OFFSET, Position
 from ..errors import PositionConflictError
 from ..event import positioned, split_position
-from .contract import BrokerContract
 from .checks import BYTES, PATIENCE, Live, hostile_channels, new_channel, same, subscribed
+from .contract import BrokerContract
 
 
 class HistoryBrokerContract(BrokerContract):
