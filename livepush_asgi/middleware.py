@@ -1,10 +1,11 @@
 """LivePushMiddleware: a LivePush on a path in front of another application."""
 
 import logging
+from typing import cast
 
 from .app import LivePush
 from .request import path_below
-from .types import ASGIApp, Message, Receive, Scope, Send
+from .types import AnyASGIApp, ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -17,12 +18,12 @@ class LivePushMiddleware:
     behind it.
     """
 
-    def __init__(self, app: ASGIApp, push: LivePush, path: str = "/events") -> None:
+    def __init__(self, app: AnyASGIApp, push: LivePush, path: str = "/events") -> None:
         if not path.startswith("/") or path.endswith("/"):
             raise ValueError(
                 f"path begins with a slash and does not end with one, as '/events' does, not {path!r}"
             )
-        self.app = app
+        self.app = cast("ASGIApp", app)
         self.push = push
         self.path = path
 
