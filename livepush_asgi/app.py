@@ -3,6 +3,8 @@
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 from .broker import Broker, HistoryBroker
@@ -13,7 +15,7 @@ from .cursor import Position
 from .decision import ALWAYS_SOFT, REFUSED_ERRORS, check_expiry, refused_for
 from .endpoint import Endpoint, check_arguments
 from .errors import NotRunningError
-from .loop import loop_identity
+from .loop import is_running, loop_identity, run_on
 from .namespace import broker_in, slots_in
 from .probe import ProbeRule, Probes
 from .producer import produce
@@ -86,6 +88,8 @@ class LivePush:
         self._sender = CommandSender()
         self._run: Run | None = None
         self._stopped_in: object = None
+        # The thread it was started in. Asking for the thread is cheaper than asking for the event loop.
+        self._thread: int | None = None
         self._endpoint = Endpoint(
             authorize,
             self.timing,
@@ -136,6 +140,9 @@ class LivePush:
     ) -> str | None:
         """Publish one event to a channel, from any process, running or not; return its event id.
 
+        A synchronous view publishes with `async_to_sync(push.publish)(channel, data)` of asgiref.sync. While
+        this runs, a call on another event loop is handed over to its own.
+
         `data` is an Event, or what an Event takes as data. Events that one task publishes to a
         channel one after the other arrive in that order. With history the id is the event's position,
         unless it brings its own; a client whose last id is such a one cannot be resumed from there.
@@ -151,6 +158,11 @@ class LivePush:
         """
         check_channel(channel)
         item = event_of(data, event, id, retry)
+        if get_ident() != self._thread and (loop := self._other_loop()) is not None:
+            publish = partial(
+                self.publish, idempotency_key=idempotency_key, expected=expected, patience=patience
+            )
+            return await run_on(loop, partial(publish, channel, item))
         sent = await publish_event(
             self.broker, channel, item, idempotency_key=idempotency_key, expected=expected, patience=patience
         )
@@ -200,6 +212,10 @@ class LivePush:
         cannot be told; the streams of this process have ended all the same.
         """
         revocation = Revocation(slot_key, channel)
+        if get_ident() != self._thread and (loop := self._other_loop()) is not None:
+            return await run_on(
+                loop, partial(self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout)
+            )
         run = self._run
         if run is not None and run.running and not run.stopping and run.loop is loop_identity():
             return await run.revoker.revoke(revocation, timeout)
@@ -270,6 +286,7 @@ class LivePush:
     async def start(self) -> None:
         """Start in the running event loop. Harmless when it runs there already."""
         self._stopped_in = None
+        self._thread = get_ident()
         if self._run is None or self._run.ended or self._run.loop is not loop_identity():
             self._run = run = Run(
                 self.broker,
@@ -299,6 +316,16 @@ class LivePush:
             return None
         await self.start()
         return self._run
+
+    def _other_loop(self) -> object | None:
+        """Return the event loop that this runs on; None if it is the caller's, or if this does not run.
+
+        `async_to_sync(push.publish)` may begin an event loop of its own, and the broker belongs to one loop.
+        """
+        run = self._run
+        if run is None or run.loop is loop_identity():
+            return None
+        return run.loop if run.running and is_running(run.loop) else None
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
