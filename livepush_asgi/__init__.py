@@ -15,8 +15,18 @@ use: `import livepush_asgi` loads neither redis nor a framework.
 from typing import TYPE_CHECKING
 
 from .app import LivePush
-from .broker import Broker, ForwardingSubscription, HistoryBroker, Page, Record, Sink, Subscription
+from .broker import (
+    READ_BYTES,
+    Broker,
+    ForwardingSubscription,
+    HistoryBroker,
+    Page,
+    Record,
+    Sink,
+    Subscription,
+)
 from .brokers.history import History
+from .brokers.mailbox import Mailbox
 from .brokers.memory import MemoryBroker
 from .cors import Cors
 from .cursor import Cursor, Position
@@ -36,7 +46,7 @@ from .errors import (
     SlotsUnavailableError,
     SubscriptionClosedError,
 )
-from .event import Event
+from .event import Event, positioned, split_position
 from .middleware import LivePushMiddleware
 from .publisher import Publisher
 from .reasons import EndReason, GapReason, RefusalCause
@@ -56,6 +66,7 @@ if TYPE_CHECKING:
     from .testing.mock import MockBroker
 
 __all__ = [
+    "READ_BYTES",
     "Authorize",
     "AuthorizeError",
     "Broker",
@@ -82,6 +93,7 @@ __all__ = [
     "LivePush",
     "LivePushError",
     "LivePushMiddleware",
+    "Mailbox",
     "MemoryBroker",
     "MemorySlotCap",
     "MessagesLostError",
@@ -109,7 +121,9 @@ __all__ = [
     "Subscription",
     "SubscriptionClosedError",
     "Timing",
+    "positioned",
     "public",
+    "split_position",
     "sse_headers",
 ]
 __version__ = "0.1.0"

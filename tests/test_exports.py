@@ -1,5 +1,10 @@
 """The public names: those of the predecessor, those promised, and no others by accident."""
 
+import re
+from pathlib import Path
+
+import pytest
+
 import livepush_asgi
 
 PREDECESSOR = {
@@ -33,3 +38,15 @@ def test_the_names_are_sorted_and_shown() -> None:
 
 def test_an_unknown_name_raises_as_python_does() -> None:
     assert not hasattr(livepush_asgi, "LivePull")
+
+
+REPOSITORY = Path(__file__).parent.parent
+PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.testing", "livepush_asgi.types"}
+SHOWN = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/*.py")]
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
+def test_examples_and_documents_import_from_public_places_only(path: Path) -> None:
+    modules = set(re.findall(r"^ *(?:from|import) (livepush_asgi[\w.]*)", path.read_text(), re.M))
+    frameworks = {module for module in modules if module.startswith("livepush_asgi.contrib.")}
+    assert modules - frameworks <= PUBLIC_MODULES
