@@ -7,6 +7,10 @@ import pytest
 
 import livepush_asgi
 
+REPOSITORY = Path(__file__).parent.parent
+PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.testing", "livepush_asgi.types"}
+SHOWN = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/*.py")]
+
 PREDECESSOR = {
     "Broker",
     "CapExceededError",
@@ -40,9 +44,9 @@ def test_an_unknown_name_raises_as_python_does() -> None:
     assert not hasattr(livepush_asgi, "LivePull")
 
 
-REPOSITORY = Path(__file__).parent.parent
-PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.testing", "livepush_asgi.types"}
-SHOWN = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/*.py")]
+def test_the_changelog_has_the_version_that_is_released() -> None:
+    released = re.findall(r"^## (\d+\.\d+\.\d+)", (REPOSITORY / "CHANGELOG.md").read_text(), re.M)
+    assert released[0] == livepush_asgi.__version__
 
 
 @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
