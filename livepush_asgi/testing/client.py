@@ -33,10 +33,10 @@ class Client:
     """Opens streams of an ASGI application, without a server between.
 
     `root_path` and `spec_version` go into each scope, and `scope` adds to it or overrides it.
-    `lifespan=True` starts the application up on entering the client and shuts it down on leaving.
-    `after_disconnect` chooses what `send` does once the client has left: "ignore", as with uvicorn, or
-    "raise" an OSError. `deadline`, in seconds, bounds each wait that has no timeout of its own: for the
-    start of a response, and for the application to return.
+    `lifespan=True` starts the application up on entering the client and shuts it down on leaving; it needs
+    `pip install 'livepush_asgi[testing]'`. `after_disconnect` chooses what `send` does once the client has
+    left: "ignore", as with uvicorn, or "raise" an OSError. `deadline`, in seconds, bounds each wait that has
+    no timeout of its own: for the start of a response, and for the application to return.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         if self._wants_lifespan:
-            # It needs a library that a test of a broker, or of a parser, does not need.
+            # Imported here: those who test a broker or parse a stream need no asgi-lifespan.
             from .lifespan import Lifespan
 
             self._lifespan = Lifespan(self._app, self._deadline)
@@ -115,15 +115,15 @@ class Client:
             spec_version=self._spec_version,
             headers=headers,
             query=query,
-            cookies=cookies or {},
+            cookies=cookies,
             last_event_id=last_event_id,
         )
         if self._lifespan is not None:
             scope["state"] = self._lifespan.state.copy()
         scope.update(self._scope)
         exchange = Exchange(window=window, after_disconnect=self._after_disconnect, body=body)
-        stream = Stream(exchange, self._deadline, last_event_id)
-        async with exchange.carry(self._app, scope, self._deadline):
+        async with exchange.running(self._app, scope, self._deadline):
+            stream = Stream(exchange, self._deadline, last_event_id)
             await stream.opened()
             yield stream
 

@@ -15,50 +15,48 @@ _PATH_SAFE = "/%:@!$&'()*+,;=-._~"
 
 
 def http_scope(
-    method: str,
-    path: str,
+    method: str = "GET",
+    path: str = "/",
     *,
-    root_path: str,
-    spec_version: str,
-    headers: Pairs,
-    query: Pairs | str,
-    cookies: Mapping[str, str],
-    last_event_id: str | None,
+    root_path: str = "",
+    spec_version: str = "2.3",
+    headers: Pairs = (),
+    query: Pairs | str = "",
+    cookies: Mapping[str, str] | None = None,
+    last_event_id: str | None = None,
 ) -> Scope:
-    """Describe a request as a server would.
+    """Return the scope that a server would make of a request.
 
     `path` is the whole path of the URL, `root_path` included where a server or a mount puts it
     there, and may have a query of its own.
     """
     path, _, own_query = path.partition("?")
-    raw_path = quote(path, safe=_PATH_SAFE).encode("ascii")
+    raw_path = quote(path, safe=_PATH_SAFE)
+    text = query if isinstance(query, str) else urlencode(_pairs(query))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": spec_version},
         "http_version": "1.1",
         "method": method.upper(),
         "scheme": "http",
-        "path": unquote(raw_path.decode("ascii")),
-        "raw_path": raw_path,
-        "query_string": "&".join(filter(None, (own_query, _query_text(query)))).encode("ascii"),
+        "path": unquote(raw_path),
+        "raw_path": raw_path.encode("ascii"),
+        "query_string": "&".join(filter(None, (own_query, text))).encode("ascii"),
         "root_path": root_path,
-        "headers": _header_fields(headers, cookies, last_event_id),
+        "headers": _header_fields(_pairs(headers), cookies or {}, last_event_id),
         "client": ("127.0.0.1", 50123),
         "server": ("testserver", 80),
     }
 
 
-def _query_text(query: Pairs | str) -> str:
-    if isinstance(query, str):
-        return query
-    return urlencode(list(query.items()) if isinstance(query, Mapping) else list(query))
+def _pairs(given: Pairs) -> list[tuple[str, str]]:
+    return list(given.items() if isinstance(given, Mapping) else given)
 
 
 def _header_fields(
-    headers: Pairs, cookies: Mapping[str, str], last_event_id: str | None
+    headers: list[tuple[str, str]], cookies: Mapping[str, str], last_event_id: str | None
 ) -> list[tuple[bytes, bytes]]:
-    given = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
-    fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in given]
+    fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     names = {name for name, _ in fields}
     if b"host" not in names:
         fields.insert(0, (b"host", b"testserver"))
