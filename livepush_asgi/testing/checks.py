@@ -1,6 +1,6 @@
-"""What the contracts of brokers look with: new channels, subscriptions read by a deadline, checks."""
+"""Helpers of the broker contracts: new channels, subscriptions read within a deadline, comparisons."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from secrets import token_hex
 
@@ -11,42 +11,20 @@ from ..broker import Broker, ForwardingSubscription, Subscription
 from ..errors import MessagesLostError
 from ..event import split_position, to_payload
 
-#: Seconds after which a payload that should come is given up. A busy machine must not fail a test.
-PATIENCE = 10.0
-#: Seconds in which a payload that must not come would have come.
-MOMENT = 0.05
+#: How long a payload that has to come may take, in seconds. A busy machine must not fail a test.
+DEADLINE = 10.0
+#: How long a test waits for a payload that must not come, in seconds.
+QUIET = 0.05
 
-#: What some backend takes for a pattern, a separator, a path, an escape or a hash tag, below one prefix.
-HOSTILE = [
-    *["", " ", " a", "a ", "a b", ".", ".a", ".a.b", "a..b", "*", ".*", ">", ".>", "?", "[a-z]", "a*"],
-    *[
-        "{a}",
-        "{b}a",
-        "{",
-        "}",
-        "/a",
-        "/../a",
-        "%20a",
-        "%",
-        "_",
-        "a",
-        "A",
-        ":a",
-        "#",
-        "+",
-        "$",
-        "'",
-        '"',
-        "\\",
-    ],
-    *["\u00e9", "e\u0301", "\u96ea", "\U0001f600", "\u2028", "\n", "\t"],
-]
-#: Every byte, no byte at all, and what the component itself puts in front of an event.
+# Ends of channel names that some backend takes for a pattern, a separator, a path, an escape or a hash tag.
+_ENDS = ". .a .a.b a..b * .* > .> ? [a-z] a* {a} {b}a { } /a /../a %20a % _ a A :a # + $ ' \" \\"
+_OTHER_ENDS = ["", " ", " a", "a ", "a b", "\n", "\t", "\u00e9", "e\u0301", "\u96ea", "\U0001f600", "\u2028"]
+#: Every byte, no byte at all, and the marks that the component puts in front of an event.
 BYTES = [bytes(range(256)), b"", b"\0", b"\xff", b"\xff\xff", b"\r\n\r\n", to_payload(b"data: \xc3\xa9\n\n")]
 
 
-class Live:
-    """Reads the live payloads of a subscription as they are, with their positions: it is a sink if it can."""
+class LiveReader:
+    """Reads a subscription's payloads with their positions, as a sink where the subscription can forward."""
 
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
@@ -62,37 +40,39 @@ class Live:
         self._arrived.set()
 
     def lost(self) -> None:
-        """Hear of a loss. What is lost is missed by whoever waits for it."""
+        """Ignore a loss: the test waits for the lost payload and fails."""
 
     async def next(self) -> bytes:
         """Return the next payload."""
-        with anyio.fail_after(PATIENCE):
+        if not self._forwards:
+            return await next_payload(self._subscription)
+        with anyio.fail_after(DEADLINE):
             while not self._heard:
-                if self._forwards:
-                    await self._arrived.wait()
-                elif (payload := await self._subscription.get_message(timeout=PATIENCE)) is not None:
-                    return payload
-        payload = self._heard.pop(0)
-        if not self._heard:
-            self._arrived = anyio.Event()
-        return payload
+                self._arrived = anyio.Event()
+                await self._arrived.wait()
+        return self._heard.pop(0)
 
 
 def new_channel() -> str:
-    """Return the name of a channel that nobody has used."""
+    """Return a channel name that was never used."""
     return f"contract-{token_hex(8)}"
 
 
 def hostile_channels() -> list[str]:
-    """Return the names of channels that a careless adapter mixes up."""
+    """Return channel names that a careless adapter mixes up."""
     prefix = new_channel()
-    return [*(f"{prefix}{end}" for end in HOSTILE), f"*{prefix[1:]}", f" {prefix}", f"{{{prefix}}}"]
+    return [
+        *(f"{prefix}{end}" for end in [*_OTHER_ENDS, *_ENDS.split()]),
+        f"*{prefix[1:]}",
+        f" {prefix}",
+        f"{{{prefix}}}",
+    ]
 
 
 @asynccontextmanager
 async def subscribed(broker: Broker, channel: str) -> AsyncIterator[Subscription]:
     """Subscribe for the time of a block."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(DEADLINE):
         subscription = await broker.subscribe(channel)
     try:
         yield subscription
@@ -100,22 +80,24 @@ async def subscribed(broker: Broker, channel: str) -> AsyncIterator[Subscription
         await subscription.close()
 
 
+async def next_payload(subscription: Subscription) -> bytes:
+    """Return the next payload, with its position if it has one."""
+    with anyio.fail_after(DEADLINE * 2):
+        payload = await subscription.get_message(timeout=DEADLINE)
+    if payload is None:
+        raise AssertionError(f"no payload came within {DEADLINE} s")
+    return payload
+
+
 async def payloads(subscription: Subscription, count: int) -> list[bytes]:
-    """Return the next payloads, without the positions that a broker with history may give them."""
-    found: list[bytes] = []
-    for number in range(count):
-        with anyio.fail_after(PATIENCE * 2):
-            payload = await subscription.get_message(timeout=PATIENCE)
-        if payload is None:
-            raise AssertionError(f"{number} of {count} payloads came: {found!r}")
-        found.append(split_position(payload)[1])
-    return found
+    """Return the next payloads, without the positions that a broker with history gives them."""
+    return [split_position(await next_payload(subscription))[1] for _ in range(count)]
 
 
-async def what_comes(subscription: Subscription) -> bytes | None:
-    """Return what a subscription gives that may have ended, None for nothing."""
+async def payload_after_close(subscription: Subscription) -> bytes | None:
+    """Return what a closed subscription still gives: None for nothing, or for an error that it raises."""
     try:
-        return await subscription.get_message(timeout=MOMENT)
+        return await subscription.get_message(timeout=QUIET)
     except MessagesLostError:
         raise
     except Exception:
@@ -123,19 +105,31 @@ async def what_comes(subscription: Subscription) -> bytes | None:
 
 
 async def nothing_more(subscriptions: Iterable[Subscription]) -> None:
-    """Check that nothing else comes."""
-    await anyio.sleep(MOMENT)
+    """Check that no further payload comes."""
+    await anyio.sleep(QUIET)
     for subscription in subscriptions:
-        same(await subscription.get_message(timeout=MOMENT / 10), None)
+        same(await subscription.get_message(timeout=QUIET / 10), None)
 
 
-async def pause(steps: int) -> None:
-    """Let the others run, so many turns of the event loop."""
-    for _ in range(steps):
+async def at_once(count: int, act: Callable[[int], Awaitable[object]]) -> None:
+    """Call a function with the numbers from 0 on, all at the same time, and wait until all have returned."""
+
+    async def call(number: int) -> None:
+        await act(number)
+
+    with anyio.fail_after(DEADLINE):
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(call, number)
+
+
+async def pause(turns: int) -> None:
+    """Wait so many turns of the event loop."""
+    for _ in range(turns):
         await anyio.lowlevel.checkpoint()
 
 
 def same(found: object, wanted: object) -> None:
-    """Check a value. Says both where pytest does not rewrite the assertions of this package."""
+    """Compare two values; name both in the error, also where pytest rewrites no assertions."""
     if found != wanted:
         raise AssertionError(f"found {found!r}, wanted {wanted!r}")
