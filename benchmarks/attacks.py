@@ -33,19 +33,6 @@ CONNECTS = 300
 LONGEST_ID = ",".join(f"{number:04d}~{'e' * 16}.{2**63 - 1}" for number in range(128))
 
 
-def scope_of(path: str = "/", query: str = "", last_event_id: str | None = None) -> Scope:
-    return http_scope(
-        "GET",
-        path,
-        root_path="",
-        spec_version="2.3",
-        headers=(),
-        query=query,
-        cookies={},
-        last_event_id=last_event_id,
-    )
-
-
 class Attacker:
     """One connection. It takes what is sent, or nothing after the first message with a body."""
 
@@ -122,16 +109,16 @@ async def connects() -> list[Row]:
         push = await running(stack)
         position = await push.publish("news", "x")
         cases: Sequence[tuple[str, Scope]] = [
-            ("a new client", scope_of()),
-            ("refused by authorize", scope_of("/refused")),
-            ("a client that comes back", scope_of(last_event_id=position)),
-            ("a last event id of 5 KiB in the right form", scope_of(last_event_id=LONGEST_ID)),
-            ("a last event id of 60 KiB", scope_of(last_event_id="A" * 60 * KIB)),
-            ("a query of 60 KiB in 12,000 parameters", scope_of(query="a=b&c" * 12 * KIB)),
-            ("128 channels", scope_of(query="channels=128")),
+            ("a new client", http_scope()),
+            ("refused by authorize", http_scope("GET", "/refused")),
+            ("a client that comes back", http_scope(last_event_id=position)),
+            ("a last event id of 5 KiB in the right form", http_scope(last_event_id=LONGEST_ID)),
+            ("a last event id of 60 KiB", http_scope(last_event_id="A" * 60 * KIB)),
+            ("a query of 60 KiB in 12,000 parameters", http_scope(query="a=b&c" * 12 * KIB)),
+            ("128 channels", http_scope(query="channels=128")),
             (
                 "128 channels and the last event id of 5 KiB",
-                scope_of(query="channels=128", last_event_id=LONGEST_ID),
+                http_scope(query="channels=128", last_event_id=LONGEST_ID),
             ),
         ]
         return [(name, f"{await cost_of_connects(push, scope):,.0f} µs") for name, scope in cases]
@@ -153,10 +140,10 @@ async def held(channels: int, count: int, *, events: int) -> str:
     broker = MemoryBroker(History(events=1))
     async with AsyncExitStack() as stack:
         push = await running(stack, broker)
-        await stack.enter_async_context(Attacker(push, scope_of(query=f"channel=warm&channels={channels}")))
+        await stack.enter_async_context(Attacker(push, http_scope(query=f"channel=warm&channels={channels}")))
         before = heap()
         for number in range(count):
-            scope = scope_of(query=f"channel={number}&channels={channels}")
+            scope = http_scope(query=f"channel={number}&channels={channels}")
             await stack.enter_async_context(Attacker(push, scope, reads=False))
         for number in range(count):
             for event in range(events):
@@ -185,7 +172,7 @@ async def replays() -> list[Row]:
         for _ in range(ROUNDS):
             begun = time.process_time()
             for _ in range(20):
-                async with Attacker(push, scope_of(last_event_id=first)) as attacker:
+                async with Attacker(push, http_scope(last_event_id=first)) as attacker:
                     await attacker.read(size)
             best = min(best, (time.process_time() - begun) / 20 * 1e3)
         return [
@@ -203,7 +190,7 @@ async def invented_channels() -> list[Row]:
         push = await running(stack, broker)
         before = heap()
         for number in range(5_000):
-            async with Attacker(push, scope_of(query=f"channel=made-up-{number}")):
+            async with Attacker(push, http_scope(query=f"channel=made-up-{number}")):
                 pass
         size = (heap() - before) / KIB
     return [("a channel that a client made up, after it has left", f"{size / 5_000:.1f} KiB")]
