@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStreamService
-from .opening import headers_of, last_event_id, open_for_route
+from .route import headers_of, last_event_id, open_for_route
 from .starlette import EventStreamResponse as StarletteResponse
 
 

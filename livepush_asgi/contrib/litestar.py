@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStream, SSEStreamService
-from .opening import SoftRefusal, headers_of, last_event_id, open_for_route
+from .route import SoftRefusal, headers_of, last_event_id, open_for_route
 
 CONTENT_TYPE = "text/event-stream"
 # What the application's users and authentication are, nothing here looks at.

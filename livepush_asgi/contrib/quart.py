@@ -9,7 +9,7 @@ except ModuleNotFoundError as error:
 from ..app import LivePush
 from ..request import Grant, Refusal
 from ..service import SSEStreamService
-from .opening import last_event_id, open_for_route
+from .route import last_event_id, open_for_route
 
 CONTENT_TYPE = "text/event-stream"
 
