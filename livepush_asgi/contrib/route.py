@@ -1,6 +1,7 @@
-"""What every framework's file begins with: a stream for a route, or the refusal to answer with."""
+"""The stream of a route, or the refusal to answer with: the part that all frameworks share."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +16,8 @@ from ..types import Receive, Send
 
 logger = logging.getLogger("livepush_asgi")
 
+CONTENT_TYPE = "text/event-stream"
 RETRY_AFTER = 5
-LAST_EVENT_ID = "last-event-id"
-LAST_EVENT_ID_QUERY = "last_event_id"
 
 
 class Fields(Protocol):
@@ -28,25 +28,13 @@ class Fields(Protocol):
         ...
 
 
-def last_event_id(headers: Fields, query: Fields) -> str | None:
-    """Return what the client sends as its last event id. See `StreamRequest.last_event_id`."""
-    found = headers.get(LAST_EVENT_ID)
-    return query.get(LAST_EVENT_ID_QUERY) if found is None else found
-
-
-def headers_of(refusal: Refusal) -> dict[str, str]:
-    """Return the header fields of a refusal, `Retry-After` among them if it has one."""
-    retry_after = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
-    return {**refusal.headers, **retry_after}
-
-
-class SoftRefusalBody:
-    """The one block of a soft refusal, where a stream has its bytes. It holds nothing."""
+class FiniteBody:
+    """A body of one block, or of none, in the place of a stream's. It holds nothing to give back."""
 
     def __init__(self, block: bytes) -> None:
-        self._blocks = [block]
+        self._blocks = [block] if block else []
 
-    def __aiter__(self) -> "SoftRefusalBody":
+    def __aiter__(self) -> "FiniteBody":
         return self
 
     async def __anext__(self) -> bytes:
@@ -67,55 +55,76 @@ class SoftRefusalBody:
 
 
 @dataclass
-class SoftRefusal:
-    """In the place of an SSEStream: 200 and a reconnection time, so that `EventSource` comes back."""
+class FiniteStream:
+    """Stands for an SSEStream where none is open: the answer to HEAD, or a soft refusal."""
 
     headers: dict[str, str]
-    body: SoftRefusalBody
+    body: FiniteBody
+
+
+RouteStream = SSEStream | FiniteStream
 
 
 async def open_for_route(
     service: SSEStreamService | LivePush,
+    scope: Mapping[str, object],
+    headers: Fields,
+    query: Fields,
     *,
     channel: str | None,
     slot_key: str | None,
     grant: Grant | None,
-    last_event_id: str | None,
-    client: object,
-) -> SSEStream | SoftRefusal:
+) -> RouteStream:
     """Open a stream for a channel and a slot key, or for a Grant. Raises Refusal where there is none.
 
-    Not so for the causes in the component's `soft_refusals`, and never in a drain: a process that is
-    about to be replaced must not turn its clients away for good.
+    A cause that is among the component's `soft_refusals`, or a drain, is a FiniteStream instead: a process
+    that is about to be replaced must not turn its clients away for good.
     """
     if isinstance(service, LivePush):
         service = SSEStreamService.of(service)
-    terms = _terms(channel, slot_key, grant)
+    granted = _granted(channel, slot_key, grant)
+    last_event_id = headers.get("last-event-id")
+    if last_event_id is None:
+        last_event_id = query.get("last_event_id")
     try:
-        return await service.open_granted(terms, last_event_id=last_event_id, client=client)
+        stream = await service.open_granted(granted, last_event_id=last_event_id, client=scope.get("client"))
     except BrokerUnavailableError as error:
         raise Refusal(503, "No stream can be opened now.", retry_after=RETRY_AFTER) from error
     except REFUSED_ERRORS as error:
-        push = service.push
-        refused = refused_for(error, push.soft_refusals)
-        if not refused.refusal.soft:
-            raise refused.refusal from error
-        control_events = push.control_events if terms.control_events is None else terms.control_events
-        block = soft_block(refused.refusal, refused.cause, push.timing, control_events=control_events)
-        return SoftRefusal(sse_headers(), SoftRefusalBody(block))
+        return _soft_refusal(service.push, granted, error)
+    if scope.get("method") == "HEAD":
+        await stream.body.aclose()
+        return FiniteStream(stream.headers, FiniteBody(b""))
+    return stream
 
 
-def _terms(channel: str | None, slot_key: str | None, grant: Grant | None) -> Grant:
-    if (channel is None) == (grant is None):
+def refusal_headers(refusal: Refusal) -> dict[str, str]:
+    """Return the header fields of a refusal, `Retry-After` among them if it has one."""
+    retry_after = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    return {**refusal.headers, **retry_after}
+
+
+def _soft_refusal(push: LivePush, grant: Grant, error: Exception) -> FiniteStream:
+    refused = refused_for(error, push.soft_refusals)
+    if not refused.refusal.soft:
+        raise refused.refusal from error
+    control_events = push.control_events if grant.control_events is None else grant.control_events
+    block = soft_block(refused.refusal, refused.cause, push.timing, control_events=control_events)
+    return FiniteStream(sse_headers(), FiniteBody(block))
+
+
+def _granted(channel: str | None, slot_key: str | None, grant: Grant | None) -> Grant:
+    if grant is not None:
+        if channel is not None or slot_key is not None:
+            raise TypeError(
+                "name either a channel (and a slot_key) or a grant: a Grant brings its own slot_key"
+            )
+        return grant
+    if channel is None:
         raise TypeError("name either a channel (and a slot_key) or a grant")
-    if grant is None:
-        assert channel is not None
-        try:
-            return Grant(channels=channel, slot_key=slot_key)
-        except InvalidGrantError as error:
-            # Routes make names of what their clients send.
-            logger.info("a client asked for what no grant can have, and got a 400: %s", error)
-            raise Refusal(400, INVALID) from error
-    if slot_key is not None:
-        raise TypeError("a Grant brings its own slot_key")
-    return grant
+    try:
+        return Grant(channels=channel, slot_key=slot_key)
+    except InvalidGrantError as error:
+        # Routes make names of what their clients send.
+        logger.info("a client named an invalid channel or slot key, and got a 400: %s", error)
+        raise Refusal(400, INVALID) from error
