@@ -8,7 +8,7 @@ import pytest
 import livepush_asgi
 
 REPOSITORY = Path(__file__).parent.parent
-PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.testing", "livepush_asgi.types"}
+PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.testing"}
 SHOWN = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/*.py")]
 
 PREDECESSOR = {

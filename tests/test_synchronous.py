@@ -126,7 +126,7 @@ def in_litestar() -> ASGIApp:
     def view() -> None:
         act()
 
-    return cast("ASGIApp", Litestar([view]))
+    return cast("ASGIApp", Litestar([view], logging_config=None))
 
 
 def wsgi(environ: object, start_response: Callable[..., object]) -> list[bytes]:
