@@ -8,9 +8,9 @@ import os
 
 from benchmarks.traffic import answer, query_of, start_publishing
 from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap, StreamRequest
-from livepush_asgi.broker import Broker
+from livepush_asgi.brokers import Broker
+from livepush_asgi.runtime.asgi import Receive, Scope, Send
 from livepush_asgi.slots import Slots
-from livepush_asgi.types import Receive, Scope, Send
 
 broker: Broker = MemoryBroker()
 slots: Slots = MemorySlotCap(10**6)

@@ -22,8 +22,8 @@ from livepush_asgi import (
     Refusal,
     StreamRequest,
 )
+from livepush_asgi.runtime.asgi import Message, Scope
 from livepush_asgi.testing.scope import http_scope
-from livepush_asgi.types import Message, Scope
 
 Row = tuple[str, str]
 KIB = 1024
@@ -148,7 +148,7 @@ async def held(channels: int, count: int, *, events: int) -> str:
         for number in range(count):
             for event in range(events):
                 await push.publish(str(number), f"{event:04d}".ljust(KIB, "x"))
-        open_streams = push.statistics().streams - 1
+        open_streams = push.statistics()["streams"] - 1
         size = (heap() - before) / count / KIB
         return (
             f"{size:,.1f} KiB" if open_streams == count else f"{size:,.1f} KiB ({open_streams}/{count} open)"

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 from benchmarks.traffic import answer, answer_lifespan, query_of, start_publishing
-from livepush_asgi.types import Message, Receive, Scope, Send
+from livepush_asgi.runtime.asgi import Message, Receive, Scope, Send
 
 HEADERS = [
     (b"content-type", b"text/event-stream"),

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qs
 
-from livepush_asgi.types import Receive, Scope, Send
+from livepush_asgi.runtime.asgi import Receive, Scope, Send
 
 # A burst lets the loop turn after so many, as a publisher that reads from somewhere does.
 BETWEEN_TURNS = 50

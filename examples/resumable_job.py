@@ -41,8 +41,8 @@ async def words():
 
 
 async def start(request):
-    # A second start of the same job runs nothing.
-    request.state.jobs.create_task(push.stream(f"job:{request.path_params['job']}", words(), event="word"))
+    job = push.publish_job(f"job:{request.path_params['job']}", words(), event="word")
+    request.state.jobs.create_task(job)  # A second start of the same job runs nothing.
     return Response(status_code=202)
 
 

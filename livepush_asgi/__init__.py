@@ -2,20 +2,34 @@
 
 An event is delivered in order, or the client is told that it was not.
 
-    publish ─▶ broker ─▶ (one reader per process) ─▶ hub ─▶ turn ─▶ outbox of each stream ─▶ send
+    publish ─▶ broker ─▶ (one reader per process) ─▶ hub ─▶ outbox of each stream ─▶ send
+                 └── history ◀── replay when a client comes back ──┘
 
-The rooms, each importing only from those before it: `types, errors, reasons, cursor` ← `event,
-settings, loop` ← `request, broker, slots, clock, control` ← `outbox, turn, places` ← `publisher,
-producer, topic, hub` ← `reading, feed, direct, stream, waiting` ← `carrier, open_streams, review, revoker` ←
-`run` ← `probe, answers, decision, endpoint` ← `app` ← `middleware, service` ← `contrib, cli`. The adapters
-(`brokers/*`, `slots/redis`) import the ports and their client library, and are imported on first
-use: `import livepush_asgi` loads neither redis nor a framework.
+The rooms, from the top to the bottom. A room imports only rooms below it; `tests/test_rooms.py` holds that.
+
+    contrib/, cli/, testing/   one file per framework; the command `livepush`; help for tests of applications
+    app/        LivePush, its middleware, SSEStreamService, Publisher
+    http/       one request: authorize, the answer, the ASGI messages of a stream
+    process/    one process: start, signals and drain, revocation in every process, statistics
+    stream/     one client: what it is sent next, its outbox, recovery after a reconnect, deadlines
+    hub/        the channels of a process, one subscription each
+    slots/      caps on the streams of a key: the port, in memory, over Redis
+    brokers/    the broker port and the adapters
+    grant.py    StreamRequest, Grant and Refusal: what `authorize` gets and returns
+    runtime/    event loop, timers, and what differs between ASGI servers
+    wire/       events, event ids, payloads, control events
+    settings.py, errors.py
+
+The adapters are imported on first use: `import livepush_asgi` loads neither redis nor a framework.
 """
 
 from typing import TYPE_CHECKING
 
-from .app import LivePush
-from .broker import (
+from .app.livepush import LivePush
+from .app.middleware import LivePushMiddleware
+from .app.publisher import Publisher
+from .app.service import SSEStream, SSEStreamService, sse_headers
+from .brokers import (
     READ_BYTES,
     Broker,
     ForwardingSubscription,
@@ -28,8 +42,6 @@ from .broker import (
 from .brokers.history import History
 from .brokers.mailbox import Mailbox
 from .brokers.memory import MemoryBroker
-from .cors import Cors
-from .cursor import Cursor, Position
 from .errors import (
     AuthorizeError,
     BrokerUnavailableError,
@@ -46,16 +58,15 @@ from .errors import (
     SlotsUnavailableError,
     SubscriptionClosedError,
 )
-from .event import Event, positioned, split_position
-from .middleware import LivePushMiddleware
-from .publisher import Publisher
-from .reasons import EndReason, GapReason, RefusalCause
-from .request import Authorize, Grant, Refusal, StreamRequest, public
-from .revocation import Disconnected
-from .service import SSEStream, SSEStreamService, sse_headers
+from .grant import Authorize, Grant, Refusal, StreamRequest, public
+from .http.cors import Cors
+from .process.revocation import Disconnected
+from .process.statistics import Statistics
 from .settings import DrainPolicy, Limits, Timing
 from .slots import Lease, MemorySlotCap, Slots
-from .statistics import Statistics
+from .wire.cursor import Cursor, Position
+from .wire.event import Event, positioned, split_position
+from .wire.reasons import EndReason, GapReason, RefusalCause
 
 if TYPE_CHECKING:
     from .brokers.jetstream import JetStreamBroker

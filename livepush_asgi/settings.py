@@ -7,28 +7,38 @@ from typing import Literal
 
 Overflow = Literal["resume", "close", "drop_oldest", "latest"]
 OVERFLOWS = ("resume", "close", "drop_oldest", "latest")
-# The longest time of a Timing, in seconds: 31 years. So nothing that is computed from it overflows.
-LONGEST = 1_000_000_000
+# The longest times, in seconds. A longer one is most likely in milliseconds.
+_HOUR = 3600
+_LONGEST = {
+    "heartbeat_interval": _HOUR,
+    "retry": 600,
+    "send_timeout": _HOUR,
+    "max_lifetime": 31 * 24 * _HOUR,
+    "subscribe_timeout": 600,
+    "snapshot_timeout": _HOUR,
+    "authorize_timeout": 600,
+    "linger": _HOUR,
+    "window": _HOUR,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """When things happen on a stream, in seconds.
+    """The times of a stream, in seconds. None turns a heartbeat or a lifetime off.
 
-    `heartbeat_interval`: a comment is sent after so long without an event; None sends none. 15 s is
-    under the idle limits of common proxies (30 s and 60 s).
-    `retry`: the reconnection time; each client is told its own, between half of it and one and a
-    half, so that they do not all come back at once.
-    `send_timeout`: a stream whose client takes nothing for so long ends as `slow`.
-    `max_lifetime`: a stream ends, at a random moment in the last fifth of it; None lets it live. A client
-    whose login was withdrawn keeps its stream until then, unless its Grant has an `expires_at` or somebody
-    calls `disconnect`; so the default is two hours and not None. `EventSource` comes back by itself, is
-    authorized anew, and goes on where it was where the broker keeps history; ten thousand streams cost about
-    one and a half reconnects a second.
-    `subscribe_timeout`: how long a new stream waits for the broker before it opens all the same.
+    `heartbeat_interval`: a stream without an event for this long sends a comment. 15 s is below the idle
+    limits of common proxies (30 s and 60 s).
+    `retry`: the reconnection time. Each client is told its own, from half to one and a half of it, so that
+    clients do not all come back at once.
+    `send_timeout`: a stream whose client takes nothing for this long ends as `slow`.
+    `max_lifetime`: a stream ends at a random moment in the last fifth of it. A client whose login was
+    withdrawn keeps its stream until then, unless its Grant has an `expires_at` or `disconnect` is called; so
+    the default is two hours and not None. `EventSource` comes back by itself, is authorized again, and
+    resumes where the broker keeps history. Ten thousand streams cost one and a half reconnects a second.
+    `subscribe_timeout`: a new stream that waits for the broker for this long opens without it.
     `snapshot_timeout`: a snapshot callback that takes longer is cancelled, and its stream ends as `error`.
-    `authorize_timeout`: how long `authorize` may take, and how long a slot; the client is refused then.
-    `linger`: a channel stays subscribed for so long after its last stream has gone.
+    `authorize_timeout`: a client whose `authorize` or slot takes longer is refused.
+    `linger`: a channel stays subscribed for this long after its last stream has closed.
     """
 
     heartbeat_interval: float | None = 15.0
@@ -41,16 +51,13 @@ class Timing:
     linger: float = 5.0
 
     def __post_init__(self) -> None:
-        _positive("send_timeout", self.send_timeout)
-        _positive("subscribe_timeout", self.subscribe_timeout)
-        _positive("snapshot_timeout", self.snapshot_timeout)
-        _positive("authorize_timeout", self.authorize_timeout)
-        _positive("retry", self.retry)
+        for name in ("retry", "send_timeout", "subscribe_timeout", "snapshot_timeout", "authorize_timeout"):
+            _check_seconds(name, getattr(self, name))
         for name in ("heartbeat_interval", "max_lifetime"):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
+                _check_seconds(name, getattr(self, name))
         if self.linger != 0:
-            _positive("linger", self.linger)
+            _check_seconds("linger", self.linger)
 
     def own_retry(self) -> int:
         """Return one client's reconnection time in milliseconds."""
@@ -63,18 +70,19 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many streams a process has, how much may wait for one client, and what happens when more comes.
+    """How many streams a process may have, how much may wait for one client, and what happens at the limit.
 
-    An outbox holds at most `outbox_events` events and `outbox_bytes` bytes (or one event, however
-    large). When it is full, `overflow` decides. "resume" stops queueing and reads on from history at
-    the client's pace: nothing is lost; where there is no history, it closes. "close" ends the stream
-    as `slow`. "drop_oldest" makes room and tells the client with a gap event where events are
-    missing. "latest" keeps, of what waits, only the newest of each channel and event name: for
-    prices, cursors and progress, where an older value is worth nothing.
+    An outbox holds at most `outbox_events` events and `outbox_bytes` bytes (or one event of any size). When
+    it is full, `overflow` decides. "resume" empties it and reads on from history at the client's pace, so
+    nothing is lost; without history it does what "close" does. "close" ends the stream as `slow`.
+    "drop_oldest" makes room, and a gap event tells the client where events are missing. "latest" keeps only
+    the newest waiting event of each channel and event name: for prices, cursors and progress, where an older
+    value is worth nothing.
 
-    `replay_events` bounds, for each channel, what a client that comes back is sent from history; one
-    that missed more is told of a gap and gets the newest. `message_bytes` bounds what is given to the
-    server in one message, because servers take a message whole.
+    `replay_events` bounds, for each channel, what a client that comes back is sent from history; a client
+    that missed more is told of a gap and gets the newest. `message_bytes` bounds one message to the server,
+    because servers buffer a message whole. `streams` bounds the streams of the process, whatever their slot
+    keys.
     """
 
     outbox_events: int = 1000
@@ -95,13 +103,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainPolicy:
-    """How the streams of a process are given up when it ends.
+    """How a process gives up its streams when it ends.
 
-    Each ends at a random moment of the `window` (seconds). Keep it shorter than the time the server
-    or its supervisor allows before it kills. With `signals`, a drain begins at SIGTERM and SIGINT,
-    by handlers that call the ones they found: at once, or, with `hold`, when the streams have ended.
-    That is for a server that cuts every connection at the signal, as Daphne does; a second signal
-    is passed on at once.
+    Each stream ends at a random moment of the `window`, in seconds. Keep it shorter than the time that the
+    server or its supervisor allows before it kills the process. With `signals`, SIGTERM and SIGINT start a
+    drain; then the handlers that were installed before are called: at once, or, with `hold`, when the streams
+    have ended. `hold` is for a server that cuts every connection at the signal, as Daphne does. A second
+    signal is passed on at once.
     """
 
     window: float = 3.0
@@ -109,8 +117,8 @@ class DrainPolicy:
     hold: bool = False
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.window) or self.window < 0:
-            raise ValueError(f"the drain window is in seconds from 0 up, not {self.window!r}")
+        if self.window != 0:
+            _check_seconds("window", self.window)
 
 
 def _whole(name: str, value: object) -> None:
@@ -118,6 +126,9 @@ def _whole(name: str, value: object) -> None:
         raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
 
 
-def _positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LONGEST:
-        raise ValueError(f"{name} is in seconds, more than 0 and at most {LONGEST:,}, not {value!r}")
+def _check_seconds(name: str, value: object) -> None:
+    longest = _LONGEST[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= longest:
+        late = isinstance(value, (int, float)) and longest < value < math.inf
+        hint = "; is it in milliseconds? divide by 1000" if late else ""
+        raise ValueError(f"{name} is in seconds, more than 0 and at most {longest:,}, not {value!r}{hint}")

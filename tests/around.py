@@ -1,6 +1,6 @@
 """What stands between a server and an application."""
 
-from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 
 
 def behind_a_middleware(app: ASGIApp) -> ASGIApp:

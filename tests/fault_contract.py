@@ -17,10 +17,10 @@ import anyio
 import pytest
 
 from livepush_asgi import BrokerUnavailableError, LivePush, Timing, public
-from livepush_asgi.broker import Broker, ForwardingSubscription, HistoryBroker
+from livepush_asgi.brokers import Broker, ForwardingSubscription, HistoryBroker
 from livepush_asgi.errors import MessagesLostError
-from livepush_asgi.event import split_position
 from livepush_asgi.testing import Client, Stream
+from livepush_asgi.wire.event import split_position
 
 from .relay import Relay
 from .valkey import until
@@ -103,7 +103,7 @@ class House:
 
     async def back(self) -> None:
         """Wait until every channel is live again."""
-        await until(lambda: self.push.statistics().healthy, within=LONG)
+        await until(lambda: self.push.statistics()["healthy"], within=LONG)
 
     async def gone(self) -> None:
         """Wait until the broker reports the outage."""
@@ -282,7 +282,7 @@ class FaultContract:
             with anyio.fail_after(TIMEOUT + 1), pytest.raises(BrokerUnavailableError, match="is it running"):
                 await broker.subscribe("news")
             async with house(broker) as here:
-                assert not here.push.statistics().healthy
+                assert not here.push.statistics()["healthy"]
                 await here.fails_to_publish("never")
                 server.start()
                 await here.back()
@@ -301,7 +301,7 @@ class FaultContract:
             with pytest.raises(BrokerUnavailableError, match=r"permission|allow"):
                 await broker.subscribe("news")
             async with house(broker, "open", "news") as here:
-                assert not here.push.statistics().healthy
+                assert not here.push.statistics()["healthy"]
                 await here.publish("open", "1")
                 assert await here.up_to("1") == ["1"]
                 with pytest.raises(BrokerUnavailableError, match=r"permission|allow"):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from livepush_asgi.cli.doctor.observation import Answer, Chunk, End, Evidence, Mark, Observation, Seen, Stall
 from livepush_asgi.cli.doctor.question import WEIGHING, Question
-from livepush_asgi.probe import ProbePlan
+from livepush_asgi.http.probe import ProbePlan
 
 URL = "https://example.org/events/"
 PLAN = Question(url=URL).series

@@ -3,7 +3,7 @@ asked for with `get_message`; nothing forwards.
 """
 
 from livepush_asgi import MemoryBroker
-from livepush_asgi.broker import Subscription
+from livepush_asgi.brokers import Subscription
 from livepush_asgi.testing import MockBroker
 
 

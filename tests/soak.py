@@ -43,9 +43,9 @@ from livepush_asgi import (
 )
 from livepush_asgi.brokers.history import History
 from livepush_asgi.brokers.redis_streams import RedisStreamsBroker
-from livepush_asgi.request import StreamRequest
+from livepush_asgi.grant import StreamRequest
+from livepush_asgi.runtime.asgi import Receive, Scope, Send
 from livepush_asgi.slots.redis import SlotCap
-from livepush_asgi.types import Receive, Scope, Send
 
 from .valkey import ValkeyProcess, free_port
 
@@ -327,8 +327,8 @@ class Soak:
             tasks=len(asyncio.all_tasks()),
             files=len(os.listdir("/proc/self/fd")),
             threads=threading.active_count(),
-            streams=sum(push.statistics().streams for push in self.pushes.values()),
-            channels=sum(push.statistics().channels for push in self.pushes.values()),
+            streams=sum(push.statistics()["streams"] for push in self.pushes.values()),
+            channels=sum(push.statistics()["channels"] for push in self.pushes.values()),
             objects=len(gc.get_objects()),
             traced=tracemalloc.get_traced_memory()[0] // 1024,
             resident=resident(),

@@ -30,8 +30,8 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
+from livepush_asgi.runtime.asgi import Message, Scope
 from livepush_asgi.testing import Answer, Client
-from livepush_asgi.types import Message, Scope
 
 from .virtual_clock import let_pass
 
@@ -161,7 +161,7 @@ async def test_an_authorize_that_takes_too_long_is_cancelled(caplog: pytest.LogC
         start = anyio.current_time()
         assert (await client.request("GET", "/")).status == 503
         assert [moment - start for moment in cancelled] == [pytest.approx(3)]
-        assert push.statistics().refused[RefusalCause.ERROR] == 1
+        assert push.statistics()["refused"][RefusalCause.ERROR] == 1
     assert len(caplog.records) == 1
 
 
@@ -180,7 +180,7 @@ async def test_failures_of_one_kind_are_logged_once_in_a_while(caplog: pytest.Lo
                 assert (await client.request("GET", path)).status == 500
         assert len(caplog.records) == 3
         assert "the database is away" in caplog.text
-        assert push.statistics().refused[RefusalCause.ERROR] == 60
+        assert push.statistics()["refused"][RefusalCause.ERROR] == 60
         await let_pass(61)
         await client.request("GET", "/a")
     assert "(19 more" in caplog.records[-1].getMessage()
@@ -316,7 +316,7 @@ async def test_a_request_that_waits_is_refused_softly_at_once_when_the_process_e
             assert json.loads(event.data)["reason"] == "drain"
         assert anyio.current_time() == start
         assert cancelled.is_set()
-    assert push.statistics().opened == 0
+    assert push.statistics()["opened"] == 0
     assert slots.held("k") == 0
 
 
@@ -345,9 +345,9 @@ async def test_a_client_that_leaves_while_it_waits_takes_nothing(anyio_backend: 
             await push(exchange.scope, receive, exchange.send)
         await anyio.wait_all_tasks_blocked()
         assert cancelled.is_set()
-    assert push.statistics().opened == 0
+    assert push.statistics()["opened"] == 0
     assert [message.get("status") for message in exchange.sent] == [499, None]
-    assert sum(push.statistics().refused.values()) == 0
+    assert sum(push.statistics()["refused"].values()) == 0
 
 
 async def test_a_receive_that_does_not_survive_a_cancellation_is_left_alone() -> None:

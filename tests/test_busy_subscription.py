@@ -7,7 +7,7 @@ import anyio.lowlevel
 import pytest
 
 from livepush_asgi import Grant, LivePush, MessagesLostError
-from livepush_asgi.broker import Subscription
+from livepush_asgi.brokers import Subscription
 from livepush_asgi.testing import Client, MockBroker
 
 # More than ever comes in a test that passes, so that one that fails ends.

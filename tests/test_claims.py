@@ -27,12 +27,12 @@ from livepush_asgi import (
     MemoryBroker,
     Timing,
 )
-from livepush_asgi.broker import READ_BYTES, Page, Subscription
-from livepush_asgi.cursor import MOST_POSITIONS
-from livepush_asgi.event import to_payload
-from livepush_asgi.loop import soon_caller
-from livepush_asgi.request import Replay
+from livepush_asgi.brokers import READ_BYTES, Page, Subscription
+from livepush_asgi.grant import Replay
+from livepush_asgi.runtime.event_loop import soon_caller
 from livepush_asgi.testing import Client, Stream, StreamEnded
+from livepush_asgi.wire.cursor import MOST_POSITIONS
+from livepush_asgi.wire.event import to_payload
 
 from .faulty_broker import FaultyBroker, FaultyServer
 from .virtual_clock import let_pass
@@ -324,11 +324,11 @@ async def wait(push: LivePush) -> None:
 async def test_an_ending_does_not_wait_for_a_snapshot_and_what_that_returns_is_not_sent(
     ending: Callable[[LivePush], Awaitable[None]], reason: EndReason
 ) -> None:
-    snapshot = Slow(3600)
+    snapshot = Slow(1800)
     push = LivePush(
         MemoryBroker(),
         lambda request: Grant(channels="c", snapshot=snapshot, expires_at=time.time() + 20),
-        timing=Timing(snapshot_timeout=7200),
+        timing=Timing(snapshot_timeout=3600),
     )
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         await opened(stream)
@@ -341,7 +341,7 @@ async def test_an_ending_does_not_wait_for_a_snapshot_and_what_that_returns_is_n
         assert [event.event for event in stream.control_events] == ["livepush.open", "livepush.close"]
         with pytest.raises(StreamEnded):
             await stream.next_event()
-    assert push.statistics().ended[reason] == 1
+    assert push.statistics()["ended"][reason] == 1
 
 
 async def test_heartbeats_go_on_while_a_snapshot_is_read() -> None:
@@ -512,7 +512,7 @@ async def test_without_control_events_a_gap_at_the_beginning_ends_the_stream_onc
         async with client.open("/", last_event_id="what is this") as stream:
             await stream.wait_ended(5)
             assert body(stream).startswith(b"retry: ")
-        assert push.statistics().ended[EndReason.BROKER] == 1
+        assert push.statistics()["ended"][EndReason.BROKER] == 1
         async with client.open("/", last_event_id=stream.last_event_id) as again:
             await push.publish("c", "1")
             assert (await again.next_event()).data == "1"
@@ -538,7 +538,7 @@ async def test_without_control_events_a_gap_in_history_ends_few_streams(harm: st
                 with suppress(TimeoutError):
                     await again.wait_ended(5)
                 last_id = again.last_event_id or last_id
-    assert 1 <= push.statistics().ended[EndReason.BROKER] <= 2
+    assert 1 <= push.statistics()["ended"][EndReason.BROKER] <= 2
     assert [event.data for event in again.received] == []
 
 

@@ -13,7 +13,7 @@ from livepush_asgi import __version__
 from livepush_asgi.cli.backend import without_password
 from livepush_asgi.cli.failure import unreadable
 from livepush_asgi.cli.names import is_local
-from livepush_asgi.event import PAYLOAD_MARK, split_position
+from livepush_asgi.wire.event import PAYLOAD_MARK, split_position
 
 from .command import ENVIRONMENT, REPOSITORY, Serving, run
 from .valkey import ValkeyProcess, free_port

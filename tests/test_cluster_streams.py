@@ -15,8 +15,8 @@ import pytest
 from redis.crc import key_slot
 
 from livepush_asgi import LivePush, RedisStreamsBroker, Refusal
-from livepush_asgi.event import from_payload
 from livepush_asgi.testing import EventStreamParser
+from livepush_asgi.wire.event import from_payload
 
 from .serving import Serving, WireStream, uvicorn
 from .valkey import until
@@ -130,7 +130,7 @@ class Publishers:
             if number == END - 1:
                 await self.last_but_one.wait()
             key = f"{channel} {number}"
-            await self._push.publish(channel, [channel, number], idempotency_key=key, patience=LONG)
+            await self._push.publish(channel, [channel, number], idempotency_key=key, retry_for=LONG)
             self.taken += node_of(channel) == KILLED
 
     async def kept(self, channel: str) -> list[int]:

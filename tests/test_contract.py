@@ -11,7 +11,7 @@ import pytest
 
 from examples.custom_broker import FolderBroker
 from livepush_asgi import JetStreamBroker, MemoryBroker, NatsBroker, RedisBroker, RedisStreamsBroker
-from livepush_asgi.broker import Broker, HistoryBroker
+from livepush_asgi.brokers import Broker, HistoryBroker
 from livepush_asgi.brokers.history import History
 from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBroker
 

@@ -8,11 +8,11 @@ import anyio.lowlevel
 import pytest
 
 from livepush_asgi import MemoryBroker
-from livepush_asgi.broker import READ_BYTES, Broker, ForwardingSubscription, Page, Subscription
-from livepush_asgi.cursor import Position
+from livepush_asgi.brokers import READ_BYTES, Broker, ForwardingSubscription, Page, Subscription
 from livepush_asgi.errors import PositionConflictError
-from livepush_asgi.event import split_position
 from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBroker
+from livepush_asgi.wire.cursor import Position
+from livepush_asgi.wire.event import split_position
 
 from .pull_broker import PullBroker, PullSubscription
 

@@ -146,7 +146,7 @@ async def test_a_route_of_an_ending_process_tells_its_clients_to_come_back(
     assert refused.status == 200
     assert (refused.retry or 0) >= 1
     assert refused.headers["content-type"] == "text/event-stream"
-    assert house.service.statistics().refused[RefusalCause.DRAIN] == 1
+    assert house.service.statistics()["refused"][RefusalCause.DRAIN] == 1
 
 
 async def told(refused: ClientStream) -> dict[str, object]:
@@ -179,7 +179,7 @@ async def test_a_route_refuses_softly_for_the_causes_that_its_live_push_names(
         assert (refused.status, refused.headers["x-own"]) == (200, "kept")
         assert (b"event: livepush.refused" in body) is control_events
         assert 5000 <= int(body.split(b"retry: ")[1].split(b"\n")[0]) <= 7500
-    assert push.statistics().refused[RefusalCause.CAP] == 1
+    assert push.statistics()["refused"][RefusalCause.CAP] == 1
 
 
 async def test_a_route_opens_nothing_for_a_grant_that_is_over() -> None:
@@ -194,7 +194,7 @@ async def test_a_route_opens_nothing_for_a_grant_that_is_over() -> None:
         answer = await client.request("GET", "/route")
     assert (answer.status, b"The login has expired." in answer.body) == (401, True)
     statistics = push.statistics()
-    assert (statistics.opened, statistics.refused[RefusalCause.EXPIRED]) == (0, 1)
+    assert (statistics["opened"], statistics["refused"][RefusalCause.EXPIRED]) == (0, 1)
 
 
 @pytest.mark.parametrize(("header", "query"), [("~", ""), (None, "last_event_id=~")], ids=["header", "query"])

@@ -24,8 +24,8 @@ from livepush_asgi import BrokerUnavailableError, Grant, MemorySlotCap, RefusalC
 from livepush_asgi.contrib import django as for_django
 from livepush_asgi.contrib import litestar as for_litestar
 from livepush_asgi.contrib import quart as for_quart
+from livepush_asgi.runtime.asgi import ASGIApp
 from livepush_asgi.testing import Client, MockBroker
-from livepush_asgi.types import ASGIApp
 
 from .apps.django_project import configure
 from .serving import REPOSITORY
@@ -174,7 +174,7 @@ async def test_a_process_that_is_ending_tells_its_clients_to_come_back(app: ASGI
     assert (refused.status, json.loads(event.data)["reason"]) == (200, "drain")
     assert refused.headers["content-type"] == "text/event-stream"
     assert refused.headers["cache-control"] == "no-cache, no-transform"
-    assert HOUSE.service.statistics().refused[RefusalCause.DRAIN] == 1
+    assert HOUSE.service.statistics()["refused"][RefusalCause.DRAIN] == 1
 
 
 @pytest.mark.parametrize(("header", "query"), [("~", ""), (None, "last_event_id=~")], ids=["header", "query"])

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livepush_asgi.cursor import MOST_OFFSET, MOST_POSITIONS, Cursor, Position, event_id, is_cursor, tag_of
+from livepush_asgi.wire.cursor import (
+    MOST_OFFSET,
+    MOST_POSITIONS,
+    Cursor,
+    Position,
+    event_id,
+    is_cursor,
+    tag_of,
+)
 
 EPOCHS = st.text("abcXYZ019_-", min_size=1, max_size=16)
 OFFSETS = st.integers(0, MOST_OFFSET)

@@ -13,7 +13,7 @@ import pytest
 
 from examples.custom_broker import FolderBroker
 from livepush_asgi import BrokerUnavailableError, LivePush, Timing, public
-from livepush_asgi.broker import Broker, ForwardingSubscription, Subscription
+from livepush_asgi.brokers import Broker, ForwardingSubscription, Subscription
 from livepush_asgi.testing import Client
 
 from .serving import REPOSITORY

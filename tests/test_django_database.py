@@ -117,7 +117,7 @@ async def test_a_connection_that_breaks_is_replaced(authorize: Authorize, databa
         # It shows with the first query on it, and never again.
         assert await status(push) == 500
         assert [await status(push) for _ in range(3)] == [200, 200, 200]
-        assert push.statistics().refused[RefusalCause.ERROR] == 1
+        assert push.statistics()["refused"][RefusalCause.ERROR] == 1
 
 
 async def test_without_it_a_broken_connection_stays_for_ever(database: str) -> None:

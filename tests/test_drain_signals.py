@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from livepush_asgi import DrainPolicy, LivePush, MemoryBroker, public
-from livepush_asgi.drain import SIGNALS, SignalWatch
+from livepush_asgi.process.signals import SIGNALS, SignalWatch
 from livepush_asgi.testing import Client
 
 from .valkey import until
@@ -64,9 +64,9 @@ async def main():
             await trio.sleep_forever()
         except KeyboardInterrupt:
             print("told", flush=True)
-        while push.statistics().streams:
+        while push.statistics()["streams"]:
             await trio.testing.wait_all_tasks_blocked()
-        print(push.statistics().ended[EndReason.DRAIN], flush=True)
+        print(push.statistics()["ended"][EndReason.DRAIN], flush=True)
         nursery.cancel_scope.cancel()
 
 import trio.testing
@@ -106,7 +106,7 @@ async def test_a_signal_starts_the_drain_and_reaches_the_handler_that_was_there(
         signal.raise_signal(number)
         assert heard == [number]
         assert await stream.wait_ended(timeout=5) == "drain"
-        assert push.statistics().draining
+        assert push.statistics()["draining"]
     assert signal.getsignal(number) is found
 
 

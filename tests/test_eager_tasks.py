@@ -18,10 +18,10 @@ from livepush_asgi import (
     RedisBroker,
     RedisStreamsBroker,
 )
-from livepush_asgi.broker import Broker, HistoryBroker, Subscription
+from livepush_asgi.brokers import Broker, HistoryBroker, Subscription
 from livepush_asgi.brokers.history import History
-from livepush_asgi.event import split_position
 from livepush_asgi.testing import BrokerContract, Client, HistoryBrokerContract
+from livepush_asgi.wire.event import split_position
 
 from .nats_server import NatsProcess
 from .valkey import ValkeyProcess

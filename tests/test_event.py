@@ -9,7 +9,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from livepush_asgi.errors import InvalidEventError, LivePushError
-from livepush_asgi.event import (
+from livepush_asgi.testing import EventStreamParser, ParsedEvent
+from livepush_asgi.wire.event import (
     HEARTBEAT,
     MAX_RETRY,
     PAYLOAD_MARK,
@@ -19,7 +20,6 @@ from livepush_asgi.event import (
     from_payload,
     to_payload,
 )
-from livepush_asgi.testing import EventStreamParser, ParsedEvent
 
 # Everything that ends a line for str.splitlines() but is ordinary data in an event stream.
 NOT_LINE_ENDS = ["\v", "\f", "\x1c", "\x1d", "\x1e", "\u0085", "\u2028", "\u2029", "\0", "\ufeff"]

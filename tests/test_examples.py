@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from livepush_asgi import RedisBroker
-from livepush_asgi.event import from_payload, split_position
+from livepush_asgi.wire.event import from_payload, split_position
 
 from .serving import REPOSITORY, uvicorn
 from .valkey import ValkeyProcess

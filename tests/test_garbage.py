@@ -9,9 +9,9 @@ import anyio
 import pytest
 
 from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, MemorySlotCap, StreamRequest
-from livepush_asgi.loop import on_asyncio
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
+from livepush_asgi.runtime.event_loop import on_asyncio
 from livepush_asgi.testing import Client
-from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
 
 from .around import behind_a_middleware
 
@@ -82,7 +82,7 @@ async def test_streams_leave_nothing(way: Callable[[ASGIApp], ASGIApp]) -> None:
                 await stream.next_event(control=True)
                 await push.publish("a", 1)
                 assert [event.data for event in await stream.events(2)] == ["state", "1"]
-        while push.statistics().streams:
+        while push.statistics()["streams"]:
             await anyio.lowlevel.checkpoint()
-        assert push.statistics().ended[EndReason.DISCONNECT] == STREAMS
+        assert push.statistics()["ended"][EndReason.DISCONNECT] == STREAMS
         assert garbage() == {}

@@ -8,11 +8,11 @@ import anyio
 import pytest
 
 from livepush_asgi import Event, Grant, History, Limits, LivePush, MemoryBroker, PositionConflictError
-from livepush_asgi.broker import ForwardingSubscription
-from livepush_asgi.cursor import Cursor, Position
-from livepush_asgi.event import positioned
-from livepush_asgi.request import Replay
+from livepush_asgi.brokers import ForwardingSubscription
+from livepush_asgi.grant import Replay
 from livepush_asgi.testing import Client, ParsedEvent, Stream
+from livepush_asgi.wire.cursor import Cursor, Position
+from livepush_asgi.wire.event import positioned
 
 from .faulty_broker import FaultyBroker, FaultyServer
 from .virtual_clock import let_pass
@@ -422,9 +422,9 @@ async def test_publish_knows_a_repeated_key_and_an_expected_position() -> None:
     first = await push.publish("c", "1", idempotency_key="k")
     assert await push.publish("c", "1", idempotency_key="k") == first
     assert first is not None
-    second = await push.publish("c", "2", expected=first)
+    second = await push.publish("c", "2", expected_position=first)
     with pytest.raises(PositionConflictError):
-        await push.publish("c", "3", expected=first)
+        await push.publish("c", "3", expected_position=first)
     assert second == first.replace(".1", ".2")
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         assert [event.data for event in await stream.events(2)] == ["1", "2"]

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from livepush_asgi import Grant, LivePush, MemoryBroker, Timing, public
-from livepush_asgi.broker import READ_BYTES, Page, Subscription
+from livepush_asgi.brokers import READ_BYTES, Page, Subscription
 from livepush_asgi.errors import BrokerUnavailableError
 from livepush_asgi.testing import Client, MockBroker
 

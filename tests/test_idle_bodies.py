@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from livepush_asgi import EndReason, LivePush, MemoryBroker, SSEStreamService, Timing, public
-from livepush_asgi.service import IsDisconnected, StreamBody
+from livepush_asgi.app.service import IsDisconnected, StreamBody
 
 from .virtual_clock import SkippingSelector, VirtualClockLoop, let_pass
 
@@ -56,7 +56,7 @@ def test_idle_bodies_wake_the_loop_few_times_a_second(ask: IsDisconnected | None
                 before = loop.selector.turns
                 await let_pass(100)
                 assert (loop.selector.turns - before) / 100 <= most
-                assert push.statistics().streams == 100
+                assert push.statistics()["streams"] == 100
                 tasks.cancel_scope.cancel()
 
         runner.run(main())
@@ -70,10 +70,10 @@ async def test_a_body_that_is_not_read_any_more_is_given_up(ask: IsDisconnected 
         stream = await service.open_stream(channel="c", is_disconnected=ask)
         await anext(stream.body)
         await let_pass(25)
-        assert push.statistics().streams == 1
+        assert push.statistics()["streams"] == 1
         await let_pass(10)
-        assert push.statistics().ended[EndReason.SLOW] == 1
-        assert push.statistics().streams == 0
+        assert push.statistics()["ended"][EndReason.SLOW] == 1
+        assert push.statistics()["streams"] == 0
 
 
 @pytest.mark.parametrize("ask", [None, alive])

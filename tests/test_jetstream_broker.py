@@ -14,11 +14,11 @@ import pytest
 from nats.js import JetStreamContext
 
 from livepush_asgi import JetStreamBroker, NatsBroker
-from livepush_asgi.broker import ForwardingSubscription, HistoryBroker, Page, Record, Subscription
+from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Page, Record, Subscription
 from livepush_asgi.brokers.history import History
-from livepush_asgi.cursor import MOST_OFFSET, Position
 from livepush_asgi.errors import BrokerUnavailableError, PositionConflictError
-from livepush_asgi.event import positioned
+from livepush_asgi.wire.cursor import MOST_OFFSET, Position
+from livepush_asgi.wire.event import positioned
 
 from .nats_server import NatsProcess
 from .valkey import until

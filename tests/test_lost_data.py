@@ -43,7 +43,7 @@ async def open_all(server: Serving) -> list[WireStream]:
 async def publish_all(push: LivePush, words: list[str]) -> None:
     for word in words:
         for channel in CHANNELS:
-            await push.publish(channel, f"{channel} {word}", idempotency_key=word, patience=60)
+            await push.publish(channel, f"{channel} {word}", idempotency_key=word, retry_for=60)
 
 
 async def expect(stream: WireStream, channels: list[str], transcript: list[str]) -> None:

@@ -4,8 +4,8 @@ import anyio
 import pytest
 
 from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, StreamRequest
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 from livepush_asgi.testing import Client
-from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Inner:
@@ -150,9 +150,9 @@ async def test_it_runs_between_the_applications_startup_and_shutdown() -> None:
         await send({"type": "lifespan.startup.complete"})
         async with Client(push) as client, client.open("/") as stream:
             await stream.next_event(control=True)
-            seen.append(("streams while it runs", push.statistics().streams))
+            seen.append(("streams while it runs", push.statistics()["streams"]))
             await receive()
-            seen.append(("streams at its shutdown", push.statistics().streams))
+            seen.append(("streams at its shutdown", push.statistics()["streams"]))
         await send({"type": "lifespan.shutdown.complete"})
 
     push, app, _ = around(inner)

@@ -5,10 +5,10 @@ import traceback
 import anyio
 import pytest
 
-from livepush_asgi.broker import Broker, ForwardingSubscription, Subscription
+from livepush_asgi.brokers import Broker, ForwardingSubscription, Subscription
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError, SubscriptionClosedError
-from livepush_asgi.event import Event, to_payload
 from livepush_asgi.testing import MockBroker, ParsedEvent
+from livepush_asgi.wire.event import Event, to_payload
 
 
 class Recorder:

@@ -25,8 +25,8 @@ from livepush_asgi import (
     Timing,
     public,
 )
-from livepush_asgi.cursor import Position
 from livepush_asgi.testing import Client, Stream
+from livepush_asgi.wire.cursor import Position
 
 from .command import run
 from .valkey import ValkeyProcess
@@ -137,10 +137,10 @@ async def test_a_client_goes_on_where_it_was_and_sees_plain_names(valkey: Valkey
         gap = await unknown.next_event(5, control=True)
         assert (gap.event, '"news"' in gap.data) == ("livepush.gap", True)
         with pytest.raises(PositionConflictError, match="'news' has gone on") as conflict:
-            await one.publish("news", "third", expected="zzzz.1")
+            await one.publish("news", "third", expected_position="zzzz.1")
         assert conflict.value.channel == "news"
         assert conflict.value.last == Position.of_id(str(sent))
-        assert one.statistics().channels == 1
+        assert one.statistics()["channels"] == 1
 
 
 @pytest.mark.parametrize(
@@ -252,8 +252,8 @@ async def test_a_job_can_be_published_in_a_namespace() -> None:
     for name in NAMES:
         push = LivePush(broker, public("c"), namespace=name)
         async with push.lifespan():
-            assert await push.stream("job", items())
-            assert not await push.stream("job", items())
+            assert await push.publish_job("job", items())
+            assert not await push.publish_job("job", items())
 
 
 async def test_without_a_namespace_names_are_unchanged(valkey: ValkeyProcess) -> None:

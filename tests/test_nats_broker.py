@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livepush_asgi import Broker, NatsBroker
-from livepush_asgi.broker import ForwardingSubscription, HistoryBroker, Subscription
+from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Subscription
 from livepush_asgi.brokers.nats_session import Patience
 from livepush_asgi.brokers.nats_subject import subject_of
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
-from livepush_asgi.event import to_payload
+from livepush_asgi.wire.event import to_payload
 
 from .nats_server import NatsProcess
 from .valkey import until

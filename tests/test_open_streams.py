@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, MemorySlotCap, StreamRequest
-from livepush_asgi.stream import Stream
+from livepush_asgi.stream.stream import Stream
 from livepush_asgi.testing import Client
 
 STREAMS = 50
@@ -52,4 +52,4 @@ async def test_a_revocation_looks_at_its_own_streams_alone(
         looks.keys.clear()
         assert (await push.disconnect(slot_key=slot_key, channel=channel)).streams == 1
         assert looks.at == {"7"}
-        assert push.statistics().ended[EndReason.REVOKED] == 1
+        assert push.statistics()["ended"][EndReason.REVOKED] == 1

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livepush_asgi import Limits
-from livepush_asgi.outbox import Delivery, Outbox, OutboxFullError
+from livepush_asgi.hub.coalescing import Delivery
+from livepush_asgi.stream.outbox import Outbox, OutboxFullError
 
 
 def joined(outbox: Outbox) -> bytes:

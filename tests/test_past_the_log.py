@@ -18,10 +18,10 @@ from livepush_asgi import (
     RedisBroker,
     RedisStreamsBroker,
 )
-from livepush_asgi.broker import Broker, ForwardingSubscription
+from livepush_asgi.brokers import Broker, ForwardingSubscription
 from livepush_asgi.brokers.history import History
-from livepush_asgi.event import POSITION_MARK
 from livepush_asgi.testing import Client, Stream
+from livepush_asgi.wire.event import POSITION_MARK
 
 from .command import run
 from .faulty_broker import FaultyBroker, FaultyServer

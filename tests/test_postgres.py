@@ -13,9 +13,9 @@ import pytest
 
 from examples.postgres_broker import PostgresBroker
 from livepush_asgi import BrokerUnavailableError, LivePush, Publisher, Timing, public
-from livepush_asgi.broker import HistoryBroker, Record
-from livepush_asgi.event import positioned
+from livepush_asgi.brokers import HistoryBroker, Record
 from livepush_asgi.testing import Client, HistoryBrokerContract, ParsedEvent, Stream
+from livepush_asgi.wire.event import positioned
 
 from .postgres_server import PostgresProcess
 from .valkey import until
@@ -68,7 +68,7 @@ async def client_of(broker: PostgresBroker) -> AsyncIterator[tuple[LivePush, Cli
 
 async def publish(push: LivePush, numbers: range) -> None:
     for number in numbers:
-        await push.publish(CHANNEL, number, idempotency_key=f"event {number}", patience=LONG)
+        await push.publish(CHANNEL, number, idempotency_key=f"event {number}", retry_for=LONG)
 
 
 async def told(stream: Stream, last: int) -> list[str]:

@@ -19,9 +19,9 @@ from livepush_asgi import (
     public,
     sse_headers,
 )
-from livepush_asgi.broker import Broker, ForwardingSubscription, Subscription
-from livepush_asgi.event import split_position
+from livepush_asgi.brokers import Broker, ForwardingSubscription, Subscription
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
+from livepush_asgi.wire.event import split_position
 
 from .virtual_clock import let_pass
 
@@ -254,7 +254,7 @@ async def test_a_service_shares_the_streams_of_a_live_push() -> None:
         page = Page(await open_one(service))
         await push.publish("c", {"n": 1}, event="x")
         assert (await page.next_event()).event == "x"
-        assert push.statistics().streams == 1
+        assert push.statistics()["streams"] == 1
         assert service.statistics() == push.statistics()
     with pytest.raises(LivePushError):
         await open_one(service)
@@ -276,6 +276,6 @@ async def test_a_client_that_leaves_while_its_stream_opens_is_no_error() -> None
     with anyio.move_on_after(0.5 * service.push.timing.subscribe_timeout):
         await service.open_stream(channel="c", slot_key="k")
     assert slots.held("k") == 0
-    ended = service.statistics().ended
+    ended = service.statistics()["ended"]
     assert {reason: count for reason, count in ended.items() if count} == {EndReason.DISCONNECT: 1}
     await service.aclose()

@@ -20,7 +20,7 @@ from livepush_asgi import (
     Timing,
     public,
 )
-from livepush_asgi.probe import MOST_AT_ONCE, ProbePlan, ProbeRule
+from livepush_asgi.http.probe import MOST_AT_ONCE, ProbePlan, ProbeRule
 from livepush_asgi.testing import Answer, Client, Stream
 
 pytestmark = pytest.mark.virtual_time
@@ -121,7 +121,7 @@ async def test_a_probe_counts_against_nothing() -> None:
     async with probed() as (client, push), client.open("/", query={"livepush_probe": "1-10-5000"}) as stream:
         await facts(stream)
         numbers = push.statistics()
-        assert (numbers.streams, numbers.opened, numbers.channels) == (0, 0, 0)
+        assert (numbers["streams"], numbers["opened"], numbers["channels"]) == (0, 0, 0)
         # The only slot is free.
         async with client.open("/") as other:
             await other.next_event(name="livepush.open")
@@ -129,7 +129,7 @@ async def test_a_probe_counts_against_nothing() -> None:
         assert (await facts(stream))["n"] == 1
         assert (await facts(stream))["events"] == 1
         assert {event.event for event in stream.received} == {"livepush.probe"}
-    assert sum(push.statistics().refused.values()) == 0
+    assert sum(push.statistics()["refused"].values()) == 0
 
 
 async def test_without_a_rule_the_parameter_means_nothing() -> None:

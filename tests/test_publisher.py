@@ -25,9 +25,9 @@ from livepush_asgi import (
     RedisBroker,
     RedisStreamsBroker,
 )
-from livepush_asgi.broker import Broker
-from livepush_asgi.event import from_payload, split_position
+from livepush_asgi.brokers import Broker
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
+from livepush_asgi.wire.event import from_payload, split_position
 
 from .nats_server import NatsProcess
 from .serving import REPOSITORY
@@ -197,13 +197,13 @@ async def test_a_nats_publisher_has_one_connection_and_closes_it(own_nats: NatsP
 
 def check_history(publisher: Publisher) -> None:
     with publisher:
-        first = publisher.publish("c", "1", expected="any.0")
+        first = publisher.publish("c", "1", expected_position="any.0")
         assert first is not None
         assert first.endswith(".1")
-        second = publisher.publish("c", "2", idempotency_key="k", expected=first)
+        second = publisher.publish("c", "2", idempotency_key="k", expected_position=first)
         assert publisher.publish("c", "2", idempotency_key="k") == second
         with pytest.raises(PositionConflictError):
-            publisher.publish("c", "3", expected=first)
+            publisher.publish("c", "3", expected_position=first)
 
 
 def test_history_gives_positions_keys_and_conflicts(valkey: ValkeyProcess) -> None:
@@ -226,7 +226,7 @@ def test_history_over_jetstream_gives_them_too(nats_server: NatsProcess) -> None
 )
 def test_a_server_that_is_away_is_a_clear_error(publisher: Publisher) -> None:
     with publisher, pytest.raises(BrokerUnavailableError):
-        publisher.publish("c", "1", patience=0.1)
+        publisher.publish("c", "1", retry_for=0.1)
 
 
 FORKS = """

@@ -20,11 +20,11 @@ from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster
 from redis.asyncio.sentinel import Sentinel
 
 from livepush_asgi import Broker, RedisBroker
-from livepush_asgi.broker import ForwardingSubscription, Subscription
+from livepush_asgi.brokers import ForwardingSubscription, Subscription
 from livepush_asgi.brokers.batch import Batch
 from livepush_asgi.brokers.redis_connection import pool_of, unavailable
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
-from livepush_asgi.event import to_payload
+from livepush_asgi.wire.event import to_payload
 
 from .relay import Authority, Relay
 from .valkey import ValkeyProcess, until

@@ -15,11 +15,11 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from livepush_asgi import BrokerUnavailableError, RedisStreamsBroker
-from livepush_asgi.broker import ForwardingSubscription, HistoryBroker, Page, Record
+from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Page, Record
 from livepush_asgi.brokers.history import History
-from livepush_asgi.cursor import Position
-from livepush_asgi.event import positioned, split_position
 from livepush_asgi.testing import HistoryBrokerContract
+from livepush_asgi.wire.cursor import Position
+from livepush_asgi.wire.event import positioned, split_position
 
 from .relay import Relay
 from .serving import REPOSITORY
@@ -339,7 +339,7 @@ def test_one_broker_serves_one_event_loop_after_another_and_leaves_nothing_open(
     import asyncio, gc
     from redis.asyncio import RedisCluster
     from livepush_asgi import RedisStreamsBroker
-    from livepush_asgi.event import split_position
+    from livepush_asgi.wire.event import split_position
     broker = RedisStreamsBroker(RedisCluster(host="127.0.0.1", port={cluster.nodes[0].port}))
     async def use(number):
         subscriptions = [await broker.subscribe(f"channel {{n}}") for n in range(20)]

@@ -16,12 +16,12 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from livepush_asgi import BrokerUnavailableError, Grant, LivePush, RedisBroker, RedisStreamsBroker
-from livepush_asgi.broker import ForwardingSubscription, HistoryBroker, Page, Record
+from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Page, Record
 from livepush_asgi.brokers.history import History
-from livepush_asgi.cursor import MOST_OFFSET, Position
 from livepush_asgi.errors import PositionConflictError
-from livepush_asgi.event import positioned, split_position, to_payload
 from livepush_asgi.testing import Client
+from livepush_asgi.wire.cursor import MOST_OFFSET, Position
+from livepush_asgi.wire.event import positioned, split_position, to_payload
 
 from .serving import REPOSITORY
 from .valkey import ValkeyProcess, until

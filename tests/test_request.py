@@ -14,9 +14,9 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from livepush_asgi import InvalidGrantError, LivePush, MemoryBroker
-from livepush_asgi.request import Grant, Refusal, StreamRequest, check_channel, is_foreign, path_below, public
+from livepush_asgi.grant import Grant, Refusal, StreamRequest, check_channel, is_foreign, path_below, public
+from livepush_asgi.runtime.asgi import Receive, Scope, Send
 from livepush_asgi.testing import Client
-from livepush_asgi.types import Receive, Scope, Send
 
 
 def request(**scope: Any) -> StreamRequest:

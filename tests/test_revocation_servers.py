@@ -20,7 +20,7 @@ from livepush_asgi import (
     Refusal,
     StreamRequest,
 )
-from livepush_asgi.broker import Broker
+from livepush_asgi.brokers import Broker
 from livepush_asgi.testing import Client, Stream
 
 from .nats_server import NatsProcess
@@ -91,7 +91,7 @@ async def test_all_processes_confirm_and_soon(make_broker: MakeBroker) -> None:
         assert done == (1, 3)
         # Where the broker does not count, it is waited for a moment whether there is a fourth.
         assert time.monotonic() - start < 1
-        assert [house.push.statistics().streams for house in found] == [0, 0, 0]
+        assert [house.push.statistics()["streams"] for house in found] == [0, 0, 0]
         for stream in streams:
             assert await stream.wait_ended(5) == "revoked"
             assert [event.data for event in stream.received if event.event == "message"] == ["before"]
@@ -106,9 +106,9 @@ async def test_a_process_with_slow_clients_is_waited_for_by_one_that_does_not_kn
         await slow.next_event(10, name="livepush.open")
         # The new one listens only now: it has not heard the other say hello.
         await new.push.publish("news", "not taken")
-        await until(lambda: old.push.statistics().delivered)
+        await until(lambda: old.push.statistics()["delivered"])
         assert await new.push.disconnect(slot_key="k") == (0, 2)
-        assert old.push.statistics().streams == 0
+        assert old.push.statistics()["streams"] == 0
 
 
 async def test_a_process_that_has_stopped_is_not_waited_for(make_broker: MakeBroker) -> None:
@@ -166,5 +166,5 @@ async def test_a_process_whose_listener_was_down_ends_its_streams_when_it_is_bac
             there.decision = Refusal(403)
             await here.push.disconnect(slot_key="k")
             assert await stream.wait_ended(20) == "revoked"
-        assert there.push.statistics().ended[EndReason.REVOKED] == 1
+        assert there.push.statistics()["ended"][EndReason.REVOKED] == 1
         await until(lambda: here.push.healthy and there.push.healthy, within=20)

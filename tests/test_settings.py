@@ -33,6 +33,16 @@ from livepush_asgi import (
         lambda: Timing(send_timeout=1e300),
         lambda: Timing(retry=1e308),
         lambda: Timing(heartbeat_interval=True),
+        # In milliseconds.
+        lambda: Timing(heartbeat_interval=15_000),
+        lambda: Timing(retry=3000),
+        lambda: Timing(send_timeout=30_000),
+        lambda: Timing(max_lifetime=7_200_000),
+        lambda: Timing(subscribe_timeout=2000),
+        lambda: Timing(authorize_timeout=10_000),
+        lambda: Timing(snapshot_timeout=60_000),
+        lambda: Timing(linger=5000),
+        lambda: DrainPolicy(window=5000),
         lambda: Limits(outbox_events=0),
         lambda: Limits(outbox_bytes=1.5),  # type: ignore[arg-type]
         lambda: Limits(overflow="forget"),  # type: ignore[arg-type]
@@ -73,6 +83,18 @@ def test_a_bad_value_raises_value_error(make: Callable[[], object]) -> None:
         lambda: Cors("https://example.com"),
         lambda: LivePush(object(), public("c")),  # type: ignore[arg-type]
         lambda: LivePush(MemoryBroker(), None),  # type: ignore[arg-type]
+        lambda: LivePush(public("c"), MemoryBroker()),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker, public("c")),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), public("c"), slots=3),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), public("c"), slots=MemorySlotCap),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), public("c"), limits={}),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), public("c"), timing=15),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), public("c"), cors=["https://a.example"]),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), public("c"), drain=DrainPolicy),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), public("c"), probe=True),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), public("c"), soft_refusals="cap"),  # type: ignore[arg-type]
+        lambda: LivePushMiddleware(_push(), print),  # type: ignore[arg-type]
+        lambda: Grant(channels="c", snapshot={"a": 1}),  # type: ignore[arg-type]
     ],
     ids=lambda make: f"line-{make.__code__.co_firstlineno}",
 )

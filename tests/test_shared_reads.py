@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from livepush_asgi import BrokerUnavailableError, Grant, History, LivePush, MemoryBroker
-from livepush_asgi.broker import READ_BYTES, Page
+from livepush_asgi.brokers import READ_BYTES, Page
 from livepush_asgi.testing import Client
 
 from .virtual_clock import let_pass

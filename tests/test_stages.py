@@ -23,11 +23,11 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
-from livepush_asgi.broker import Subscription
-from livepush_asgi.loop import on_asyncio
+from livepush_asgi.brokers import Subscription
+from livepush_asgi.runtime.asgi import Message
+from livepush_asgi.runtime.event_loop import on_asyncio
 from livepush_asgi.testing import MockBroker, ParsedEvent
 from livepush_asgi.testing.parser import EventStreamParser
-from livepush_asgi.types import Message
 
 from .virtual_clock import let_pass
 
@@ -220,22 +220,22 @@ async def test_whatever_happens_at_whatever_stage(
             await house.returned.wait()
         assert anyio.current_time() - start <= 3
         statistics = house.push.statistics()
-        assert statistics.streams == 0
+        assert statistics["streams"] == 0
         before = stage in ("authorize", "slot")
         late = event == "revoke" or (event == "leave" and not on_asyncio())
         if before and not late:
-            assert statistics.opened == 0
+            assert statistics["opened"] == 0
         else:
             # A revoked one that was not open yet was authorized again, and its client has left it.
             reason = EndReason.DISCONNECT if before else REASONS[event]
-            assert statistics.opened == 1
-            assert statistics.ended[reason] == 1
-        assert sum(statistics.ended.values()) == statistics.opened
+            assert statistics["opened"] == 1
+            assert statistics["ended"][reason] == 1
+        assert sum(statistics["ended"].values()) == statistics["opened"]
         assert house.slots.held("k") == 0
         assert house.log.count("taken") == house.log.count("back")
         house.gate.open.set()
         await let_pass(1)
-        assert house.push.statistics().channels == 0
+        assert house.push.statistics()["channels"] == 0
         assert house.broker.subscriptions(CHANNEL) == 0
         if event in ("stop", "drain"):
             assert house.status == 200
@@ -264,7 +264,7 @@ async def test_a_route_is_refused_when_its_stream_ends_before_it_is_open(event: 
         tasks.start_soon(end)
         with pytest.raises(error):
             await service.open_stream(channel=CHANNEL, slot_key="k")
-    assert service.statistics().streams == 0
+    assert service.statistics()["streams"] == 0
 
 
 class SilentBroker(MemoryBroker):

@@ -79,7 +79,7 @@ async def over_redis_streams(
         push = LivePush(RedisStreamsBroker(redis), nobody)
 
         async def publish_to(channel: str, data: str) -> None:
-            await push.publish(channel, data, idempotency_key=data, patience=60)
+            await push.publish(channel, data, idempotency_key=data, retry_for=60)
 
         yield server, publish_to, redis
 
@@ -136,7 +136,7 @@ async def over_jetstream(nats: NatsProcess, log: Path) -> AsyncIterator[tuple[Se
         push = LivePush(JetStreamBroker(nats.url), nobody)
 
         async def publish_to(channel: str, data: str) -> None:
-            await push.publish(channel, data, idempotency_key=data, patience=60)
+            await push.publish(channel, data, idempotency_key=data, retry_for=60)
 
         yield server, publish_to
 

@@ -18,8 +18,8 @@ from litestar import Litestar, post
 from quart import Quart
 
 from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, StreamRequest, public
+from livepush_asgi.runtime.asgi import AnyASGIApp, ASGIApp
 from livepush_asgi.testing import Client
-from livepush_asgi.types import AnyASGIApp, ASGIApp
 
 from .apps.django_project import configure
 

@@ -10,8 +10,8 @@ from typing import Any
 import anyio
 import pytest
 
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 from livepush_asgi.testing import Answer, Client, ParsedEvent, Stream, StreamEnded
-from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
 
 from .serving import REPOSITORY
 from .virtual_clock import let_pass

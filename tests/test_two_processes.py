@@ -64,7 +64,7 @@ async def test_a_newer_stream_in_another_process_replaces_the_oldest_at_once(val
         older = await opened(stack, client)
         newer = await opened(stack, other)
         assert await older.wait_ended(5) == "replaced"
-        assert here.statistics().ended[EndReason.REPLACED] == 1
+        assert here.statistics()["ended"][EndReason.REPLACED] == 1
         async with valkey.client() as redis:
             assert await redis.zcard("livepush:slot:{k}") == 1
         await here.publish("news", "for the newer")

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from livepush_asgi import Limits, LivePush, NatsBroker, RedisBroker, public
-from livepush_asgi.broker import Broker
+from livepush_asgi.brokers import Broker
 from livepush_asgi.testing import Client
 
 from .nats_server import NatsProcess
@@ -60,7 +60,7 @@ async def test_what_needs_a_log_is_refused(broker: Broker) -> None:
         with pytest.raises(TypeError, match="keeps no history"):
             await push.publish("news", "refused", idempotency_key="k")
         with pytest.raises(TypeError, match="keeps no history"):
-            await push.publish("news", "refused", expected="epoch.0")
+            await push.publish("news", "refused", expected_position="epoch.0")
         await push.publish("news", "published")
         assert (await stream.next_event(LONG)).data == "published"
 

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from livepush_asgi import Grant, LivePush, MemoryBroker, RedisStreamsBroker
-from livepush_asgi.broker import READ_BYTES, HistoryBroker, Page, Subscription
-from livepush_asgi.cursor import Position
+from livepush_asgi.brokers import READ_BYTES, HistoryBroker, Page, Subscription
 from livepush_asgi.testing import Client
+from livepush_asgi.wire.cursor import Position
 
 from .pull_broker import PullSubscription
 from .valkey import ValkeyProcess

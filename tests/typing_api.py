@@ -172,8 +172,8 @@ def mount(push: LivePush, django: "ASGI3Application") -> list[LivePushMiddleware
 async def publish(push: LivePush) -> None:
     assert_type(await push.publish("news", {"a": 1}, event="e", id="7", retry=1000), str | None)
     first = await push.publish("news", Event("x"), idempotency_key="once")
-    await push.publish("news", b"x", expected=Position("epoch", 0))
-    await push.publish("news", "x", expected=first)
+    await push.publish("news", b"x", expected_position=Position("epoch", 0))
+    await push.publish("news", "x", retry_for=1, expected_position=first)
     done = await push.disconnect(slot_key="42", channel="news", timeout=1)
     assert_type(done, Disconnected)
     assert_type(done.streams + done.processes, int)

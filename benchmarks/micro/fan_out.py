@@ -10,7 +10,7 @@ import tracemalloc
 from collections.abc import Awaitable, Callable
 
 from livepush_asgi import LivePush, MemoryBroker, public
-from livepush_asgi.types import Message, Scope
+from livepush_asgi.runtime.asgi import Message, Scope
 
 STREAMS, TURNS = 1000, 40
 SCOPE: Scope = {

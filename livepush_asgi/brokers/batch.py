@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from ..loop import asyncio_loop, start_task
+from ..runtime.event_loop import asyncio_loop, start_task
 from .redis_command import Receiver, pack
 from .redis_connection import (
     Argument,

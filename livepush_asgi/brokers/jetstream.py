@@ -4,8 +4,8 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..broker import READ_BYTES, Page, Subscription
-from ..cursor import Position
+from ..wire.cursor import Position
+from . import READ_BYTES, Page, Subscription
 from .history import History
 from .jetstream_entry import live_payload_of
 from .jetstream_log import Logs

@@ -15,9 +15,9 @@ from collections import OrderedDict
 from hashlib import sha256
 from typing import NamedTuple
 
-from ..broker import Page
-from ..cursor import Position, new_epoch
 from ..errors import PositionConflictError
+from ..wire.cursor import Position, new_epoch
+from . import Page
 from .jetstream_entry import MARK, POSITION
 from .jetstream_pages import Pages, Range
 from .jetstream_stream import JetStreamError, Stream

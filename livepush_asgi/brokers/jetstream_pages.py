@@ -7,8 +7,8 @@ should be if the other channels' messages lay evenly among this one's. Where a p
 from collections import OrderedDict
 from typing import NamedTuple
 
-from ..broker import Page, Record
-from ..cursor import Position
+from ..wire.cursor import Position
+from . import Page, Record
 from .jetstream_entry import Entry
 from .jetstream_stream import Stream
 

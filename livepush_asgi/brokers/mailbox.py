@@ -8,10 +8,10 @@ from typing import cast
 import anyio
 import anyio.lowlevel
 
-from ..broker import LoggedSink, Sink
-from ..cursor import Position
 from ..errors import MessagesLostError, SubscriptionClosedError
-from ..event import positioned
+from ..wire.cursor import Position
+from ..wire.event import positioned
+from . import LoggedSink, Sink
 
 
 class Mailbox:

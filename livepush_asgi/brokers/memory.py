@@ -8,10 +8,10 @@ from functools import cache
 
 import anyio.lowlevel
 
-from ..broker import READ_BYTES, Page, Subscription
-from ..cursor import Position
 from ..errors import PositionConflictError
-from ..loop import is_running, loop_identity, time_source
+from ..runtime.event_loop import is_running, loop_identity, time_source
+from ..wire.cursor import Position
+from . import READ_BYTES, Page, Subscription
 from .history import History
 from .mailbox import Mailbox
 from .memory_log import Kept, MemoryLog

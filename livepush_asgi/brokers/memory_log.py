@@ -3,8 +3,8 @@
 from collections import OrderedDict, deque
 from itertools import accumulate, count, islice
 
-from ..broker import READ_BYTES, Page, Record
-from ..cursor import Position, new_epoch
+from ..wire.cursor import Position, new_epoch
+from . import READ_BYTES, Page, Record
 from .history import History
 from .mailbox import Mailbox
 

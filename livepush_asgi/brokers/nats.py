@@ -5,7 +5,7 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
-from ..broker import Subscription
+from . import Subscription
 from .jetstream_entry import MARK
 from .mailbox import Mailbox
 from .nats_connection import FAILURES, Outgoing

@@ -9,7 +9,7 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
-from ..loop import asyncio_loop, start_task
+from ..runtime.event_loop import asyncio_loop, start_task
 from .backoff import Backoff
 from .mailbox import Mailbox
 from .nats_connection import FAILURES, Connection, Outgoing, address_of, check_options, no_answer, unavailable

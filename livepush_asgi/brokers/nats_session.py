@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nats.aio.msg import Msg
 
-from ..loop import start_task
+from ..runtime.event_loop import start_task
 from .nats_connection import Connection, TooLongError, no_answer
 from .nats_posts import Post, Posts
 from .nats_routes import Route, Routes

@@ -2,7 +2,7 @@
 
 from redis.asyncio import Redis
 
-from ..broker import Subscription
+from . import Subscription
 from .batch import Batch
 from .mailbox import Mailbox
 from .redis_connection import FAILURES, live_name_of, pool_of, unavailable

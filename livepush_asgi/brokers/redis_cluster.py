@@ -8,7 +8,7 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import ClusterDownError
 
-from ..loop import start_task
+from ..runtime.event_loop import start_task
 from .batch import Batch
 from .redis_connection import FAILURES, Reply
 from .redis_node import NodePool

@@ -22,7 +22,7 @@ from redis.exceptions import (
 )
 
 from ..errors import BrokerUnavailableError
-from ..event import RESERVED_PREFIX
+from ..wire.event import RESERVED_PREFIX
 
 Argument = bytes | str | int
 Reply = bytes | str | int | list["Reply"] | None

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from redis.exceptions import ResponseError
 
 from ..errors import PositionConflictError
-from ..loop import asyncio_loop
+from ..runtime.event_loop import asyncio_loop
 from .redis_connection import Reply
 from .redis_log import Added, Addition, Logs
 

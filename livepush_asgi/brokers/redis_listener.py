@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from ..loop import asyncio_loop, start_task
+from ..runtime.event_loop import asyncio_loop, start_task
 from .backoff import Backoff
 from .mailbox import Mailbox
 from .redis_connection import (

@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 
 from redis.exceptions import ResponseError
 
-from ..broker import Page, Record
-from ..cursor import Position, new_epoch
 from ..errors import PositionConflictError
+from ..wire.cursor import Position, new_epoch
+from . import Page, Record
 from .history import History
 from .redis_command import Receiver
 from .redis_connection import Argument, Reply

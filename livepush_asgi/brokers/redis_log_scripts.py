@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..event import POSITION_MARK
+from ..wire.event import POSITION_MARK
 from .history import History
 from .redis_log_state import BEGIN
 from .redis_script import Script

@@ -17,7 +17,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from ..loop import start_task
+from ..runtime.event_loop import start_task
 from .backoff import Backoff
 from .redis_cluster import Cluster, Node
 from .redis_command import Receiver

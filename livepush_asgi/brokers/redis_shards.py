@@ -12,7 +12,7 @@ import logging
 from dataclasses import replace
 
 from ..errors import BrokerUnavailableError
-from ..loop import start_task
+from ..runtime.event_loop import start_task
 from .backoff import Backoff
 from .mailbox import Mailbox
 from .redis_cluster import Address, Cluster, Node

@@ -2,8 +2,8 @@
 
 from redis.asyncio import Redis, RedisCluster
 
-from ..broker import READ_BYTES, Page, Subscription
-from ..cursor import Position
+from ..wire.cursor import Position
+from . import READ_BYTES, Page, Subscription
 from .batch import Batch
 from .history import History
 from .mailbox import Mailbox

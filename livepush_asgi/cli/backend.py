@@ -9,8 +9,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 
 from .. import MemoryBroker
-from ..broker import Broker
-from ..namespace import broker_in, check_namespace
+from ..app.namespace import broker_in, check_namespace
+from ..brokers import Broker
 from .failure import MISTYPED, Failure
 
 # Somebody sits there and waits for an answer.

@@ -25,7 +25,7 @@ from .. import (
     Refusal,
     StreamRequest,
 )
-from ..types import Receive, Scope, Send
+from ..runtime.asgi import Receive, Scope, Send
 from . import web
 from .backend import Backend
 from .figures import Machine, describe
@@ -94,7 +94,7 @@ class Demo:
         while True:
             await anyio.sleep(INTERVAL)
             number += 1
-            visitors = self.push.statistics().streams
+            visitors = self.push.statistics()["streams"]
             figures = {"number": number, "visitors": visitors, **machine.read().as_dict()}
             self._figures.append(figures)
             try:

@@ -6,11 +6,11 @@ import anyio
 from redis.asyncio import Redis
 
 from .. import Event, InvalidEventError
+from ..app.namespace import broker_in, check_namespace
 from ..brokers.history import History
 from ..errors import BrokerUnavailableError
-from ..event import to_payload
-from ..namespace import broker_in, check_namespace
-from ..request import check_channel
+from ..grant import check_channel
+from ..wire.event import to_payload
 from .backend import check_server
 from .failure import MISTYPED, Failure
 

@@ -11,7 +11,7 @@ import uvicorn
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ..types import ASGIApp
+from ..runtime.asgi import ASGIApp
 from .failure import MISTYPED, UNABLE, Failure
 from .names import LocalNames, is_local
 

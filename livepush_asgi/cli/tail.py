@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from .. import BrokerUnavailableError, DrainPolicy, Limits, LivePush, LivePushMiddleware, public
-from ..types import Receive, Scope, Send
+from ..runtime.asgi import Receive, Scope, Send
 from . import web
 from .backend import Backend
 from .backlog import Backlog

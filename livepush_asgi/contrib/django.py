@@ -18,9 +18,9 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("this needs Django: pip install 'livepush_asgi[django]'") from error
 
-from ..app import LivePush
-from ..request import Grant, Refusal
-from ..service import SSEStreamService
+from ..app.livepush import LivePush
+from ..app.service import SSEStreamService
+from ..grant import Grant, Refusal
 from .route import CONTENT_TYPE, RouteStream, open_for_route, refusal_headers
 
 P = ParamSpec("P")

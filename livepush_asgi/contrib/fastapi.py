@@ -9,9 +9,9 @@ except ModuleNotFoundError as error:
 
 from starlette.types import Receive, Scope, Send
 
-from ..app import LivePush
-from ..request import Grant, Refusal
-from ..service import SSEStreamService
+from ..app.livepush import LivePush
+from ..app.service import SSEStreamService
+from ..grant import Grant, Refusal
 from .route import open_for_route, refusal_headers
 from .starlette import EventStreamResponse as StarletteResponse
 

@@ -6,9 +6,9 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("this needs Quart: pip install 'livepush_asgi[quart]'") from error
 
-from ..app import LivePush
-from ..request import Grant, Refusal
-from ..service import SSEStreamService
+from ..app.livepush import LivePush
+from ..app.service import SSEStreamService
+from ..grant import Grant, Refusal
 from .route import CONTENT_TYPE, open_for_route
 
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..answers import soft_block
-from ..app import LivePush
-from ..carrier import STREAM_HEADERS, RawHeaders
-from ..decision import INVALID, REFUSED_ERRORS, refused_for
+from ..app.livepush import LivePush
+from ..app.service import SSEStream, SSEStreamService, sse_headers
 from ..errors import BrokerUnavailableError, InvalidGrantError
-from ..request import Grant, Refusal
-from ..service import SSEStream, SSEStreamService, sse_headers
-from ..types import Receive, Send
+from ..grant import Grant, Refusal
+from ..http.authorize import INVALID, REFUSED_ERRORS, refused_for
+from ..http.driver import STREAM_HEADERS, RawHeaders
+from ..http.responses import soft_block
+from ..runtime.asgi import Receive, Send
 
 logger = logging.getLogger("livepush_asgi")
 

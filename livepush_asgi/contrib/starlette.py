@@ -8,9 +8,9 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("this needs Starlette: pip install 'livepush_asgi[starlette]'") from error
 
-from ..app import LivePush
-from ..request import Grant, Refusal
-from ..service import SSEStreamService
+from ..app.livepush import LivePush
+from ..app.service import SSEStreamService
+from ..grant import Grant, Refusal
 from .route import CONTENT_TYPE, RouteStream, open_for_route, refusal_headers
 
 

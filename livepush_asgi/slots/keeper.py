@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from weakref import ReferenceType, ref
 
 from ..brokers.backoff import Backoff
-from ..loop import asyncio_loop
+from ..runtime.event_loop import asyncio_loop
 from . import Lease
 from .faults import Faults
 from .holdings import Held, Holdings

@@ -9,7 +9,7 @@ from redis.exceptions import AskError
 
 from ..brokers.redis_connection import FAILURES
 from ..errors import CapExceededError, SlotsUnavailableError
-from ..loop import asyncio_loop
+from ..runtime.event_loop import asyncio_loop
 from . import Hooks, KeyedLeases, Lease, OnFull, SlotHook, check_cap, lifetime_of
 from .faults import ONE_NODE_OF_MANY
 from .keeper import Keeper

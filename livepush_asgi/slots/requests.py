@@ -22,7 +22,7 @@ from redis.exceptions import ClusterCrossSlotError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..brokers.redis_connection import Reply, no_answer
-from ..loop import asyncio_loop
+from ..runtime.event_loop import asyncio_loop
 from .faults import Faults
 from .returns import Return, Returns
 from .server import is_absence

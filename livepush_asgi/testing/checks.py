@@ -7,9 +7,9 @@ from secrets import token_hex
 import anyio
 import anyio.lowlevel
 
-from ..broker import Broker, ForwardingSubscription, Subscription
+from ..brokers import Broker, ForwardingSubscription, Subscription
 from ..errors import MessagesLostError
-from ..event import split_position, to_payload
+from ..wire.event import split_position, to_payload
 
 #: How long a payload that has to come may take, in seconds. A busy machine must not fail a test.
 DEADLINE = 10.0

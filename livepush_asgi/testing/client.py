@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
-from ..types import AnyASGIApp, ASGIApp, Message
+from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
 from .exchange import AfterDisconnect, Exchange, noted
 from .scope import Fields, http_scope
 from .stream import Stream

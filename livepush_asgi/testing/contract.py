@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 
 import anyio
 
-from ..broker import Broker, ForwardingSubscription, Subscription
-from ..event import split_position
+from ..brokers import Broker, ForwardingSubscription, Subscription
+from ..wire.event import split_position
 from .checks import (
     BYTES,
     DEADLINE,

@@ -11,8 +11,8 @@ from typing import Literal
 import anyio
 import anyio.lowlevel
 
-from ..loop import Waker, pause
-from ..types import ASGIApp, Message, Scope
+from ..runtime.asgi import ASGIApp, Message, Scope
+from ..runtime.event_loop import Waker, pause
 
 # What `send` does once the client has left: uvicorn's swallows the message, others raise OSError.
 AfterDisconnect = Literal["ignore", "raise"]

@@ -2,10 +2,10 @@
 
 import anyio
 
-from ..broker import HistoryBroker, Page, Record
-from ..cursor import MOST_OFFSET, Position
+from ..brokers import HistoryBroker, Page, Record
 from ..errors import PositionConflictError
-from ..event import positioned, split_position
+from ..wire.cursor import MOST_OFFSET, Position
+from ..wire.event import positioned, split_position
 from .checks import BYTES, LiveReader, at_once, hostile_channels, new_channel, next_payload, same, subscribed
 from .contract import BrokerContract
 

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
         "Client(lifespan=True) needs asgi-lifespan: pip install 'livepush_asgi[testing]'"
     ) from error
 
-from ..types import ASGIApp, Message, Receive, Scope, Send
+from ..runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGIVersions

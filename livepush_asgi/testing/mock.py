@@ -2,9 +2,9 @@
 
 import anyio.lowlevel
 
-from ..broker import ForwardingSubscription
+from ..brokers import ForwardingSubscription
 from ..brokers.mailbox import Mailbox
-from ..event import RESERVED_PREFIX, from_payload
+from ..wire.event import RESERVED_PREFIX, from_payload
 from .parser import EventStreamParser, ParsedEvent
 
 

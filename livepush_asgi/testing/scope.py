@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypedDict, Unpack
 from urllib.parse import quote, unquote, urlencode
 
-from ..types import Scope
+from ..runtime.asgi import Scope
 
 Pairs = Mapping[str, str] | Iterable[tuple[str, str]]
 

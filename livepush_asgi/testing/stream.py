@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import anyio
 
-from ..event import RESERVED_PREFIX
-from ..types import Message
+from ..runtime.asgi import Message
+from ..wire.event import RESERVED_PREFIX
 from .exchange import Exchange
 from .parser import EventStreamParser, ParsedEvent
 

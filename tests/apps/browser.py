@@ -24,8 +24,8 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
-from livepush_asgi.broker import Broker
-from livepush_asgi.types import Receive, Scope, Send
+from livepush_asgi.brokers import Broker
+from livepush_asgi.runtime.asgi import Receive, Scope, Send
 
 setting = os.environ.get
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript"}

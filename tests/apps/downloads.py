@@ -3,7 +3,7 @@
 import os
 
 from livepush_asgi import LivePush, LivePushMiddleware, MemoryBroker, Timing, public
-from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 
 SIZE = 32 * 1024 * 1024
 PART = 256 * 1024

@@ -21,8 +21,8 @@ from livepush_asgi import (
     Timing,
     public,
 )
-from livepush_asgi.probe import ProbeRule
-from livepush_asgi.request import Authorize
+from livepush_asgi.grant import Authorize
+from livepush_asgi.http.probe import ProbeRule
 
 PAGE = "<!doctype html><form>Name <input> Password <input type=password></form>"
 ALLOWED = "https://app.example"

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 from starlette.middleware.gzip import GZipMiddleware
 
-from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 
 from . import push
 

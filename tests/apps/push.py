@@ -20,9 +20,9 @@ from livepush_asgi import (
     StreamRequest,
     Timing,
 )
-from livepush_asgi.broker import Broker
+from livepush_asgi.brokers import Broker
+from livepush_asgi.runtime.asgi import Receive, Scope, Send
 from livepush_asgi.slots import Slots
-from livepush_asgi.types import Receive, Scope, Send
 
 setting = os.environ.get
 broker: Broker = MemoryBroker()
@@ -89,9 +89,7 @@ async def whole_body(receive: Receive) -> bytes:
 
 
 def numbers() -> dict[str, object]:
-    found = push.statistics()._asdict()
-    found["ended"] = {reason.value: count for reason, count in push.statistics().ended.items()}
-    found["refused"] = {cause.value: count for cause, count in push.statistics().refused.items()}
+    found: dict[str, object] = {**push.statistics()}
     status = Path("/proc/self/status").read_text()
     found["pid"] = os.getpid()
     found["resident_kib"] = int(status.split("VmRSS:")[1].split()[0])

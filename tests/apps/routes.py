@@ -7,7 +7,7 @@ own, one of which also names another address.
 import os
 from collections.abc import Callable
 
-from livepush_asgi.types import ASGIApp, Message, Receive, Scope, Send
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 
 from .push import app as push_app
 from .push import push, rest

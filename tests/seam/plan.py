@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from livepush_asgi.request import Replay
+from livepush_asgi.grant import Replay
 from livepush_asgi.settings import Overflow
 
 CHANNELS = ("a", "b", "c", "d")

@@ -22,11 +22,11 @@ from livepush_asgi import (
     MemorySlotCap,
     Timing,
 )
-from livepush_asgi.broker import HistoryBroker
+from livepush_asgi.brokers import HistoryBroker
 from livepush_asgi.brokers.history import History
-from livepush_asgi.event import RESERVED_PREFIX
-from livepush_asgi.request import StreamRequest
-from livepush_asgi.types import ASGIApp
+from livepush_asgi.grant import StreamRequest
+from livepush_asgi.runtime.asgi import ASGIApp
+from livepush_asgi.wire.event import RESERVED_PREFIX
 
 from ..around import behind_a_middleware
 from ..faulty_broker import FaultyBroker, FaultyServer, WrappedBroker
@@ -475,7 +475,7 @@ class Story:
         await asyncio.sleep(0.5)
         for process, push in enumerate(self.pushes):
             numbers = push.statistics()
-            if numbers.streams or numbers.channels:
+            if numbers["streams"] or numbers["channels"]:
                 raise PromiseBroken(f"streams or channels are left in process {process}: {numbers}")
             if left := self.brokers[process].subscriptions:
                 raise PromiseBroken(f"subscriptions are left in process {process}: {left}")

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from livepush_asgi.event import RESERVED_PREFIX
+from livepush_asgi.wire.event import RESERVED_PREFIX
 
 from .plan import CHANNELS, Operation, Plan, Setup
 from .story import Story, tell, transcript

@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from ...probe import ProbePlan
+from ...http.probe import ProbePlan
 from .observation import Answer, End, Observation, Redirect, Stall, Trouble
 from .question import ENCODINGS, Question, speaks_http2, without_probe
 from .reading import Reading, Unreadable

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from ...carrier import STREAM_HEADERS
+from ...http.driver import STREAM_HEADERS
 from .finding import Finding, fault, note, unexamined, warning
 from .observation import Answer, End, Evidence, Observation
 from .pace import Hold, hold_of, is_disturbed, is_held, pace_of, surely_held

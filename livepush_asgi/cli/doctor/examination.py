@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ...probe import ProbePlan
+from ...http.probe import ProbePlan
 from .client import Client
 from .observation import End, Evidence, Observation
 from .pace import is_disturbed, is_held, is_weak

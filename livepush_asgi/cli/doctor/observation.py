@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 
-from ...probe import ProbePlan
+from ...http.probe import ProbePlan
 
 # What is no mere interval between events, in seconds, and longer than what was borne.
 SILENCE, LONGER = 0.5, 1.05

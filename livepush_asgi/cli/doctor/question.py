@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
-from ...probe import BOUNDS, QUERY, ProbePlan
+from ...http.probe import BOUNDS, QUERY, ProbePlan
 
 # Small events, so close that a hold of 0.2 s shows, so far apart that a busy machine does not look like one.
 EVENTS, INTERVAL = 40, 50

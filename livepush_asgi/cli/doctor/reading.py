@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 
-from ...probe import EVENT
+from ...http.probe import EVENT
 from ...testing.parser import EventStreamParser, ParsedEvent
 from .observation import Chunk, Mark, Seen
 

@@ -1,0 +1,61 @@
+"""What a LivePush is made of, checked when it is made: each error names the likely mistake and the fix."""
+
+from collections.abc import Collection, Mapping
+
+from ..brokers import Broker
+from ..http.authorize import SOFT_CAUSES
+from ..http.cors import Cors
+from ..settings import DrainPolicy, Limits, Timing
+from ..slots import Slots
+from ..wire.reasons import RefusalCause
+
+# The argument of LivePush, and the class of its value.
+_KINDS: Mapping[str, type] = {"timing": Timing, "limits": Limits, "drain": DrainPolicy, "cors": Cors}
+
+
+def check_broker(broker: object) -> None:
+    """Raise TypeError for what is no broker."""
+    if isinstance(broker, type):
+        raise TypeError(f"a broker is an object, and {broker.__name__} is a class: {broker.__name__}(...)")
+    if not isinstance(broker, Broker):
+        hint = "; LivePush takes the broker first, then authorize" if callable(broker) else ""
+        raise TypeError(f"{type(broker).__name__} is no Broker: it needs `publish` and `subscribe`{hint}")
+
+
+def check_callbacks(authorize: object, probe: object) -> None:
+    """Raise TypeError for what cannot be called with a request."""
+    if not callable(authorize):
+        raise TypeError(
+            f"authorize is a function that returns a Grant or a Refusal, not {authorize!r:.100}; "
+            "to let all in: public(...)"
+        )
+    if probe is not None and not callable(probe):
+        raise TypeError(
+            f"probe is a function that says who may probe, not {probe!r:.100}; "
+            "to let all: lambda request: True"
+        )
+
+
+def check_slots(slots: object) -> None:
+    """Raise TypeError for what is no cap."""
+    if isinstance(slots, type) or not (slots is None or isinstance(slots, Slots)):
+        raise TypeError(
+            f"slots is a cap on the streams of each slot key, such as MemorySlotCap(3), not {slots!r:.100}"
+        )
+
+
+def check_settings(**settings: object) -> None:
+    """Raise TypeError for a value of another class than its argument takes."""
+    for name, value in settings.items():
+        kind = _KINDS[name]
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} is a {kind.__name__}(...), not {value!r:.100}")
+
+
+def check_soft_refusals(causes: Collection[RefusalCause]) -> None:
+    """Raise TypeError for what is no collection, ValueError for a cause that cannot be soft."""
+    if isinstance(causes, str) or not isinstance(causes, Collection):
+        raise TypeError(f"soft_refusals is a set such as {{RefusalCause.CAP}}, not {causes!r:.100}")
+    if unknown := set(causes) - SOFT_CAUSES:
+        able = ", ".join(sorted(SOFT_CAUSES))
+        raise ValueError(f"soft_refusals may have {able}; not {', '.join(sorted(map(str, unknown)))}")

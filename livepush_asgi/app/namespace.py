@@ -1,0 +1,128 @@
+"""Namespaces: applications that share a server, each with channels and slot keys of its own.
+
+The names that leave the process get their prefix here and nowhere else; the rest of the component, the
+application and the clients know the plain ones.
+"""
+
+import re
+from collections.abc import Callable
+
+from ..brokers import READ_BYTES, Broker, HistoryBroker, Page, Subscription
+from ..errors import CapExceededError, PositionConflictError
+from ..slots import Lease, Slots
+from ..wire.cursor import Position
+from ..wire.event import RESERVED_PREFIX
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def check_namespace(namespace: object) -> None:
+    """Raise for what is neither a namespace nor None."""
+    if namespace is None:
+        return
+    if not isinstance(namespace, str):
+        raise TypeError(f"a namespace is a str, such as 'staging', or None, not {type(namespace).__name__}")
+    if not _NAMESPACE.fullmatch(namespace) or namespace.startswith(RESERVED_PREFIX):
+        raise ValueError(
+            "a namespace is made of letters, digits, '-', '_' and '.', and does not begin with "
+            f"{RESERVED_PREFIX!r}; not {namespace!r}"
+        )
+
+
+def broker_in(broker: Broker, namespace: str | None) -> Broker:
+    """Return a broker whose channels are those of a namespace; without one, the broker itself."""
+    check_namespace(namespace)
+    if namespace is None:
+        return broker
+    if isinstance(broker, HistoryBroker):
+        return _HistoryBrokerInNamespace(broker, namespace)
+    return _BrokerInNamespace(broker, namespace)
+
+
+def slots_in(slots: Slots | None, namespace: str | None) -> Slots | None:
+    """Return a cap whose keys are those of a namespace; without one, the cap itself."""
+    check_namespace(namespace)
+    return slots if slots is None or namespace is None else _SlotsInNamespace(slots, namespace)
+
+
+class _BrokerInNamespace:
+    def __init__(self, broker: Broker, namespace: str) -> None:
+        self._broker = broker
+        self._namespace = namespace
+
+    @property
+    def in_process(self) -> bool:
+        return getattr(self._broker, "in_process", False)
+
+    @property
+    def healthy(self) -> bool:
+        return getattr(self._broker, "healthy", True)
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        return await self._broker.publish(self._name(channel), payload)
+
+    async def subscribe(self, channel: str) -> Subscription:
+        return await self._broker.subscribe(self._name(channel))
+
+    def _name(self, channel: str) -> str:
+        # A reserved name stays reserved, so that no channel of another application can be the same.
+        if channel.startswith(RESERVED_PREFIX):
+            return f"{RESERVED_PREFIX}{self._namespace}:{channel.removeprefix(RESERVED_PREFIX)}"
+        return f"{self._namespace}:{channel}"
+
+
+class _HistoryBrokerInNamespace(_BrokerInNamespace):
+    def __init__(self, broker: HistoryBroker, namespace: str) -> None:
+        super().__init__(broker, namespace)
+        self._log = broker
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected: Position | None = None,
+    ) -> Position:
+        try:
+            return await self._log.append(
+                self._name(channel), payload, idempotency_key=idempotency_key, expected=expected
+            )
+        except PositionConflictError as error:
+            raise PositionConflictError(channel, error.last) from error
+
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        return await self._log.read(self._name(channel), after, limit, max_bytes=max_bytes)
+
+
+class _Key(str):
+    """A slot key as the cap has it. `plain` is the application's own name for it."""
+
+    __slots__ = ("plain",)
+
+    plain: str
+
+
+class _SlotsInNamespace:
+    def __init__(self, slots: Slots, namespace: str) -> None:
+        self._slots = slots
+        self._namespace = namespace
+
+    @property
+    def cap(self) -> int:
+        return self._slots.cap
+
+    @property
+    def bounded(self) -> bool:
+        return getattr(self._slots, "bounded", False)
+
+    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+        key = _Key(f"{self._namespace}:{slot_key}")
+        key.plain = slot_key
+        try:
+            return await self._slots.take(key, on_replaced)
+        except CapExceededError as error:
+            raise CapExceededError(slot_key, error.cap) from error
+
+    async def aclose(self) -> None:
+        await self._slots.aclose()

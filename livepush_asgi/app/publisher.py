@@ -1,0 +1,261 @@
+"""Publisher: publishing from code that has no event loop, such as Celery tasks, sync views and scripts."""
+
+import asyncio
+import atexit
+import os
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from functools import partial
+from inspect import isawaitable
+from types import TracebackType
+from typing import Self, TypeVar
+from weakref import WeakSet, finalize
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from ..brokers import Broker
+from ..process.commands import CONFIRM_TIMEOUT, CommandSender
+from ..process.revocation import Disconnected, Revocation
+from ..runtime.event_loop import threadsafe_caller
+from ..wire.cursor import Position
+from .namespace import broker_in, check_namespace
+from .publishing import prepare, publish_with_retries
+
+# How long the end of the process waits until what is open is closed, in seconds.
+EXIT_TIMEOUT = 2.0
+
+Opened = Broker | AbstractAsyncContextManager[Broker]
+MakeBroker = Callable[[], Opened | Awaitable[Opened]]
+T = TypeVar("T")
+
+
+class Publisher:
+    """Publishes over any broker that has a server, and blocks until it is done. Threads may share it.
+
+    `make_broker` makes the broker, or an async context manager of one, which `close` then leaves:
+
+        @asynccontextmanager
+        async def make_broker():
+            async with Redis.from_url(url) as redis:
+                yield RedisBroker(redis)
+
+    It is called in the thread of an event loop that begins with the first publish, once per process: a
+    fork begins anew. Keep a publisher for the life of a process, or use it in a `with` block. One that is
+    dropped without `close` is closed in its thread, and at the end of the process what is still open is
+    closed, within two seconds. A broker that `make_broker` returns itself is closed by its `aclose`, if it
+    has one: a plain `lambda: RedisBroker(Redis.from_url(url))` leaves nothing open. `namespace` is that of
+    the application's LivePush.
+    """
+
+    def __init__(self, make_broker: MakeBroker, *, namespace: str | None = None) -> None:
+        check_namespace(namespace)
+        if not callable(make_broker):
+            raise TypeError(
+                "Publisher takes a function that makes a broker: a broker belongs to one event loop"
+            )
+        self._make_broker = make_broker
+        self._namespace = namespace
+        self._changed = threading.Condition()
+        self._thread: _LoopThread | None = None
+        _publishers.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def publish(
+        self,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
+        expected_position: Position | str | None = None,
+        retry_for: float = 0.0,
+    ) -> str | None:
+        """Publish one event and return its event id, as `LivePush.publish` does, with the same errors.
+
+        Raises RuntimeError on the thread of an event loop, which it would stop.
+        """
+        publication = prepare(channel, data, event, id, retry, idempotency_key, expected_position)
+        return self._call(
+            "publish", lambda thread: publish_with_retries(thread.broker, publication, retry_for)
+        )
+
+    def disconnect(
+        self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
+    ) -> Disconnected:
+        """End the streams of a slot key, or on a channel (or both), as `LivePush.disconnect` does.
+
+        Blocks until the processes have confirmed, at most about `timeout` seconds. `streams` is 0: none is
+        here. Raises RuntimeError on the thread of an event loop, which it would stop.
+        """
+        revocation = Revocation(slot_key, channel)
+        return self._call(
+            "disconnect", lambda thread: thread.sender.revoke(thread.broker, revocation, timeout)
+        )
+
+    def close(self) -> None:
+        """Wait for what other threads publish, and end the event loop. The next publish begins anew."""
+        with self._changed:
+            thread, self._thread = self._thread, None
+            if thread is None:
+                return
+            self._dropped.detach()
+            self._changed.wait_for(lambda: not thread.borrowed)
+        thread.stop()
+        thread.wait_ended()
+
+    def _call(self, name: str, function: Callable[["_LoopThread"], Awaitable[T]]) -> T:
+        """Await what the function returns for the thread, in its event loop."""
+        if _in_event_loop():
+            raise RuntimeError(
+                f"Publisher.{name} blocks, and this thread runs an event loop: use `await push.{name}(...)`"
+            )
+        thread = self._borrow()
+        try:
+            return thread.call(partial(function, thread))
+        finally:
+            self._give_back(thread)
+
+    def _borrow(self) -> "_LoopThread":
+        with self._changed:
+            if self._thread is None:
+                self._thread = _LoopThread(self._make_broker, self._namespace)
+                self._dropped = finalize(self, self._thread.stop)
+                self._dropped.atexit = False
+            self._thread.borrowed += 1
+            return self._thread
+
+    def _give_back(self, thread: "_LoopThread") -> None:
+        with self._changed:
+            thread.borrowed -= 1
+            self._changed.notify_all()
+
+    def _leave_to_parent(self) -> None:
+        # A thread that the fork did not copy may have held the lock.
+        self._changed = threading.Condition()
+        if self._thread is not None:
+            self._dropped.detach()
+        self._thread = None
+
+
+class _LoopThread:
+    """An event loop in a daemon thread, and the broker that lives there."""
+
+    def __init__(self, make_broker: MakeBroker, namespace: str | None) -> None:
+        #: How many threads are publishing.
+        self.borrowed = 0
+        self.sender = CommandSender()
+        self._started: Future[tuple[BlockingPortal, Broker, Callable[[], None]]] = Future()
+        self._ended: Future[None] = Future()
+        # anyio's start_blocking_portal is a generator. Collected while the process ends, it would wait for
+        # a thread that runs no more.
+        self._thread = threading.Thread(
+            target=self._run, args=(make_broker,), name="livepush-publisher", daemon=True
+        )
+        self._thread.start()
+        self._portal, broker, self._stop = self._started.result()
+        self.broker = broker_in(broker, namespace)
+        _running.add(self)
+
+    def call(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Call a function in the event loop, and wait for what it returns."""
+        return self._portal.call(function)
+
+    def stop(self) -> None:
+        """Close the broker and end the event loop, soon. Returns at once; any thread may call it."""
+        self._stop()
+
+    def wait_ended(self, timeout: float | None = None) -> None:
+        """Wait until the event loop has ended. Raises what closing the broker has raised."""
+        self._ended.result(timeout)
+        self._thread.join()
+
+    def _run(self, make_broker: MakeBroker) -> None:
+        try:
+            anyio.run(self._serve, make_broker)
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+            elif not self._ended.done():
+                self._ended.set_exception(error)
+        else:
+            self._ended.set_result(None)
+        finally:
+            _running.discard(self)
+
+    async def _serve(self, make_broker: MakeBroker) -> None:
+        stopped = anyio.Event()
+        call_soon = threadsafe_caller()
+        async with AsyncExitStack() as stack:
+            broker = await _open(make_broker, stack)
+            async with BlockingPortal() as portal:
+                self._started.set_result((portal, broker, partial(call_soon, stopped.set)))
+                await stopped.wait()
+
+
+async def _open(make_broker: MakeBroker, stack: AsyncExitStack) -> Broker:
+    made: object = make_broker()
+    if isawaitable(made):
+        made = await made
+    if isinstance(made, AbstractAsyncContextManager):
+        made = await stack.enter_async_context(made)
+    elif hasattr(made, "aclose"):
+        # No other code has this broker, or could close it on this event loop.
+        stack.push_async_callback(made.aclose)
+    if not isinstance(made, Broker):
+        raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")
+    return made
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        # trio runs only where it has been imported.
+        trio = sys.modules.get("trio")
+        return trio is not None and bool(trio.lowlevel.in_trio_run())
+    return True
+
+
+_publishers: WeakSet[Publisher] = WeakSet()
+_running: set[_LoopThread] = set()
+# What a forked process has inherited is kept as it is: closing or collecting it here would act upon
+# sockets and a selector that the parent uses.
+_parents: list[_LoopThread] = []
+
+
+def _begin_anew() -> None:
+    _parents.extend(_running)
+    _running.clear()
+    for publisher in list(_publishers):
+        publisher._leave_to_parent()
+
+
+def _close_all() -> None:
+    """Close what is open when the process ends. Daemon threads still run then."""
+    threads = list(_running)
+    for thread in threads:
+        thread.stop()
+    deadline = time.monotonic() + EXIT_TIMEOUT
+    for thread in threads:
+        # From Python 3.12 on an event loop cannot start the thread any more that ends its executor.
+        with suppress(TimeoutError, Exception):
+            thread.wait_ended(max(0.0, deadline - time.monotonic()))
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

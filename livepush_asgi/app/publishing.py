@@ -1,0 +1,174 @@
+"""Publishing: one event, repeated while the broker is away, and a job, which is many events with an end."""
+
+import logging
+import random
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from functools import lru_cache
+from secrets import token_urlsafe
+from typing import NamedTuple, cast
+
+import anyio
+
+from ..brokers import Broker, HistoryBroker
+from ..errors import BrokerUnavailableError, PositionConflictError
+from ..grant import check_channel
+from ..wire.cursor import Position, event_id
+from ..wire.event import Event, to_payload
+
+logger = logging.getLogger("livepush_asgi")
+
+# The pauses between two attempts, in seconds.
+RETRY_FIRST, RETRY_MOST = 0.05, 2.0
+#: The name of the first event of a job.
+START_EVENT = "start"
+# How long publishing the end of a job that failed or was cancelled may take, in seconds.
+END_TIMEOUT = 5.0
+
+
+class Publication(NamedTuple):
+    """One event on its way to a broker, encoded."""
+
+    channel: str
+    payload: bytes
+    #: The id that the publisher gave to the event.
+    own_id: str | None
+    idempotency_key: str | None
+    expected: Position | None
+
+
+def prepare(
+    channel: str,
+    data: object,
+    event: str | None,
+    id: str | int | None,
+    retry: int | None,
+    idempotency_key: str | None,
+    expected_position: Position | str | None,
+) -> Publication:
+    """Check and encode what `LivePush.publish` was given.
+
+    Raises what `check_channel` and Event raise, ValueError for an `expected_position` that is none, and
+    TypeError if both an Event and one of `event`, `id` and `retry` are given.
+    """
+    check_channel(channel)
+    if not isinstance(data, Event):
+        data = Event(data, event, id, retry)
+    elif (event, id, retry) != (None, None, None):
+        raise TypeError("an Event has its own event, id and retry: give them to the Event, not to publish")
+    if isinstance(expected_position, str):
+        expected_position = Position.of_id(expected_position)
+    own_id = None if data.id is None else str(data.id)
+    return Publication(channel, to_payload(data.encode()), own_id, idempotency_key, expected_position)
+
+
+async def publish(broker: Broker, publication: Publication) -> str | None:
+    """Publish once, and return the event id. Raises what the broker raises."""
+    channel, payload, own_id, idempotency_key, expected = publication
+    # A proxy broker may have its methods on the instance only.
+    if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
+        log = cast("HistoryBroker", broker)
+        position = await log.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
+        return own_id or event_id(channel, position)
+    if idempotency_key is not None or expected is not None:
+        raise TypeError(
+            f"{type(broker).__name__} keeps no history: it takes no idempotency_key and no expected_position"
+        )
+    await broker.publish(channel, payload)
+    return own_id
+
+
+async def publish_with_retries(broker: Broker, publication: Publication, retry_for: float) -> str | None:
+    """Publish, and again for `retry_for` seconds while the broker is away; return the event id."""
+    deadline, delay = anyio.current_time() + retry_for, RETRY_FIRST
+    while True:
+        try:
+            return await publish(broker, publication)
+        except BrokerUnavailableError:
+            if anyio.current_time() + delay > deadline:
+                raise
+        await anyio.sleep(delay * random.uniform(0.5, 1.0))
+        delay = min(RETRY_MOST, 2 * delay)
+
+
+@lru_cache(maxsize=64)
+def _keeps_history(kind: type) -> bool:
+    # Cached, because asking a protocol costs as much as the rest of a publish.
+    return issubclass(kind, HistoryBroker)
+
+
+#: `LivePush.publish`.
+Publish = Callable[..., Awaitable[str | None]]
+
+
+async def publish_job(
+    publish: Publish,
+    channel: str,
+    items: AsyncIterable[object],
+    *,
+    event: str | None,
+    end_event: str,
+    retry_for: float,
+) -> bool:
+    """Publish what `items` yields between a start and an end event. See `LivePush.publish_job`."""
+    if not isinstance(items, AsyncIterable):
+        raise TypeError(f"a job publishes what an async iterator yields, not a {type(items).__name__}")
+    # A name that no event can have is found before the job starts.
+    for name in (event, end_event):
+        Event("", name)
+    try:
+        start = await publish(
+            channel,
+            Event({}, START_EVENT),
+            # The key belongs to this call, so that a retry is no second start.
+            idempotency_key=token_urlsafe(12),
+            expected_position=Position("any", 0),
+            retry_for=retry_for,
+        )
+    except PositionConflictError:
+        return False
+    await _Job(publish, channel, str(start), end_event, retry_for).run(items, event)
+    return True
+
+
+class _Job:
+    """A job that has started. Its idempotency keys come from its start, so a retry is no second event."""
+
+    def __init__(self, publish: Publish, channel: str, start: str, end_event: str, retry_for: float) -> None:
+        self._publish = publish
+        self._channel = channel
+        self._start = start
+        self._end_event = end_event
+        self._retry_for = retry_for
+        self._count = 0
+
+    async def run(self, items: AsyncIterable[object], name: str | None) -> None:
+        try:
+            async for item in items:
+                event = item if isinstance(item, Event) else Event(item, name)
+                await self._add(event, str(self._count + 1), self._retry_for)
+                self._count += 1
+            await self._end(None, self._retry_for)
+        except BaseException as error:
+            await self._end_early("failed" if isinstance(error, Exception) else "cancelled")
+            raise
+        finally:
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
+
+    async def _end_early(self, error: str) -> None:
+        """Publish the end of a job that failed or was cancelled, even while this task is being cancelled."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(END_TIMEOUT):
+            try:
+                await self._end(error, END_TIMEOUT)
+            except Exception as failure:
+                logger.warning("the end of the job on %r cannot be published: %s", self._channel, failure)
+            return
+        logger.warning("the end of the job on %r was not published within %s s", self._channel, END_TIMEOUT)
+
+    async def _end(self, error: str | None, retry_for: float) -> None:
+        event = Event({"count": self._count, "error": error}, self._end_event)
+        await self._add(event, "end", retry_for)
+
+    async def _add(self, event: Event, number: str, retry_for: float) -> None:
+        key = f"{self._start}/{number}"
+        await self._publish(self._channel, event, idempotency_key=key, retry_for=retry_for)

@@ -1,0 +1,286 @@
+"""StreamRequest, Grant and Refusal: what `authorize` gets and returns. Values and pure functions."""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from http import HTTPStatus
+from typing import Literal
+from urllib.parse import parse_qsl
+
+from .errors import InvalidGrantError
+from .runtime.asgi import Scope
+from .wire.cursor import MOST_POSITIONS
+from .wire.event import RESERVED_PREFIX
+
+# The end of the year 9999, the last year of a datetime, in seconds since the epoch.
+_LATEST = 253_402_300_800
+# https://www.rfc-editor.org/rfc/rfc9110#name-tokens
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class StreamRequest:
+    """A client's request for a stream, as `authorize` sees it."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self._query: dict[str, str] | None = None
+
+    @cached_property
+    def path(self) -> str:
+        """The path below the mount point, "/" at least, without a slash at its end."""
+        return path_below(self.scope)
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The header fields by lower-case name; repeated ones are joined with a comma."""
+        found: dict[str, str] = {}
+        for raw_name, raw_value in self.scope["headers"]:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            joint = "; " if name == "cookie" else ", "
+            found[name] = f"{found[name]}{joint}{value}" if name in found else value
+        return found
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The query parameters by name. A repeated one has its last value; `query_all` returns every value."""
+        # Cached by hand: every connect reads it, and `cached_property` takes a lock on Python 3.11.
+        if self._query is None:
+            self._query = dict(self._query_pairs())
+        return self._query
+
+    def query_all(self, name: str) -> list[str]:
+        """Return every value of one query parameter, in order."""
+        return [value for key, value in self._query_pairs() if key == name]
+
+    @cached_property
+    def cookies(self) -> Mapping[str, str]:
+        """The cookies by name; a part without `=` is no cookie (RFC 6265, section 4.2.1)."""
+        pairs = (part.split("=", 1) for part in self.headers.get("cookie", "").split(";") if "=" in part)
+        return {name.strip(): value.strip().strip('"') for name, value in pairs}
+
+    @property
+    def last_event_id(self) -> str | None:
+        """The id after which the client resumes: the header `Last-Event-ID`, or the query's `last_event_id`.
+
+        The query parameter is for clients that cannot set headers. The header wins, because `EventSource`
+        repeats the URL unchanged when it reconnects. It is untrusted text from the client.
+        https://html.spec.whatwg.org/multipage/server-sent-events.html#last-event-id
+        """
+        for name, value in self.scope["headers"]:
+            if name.lower() == b"last-event-id":
+                return bytes(value).decode("utf-8", "replace")
+        return self.query.get("last_event_id")
+
+    def _query_pairs(self) -> list[tuple[str, str]]:
+        if not self.scope.get("query_string"):
+            return []
+        # Browsers percent-encode it, so it is ASCII; curl sends UTF-8 as it was typed.
+        text = bytes(self.scope.get("query_string", b"")).decode("utf-8", "replace")
+        return parse_qsl(text, keep_blank_values=True)
+
+
+def path_below(scope: Scope) -> str:
+    """Return the path below the mount point, "/" at least, without a slash at its end.
+
+    By the ASGI specification `path` contains `root_path`, and Starlette's mounts follow it. Litestar's mounts
+    cut the prefix off, leave `root_path` alone and add a slash. So `root_path` is removed only where `path`
+    begins with it, and only whole segments: `/eventsX` is not below `/events`.
+    """
+    path = str(scope["path"])
+    root = str(scope.get("root_path", "")).rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    return "/" + path.strip("/")
+
+
+def is_foreign(scope: Scope) -> bool:
+    """Return whether a mount has caught a path that is not below it.
+
+    Litestar's mount at `/events` also catches `/eventsX`, and passes on the rest of the path, `X/`.
+    """
+    path = str(scope["path"])
+    return bool(path) and not path.startswith("/")
+
+
+Replay = Literal["new", "last", "all"] | int
+Snapshot = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What a client may have: the channels of its stream, and the terms.
+
+    `slot_key` is the key whose slot the stream takes; without a key it takes none. `expires_at` (an aware
+    datetime, or seconds since the epoch) is when the login behind the stream ends; the stream ends then too.
+    `control_events` overrides the application's setting, for a client that cannot have the `livepush.*`
+    events.
+
+    `replay` says where a client without a position of its own begins in channels with history: at "new"
+    events, at the "last" event (the latest value), at the oldest of "all" that are kept, or at the N newest.
+    `snapshot` is a function, async or not, that returns the state as one event or a list of them, each an
+    Event or what an Event takes as data. It is called before the first event of a stream that did not resume,
+    and again after a gap. The stream is subscribed by then, so changes that are published while the snapshot
+    is read are delivered after it.
+
+    Raises InvalidGrantError, a ValueError, for text that cannot name a channel or slot key, and TypeError for
+    a name that is not text and a snapshot that cannot be called.
+    """
+
+    channels: str | Iterable[str]
+    slot_key: str | None = None
+    expires_at: datetime | float | None = None
+    control_events: bool | None = None
+    replay: Replay = "new"
+    snapshot: Snapshot | None = None
+    #: The channels, each once, in the order given.
+    channel_names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    #: `expires_at` in seconds since the epoch.
+    expiry: float | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        given = (self.channels,) if isinstance(self.channels, str) else tuple(self.channels)
+        for channel in given:
+            check_channel(channel)
+        if not given:
+            raise InvalidGrantError("a Grant names at least one channel; to let nobody in, return a Refusal")
+        if len(given) > MOST_POSITIONS:
+            raise InvalidGrantError(
+                f"a stream has at most {MOST_POSITIONS} channels, or its id outgrows a header"
+            )
+        names = given if len(given) == 1 else tuple(dict.fromkeys(given))
+        object.__setattr__(self, "channels", names)
+        object.__setattr__(self, "channel_names", names)
+        expiry = None
+        if self.expires_at is not None:
+            expiry = _timestamp(self.expires_at)
+            object.__setattr__(self, "expires_at", expiry)
+        object.__setattr__(self, "expiry", expiry)
+        _check_replay(self.replay)
+        if self.slot_key is not None:
+            check_slot_key(self.slot_key)
+        if self.snapshot is not None and not callable(self.snapshot):
+            raise TypeError(
+                f"snapshot is a function that returns the state, not {self.snapshot!r:.200}; "
+                "for a value that is known already: lambda: value"
+            )
+
+
+class Refusal(Exception):
+    """The answer to a client that gets no stream. Return it from `authorize`, or raise it.
+
+    `status` is the HTTP status. 204 makes `EventSource` stop without an error. 4xx and 5xx are sent with a
+    small `application/problem+json`, in which `detail` is text for the client. A browser's `EventSource` does
+    not reconnect after any status but 200; `soft=True` answers 200 with a reconnection time and a
+    `livepush.refused` event, and ends the response. `retry_after` is in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int = 403,
+        detail: str | None = None,
+        *,
+        soft: bool = False,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        if not isinstance(status, int) or (status != HTTPStatus.NO_CONTENT and not 400 <= status <= 599):
+            raise ValueError(f"a refusal's status is 204 or from 400 to 599, not {status!r}")
+        if retry_after is not None and (not isinstance(retry_after, int) or retry_after < 0):
+            raise ValueError(f"retry_after is a whole number of seconds from 0 up, not {retry_after!r}")
+        self.status = int(status)
+        self.detail = detail
+        self.soft = soft
+        self.retry_after = retry_after
+        self.headers = {_name(name): _value(value) for name, value in (headers or {}).items()}
+        super().__init__(f"{self.status} {detail or self.title}")
+
+    @property
+    def title(self) -> str:
+        """The standard phrase of the status."""
+        try:
+            return HTTPStatus(self.status).phrase
+        except ValueError:
+            return "Refused"
+
+
+Decision = Grant | Refusal
+Authorize = Callable[[StreamRequest], Decision | Awaitable[Decision]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Public:
+    grant: Grant
+
+    def __call__(self, request: StreamRequest) -> Grant:
+        return self.grant
+
+
+def public(*channels: str, slot_key: str | None = None) -> Authorize:
+    """Return an `authorize` that grants these channels to everybody. All share the slots of `slot_key`."""
+    return _Public(Grant(channels=channels, slot_key=slot_key))
+
+
+def check_channel(channel: object) -> None:
+    """Raise InvalidGrantError for text that cannot name a channel, TypeError for anything but text."""
+    if not isinstance(channel, str):
+        raise TypeError(f"a channel name is a str, not {type(channel).__name__}")
+    if not channel:
+        raise InvalidGrantError("a channel name is not empty")
+    if channel.startswith(RESERVED_PREFIX):
+        raise InvalidGrantError(f"channel names that begin with {RESERVED_PREFIX!r} are the component's own")
+    _check_text("channel name", channel)
+
+
+def check_slot_key(slot_key: object) -> None:
+    """Raise InvalidGrantError for text that cannot be a slot key, TypeError for anything but text."""
+    if not isinstance(slot_key, str):
+        raise TypeError(f"a slot key is a str, or None for no slot, not {type(slot_key).__name__}")
+    if not slot_key:
+        raise InvalidGrantError("a slot key is not empty; None takes no slot")
+    _check_text("slot key", slot_key)
+
+
+def _check_text(what: str, text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidGrantError(f"a {what} with a lone surrogate is no text: {text[:200]!r}") from None
+
+
+def _check_replay(replay: object) -> None:
+    if replay in ("new", "last", "all"):
+        return
+    if isinstance(replay, bool) or not isinstance(replay, int) or replay < 0:
+        raise InvalidGrantError(f"replay is 'new', 'last', 'all' or a number of events, not {replay!r:.200}")
+
+
+def _timestamp(moment: datetime | float) -> float:
+    if isinstance(moment, datetime):
+        if moment.utcoffset() is None:
+            raise ValueError(
+                "expires_at needs a time zone: a naive datetime means another moment on another server"
+            )
+        return min(moment.timestamp(), _LATEST)
+    if isinstance(moment, bool) or not isinstance(moment, (int, float)) or not -_LATEST <= moment <= _LATEST:
+        raise ValueError(
+            "expires_at is an aware datetime, or seconds since the epoch before the year 10000 (is it in "
+            f"milliseconds? divide by 1000), or None for no end; not {moment!r}"
+        )
+    return float(moment)
+
+
+def _name(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"this cannot name a header field: {text!r}")
+    return text
+
+
+def _value(text: str) -> str:
+    if any(character in text for character in "\r\n\0"):
+        raise ValueError(f"a header field cannot hold line ends: {text!r}")
+    text.encode("latin-1")
+    return text

@@ -1,0 +1,221 @@
+"""Decider: calls `authorize` and turns its result or its exception into a Grant or a refusal."""
+
+import inspect
+import logging
+import time
+from collections.abc import Collection
+from types import TracebackType
+
+from ..errors import (
+    AuthorizeError,
+    CapExceededError,
+    GrantExpiredError,
+    GrantRevokedError,
+    InvalidGrantError,
+    NotRunningError,
+    ProcessFullError,
+    SlotsUnavailableError,
+)
+from ..grant import Authorize, Grant, Refusal, StreamRequest
+from ..process.revocation import deciding
+from ..process.run import Run
+from ..runtime.asgi import Receive
+from ..runtime.callbacks import ClientLeftError
+from ..runtime.event_loop import now
+from ..wire.reasons import RefusalCause
+from .framework_errors import refusal_of
+
+logger = logging.getLogger("livepush_asgi")
+
+#: The causes that an application may choose to be soft.
+SOFT_CAUSES = frozenset(
+    {RefusalCause.CAP, RefusalCause.FULL, RefusalCause.SLOTS, RefusalCause.EXPIRED, RefusalCause.ERROR}
+)
+#: The causes that are always soft: the client did nothing wrong and may come back in a moment.
+ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
+#: The detail of a 400: the client's text can name no channel or slot key.
+INVALID = "The request names no valid channel or key."
+# A plain `authorize` runs on the event loop. One that takes so many seconds, which is what asyncio's debug
+# mode calls slow, is reported.
+BLOCKING = 0.1
+BLOCKED = (
+    "authorize blocked the event loop, and every stream with it, for %.2f s: decorate it with asgiref.sync's "
+    "sync_to_async (with uses_database for Django's ORM), or make it asynchronous"
+)
+# A failure of the same kind is logged once in so many seconds.
+QUIET_TIME = 60.0
+MOST_KINDS = 100
+
+#: The errors that refuse a stream before it opens.
+REFUSED_ERRORS = (
+    CapExceededError,
+    SlotsUnavailableError,
+    GrantExpiredError,
+    GrantRevokedError,
+    NotRunningError,
+)
+
+
+class Refused(Exception):
+    """Raised when a request gets no stream."""
+
+    def __init__(self, refusal: Refusal, cause: RefusalCause) -> None:
+        self.refusal = refusal
+        self.cause = cause
+        super().__init__(str(refusal))
+
+
+def refused_for(error: Exception, soft_refusals: Collection[RefusalCause] = ()) -> Refused:
+    """Return how a client is refused because of an error on the way to its stream."""
+    if isinstance(error, ProcessFullError):
+        status, detail, cause = 429, "The server has all the streams it can hold.", RefusalCause.FULL
+    elif isinstance(error, CapExceededError):
+        status, detail, cause = 429, "Too many open streams.", RefusalCause.CAP
+    elif isinstance(error, SlotsUnavailableError):
+        status, detail, cause = 503, "The server cannot count its streams now.", RefusalCause.SLOTS
+    elif isinstance(error, GrantExpiredError):
+        status, detail, cause = 401, "The login has expired.", RefusalCause.EXPIRED
+    elif isinstance(error, GrantRevokedError):
+        status, detail, cause = 503, "The stream was revoked while it was opened.", RefusalCause.REVOKED
+    else:
+        status, detail, cause = 503, "The server is restarting.", RefusalCause.DRAIN
+    retry_after = getattr(error, "retry_after", None)
+    # An application that chose soft refusals for a full cap gets them for a full process too.
+    soft = (
+        cause in ALWAYS_SOFT
+        or cause in soft_refusals
+        or (cause is RefusalCause.FULL and RefusalCause.CAP in soft_refusals)
+    )
+    return Refused(Refusal(status, detail, soft=soft, retry_after=retry_after), cause)
+
+
+def check_expiry(grant: Grant) -> None:
+    """Raise GrantExpiredError if the grant is over."""
+    if grant.expiry is not None and grant.expiry <= time.time():
+        raise GrantExpiredError("the grant was over before its stream was opened")
+
+
+class Decider:
+    """Asks `authorize` about a request, for at most `timeout` seconds.
+
+    A plain function is called on the event loop: a thread costs as much as the rest of a connect. One that
+    blocks is passed through asgiref's `sync_to_async` by the application.
+    """
+
+    def __init__(self, authorize: Authorize, soft_refusals: Collection[RefusalCause], timeout: float) -> None:
+        self._authorize = authorize
+        self._soft_refusals = soft_refusals
+        self._timeout = timeout
+        self._failures = _FailureLog()
+
+    async def decide(self, request: StreamRequest, run: Run, receive: Receive | None = None) -> Grant:
+        """Return the grant. Raises Refused, NotRunningError in a drain, and ClientLeftError."""
+        try:
+            decision = self._call(request)
+            if not isinstance(decision, Grant) and inspect.isawaitable(decision):
+                token = deciding.set(request)
+                try:
+                    decision = await run.callbacks.result(decision, receive=receive, timeout=self._timeout)
+                finally:
+                    deciding.reset(token)
+        except (NotRunningError, ClientLeftError):
+            raise
+        except Refusal as refusal:
+            decision = refusal
+        except Exception as error:
+            decision = self._refusal_for(error)
+        if isinstance(decision, Refusal):
+            raise Refused(decision, RefusalCause.AUTHORIZE)
+        if not isinstance(decision, Grant):
+            raise self._wrong(decision)
+        try:
+            check_expiry(decision)
+        except GrantExpiredError as error:
+            raise refused_for(error, self._soft_refusals) from None
+        return decision
+
+    async def decide_again(self, request: StreamRequest, run: Run) -> Grant | None:
+        """Return the grant for a stream that is open already, None if there is none any more."""
+        try:
+            return await self.decide(request, run)
+        except Refused:
+            return None
+
+    def _call(self, request: StreamRequest) -> object:
+        begun = time.perf_counter()
+        try:
+            return self._authorize(request)
+        finally:
+            if (took := time.perf_counter() - begun) > BLOCKING:
+                self._failures.warn("blocking", BLOCKED, took)
+
+    def _refusal_for(self, error: Exception) -> Refusal:
+        if isinstance(error, InvalidGrantError):
+            self._failures.warn(
+                "invalid", "a client asked for what no grant can have, and got a 400: %s", error
+            )
+            return Refusal(400, INVALID)
+        try:
+            refusal = refusal_of(error)
+        except Exception as wrong:
+            self._failures.error(
+                error, "authorize raised what is no refusal (%s); the client got a 500", wrong
+            )
+            raise self._failed(500) from None
+        if refusal is not None:
+            return refusal
+        if isinstance(error, TimeoutError):
+            self._failures.error(error, "authorize took longer than its time; the client got a 503")
+            raise self._failed(503) from None
+        self._failures.error(error, "authorize raised; the client got a 500")
+        raise self._failed(500) from None
+
+    def _wrong(self, decision: object) -> Refused:
+        error = AuthorizeError(
+            f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
+            "Is a `return` missing, or an `await` in front of what it calls?"
+        )
+        self._failures.warn(type(decision), "%s", error, level=logging.ERROR)
+        return self._failed(500)
+
+    def _failed(self, status: int) -> Refused:
+        cause = RefusalCause.ERROR
+        return Refused(Refusal(status, soft=cause in self._soft_refusals), cause)
+
+
+class _FailureLog:
+    """Logs each kind of failure once in a while, and not for each of ten thousand clients."""
+
+    def __init__(self) -> None:
+        # When each kind was logged, and how often it came since.
+        self._logged: dict[object, tuple[float, int]] = {}
+
+    def warn(self, kind: object, text: str, argument: object, *, level: int = logging.WARNING) -> None:
+        """Log a line."""
+        if (more := self._due(kind)) is not None:
+            logger.log(level, text + more, argument)
+
+    def error(self, error: Exception, text: str, *arguments: object) -> None:
+        """Log an exception with its traceback. Its kind is its type and the line that raised it."""
+        if (more := self._due((type(error), *_origin(error.__traceback__)))) is not None:
+            logger.error(text + more, *arguments, exc_info=error)
+
+    def _due(self, kind: object) -> str | None:
+        moment = now()
+        since, count = self._logged.get(kind, (None, 0))
+        # An event loop that is not the first one has another clock.
+        if since is not None and 0 <= moment - since < QUIET_TIME:
+            self._logged[kind] = (since, count + 1)
+            return None
+        if len(self._logged) >= MOST_KINDS:
+            self._logged.clear()
+        self._logged[kind] = (moment, 0)
+        return f" ({count} more of these since the last line)" if count else ""
+
+
+def _origin(traceback: TracebackType | None) -> tuple[str, int]:
+    if traceback is None:
+        return "", 0
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback.tb_frame.f_code.co_filename, traceback.tb_lineno

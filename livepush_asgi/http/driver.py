@@ -1,0 +1,244 @@
+"""Drive a stream over ASGI: send its start and its chunks, and watch for the client's disconnect.
+
+https://asgi.readthedocs.io/en/latest/specs/www.html#http
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from ..runtime.asgi import Message, Receive, Send
+from ..runtime.disconnect import DisconnectWatcher
+from ..runtime.inline_send import InlineSend, can_step
+from ..runtime.tcp_timeout import Limited
+from ..stream.stream import Stream
+from ..wire.reasons import EndReason, StreamState
+
+# What `send` raises when the client is gone: OSError by specification 2.4, anyio's own errors where the
+# server or a middleware is written with it.
+GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+# No `Connection`, `Transfer-Encoding` or `Content-Length`: they are the server's, and wrong on HTTP/2.
+STREAM_HEADERS: RawHeaders = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+def drive(
+    stream: Stream, headers: RawHeaders, receive: Receive, send: Send, client: object = None
+) -> Coroutine[Any, Any, None]:
+    """Send the stream until it ends or the client is gone, and close it whatever happens.
+
+    `receive` is watched all the time, whatever spec version the server names: some servers raise from `send`
+    when the client has left, some drop what is sent, some tell it by `receive` only. `client` is
+    `scope["client"]`.
+    """
+    limited = stream.context.connections.limit(client, receive)
+    driver = _AsyncioDriver if stream.context.on_asyncio else _AnyioDriver
+    return driver(stream, send, limited).run(headers, receive)
+
+
+class _Driver(InlineSend):
+    """What both drivers have in common: what becomes of errors, and the watch for the disconnect."""
+
+    __slots__ = ("_failure", "_limited", "_stream")
+
+    def __init__(self, stream: Stream, send: Send, limited: Limited | None) -> None:
+        super().__init__(send)
+        self._stream = stream
+        self._limited = limited
+        self._failure: Exception | None = None
+
+    async def _watch(self, receive: Receive) -> None:
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                # A request body is ignored. The checkpoint is for a `receive` that never waits.
+                await anyio.lowlevel.checkpoint()
+        except Exception as error:
+            self.receive_failed(error)
+        else:
+            self.client_left()
+
+    def client_left(self) -> None:
+        """End the stream: the client has left."""
+        # Where the client took nothing, the kernel may have given it up before the send timeout was over.
+        self._leave(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
+
+    def receive_failed(self, error: Exception) -> None:
+        """End the stream: `receive` has raised."""
+        self._failure = self._failure or error
+        self._leave(EndReason.ERROR)
+
+    def _leave(self, reason: EndReason) -> None:
+        self._stream.abort(reason)
+
+    def send_failed(self, error: Exception) -> None:
+        """End the stream: `send` has raised. In most cases that only means that the client has left."""
+        if isinstance(error, GONE):
+            self._stream.end(EndReason.DISCONNECT)
+        elif self._stream.reason is not EndReason.DISCONNECT:
+            self._stream.end(EndReason.ERROR)
+            self._failure = self._failure or error
+
+    def _release(self, *, stuck: bool) -> None:
+        limited, self._limited = self._limited, None
+        self._stream.context.connections.release(limited, stuck=stuck)
+
+    def _close(self) -> None:
+        self._stream.driver = None
+        # If it has not ended it was cancelled from outside: the server took the connection away.
+        self._stream.end(EndReason.DISCONNECT)
+        self._release(stuck=self._stream.reason is not EndReason.DISCONNECT)
+        self._stream.close()
+
+    def _raise(self) -> None:
+        """Raise what has failed, for the server to log. Outside of the task group, which would wrap it."""
+        if self._failure is not None:
+            raise self._failure
+
+
+class _AnyioDriver(_Driver):
+    """Two tasks of anyio: one writes, one watches."""
+
+    __slots__ = ("_scope",)
+
+    async def run(self, headers: RawHeaders, receive: Receive) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
+                self._stream.driver = self
+                tasks.start_soon(self._watch, receive)
+                await self._write(headers)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._close()
+        self._raise()
+
+    async def _write(self, headers: RawHeaders) -> None:
+        stream, send = self._stream, self._send
+        try:
+            # The response starts when the stream has opened: what is published then reaches the client.
+            chunk = await stream.next_chunk()
+            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            while stream.state is not StreamState.CLOSED:
+                await send(_body(chunk, more=not stream.finished))
+                if stream.finished:
+                    break
+                chunk = await stream.next_chunk()
+            if stream.state is not StreamState.CLOSED:
+                self._release(stuck=False)
+        except Exception as error:
+            self.send_failed(error)
+
+    def interrupt(self) -> None:
+        self._scope.cancel()
+
+
+class _AsyncioDriver(_Driver):
+    """The same for asyncio alone, without a task group: that is half of what an idle stream would hold.
+
+    Most chunks are sent inline, without waking any task.
+    """
+
+    __slots__ = ("_cancelled_before", "_disconnect", "_interrupted", "_task", "_watcher")
+
+    def __init__(self, stream: Stream, send: Send, limited: Limited | None) -> None:
+        super().__init__(stream, send, limited)
+        self._interrupted = False
+        self._task: asyncio.Task[Any] | None = None
+        self._disconnect: DisconnectWatcher | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def run(self, headers: RawHeaders, receive: Receive) -> None:
+        # One coroutine from start to end: each one takes 500 bytes, in ten thousand streams.
+        stream, send = self._stream, self._send
+        try:
+            self._begin(receive)
+            # The response starts when the stream has opened: what is published then reaches the client.
+            chunk = await stream.next_chunk()
+            await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            del headers, receive
+            stream.inline = stream.context.inline_send and can_step(send)
+            while stream.state is not StreamState.CLOSED:
+                if chunk or stream.finished:
+                    await send(_body(chunk, more=not stream.finished))
+                if stream.finished:
+                    break
+                # The sleeping stream must not hold it.
+                chunk = b""
+                chunk = await stream.next_chunk()
+                if self.begun is not None:
+                    await self.finish()
+            if stream.state is not StreamState.CLOSED:
+                self._release(stuck=False)
+        except Exception as error:
+            self.send_failed(error)
+        except asyncio.CancelledError:
+            if self._is_cancelled_from_outside():
+                raise
+        finally:
+            self._close()
+            await self._end_watcher()
+        self._raise()
+
+    def _begin(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._cancelled_before = task.cancelling()
+        self._stream.driver = self
+        if self._stream.context.inline_send and can_step(receive):
+            self._disconnect = DisconnectWatcher(receive, self)
+            self._disconnect.listen()
+        else:
+            self._watcher = task.get_loop().create_task(self._watch(receive))
+        # Set last: an eager watcher may have seen the client leave, and a running task cannot be interrupted.
+        self._task = task
+
+    def _is_cancelled_from_outside(self) -> bool:
+        # As asyncio.timeout does: a cancellation of ours ends here, one from outside goes on.
+        task = asyncio.current_task()
+        assert task is not None
+        return not self._interrupted or task.uncancel() > self._cancelled_before
+
+    async def _end_watcher(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None and not watcher.done():
+            watcher.cancel()
+            # The watcher ends even if this wait is cancelled.
+            await asyncio.wait([watcher])
+
+    def _leave(self, reason: EndReason) -> None:
+        if self._disconnect is None:
+            self._stream.abort(reason)
+        elif self._stream.state is not StreamState.CLOSED:
+            # This runs outside of any task: the stream's task gives back what was taken, in its next step.
+            self._stream.end(reason)
+            self.interrupt()
+
+    def _close(self) -> None:
+        # First give back what was taken: closing an unfinished `send` may raise.
+        super()._close()
+        # Break the reference cycles, so that nothing of a stream is left for the garbage collector.
+        self._stream.inline, self._task = False, None
+        disconnect, self._disconnect = self._disconnect, None
+        if disconnect is not None:
+            disconnect.close()
+        self.give_up()
+
+    def interrupt(self) -> None:
+        # The task itself sees at its next step that the stream is closed.
+        task = self._task
+        if task is not None and not self._interrupted and asyncio.current_task() is not task:
+            self._interrupted = True
+            task.cancel()
+
+
+def _body(chunk: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": chunk, "more_body": more}

@@ -1,0 +1,203 @@
+"""Endpoint: one HTTP request, from its method to its stream or its refusal."""
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import NamedTuple
+
+from ..errors import GrantRevokedError, NotRunningError
+from ..grant import Authorize, Refusal, StreamRequest, is_foreign
+from ..process.run import NOT_RUNNING, Run
+from ..runtime.asgi import Receive, Scope, Send
+from ..runtime.callbacks import ClientLeftError
+from ..settings import Timing
+from ..stream.stream import Stream
+from ..wire.reasons import RefusalCause
+from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, refused_for
+from .cors import Cors, RawHeader
+from .driver import GONE, STREAM_HEADERS
+from .probe import QUERY as PROBE
+from .probe import ProbePlan, Probes
+from .responses import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
+
+# How often a request is authorized before it is refused because each decision was revoked meanwhile.
+ATTEMPTS = 3
+# nginx's status for a client that has left. The client gets no answer, but middleware may need one.
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Endpoint:
+    """Answers HTTP requests for streams. Holds configuration only; each request is a call of its own."""
+
+    def __init__(
+        self,
+        authorize: Authorize,
+        timing: Timing,
+        cors: Cors | None,
+        control_events: bool,
+        soft_refusals: Collection[RefusalCause],
+        count_refusal: Callable[[RefusalCause], None],
+        probes: Probes | None = None,
+    ) -> None:
+        self._timing = timing
+        self._cors = cors
+        self._control_events = control_events
+        self._soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
+        self.decider = Decider(authorize, self._soft_refusals, timing.authorize_timeout)
+        self._count_refusal = count_refusal
+        self._probes = probes
+
+    async def __call__(self, run: Run | None, scope: Scope, receive: Receive, send: Send) -> "Opened | None":
+        """Answer one request, or return the stream that is its answer: the caller has to carry it.
+
+        `run` is None if the component has stopped.
+        """
+        request = StreamRequest(scope)
+        method = scope["method"]
+        headers = [] if self._cors is None else self._cors.answer(request.headers.get("origin"))
+        if is_foreign(scope):
+            await refuse(send, Refusal(404), headers, body=method != "HEAD")
+        elif method == "OPTIONS":
+            await self._answer_options(request, send)
+        elif method not in ("GET", "HEAD"):
+            refusal = Refusal(405, headers={"allow": ALLOWED_METHODS.decode()})
+            await refuse(send, refusal, headers)
+        elif method == "HEAD":
+            await self._answer_head(run, request, headers, receive, send)
+        elif self._probes is not None and PROBE in request.query:
+            await self._answer_probe(self._probes, run, request, headers, receive, send)
+        else:
+            return await self._answer_get(run, request, headers, receive, send)
+        return None
+
+    async def _answer_options(self, request: StreamRequest, send: Send) -> None:
+        headers: list[RawHeader] = [(b"allow", ALLOWED_METHODS)]
+        if self._cors is not None:
+            headers += self._cors.preflight(request.headers.get("origin"))
+        await answer(send, 204, headers)
+
+    async def _answer_head(
+        self,
+        run: Run | None,
+        request: StreamRequest,
+        headers: list[RawHeader],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        try:
+            await self.decider.decide(request, _taking(run), receive)
+        except Refused as refused:
+            await refuse(send, refused.refusal, headers, body=False)
+        except NotRunningError as error:
+            await refuse(send, refused_for(error).refusal, headers, body=False)
+        except ClientLeftError:
+            await _answer_nobody(send)
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _answer_get(
+        self,
+        run: Run | None,
+        request: StreamRequest,
+        headers: list[RawHeader],
+        receive: Receive,
+        send: Send,
+    ) -> "Opened | None":
+        try:
+            return Opened(await self._open(run, request, receive), [*STREAM_HEADERS, *headers])
+        except Refused as error:
+            refused = error
+        except REFUSED_ERRORS as error:
+            refused = refused_for(error, self._soft_refusals)
+        except ClientLeftError:
+            await _answer_nobody(send)
+            return None
+        self._count_refusal(refused.cause)
+        await self._refuse(refused, headers, send)
+        return None
+
+    async def _answer_probe(
+        self,
+        probes: Probes,
+        run: Run | None,
+        request: StreamRequest,
+        headers: list[RawHeader],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        # Neither a stream nor a refused one: a probe is no client, and shows in no number.
+        try:
+            run = _taking(run)
+            plan = await _plan_of(probes, request)
+        except NotRunningError as error:
+            await self._refuse(refused_for(error), headers, send)
+            return
+        except Refused as refused:
+            await self._refuse(refused, headers, send)
+            return
+        await probes.carry(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
+
+    async def _open(self, run: Run | None, request: StreamRequest, receive: Receive) -> Stream:
+        if run is None:
+            raise NotRunningError(NOT_RUNNING)
+        run.admit()
+        try:
+            for attempts_left in reversed(range(ATTEMPTS)):
+                try:
+                    return await self._authorize_and_open(run, request, receive)
+                except GrantRevokedError:
+                    if not attempts_left:
+                        raise
+            raise AssertionError
+        finally:
+            run.pending -= 1
+
+    async def _authorize_and_open(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
+        revoker = run.revoker
+        if not revoker.listening:
+            await revoker.listen()
+        decided_at = revoker.log.number
+        grant = await self.decider.decide(request, run, receive)
+        return await run.open(
+            grant,
+            decided_at=decided_at,
+            control_events=self._control_events if grant.control_events is None else grant.control_events,
+            last_event_id=request.last_event_id,
+            request=request,
+            receive=receive,
+        )
+
+    async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
+        refusal = refused.refusal
+        if not refusal.soft:
+            await refuse(send, refusal, headers)
+            return
+        block = soft_block(refusal, refused.cause, self._timing, control_events=self._control_events)
+        await refuse_softly(send, refusal, block, headers)
+
+
+class Opened(NamedTuple):
+    """A stream, and the headers of its response."""
+
+    stream: Stream
+    headers: list[RawHeader]
+
+
+def _taking(run: Run | None) -> Run:
+    """Return the run if it takes new streams. Raises NotRunningError."""
+    if run is None or run.draining:
+        raise NotRunningError(NOT_RUNNING)
+    return run
+
+
+async def _answer_nobody(send: Send) -> None:
+    """Answer a client that has left."""
+    with suppress(*GONE):
+        await refuse(send, Refusal(CLIENT_CLOSED_REQUEST), [])
+
+
+async def _plan_of(probes: Probes, request: StreamRequest) -> ProbePlan:
+    try:
+        return await probes.plan(request)
+    except Refusal as refusal:
+        raise Refused(refusal, RefusalCause.AUTHORIZE) from None

@@ -1,0 +1,225 @@
+"""Probe: a timed series of events, by which `python -m livepush_asgi doctor` measures the way to a client.
+
+It is asked for in the query, because that comes through proxies which drop header fields they do not
+know, and needs no CORS preflight: `?livepush_probe=EVENTS-INTERVAL-IDLE-SIZE`.
+"""
+
+import inspect
+import json
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import anyio
+import anyio.lowlevel
+
+from ..grant import Decision, Grant, Refusal, StreamRequest
+from ..runtime.asgi import Receive, Scope, Send
+from ..wire.event import HEARTBEAT, encode_block
+from .driver import GONE, STREAM_HEADERS, RawHeaders
+
+logger = logging.getLogger("livepush_asgi")
+
+QUERY = "livepush_probe"
+EVENT = "livepush.probe"
+
+# What may be asked for. The most of everything is 0.4 MB in 100 s, and ten minutes of heartbeats.
+BOUNDS = {"events": (1, 100), "interval": (10, 1000), "idle": (0, 600_000), "size": (50, 4096)}
+# So many probes of one application run at a time: they are for people, and each holds a connection.
+MOST_AT_ONCE = 8
+# A draining process gives its streams up; a probe looks up so often, in seconds, whether it is one.
+LOOK_UP = 0.25
+# Request header fields which a client does not send itself. Their names tell what stands on the way.
+TELLING = re.compile(
+    r"via|forwarded|x-forwarded-.*|x-real-ip|x-request-start|x-amzn-trace-id|x-amz-cf-id|cf-ray|cdn-loop"
+    r"|x-vercel-id|fly-.*|x-envoy-.*|x-azure-.*|x-cloud-trace-context|x-arr-.*|x-varnish"
+)
+# A client that takes nothing holds its connection for so much longer than the probe takes, in seconds.
+GRACE = 30.0
+
+ProbeDecision = bool | Decision
+#: Decides who may probe: like `authorize`, or with True and False. What a Grant holds is of no interest.
+ProbeRule = Callable[[StreamRequest], ProbeDecision | Awaitable[ProbeDecision]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePlan:
+    """What is sent: `events` of `size` bytes, one each `interval`, then nothing but heartbeats for `idle`.
+
+    Times are in milliseconds.
+    """
+
+    events: int
+    interval: int
+    idle: int
+    size: int = 50
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is from {least} to {most}, not {getattr(self, name)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the value of the query parameter. Raises ValueError."""
+        if not re.fullmatch(r"[0-9]{1,6}(-[0-9]{1,6}){2,3}", text):
+            raise ValueError("a probe is asked for as EVENTS-INTERVAL-IDLE or EVENTS-INTERVAL-IDLE-SIZE")
+        return cls(*map(int, text.split("-")))
+
+    def __str__(self) -> str:
+        return f"{self.events}-{self.interval}-{self.idle}-{self.size}"
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes."""
+        return (self.events * self.interval + self.idle) / 1000
+
+
+class Probes:
+    """The probes of one application: who may have one, and how many run."""
+
+    def __init__(self, rule: ProbeRule, heartbeat_interval: float | None) -> None:
+        self._rule = rule
+        self._heartbeat_interval = heartbeat_interval
+        self._running = 0
+
+    async def plan(self, request: StreamRequest) -> ProbePlan:
+        """Return what a request that may probe asks for. Raises Refusal."""
+        await self._check(request)
+        try:
+            plan = ProbePlan.parse(request.query[QUERY])
+        except ValueError as error:
+            raise Refusal(400, str(error)) from None
+        if self._running >= MOST_AT_ONCE:
+            raise Refusal(429, "Too many probes.", retry_after=5)
+        return plan
+
+    async def carry(
+        self,
+        plan: ProbePlan,
+        scope: Scope,
+        over: Callable[[], bool],
+        headers: RawHeaders,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Send a probe to its end; to an early one when it is `over`, or when the client is gone."""
+        self._running += 1
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.cancel_scope.deadline = anyio.current_time() + plan.seconds + GRACE
+                tasks.start_soon(_watch, receive, tasks.cancel_scope)
+                probe = _Probe(plan, self._heartbeat_interval, over, send)
+                await probe.run(_seen(scope), [*STREAM_HEADERS, *headers])
+                tasks.cancel_scope.cancel()
+        finally:
+            self._running -= 1
+
+    async def _check(self, request: StreamRequest) -> None:
+        try:
+            decision = self._rule(request)
+            if inspect.isawaitable(decision):
+                decision = await decision
+        except Refusal as refusal:
+            decision = refusal
+        except Exception:
+            logger.exception("the rule for probes raised; the client got a 500")
+            raise Refusal(500) from None
+        if isinstance(decision, Refusal):
+            raise decision
+        if decision is False:
+            # As if nothing were there: who may not probe need not know that somebody may.
+            raise Refusal(404)
+        if decision is not True and not isinstance(decision, Grant):
+            logger.error("the rule for probes returned %s, not True or False", type(decision).__name__)
+            raise Refusal(500)
+
+
+class _Probe:
+    """One probe. Its times are milliseconds since its start, of a clock that is never set."""
+
+    def __init__(
+        self, plan: ProbePlan, heartbeat_interval: float | None, over: Callable[[], bool], send: Send
+    ) -> None:
+        self._plan = plan
+        self._heartbeat_interval = heartbeat_interval
+        self._over = over
+        self._send = send
+        self._start = anyio.current_time()
+        self._number = 0
+        self._bytes = 0
+
+    async def run(self, seen: dict[str, object], headers: RawHeaders) -> None:
+        try:
+            await self._send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+            self._start = anyio.current_time()
+            plan = {name: getattr(self._plan, name) for name in BOUNDS}
+            facts = {**plan, "heartbeat": self._heartbeat_interval, **seen}
+            # As large as the others: some proxies decide by the first piece whether they compress.
+            await self._send_event(facts, pad_to=self._plan.size)
+            complete = await self._send_series() and await self._pause()
+            end = "complete" if complete else "drain"
+            await self._send_event({"end": end, "events": self._number - 1, "bytes": self._bytes}, more=False)
+        except GONE:
+            return
+
+    async def _send_series(self) -> bool:
+        for index in range(self._plan.events):
+            if not await self._wait_until((index + 1) * self._plan.interval / 1000):
+                return False
+            await self._send_event({}, pad_to=self._plan.size)
+        return True
+
+    async def _pause(self) -> bool:
+        end = self._now() + self._plan.idle / 1000
+        while self._heartbeat_interval is not None and self._now() + self._heartbeat_interval < end:
+            if not await self._wait_until(self._now() + self._heartbeat_interval):
+                return False
+            await self._send_body(HEARTBEAT)
+        return await self._wait_until(end)
+
+    async def _wait_until(self, moment: float) -> bool:
+        while not self._over():
+            left = moment - self._now()
+            if left <= 0:
+                return True
+            await anyio.sleep(min(left, LOOK_UP))
+        return False
+
+    async def _send_event(self, facts: Mapping[str, object], *, pad_to: int = 0, more: bool = True) -> None:
+        stamp: dict[str, object] = {"n": self._number, "ms": round(1000 * self._now())}
+        block = encode_block(json.dumps({**stamp, **facts}, separators=(",", ":")), event=EVENT)
+        self._number += 1
+        await self._send_body(_padding(pad_to - len(block)) + block, more=more)
+
+    async def _send_body(self, body: bytes, *, more: bool = True) -> None:
+        self._bytes += len(body)
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    def _now(self) -> float:
+        return anyio.current_time() - self._start
+
+
+def _padding(size: int) -> bytes:
+    """Return a comment line of so many bytes. It is random: what can be compressed would measure nothing."""
+    return b":" + secrets.token_hex(size)[: size - 2].encode() + b"\n" if size >= 2 else b""
+
+
+def _seen(scope: Scope) -> dict[str, object]:
+    """Tell how the request has come to the application."""
+    fields = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+    return {
+        "http": scope.get("http_version", ""),
+        "scheme": scope.get("scheme", ""),
+        "telling": sorted({name for name, _ in fields if TELLING.fullmatch(name)}),
+        "via": ", ".join(value for name, value in fields if name == "via")[:200],
+    }
+
+
+async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        await anyio.lowlevel.checkpoint()
+    scope.cancel()

@@ -1,0 +1,314 @@
+"""Run: what lives from start to stop in one event loop. It owns the hub, the timers and the streams."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..brokers import Broker
+from ..errors import (
+    GrantExpiredError,
+    GrantRevokedError,
+    NotRunningError,
+    ProcessFullError,
+    SlotsUnavailableError,
+)
+from ..grant import Grant, StreamRequest
+from ..hub.hub import Hub
+from ..runtime.asgi import Receive
+from ..runtime.callbacks import Callbacks
+from ..runtime.event_loop import loop_identity, make_alarm, on_asyncio, spawn, threadsafe_caller
+from ..runtime.scheduler import Clock
+from ..runtime.tcp_timeout import Connections
+from ..settings import DrainPolicy, Limits, Timing
+from ..slots import Lease, MemorySlotCap, Slots
+from ..stream.context import StreamContext
+from ..stream.stream import Stream
+from .drain import Drain
+from .open_streams import Opening, OpenStreams
+from .review import Reauthorize, Review
+from .revoker import Revoker
+from .signals import SignalWatch
+from .statistics import Counters
+
+logger = logging.getLogger("livepush_asgi")
+
+# How long giving back subscriptions and slots may take at the end, in seconds.
+CLEANUP_TIMEOUT = 3.0
+# When the process has fewer streams than this part of its cap, the log says that there is room again.
+# Between the two nothing is logged: streams come and go there all the time.
+RECOVERED = 0.9
+NOT_RUNNING = "no new streams: this process is giving up its streams, or has stopped"
+
+
+class Run:
+    """One run of a LivePush. `start` it once; `stop` it, or let the event loop end."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        slots: Slots | None,
+        timing: Timing,
+        limits: Limits,
+        drain_policy: DrainPolicy,
+        counters: Counters,
+        reauthorize: Reauthorize,
+        inline_send: bool = True,
+    ) -> None:
+        self.timing = timing
+        self.clock = Clock()
+        self._limits = limits
+        self._inline_send = inline_send
+        self._open = OpenStreams()
+        self.streams = self._open.all
+        #: How many requests were admitted and have neither become a stream nor been refused.
+        self.pending = 0
+        # Whether the log says that the process has all the streams it may have.
+        self._full = False
+        #: Whether it has started and not ended. Every request asks.
+        self.running = False
+        self.draining = False
+        self.loop = loop_identity()
+        self._call_loop = threadsafe_caller()
+        self._to_call: deque[Callable[[], object]] = deque()
+        self._called = anyio.Event()
+        self.hub: Hub
+        #: What all streams share.
+        self.context: StreamContext
+        #: What requests wait for on their way to a stream.
+        self.callbacks: Callbacks
+        self.revoker: Revoker
+        self._review: Review
+        self._reauthorize = reauthorize
+        self._tasks: TaskGroup
+        self._broker = broker
+        self._slots = slots
+        self._handles_signals = drain_policy.signals
+        self._signals = SignalWatch(
+            lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
+        )
+        self._drain = Drain(drain_policy, self.streams, self.clock, self._signals)
+        self._counters = counters
+        self._started = anyio.Event()
+        #: Whether it has drained and gives everything back: no stream is left, and no task may be started.
+        self.stopping = False
+        self._ended = anyio.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, and will not start again."""
+        return self._ended.is_set()
+
+    def launch(self) -> None:
+        """Start it as a task of the event loop. Returns at once."""
+        spawn(self._main, "livepush")
+
+    async def wait_started(self) -> None:
+        """Wait until streams can be opened."""
+        await self._started.wait()
+
+    async def stop(self) -> None:
+        """Drain, give everything back and end."""
+        await self.drain()
+        self.stopping = True
+        self._called.set()
+        await self._ended.wait()
+
+    def call_threadsafe(self, function: Callable[[], object]) -> None:
+        """Call a function soon, in a task of the run. For signal handlers, finalizers and other threads.
+
+        In a task, because anyio does not work in a callback of the event loop.
+        """
+        if self.ended:
+            # No stream is left to give anything back.
+            return
+        self._to_call.append(function)
+        self._call_loop(lambda: self._called.set())
+
+    async def open(
+        self,
+        grant: Grant,
+        *,
+        decided_at: int,
+        control_events: bool,
+        last_event_id: str | None = None,
+        request: StreamRequest | None = None,
+        receive: Receive | None = None,
+    ) -> Stream:
+        """Take a slot and return a stream that is attached to its channels. The caller has to close it.
+
+        `decided_at` is what `revoker.log.number` was before the decision, after `revoker.listen` had
+        returned. With a `request` the stream can be authorized again later. Raises CapExceededError,
+        SlotsUnavailableError, NotRunningError, GrantRevokedError if a revocation after `decided_at` matches,
+        and ClientLeftError; no slot is held then.
+        """
+        self._check(grant, decided_at, request)
+        if grant.slot_key is None or self._slots is None:
+            stream = Stream(self.context, grant, control_events=control_events, last_event_id=last_event_id)
+        else:
+            opening = Opening()
+            lease = await self._take(self._slots, grant.slot_key, opening, receive)
+            try:
+                # The slot may have taken a while.
+                self._check(grant, decided_at, request)
+                stream = Stream(
+                    self.context, grant, control_events=control_events, last_event_id=last_event_id
+                )
+            except BaseException:
+                lease.give_back()
+                raise
+            stream.lease = lease
+            opening.became(stream, lease)
+        self._open.add(stream)
+        if request is not None:
+            self.revoker.opened(stream, request)
+        self._counters.opened += 1
+        return stream
+
+    def admit(self) -> None:
+        """Let a request in that may become a stream; decrement `pending` when it has, or has been refused.
+
+        The cap counts such requests with the open streams, so that a wave of requests cannot pass it while
+        each waits for its login or slot. Raises ProcessFullError, and NotRunningError in a drain.
+        """
+        if self.draining:
+            raise NotRunningError(NOT_RUNNING)
+        limit = self._limits.streams
+        if limit is not None:
+            count = len(self.streams) + self.pending
+            if count >= limit or self._full:
+                self._check_limit(limit, count)
+        self.pending += 1
+
+    def _check_limit(self, limit: int, count: int) -> None:
+        if count >= limit:
+            if not self._full:
+                self._full = True
+                logger.warning(
+                    "new streams are refused: this process has the %d that Limits(streams=...) allows; "
+                    "raise that if it has the memory, or run more processes",
+                    limit,
+                )
+            raise ProcessFullError(limit)
+        if count < RECOVERED * limit:
+            self._full = False
+            logger.warning("there is room again for new streams: %d of %d are open", count, limit)
+
+    def _closed(self, stream: Stream) -> None:
+        self._open.discard(stream)
+        self._review.forget(stream)
+        assert stream.reason is not None
+        self._counters.ended[stream.reason] += 1
+        self._drain.stream_closed()
+
+    def drain_soon(self) -> None:
+        """Refuse new streams from now on, and end the open ones within the window."""
+        if not self.draining and self.running:
+            self.draining = True
+            self.callbacks.stop()
+            self._tasks.start_soon(self._drain.run)
+
+    async def drain(self) -> None:
+        """Drain, and wait until no stream is left."""
+        self.drain_soon()
+        if self.running:
+            await self._drain.done.wait()
+
+    async def _main(self) -> None:
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._set_up()
+                self._tasks.start_soon(self.clock.run, name="livepush clock")
+                if self._handles_signals:
+                    self._signals.install()
+                self.running = True
+                self._started.set()
+                await self._call_functions()
+                self._tasks.cancel_scope.cancel()
+        except Exception:
+            logger.exception("the streams of this process have to end: this is a defect of livepush_asgi")
+        finally:
+            # From here on no task may be started.
+            self.draining = self.stopping = True
+            self._signals.remove()
+            await self._clean_up()
+            self.running = False
+            self._ended.set()
+            self._started.set()
+            self._signals.release(ending=True)
+
+    def _set_up(self) -> None:
+        tasks, broker = self._tasks, self._broker
+        self.hub = Hub(broker, self.clock, tasks, self.timing.linger, self.call_threadsafe)
+        alarm = make_alarm()
+        self.callbacks = Callbacks(alarm, tasks)
+        self.context = StreamContext(
+            hub=self.hub,
+            alarm=alarm,
+            callbacks=Callbacks(alarm, tasks),
+            clock=self.clock,
+            connections=Connections(self.clock, self.timing),
+            timing=self.timing,
+            limits=self._limits,
+            on_asyncio=on_asyncio(),
+            inline_send=self._inline_send,
+            on_closed=self._closed,
+        )
+        self._review = Review(self._open, self.clock, tasks, self._reauthorize)
+        subscribe_timeout = self.timing.subscribe_timeout
+        self.revoker = Revoker(broker, self.hub, tasks, self._open, self._review, subscribe_timeout)
+
+    def _on_signal(self) -> None:
+        self.drain_soon()
+        if self._drain.done.is_set():
+            self._tasks.start_soon(self._drain.pass_signals_on)
+
+    async def _call_functions(self) -> None:
+        while not self.stopping:
+            await self._called.wait()
+            self._called = anyio.Event()
+            while self._to_call:
+                self._to_call.popleft()()
+
+    async def _clean_up(self) -> None:
+        self.callbacks.stop()
+        self._drain.cut()
+        self._counters.delivered += self.hub.delivered
+        with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):
+            await self.hub.aclose()
+            if self._slots is not None:
+                try:
+                    await self._slots.aclose()
+                except Exception:
+                    # `stop` waits for the end of this run, and the next `start` too.
+                    logger.exception("closing the slots raised; the component stops all the same")
+            await self.revoker.leave()
+
+    def _check(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
+        if self.draining or not self.running:
+            raise NotRunningError(NOT_RUNNING)
+        if grant.expiry is not None and grant.expiry <= time.time():
+            raise GrantExpiredError("the grant was over before its stream was opened")
+        log = self.revoker.log
+        if log.number != decided_at and log.outdates(decided_at, grant, request):
+            raise GrantRevokedError("the stream was revoked while it was being opened")
+
+    async def _take(self, slots: Slots, key: str, opening: Opening, receive: Receive | None) -> Lease:
+        take = slots.take(key, opening.replace)
+        if type(slots) is MemorySlotCap or getattr(slots, "bounded", False):
+            # It does not wait for long, and what has changed meanwhile is looked at afterwards.
+            lease = await take
+        else:
+            timeout = self.timing.authorize_timeout
+            try:
+                lease = await self.callbacks.result(
+                    take, receive=receive, timeout=timeout, discard=Lease.give_back
+                )
+            except TimeoutError as error:
+                raise SlotsUnavailableError(f"no answer about a slot within {timeout} s") from error
+        if lease.replaced and self.running:
+            self._tasks.start_soon(self.revoker.tell_replaced, lease)
+        return lease

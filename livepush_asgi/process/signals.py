@@ -1,0 +1,127 @@
+"""SignalWatch: starts a drain at SIGTERM and SIGINT. The only file of the component that handles signals.
+
+Servers tell a streaming application nothing until its streams have ended: uvicorn sends `lifespan.shutdown`
+after all connections have closed. So the component has to handle the signal itself.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from ..runtime.event_loop import on_asyncio
+
+logger = logging.getLogger("livepush_asgi")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# What signal.signal() takes and signal.getsignal() gives.
+Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+class SignalWatch:
+    """Calls a function at SIGTERM and SIGINT, and then the handler that was installed before.
+
+    The earlier handler is called at once, or, with `hold`, at `release`; a second signal is passed on at
+    once. Where the earlier handler is the default, which ends the process on the spot, signals are held for
+    `window` seconds even without `hold`, because some servers send them twice.
+    """
+
+    def __init__(self, on_signal: Callable[[], None], *, hold: bool = False, window: float = 0.0) -> None:
+        self._on_signal = on_signal
+        self._hold = hold
+        self._window = window
+        self._found: dict[signal.Signals, Handler] = {}
+        # When each signal that is held came first.
+        self._held: dict[signal.Signals, float] = {}
+        self._active = False
+        self._on_asyncio = True
+
+    def install(self) -> None:
+        """Install the handlers. Only the main thread can; elsewhere a warning is logged."""
+        self._active = True
+        self._on_asyncio = on_asyncio()
+        try:
+            for number in SIGNALS:
+                self._install(number)
+        except ValueError as error:
+            self._active = False
+            self._found.clear()
+            logger.warning(
+                "streams are not drained at SIGTERM and SIGINT, since the event loop runs in %r: %s. Run the "
+                "server in the main thread; or, if something else calls drain() or stop() before the process "
+                "ends, say so with DrainPolicy(signals=False)",
+                threading.current_thread().name,
+                error,
+            )
+
+    def _install(self, number: signal.Signals) -> None:
+        found = signal.getsignal(number)
+        # None: a handler that was not installed from Python cannot be called from here. An ignored
+        # signal stays ignored.
+        if found is not None and found != signal.SIG_IGN:
+            self._found[number] = found
+            signal.signal(number, self._handle)
+
+    def remove(self) -> None:
+        """Restore the earlier handlers, unless another one was installed since.
+
+        Another one may call ours, which from now on only passes the signal on.
+        """
+        self._active = False
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, found in self._found.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, found)
+
+    @property
+    def holding(self) -> bool:
+        """Whether a signal is held."""
+        return bool(self._held)
+
+    @property
+    def fatal(self) -> bool:
+        """Whether a signal is held that will end the process on the spot."""
+        return any(self._found[number] == signal.SIG_DFL for number in self._held)
+
+    def release(self, *, ending: bool = False) -> None:
+        """Pass on the signals that are held, and from now on those that come.
+
+        With `ending`, a held signal whose default action kills the process is dropped: it is ending anyway.
+        """
+        held, self._held = self._held, {}
+        if held:
+            self.remove()
+        for number in held:
+            if not (ending and self._found[number] == signal.SIG_DFL):
+                signal.raise_signal(number)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number)
+        found = self._found.get(name)
+        if self._active:
+            self._on_signal()
+            if self._hold_back(name):
+                return
+        self._held.pop(name, None)
+        if callable(found):
+            # trio's handler of Ctrl+C raises KeyboardInterrupt in the task that the frame belongs to. That
+            # may be one stream in the middle of a send, and the server would not hear of it. Without a frame
+            # trio tells the main task.
+            found(number, frame if self._on_asyncio else None)
+        elif found == signal.SIG_DFL:
+            # The default action cannot be called: restore it and send the signal again.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def _hold_back(self, name: signal.Signals) -> bool:
+        now = time.monotonic()
+        if self._found[name] == signal.SIG_DFL:
+            return now - self._held.setdefault(name, now) < self._window
+        if self._hold and not self._held:
+            self._held[name] = now
+            return True
+        return False

@@ -1,0 +1,220 @@
+"""Callbacks: awaits what a callback has returned, `authorize`, a snapshot or a slot's `take`, with bounds.
+
+The awaitable runs in a task of its own. A wait for it ends when its time is over, when the process drains,
+and when the client leaves and `receive` can tell. The task is then cancelled once and not waited for: nothing
+depends on how the callback takes its cancellation, and what it returns later is discarded. (A cancel scope of
+anyio cancels in every turn of the loop: a `finally` of the callback could not give back a connection.)
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, Protocol, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..errors import LivePushError, NotRunningError
+from .asgi import Receive
+from .disconnect import DisconnectWatcher
+from .event_loop import Alarm, Sleep, on_asyncio, pause
+from .inline_send import can_step
+
+T = TypeVar("T")
+
+
+class ClientLeftError(LivePushError):
+    """Raised when the client has left before its stream was opened."""
+
+
+class Callbacks:
+    """Awaits results of callbacks. One that comes at once costs no wait and no timer."""
+
+    def __init__(self, alarm: Alarm, tasks: TaskGroup) -> None:
+        self._alarm = alarm
+        self._start = _start_on_asyncio if on_asyncio() else _starter_on_trio(tasks)
+        self._waiting: set[_Wait] = set()
+        self._stopped = False
+
+    async def result(
+        self,
+        awaitable: Awaitable[T],
+        *,
+        receive: Receive | None = None,
+        timeout: float | None = None,
+        discard: Callable[[T], object] | None = None,
+    ) -> T:
+        """Return what the awaitable returns. A result that comes too late is given to `discard`.
+
+        Raises what the awaitable raises, TimeoutError after `timeout` seconds, NotRunningError after
+        `stop`, and ClientLeftError when `receive` says that the client has left. Only a `receive` that can be
+        stepped is asked: that of gunicorn, once its wait was given up, says ever after that the client has
+        left.
+        """
+        if self._stopped:
+            if isinstance(awaitable, Coroutine):
+                awaitable.close()
+            raise _refused()
+        call = _Call(awaitable, discard)
+        self._start(call)
+        try:
+            if not call.done:
+                # The new task may not have begun. Most callbacks end in their first step.
+                await pause()
+            if not call.done:
+                await self._wait(call, receive, timeout)
+        except BaseException:
+            call.abandon()
+            raise
+        return call.result()
+
+    def stop(self) -> None:
+        """End every wait, and each that begins later, with NotRunningError."""
+        self._stopped = True
+        for wait in list(self._waiting):
+            wait.fail(_refused())
+
+    async def _wait(self, call: "_Call[T]", receive: Receive | None, timeout: float | None) -> None:
+        if self._stopped:
+            raise _refused()
+        wait = _Wait(self._alarm)
+        self._waiting.add(wait)
+        call.on_done = wait.wake
+        watcher = _watch(receive, wait)
+        try:
+            if not await wait.wait(timeout):
+                raise TimeoutError(f"a callback took longer than {timeout} s")
+        finally:
+            self._waiting.discard(wait)
+            if watcher is not None:
+                watcher.close()
+
+
+def _refused() -> NotRunningError:
+    return NotRunningError("no new streams: this process is giving up its streams")
+
+
+class _Wait:
+    """The sleep of one task until its call is done or has to be given up. It handles a disconnect."""
+
+    def __init__(self, alarm: Alarm) -> None:
+        self._alarm = alarm
+        self._sleep: Sleep = alarm.set()
+        self._error: Exception | None = None
+
+    async def wait(self, timeout: float | None) -> bool:
+        """Return True when done, False after the timeout; raise what it failed with."""
+        woken = await self._alarm.wait(self._sleep, timeout)
+        if self._error is not None:
+            raise self._error
+        return woken
+
+    def wake(self) -> None:
+        self._alarm.wake(self._sleep)
+
+    def fail(self, error: Exception) -> None:
+        self._error = self._error or error
+        self.wake()
+
+    def client_left(self) -> None:
+        self.fail(ClientLeftError("the client left before its stream was opened"))
+
+    def receive_failed(self, error: Exception) -> None:
+        """Ignore it: a `receive` that raises does so again for the stream, which reports it."""
+
+
+class _Call(Generic[T]):
+    """An awaitable in a task of its own, and its result."""
+
+    def __init__(self, awaitable: Awaitable[T], discard: Callable[[T], object] | None) -> None:
+        self.done = False
+        self.cancel: Callable[[], object] = lambda: None
+        self.on_done: Callable[[], None] | None = None
+        self._awaitable = awaitable
+        self._discard = discard
+        self._abandoned = False
+        self._value: list[T] = []
+        self._error: Exception | None = None
+
+    async def run(self) -> None:
+        try:
+            self._value.append(await self._awaitable)
+        except Exception as error:
+            self._error = error
+        except BaseException:
+            # The waiting task was not cancelled, so it gets another exception.
+            self._error = RuntimeError("a callback was cancelled, and not by the component")
+            raise
+        finally:
+            self.done = True
+            if self._abandoned:
+                self._discard_value()
+            elif self.on_done is not None:
+                self.on_done()
+
+    def abandon(self) -> None:
+        """Cancel it, and discard what it returns all the same."""
+        self._abandoned = True
+        if self.done:
+            self._discard_value()
+        else:
+            self.cancel()
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._value[0]
+
+    def _discard_value(self) -> None:
+        if self._discard is not None:
+            for value in self._value:
+                self._discard(value)
+
+
+class _Starter(Protocol):
+    def __call__(self, call: _Call[Any], /) -> None: ...
+
+
+# asyncio itself keeps only weak references to its tasks.
+_calls: set[asyncio.Task[None]] = set()
+
+
+def _start_on_asyncio(call: _Call[Any], /) -> None:
+    task = _new_task(call.run())
+    if not task.done():
+        call.cancel = task.cancel
+        _calls.add(task)
+        task.add_done_callback(_calls.discard)
+
+
+if sys.version_info >= (3, 12):
+
+    def _new_task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), eager_start=True)
+
+else:
+
+    def _new_task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(coroutine)
+
+
+def _starter_on_trio(tasks: TaskGroup) -> _Starter:
+    def start(call: _Call[Any], /) -> None:
+        scope = anyio.CancelScope()
+        call.cancel = scope.cancel
+
+        async def run() -> None:
+            with scope:
+                await call.run()
+
+        tasks.start_soon(run, name="livepush callback")
+
+    return start
+
+
+def _watch(receive: Receive | None, wait: _Wait) -> DisconnectWatcher | None:
+    if receive is None or not on_asyncio() or not can_step(receive):
+        return None
+    watcher = DisconnectWatcher(receive, wait)
+    watcher.listen()
+    return watcher

@@ -1,0 +1,269 @@
+"""The event loop of asyncio or trio: what the component needs of it and anyio does not offer."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+
+# `Any` is what asyncio and trio themselves declare for what a coroutine yields and is sent.
+T = TypeVar("T")
+BackgroundFunction = Callable[[], Coroutine[Any, Any, None]]
+Caller = Callable[[Callable[[], object]], None]
+
+
+def loop_identity() -> object:
+    """Return an object that is the same as long as the same event loop runs."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        import trio
+
+        return trio.lowlevel.current_trio_token()
+
+
+def is_running(loop: object) -> bool:
+    """Return whether an event loop, as `loop_identity` returned it, still runs. From any thread."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return loop.is_running()
+    import trio
+
+    assert isinstance(loop, trio.lowlevel.TrioToken)
+    try:
+        loop.run_sync_soon(lambda: None)
+    except trio.RunFinishedError:
+        return False
+    return True
+
+
+async def run_on(loop: object, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Await a coroutine on another thread's event loop, as `loop_identity` returned it."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return await anyio.to_thread.run_sync(
+            lambda: asyncio.run_coroutine_threadsafe(function(), loop).result(), abandon_on_cancel=True
+        )
+    import trio
+
+    assert isinstance(loop, trio.lowlevel.TrioToken)
+    return await anyio.to_thread.run_sync(lambda: trio.from_thread.run(function, trio_token=loop))
+
+
+def on_asyncio() -> bool:
+    """Return whether the running loop is asyncio's, or one that is made for it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def asyncio_loop() -> asyncio.AbstractEventLoop:
+    """Return the running loop, for what is written for asyncio alone. Raises RuntimeError on another kind."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "the adapters for Redis and NATS work on asyncio, and no event loop of it runs here: serve with "
+            "an asyncio worker, or take MemoryBroker and MemorySlotCap"
+        ) from None
+
+
+def threadsafe_caller() -> Caller:
+    """Return a function that makes the running loop call another function soon.
+
+    It may be used from a signal handler, a finalizer or another thread. Once the loop has ended it does
+    nothing.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _trio_caller()
+
+    def call(function: Callable[[], object]) -> None:
+        # asyncio and uvloop raise RuntimeError when the loop is closed.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(function)
+
+    return call
+
+
+def soon_caller() -> Caller:
+    """Return a function that makes the running loop call another one in its next turn. Not thread-safe."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _trio_caller()
+
+    def call(function: Callable[[], object]) -> None:
+        loop.call_soon(function)
+
+    return call
+
+
+def _trio_caller() -> Caller:
+    import trio
+
+    token = trio.lowlevel.current_trio_token()
+
+    def call(function: Callable[[], object]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(function)
+
+    return call
+
+
+def start_task(
+    coroutine: Coroutine[Any, Any, None], name: str, context: Context | None = None
+) -> asyncio.Task[None]:
+    """Start a task of the running asyncio loop whose first step runs in a later turn of the loop.
+
+    With `asyncio.eager_task_factory` the first step of a task made by `create_task` runs at once, before the
+    caller has stored the task and has set the state that the task looks at. So the loop's task factory is
+    not used here.
+    """
+    return asyncio.Task(coroutine, loop=asyncio_loop(), name=name, context=context)
+
+
+# asyncio itself keeps only weak references to its tasks.
+_background: set[asyncio.Task[None]] = set()
+
+
+def spawn(function: BackgroundFunction, name: str, context: Context | None = None) -> None:
+    """Start a task that belongs to the loop and not to the caller, in `context` or an empty one.
+
+    It runs until it returns, or until the loop ends and cancels it. It must not raise.
+    """
+    context = Context() if context is None else context
+    if not on_asyncio():
+        import trio
+
+        trio.lowlevel.spawn_system_task(function, name=name, context=context)
+        return
+    task = start_task(function(), name, context)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+def time_source() -> Callable[[], float]:
+    """Return a function that returns the time of the running loop's monotonic clock, in seconds."""
+    try:
+        return asyncio.get_running_loop().time
+    except RuntimeError:
+        import trio
+
+        return trio.current_time
+
+
+def now() -> float:
+    """Return the time of the running loop's clock, in seconds. `time_source` is cheaper in hot paths."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        import trio
+
+        return trio.current_time()
+
+
+async def pause() -> None:
+    """Let other tasks run. Unlike anyio's checkpoint it works outside of a task too."""
+    if on_asyncio():
+        await asyncio.sleep(0)
+    else:
+        import trio
+
+        await trio.lowlevel.checkpoint()
+
+
+# A sleep with a timeout may take up to this much longer, in seconds.
+GRAIN = 0.05
+
+#: The sleep of one task: a future of asyncio or an event of anyio.
+Sleep = Any
+
+
+class Alarm(Protocol):
+    """Lets tasks sleep until they are woken. Stateless; shared by all streams of a process."""
+
+    def set(self) -> Sleep:
+        """Begin a sleep, and return it. From now on `wake` can end it."""
+        ...
+
+    def wait(self, sleep: Sleep, timeout: float | None = None) -> Awaitable[bool]:
+        """Sleep until woken, and return True; return False after `timeout` seconds."""
+        ...
+
+    def wake(self, sleep: Sleep) -> None:
+        """End a sleep. Returns at once; harmless when the sleep has ended already."""
+        ...
+
+
+class _AsyncioAlarm:
+    """A sleep is a future: a stream sleeps once for every event, and anyio's Event costs several µs."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def set(self) -> asyncio.Future[bool]:
+        return self._loop.create_future()
+
+    def wait(self, sleep: asyncio.Future[bool], timeout: float | None = None) -> Awaitable[bool]:
+        # Return the future itself: ten thousand sleeping streams do without a coroutine each.
+        if timeout is not None:
+            # On a grid, so that the sleeps of many streams end in few turns of the loop.
+            when = math.ceil((self._loop.time() + timeout) / GRAIN) * GRAIN
+            timer = self._loop.call_at(when, self._end, sleep, False)
+            sleep.add_done_callback(lambda done: timer.cancel())
+        return sleep
+
+    def wake(self, sleep: asyncio.Future[bool]) -> None:
+        self._end(sleep, True)
+
+    @staticmethod
+    def _end(sleep: asyncio.Future[bool], woken: bool) -> None:
+        if not sleep.done():
+            sleep.set_result(woken)
+
+
+class _AnyioAlarm:
+    def set(self) -> anyio.Event:
+        return anyio.Event()
+
+    async def wait(self, sleep: anyio.Event, timeout: float | None = None) -> bool:
+        with anyio.move_on_after(timeout) as scope:
+            await sleep.wait()
+        return not scope.cancelled_caught
+
+    def wake(self, sleep: anyio.Event) -> None:
+        sleep.set()
+
+
+def make_alarm() -> Alarm:
+    """Return an alarm for the tasks of the running loop."""
+    try:
+        return _AsyncioAlarm(asyncio.get_running_loop())
+    except RuntimeError:
+        return _AnyioAlarm()
+
+
+class Waker:
+    """Lets one task of the running loop sleep until it is woken. A wake-up while it is awake is dropped."""
+
+    __slots__ = ("_alarm", "_sleep")
+
+    def __init__(self) -> None:
+        self._alarm = make_alarm()
+        self._sleep: Sleep | None = None
+
+    def wake(self) -> None:
+        """Wake the task, if it sleeps. Returns at once."""
+        if self._sleep is not None:
+            self._alarm.wake(self._sleep)
+
+    async def wait(self) -> None:
+        """Sleep until woken."""
+        self._sleep = self._alarm.set()
+        await self._alarm.wait(self._sleep)

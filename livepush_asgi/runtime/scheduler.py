@@ -1,0 +1,143 @@
+"""Scheduler: the timers of all streams of a process, in one heap and one task."""
+
+import heapq
+import logging
+import math
+from collections.abc import Callable
+
+import anyio
+
+from .event_loop import time_source
+
+logger = logging.getLogger("livepush_asgi")
+
+# A timer is called up to this much late, in seconds, so that ten thousand streams do not wake the scheduler
+# ten thousand times in every heartbeat interval.
+RESOLUTION = 0.05
+# A longer delay, in seconds, never ends: more than thirty years. So no deadline of a loop overflows.
+NEVER = 1e9
+# A smaller heap is not compacted: that would cost more than it frees.
+WORTH_COMPACTING = 64
+
+
+class Timer:
+    """A function that the scheduler calls once, unless `cancel` is called before."""
+
+    __slots__ = ("_function", "_on_cancel", "_subject", "when")
+
+    def __init__(
+        self,
+        when: float,
+        function: Callable[..., None],
+        subject: object,
+        on_cancel: Callable[[], None] | None,
+    ) -> None:
+        self.when = when
+        self._function: Callable[..., None] | None = function
+        self._subject = subject
+        self._on_cancel = on_cancel
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._function is None
+
+    def cancel(self) -> None:
+        """Drop the function. Harmless the second time, and after the function was called."""
+        self._function = self._subject = None
+        on_cancel, self._on_cancel = self._on_cancel, None
+        if on_cancel is not None:
+            on_cancel()
+
+    def leave(self) -> None:
+        """Take note that the scheduler does not hold this timer any more."""
+        self._on_cancel = None
+
+    def call(self) -> None:
+        """Call the function, unless cancelled. Exceptions are logged."""
+        try:
+            if self._function is None:
+                return
+            if self._subject is None:
+                self._function()
+            else:
+                self._function(self._subject)
+        except Exception:
+            logger.exception("a timed call raised; the other timers go on")
+
+    def __lt__(self, other: "Timer") -> bool:
+        return self.when < other.when
+
+
+class Clock:
+    """Calls plain functions when they are due, or up to `RESOLUTION` later, while `run` is running."""
+
+    def __init__(self) -> None:
+        #: The loop's own monotonic clock.
+        self.now = time_source()
+        self._timers: list[Timer] = []
+        # How many of them are cancelled.
+        self._cancelled = 0
+        # Made once, and not for each timer.
+        self._on_cancel = self._note_cancelled
+        self._earlier = anyio.Event()
+        self._sleeping_until = math.inf
+        self._called_at = -math.inf
+
+    def __len__(self) -> int:
+        """Return how many timers are held. At most half of them, or a few dozen, are cancelled."""
+        return len(self._timers)
+
+    def call_later(self, delay: float, function: Callable[..., None], subject: object = None) -> Timer:
+        """Call `function` in `delay` seconds, with `subject` unless that is None. Returns at once.
+
+        A delay beyond `NEVER`, infinity and NaN included, never ends. Passing the subject separately saves a
+        bound method for each stream.
+        """
+        if not delay <= NEVER:
+            return Timer(math.inf, function, subject, None)
+        timer = Timer(self.now() + max(0.0, delay), function, subject, self._on_cancel)
+        heapq.heappush(self._timers, timer)
+        if timer.when < self._sleeping_until - RESOLUTION:
+            self._earlier.set()
+        return timer
+
+    async def run(self) -> None:
+        """Call the timers as they become due, until cancelled."""
+        while True:
+            self._earlier = anyio.Event()
+            self._sleeping_until = self._next_wakeup()
+            with anyio.CancelScope(deadline=self._sleeping_until):
+                await self._earlier.wait()
+            self._call_due()
+
+    def _next_wakeup(self) -> float:
+        if not self._timers:
+            return math.inf
+        # A timer that was set again while it was called may be due already. It waits all the same, so that
+        # the loop moves on even if its clock stands still between two turns.
+        when = max(self._timers[0].when, self._called_at + RESOLUTION / 2)
+        # The rounded product may be a hair before `when`, which would then never be due.
+        return max(when, math.ceil(when / RESOLUTION) * RESOLUTION)
+
+    def _call_due(self) -> None:
+        self._called_at = now = self.now()
+        # Collected first, so that a timer that is set meanwhile is not called in this turn.
+        due = []
+        while self._timers and self._timers[0].when <= now:
+            timer = heapq.heappop(self._timers)
+            timer.leave()
+            if timer.cancelled:
+                self._cancelled -= 1
+            else:
+                due.append(timer)
+        for timer in due:
+            timer.call()
+
+    def _note_cancelled(self) -> None:
+        self._cancelled += 1
+        # Each pass over the heap removes more than half of it, so a cancellation costs O(1) on average.
+        if self._cancelled > len(self._timers) // 2 and len(self._timers) >= WORTH_COMPACTING:
+            self._timers = [timer for timer in self._timers if not timer.cancelled]
+            heapq.heapify(self._timers)
+            self._cancelled = 0

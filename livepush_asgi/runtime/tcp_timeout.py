@@ -1,0 +1,184 @@
+"""TCP_USER_TIMEOUT of the connections under the streams: how long data may be unacknowledged.
+
+ASGI does not tell when a client vanishes (a cut cable, a phone in a tunnel). The kernel sends its heartbeats
+again for a quarter of an hour before it gives up. With this option it gives up sooner. Linux only.
+https://man7.org/linux/man-pages/man7/tcp.7.html
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import Protocol
+
+from ..settings import Timing
+from .asgi import Receive
+from .scheduler import Clock
+
+#: Host and port.
+Address = tuple[str, int]
+
+_OPTION: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+_OPEN_FILES = "/proc/self/fd"
+# So many files are looked at in one go: less than a millisecond.
+_AT_ONCE = 200
+
+
+def address_of(client: object) -> Address | None:
+    """Return where a client is connected from, of what `scope["client"]` says; None where it is not told."""
+    match client:
+        # Zero is a server's "unknown"; granian writes the number as text.
+        case [str(host), int() | str() as port] if str(port).isdecimal() and int(port):
+            return _plain(host), int(port)
+    return None
+
+
+class Connection(Protocol):
+    """A socket, or what an event loop gives for one."""
+
+    def getsockopt(self, level: int, option: int, /) -> int:
+        """Return a number that the connection has."""
+        ...
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None:
+        """Set a number of the connection."""
+        ...
+
+
+#: A connection that was limited for a response: itself, or the address by which it is looked for.
+Limited = Connection | Address
+
+
+class Connections:
+    """Sets the option on the connections of streams, to the send timeout, and takes it back.
+
+    uvicorn gives access to the socket. Other servers hide it; but it is an open file of this process, and the
+    client's address is known, so one look through all open files finds the connections that are new.
+    """
+
+    def __init__(self, clock: Clock, timing: Timing) -> None:
+        self._clock = clock
+        # The kernel takes whole milliseconds.
+        self._limit = max(1, round(timing.send_timeout * 1000))
+        # Before the first heartbeat nothing is sent that could stay unacknowledged.
+        self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
+        self._sought: set[Address] = set()
+        self._looking = False
+        # How many streams a connection carries that has an address alone: several over HTTP/2.
+        self._carried: dict[Address, int] = {}
+        # The open files that were limited.
+        self._files: dict[Address, int] = {}
+
+    def limit(self, client: object, receive: Receive | None = None) -> Limited | None:
+        """Limit one connection: at once if `receive` leads to its socket, else before its first heartbeat.
+
+        `client` is `scope["client"]`. Nothing is done where that is not the address of the connection, behind
+        a proxy or on a Unix socket, nor to a connection that has a limit already. Pass the result to
+        `release` when the response has ended.
+        """
+        if _OPTION is None:
+            return None
+        connection = _connection_of(receive)
+        if connection is not None and _change(connection, 0, self._limit):
+            return connection
+        address = address_of(client)
+        if address is not None:
+            carried = self._carried[address] = self._carried.get(address, 0) + 1
+            if carried == 1:
+                self._sought.add(address)
+                if not self._looking:
+                    self._looking = True
+                    self._clock.call_later(self._delay, self._look)
+        return address
+
+    def release(self, limited: Limited | None, *, stuck: bool) -> None:
+        """Take the limit back: the connection may carry other responses, such as a download that pauses.
+
+        Where the response was given up because the client is `stuck`, the limit stays, so that the kernel
+        soon drops what the client does not take.
+        """
+        if isinstance(limited, tuple):
+            self._leave(limited, stuck)
+        elif limited is not None and not stuck:
+            _change(limited, self._limit, 0)
+
+    def _leave(self, address: Address, stuck: bool) -> None:
+        carried = self._carried.pop(address)
+        if carried > 1:
+            self._carried[address] = carried - 1
+            return
+        self._sought.discard(address)
+        file = self._files.pop(address, None)
+        if file is not None and not stuck:
+            _change_file(file, address, self._limit, 0)
+
+    def _look(self) -> None:
+        self._looking = False
+        sought, self._sought = self._sought, set()
+        with contextlib.suppress(OSError):
+            self._go_on(sought, iter(os.listdir(_OPEN_FILES)))
+
+    def _go_on(self, sought: set[Address], files: Iterator[str]) -> None:
+        for _ in range(_AT_ONCE):
+            name = next(files, None)
+            if name is None or not sought:
+                return
+            self._limit_if_sought(int(name), sought)
+        self._clock.call_later(0.0, lambda: self._go_on(sought, files))
+
+    def _limit_if_sought(self, file: int, sought: set[Address]) -> None:
+        address = _peer(file)
+        if address not in sought:
+            return
+        sought.discard(address)
+        # Its stream may have ended since the look began.
+        if address in self._carried and _change_file(file, address, 0, self._limit):
+            self._files[address] = file
+
+
+def _connection_of(receive: Receive | None) -> Connection | None:
+    """Return the connection if `receive` is a method of an object that has the transport, as uvicorn's is."""
+    look_up = getattr(getattr(getattr(receive, "__self__", None), "transport", None), "get_extra_info", None)
+    found: Connection | None = look_up("socket") if callable(look_up) else None
+    return found
+
+
+def _change_file(file: int, address: Address, before: int, after: int) -> bool:
+    # The server may close the file at any time, in a thread too, and a new file may get its number. So the
+    # address is checked on a duplicate, which stays the same connection.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(file)) as connection:
+        return _peer(connection.fileno()) == address and _change(connection, before, after)
+    return False
+
+
+def _change(connection: Connection, before: int, after: int) -> bool:
+    """Change the limit, in milliseconds, if it is `before` now; return whether it was."""
+    assert _OPTION is not None
+    try:
+        if connection.getsockopt(socket.IPPROTO_TCP, _OPTION) != before:
+            return False
+        connection.setsockopt(socket.IPPROTO_TCP, _OPTION, after)
+    except (OSError, ValueError):
+        # A Unix socket has no such option. uvloop raises ValueError for a closed connection.
+        return False
+    return True
+
+
+def _peer(file: int) -> Address | None:
+    """Return who is at the other end of an open file, None if it is no connection over IP."""
+    try:
+        connection = socket.socket(fileno=file)
+    except OSError:
+        return None
+    try:
+        found = connection.getpeername()
+    except OSError:
+        return None
+    finally:
+        connection.detach()
+    return (_plain(found[0]), found[1]) if isinstance(found, tuple) and isinstance(found[0], str) else None
+
+
+def _plain(host: str) -> str:
+    """Return an address without the IPv6 prefix of a mapped IPv4 address and without an interface name."""
+    return host.removeprefix("::ffff:").partition("%")[0]

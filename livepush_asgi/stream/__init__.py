@@ -1,0 +1,6 @@
+"""One client's stream: what it is sent next, what waits for it, and where it is in the logs of its channels.
+
+Only process/ and the rooms above it may import it. Start with `stream.py`: one connection from start to end.
+`composer.py` decides what goes out next; `outbox.py` holds what a slow client has not taken yet;
+`recovery.py` knows what a client that comes back still has to get.
+"""

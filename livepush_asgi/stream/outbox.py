@@ -1,0 +1,167 @@
+"""Outbox: what waits for one client, bounded in events and in bytes."""
+
+from collections.abc import Sequence
+
+from ..hub.coalescing import Delivery
+from ..settings import Limits
+
+
+class OutboxFullError(Exception):
+    """Raised by `put` when there is no room and the policy is not to make some."""
+
+
+class Outbox:
+    """A queue of deliveries with room for `limits.outbox_events` and `limits.outbox_bytes`.
+
+    A single delivery larger than all the room is taken when nothing else waits, so that one large
+    event does not keep a stream from ever going on.
+    """
+
+    __slots__ = ("_bytes", "_dropped", "_items", "_limits", "_most_bytes", "_most_events")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._most_bytes = limits.outbox_bytes
+        self._most_events = limits.outbox_events
+        # None while nothing waits, which is nearly all the time, for ten thousand of them.
+        self._items: list[Delivery] | None = None
+        self._bytes = 0
+        self._dropped: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._items or ())
+
+    def __bool__(self) -> bool:
+        return bool(self._items or self._dropped)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait."""
+        return self._bytes
+
+    def put(self, delivery: Delivery) -> None:
+        """Add a delivery. Raises OutboxFullError, or drops the oldest, as the policy says."""
+        # Written out, because this runs once for every event and stream.
+        items = self._items
+        size = self._bytes + len(delivery.block)
+        if items and (size > self._most_bytes or len(items) >= self._most_events):
+            self._make_room(len(delivery.block))
+            size = self._bytes + len(delivery.block)
+        if items:
+            items.append(delivery)
+        else:
+            self._items = [delivery]
+        self._bytes = size
+
+    def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
+        """Add deliveries of `size` bytes in all if there is room for every one. Return whether there was."""
+        fits = size + self._bytes <= self._most_bytes
+        if fits and len(self) + len(deliveries) <= self._most_events:
+            if self._items:
+                self._items.extend(deliveries)
+            else:
+                self._items = list(deliveries)
+            self._bytes += size
+            return True
+        return False
+
+    def take(self) -> list[Delivery]:
+        """Return what waits, up to `limits.message_bytes` or one delivery."""
+        taken, most = self._items or [], self._limits.message_bytes
+        if self._bytes <= most:
+            self._items, self._bytes = None, 0
+            return taken
+        size = count = 0
+        for item in taken:
+            if count and size + len(item.block) > most:
+                break
+            size += len(item.block)
+            count += 1
+        self._items = taken[count:]
+        self._bytes -= size
+        return taken[:count]
+
+    def take_dropped(self) -> dict[str, int]:
+        """Return how many deliveries of each channel were dropped since last asked.
+
+        All of them were older than what `take` returns next.
+        """
+        dropped, self._dropped = self._dropped, None
+        return dropped or {}
+
+    def give_up_positioned(self) -> list[str]:
+        """Discard what the history has, and return the channels to read on from there.
+
+        What has no position stays nowhere else: if any of it waits it counts as dropped.
+        """
+        items = self._items or ()
+        channels = dict.fromkeys(item.channel for item in items if item.position is not None)
+        if channels:
+            for item in items:
+                if item.position is None:
+                    self._drop(item)
+            self._items, self._bytes = None, 0
+        return list(channels)
+
+    def clear(self) -> None:
+        """Discard what waits."""
+        self._items, self._bytes, self._dropped = None, 0, None
+
+    def _make_room(self, needed: int) -> None:
+        if self._limits.overflow != "drop_oldest":
+            raise OutboxFullError
+        while self._items and (
+            self._bytes + needed > self._most_bytes or len(self._items) >= self._most_events
+        ):
+            item = self._items.pop(0)
+            self._bytes -= len(item.block)
+            self._drop(item)
+
+    def _drop(self, item: Delivery) -> None:
+        self._dropped = self._dropped or {}
+        self._dropped[item.channel] = self._dropped.get(item.channel, 0) + 1
+
+
+class LatestOutbox(Outbox):
+    """An outbox in which a newer event takes the place of an older one of its channel and event name.
+
+    So what waits is bounded by the number of names, and a slow client skips to the newest values.
+    """
+
+    __slots__ = ("_by_name",)
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self._by_name: dict[tuple[str, bytes], Delivery] = {}
+
+    def put(self, delivery: Delivery) -> None:
+        """Add a delivery in place of an older one of its name. Raises OutboxFullError."""
+        name = _name_in(delivery.bare or delivery.block)
+        older = self._by_name.pop((delivery.channel, name), None)
+        if older is not None and self._items:
+            self._items.remove(older)
+            self._bytes -= len(older.block)
+        super().put(delivery)
+        self._by_name[delivery.channel, name] = delivery
+
+    def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
+        """Return False: each has to be held against what waits."""
+        return False
+
+    def take(self) -> list[Delivery]:
+        """Return what waits, the newest of each name."""
+        taken = super().take()
+        left = self._items or ()
+        self._by_name = {(item.channel, _name_in(item.bare or item.block)): item for item in left}
+        return taken
+
+    def clear(self) -> None:
+        """Discard what waits."""
+        super().clear()
+        self._by_name.clear()
+
+
+def _name_in(block: bytes) -> bytes:
+    """Return the event name of a block; it is in the first line if there is one."""
+    first = block.split(b"\n", 1)[0]
+    return first if first.startswith(b"event: ") else b""

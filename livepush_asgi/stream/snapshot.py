@@ -1,0 +1,67 @@
+"""State: what an application's snapshot callback returns, and what of it a client is still to be sent."""
+
+import inspect
+from collections.abc import Callable
+
+from ..runtime.callbacks import Callbacks
+from ..wire.event import Event
+
+
+class State:
+    """The state that one client is to be sent. It is owed until its last block has been taken.
+
+    `snapshot` is a function, async or not. It returns one event or a list (or tuple) of them, each an Event
+    or what an Event takes as data.
+    """
+
+    __slots__ = ("_asked", "_blocks", "_snapshot", "owed")
+
+    def __init__(self, snapshot: Callable[[], object]) -> None:
+        self._snapshot = snapshot
+        #: Whether the client has not been sent the whole state, so that its ids have to say it.
+        self.owed = False
+        # The blocks that are still to be taken; None until the callback has returned.
+        self._blocks: list[bytes] | None = None
+        # How often the state was asked for: what was read for an earlier time is discarded.
+        self._asked = 0
+
+    def owe(self) -> None:
+        """Have the state sent, from its beginning."""
+        self.owed, self._blocks = True, None
+        self._asked += 1
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the callback has to be called."""
+        return self.owed and self._blocks is None
+
+    async def read(self, callbacks: Callbacks, timeout: float) -> None:
+        """Call the callback, and keep what it returns unless the state was asked for again meanwhile.
+
+        Raises what the callback raises, InvalidEventError, and TimeoutError after `timeout` seconds.
+        """
+        asked = self._asked
+        found = self._snapshot()
+        if inspect.isawaitable(found):
+            found = await callbacks.result(found, timeout=timeout)
+        events = found if isinstance(found, (list, tuple)) else [found]
+        blocks = [_event_of(item).encode() for item in events]
+        if asked == self._asked:
+            self._blocks = blocks
+
+    def take(self, most: int) -> list[bytes]:
+        """Return the next blocks, up to `most` bytes or one block. After the last one nothing is owed."""
+        blocks, size, count = self._blocks, 0, 0
+        if blocks is None:
+            return []
+        while count < len(blocks) and (not count or size + len(blocks[count]) <= most):
+            size += len(blocks[count])
+            count += 1
+        self._blocks = blocks[count:]
+        if not self._blocks:
+            self.owed, self._blocks = False, None
+        return blocks[:count]
+
+
+def _event_of(item: object) -> Event:
+    return item if isinstance(item, Event) else Event(item)

@@ -1,0 +1,366 @@
+"""Stream: one connection from start to end, with its deadlines. It knows nothing of ASGI.
+
+`http/driver.py` and `app/service.py` send its bytes; `composer.py` composes them.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Awaitable
+from contextvars import copy_context
+from functools import partial
+
+import anyio
+
+from ..grant import Grant
+from ..hub.coalescing import Batch
+from ..runtime.event_loop import Sleep, spawn
+from ..runtime.inline_send import InlineSend
+from ..runtime.scheduler import Timer
+from ..slots import Lease
+from ..wire.control import close_block, opening, retry_line
+from ..wire.cursor import Position
+from ..wire.event import HEARTBEAT
+from ..wire.reasons import EndReason, GapReason, StreamState
+from .composer import Feed, Work
+from .context import StreamContext
+from .outbox import OutboxFullError
+
+logger = logging.getLogger("livepush_asgi")
+
+# These endings send the outbox first: the client may have what was published before a revocation. After
+# `expired` its login is over, and a `slow` client takes nothing.
+_FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED, EndReason.REVOKED})
+
+
+class Stream:
+    """One client's stream. Made, it listens to its channels already; `close` gives everything back.
+
+    The driver awaits `next_chunk` until `finished`, and closes. While it does not, it is taken to be busy
+    sending.
+    """
+
+    __slots__ = (
+        "_busy_since",
+        "_check_timer",
+        "_control_events",
+        "_end_at",
+        "_end_reason",
+        "_feed",
+        "_last_chunk_at",
+        "_now",
+        "_parked",
+        "_sleep",
+        "_subscribe_timer",
+        "_unsubscribed",
+        "_work",
+        "context",
+        "driver",
+        "finished",
+        "grant",
+        "inline",
+        "lease",
+        "reason",
+        "several",
+        "state",
+    )
+
+    def __init__(
+        self,
+        context: StreamContext,
+        grant: Grant,
+        *,
+        control_events: bool = True,
+        last_event_id: str | None = None,
+    ) -> None:
+        self.grant = grant
+        names = grant.channel_names
+        self.several = len(names) > 1
+        self.state = StreamState.OPENING
+        self.reason: EndReason | None = None
+        #: Whether the last chunk has been handed out.
+        self.finished = False
+        #: What sends its bytes, if that can be interrupted.
+        self.driver: InlineSend | None = None
+        #: Whether the driver's `send` can be called while its task sleeps.
+        self.inline = False
+        self.lease: Lease | None = None
+        self.context = context
+        self._control_events = control_events
+        self._sleep: Sleep | None = None
+        # Since when its client is being sent something; None while the stream sleeps.
+        self._busy_since: float | None
+        # The scope of what is being waited for beside the stream: history or a snapshot.
+        self._work: anyio.CancelScope | None = None
+        # Whether the driver's task sleeps, so that its `send` may be called inline.
+        self._parked = False
+        self._feed = Feed(context, grant, control_events=control_events, last_event_id=last_event_id)
+        self._unsubscribed = tuple([name for name in names if not context.hub.attach(name, self)])
+        for channel in names:
+            if channel not in self._unsubscribed:
+                self._feed.begin(channel)
+        self._set_deadlines()
+        self._subscribe_timer: Timer | None = None
+        if self._unsubscribed:
+            wait = context.timing.subscribe_timeout
+            self._subscribe_timer = context.clock.call_later(wait, Stream._open_anyway, self)
+
+    # What the hub calls.
+
+    def receive(self, batch: Batch, /) -> None:
+        """Take what a turn has brought, or end as slow when there is no room."""
+        if self.reason is not None:
+            return
+        if self._parked and (chunk := self._feed.pass_through(batch)):
+            self._send_inline(chunk, batch.time)
+            return
+        try:
+            self._feed.put(batch)
+        except OutboxFullError:
+            self.end(EndReason.SLOW)
+        else:
+            self._wake()
+
+    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
+        """Tell the client that events are missing here; end the stream if it cannot be told."""
+        if self.reason is not None:
+            return
+        if not self._control_events:
+            self.end(EndReason.BROKER)
+            return
+        try:
+            self._feed.put_gap(channel, reason, position)
+        except OutboxFullError:
+            self.end(EndReason.SLOW)
+        else:
+            self._wake()
+
+    def subscribed(self, channel: str, /) -> None:
+        """Open, when this was the last channel to wait for, or begin in a channel that came late."""
+        if channel not in self._unsubscribed:
+            return
+        self._unsubscribed = tuple(name for name in self._unsubscribed if name != channel)
+        if self.state is StreamState.OPENING:
+            self._feed.begin(channel)
+            self._wake()
+        elif not self._feed.begin_late(channel):
+            self.end(EndReason.BROKER)
+        else:
+            self._wake()
+
+    # What the run and the driver call.
+
+    def end(self, reason: EndReason) -> None:
+        """Have the stream end for this reason, unless it is ending already. Returns at once."""
+        if reason in _FLUSHING:
+            self.context.hub.flush()
+        if self.reason is not None:
+            return
+        self.reason = reason
+        self.state = StreamState.ENDING
+        if self._work is not None:
+            self._work.cancel()
+        if reason not in _FLUSHING:
+            self._feed.discard()
+        self._wake()
+
+    def replaced(self) -> None:
+        """Have the stream end because a newer one has taken its slot."""
+        self.end(EndReason.REPLACED)
+
+    def abort(self, reason: EndReason) -> None:
+        """End the stream without a last word: its client is gone or takes nothing."""
+        if self.state is StreamState.CLOSED:
+            return
+        self.end(reason)
+        self.close()
+        if self.driver is not None:
+            self.driver.interrupt()
+
+    def close(self) -> None:
+        """Give back the slot, the channels and the timers. Returns at once; harmless the second time."""
+        if self.state is StreamState.CLOSED:
+            return
+        self.end(EndReason.ERROR)
+        self.state = StreamState.CLOSED
+        self.finished = True
+        for channel in self.grant.channel_names:
+            self.context.hub.detach(channel, self)
+        self._check_timer.cancel()
+        self._wait_no_more()
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.give_back()
+        self._feed.discard()
+        self._wake()
+        self.context.on_closed(self)
+
+    async def next_chunk(self, timeout: float | None = None) -> bytes:
+        """Wait for what is to be sent next, or return b"" after `timeout` seconds without anything.
+
+        It may be b"" without that, when what was sent directly has to be finished. After the last chunk
+        `finished` is true. Cancelling a call loses nothing: what it would have returned is returned by
+        the next one.
+        """
+        self._busy_since = None
+        try:
+            while self.reason is None:
+                chunk = self._ready()
+                if self.reason is None:
+                    # Before this chunk is sent, so that a busy channel does not keep history waiting.
+                    self._start_work()
+                if chunk:
+                    self._last_chunk_at = self._now()
+                    return chunk
+                if self.reason is not None:
+                    break
+                self._parked = parked = self.inline and self.state is StreamState.LIVE
+                woken = await self._fall_asleep(timeout)
+                if self._parked is not parked or not (woken or timeout is None):
+                    return b""
+                self._parked = False
+            return self._last_chunk()
+        finally:
+            # Also when cancelled: a caller that gives up asking must not keep the stream for ever.
+            self._busy_since = self._now()
+            self._parked = False
+
+    def _ready(self) -> bytes:
+        """Open if that is possible now, and return what can be sent."""
+        feed = self._feed
+        if self.state is StreamState.OPENING:
+            if self._waits_for_broker or feed.work():
+                return b""
+            feed.open()
+            self._wait_no_more()
+            self.state = StreamState.LIVE
+        chunk = b"" if feed.unanswerable else feed.ready()
+        if feed.unanswerable:
+            # A gap must be told and control events are off, or the snapshot failed.
+            chunk += feed.take_head()
+            self.end(feed.unanswerable)
+        return chunk
+
+    @property
+    def _waits_for_broker(self) -> bool:
+        return bool(self._unsubscribed) and not self._feed.hurried
+
+    def _start_work(self) -> None:
+        """Start a task for what the feed waits for, in the context of this one, unless one runs already."""
+        if self._work is not None or (self.state is StreamState.OPENING and self._waits_for_broker):
+            return
+        work = self._feed.work()
+        if work is not None:
+            self._work = anyio.CancelScope()
+            spawn(partial(self._do, work, self._work), "livepush history", copy_context())
+
+    async def _do(self, work: Work, scope: anyio.CancelScope) -> None:
+        try:
+            with scope:
+                await work()
+        except Exception:
+            logger.exception("reading for a stream failed: this is a defect of livepush_asgi")
+            self.end(EndReason.ERROR)
+        except BaseException:
+            # Cancelled, and not by this stream: begun again, it might be cancelled again without an end.
+            self.end(EndReason.ERROR)
+            raise
+        finally:
+            self._work = None
+            self._wake()
+
+    def _fall_asleep(self, timeout: float | None) -> Awaitable[bool]:
+        alarm = self.context.alarm
+        self._sleep = sleep = alarm.set()
+        return alarm.wait(sleep, timeout)
+
+    def _wake(self) -> None:
+        # Being woken while awake is forgotten.
+        if self._sleep is not None:
+            self.context.alarm.wake(self._sleep)
+
+    def _send_inline(self, chunk: bytes, now: float) -> None:
+        self._last_chunk_at = now
+        assert self.driver is not None
+        if not self.driver.begin(chunk):
+            # The driver's task has to finish it.
+            self._parked = False
+            self._busy_since = now
+            self._wake()
+
+    def _last_chunk(self) -> bytes:
+        if self.finished:
+            return b""
+        chunk, opened = self._feed.flush(), self._feed.opened
+        self.finished = True
+        assert self.reason is not None
+        if self.reason is EndReason.DISCONNECT:
+            return b""
+        retry = self.context.timing.own_retry()
+        if self._control_events and not opened:
+            chunk = opening(retry, None, resumed=False)
+        return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
+
+    def _wait_no_more(self) -> None:
+        # Kept, it would be one more object of a stream that has long been open.
+        timer, self._subscribe_timer = self._subscribe_timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _open_anyway(self) -> None:
+        self._feed.hurried = True
+        self._wake()
+
+    # Deadlines: one timer for the heartbeat, the send timeout, the lifetime and the expiry.
+
+    def _set_deadlines(self) -> None:
+        timing, self._now = self.context.timing, self.context.clock.now
+        now = self._now()
+        self._busy_since = now
+        self._last_chunk_at = now
+        #: When the stream has to end, by the loop's clock, and why.
+        self._end_at, self._end_reason = math.inf, EndReason.LIFETIME
+        lifetime = timing.own_lifetime()
+        if lifetime is not None:
+            self._end_at = now + lifetime
+        if self.grant.expiry is not None:
+            expires_at = now + self.grant.expiry - time.time()
+            if expires_at <= self._end_at:
+                self._end_at, self._end_reason = expires_at, EndReason.EXPIRED
+        first = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout)
+        self._check_in(min(first, self._end_at - now))
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a send has been waiting for its client for most of the send timeout."""
+        busy_since, most = self._busy_since, self.context.timing.send_timeout
+        return busy_since is not None and self._now() - busy_since > 0.5 * most
+
+    def _check(self) -> None:
+        """Do what is due: end the stream, give up a send, send a heartbeat. Then set the timer again."""
+        timing, now = self.context.timing, self._now()
+        if now >= self._end_at:
+            self._end_at = math.inf
+            self.end(self._end_reason)
+        busy = 0.0 if self._busy_since is None else now - self._busy_since
+        if busy >= timing.send_timeout:
+            self.abort(EndReason.SLOW)
+            return
+        due = min(timing.send_timeout - busy, self._end_at - now)
+        if timing.heartbeat_interval is not None:
+            idle = now - self._last_chunk_at
+            if idle >= timing.heartbeat_interval:
+                idle = 0.0
+                self._beat()
+            due = min(due, timing.heartbeat_interval - idle)
+        self._check_in(due)
+
+    def _check_in(self, delay: float) -> None:
+        self._check_timer: Timer = self.context.clock.call_later(delay, Stream._check, self)
+
+    def _beat(self) -> None:
+        if self._parked:
+            self._send_inline(HEARTBEAT, self._now())
+        else:
+            self._feed.heartbeat_due = True
+            self._wake()

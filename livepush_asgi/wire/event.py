@@ -1,0 +1,241 @@
+"""Event, and the event-stream text. The only file that knows the format.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+
+Two forms are made here. A *block* is what a client receives: the lines of one event and the blank
+line that dispatches it. A *payload* is what travels through a broker: a block behind a two-byte
+mark, or the plain text that some other program published, which becomes the data of an event.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+
+from ..errors import InvalidEventError
+from .cursor import Position, is_cursor
+
+# Named events beginning so are the component's own voice; applications cannot speak with it.
+RESERVED_PREFIX = "livepush."
+#: Every process with streams subscribes to this channel. It carries commands such as a revocation. With
+#: history it has a log, so that no command is missed.
+COMMAND_CHANNEL = RESERVED_PREFIX + "commands"
+#: This channel carries the confirmations of commands. Its log is never read.
+REPLY_CHANNEL = RESERVED_PREFIX + "replies"
+
+# 0xFF never occurs in UTF-8. So no text that somebody publishes, however hostile, can be taken for
+# a finished block and bring its own `event:` or `id:` lines along. The digit is the version.
+PAYLOAD_MARK = b"\xff1"
+# The payload of an event that has a position: this mark, the position, a line end, the payload proper.
+POSITION_MARK = b"\xff2"
+
+# One newline only: a comment followed by a blank line makes some clients dispatch an empty event.
+HEARTBEAT = b":\n"
+
+# Milliseconds. Clients hand the reconnection time to a timer, and timers of JavaScript hold 31 bits:
+# beyond them the delay is 1 ms, and the client that should stay away for a month storms the server.
+# https://nodejs.org/api/timers.html#settimeoutcallback-delay-args
+MAX_RETRY = 2**31 - 1
+
+# CRLF, CR and LF end a line and nothing else does: str.splitlines() would also split at U+2028,
+# U+0085 and other characters that are ordinary data here.
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_BREAKS_LINE = re.compile(r"[\r\n]")
+_BREAKS_ID = re.compile(r"[\r\n\0]")
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Event:
+    """One event of an event stream; it cannot hold what would break the stream.
+
+    `data` is text, UTF-8 bytes or anything that JSON can hold, and is kept as text. `event` is the
+    event name that `addEventListener` takes. `id` becomes the client's last event id; an empty one, and
+    one that reads as the component's own, are refused. `retry` sets the client's reconnection time in
+    milliseconds.
+
+    Line ends inside `data` arrive as LF, whichever of CRLF, CR and LF they were: the format has no
+    way to tell them apart. Raises InvalidEventError for all that could not be read back.
+    """
+
+    data: object = ""
+    event: str | None = None
+    id: str | int | None = None
+    retry: int | None = None
+
+    def __init__(
+        self,
+        data: object = "",
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+    ) -> None:
+        _set_data(self, _text_of(data))
+        _set_event(self, None if event is None else _name_of(event))
+        _set_id(self, None if id is None else _id_of(id))
+        _set_retry(self, None if retry is None else _retry_of(retry))
+
+    def encode(self) -> bytes:
+        """Return the event as a block: its field lines and the blank line that dispatches it."""
+        return encode_block(str(self.data), event=self.event, id=self.id, retry=self.retry)
+
+
+# As the setters that a frozen value has none of: an Event is made for every publish.
+_set_data, _set_event, _set_id, _set_retry = (
+    Event.__dict__[name].__set__ for name in ("data", "event", "id", "retry")
+)
+
+
+def encode_block(
+    data: str, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
+) -> bytes:
+    """Write one block from values that are known to be good; `Event` is where they are checked."""
+    if event is None and id is None and retry is None and "\n" not in data and "\r" not in data:
+        return f"data: {data}\n\n".encode()
+    lines = []
+    if event is not None:
+        lines.append(f"event: {event}\n")
+    if id is not None:
+        lines.append(f"id: {id}\n")
+    if retry is not None:
+        lines.append(f"retry: {retry}\n")
+    # A line end at the very end of the data is data too: it gives a last, empty line.
+    lines.extend(f"data: {line}\n" for line in _LINE_END.split(data))
+    lines.append("\n")
+    return "".join(lines).encode()
+
+
+def to_payload(block: bytes) -> bytes:
+    """Mark a finished block for its way through a broker."""
+    return PAYLOAD_MARK + block
+
+
+def from_payload(payload: bytes) -> bytes:
+    """Return the block of a payload; a plain one becomes an event that has only data.
+
+    Raises InvalidEventError if a plain payload is not UTF-8, and for an id that `Event` would refuse.
+    """
+    if not payload.startswith(PAYLOAD_MARK):
+        return encode_block(_decode(payload))
+    block = payload[len(PAYLOAD_MARK) :]
+    if _has_id(block):
+        _check_id(block)
+    return block
+
+
+def positioned(position: Position, payload: bytes) -> bytes:
+    """Return a payload with its position, as a broker with history delivers it live."""
+    return b"%s%s\n%s" % (POSITION_MARK, str(position).encode(), payload)
+
+
+def split_position(payload: bytes) -> tuple[Position | None, bytes]:
+    """Return the position of a live payload, None if it has none, and the payload proper.
+
+    Raises InvalidEventError for a position that cannot be read.
+    """
+    if not payload.startswith(POSITION_MARK):
+        return None, payload
+    text, _, rest = payload[len(POSITION_MARK) :].partition(b"\n")
+    try:
+        return Position.parse(text.decode("ascii")), rest
+    except ValueError as error:
+        raise InvalidEventError(f"a payload has a position that cannot be read: {text[:40]!r}") from error
+
+
+def with_id(block: bytes, id: str) -> bytes:
+    """Return a block with an id, or as it is if it brought its own."""
+    return block if _has_id(block) else f"id: {id}\n".encode() + block
+
+
+def _has_id(block: bytes) -> bool:
+    # Each line of data begins with its field's name, so `id: ` at the beginning of a line is the field. It
+    # stands before the data.
+    return not block.startswith(b"data: ") and (block.startswith(b"id: ") or b"\nid: " in block)
+
+
+def _check_id(block: bytes) -> None:
+    """Raise InvalidEventError for a block whose id makes its clients lose their place, or forges one."""
+    mark = b"id: " if block.startswith(b"id: ") else b"\nid: "
+    _id_of(block.partition(mark)[2].partition(b"\n")[0].decode("utf-8", "replace"))
+
+
+def data_of(block: bytes) -> str:
+    """Return the data of a block that `encode_block` made of data alone."""
+    return "\n".join(line.removeprefix("data: ") for line in block.decode()[:-2].split("\n"))
+
+
+def _text_of(data: object) -> str:
+    if isinstance(data, str):
+        return _encodable(data)
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return _decode(bytes(data))
+    try:
+        return _encodable(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidEventError(
+            f"data of type {type(data).__name__} is neither text, UTF-8 bytes nor JSON: {error}"
+        ) from error
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidEventError(
+            f"an event stream is UTF-8, and these bytes are not ({error}); encode binary data as base64"
+        ) from error
+
+
+def _encodable(text: str) -> str:
+    # A member of `class Name(str, Enum)` is a str whose str() and format() are another text, and it
+    # is the text itself that has been asked for. What is checked here must be what is written later.
+    text = str.__str__(text)
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidEventError(f"text with a lone surrogate cannot be written as UTF-8: {error}") from error
+    return text
+
+
+def _name_of(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidEventError(f"an event name is a str, not {type(value).__name__}")
+    name = _encodable(value)
+    if not name:
+        raise InvalidEventError("an empty event name would be read back as 'message'; leave it out instead")
+    if _BREAKS_LINE.search(name):
+        raise InvalidEventError(f"the event name {name!r} has a line end, which would begin another field")
+    if name.startswith(RESERVED_PREFIX):
+        raise InvalidEventError(f"event names that begin with {RESERVED_PREFIX!r} are the component's own")
+    return name
+
+
+def _id_of(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise InvalidEventError(f"an event id is a str or an int, not {type(value).__name__}")
+    text = _encodable(value) if isinstance(value, str) else _digits_of(value)
+    if _BREAKS_ID.search(text):
+        raise InvalidEventError(
+            f"the event id {text!r} has a line end or a NUL: clients would ignore or split it"
+        )
+    if not text:
+        raise InvalidEventError("an empty event id makes a client forget its place; leave it out instead")
+    if is_cursor(text):
+        raise InvalidEventError(
+            f"the event id {text!r} reads as a cursor of the component, by which clients resume: "
+            "leave it out, and each event gets its own, or put something of yours in front"
+        )
+    return text
+
+
+def _digits_of(value: int) -> str:
+    try:
+        return int.__repr__(value)
+    except ValueError as error:
+        raise InvalidEventError(f"the event id is too large a number: {error}") from error
+
+
+def _retry_of(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_RETRY:
+        raise InvalidEventError(f"retry is a whole number of milliseconds from 0 to {MAX_RETRY}")
+    return int(value)

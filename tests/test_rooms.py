@@ -1,0 +1,109 @@
+"""The house: which room may import which, what stays pure, and what `import livepush_asgi` loads."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "livepush_asgi"
+
+# What each room may import. A room is a folder, or a file at the top of the package.
+ARROWS = {
+    "errors": "",
+    "settings": "",
+    "wire": "errors",
+    "runtime": "errors settings",
+    "grant": "wire runtime errors",
+    "brokers": "wire runtime errors settings",
+    "slots": "brokers wire runtime errors",
+    "hub": "brokers wire runtime errors",
+    "stream": "hub slots grant brokers wire runtime errors settings",
+    "process": "stream hub slots grant brokers wire runtime errors settings",
+    "http": "process stream grant wire runtime errors settings",
+    "app": "http process stream slots grant brokers wire runtime errors settings",
+    "testing": "app http slots grant brokers wire runtime errors settings",
+    "contrib": "app http grant wire runtime errors",
+    "cli": "app http testing slots grant brokers wire runtime errors settings",
+}
+# Pure functions and values: no event loop, no input or output.
+PURE = [
+    *(f"wire/{name}" for name in ("cursor", "event", "control", "reasons")),
+    *(f"stream/{name}" for name in ("outbox", "recovery")),
+    *("errors", "grant", "settings", "http/cors"),
+]
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules that a file imports, the package's own as `livepush_asgi.<module>`."""
+    found = set()
+    package = ("livepush_asgi", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            found.add(".".join([*base, *([node.module] if node.module else [])]))
+            if not node.module:
+                found |= {".".join([*base, alias.name]) for alias in node.names}
+    return found
+
+
+def rooms_imported(path: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imported(path) if name.startswith("livepush_asgi.")}
+    # `from .. import LivePush` names no room: it takes what the package shows to everybody.
+    return names & set(ARROWS)
+
+
+def test_the_rooms_are_these() -> None:
+    assert {room_of(path) for path in FILES} == {*ARROWS, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    allowed = {room, *ARROWS[room].split()}
+    offenders = {
+        str(path.relative_to(PACKAGE)): rooms_imported(path) - allowed
+        for path in FILES
+        if room_of(path) == room and rooms_imported(path) - allowed
+    }
+    assert not offenders
+
+
+def test_no_arrow_points_back() -> None:
+    above: set[str] = set()
+    for room, allowed in ARROWS.items():
+        assert set(allowed.split()) <= above, f"{room} imports a room that does not stand above it in ARROWS"
+        above.add(room)
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_values_know_no_event_loop(name: str) -> None:
+    libraries = {each.split(".")[0] for each in imported(PACKAGE / f"{name}.py")}
+    assert not libraries & {"anyio", "asyncio", "trio", "socket", "threading"}
+
+
+def test_only_one_file_of_the_component_handles_signals() -> None:
+    found = {str(path.relative_to(PACKAGE)) for path in FILES if "signal" in imported(path)}
+    assert {name for name in found if not name.startswith("cli/")} == {"process/signals.py"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_importing_the_package_imports_no_extra() -> None:
+    extras = "redis nats starlette fastapi django quart litestar typer rich psutil uvicorn trio httpx pytest"
+    program = (
+        "import sys, livepush_asgi\n"
+        f"found = sorted(set('{extras}'.split()) & set(sys.modules))\n"
+        "assert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
