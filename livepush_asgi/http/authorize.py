@@ -35,12 +35,13 @@ SOFT_CAUSES = frozenset(
 ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
 #: The detail of a 400: the client's text can name no channel or slot key.
 INVALID = "The request names no valid channel or key."
-# A plain `authorize` runs on the event loop. One that takes so many seconds, which is what asyncio's debug
-# mode calls slow, is reported.
-BLOCKING = 0.1
+# A plain `authorize` runs on the event loop. It is reported when it takes so many seconds so often in a row:
+# on a busy machine a single call may take long without blocking.
+BLOCKING = 0.02
+BLOCKING_CALLS = 5
 BLOCKED = (
-    "authorize blocked the event loop, and every stream with it, for %.2f s: decorate it with asgiref.sync's "
-    "sync_to_async (with uses_database for Django's ORM), or make it asynchronous"
+    "authorize blocks the event loop, and every stream with it, the last time for %.3f s: decorate it with "
+    "asgiref.sync's sync_to_async (with uses_database for Django's ORM), or make it asynchronous"
 )
 # A failure of the same kind is logged once in so many seconds.
 QUIET_TIME = 60.0
@@ -107,6 +108,8 @@ class Decider:
         self._soft_refusals = soft_refusals
         self._timeout = timeout
         self._failures = _FailureLog()
+        # How many of the last calls in a row have blocked.
+        self._blocking = 0
 
     async def decide(self, request: StreamRequest, run: Run, receive: Receive | None = None) -> Grant:
         """Return the grant. Raises Refused, NotRunningError in a drain, and ClientLeftError."""
@@ -146,7 +149,9 @@ class Decider:
         try:
             return self._authorize(request)
         finally:
-            if (took := time.perf_counter() - begun) > BLOCKING:
+            took = time.perf_counter() - begun
+            self._blocking = self._blocking + 1 if took > BLOCKING else 0
+            if self._blocking >= BLOCKING_CALLS:
                 self._failures.warn("blocking", BLOCKED, took)
 
     def _refusal_for(self, error: Exception) -> Refusal:
