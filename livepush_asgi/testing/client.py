@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
 from .exchange import AfterDisconnect, Exchange, noted
-from .scope import Fields, http_scope
+from .scope import RequestOptions, http_scope
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -96,28 +96,32 @@ class Client:
         method: str = "GET",
         body: bytes = b"",
         window: float = 64,
-        **fields: Unpack[Fields],
+        **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Stream]:
         """Open a response, wait for its start, and disconnect on leaving.
 
-        `path` is the whole path of the URL, `root_path` included where a server would have it there; `fields`
-        are those of `scope.Fields`. The application's `send` waits while `window` messages are unread; with 0
-        it returns only when its message is read. Leaving raises what the application raised, and TimeoutError
-        if it does not return after the disconnect.
+        `path` is the whole path of the URL, `root_path` included where a server would have it there; for
+        `options` see `scope.RequestOptions`: headers, query, cookies, last_event_id. The application's `send`
+        waits while `window` messages are unread; with 0 it returns only when its message is read. Leaving
+        raises what the application raised, and TimeoutError if it does not return after the disconnect.
         """
-        scope = http_scope(method, path, root_path=self._root_path, spec_version=self._spec_version, **fields)
+        scope = http_scope(
+            method, path, root_path=self._root_path, spec_version=self._spec_version, **options
+        )
         if self._lifespan is not None:
             scope["state"] = self._lifespan.state.copy()
         scope.update(self._scope)
         exchange = Exchange(window=window, after_disconnect=self._after_disconnect, body=body)
         async with exchange.running(self._app, scope, self._deadline):
-            stream = Stream(exchange, self._deadline, fields.get("last_event_id"))
+            stream = Stream(exchange, self._deadline, options.get("last_event_id"))
             await stream.opened()
             yield stream
 
-    async def request(self, method: str, path: str, *, body: bytes = b"", **fields: Unpack[Fields]) -> Answer:
+    async def request(
+        self, method: str, path: str, *, body: bytes = b"", **options: Unpack[RequestOptions]
+    ) -> Answer:
         """Return a response that ends by itself; TimeoutError if it does not."""
-        async with self.open(path, method=method, body=body, **fields) as stream:
+        async with self.open(path, method=method, body=body, **options) as stream:
             content = await stream.read_body()
             await stream.wait_ended(self._deadline)
         return Answer(stream.status, stream.headers, content, stream.messages)

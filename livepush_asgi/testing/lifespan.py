@@ -51,7 +51,7 @@ class Lifespan:
 
     async def shutdown(self) -> None:
         """Tell the application to stop and wait until it has; do nothing the second time."""
-        if self._stopped or not self._supported:
+        if self._stopped:
             return
         self._stopped = True
         self._scope.deadline = anyio.current_time() + self._deadline
@@ -78,14 +78,19 @@ class Lifespan:
         async def receive_again() -> Message:
             return received.pop() if received else await receive()
 
-        async def watch(message: Message) -> None:
-            self._watch(message)
+        async def watched_send(message: Message) -> None:
+            kind = message["type"]
+            self._scope.deadline = math.inf
+            self._supported |= kind == "lifespan.startup.complete"
+            if kind.endswith(".failed"):
+                self._failure = RuntimeError(f"{kind}: {message.get('message', '')}")
+                self._scope.cancel()
             await send(message)
 
         try:
             with self._scope:
                 self._scope.deadline = anyio.current_time() + self._deadline
-                await self._app({**scope, "asgi": VERSIONS}, receive_again, watch)
+                await self._app({**scope, "asgi": VERSIONS}, receive_again, watched_send)
         except Exception as error:
             # An application that raises before its start is complete says that it has no lifespan.
             if self._supported:
@@ -97,11 +102,3 @@ class Lifespan:
             )
         for answer in ("lifespan.startup.complete", "lifespan.shutdown.complete"):
             await send({"type": answer})
-
-    def _watch(self, message: Message) -> None:
-        self._scope.deadline = math.inf
-        if message["type"] == "lifespan.startup.complete":
-            self._supported = True
-        elif message["type"].endswith(".failed"):
-            self._failure = RuntimeError(f"{message['type']}: {message.get('message', '')}")
-            self._scope.cancel()

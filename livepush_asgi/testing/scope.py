@@ -12,7 +12,7 @@ from ..runtime.asgi import Scope
 Pairs = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
-class Fields(TypedDict, total=False):
+class RequestOptions(TypedDict, total=False):
     """What a request may carry besides its method, path and body. Names and values are text.
 
     A name may come several times in pairs, not in a mapping. A `query` that is a str is sent as it is.
@@ -34,7 +34,7 @@ def http_scope(
     *,
     root_path: str = "",
     spec_version: str = "2.3",
-    **fields: Unpack[Fields],
+    **options: Unpack[RequestOptions],
 ) -> Scope:
     """Return the scope that a server would make of a request.
 
@@ -43,7 +43,7 @@ def http_scope(
     """
     path, _, own_query = path.partition("?")
     raw_path = quote(path, safe=_PATH_SAFE)
-    query = fields.get("query", "")
+    query = options.get("query", "")
     text = query if isinstance(query, str) else urlencode(_pairs(query))
     return {
         "type": "http",
@@ -55,7 +55,7 @@ def http_scope(
         "raw_path": raw_path.encode("ascii"),
         "query_string": "&".join(filter(None, (own_query, text))).encode("ascii"),
         "root_path": root_path,
-        "headers": _header_fields(fields),
+        "headers": _header_fields(options),
         "client": ("127.0.0.1", 50123),
         "server": ("testserver", 80),
     }
@@ -65,17 +65,17 @@ def _pairs(given: Pairs) -> list[tuple[str, str]]:
     return list(given.items() if isinstance(given, Mapping) else given)
 
 
-def _header_fields(given: Fields) -> list[tuple[bytes, bytes]]:
-    pairs = _pairs(given.get("headers", ()))
+def _header_fields(options: RequestOptions) -> list[tuple[bytes, bytes]]:
+    pairs = _pairs(options.get("headers", ()))
     fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
     names = {name for name, _ in fields}
     if b"host" not in names:
         fields.insert(0, (b"host", b"testserver"))
     if b"accept" not in names:
         fields.append((b"accept", b"text/event-stream"))
-    if cookies := given.get("cookies"):
+    if cookies := options.get("cookies"):
         fields.append((b"cookie", "; ".join(f"{k}={v}" for k, v in cookies.items()).encode("latin-1")))
-    if (last_event_id := given.get("last_event_id")) is not None:
+    if (last_event_id := options.get("last_event_id")) is not None:
         # The one header field that browsers send as UTF-8.
         fields.append((b"last-event-id", last_event_id.encode()))
     return fields
