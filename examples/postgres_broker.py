@@ -15,10 +15,16 @@ from hashlib import sha256
 import asyncpg
 from anyio import move_on_after
 
-from livepush_asgi import BrokerUnavailableError, MessagesLostError, PositionConflictError
-from livepush_asgi.brokers import READ_BYTES, Page, Record
-from livepush_asgi.wire.cursor import Position
-from livepush_asgi.wire.event import positioned
+from livepush_asgi import (
+    READ_BYTES,
+    BrokerUnavailableError,
+    MessagesLostError,
+    Page,
+    Position,
+    PositionConflictError,
+    Record,
+    positioned,
+)
 
 # The last one is what asyncpg raises where the server's farewell and a query cross.
 AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)

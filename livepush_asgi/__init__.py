@@ -29,8 +29,18 @@ from .app.livepush import LivePush
 from .app.middleware import LivePushMiddleware
 from .app.publisher import Publisher
 from .app.service import SSEStream, SSEStreamService, sse_headers
-from .brokers import Broker, ForwardingSubscription, HistoryBroker, Page, Record, Sink, Subscription
+from .brokers import (
+    READ_BYTES,
+    Broker,
+    ForwardingSubscription,
+    HistoryBroker,
+    Page,
+    Record,
+    Sink,
+    Subscription,
+)
 from .brokers.history import History
+from .brokers.mailbox import Mailbox
 from .brokers.memory import MemoryBroker
 from .errors import (
     AuthorizeError,
@@ -55,7 +65,7 @@ from .process.statistics import Statistics
 from .settings import DrainPolicy, Limits, Timing
 from .slots import Lease, MemorySlotCap, Slots
 from .wire.cursor import Cursor, Position
-from .wire.event import Event
+from .wire.event import Event, positioned, split_position
 from .wire.reasons import EndReason, GapReason, RefusalCause
 
 if TYPE_CHECKING:
@@ -67,6 +77,7 @@ if TYPE_CHECKING:
     from .testing.mock import MockBroker
 
 __all__ = [
+    "READ_BYTES",
     "Authorize",
     "AuthorizeError",
     "Broker",
@@ -93,6 +104,7 @@ __all__ = [
     "LivePush",
     "LivePushError",
     "LivePushMiddleware",
+    "Mailbox",
     "MemoryBroker",
     "MemorySlotCap",
     "MessagesLostError",
@@ -120,7 +132,9 @@ __all__ = [
     "Subscription",
     "SubscriptionClosedError",
     "Timing",
+    "positioned",
     "public",
+    "split_position",
     "sse_headers",
 ]
 __version__ = "0.1.0"

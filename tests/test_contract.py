@@ -17,6 +17,7 @@ from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBro
 
 from .nats_server import NatsProcess
 from .pull_broker import PullBroker, PullHistoryBroker
+from .typing_api import OwnBroker
 from .valkey import ValkeyProcess
 
 TEN = History(events=10)
@@ -60,6 +61,12 @@ class TestPullHistoryBroker(HistoryBrokerContract):
     @pytest.fixture
     def bounded_broker(self) -> HistoryBroker:
         return PullHistoryBroker(TEN)
+
+
+class TestOwnBroker(BrokerContract):
+    @pytest.fixture
+    def broker(self) -> Broker:
+        return OwnBroker()
 
 
 class TestFolderBroker(OnAServer, BrokerContract):

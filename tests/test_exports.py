@@ -1,6 +1,15 @@
 """The public names: those of the predecessor, those promised, and no others by accident."""
 
+import re
+from pathlib import Path
+
+import pytest
+
 import livepush_asgi
+
+REPOSITORY = Path(__file__).parent.parent
+PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.testing"}
+SHOWN = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/*.py")]
 
 PREDECESSOR = {
     "Broker",
@@ -33,3 +42,15 @@ def test_the_names_are_sorted_and_shown() -> None:
 
 def test_an_unknown_name_raises_as_python_does() -> None:
     assert not hasattr(livepush_asgi, "LivePull")
+
+
+def test_the_changelog_has_the_version_that_is_released() -> None:
+    released = re.findall(r"^## (\d+\.\d+\.\d+)", (REPOSITORY / "CHANGELOG.md").read_text(), re.M)
+    assert released[0] == livepush_asgi.__version__
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
+def test_examples_and_documents_import_from_public_places_only(path: Path) -> None:
+    modules = set(re.findall(r"^ *(?:from|import) (livepush_asgi[\w.]*)", path.read_text(), re.M))
+    frameworks = {module for module in modules if module.startswith("livepush_asgi.contrib.")}
+    assert modules - frameworks <= PUBLIC_MODULES

@@ -123,7 +123,10 @@ def test_a_file_says_what_it_is_for(path: Path) -> None:
 
 
 def test_importing_the_package_imports_no_extra() -> None:
-    extras = "redis nats starlette fastapi django quart litestar typer rich psutil uvicorn trio httpx pytest"
+    extras = (
+        "redis nats starlette fastapi django quart litestar typer rich psutil uvicorn trio httpx pytest "
+        "asgiref asgi_lifespan"
+    )
     program = (
         "import sys, livepush_asgi\n"
         f"found = sorted(set('{extras}'.split()) & set(sys.modules))\n"

@@ -1,6 +1,8 @@
 """The in-memory client against small applications written by hand, each with one habit or fault."""
 
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 from livepush_asgi.testing import Answer, Client, ParsedEvent, Stream, StreamEnded
 
+from .serving import REPOSITORY
 from .virtual_clock import let_pass
 
 START: Message = {
@@ -702,6 +705,28 @@ async def test_a_lifespan_that_does_not_answer_is_a_timeout() -> None:
     with pytest.raises(TimeoutError, match=r"has not answered lifespan\.startup within 5"):
         async with Client(app, lifespan=True):
             pytest.fail("it did not start")
+
+
+def test_the_lifespan_alone_needs_a_library_and_names_it() -> None:
+    program = """
+import sys
+sys.modules["asgi_lifespan"] = None
+import anyio
+from livepush_asgi.testing import Client
+
+async def enter(**options):
+    async with Client(None, **options):
+        pass
+
+anyio.run(enter)
+try:
+    anyio.run(lambda: enter(lifespan=True))
+except ImportError as error:
+    assert "pip install 'livepush_asgi[testing]'" in str(error), error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
 
 
 async def test_many_streams_are_open_at_once() -> None:

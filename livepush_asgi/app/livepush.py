@@ -3,6 +3,8 @@
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 from ..brokers import Broker, HistoryBroker
@@ -18,7 +20,7 @@ from ..process.revocation import Disconnected, Revocation
 from ..process.run import NOT_RUNNING, Run
 from ..process.statistics import Counters, Statistics
 from ..runtime.asgi import Receive, Scope, Send
-from ..runtime.event_loop import loop_identity
+from ..runtime.event_loop import is_running, loop_identity, run_on
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Slots
 from ..stream.stream import Stream
@@ -88,6 +90,8 @@ class LivePush:
         self._sender = CommandSender()
         self._run: Run | None = None
         self._stopped_in: object = None
+        # The thread it was started in. Asking for the thread is cheaper than asking for the event loop.
+        self._thread: int | None = None
         self._endpoint = Endpoint(
             authorize,
             self.timing,
@@ -146,6 +150,9 @@ class LivePush:
         has its own; from an id of its own no client can resume. Without history the id is the event's own, or
         None.
 
+        A synchronous view publishes with `async_to_sync(push.publish)(channel, data)` of asgiref.sync. While
+        this runs, a call on another event loop is handed over to its own.
+
         Only with history: a publish that is repeated with the same `idempotency_key` makes one event, and
         with `expected_position` (an id that `publish` returned) the event is published only if no other
         event came since; offset 0 means that there was none at all. While the broker is away the publish is
@@ -154,6 +161,19 @@ class LivePush:
         Raises InvalidEventError for an event that cannot be written, PositionConflictError, and
         BrokerUnavailableError when the broker is away: the event may have been published.
         """
+        if get_ident() != self._thread and (loop := self._other_loop()) is not None:
+            again = partial(
+                self.publish,
+                channel,
+                data,
+                event=event,
+                id=id,
+                retry=retry,
+                idempotency_key=idempotency_key,
+                expected_position=expected_position,
+                retry_for=retry_for,
+            )
+            return await run_on(loop, again)
         publication = prepare(channel, data, event, id, retry, idempotency_key, expected_position)
         if retry_for:
             sent = await publish_with_retries(self.broker, publication, retry_for)
@@ -211,6 +231,10 @@ class LivePush:
         cannot be told; the streams of this process have ended all the same.
         """
         revocation = Revocation(slot_key, channel)
+        if get_ident() != self._thread and (loop := self._other_loop()) is not None:
+            return await run_on(
+                loop, partial(self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout)
+            )
         run = self._run
         if run is not None and run.running and not run.stopping and run.loop is loop_identity():
             return await run.revoker.revoke(revocation, timeout)
@@ -284,6 +308,7 @@ class LivePush:
     async def start(self) -> None:
         """Start in the running event loop. Harmless when it runs there already."""
         self._stopped_in = None
+        self._thread = get_ident()
         if self._run is None or self._run.ended or self._run.loop is not loop_identity():
             self._run = run = Run(
                 self.broker,
@@ -313,6 +338,16 @@ class LivePush:
             return None
         await self.start()
         return self._run
+
+    def _other_loop(self) -> object | None:
+        """Return the event loop that this runs on; None if it is the caller's, or if this does not run.
+
+        `async_to_sync(push.publish)` may begin an event loop of its own, and the broker belongs to one loop.
+        """
+        run = self._run
+        if run is None or run.loop is loop_identity():
+            return None
+        return run.loop if run.running and is_running(run.loop) else None
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -1,9 +1,10 @@
 """LivePushMiddleware: a LivePush on a path in front of another application."""
 
 import logging
+from typing import cast
 
 from ..grant import path_below
-from ..runtime.asgi import ASGIApp, Message, Receive, Scope, Send
+from ..runtime.asgi import AnyASGIApp, ASGIApp, Message, Receive, Scope, Send
 from .livepush import LivePush
 
 logger = logging.getLogger("livepush_asgi")
@@ -16,7 +17,7 @@ class LivePushMiddleware:
     (Django raises). Make it the outermost middleware: one that buffers or compresses must be inside it.
     """
 
-    def __init__(self, app: ASGIApp, push: LivePush, path: str = "/events") -> None:
+    def __init__(self, app: AnyASGIApp, push: LivePush, path: str = "/events") -> None:
         if not isinstance(push, LivePush) or not callable(app):
             raise TypeError(
                 "LivePushMiddleware takes the application first, then the LivePush: "
@@ -26,7 +27,7 @@ class LivePushMiddleware:
             raise ValueError(
                 f"path begins with a slash and does not end with one, as '/events' does, not {path!r}"
             )
-        self.app = app
+        self.app = cast("ASGIApp", app)
         self.push = push
         self.path = path
 

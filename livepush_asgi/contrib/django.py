@@ -1,10 +1,9 @@
 """Django: an event stream as the response of an asynchronous view, under ASGI.
 
 Django gives each request a thread and keeps it, with the database connections opened in it, until the
-response has ended. So the connections are closed here before the stream begins; the idle thread stays.
-Where thousands listen, put LivePushMiddleware in front of Django: its streams have no threads. Its
-`authorize` runs outside of Django's request cycle, which replaces broken connections: decorate it with
-`uses_database`.
+response has ended. This closes the connections before the stream begins; the idle thread stays. For
+thousands of clients put LivePushMiddleware in front of Django: its streams have no threads. Its `authorize`
+runs outside of Django's request cycle, which replaces broken connections: decorate it with `uses_database`.
 """
 
 import inspect
@@ -20,11 +19,9 @@ except ModuleNotFoundError as error:
     raise ImportError("this needs Django: pip install 'livepush_asgi[django]'") from error
 
 from ..app.livepush import LivePush
-from ..app.service import SSEStream, SSEStreamService
+from ..app.service import SSEStreamService
 from ..grant import Grant, Refusal
-from .opening import SoftRefusal, headers_of, last_event_id, open_for_route
-
-CONTENT_TYPE = "text/event-stream"
+from .route import CONTENT_TYPE, RouteStream, open_for_route, refusal_headers
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,18 +75,18 @@ def uses_database(function: Callable[P, object]) -> Callable[P, Awaitable[object
     return synchronous
 
 
-# Django ships no types, so its class is Any to mypy.
+# Django ships no types: its class is Any to mypy.
 class EventStreamResponse(StreamingHttpResponse):  # type: ignore[misc]
     """A streaming response that no middleware compresses."""
 
-    def __init__(self, stream: SSEStream | SoftRefusal) -> None:
+    def __init__(self, stream: RouteStream) -> None:
         super().__init__(stream.body, content_type=CONTENT_TYPE, headers=stream.headers)
 
     def has_header(self, header: str) -> bool:
         """Return whether a middleware has to leave this header alone."""
-        # GZipMiddleware compresses each chunk into a gzip file of its own, of which browsers read the
-        # first and drop the rest: every event would be lost without a word. It knows no `no-transform`;
-        # it leaves alone what has an encoding, and asks here.
+        # GZipMiddleware would compress each chunk into a gzip file of its own. Browsers read the first and
+        # drop the rest, so every event would be lost in silence. GZipMiddleware ignores `no-transform`, but
+        # leaves a response alone that has an encoding, and asks here.
         return header.lower() == "content-encoding" or bool(super().has_header(header))
 
 
@@ -103,38 +100,37 @@ async def sse_streaming_response(
 ) -> HttpResponseBase:
     """Open a stream and return it as the response of a view.
 
-    When the cap is full it is a 429 with `Retry-After: 5`; a 503 when the slots or the broker are
-    away; a 401 for a grant that has expired. For a cause in the component's `soft_refusals`, and while
-    the process is ending, it is a soft refusal. The request's database connections are closed, but those
+    Otherwise the response is a 429 with `Retry-After: 5` when the cap is full, a 503 when the slots or the
+    broker are away, a 401 for a grant that has expired. For a cause in the component's `soft_refusals`, and
+    while the process is ending, it is a soft refusal. The request's database connections are closed, except
     in a transaction; a later query opens one again. Django cancels the response when the client has gone.
     """
     await sync_to_async(_close_connections)()
+    # Only a request that came by ASGI has a scope.
+    scope = getattr(request, "scope", {"method": request.method})
     try:
         stream = await open_for_route(
             service,
+            scope,
+            request.headers,
+            request.GET,
             channel=channel,
             slot_key=slot_key,
             grant=grant,
-            last_event_id=last_event_id(request.headers, request.GET),
-            # Only a request that came by ASGI has a scope.
-            client=getattr(request, "scope", {}).get("client"),
         )
     except Refusal as refusal:
         return HttpResponse(
             refusal.detail,
             status=refusal.status,
             content_type="text/plain; charset=utf-8",
-            headers=headers_of(refusal),
+            headers=refusal_headers(refusal),
         )
-    if request.method == "HEAD":
-        await stream.body.aclose()
-        return HttpResponse(content_type=CONTENT_TYPE, headers=stream.headers)
     return EventStreamResponse(stream)
 
 
 def _close_connections() -> None:
-    # Persistent ones (CONN_MAX_AGE) too: their thread serves no other request. In a transaction is what
-    # a test case has around its tests.
+    # Persistent connections (CONN_MAX_AGE) too: their thread serves no other request. A connection in a
+    # transaction belongs to a test case, which has one around each test.
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close()

@@ -12,19 +12,19 @@ from starlette.types import Receive, Scope, Send
 from ..app.livepush import LivePush
 from ..app.service import SSEStreamService
 from ..grant import Grant, Refusal
-from .opening import headers_of, last_event_id, open_for_route
+from .route import open_for_route, refusal_headers
 from .starlette import EventStreamResponse as StarletteResponse
 
 
 class EventStreamResponse(StarletteResponse):
     """A response that ends the request's `yield` dependencies before its stream begins.
 
-    FastAPI keeps them open until a response was sent, so that a database session would be held for
-    as long as its stream lives. https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
+    FastAPI keeps them open until a response was sent, so a database session would be held for as long as
+    its stream lives. https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Leave the dependencies, then send the stream."""
+        """End the dependencies, then send the stream."""
         dependencies = scope.get("fastapi_inner_astack")
         if isinstance(dependencies, AsyncExitStack):
             try:
@@ -52,12 +52,13 @@ async def sse_streaming_response(
     try:
         stream = await open_for_route(
             service,
+            request.scope,
+            request.headers,
+            request.query_params,
             channel=channel,
             slot_key=slot_key,
             grant=grant,
-            last_event_id=last_event_id(request.headers, request.query_params),
-            client=request.scope.get("client"),
         )
     except Refusal as refusal:
-        raise HTTPException(refusal.status, refusal.detail, headers_of(refusal)) from refusal
+        raise HTTPException(refusal.status, refusal.detail, refusal_headers(refusal)) from refusal
     return EventStreamResponse(stream)

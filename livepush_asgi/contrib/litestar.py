@@ -1,6 +1,6 @@
 """Litestar: an event stream as the response of a route handler.
 
-Litestar ends `yield` dependencies when the handler has returned, so none is open while a stream lives.
+Litestar ends `yield` dependencies when the handler has returned: none is open while a stream lives.
 """
 
 from typing import Any
@@ -16,24 +16,23 @@ except ModuleNotFoundError as error:
     raise ImportError("this needs Litestar: pip install 'livepush_asgi[litestar]'") from error
 
 from ..app.livepush import LivePush
-from ..app.service import SSEStream, SSEStreamService
+from ..app.service import SSEStreamService
 from ..grant import Grant, Refusal
-from .opening import SoftRefusal, headers_of, last_event_id, open_for_route
+from .route import CONTENT_TYPE, RouteStream, open_for_route, refusal_headers
 
-CONTENT_TYPE = "text/event-stream"
-# What the application's users and authentication are, nothing here looks at.
+# Nothing here depends on the types of the application's users and authentication.
 AnyRequest = Request[Any, Any, State]
 
 
 class EventStreamResponse(Response[bytes]):
     """A response that carries its stream as raw ASGI. Annotate the handler's return with it."""
 
-    def __init__(self, stream: SSEStream | SoftRefusal) -> None:
+    def __init__(self, stream: RouteStream) -> None:
         headers = {**stream.headers, "content-type": CONTENT_TYPE}
         super().__init__(b"", headers=headers, media_type=CONTENT_TYPE)
         self.stream = stream
 
-    # Any: what is handed over here is between Litestar and its own class, and differs by release.
+    # Any: Litestar passes these arguments to its own class, and they differ by release.
     def to_asgi_response(self, app: Any, request: Any, **options: Any) -> ASGIResponse:
         """Return the response that Litestar sends, with the application's own headers and cookies."""
         return _ASGIEventStream(
@@ -41,8 +40,6 @@ class EventStreamResponse(Response[bytes]):
             background=self.background or options.get("background"),
             cookies=[*self.cookies, *(options.get("cookies") or ())],
             headers={**(options.get("headers") or {}), **self.headers},
-            # Litestar says so only for a handler that answers nothing else.
-            is_head_response=request.method == "HEAD",
             media_type=CONTENT_TYPE,
             status_code=self.status_code or options.get("status_code"),
         )
@@ -50,14 +47,9 @@ class EventStreamResponse(Response[bytes]):
 
 class _ASGIEventStream(ASGIStreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream past Litestar's iteration; to a HEAD only its headers."""
+        """Send the stream past Litestar's iteration."""
         body: Any = self.iterator
-        if self.is_head_response:
-            await body.aclose()
-            await self.start_response(send)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        else:
-            await body.respond(receive, send, self.encode_headers())
+        await body.respond(receive, send, self.encode_headers())
         await self.after_response()
 
 
@@ -78,13 +70,14 @@ async def sse_streaming_response(
     try:
         stream = await open_for_route(
             service,
+            request.scope,
+            request.headers,
+            request.query_params,
             channel=channel,
             slot_key=slot_key,
             grant=grant,
-            last_event_id=last_event_id(request.headers, request.query_params),
-            client=request.scope.get("client"),
         )
     except Refusal as refusal:
-        detail, headers = refusal.detail or "", headers_of(refusal)
+        detail, headers = refusal.detail or "", refusal_headers(refusal)
         raise HTTPException(detail, status_code=refusal.status, headers=headers) from refusal
     return EventStreamResponse(stream)

@@ -9,9 +9,7 @@ except ModuleNotFoundError as error:
 from ..app.livepush import LivePush
 from ..app.service import SSEStreamService
 from ..grant import Grant, Refusal
-from .opening import last_event_id, open_for_route
-
-CONTENT_TYPE = "text/event-stream"
+from .route import CONTENT_TYPE, open_for_route
 
 
 async def sse_streaming_response(
@@ -32,17 +30,15 @@ async def sse_streaming_response(
     try:
         stream = await open_for_route(
             service,
+            request.scope,
+            request.headers,
+            request.args,
             channel=channel,
             slot_key=slot_key,
             grant=grant,
-            last_event_id=last_event_id(request.headers, request.args),
-            client=request.scope.get("client"),
         )
     except Refusal as refusal:
         raise _exception_of(refusal) from refusal
-    if request.method == "HEAD":
-        await stream.body.aclose()
-        return Response(b"", content_type=CONTENT_TYPE, headers=stream.headers)
     response = Response(stream.body, content_type=CONTENT_TYPE, headers=stream.headers)
     response.timeout = None
     return response

@@ -35,6 +35,14 @@ SOFT_CAUSES = frozenset(
 ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
 #: The detail of a 400: the client's text can name no channel or slot key.
 INVALID = "The request names no valid channel or key."
+# A plain `authorize` runs on the event loop. It is reported when it takes so many seconds so often in a row:
+# on a busy machine a single call may take long without blocking.
+BLOCKING = 0.02
+BLOCKING_CALLS = 5
+BLOCKED = (
+    "authorize blocks the event loop, and every stream with it, the last time for %.3f s: decorate it with "
+    "asgiref.sync's sync_to_async (with uses_database for Django's ORM), or make it asynchronous"
+)
 # A failure of the same kind is logged once in so many seconds.
 QUIET_TIME = 60.0
 MOST_KINDS = 100
@@ -89,18 +97,24 @@ def check_expiry(grant: Grant) -> None:
 
 
 class Decider:
-    """Asks `authorize` about a request, for at most `timeout` seconds."""
+    """Asks `authorize` about a request, for at most `timeout` seconds.
+
+    A plain function is called on the event loop: a thread costs as much as the rest of a connect. One that
+    blocks is passed through asgiref's `sync_to_async` by the application.
+    """
 
     def __init__(self, authorize: Authorize, soft_refusals: Collection[RefusalCause], timeout: float) -> None:
         self._authorize = authorize
         self._soft_refusals = soft_refusals
         self._timeout = timeout
         self._failures = _FailureLog()
+        # How many of the last calls in a row have blocked.
+        self._blocking = 0
 
     async def decide(self, request: StreamRequest, run: Run, receive: Receive | None = None) -> Grant:
         """Return the grant. Raises Refused, NotRunningError in a drain, and ClientLeftError."""
         try:
-            decision: object = self._authorize(request)
+            decision = self._call(request)
             if not isinstance(decision, Grant) and inspect.isawaitable(decision):
                 token = deciding.set(request)
                 try:
@@ -129,6 +143,16 @@ class Decider:
             return await self.decide(request, run)
         except Refused:
             return None
+
+    def _call(self, request: StreamRequest) -> object:
+        begun = time.perf_counter()
+        try:
+            return self._authorize(request)
+        finally:
+            took = time.perf_counter() - begun
+            self._blocking = self._blocking + 1 if took > BLOCKING else 0
+            if self._blocking >= BLOCKING_CALLS:
+                self._failures.warn("blocking", BLOCKED, took)
 
     def _refusal_for(self, error: Exception) -> Refusal:
         if isinstance(error, InvalidGrantError):
@@ -171,10 +195,10 @@ class _FailureLog:
         # When each kind was logged, and how often it came since.
         self._logged: dict[object, tuple[float, int]] = {}
 
-    def warn(self, kind: object, text: str, error: object, *, level: int = logging.WARNING) -> None:
+    def warn(self, kind: object, text: str, argument: object, *, level: int = logging.WARNING) -> None:
         """Log a line."""
         if (more := self._due(kind)) is not None:
-            logger.log(level, text + more, error)
+            logger.log(level, text + more, argument)
 
     def error(self, error: Exception, text: str, *arguments: object) -> None:
         """Log an exception with its traceback. Its kind is its type and the line that raised it."""

@@ -8,6 +8,7 @@ from contextvars import Context
 from typing import Any, Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 # `Any` is what asyncio and trio themselves declare for what a coroutine yields and is sent.
 T = TypeVar("T")
@@ -37,6 +38,18 @@ def is_running(loop: object) -> bool:
     except trio.RunFinishedError:
         return False
     return True
+
+
+async def run_on(loop: object, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Await a coroutine on another thread's event loop, as `loop_identity` returned it."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return await anyio.to_thread.run_sync(
+            lambda: asyncio.run_coroutine_threadsafe(function(), loop).result(), abandon_on_cancel=True
+        )
+    import trio
+
+    assert isinstance(loop, trio.lowlevel.TrioToken)
+    return await anyio.to_thread.run_sync(lambda: trio.from_thread.run(function, trio_token=loop))
 
 
 def on_asyncio() -> bool:

@@ -5,18 +5,18 @@ return from a live event stream; this one reads while the application runs.
 """
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self, Unpack, cast
 
-from ..runtime.asgi import ASGIApp, Message
-from .beside import beside
-from .exchange import AfterDisconnect, Exchange
-from .lifespan import Lifespan
-from .scope import Pairs, http_scope
+from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
+from .exchange import AfterDisconnect, Exchange, noted
+from .scope import RequestOptions, http_scope
 from .stream import Stream
+
+if TYPE_CHECKING:
+    from .lifespan import Lifespan
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,15 @@ class Client:
     """Opens streams of an ASGI application, without a server between.
 
     `root_path` and `spec_version` go into each scope, and `scope` adds to it or overrides it.
-    `lifespan=True` starts the application up on entering the client and shuts it down on leaving.
-    `after_disconnect` chooses what `send` does once the client has left: "ignore", as with uvicorn, or
-    "raise" an OSError. `deadline`, in seconds, bounds each wait that has no timeout of its own: for the
-    start of a response, and for the application to return.
+    `lifespan=True` starts the application up on entering the client and shuts it down on leaving; it needs
+    `pip install 'livepush_asgi[testing]'`. `after_disconnect` chooses what `send` does once the client has
+    left: "ignore", as with uvicorn, or "raise" an OSError. `deadline`, in seconds, bounds each wait that has
+    no timeout of its own: for the start of a response, and for the application to return.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: AnyASGIApp,
         *,
         root_path: str = "",
         lifespan: bool = False,
@@ -50,19 +50,22 @@ class Client:
         deadline: float = 5.0,
         scope: Mapping[str, object] | None = None,
     ) -> None:
-        self._app = app
+        self._app = cast("ASGIApp", app)
         self._root_path = root_path
-        self._wants_lifespan = lifespan
         self._after_disconnect = after_disconnect
         self._spec_version = spec_version
         self._deadline = deadline
         self._scope = dict(scope or {})
+        self._wants_lifespan = lifespan
         self._lifespan: Lifespan | None = None
-        self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         if self._wants_lifespan:
-            await self._resources.enter_async_context(self._in_lifespan())
+            # Imported here: those who test a broker or parse a stream need no asgi-lifespan.
+            from .lifespan import Lifespan
+
+            self._lifespan = Lifespan(self._app, self._deadline)
+            await self._lifespan.startup()
         return self
 
     async def __aexit__(
@@ -70,8 +73,15 @@ class Client:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
-        return await self._resources.__aexit__(kind, error, traceback)
+    ) -> None:
+        if self._lifespan is None:
+            return
+        try:
+            await self._lifespan.aclose()
+        except Exception as failure:
+            if error is None:
+                raise
+            noted(error, failure)
 
     async def shutdown(self) -> None:
         """Send `lifespan.shutdown` now, while streams may still be open, and wait for the answer."""
@@ -84,71 +94,34 @@ class Client:
         path: str,
         *,
         method: str = "GET",
-        headers: Pairs = (),
-        query: Pairs | str = "",
-        cookies: Mapping[str, str] | None = None,
-        last_event_id: str | None = None,
         body: bytes = b"",
         window: float = 64,
+        **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Stream]:
         """Open a response, wait for its start, and disconnect on leaving.
 
-        `path` is the whole path of the URL, `root_path` included where a server would have it there.
-        The application's `send` waits while `window` messages are unread; with 0 it returns only when
-        its message is read. Leaving raises what the application raised, and TimeoutError if it does not
-        return after the disconnect.
+        `path` is the whole path of the URL, `root_path` included where a server would have it there; for
+        `options` see `scope.RequestOptions`: headers, query, cookies, last_event_id. The application's `send`
+        waits while `window` messages are unread; with 0 it returns only when its message is read. Leaving
+        raises what the application raised, and TimeoutError if it does not return after the disconnect.
         """
         scope = http_scope(
-            method,
-            path,
-            root_path=self._root_path,
-            spec_version=self._spec_version,
-            headers=headers,
-            query=query,
-            cookies=cookies or {},
-            last_event_id=last_event_id,
+            method, path, root_path=self._root_path, spec_version=self._spec_version, **options
         )
         if self._lifespan is not None:
             scope["state"] = self._lifespan.state.copy()
         scope.update(self._scope)
         exchange = Exchange(window=window, after_disconnect=self._after_disconnect, body=body)
-        stream = Stream(exchange, self._deadline, last_event_id)
-        async with beside(partial(exchange.run, self._app, scope), finish=stream.disconnect):
-            try:
-                await stream.opened()
-                yield stream
-            finally:
-                exchange.leave()
+        async with exchange.running(self._app, scope, self._deadline):
+            stream = Stream(exchange, self._deadline, options.get("last_event_id"))
+            await stream.opened()
+            yield stream
 
     async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Pairs = (),
-        query: Pairs | str = "",
-        cookies: Mapping[str, str] | None = None,
-        last_event_id: str | None = None,
-        body: bytes = b"",
+        self, method: str, path: str, *, body: bytes = b"", **options: Unpack[RequestOptions]
     ) -> Answer:
         """Return a response that ends by itself; TimeoutError if it does not."""
-        async with self.open(
-            path,
-            method=method,
-            headers=headers,
-            query=query,
-            cookies=cookies,
-            last_event_id=last_event_id,
-            body=body,
-        ) as stream:
+        async with self.open(path, method=method, body=body, **options) as stream:
             content = await stream.read_body()
             await stream.wait_ended(self._deadline)
         return Answer(stream.status, stream.headers, content, stream.messages)
-
-    @asynccontextmanager
-    async def _in_lifespan(self) -> AsyncIterator[None]:
-        lifespan = Lifespan(self._app, self._deadline)
-        async with beside(lifespan.run, finish=lifespan.shutdown):
-            await lifespan.startup()
-            self._lifespan = lifespan
-            yield

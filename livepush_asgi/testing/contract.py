@@ -1,6 +1,6 @@
-"""BrokerContract: what every broker has to keep to, as tests that an adapter's author runs on it.
+"""BrokerContract: the rules of the broker port, as tests that an adapter's author runs.
 
-Nothing here needs pytest: these are plain classes, and a subclass makes tests of them.
+Nothing here imports pytest: a subclass in a test module makes tests of a plain class.
 """
 
 from contextlib import AsyncExitStack
@@ -9,24 +9,25 @@ import anyio
 
 from ..brokers import Broker, ForwardingSubscription, Subscription
 from ..wire.event import split_position
-from .witness import (
+from .checks import (
     BYTES,
-    MOMENT,
-    PATIENCE,
-    Live,
+    DEADLINE,
+    QUIET,
+    LiveReader,
+    at_once,
     hostile_channels,
     new_channel,
     nothing_more,
     pause,
+    payload_after_close,
     payloads,
     same,
     subscribed,
-    what_comes,
 )
 
 
 class BrokerContract:
-    """The rules of `Broker`. Each test is one of them, and its docstring says it.
+    """The rules of the `Broker` port. Each test is one rule; its docstring states it.
 
     Subclass it in a test module, with the adapter as the fixture `broker`:
 
@@ -36,12 +37,12 @@ class BrokerContract:
                 yield MyBroker(...)
 
     The tests are asynchronous functions for the pytest plugin of anyio: mark the module with
-    `pytest.mark.anyio`, or set `anyio_mode = "auto"`. They take channels with new names, so the server may
-    be one that is in use.
+    `pytest.mark.anyio`, or set `anyio_mode = "auto"`. They use new channel names, so they may run on a
+    server that is in use.
     """
 
     async def test_payloads_come_in_the_order_of_their_publisher(self, broker: Broker) -> None:
-        """Payloads come in the order in which any one publisher published them, each once."""
+        """The payloads of one publisher come in its order, each once."""
         channel = new_channel()
 
         async def publish(name: str) -> None:
@@ -53,8 +54,8 @@ class BrokerContract:
             tasks.start_soon(publish, "two")
             found = await payloads(subscription, 100)
         for name in ("one", "two"):
-            mine = [payload for payload in found if payload.startswith(name.encode())]
-            same(mine, [f"{name} {number}".encode() for number in range(50)])
+            own = [payload for payload in found if payload.startswith(name.encode())]
+            same(own, [f"{name} {number}".encode() for number in range(50)])
 
     async def test_every_subscription_of_a_channel_gets_every_payload(self, broker: Broker) -> None:
         """A payload goes to every subscription that the channel has."""
@@ -68,7 +69,7 @@ class BrokerContract:
             await nothing_more([one, two])
 
     async def test_no_channel_hears_another_one(self, broker: Broker) -> None:
-        """A channel is its name, to the letter: none is a pattern, and no two share what they carry."""
+        """A channel name is taken literally: it is never a pattern, and no two channels share payloads."""
         names = hostile_channels()
         async with AsyncExitStack() as stack:
             listening = [await stack.enter_async_context(subscribed(broker, name)) for name in names]
@@ -79,7 +80,7 @@ class BrokerContract:
             await nothing_more(listening)
 
     async def test_a_subscription_gets_what_is_published_after_it_was_returned(self, broker: Broker) -> None:
-        """From the return of `subscribe` on everything arrives, and nothing of what was before."""
+        """A subscription gets every payload published after `subscribe` returned, and none from before."""
         channel = new_channel()
         for number in range(20):
             await broker.publish(channel, f"before {number}")
@@ -88,7 +89,7 @@ class BrokerContract:
                 same(await payloads(subscription, 1), [f"after {number}".encode()])
 
     async def test_nothing_comes_after_close(self, broker: Broker) -> None:
-        """A closed subscription gives nothing, not even what waited in it. Others of its channel go on."""
+        """A closed subscription gives nothing, not even waiting payloads. Others of its channel go on."""
         channel = new_channel()
         async with subscribed(broker, channel) as other:
             closed = await broker.subscribe(channel)
@@ -97,10 +98,10 @@ class BrokerContract:
             await closed.close()
             await broker.publish(channel, b"late")
             same(await payloads(other, 1), [b"late"])
-            same(await what_comes(closed), None)
+            same(await payload_after_close(closed), None)
 
     async def test_closing_twice_is_harmless(self, broker: Broker) -> None:
-        """A second `close` does nothing, also when the channel has got another subscription meanwhile."""
+        """A second `close` does nothing, even if the channel has another subscription by then."""
         channel = new_channel()
         first = await broker.subscribe(channel)
         await first.close()
@@ -117,7 +118,7 @@ class BrokerContract:
             same(await payloads(subscription, 1), [text.encode()])
 
     async def test_bytes_arrive_unchanged(self, broker: Broker) -> None:
-        """A payload is opaque: every byte arrives as it is, and an empty payload is a payload."""
+        """A payload is opaque: every byte arrives unchanged, and an empty payload arrives too."""
         channel = new_channel()
         async with subscribed(broker, channel) as subscription:
             for payload in BYTES:
@@ -130,15 +131,15 @@ class BrokerContract:
         async with subscribed(broker, channel) as subscription:
             for number in range(3):
                 begun = anyio.current_time()
-                with anyio.fail_after(PATIENCE):
-                    same(await subscription.get_message(timeout=MOMENT), None)
-                # Clocks of timers are coarse, half of it tells waiting from not waiting.
-                same(anyio.current_time() - begun >= MOMENT / 2, True)
+                with anyio.fail_after(DEADLINE):
+                    same(await subscription.get_message(timeout=QUIET), None)
+                # Timers are coarse; half of the timeout tells waiting from not waiting.
+                same(anyio.current_time() - begun >= QUIET / 2, True)
                 await broker.publish(channel, b"%d" % number)
                 same(await payloads(subscription, 1), [b"%d" % number])
 
     async def test_a_cancelled_get_message_loses_nothing(self, broker: Broker) -> None:
-        """When `get_message` is cancelled, what it did not return is there for the next call."""
+        """A cancelled `get_message` loses nothing: the next call returns the payload."""
         channel = new_channel()
 
         async def read(subscription: Subscription, scope: anyio.CancelScope, found: list[bytes]) -> None:
@@ -158,7 +159,7 @@ class BrokerContract:
                 same(found or await payloads(subscription, 1), [b"%d" % number])
 
     async def test_a_cancelled_subscribe_leaves_nothing(self, broker: Broker) -> None:
-        """When `subscribe` is cancelled, nobody listens because of it, and the next one gets each once."""
+        """A cancelled `subscribe` leaves no subscription behind, and the next one gets each payload once."""
         channel = new_channel()
 
         async def begin(scope: anyio.CancelScope, found: list[Subscription]) -> None:
@@ -179,27 +180,25 @@ class BrokerContract:
             await broker.publish(channel, b"once")
             same(await payloads(subscription, 1), [b"once"])
             await nothing_more([subscription])
-        with anyio.fail_after(PATIENCE):
-            # A server may hear a little later that nobody listens any more, and sets no event.
+        with anyio.fail_after(DEADLINE):
+            # A server may hear a little later that a connection has no subscription any more.
             while await broker.publish(channel, b"nobody"):  # noqa: ASYNC110
-                await anyio.sleep(MOMENT)
+                await anyio.sleep(QUIET)
 
     async def test_many_can_subscribe_at_once(self, broker: Broker) -> None:
-        """Subscribing and closing may go on at the same time, on one channel and on many."""
+        """Subscriptions may be made and closed concurrently, on one channel and on many."""
         names = [new_channel() for _ in range(20)]
         listening: list[tuple[str, Subscription]] = []
 
-        async def come(name: str, stays: bool) -> None:
+        async def come(number: int) -> None:
+            name = names[number % 20]
             subscription = await broker.subscribe(name)
-            if stays:
+            if number % 3 == 0:
                 listening.append((name, subscription))
             else:
                 await subscription.close()
 
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as tasks:
-                for number in range(200):
-                    tasks.start_soon(come, names[number % 20], number % 3 == 0)
+        await at_once(200, come)
         for name in names:
             await broker.publish(name, name)
         for name, subscription in listening:
@@ -209,19 +208,19 @@ class BrokerContract:
             await subscription.close()
 
     async def test_what_is_forwarded_is_everything(self, broker: Broker) -> None:
-        """A subscription that forwards begins with what waits, goes on in order, and ends with `close`."""
+        """`forward` delivers what waits, then what arrives, in order, until `close`."""
         channel = new_channel()
         subscription = await broker.subscribe(channel)
         if isinstance(subscription, ForwardingSubscription):
             for number in range(5):
                 await broker.publish(channel, b"%d" % number)
-            live = Live(subscription)
+            live = LiveReader(subscription)
             for number in range(5, 10):
                 await broker.publish(channel, b"%d" % number)
             found = [split_position(await live.next())[1] for _ in range(10)]
             same(found, [b"%d" % number for number in range(10)])
             await subscription.close()
             await broker.publish(channel, b"late")
-            with anyio.move_on_after(MOMENT):
+            with anyio.move_on_after(QUIET):
                 same(await live.next(), None)
         await subscription.close()

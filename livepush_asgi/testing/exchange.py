@@ -4,7 +4,9 @@ https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
 from collections import deque
-from typing import Literal, NoReturn
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
 
 import anyio
 import anyio.lowlevel
@@ -21,21 +23,21 @@ MAX_MESSAGES_AFTER_DISCONNECT = 10_000
 
 
 class Exchange:
-    """The server's side of one request, with a client that takes messages when it likes to.
+    """The server's side of one request. The client takes messages when it wants to.
 
     `send` waits while `window` messages are untaken; with a window of 0 it returns when its own
     message has been taken. A message that breaks the protocol raises RuntimeError into the
-    application, and again when the exchange is settled, so that it cannot get lost on the way.
+    application, and again when the exchange is settled, so that the application cannot hide it.
     """
 
     def __init__(self, *, window: float, after_disconnect: AfterDisconnect, body: bytes = b"") -> None:
         if after_disconnect not in ("ignore", "raise"):
             raise ValueError(f"after_disconnect is 'ignore' or 'raise', not {after_disconnect!r}")
-        # Every message the application sent, taken or not, also those sent after the disconnect.
+        #: Every message the application sent, taken or not, also those sent after the disconnect.
         self.messages: list[Message] = []
         self._after_disconnect = after_disconnect
         self._request: Message | None = {"type": "http.request", "body": body, "more_body": False}
-        # What was sent and not taken. No memory stream of anyio's, which works in tasks only: `send` may be
+        # Sent and not taken. A deque, because anyio's memory streams work in tasks only: `send` may be
         # stepped outside of them.
         self._untaken: deque[Message] = deque()
         self._window = window
@@ -43,12 +45,38 @@ class Exchange:
         self._arrival = Waker()
         self._expected: str | None = "http.response.start"
         self._client_left = False
-        self._sent_in_vain = 0
-        # Whether the application broke off a send: it may return then, there is no other way to end.
+        self._sent_after_disconnect = 0
+        # An application that breaks off a send has no other way to end than to return.
         self._gave_up = False
         self._over = anyio.Event()
         self._returned = anyio.Event()
         self._error: Exception | None = None
+
+    @asynccontextmanager
+    async def running(self, app: ASGIApp, scope: Scope, deadline: float) -> AsyncIterator[None]:
+        """Run the application beside the body. After the body disconnect, and wait until it has returned.
+
+        The body's error comes out as it is; a task group alone would wrap it in an exception group. What
+        the application raises comes out too, or is noted on the body's error.
+        """
+        raised: BaseException | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.run, app, scope)
+            try:
+                yield
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:
+                raised = error
+            finally:
+                self.leave()
+            try:
+                await self.settle(deadline)
+            except Exception as error:
+                raised = noted(raised, error)
+            tasks.cancel_scope.cancel()
+        if raised is not None:
+            raise raised
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application to its end and keep what it raises."""
@@ -63,7 +91,7 @@ class Exchange:
             self._arrival.wake()
 
     async def receive(self) -> Message:
-        """Give the application its request, and `http.disconnect` once there is nothing left to answer."""
+        """Return the request; then wait for the end of either side and return `http.disconnect`."""
         if self._request is not None and not self._over.is_set():
             request, self._request = self._request, None
             await anyio.lowlevel.checkpoint()
@@ -73,32 +101,23 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Take a message from the application; wait until the window has room for it."""
-        self._check(message)
-        self.messages.append(dict(message))
+        try:
+            check_message(message, self._expected)
+        except RuntimeError as error:
+            self._error = error
+            raise
+        message = dict(message)
+        self.messages.append(message)
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
         self._expected = None if last else "http.response.body"
+        if not self._client_left:
+            await self._hand_over(message)
         if self._client_left:
-            await self._send_in_vain()
-        else:
-            await self._hand_over(dict(message))
+            await self._send_after_disconnect()
         if last:
             self._over.set()
 
-    async def _hand_over(self, message: Message) -> None:
-        self._untaken.append(message)
-        self._arrival.wake()
-        try:
-            while len(self._untaken) > self._window and not self._client_left:
-                await self._room.wait()
-        except BaseException:
-            # Broken off, it is as if it had never been sent; unless it was taken just then.
-            self._gave_up = True
-            self._untaken = deque(other for other in self._untaken if other is not message)
-            raise
-        if self._client_left:
-            await self._send_in_vain()
-
-    # It is taken as uvicorn's is: while there is room it returns at once. Behind a middleware it is not.
+    # Inline sends apply to it as to uvicorn's `send`: while there is room it returns at once.
     send.livepush_inline = True  # type: ignore[attr-defined]
 
     async def take(self) -> Message | None:
@@ -114,7 +133,7 @@ class Exchange:
         return message
 
     def leave(self) -> None:
-        """Disconnect the client. Whoever waits in `send` or `receive` hears of it at once."""
+        """Disconnect the client. An application that waits in `send` or `receive` hears of it at once."""
         self._client_left = True
         self._untaken.clear()
         self._over.set()
@@ -122,7 +141,7 @@ class Exchange:
         self._arrival.wake()
 
     async def settle(self, timeout: float) -> None:
-        """Wait until the application has returned, and raise what it raised; the second time nothing."""
+        """Wait until the application has returned. Raises what it raised, the first time."""
         with anyio.move_on_after(timeout):
             await self._returned.wait()
         error, self._error = self._error, None
@@ -133,43 +152,53 @@ class Exchange:
 
     @property
     def failed(self) -> bool:
-        """Whether the application has raised something that nobody was told of yet."""
+        """Whether the application has raised an error that `settle` has still to raise."""
         return self._error is not None
 
-    async def _send_in_vain(self) -> None:
+    async def _hand_over(self, message: Message) -> None:
+        self._untaken.append(message)
+        self._arrival.wake()
+        try:
+            while len(self._untaken) > self._window and not self._client_left:
+                await self._room.wait()
+        except BaseException:
+            # A send that is broken off was never sent, unless its message was taken just then.
+            self._gave_up = True
+            self._untaken = deque(other for other in self._untaken if other is not message)
+            raise
+
+    async def _send_after_disconnect(self) -> None:
         await pause()
         if self._after_disconnect == "raise":
             raise OSError("the client has disconnected")
-        self._sent_in_vain += 1
-        if self._sent_in_vain > MAX_MESSAGES_AFTER_DISCONNECT:
-            self._fail(f"{MAX_MESSAGES_AFTER_DISCONNECT} messages were sent after the client had left")
-
-    def _check(self, message: Message) -> None:
-        wrong = self._wrong_with(message)
-        if wrong is not None:
-            self._fail(wrong)
-
-    def _fail(self, wrong: str) -> NoReturn:
-        self._error = RuntimeError(wrong)
-        raise self._error
-
-    def _wrong_with(self, message: Message) -> str | None:
-        kind = message["type"]
-        if self._expected is None:
-            return f"{kind!r} was sent after the response was complete"
-        if kind != self._expected:
-            return f"{kind!r} was sent where {self._expected!r} was due"
-        if kind == "http.response.start":
-            return _wrong_with_start(message)
-        body = message.get("body", b"")
-        return None if isinstance(body, bytes) else f"a body is bytes, not {type(body).__name__}"
+        self._sent_after_disconnect += 1
+        if self._sent_after_disconnect > MAX_MESSAGES_AFTER_DISCONNECT:
+            self._error = RuntimeError(
+                f"{MAX_MESSAGES_AFTER_DISCONNECT} messages were sent after the client had left"
+            )
+            raise self._error
 
 
-def _wrong_with_start(message: Message) -> str | None:
-    status = message.get("status")
-    if not isinstance(status, int):
-        return f"a status is an int, not {status!r}"
+def noted(raised: BaseException | None, later: Exception) -> BaseException:
+    """Return the error to raise: a body's own, if it raised, with a note of what came on leaving it."""
+    if raised is None:
+        return later
+    raised.add_note(f"and on leaving: {later!r}")
+    return raised
+
+
+def check_message(message: Message, expected: str | None) -> None:
+    """Raise RuntimeError for a message that breaks the protocol. `expected` is the type that is due."""
+    kind = message["type"]
+    if expected is None:
+        raise RuntimeError(f"{kind!r} was sent after the response was complete")
+    if kind != expected:
+        raise RuntimeError(f"{kind!r} was sent where {expected!r} was due")
+    if kind == "http.response.body":
+        if not isinstance(body := message.get("body", b""), bytes):
+            raise RuntimeError(f"a body is bytes, not {type(body).__name__}")
+    elif not isinstance(status := message.get("status"), int):
+        raise RuntimeError(f"a status is an int, not {status!r}")
     for name, value in message.get("headers", ()):
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            return f"a header field is two byte strings, not {(name, value)!r}"
-    return None
+            raise RuntimeError(f"a header field is two byte strings, not {(name, value)!r}")

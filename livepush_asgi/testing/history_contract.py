@@ -1,4 +1,4 @@
-"""HistoryBrokerContract: what a broker with history has to keep to beside that, as tests to run on it."""
+"""HistoryBrokerContract: the rules of the history port, as tests that an adapter's author runs."""
 
 import anyio
 
@@ -6,19 +6,19 @@ from ..brokers import HistoryBroker, Page, Record
 from ..errors import PositionConflictError
 from ..wire.cursor import MOST_OFFSET, Position
 from ..wire.event import positioned, split_position
+from .checks import BYTES, LiveReader, at_once, hostile_channels, new_channel, next_payload, same, subscribed
 from .contract import BrokerContract
-from .witness import BYTES, PATIENCE, Live, hostile_channels, new_channel, same, subscribed
 
 
 class HistoryBrokerContract(BrokerContract):
-    """The rules of `HistoryBroker`, beside those of `Broker`.
+    """The rules of the `HistoryBroker` port, and those of `Broker`.
 
-    Subclass it as `BrokerContract` is subclassed, with one more fixture: `bounded_broker`, a broker that
-    keeps ten events of a channel, `History(events=10)`. The other one has to keep a hundred.
+    Subclass it like `BrokerContract`, with one more fixture: `bounded_broker`, a broker that keeps ten
+    events of a channel, `History(events=10)`. The fixture `broker` has to keep a hundred.
     """
 
     async def test_offsets_are_contiguous_from_one(self, broker: HistoryBroker) -> None:
-        """The offsets of a log are 1, 2, 3 ... in one epoch, whether it was appended to or published."""
+        """The offsets of a log are 1, 2, 3 ... in one epoch, for appended and for published events."""
         channel = new_channel()
         positions = await fill(broker, channel, 5)
         await broker.publish(channel, "\u00e9")
@@ -29,7 +29,7 @@ class HistoryBrokerContract(BrokerContract):
         same(records, (Record(6, "\u00e9".encode()), Record(7, b"7")))
 
     async def test_a_log_that_is_read_has_an_epoch(self, broker: HistoryBroker) -> None:
-        """Reading a channel that has no log begins it, and its first event continues that epoch."""
+        """Reading a channel without a log gives it an epoch, and its first event has that epoch."""
         channel = new_channel()
         empty = await broker.read(channel, 0, 10)
         same((empty.first, empty.last, empty.records), (1, 0, ()))
@@ -37,7 +37,7 @@ class HistoryBrokerContract(BrokerContract):
         same(await broker.append(channel, b"x"), Position(empty.epoch, 1))
 
     async def test_a_log_is_read_page_by_page(self, broker: HistoryBroker) -> None:
-        """A page has the events above `after`, at most `limit`, and the bounds of the whole log."""
+        """A page has at most `limit` events, those after offset `after`, and the bounds of the whole log."""
         channel = new_channel()
         (epoch,) = {position.epoch for position in await fill(broker, channel, 9)}
         records = tuple(Record(number, b"%d" % number) for number in range(1, 10))
@@ -48,7 +48,7 @@ class HistoryBrokerContract(BrokerContract):
             same(await broker.read(channel, after, 10), Page(epoch, 1, 9, ()))
 
     async def test_a_page_is_bounded_in_bytes(self, broker: HistoryBroker) -> None:
-        """The payloads of a page have at most `max_bytes` together, or it has one event; pages miss none."""
+        """A page has at most `max_bytes` of payload, or one event; pages leave no event out."""
         channel = new_channel()
         sizes = [10, 20, 5000, 30, 40, 10_000, 10_000, 1, 1, 1, 1, 0, 70]
         for size in sizes:
@@ -65,20 +65,20 @@ class HistoryBrokerContract(BrokerContract):
             same(found, [Record(number, bytes(size)) for number, size in enumerate(sizes, 1)])
 
     async def test_bytes_are_kept_unchanged(self, broker: HistoryBroker) -> None:
-        """A log has each payload as it was appended, every byte, and live subscribers get the same."""
+        """A log keeps every byte of a payload, and live subscribers get the same bytes."""
         channel = new_channel()
         async with subscribed(broker, channel) as subscription:
-            live = Live(subscription)
+            live = LiveReader(subscription)
             positions = [await broker.append(channel, payload) for payload in BYTES]
             heard = [split_position(await live.next()) for _ in BYTES]
         same(heard, list(zip(positions, BYTES, strict=True)))
         same([record.payload for record in (await broker.read(channel, 0, 100)).records], BYTES)
 
     async def test_what_is_delivered_is_in_the_log(self, broker: HistoryBroker) -> None:
-        """An event is in the log before any subscription gets it: whoever hears of it can read it."""
+        """An event is in the log before any subscription gets it: a subscriber that gets it can read it."""
         channel = new_channel()
         async with subscribed(broker, channel) as subscription, anyio.create_task_group() as tasks:
-            live = Live(subscription)
+            live = LiveReader(subscription)
             tasks.start_soon(fill, broker, channel, 30)
             for number in range(1, 31):
                 position, payload = split_position(await live.next())
@@ -87,10 +87,10 @@ class HistoryBrokerContract(BrokerContract):
                 same(page.records, (Record(number, payload),))
 
     async def test_every_subscription_gets_the_positions(self, broker: HistoryBroker) -> None:
-        """Each subscription of a channel gets what is appended and published, with the same positions."""
+        """Each subscription of a channel gets appended and published events, with the same positions."""
         channel = new_channel()
         async with subscribed(broker, channel) as first, subscribed(broker, channel) as second:
-            both = Live(first), Live(second)
+            both = LiveReader(first), LiveReader(second)
             position = await broker.append(channel, b"appended")
             await broker.publish(channel, b"published")
             after = Position(position.epoch, 2)
@@ -102,33 +102,30 @@ class HistoryBrokerContract(BrokerContract):
         """A subscription gives the same positioned payload through `get_message` as to a sink."""
         channel = new_channel()
         async with subscribed(broker, channel) as asked, subscribed(broker, channel) as forwarding:
-            live = Live(forwarding)
+            live = LiveReader(forwarding)
             position = await broker.append(channel, b"appended")
             await broker.publish(channel, b"published")
             for wanted in ((position, b"appended"), (position.at(2), b"published")):
-                with anyio.fail_after(PATIENCE):
-                    payload = await asked.get_message(timeout=PATIENCE)
+                payload = await next_payload(asked)
                 same(payload, positioned(*wanted))
                 same(await live.next(), payload)
 
     async def test_concurrent_appends_are_contiguous(self, broker: HistoryBroker) -> None:
-        """However many append at once, no offset is given twice or left out, and each names its event."""
+        """Concurrent appends get distinct offsets without a hole, and each offset names its event."""
         channel = new_channel()
         told: dict[int, bytes] = {}
 
-        async def add(payload: bytes) -> None:
+        async def add(number: int) -> None:
+            payload = b"%d" % number
             told[(await broker.append(channel, payload)).offset] = payload
 
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as tasks:
-                for number in range(50):
-                    tasks.start_soon(add, b"%d" % number)
+        await at_once(50, add)
         records = (await broker.read(channel, 0, 100)).records
         same([record.offset for record in records], list(range(1, 51)))
         same(dict(records), told)
 
     async def test_the_oldest_events_go(self, bounded_broker: HistoryBroker) -> None:
-        """A log keeps as many events as it may, the newest; offsets and epoch go on as if all were kept."""
+        """A log keeps the newest events, as many as it may; offsets and epoch go on as if all were kept."""
         channel = new_channel()
         (epoch,) = {position.epoch for position in await fill(bounded_broker, channel, 25)}
         records = tuple(Record(number, b"%d" % number) for number in range(16, 26))
@@ -154,23 +151,20 @@ class HistoryBrokerContract(BrokerContract):
         same((await broker.read(channel, 0, 10)).records, (Record(1, b"x"), Record(2, b"y")))
 
     async def test_a_key_adds_one_event_however_often_at_once(self, broker: HistoryBroker) -> None:
-        """Of many appends at once with the same idempotency key, one adds, and all return its position."""
+        """Of concurrent appends with one idempotency key, one adds the event, and all return its position."""
         channel = new_channel()
         told: list[Position] = []
 
-        async def add() -> None:
+        async def add(number: int) -> None:
             told.append(await broker.append(channel, b"x", idempotency_key="key"))
 
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as tasks:
-                for _ in range(20):
-                    tasks.start_soon(add)
+        await at_once(20, add)
         page = await broker.read(channel, 0, 100)
         same(page.records, (Record(1, b"x"),))
         same(told, [Position(page.epoch, 1)] * 20)
 
     async def test_an_append_adds_behind_the_expected_position_alone(self, broker: HistoryBroker) -> None:
-        """With `expected`, an event is added behind that position or not at all; 0 is an empty log."""
+        """With `expected`, an event is added right after that position or not at all; 0 is an empty log."""
         channel = new_channel()
         first = await broker.append(channel, b"1", expected=Position("any", 0))
         second = await broker.append(channel, b"2", expected=first)
@@ -183,23 +177,20 @@ class HistoryBrokerContract(BrokerContract):
         same(await broker.append(channel, b"3", expected=second), Position(epoch, 3))
 
     async def test_one_of_many_follows_the_expected_position(self, broker: HistoryBroker) -> None:
-        """Of many appends at once that expect the same position, one succeeds."""
+        """Of concurrent appends that expect the same position, one succeeds."""
         channel = new_channel()
         end = await broker.append(channel, b"begin")
         lost: list[bool] = []
 
-        async def add() -> None:
+        async def add(number: int) -> None:
             lost.append(await conflicts(broker, channel, end))
 
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as tasks:
-                for _ in range(20):
-                    tasks.start_soon(add)
+        await at_once(20, add)
         same(sorted(lost), [False] + [True] * 19)
         same((await broker.read(channel, 0, 0)).last, 2)
 
     async def test_no_two_channels_share_a_log(self, broker: HistoryBroker) -> None:
-        """Each channel has a log and an epoch of its own, whatever is in its name."""
+        """Each channel has a log and an epoch of its own, whatever its name contains."""
         names = hostile_channels()
         positions = [await broker.append(name, name.encode()) for name in names]
         same([position.offset for position in positions], [1] * len(names))
@@ -209,12 +200,12 @@ class HistoryBrokerContract(BrokerContract):
 
 
 async def fill(broker: HistoryBroker, channel: str, count: int) -> list[Position]:
-    """Append the numbers from 1 on."""
+    """Append the numbers from 1 to `count`."""
     return [await broker.append(channel, b"%d" % number) for number in range(1, count + 1)]
 
 
 async def conflicts(broker: HistoryBroker, channel: str, expected: Position) -> bool:
-    """Append behind a position and return whether there was a conflict."""
+    """Append with `expected` and return whether there was a conflict."""
     try:
         await broker.append(channel, b"conflicting", expected=expected)
     except PositionConflictError:

@@ -1,73 +1,104 @@
-"""An application's lifespan, as a server drives it.
+"""Lifespan: starts an application up and shuts it down, as a server does.
 
 https://asgi.readthedocs.io/en/latest/specs/lifespan.html
 """
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..runtime.asgi import ASGIApp, Message
+try:
+    from asgi_lifespan import LifespanManager
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "Client(lifespan=True) needs asgi-lifespan: pip install 'livepush_asgi[testing]'"
+    ) from error
+
+from ..runtime.asgi import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from asgiref.typing import ASGIVersions
+
+VERSIONS: "ASGIVersions" = {"version": "3.0", "spec_version": "2.0"}
 
 
 class Lifespan:
-    """Starts an application up and shuts it down. An application that has no lifespan is left in peace."""
+    """The lifespan of one application. An application that has none is left alone.
+
+    LifespanManager drives it, and waits for two answers. `_run` stands between: it gives the answers that
+    the application does not give, and bounds each with `deadline`, in seconds. LifespanManager alone does
+    not read the `.failed` messages, and on trio it waits for ever for an application that does not answer.
+    """
 
     def __init__(self, app: ASGIApp, deadline: float) -> None:
-        # What the application leaves here at its start, each request finds in its scope.
+        #: What the application keeps here at its start, each request finds in its scope.
         self.state: dict[str, Any] = {}
         self._app = app
         self._deadline = deadline
+        self._manager = LifespanManager(self._run, startup_timeout=None, shutdown_timeout=None)
+        self._scope = anyio.CancelScope()
         self._supported = False
-        self._asked = False
-        self._started = anyio.Event()
-        self._stopping = anyio.Event()
-        self._stopped = anyio.Event()
+        self._stopped = False
         self._failure: Exception | None = None
-
-    async def run(self) -> None:
-        """Run the application on its lifespan scope until it returns."""
-        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
-        try:
-            await self._app(scope, self._receive, self._send)
-        except Exception as error:
-            # Raising before the start is complete is how an application says that it has no lifespan.
-            if self._supported:
-                self._failure = error
-        finally:
-            self._started.set()
-            self._stopped.set()
 
     async def startup(self) -> None:
         """Wait until the application is ready. Raises RuntimeError if it says that it cannot start."""
-        await self._wait(self._started, "has not answered lifespan.startup")
+        await self._manager.__aenter__()
+        if self._failure is not None:
+            await self._leave()
+            raise self._failure
 
     async def shutdown(self) -> None:
-        """Tell the application to stop and wait until it has; nothing the second time."""
-        if self._supported and not self._stopping.is_set():
-            self._stopping.set()
-            await self._wait(self._stopped, "has not answered lifespan.shutdown")
-
-    async def _wait(self, event: anyio.Event, complaint: str) -> None:
-        with anyio.move_on_after(self._deadline):
-            await event.wait()
+        """Tell the application to stop and wait until it has; do nothing the second time."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._scope.deadline = anyio.current_time() + self._deadline
+        await self._manager.shutdown()
         if self._failure is not None:
             raise self._failure
-        if not event.is_set():
-            raise TimeoutError(f"the application {complaint} within {self._deadline} s")
 
-    async def _receive(self) -> Message:
-        if not self._asked:
-            self._asked = True
-            return {"type": "lifespan.startup"}
-        await self._stopping.wait()
-        return {"type": "lifespan.shutdown"}
+    async def aclose(self) -> None:
+        """Shut the application down if that has not been done, and wait until it has returned."""
+        try:
+            await self.shutdown()
+        finally:
+            await self._leave()
 
-    async def _send(self, message: Message) -> None:
-        kind = message["type"]
-        if kind.endswith(".failed"):
-            self._failure = RuntimeError(f"{kind}: {message.get('message', '')}")
-        if kind == "lifespan.startup.complete":
-            self._supported = True
-        done = self._started if kind.startswith("lifespan.startup") else self._stopped
-        done.set()
+    async def _leave(self) -> None:
+        self._scope.cancel()
+        # Without the body's exception: on trio it would come out in an exception group.
+        await self._manager.__aexit__(None, None, None)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.state = scope["state"]
+        received = [await receive()]
+
+        async def receive_again() -> Message:
+            return received.pop() if received else await receive()
+
+        async def watched_send(message: Message) -> None:
+            kind = message["type"]
+            self._scope.deadline = math.inf
+            self._supported |= kind == "lifespan.startup.complete"
+            if kind.endswith(".failed"):
+                self._failure = RuntimeError(f"{kind}: {message.get('message', '')}")
+                self._scope.cancel()
+            await send(message)
+
+        try:
+            with self._scope:
+                self._scope.deadline = anyio.current_time() + self._deadline
+                await self._app({**scope, "asgi": VERSIONS}, receive_again, watched_send)
+        except Exception as error:
+            # An application that raises before its start is complete says that it has no lifespan.
+            if self._supported:
+                self._failure = self._failure or error
+        if self._scope.cancelled_caught and anyio.current_time() >= self._scope.deadline:
+            question = "lifespan.shutdown" if self._stopped else "lifespan.startup"
+            self._failure = TimeoutError(
+                f"the application has not answered {question} within {self._deadline} s"
+            )
+        for answer in ("lifespan.startup.complete", "lifespan.shutdown.complete"):
+            await send({"type": answer})

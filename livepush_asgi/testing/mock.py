@@ -1,4 +1,4 @@
-"""MockBroker: the in-process double of a broker, for tests of applications and of this package."""
+"""MockBroker: a broker for tests, in memory."""
 
 import anyio.lowlevel
 
@@ -9,17 +9,17 @@ from .parser import EventStreamParser, ParsedEvent
 
 
 class MockBroker:
-    """Delivers to the subscriptions that are open, records what was published, and fails when told to.
+    """Delivers to the open subscriptions, records what is published, and fails when told to.
 
-    `limit` is how many messages a subscription holds that nobody asks for; then the oldest go, and it
-    says so.
+    A subscription holds at most `limit` messages that were not read. Then it drops the oldest, and its
+    next read raises MessagesLostError.
     """
 
     def __init__(self, *, limit: int = 1000) -> None:
-        # Everything that the application published, in order: the channel and the payload as it went out.
+        #: The channel and the payload of everything that the application published, in order.
         self.published: list[tuple[str, bytes]] = []
         self._limit = limit
-        # A dict for its order: the subscriptions hear of a payload in the order in which they came.
+        # A dict keeps the order in which the subscriptions were made.
         self._mailboxes: dict[Mailbox, None] = {}
         self._publish_error: Exception | None = None
         self._subscribe_error: Exception | None = None
@@ -49,7 +49,7 @@ class MockBroker:
         return sum(mailbox.channel == channel for mailbox in self._mailboxes)
 
     def events(self, channel: str | None = None) -> list[ParsedEvent]:
-        """Return what was published, on one channel or on all, as the events that clients get."""
+        """Return the published events, of one channel or of all, as clients get them."""
         payloads = [payload for name, payload in self.published if channel in (None, name)]
         return [event for payload in payloads for event in EventStreamParser().feed(from_payload(payload))]
 

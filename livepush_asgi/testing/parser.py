@@ -1,5 +1,6 @@
-"""A strict event-stream parser, written from the standard alone: it shares no code with the encoder,
-so that each can find the other's mistakes. Sans-io; no event loop.
+"""EventStreamParser: a strict event-stream parser, written from the standard alone. No event loop, no I/O.
+
+It shares no code with the encoder, so that each finds the other's mistakes.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 """
@@ -30,12 +31,12 @@ class ParsedEvent:
 class EventStreamParser:
     """Reads an event stream in chunks of any size.
 
-    Raises UnicodeDecodeError for what is not UTF-8, where a browser would put in replacement
-    characters. Everything else that the standard tolerates is tolerated, and can be seen:
-    `comments` (the text after the colon), `ignored` (lines that mean nothing: an unknown field, an id with
-    NUL, a `retry` that is no number) and `empty_blocks`, the number of blank lines that dispatched
-    nothing. Real clients have crashed on such a line, or fired an empty event. `last_event_id` is the one
-    that the client has from an earlier stream: it keeps it until it gets another.
+    Raises UnicodeDecodeError for bytes that are not UTF-8, where a browser would put in replacement
+    characters. It tolerates everything else that the standard tolerates, and records it: `comments` (the
+    text after the colon), `ignored` (lines without a meaning: an unknown field, an id with NUL, a `retry`
+    that is no number) and `empty_blocks`, the number of blank lines that dispatched no event. Some clients
+    crash on such a line, or fire an empty event. The argument `last_event_id` is the client's id from an
+    earlier stream; it holds until the stream sends another.
     """
 
     def __init__(self, last_event_id: str = "") -> None:
@@ -102,17 +103,9 @@ class EventStreamParser:
 
     def _end_block(self) -> ParsedEvent | None:
         self.last_event_id = self._id_buffer
-        if not self._data:
-            self.empty_blocks += 1
-            self._begin_block()
-            return None
-        event = ParsedEvent(
-            event=self._event or "message",
-            data="\n".join(self._data),
-            last_event_id=self.last_event_id,
-            id=self._id,
-            retry=self._retry,
-        )
+        name, data = self._event or "message", "\n".join(self._data)
+        event = ParsedEvent(name, data, self.last_event_id, self._id, self._retry) if self._data else None
+        self.empty_blocks += event is None
         self._begin_block()
         return event
 

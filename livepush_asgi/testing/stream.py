@@ -1,4 +1,4 @@
-"""Stream: what a test reads from one open response, always with a deadline. StreamEnded: its end."""
+"""Stream: one open response as a test reads it. Everything that waits has a timeout. StreamEnded: its end."""
 
 import json
 from collections import deque
@@ -28,19 +28,18 @@ class StreamEnded(Exception):
 
 
 class Stream:
-    """An open response. `Client.open` makes it; it is read by one task at a time.
+    """An open response, from `Client.open`. One task at a time reads it.
 
-    Messages are taken from the application only when something is asked for, so a test that asks
-    for nothing is a slow client. Whatever waits has a timeout in seconds and raises TimeoutError,
-    and raises what the application raised, if it did.
+    A method takes messages from the application only as far as it needs them, so a test that calls none
+    is a slow client. Each method that waits raises TimeoutError after its timeout, in seconds, and what the
+    application raised, if it did.
     """
 
     def __init__(self, exchange: Exchange, deadline: float, last_event_id: str | None = None) -> None:
         self.status = 0
         self.headers: Mapping[str, str] = {}
-        # All events that were read so far, in order, and those among them that are the component's own.
+        #: All events that were read so far, in order.
         self.received: list[ParsedEvent] = []
-        self.control_events: list[ParsedEvent] = []
         self._exchange = exchange
         self._deadline = deadline
         self._parser = EventStreamParser(last_event_id or "")
@@ -64,15 +63,15 @@ class Stream:
         """Return the next event; with `name`, the next one of that name, passing over others.
 
         The component's own events, `livepush.*`, are passed over unless they are asked for by name
-        or with `control=True`. What is passed over stays in `received`. Raises StreamEnded at the end.
+        or with `control=True`. An event that is passed over stays in `received`. Raises StreamEnded at the
+        end.
         """
 
         async def find() -> ParsedEvent:
             while True:
                 while self._unread:
                     event = self._unread.popleft()
-                    own = event.event.startswith(RESERVED_PREFIX)
-                    if event.event == name if name is not None else control or not own:
+                    if event.event == name if name is not None else control or not _is_control(event):
                         return event
                 await self._read_more()
 
@@ -83,7 +82,7 @@ class Stream:
         return [await self.next_event(timeout) for _ in range(count)]
 
     async def next_comment(self, timeout: float = 1.0) -> str:
-        """Return the next comment, the text behind its colon. Events that come first stay to be read."""
+        """Return the next comment, the text after its colon. Events before it can still be read."""
 
         async def find() -> str:
             while len(self._parser.comments) <= self._comments_read:
@@ -105,12 +104,11 @@ class Stream:
         return self.end_reason
 
     async def disconnect(self) -> None:
-        """Leave, as a client does that closes its connection, and wait until the application has returned.
+        """Close the connection, as a client does, and wait until the application has returned.
 
-        What was not read by then is lost to the client; `messages` has it. Raises what the application
+        Messages that were not read are lost to the client; `messages` has them. Raises what the application
         raised, and TimeoutError if it does not return before the client's deadline.
         """
-        self._ended = True
         self._exchange.leave()
         await self._exchange.settle(self._deadline)
 
@@ -118,6 +116,11 @@ class Stream:
     def messages(self) -> list[Message]:
         """Every message that the application has sent so far, whether read or not."""
         return self._exchange.messages
+
+    @property
+    def control_events(self) -> list[ParsedEvent]:
+        """The component's own events, `livepush.*`, among those that were received."""
+        return [event for event in self.received if _is_control(event)]
 
     @property
     def comments(self) -> list[str]:
@@ -133,14 +136,14 @@ class Stream:
     def last_event_id(self) -> str:
         """What a browser would send as `Last-Event-ID` if the connection broke here.
 
-        All that was read counts, though `next_event` may not have returned it yet: a message can hold
-        several events. The id at one of them is its own `last_event_id`.
+        It counts all events that were read, also those that `next_event` has not returned yet: a message can
+        hold several events. Each event has the id at its place as `last_event_id`.
         """
         return self._parser.last_event_id
 
     @property
     def empty_blocks(self) -> int:
-        """How many blank lines dispatched nothing; some real clients cannot take any."""
+        """How many blank lines dispatched no event. Some clients fail at them."""
         return self._parser.empty_blocks
 
     @property
@@ -162,6 +165,7 @@ class Stream:
             await self._raise_end()
 
     async def _read_message(self) -> bool:
+        """Read one message and return whether there was one."""
         message = None if self._ended else await self._exchange.take()
         if message is None:
             self._ended = True
@@ -170,24 +174,23 @@ class Stream:
         chunk = message.get("body", b"")
         self._body.append(chunk)
         if self._is_event_stream:
-            self._sort(self._parser.feed(chunk))
+            events = self._parser.feed(chunk)
+            self.received += events
+            self._unread += events
         return True
-
-    def _sort(self, events: list[ParsedEvent]) -> None:
-        self.received += events
-        self.control_events += [event for event in events if event.event.startswith(RESERVED_PREFIX)]
-        self._unread += events
 
     async def _drain(self) -> None:
         while await self._read_message():
             pass
-        if self._exchange.failed:
-            await self._exchange.settle(self._deadline)
+        await self._raise_failure()
 
     async def _raise_end(self) -> None:
+        await self._raise_failure()
+        raise StreamEnded(self.end_reason)
+
+    async def _raise_failure(self) -> None:
         if self._exchange.failed:
             await self._exchange.settle(self._deadline)
-        raise StreamEnded(self.end_reason)
 
     async def _within(self, timeout: float, what: str, wait: Callable[[], Awaitable[T]]) -> T:
         with anyio.move_on_after(timeout):
@@ -205,6 +208,10 @@ class Stream:
         names = [event.event for event in self.received]
         kind = self.headers.get("content-type", "no content type")
         return f"the response with status {self.status} and {kind} (events so far: {names})"
+
+
+def _is_control(event: ParsedEvent) -> bool:
+    return event.event.startswith(RESERVED_PREFIX)
 
 
 def _by_name(start: Message) -> dict[str, str]:

@@ -1,0 +1,316 @@
+"""The public API as typed applications use it, for mypy and pyright; nothing here is a test that runs.
+
+tests/test_typing.py has both check this file, and that it uses every public name. `assert_type` states what a
+caller gets.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, assert_type
+
+from asgiref.sync import async_to_sync, sync_to_async
+from fastapi import FastAPI
+from fastapi import Request as FastAPIRequest
+from redis.asyncio import Redis
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Mount
+
+from livepush_asgi import (
+    READ_BYTES,
+    Authorize,
+    AuthorizeError,
+    Broker,
+    BrokerUnavailableError,
+    CapExceededError,
+    Cors,
+    Cursor,
+    Disconnected,
+    DrainPolicy,
+    EndReason,
+    Event,
+    ForwardingSubscription,
+    GapReason,
+    Grant,
+    GrantExpiredError,
+    GrantRevokedError,
+    History,
+    HistoryBroker,
+    InvalidEventError,
+    InvalidGrantError,
+    JetStreamBroker,
+    Lease,
+    Limits,
+    LivePush,
+    LivePushError,
+    LivePushMiddleware,
+    Mailbox,
+    MemoryBroker,
+    MemorySlotCap,
+    MessagesLostError,
+    MockBroker,
+    NatsBroker,
+    NotRunningError,
+    Page,
+    Position,
+    PositionConflictError,
+    ProcessFullError,
+    Publisher,
+    Record,
+    RedisBroker,
+    RedisStreamsBroker,
+    Refusal,
+    RefusalCause,
+    Sink,
+    SlotCap,
+    Slots,
+    SlotsUnavailableError,
+    SSEStream,
+    SSEStreamService,
+    Statistics,
+    StreamRequest,
+    Subscription,
+    SubscriptionClosedError,
+    Timing,
+    positioned,
+    public,
+    split_position,
+    sse_headers,
+)
+from livepush_asgi.contrib import fastapi as contrib_fastapi
+from livepush_asgi.contrib import starlette as contrib_starlette
+from livepush_asgi.testing import (
+    Answer,
+    BrokerContract,
+    Client,
+    EventStreamParser,
+    HistoryBrokerContract,
+    ParsedEvent,
+    Stream,
+    StreamEnded,
+)
+
+if TYPE_CHECKING:
+    from asgiref.typing import ASGI3Application
+
+
+async def authorize(request: StreamRequest) -> Grant | Refusal:
+    """Use all that a request has and a grant takes."""
+    assert_type(request.path, str)
+    assert_type(request.headers, Mapping[str, str])
+    assert_type(request.cookies, Mapping[str, str])
+    assert_type(request.query_all("channel"), list[str])
+    assert_type(request.last_event_id, str | None)
+    if request.query.get("token") is None:
+        return Refusal(401, "Which token?", soft=True, retry_after=5, headers={"WWW-Authenticate": "Bearer"})
+    return Grant(
+        channels=["news", "jobs"],
+        slot_key="42",
+        expires_at=datetime.now(UTC) + timedelta(hours=1),
+        control_events=True,
+        replay=10,
+        snapshot=lambda: [Event({"a": 1}, event="state")],
+    )
+
+
+@sync_to_async
+def authorize_in_a_thread(request: StreamRequest) -> Grant:
+    return Grant(channels="news", replay="last")
+
+
+def authorize_at_once(request: StreamRequest) -> Grant:
+    raise Refusal(403)
+
+
+WAYS_TO_AUTHORIZE: list[Authorize] = [
+    authorize,
+    authorize_in_a_thread,
+    authorize_at_once,
+    public("news", slot_key="visitors"),
+]
+
+
+def make(redis: "Redis") -> LivePush:
+    brokers: list[Broker] = [
+        MemoryBroker(history=History(events=10, size=1000, age=None, channels=5, total_size=10_000)),
+        RedisBroker(redis),
+        RedisStreamsBroker(redis, history=History()),
+        NatsBroker("nats://127.0.0.1:4222"),
+        JetStreamBroker(["nats://127.0.0.1:4222"], history=History()),
+        MockBroker(limit=10),
+        OwnBroker(),
+    ]
+    slots: list[Slots] = [MemorySlotCap(20), SlotCap(redis, cap=20, on_full="replace_oldest")]
+    return LivePush(
+        brokers[0],
+        authorize,
+        slots=slots[0],
+        timing=Timing(heartbeat_interval=None, retry=3, max_lifetime=None),
+        limits=Limits(outbox_events=10, overflow="latest", streams=None),
+        drain=DrainPolicy(window=1, signals=False, hold=False),
+        cors=Cors(["https://app.example.com"], credentials=True),
+        control_events=False,
+        soft_refusals={RefusalCause.CAP, RefusalCause.ERROR},
+        probe=lambda request: True,
+        namespace="staging",
+        inline_send=False,
+    )
+
+
+def mount(push: LivePush, django: "ASGI3Application") -> list[LivePushMiddleware | Starlette | FastAPI]:
+    fastapi = FastAPI(lifespan=push.lifespan)
+    fastapi.mount("/events", push)
+    return [
+        LivePushMiddleware(django, push, path="/events"),
+        LivePushMiddleware(LivePushMiddleware(fastapi, push), push),
+        Starlette(routes=[Mount("/events", push)], lifespan=push.lifespan),
+    ]
+
+
+async def publish(push: LivePush) -> None:
+    assert_type(await push.publish("news", {"a": 1}, event="e", id="7", retry=1000), str | None)
+    first = await push.publish("news", Event("x"), idempotency_key="once")
+    await push.publish("news", b"x", expected_position=Position("epoch", 0))
+    await push.publish("news", "x", retry_for=1, expected_position=first)
+    done = await push.disconnect(slot_key="42", channel="news", timeout=1)
+    assert_type(done, Disconnected)
+    assert_type(done.streams + done.processes, int)
+    assert_type(push.statistics(), Statistics)
+    assert_type(push.healthy, bool)
+    assert_type(async_to_sync(push.publish)("news", "x"), str | None)
+    await push.drain()
+
+
+def publish_from_a_script() -> None:
+    @asynccontextmanager
+    async def make_broker() -> AsyncGenerator[Broker, None]:
+        async with Redis() as redis:
+            yield RedisBroker(redis)
+
+    with Publisher(make_broker, namespace="staging") as publisher:
+        assert_type(publisher.publish("news", {"a": 1}), str | None)
+        assert_type(publisher.disconnect(channel="news"), Disconnected)
+    Publisher(lambda: NatsBroker()).close()
+
+
+async def stream_in_a_route(push: LivePush, request: Request, other: FastAPIRequest) -> StreamingResponse:
+    service = SSEStreamService(MemoryBroker(), MemorySlotCap(20), heartbeat_seconds=15)
+    stream = await service.open_stream(
+        channel="news", slot_key="42", is_disconnected=request.is_disconnected, last_event_id="1"
+    )
+    assert_type(stream, SSEStream)
+    assert_type(stream.headers | sse_headers(), dict[str, str])
+    assert_type(stream.body.end_reason, EndReason | None)
+    async for chunk in stream.body:
+        assert_type(chunk, bytes)
+    await contrib_fastapi.sse_streaming_response(service, other, grant=Grant(channels="news"))
+    return await contrib_starlette.sse_streaming_response(push, request, channel="news", slot_key="42")
+
+
+class OwnBroker:
+    """A broker with history, written from the public names alone. It keeps one event of each channel."""
+
+    def __init__(self) -> None:
+        self._subscriptions: dict[Mailbox, None] = {}
+        self._newest: dict[str, Record] = {}
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        await self.append(channel, payload.encode() if isinstance(payload, str) else payload)
+        return len(self._subscriptions)
+
+    async def subscribe(self, channel: str) -> Subscription:
+        mailbox = Mailbox(channel, lambda closed: self._subscriptions.pop(closed, None), limit=100)
+        self._subscriptions[mailbox] = None
+        return mailbox
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected: Position | None = None,
+    ) -> Position:
+        last = self._newest[channel].offset if channel in self._newest else 0
+        position = Position("epoch", last + 1)
+        if expected is not None and expected.offset != last:
+            raise PositionConflictError(channel, position)
+        self._newest[channel] = Record(position.offset, payload)
+        for mailbox in list(self._subscriptions):
+            if mailbox.channel == channel:
+                mailbox.deliver(positioned(position, payload))
+        return position
+
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        newest = self._newest.get(channel)
+        if newest is None:
+            return Page("epoch", 1, 0, ())
+        return Page(
+            "epoch", newest.offset, newest.offset, (newest,) if limit and newest.offset > after else ()
+        )
+
+
+class OwnSink:
+    def deliver(self, payload: bytes, /) -> None:
+        assert_type(split_position(payload), tuple[Position | None, bytes])
+
+    def lost(self) -> None: ...
+
+
+async def read_a_broker(broker: HistoryBroker, slots: Slots) -> None:
+    subscription = await broker.subscribe("news")
+    assert_type(await subscription.get_message(timeout=1), bytes | None)
+    sink: Sink = OwnSink()
+    if isinstance(subscription, ForwardingSubscription):
+        subscription.forward(sink)
+    lease = await slots.take("42")
+    assert_type(lease, Lease)
+    lease.give_back()
+    assert_type(Cursor.parse("1-x"), Cursor | None)
+
+
+own_broker: HistoryBroker = OwnBroker()
+
+
+class TestOwnBroker(BrokerContract):
+    """What an adapter's author writes; the name of this file keeps pytest from running it."""
+
+    def broker(self) -> Broker:
+        return OwnBroker()
+
+
+class TestOwnHistory(HistoryBrokerContract):
+    def bounded_broker(self) -> HistoryBroker:
+        return OwnBroker()
+
+
+async def test_an_application(push: LivePush) -> None:
+    async with Client(push, lifespan=True) as client, client.open("/", query={"token": "x"}) as stream:
+        assert_type(stream, Stream)
+        event = await stream.next_event(name="livepush.open")
+        assert_type(event, ParsedEvent)
+        assert_type(await client.request("HEAD", "/"), Answer)
+        try:
+            await stream.wait_ended()
+        except StreamEnded as ended:
+            assert_type(ended.reason, str | None)
+    assert_type(EventStreamParser().feed(b"data: 1\n\n"), list[ParsedEvent])
+
+
+def tell(error: LivePushError, gap: GapReason) -> str:
+    """Tell the situations apart that an application may meet."""
+    match error:
+        case CapExceededError() | ProcessFullError() | SlotsUnavailableError():
+            return "no slot"
+        case InvalidEventError() | InvalidGrantError() | AuthorizeError():
+            return "a mistake"
+        case GrantExpiredError() | GrantRevokedError():
+            return "no permission"
+        case BrokerUnavailableError() | MessagesLostError() | SubscriptionClosedError():
+            return gap.value
+        case PositionConflictError() | NotRunningError():
+            return str(error)
+        case _:
+            return "unknown"
