@@ -11,8 +11,8 @@ from redis import Redis
 
 from livepush_asgi import __version__
 from livepush_asgi.cli.backend import without_password
+from livepush_asgi.cli.demo.names import is_local
 from livepush_asgi.cli.failure import unreadable
-from livepush_asgi.cli.names import is_local
 from livepush_asgi.event import PAYLOAD_MARK, split_position
 
 from .command import ENVIRONMENT, REPOSITORY, Serving, run

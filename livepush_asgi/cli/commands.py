@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import LivePushMiddleware, __version__
+from .demo.names import is_local
 from .failure import MISTYPED, Failure, unreadable
 from .follow import FileFollower, Follower, InputFollower
-from .names import is_local
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -266,7 +266,7 @@ def _serve(
 ) -> int:
     """Serve what `site` makes of a backend. What cannot be is found out before anything is served."""
     from .backend import backend_at, without_password
-    from .serve import bind, serve, url_of
+    from .demo.serve import bind, serve, url_of
 
     with bind(address.host, address.port) as listener:
         app = site(backend_at(redis, namespace))

@@ -15,13 +15,13 @@ import anyio.to_thread
 
 from .. import BrokerUnavailableError, DrainPolicy, Limits, LivePush, LivePushMiddleware, public
 from ..types import Receive, Scope, Send
-from . import web
 from .backend import Backend
 from .backlog import Backlog
+from .demo import web
+from .demo.serve import DRAIN_WINDOW
+from .demo.web import Answer
 from .follow import Follower, Found, Note
 from .lines import Line
-from .serve import DRAIN_WINDOW
-from .web import Answer
 
 logger = logging.getLogger("livepush_asgi")
 

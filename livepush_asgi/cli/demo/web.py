@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import anyio
 
-from ..types import Receive, Scope, Send
+from ...types import Receive, Scope, Send
 
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; base-uri 'none'; frame-ancestors 'none'"),

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 import anyio
 
-from .. import (
+from ... import (
     BrokerUnavailableError,
     DrainPolicy,
     Grant,
@@ -25,9 +25,9 @@ from .. import (
     Refusal,
     StreamRequest,
 )
-from ..types import Receive, Scope, Send
+from ...types import Receive, Scope, Send
+from ..backend import Backend
 from . import web
-from .backend import Backend
 from .figures import Machine, describe
 from .serve import DRAIN_WINDOW
 from .web import Answer, Problem

@@ -2,7 +2,7 @@
 
 import ipaddress
 
-from ..types import ASGIApp, Receive, Scope, Send
+from ...types import ASGIApp, Receive, Scope, Send
 from .web import Problem
 
 

@@ -11,8 +11,8 @@ import uvicorn
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ..types import ASGIApp
-from .failure import MISTYPED, UNABLE, Failure
+from ...types import ASGIApp
+from ..failure import MISTYPED, UNABLE, Failure
 from .names import LocalNames, is_local
 
 # How long streams may take to end once the process was told to. Then comes uvicorn's own patience,
