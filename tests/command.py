@@ -54,7 +54,7 @@ class Serving:
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
             self._arguments,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=REPOSITORY,
@@ -73,15 +73,7 @@ class Serving:
     ) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
         self.process.wait()
-
-    @property
-    def input(self) -> IO[bytes]:
-        """Its standard input."""
-        assert self.process.stdin is not None
-        return self.process.stdin
 
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
         """Tell it to end, and return its exit status."""

@@ -1,4 +1,4 @@
-"""The broker behind a command: in this process, or a Redis that is known to be there."""
+"""The broker behind a command: in memory, or over a Redis that answered when the command began."""
 
 from urllib.parse import urlsplit
 
@@ -13,12 +13,12 @@ from ..broker import Broker
 from ..namespace import broker_in, check_namespace
 from .failure import MISTYPED, Failure
 
-# Somebody sits there and waits for an answer.
-PATIENCE = 3.0
+# In seconds. A person waits at the terminal.
+PING_TIMEOUT = 3.0
 
 
 class Backend:
-    """A broker, and the client that it publishes and listens with."""
+    """A broker, and its Redis client if it has one."""
 
     def __init__(self, broker: Broker, redis: Redis | None = None) -> None:
         self.broker = broker
@@ -26,17 +26,17 @@ class Backend:
 
     @property
     def shared(self) -> bool:
-        """Whether other processes publish there too."""
+        """Whether other processes may publish through this broker."""
         return self._redis is not None
 
     async def aclose(self) -> None:
-        """Close the client's connections. Call it after the last use of the broker."""
+        """Close the connections. Call it after the last use of the broker."""
         if self._redis is not None:
             await self._redis.aclose()
 
 
 def backend_at(url: str | None, namespace: str | None = None) -> Backend:
-    """Return a backend on the Redis of this URL, or one inside this process. Raises Failure."""
+    """Return a backend over the Redis at `url`, or in memory without one. Raises Failure."""
     try:
         check_namespace(namespace)
     except ValueError as error:
@@ -51,25 +51,20 @@ def backend_at(url: str | None, namespace: str | None = None) -> Backend:
 
 
 def check_server(url: str) -> None:
-    """Raise Failure for what is no URL of a Redis, and for one that does not answer."""
-    check_url(url)
-    anyio.run(_ping, url)
-
-
-def check_url(url: str) -> None:
-    """Raise Failure for what is no URL of a Redis."""
+    """Raise Failure if `url` is no Redis URL, or if the Redis does not answer."""
     try:
         Redis.from_url(url)
-        urlsplit(url).port  # noqa: B018  (it is read to have it checked)
+        urlsplit(url).port  # noqa: B018  (reading the port checks it)
     except ValueError as error:
         raise Failure(
             f"{without_password(url)!r} is not a Redis URL such as redis://localhost:6379/0: {error}",
             MISTYPED,
         ) from None
+    anyio.run(_ping, url)
 
 
 def without_password(url: str) -> str:
-    """Return a URL as it can be shown: without what stands before the `@`, and without its query."""
+    """Return a URL to show: without the user and the password, and without the query."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -79,15 +74,15 @@ def without_password(url: str) -> str:
 
 
 async def _ping(url: str) -> None:
-    # Without retries: that it is away is the answer here, and the sooner the better.
-    redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=PATIENCE)
+    # Without retries: if the server is away, the command says so at once.
+    redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=PING_TIMEOUT)
     try:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(PING_TIMEOUT):
             await redis.ping()
     except AuthenticationError as error:
         raise Failure(f"Redis at {without_password(url)} refuses the login: {error}") from None
     except (TimeoutError, RedisError, OSError) as error:
-        reason = str(error) or f"no answer within {PATIENCE:g} s"
+        reason = str(error) or f"no answer within {PING_TIMEOUT:g} s"
         raise Failure(f"Redis at {without_password(url)} cannot be reached: {reason}") from None
     finally:
         await redis.aclose()

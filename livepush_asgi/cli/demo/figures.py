@@ -2,58 +2,40 @@
 
 import platform
 import time
-from dataclasses import asdict, dataclass
 
 import psutil
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """One reading. Shares in percent, memory in bytes, the network in bytes per second."""
-
-    at: float
-    cpu: float
-    cores: tuple[float, ...]
-    load: float
-    memory_used: int
-    memory_total: int
-    swap_used: int
-    swap_total: int
-    received: float
-    sent: float
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the reading as JSON has it."""
-        return asdict(self)
-
-
 class Machine:
-    """Takes readings. What is a rate is one since the reading before."""
+    """Takes readings. A rate is the average since the reading before."""
 
     def __init__(self) -> None:
-        # The first call of each only sets the mark that the next one counts from.
+        # The first call only starts the measurement that the next call returns.
         psutil.cpu_percent(percpu=True)
         self._counted = time.monotonic(), *_network_bytes()
 
-    def read(self) -> Figures:
-        """Take a reading. Wait a tenth of a second at least between two, or the rates mean nothing."""
+    def read(self) -> dict[str, object]:
+        """Return a reading: shares in percent, memory in bytes, the network in bytes per second.
+
+        Wait at least a tenth of a second between two readings, or the rates mean nothing.
+        """
         cores = psutil.cpu_percent(percpu=True)
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
         received, sent = self._network_rates()
-        return Figures(
-            at=time.time(),
-            cpu=round(sum(cores) / len(cores), 1),
-            cores=tuple(cores),
-            load=round(psutil.getloadavg()[0], 2),
-            memory_used=memory.total - memory.available,
-            memory_total=memory.total,
-            swap_used=swap.used,
-            swap_total=swap.total,
-            received=received,
-            sent=sent,
-        )
+        return {
+            "at": time.time(),
+            "cpu": round(sum(cores) / len(cores), 1),
+            "cores": cores,
+            "load": round(psutil.getloadavg()[0], 2),
+            "memory_used": memory.total - memory.available,
+            "memory_total": memory.total,
+            "swap_used": swap.used,
+            "swap_total": swap.total,
+            "received": received,
+            "sent": sent,
+        }
 
-    def _network_rates(self) -> tuple[float, float]:
+    def _network_rates(self) -> tuple[int, int]:
         before, received_before, sent_before = self._counted
         self._counted = now, received, sent = time.monotonic(), *_network_bytes()
         seconds = now - before
@@ -61,7 +43,7 @@ class Machine:
 
 
 def describe() -> dict[str, object]:
-    """Return what does not change while the process runs."""
+    """Return the facts that stay the same while the process runs."""
     return {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -71,6 +53,6 @@ def describe() -> dict[str, object]:
 
 
 def _network_bytes() -> tuple[int, int]:
-    # All interfaces and the loopback too. None where the system does not tell, as in some containers.
+    # All interfaces, the loopback too. Some containers do not tell: psutil returns None there.
     counted = psutil.net_io_counters()
     return (counted.bytes_recv, counted.bytes_sent) if counted else (0, 0)
