@@ -3,12 +3,13 @@
 import random
 from dataclasses import replace
 
-from livepush_asgi.cli.doctor.observation import Answer, Chunk, End, Evidence, Mark, Observation, Seen, Stall
-from livepush_asgi.cli.doctor.question import WEIGHING, Question
+from livepush_asgi.cli.doctor.client import Question
+from livepush_asgi.cli.doctor.examine import LARGE_EVENTS, first_plan
+from livepush_asgi.cli.doctor.observation import Answer, Arrival, End, Evidence, Observation, Seen, Stall
 from livepush_asgi.probe import ProbePlan
 
 URL = "https://example.org/events/"
-PLAN = Question(url=URL).series
+PLAN = first_plan(Question(url=URL))
 HEADERS = (
     ("content-type", "text/event-stream"),
     ("cache-control", "no-cache, no-transform"),
@@ -57,8 +58,8 @@ def arriving(
     return Observation(
         plan=plan,
         answer=head or answer(),
-        marks=tuple(Mark(n, sent[n], times[n], offsets[n]) for n in range(len(sent))),
-        chunks=tuple(Chunk(time, plan.size) for time in times),
+        arrivals=tuple(Arrival(n, sent[n], times[n], offsets[n]) for n in range(len(sent))),
+        bytes_at=tuple(times),
         seen=SEEN,
         end=End.COMPLETE,
         ended_at=times[-1],
@@ -71,8 +72,8 @@ def cut(at: float, *, last: float, end: End = End.BROKEN) -> Observation:
     whole = arriving()
     return replace(
         whole,
-        marks=tuple(mark for mark in whole.marks if mark.at <= last),
-        chunks=(*(chunk for chunk in whole.chunks if chunk.at < last), Chunk(last, 50)),
+        arrivals=tuple(arrival for arrival in whole.arrivals if arrival.at <= last),
+        bytes_at=(*(at for at in whole.bytes_at if at < last), last),
         end=end,
         ended_at=at,
     )
@@ -80,11 +81,11 @@ def cut(at: float, *, last: float, end: End = End.BROKEN) -> Observation:
 
 def no_probe(*others: tuple[str, str], **changes: object) -> Observation:
     seen = Observation(
-        plan=PLAN, answer=answer(), others=others, chunks=(Chunk(0.06, 90),), end=End.ENOUGH, ended_at=2.06
+        plan=PLAN, answer=answer(), others=others, bytes_at=(0.06,), end=End.ENOUGH, ended_at=2.06
     )
     return replace(seen, **changes)  # type: ignore[arg-type]
 
 
 def held_evidence(**how: object) -> Evidence:
     first = arriving(**how)  # type: ignore[arg-type]
-    return Evidence(first=first, repeated=(first,), weighed=arriving(WEIGHING, **how))  # type: ignore[arg-type]
+    return Evidence(first=first, repeated=(first,), large=arriving(LARGE_EVENTS, **how))  # type: ignore[arg-type]
