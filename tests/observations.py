@@ -21,7 +21,7 @@ SEEN = Seen(http="1.1", scheme="https", heartbeat=15.0)
 def answer(status: int = 200, *, version: str = "HTTP/1.1", url: str = URL, **fields: str | None) -> Answer:
     changed = {**dict(HEADERS), **{name.replace("_", "-"): value for name, value in fields.items()}}
     headers = tuple((name, value) for name, value in changed.items() if value is not None)
-    return Answer(status, version, headers, url, 0.05)
+    return Answer(status, version, headers, url)
 
 
 def arriving(

@@ -201,7 +201,7 @@ def test_a_missing_extra_gives_one_line(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert ended.stderr == (
-        "livepush: typer and rich and uvicorn and psutil and redis and httpx need to be installed: "
+        "livepush: typer and rich and uvicorn and psutil and redis and httpx and h2 need to be installed: "
         "pip install 'livepush_asgi[cli]'\n"
     )
 

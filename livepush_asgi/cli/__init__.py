@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 # Looked for before anything is imported: a missing library gives one line, and an error inside of one of
 # them still shows as a traceback.
-NEEDED = ("typer", "rich", "uvicorn", "psutil", "redis", "httpx")
+NEEDED = ("typer", "rich", "uvicorn", "psutil", "redis", "httpx", "h2")
 
 
 def main() -> None:

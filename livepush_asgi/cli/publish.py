@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from types import FrameType
 
 import anyio
@@ -86,7 +87,7 @@ def publish_lines(target: Target, name: str | None) -> tuple[int, bool]:
     stop, count = _Stop(), 0
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(target.broker()) as broker:
         for lines in _lines(stop):
-            payloads = [_payload(line.decode(errors="replace"), name) for line in lines]
+            payloads = [_payload(line.removesuffix(b"\r").decode(errors="replace"), name) for line in lines]
             published, error = portal.call(_publish_together, broker, target.channel, payloads)
             count += published
             if error is not None:
@@ -125,15 +126,12 @@ def _lines(stop: _Stop) -> Iterator[list[bytes]]:
     count, rest = 0, b""
     while piece := stop.read():
         *lines, rest = (rest + piece).split(b"\n")
-        lengths = map(len, (*lines, rest))
-        if (index := next((index for index, length in enumerate(lengths) if length > DATA_LIMIT), -1)) >= 0:
-            yield lines[:index]
-            number = count + index + 1
-            raise Failure(
-                f"line {number} has more than the {DATA_LIMIT:,} bytes that an event may have", MISTYPED
-            )
-        count += len(lines)
-        yield [line.removesuffix(b"\r") for line in lines]
+        short = list(takewhile(lambda line: len(line) <= DATA_LIMIT, lines))
+        count += len(short)
+        yield short
+        if len(short) < len(lines) or len(rest) > DATA_LIMIT:
+            limit = f"{DATA_LIMIT:,} bytes that an event may have"
+            raise Failure(f"line {count + 1} has more than the {limit}", MISTYPED)
     if rest and not stop.wanted:
         yield [rest]
 

@@ -7,8 +7,6 @@ import ssl
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib import import_module
-from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 import anyio
@@ -21,6 +19,8 @@ from .observation import Answer, Arrival, End, Observation, Redirect, Seen, Stal
 
 # The content encodings that an EventSource accepts. https://html.spec.whatwg.org/multipage/server-sent-events.html
 ENCODINGS: tuple[str, ...] = ("gzip", "deflate", "br")
+# The content encodings that this program can decompress.
+DECODED = ("gzip", "x-gzip", "deflate")
 CONNECT_TIMEOUT = 10.0
 # Browsers follow twenty; no working server needs more than a few.
 # https://fetch.spec.whatwg.org/#http-redirect-fetch
@@ -90,11 +90,6 @@ def without_probe(url: str) -> str:
     return parts._replace(query="&".join(kept)).geturl()
 
 
-def speaks_http2() -> bool:
-    """Return whether this program can try HTTP/2: that needs the package `h2`."""
-    return find_spec("h2") is not None
-
-
 class Client:
     """Asks for one URL as often as needed, each time over a new connection."""
 
@@ -144,7 +139,7 @@ class _Exchange:
         url, fields = self._question.url_for(self._plan), self._question.fields(encodings)
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
         try:
-            async with httpx.AsyncClient(http2=speaks_http2(), verify=self._tls, timeout=timeout) as client:
+            async with httpx.AsyncClient(http2=True, verify=self._tls, timeout=timeout) as client:
                 self._start = anyio.current_time()
                 request: httpx.Request | None = client.build_request("GET", url, headers=fields)
                 while request is not None and len(self._redirects) <= MAX_REDIRECTS:
@@ -152,11 +147,11 @@ class _Exchange:
             if request is not None:
                 self._found = replace(self._found, trouble=Trouble.REDIRECTS)
         except httpx.HTTPError as error:
-            detail = str(error) or type(error).__name__
             if self._found.answer is None:
+                detail = str(error) or type(error).__name__
                 self._found = replace(self._found, trouble=trouble_of(error), detail=detail)
             else:
-                self._found = replace(self._found, end=End.BROKEN, detail=detail, ended_at=self._now())
+                self._found = replace(self._found, end=End.BROKEN, ended_at=self._now())
         except (httpx.InvalidURL, OSError, ValueError) as error:
             self._found = replace(self._found, trouble=Trouble.CONNECT, detail=str(error))
 
@@ -194,7 +189,7 @@ class _Exchange:
     async def _read(self, response: httpx.Response) -> None:
         fields = tuple((name.lower(), value) for name, value in response.headers.multi_items())
         url = without_probe(str(response.url))
-        answer = Answer(response.status_code, response.http_version, fields, url, self._now())
+        answer = Answer(response.status_code, response.http_version, fields, url)
         self._found = Observation(plan=self._plan, answer=answer, end=End.SILENT)
         try:
             self._body = Body(answer.compression, is_stream=self._found.is_stream)
@@ -259,15 +254,12 @@ class Body:
 
     def added_to(self, observation: Observation) -> Observation:
         """Return an observation with this body."""
-        # The probe pads its events with comments; a heartbeat is an empty one.
-        comments = self._parser.comments if self._parser else []
         return replace(
             observation,
             bytes_at=tuple(self._bytes_at),
             arrivals=tuple(self.arrivals),
             seen=self._seen,
             others=tuple(self.others),
-            heartbeats=sum(not comment.strip() for comment in comments),
             body=self._start,
             trailing=self._decode.trailing if isinstance(self._decode, Inflater) else 0,
         )
@@ -309,11 +301,8 @@ def decoder(compression: str | None) -> Callable[[bytes], bytes]:
     """Return a function that decompresses chunk by chunk. Raises Unreadable for an unknown encoding."""
     if compression is None:
         return bytes
-    if compression in ("gzip", "x-gzip", "deflate"):
+    if compression in DECODED:
         return Inflater()
-    if compression == "br" and find_spec("brotli") is not None:
-        decompress: Callable[[bytes], bytes] = import_module("brotli").Decompressor().process
-        return decompress
     raise Unreadable(compression)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from ...probe import BOUNDS, ProbePlan
-from .client import ENCODINGS, Client, Question, Unreadable, decoder, speaks_http2
+from .client import DECODED, ENCODINGS, Client, Question
 from .observation import End, Evidence, Observation
 from .pace import SHORTEST_SILENCE, is_disturbed, is_held
 
@@ -25,7 +25,8 @@ async def examine(question: Question) -> Evidence:
     """Ask for a probe. Ask again in other ways if it came late, was cut, or was refused."""
     client, plan, encodings = Client(question), first_plan(question), ENCODINGS
     first = await _measure(client, plan, encodings)
-    if (unread := _unread_encoding(first)) is not None:
+    unread = None if first.compression in (None, *DECODED) else first.compression
+    if unread is not None:
         encodings = tuple(each for each in ENCODINGS if each != unread)
         first = await _measure(client, plan, encodings)
     large_starts = False
@@ -59,7 +60,6 @@ async def examine(question: Question) -> Evidence:
         and await client.finds(_vite_url(question.url), "text/javascript"),
         origin=question.origin,
         idle=question.idle,
-        http2_tried=speaks_http2(),
     )
 
 
@@ -90,15 +90,6 @@ async def _repeat(client: Client, first: Observation, encodings: tuple[str, ...]
         plan = replace(first.plan, idle=min(first.plan.idle, SHORTEST_SILENCE))
         repeated.append(await _measure(client, plan, encodings))
     return tuple(repeated)
-
-
-def _unread_encoding(observation: Observation) -> str | None:
-    """Return the content encoding of an answer if this program cannot decompress it."""
-    try:
-        decoder(observation.compression)
-    except Unreadable:
-        return observation.compression
-    return None
 
 
 def _vite_url(url: str) -> str:

@@ -15,8 +15,8 @@ from .observation import Answer, End, Evidence, Observation, Redirect, Trouble
 from .pace import Hold, hold_of, is_disturbed, is_held, pace_of, surely_held
 from .proxies import Proxy, Remedy, proxies_of, remedies_for, timing_under
 
-HEALTHY, FAULTY, UNEXAMINED = 0, 1, 2
-OUTCOMES = {HEALTHY: "healthy", FAULTY: "fault", UNEXAMINED: "unexamined"}
+# The outcomes in words; the exit status is the index.
+OUTCOMES = ("healthy", "fault", "unexamined")
 
 TROUBLES = {
     Trouble.NAME: "There is no address for this host name.",
@@ -81,9 +81,7 @@ class Diagnosis:
     def status(self) -> int:
         """The exit status. A fault counts more than something that could not be examined."""
         severities = {finding.severity for finding in self.findings}
-        if Severity.FAULT in severities:
-            return FAULTY
-        return UNEXAMINED if Severity.OPEN in severities else HEALTHY
+        return 1 if Severity.FAULT in severities else 2 if Severity.OPEN in severities else 0
 
     @property
     def outcome(self) -> str:
@@ -113,7 +111,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         *_about_headers(shown, proxies),
         *_about_end(evidence, proxies),
         *_about_start(shown),
-        *_about_version(shown.answer, http2_tried=evidence.http2_tried),
+        *_about_version(shown.answer),
     ]
     order = list(Severity)
     return Diagnosis(tuple(sorted(found, key=lambda finding: order.index(finding.severity))), proxies)
@@ -239,15 +237,13 @@ def _about_origin(observation: Observation, origin: str | None) -> Iterator[Find
     yield note("cors-allowed", f"Pages of {origin} may read it, {'with' if cookies else 'without'} cookies.")
 
 
-def _about_version(answer: Answer | None, *, http2_tried: bool) -> Iterator[Finding]:
+def _about_version(answer: Answer | None) -> Iterator[Finding]:
     if answer is None or answer.status != 200:
         return
     if answer.http_version == "HTTP/2":
         yield note("http-2", "HTTP/2: a browser can have many streams at a time.")
         return
     text = f"{answer.http_version}: a browser opens at most six connections to an origin, over all its tabs."
-    if answer.url.startswith("https:") and not http2_tried:
-        text += " HTTP/2 was not tried: that needs the package h2."
     if "h3" in (answer.get("alt-svc") or ""):
         text += " HTTP/3 is offered (Alt-Svc), and browsers may use it."
     yield note("http-1", text)
@@ -277,7 +273,6 @@ def _known(seen: Observation) -> str:
     text = "The pace of events is unknown without a probe"
     if seen.first_byte_at is not None:
         text += f"; the first byte came after {1000 * seen.first_byte_at:.0f} ms"
-    text += f", and {seen.heartbeats} heartbeats since" if seen.heartbeats else ""
     return text + ("; the stream has ended." if seen.end in (End.CLOSED, End.BROKEN) else ".")
 
 

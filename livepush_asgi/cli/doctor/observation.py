@@ -41,13 +41,12 @@ class End(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The head of an answer. All moments are in seconds after the request."""
+    """The head of an answer."""
 
     status: int
     http_version: str
     headers: tuple[tuple[str, str], ...]
     url: str
-    at: float = 0.0
 
     def get(self, name: str) -> str | None:
         """Return a header field; repeated fields are joined with a comma."""
@@ -109,7 +108,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """One request and its answer."""
+    """One request and its answer. All moments are in seconds after the request."""
 
     plan: ProbePlan | None
     answer: Answer | None = None
@@ -123,7 +122,6 @@ class Observation:
     seen: Seen | None = None
     #: The names and the data of the first events that belong to no probe.
     others: tuple[tuple[str, str], ...] = ()
-    heartbeats: int = 0
     #: The beginning of the body.
     body: bytes = b""
     #: Why the body cannot be read.
@@ -178,8 +176,7 @@ class Observation:
     @property
     def silence(self) -> float:
         """The time without a byte before the end."""
-        head_at = self.answer.at if self.answer is not None else 0.0
-        return max(self.ended_at - max(self.bytes_at, default=head_at), 0.0)
+        return max(self.ended_at - max(self.bytes_at, default=0.0), 0.0)
 
     @property
     def cut_for_silence(self) -> bool:
@@ -216,7 +213,6 @@ class Evidence:
     vite: bool = False
     origin: str | None = None
     idle: float = 0.0
-    http2_tried: bool = False
 
     @property
     def latest(self) -> Observation:
