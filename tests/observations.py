@@ -58,12 +58,12 @@ def arriving(
     return Observation(
         plan=plan,
         answer=head or answer(),
-        arrivals=tuple(Arrival(n, sent[n], times[n], offsets[n]) for n in range(len(sent))),
-        bytes_at=tuple(times),
+        arrivals=[Arrival(n, sent[n], times[n], offsets[n]) for n in range(len(sent))],
+        bytes_at=times,
         seen=SEEN,
         end=End.COMPLETE,
         ended_at=times[-1],
-        stalls=stalls,
+        stalls=list(stalls),
     )
 
 
@@ -72,8 +72,8 @@ def cut(at: float, *, last: float, end: End = End.BROKEN) -> Observation:
     whole = arriving()
     return replace(
         whole,
-        arrivals=tuple(arrival for arrival in whole.arrivals if arrival.at <= last),
-        bytes_at=(*(at for at in whole.bytes_at if at < last), last),
+        arrivals=[arrival for arrival in whole.arrivals if arrival.at <= last],
+        bytes_at=[*(at for at in whole.bytes_at if at < last), last],
         end=end,
         ended_at=at,
     )
@@ -81,7 +81,7 @@ def cut(at: float, *, last: float, end: End = End.BROKEN) -> Observation:
 
 def no_probe(*others: tuple[str, str], **changes: object) -> Observation:
     seen = Observation(
-        plan=PLAN, answer=answer(), others=others, bytes_at=(0.06,), end=End.ENOUGH, ended_at=2.06
+        plan=PLAN, answer=answer(), others=list(others), bytes_at=[0.06], end=End.ENOUGH, ended_at=2.06
     )
     return replace(seen, **changes)  # type: ignore[arg-type]
 

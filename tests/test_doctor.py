@@ -100,10 +100,10 @@ def cases() -> Iterator[tuple[str, Evidence, int, list[str]]]:
     # Not a probe.
     opened = no_probe(("livepush.open", "{}"))
     yield "not enabled", Evidence(first=opened), 2, ["no-probe", "http-1"]
-    forbidden = no_probe(answer=answer(404), others=())
+    forbidden = no_probe(answer=answer(404), others=[])
     yield "refused", Evidence(first=forbidden, ordinary=opened), 2, ["probe-refused", "http-1"]
     yield "somebody else's", Evidence(first=no_probe(("message", "x"))), 2, ["no-livepush", "http-1"]
-    nothing = no_probe(bytes_at=(), end=End.SILENT, ended_at=19)
+    nothing = no_probe(bytes_at=[], end=End.SILENT, ended_at=19)
     yield "nothing came", Evidence(first=nothing), 2, ["nothing-came", "http-1"]
     softly = no_probe(("livepush.refused", '{"reason":"cap","status":429}'), end=End.CLOSED)
     yield "softly", Evidence(first=softly), 2, ["refused-softly", "http-1"]
@@ -118,12 +118,12 @@ def cases() -> Iterator[tuple[str, Evidence, int, list[str]]]:
         status = 1 if trouble in (Trouble.REDIRECTS, Trouble.CLOSED) else 2
         yield trouble.value, Evidence(first=Observation(plan=PLAN, trouble=trouble)), status, [trouble.value]
     # Redirects and origins.
-    slash = (Redirect(307, URL[:-1], URL),)
+    slash = [Redirect(307, URL[:-1], URL)]
     yield "slash", Evidence(first=replace(arriving(), redirects=slash), idle=20), 0, ["redirect", *fine[::2]]
-    inside = (Redirect(307, URL[:-1], "http://application:8000/events/"),)
+    inside = [Redirect(307, URL[:-1], "http://application:8000/events/")]
     lost = Evidence(first=Observation(plan=PLAN, trouble=Trouble.NAME, redirects=inside))
     yield "to the inside", lost, 1, ["name", "redirect-to-http"]
-    down = (Redirect(307, URL[:-1], URL.replace("https", "http")),)
+    down = [Redirect(307, URL[:-1], URL.replace("https", "http"))]
     first = replace(arriving(), redirects=down)
     yield "down", Evidence(first=first, idle=20), 1, ["redirect-to-http", *fine[::2]]
     foreign = Evidence(first=arriving(), origin="https://app.example", idle=20)
@@ -219,11 +219,11 @@ def test_a_question_is_checked_and_keeps_the_query() -> None:
 
 def test_what_is_no_utf_8_is_unreadable() -> None:
     with pytest.raises(Unreadable):
-        Body(None, is_stream=True).feed(b"data: \xff\n\n", 0.0)
+        Body(no_probe()).feed(b"data: \xff\n\n", 0.0)
     with pytest.raises(Unreadable):
-        Body("gzip", is_stream=True).feed(b"data: x\n\n", 0.0)
+        Body(no_probe(answer=answer(content_encoding="gzip"))).feed(b"data: x\n\n", 0.0)
     with pytest.raises(Unreadable, match="zstd"):
-        Body("zstd", is_stream=True)
+        Body(no_probe(answer=answer(content_encoding="zstd")))
 
 
 def test_the_documentation_names_every_code() -> None:

@@ -26,7 +26,7 @@ def test_a_busy_machine_does_not_look_like_a_buffer(seed: int) -> None:
         arriving(stalls=(Stall(1.6, 1.55),)),
         arriving(stalls=tuple(Stall(n * 0.2, 0.19) for n in range(1, 20))),
         # A pause of somebody else: after it the rest comes in time.
-        replace(arriving(stalls=(Stall(1.0, 0.95),)), stalls=()),
+        replace(arriving(stalls=(Stall(1.0, 0.95),)), stalls=[]),
         Observation(plan=PLAN),
     ],
 )
@@ -82,7 +82,7 @@ def test_what_comes_with_the_next_event_is_held() -> None:
     times = [*(each.sent + 0.02 for each in seen.arrivals[1:]), seen.arrivals[-1].at]
     late = replace(
         seen,
-        arrivals=tuple(replace(each, at=at) for each, at in zip(seen.arrivals, times, strict=True)),
+        arrivals=[replace(each, at=at) for each, at in zip(seen.arrivals, times, strict=True)],
     )
     assert is_held(late)
     assert hold_of(late, None) == Hold("next")

@@ -27,6 +27,12 @@ CONNECT_TIMEOUT = 10.0
 MAX_REDIRECTS = 5
 # In seconds: how often this program checks whether it runs in time, and the lateness that it notes.
 TICK, STALL = 0.02, 0.005
+# What an error means if a cause of this kind led to it.
+TROUBLES = (
+    (ssl.SSLError, Trouble.TLS),
+    (socket.gaierror, Trouble.NAME),
+    (ConnectionRefusedError, Trouble.REFUSED),
+)
 # How much of an answer that is no probe is kept, to describe it.
 KEPT_BYTES, KEPT_EVENTS = 2048, 8
 
@@ -109,7 +115,7 @@ class Client:
             with anyio.move_on_after(exchange.time_limit):
                 await exchange.run(encodings)
             tasks.cancel_scope.cancel()
-        return exchange.observation()
+        return exchange.found
 
     async def finds(self, url: str, media_type: str) -> bool:
         """Return whether another URL answers with this content type. Raises nothing."""
@@ -121,39 +127,32 @@ class _Exchange:
     """One request and its answer, until the answer ends or the time is up."""
 
     def __init__(self, question: Question, plan: ProbePlan | None, tls: ssl.SSLContext) -> None:
+        self.found = Observation(plan=plan, trouble=Trouble.SILENT)
+        self.time_limit = (plan.seconds if plan else question.idle) + question.timeout
         self._question = question
         self._tls = tls
-        self._plan = plan
         self._start = anyio.current_time()
-        self._redirects: list[Redirect] = []
-        self._stalls: list[Stall] = []
-        self._body: Body | None = None
-        # The result so far: this stays if the time is up.
-        self._found = Observation(plan=plan, trouble=Trouble.SILENT)
-
-    @property
-    def time_limit(self) -> float:
-        return (self._plan.seconds if self._plan else self._question.idle) + self._question.timeout
 
     async def run(self, encodings: tuple[str, ...]) -> None:
-        url, fields = self._question.url_for(self._plan), self._question.fields(encodings)
+        """Fill in the observation."""
+        url, fields = self._question.url_for(self.found.plan), self._question.fields(encodings)
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
         try:
             async with httpx.AsyncClient(http2=True, verify=self._tls, timeout=timeout) as client:
                 self._start = anyio.current_time()
                 request: httpx.Request | None = client.build_request("GET", url, headers=fields)
-                while request is not None and len(self._redirects) <= MAX_REDIRECTS:
+                while request is not None and len(self.found.redirects) <= MAX_REDIRECTS:
                     request = await self._send(client, request)
             if request is not None:
-                self._found = replace(self._found, trouble=Trouble.REDIRECTS)
-        except httpx.HTTPError as error:
-            if self._found.answer is None:
-                detail = str(error) or type(error).__name__
-                self._found = replace(self._found, trouble=trouble_of(error), detail=detail)
+                self.found.trouble = Trouble.REDIRECTS
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            if self.found.answer is None:
+                self.found.trouble = trouble_of(error)
+                self.found.detail = str(error) or type(error).__name__
             else:
-                self._found = replace(self._found, end=End.BROKEN, ended_at=self._now())
-        except (httpx.InvalidURL, OSError, ValueError) as error:
-            self._found = replace(self._found, trouble=Trouble.CONNECT, detail=str(error))
+                self.found.end = End.BROKEN
+        finally:
+            self.found.ended_at = self.found.ended_at or self._now()
 
     async def note_stalls(self) -> None:
         while True:
@@ -161,16 +160,7 @@ class _Exchange:
             await anyio.sleep_until(due)
             late = anyio.current_time() - due
             if late > STALL:
-                self._stalls.append(Stall(self._now(), late))
-
-    def observation(self) -> Observation:
-        found = replace(
-            self._found,
-            redirects=tuple(self._redirects),
-            ended_at=self._found.ended_at or self._now(),
-            stalls=tuple(self._stalls),
-        )
-        return found if self._body is None else self._body.added_to(found)
+                self.found.stalls.append(Stall(self._now(), late))
 
     async def _send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Request | None:
         """Send a request and read its answer. If it is a redirect, return the next request instead."""
@@ -178,7 +168,7 @@ class _Exchange:
         try:
             if (following := response.next_request) is not None:
                 source, target = without_probe(str(request.url)), without_probe(str(following.url))
-                self._redirects.append(Redirect(response.status_code, source, target))
+                self.found.redirects.append(Redirect(response.status_code, source, target))
                 return following
             await self._read(response)
         finally:
@@ -187,30 +177,27 @@ class _Exchange:
         return None
 
     async def _read(self, response: httpx.Response) -> None:
+        found = self.found
         fields = tuple((name.lower(), value) for name, value in response.headers.multi_items())
         url = without_probe(str(response.url))
-        answer = Answer(response.status_code, response.http_version, fields, url)
-        self._found = Observation(plan=self._plan, answer=answer, end=End.SILENT)
+        found.answer = Answer(response.status_code, response.http_version, fields, url)
+        # This is the end if the time is up.
+        found.trouble, found.end = None, End.SILENT
         try:
-            self._body = Body(answer.compression, is_stream=self._found.is_stream)
-            enough = await self._read_body(response, self._body)
+            body = Body(found)
+            with anyio.CancelScope() as scope:
+                async for chunk in response.aiter_raw():
+                    body.feed(chunk, self._now())
+                    if body.is_known:
+                        scope.cancel()
+                    elif found.others and not found.arrivals and scope.deadline == math.inf:
+                        # An ordinary stream does not end.
+                        scope.deadline = anyio.current_time() + self._question.idle
+            found.end = End.ENOUGH if scope.cancelled_caught else body.end
         except Unreadable as error:
-            self._found = replace(self._found, unreadable=str(error), end=None, ended_at=self._now())
-        else:
-            end = End.ENOUGH if enough else self._body.end
-            self._found = replace(self._found, end=end, ended_at=self._now())
-
-    async def _read_body(self, response: httpx.Response, body: "Body") -> bool:
-        """Read to the end; return True if that was left out because enough is known."""
-        with anyio.CancelScope() as scope:
-            async for chunk in response.aiter_raw():
-                body.feed(chunk, self._now())
-                if body.is_known:
-                    return True
-                if body.others and not body.arrivals and scope.deadline == math.inf:
-                    # An ordinary stream does not end.
-                    scope.deadline = anyio.current_time() + self._question.idle
-        return scope.cancelled_caught
+            found.unreadable, found.end = str(error), None
+        finally:
+            found.ended_at = self._now()
 
     def _now(self) -> float:
         return anyio.current_time() - self._start
@@ -221,59 +208,46 @@ class Unreadable(Exception):
 
 
 class Body:
-    """The body of one answer so far."""
+    """Reads the body of an answer into its observation."""
 
-    def __init__(self, compression: str | None, *, is_stream: bool) -> None:
-        self.arrivals: list[Arrival] = []
-        self.others: list[tuple[str, str]] = []
+    def __init__(self, found: Observation) -> None:
         self.end = End.CLOSED
-        self._bytes_at: list[float] = []
-        self._seen: Seen | None = None
-        self._start = b""
+        self._found = found
         self._length = 0
-        self._parser = EventStreamParser() if is_stream else None
-        self._decode = decoder(compression)
+        self._parser = EventStreamParser() if found.is_stream else None
+        self._decode = _decoder(found.compression)
 
     @property
     def is_known(self) -> bool:
         """Whether enough is known of a body that is no event stream."""
-        return self._parser is None and len(self._start) >= KEPT_BYTES
+        return self._parser is None and len(self._found.body) >= KEPT_BYTES
 
     def feed(self, chunk: bytes, at: float) -> None:
         """Take the bytes that came at a moment. Raises Unreadable."""
-        self._bytes_at.append(at)
+        found = self._found
+        found.bytes_at.append(at)
         try:
             text = self._decode(chunk)
             events = self._parser.feed(text) if self._parser is not None else []
         except (UnicodeDecodeError, zlib.error, ValueError) as error:
             raise Unreadable(str(error)) from None
-        self._start = (self._start + text)[:KEPT_BYTES]
+        if isinstance(self._decode, Inflater):
+            found.trailing = self._decode.trailing
+        found.body = (found.body + text)[:KEPT_BYTES]
         self._length += len(text)
         for event in events:
             self._take(event, at)
-
-    def added_to(self, observation: Observation) -> Observation:
-        """Return an observation with this body."""
-        return replace(
-            observation,
-            bytes_at=tuple(self._bytes_at),
-            arrivals=tuple(self.arrivals),
-            seen=self._seen,
-            others=tuple(self.others),
-            body=self._start,
-            trailing=self._decode.trailing if isinstance(self._decode, Inflater) else 0,
-        )
 
     def _take(self, event: ParsedEvent, at: float) -> None:
         facts = json_object(event.data) if event.event == EVENT else {}
         number, sent = facts.get("n"), facts.get("ms")
         if not isinstance(number, int) or not isinstance(sent, int):
-            if len(self.others) < KEPT_EVENTS:
-                self.others.append((event.event, event.data))
+            if len(self._found.others) < KEPT_EVENTS:
+                self._found.others.append((event.event, event.data))
             return
-        self.arrivals.append(Arrival(number, sent / 1000, at, self._length))
+        self._found.arrivals.append(Arrival(number, sent / 1000, at, self._length))
         if number == 0:
-            self._seen = _seen(facts)
+            self._found.seen = _seen(facts)
         if "end" in facts:
             self.end = {"complete": End.COMPLETE, "drain": End.DRAIN}.get(str(facts["end"]), End.CLOSED)
 
@@ -297,8 +271,7 @@ class Inflater:
         return data
 
 
-def decoder(compression: str | None) -> Callable[[bytes], bytes]:
-    """Return a function that decompresses chunk by chunk. Raises Unreadable for an unknown encoding."""
+def _decoder(compression: str | None) -> Callable[[bytes], bytes]:
     if compression is None:
         return bytes
     if compression in DECODED:
@@ -307,18 +280,13 @@ def decoder(compression: str | None) -> Callable[[bytes], bytes]:
 
 
 def trouble_of(error: BaseException) -> Trouble:
-    """Return the kind of trouble, by the causes of an error."""
+    """Return the kind of trouble, by the error and its causes."""
     causes = list(_causes(error))
-    for kind, trouble in (
-        (ssl.SSLError, Trouble.TLS),
-        (socket.gaierror, Trouble.NAME),
-        (ConnectionRefusedError, Trouble.REFUSED),
-    ):
+    for kind, trouble in TROUBLES:
         if any(isinstance(cause, kind) for cause in causes):
             return trouble
-    return (
-        Trouble.CONNECT if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) else Trouble.CLOSED
-    )
+    unconnected = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+    return Trouble.CLOSED if isinstance(error, httpx.HTTPError) and not unconnected else Trouble.CONNECT
 
 
 def json_object(text: str) -> dict[str, object]:

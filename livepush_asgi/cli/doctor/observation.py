@@ -1,6 +1,6 @@
 """Observation: what was measured of an answer, from its first byte to its end. Values without a judgement."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
@@ -106,22 +106,22 @@ class Seen:
     heartbeat: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Observation:
-    """One request and its answer. All moments are in seconds after the request."""
+    """One request and its answer, filled in while it comes. Moments are in seconds after the request."""
 
     plan: ProbePlan | None
     answer: Answer | None = None
     trouble: Trouble | None = None
     detail: str = ""
-    redirects: tuple[Redirect, ...] = ()
+    redirects: list[Redirect] = field(default_factory=list)
     #: The moments at which bytes of the body came.
-    bytes_at: tuple[float, ...] = ()
+    bytes_at: list[float] = field(default_factory=list)
     #: The events of the probe: the opening one, the series, and the totals.
-    arrivals: tuple[Arrival, ...] = ()
+    arrivals: list[Arrival] = field(default_factory=list)
     seen: Seen | None = None
     #: The names and the data of the first events that belong to no probe.
-    others: tuple[tuple[str, str], ...] = ()
+    others: list[tuple[str, str]] = field(default_factory=list)
     #: The beginning of the body.
     body: bytes = b""
     #: Why the body cannot be read.
@@ -130,7 +130,7 @@ class Observation:
     trailing: int = 0
     end: End | None = None
     ended_at: float = 0.0
-    stalls: tuple[Stall, ...] = ()
+    stalls: list[Stall] = field(default_factory=list)
 
     @property
     def is_stream(self) -> bool:
@@ -144,9 +144,9 @@ class Observation:
         return bool(self.arrivals)
 
     @property
-    def series(self) -> tuple[Arrival, ...]:
+    def series(self) -> list[Arrival]:
         """The events between the opening one and the totals."""
-        return tuple(arrival for arrival in self.arrivals if 1 <= arrival.number <= self.expected)
+        return [arrival for arrival in self.arrivals if 1 <= arrival.number <= self.expected]
 
     @property
     def first_byte_at(self) -> float | None:
