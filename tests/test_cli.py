@@ -9,8 +9,8 @@ import pytest
 from redis import Redis
 
 from livepush_asgi import __version__
-from livepush_asgi.cli.backend import without_password
 from livepush_asgi.cli.demo.serve import is_local
+from livepush_asgi.cli.redis_url import without_password
 from livepush_asgi.event import PAYLOAD_MARK, split_position
 
 from .command import ENVIRONMENT, REPOSITORY, Serving, run

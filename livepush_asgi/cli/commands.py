@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import __version__
-from .failure import MISTYPED, Failure
+from ..namespace import check_namespace
+from .failure import MISTYPED, Failure, checking_arguments
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(soft_wrap=True, highlight=False, stderr=True)
@@ -105,12 +106,16 @@ def demo(
       python -m livepush_asgi demo --open --port 0
       python -m livepush_asgi demo --redis redis://localhost:6379/0
     """
-    from .backend import backend_at, without_password
     from .demo import Demo
     from .demo.serve import bind, is_local, serve, url_of
+    from .redis_url import check_server, without_password
 
+    with checking_arguments():
+        check_namespace(namespace)
     with bind(host, port) as listener:
-        page = Demo(backend_at(redis, namespace))
+        if redis is not None:
+            check_server(redis)
+        page = Demo(redis, namespace)
         url = url_of(listener)
 
         def announce() -> None:
@@ -191,11 +196,9 @@ def doctor(
     """
     from .doctor import Question, consult, header_of
 
-    try:
+    with checking_arguments():
         headers = tuple(map(header_of, header or []))
         question = Question(url=url, idle=idle, headers=headers, origin=origin, insecure=insecure)
-    except ValueError as error:
-        raise Failure(str(error), MISTYPED) from None
     try:
         report, status = consult(question, json=as_json)
     except KeyboardInterrupt:

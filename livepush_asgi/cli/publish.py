@@ -14,15 +14,15 @@ import anyio
 from anyio.from_thread import start_blocking_portal
 from redis.asyncio import Redis
 
-from .. import Event, InvalidEventError, RedisStreamsBroker
+from .. import Event, RedisStreamsBroker
 from ..broker import Broker
 from ..brokers.history import History
 from ..errors import BrokerUnavailableError
 from ..event import to_payload
 from ..namespace import broker_in, check_namespace
 from ..request import check_channel
-from .backend import check_server
-from .failure import FORCED, MISTYPED, Failure
+from .failure import FORCED, MISTYPED, Failure, checking_arguments
+from .redis_url import check_server
 
 # In bytes. A stream's outbox holds this much by default; a larger event would not reach a page.
 DATA_LIMIT = 1024 * 1024
@@ -46,11 +46,9 @@ class Target:
     namespace: str | None = None
 
     def __post_init__(self) -> None:
-        try:
+        with checking_arguments():
             check_channel(self.channel)
             check_namespace(self.namespace)
-        except ValueError as error:
-            raise Failure(str(error), MISTYPED) from None
 
     @asynccontextmanager
     async def broker(self) -> AsyncIterator[Broker]:
@@ -152,7 +150,5 @@ async def _publish_together(
 
 
 def _payload(data: str, name: str | None, id: str | None = None) -> bytes:
-    try:
+    with checking_arguments():
         return to_payload(Event(data, event=name, id=id).encode())
-    except InvalidEventError as error:
-        raise Failure(str(error), MISTYPED) from None

@@ -13,6 +13,7 @@ from collections import deque
 from urllib.parse import parse_qs
 
 import anyio
+from redis.asyncio import Redis
 
 from ... import (
     BrokerUnavailableError,
@@ -21,11 +22,12 @@ from ... import (
     InvalidEventError,
     LivePush,
     LivePushMiddleware,
+    MemoryBroker,
+    RedisBroker,
     Refusal,
     StreamRequest,
 )
 from ...types import Receive, Scope, Send
-from ..backend import Backend
 from . import web
 from .figures import Machine, describe
 from .serve import DRAIN_WINDOW
@@ -47,11 +49,13 @@ VISITOR = re.compile(r"[0-9a-f]{32}")
 class Demo:
     """The application. A server runs `asgi`."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, redis_url: str | None = None, namespace: str | None = None) -> None:
+        self._redis = Redis.from_url(redis_url) if redis_url is not None else None
+        broker = RedisBroker(self._redis) if self._redis is not None else MemoryBroker()
         # Over a Redis, all machines share the board, and each has a channel for its own figures.
-        self.machine_channel = f"machine:{platform.node()}" if backend.shared else "machine"
-        self.push = LivePush(backend.broker, self.authorize, drain=DrainPolicy(window=DRAIN_WINDOW))
+        self.machine_channel = f"machine:{platform.node()}" if redis_url is not None else "machine"
+        drain = DrainPolicy(window=DRAIN_WINDOW)
+        self.push = LivePush(broker, self.authorize, namespace=namespace, drain=drain)
         self.asgi = LivePushMiddleware(self, self.push, path="/events")
         self._figures: deque[dict[str, object]] = deque(maxlen=FIGURES_KEPT)
         self._notes: deque[dict[str, object]] = deque(maxlen=NOTES_KEPT)
@@ -64,9 +68,14 @@ class Demo:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
-            await web.lifespan(receive, send, self.publish_figures, self._backend.aclose)
+            await web.lifespan(receive, send, self.publish_figures, self.aclose)
         else:
             await web.respond(self._routes, scope, receive, send)
+
+    async def aclose(self) -> None:
+        """Close the connections to the Redis. Call it after the last use."""
+        if self._redis is not None:
+            await self._redis.aclose()
 
     async def authorize(self, request: StreamRequest) -> Grant | Refusal:
         """Let everyone in. The visitor is the slot key, so that `cut` can end this visitor's stream alone."""

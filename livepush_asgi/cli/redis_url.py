@@ -1,4 +1,4 @@
-"""The broker behind a command: in memory, or over a Redis that answered when the command began."""
+"""The option `--redis`: checked before a command begins, and shown without its password."""
 
 from urllib.parse import urlsplit
 
@@ -8,46 +8,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 
-from .. import MemoryBroker
-from ..broker import Broker
-from ..namespace import broker_in, check_namespace
 from .failure import MISTYPED, Failure
 
 # In seconds. A person waits at the terminal.
 PING_TIMEOUT = 3.0
-
-
-class Backend:
-    """A broker, and its Redis client if it has one."""
-
-    def __init__(self, broker: Broker, redis: Redis | None = None) -> None:
-        self.broker = broker
-        self._redis = redis
-
-    @property
-    def shared(self) -> bool:
-        """Whether other processes may publish through this broker."""
-        return self._redis is not None
-
-    async def aclose(self) -> None:
-        """Close the connections. Call it after the last use of the broker."""
-        if self._redis is not None:
-            await self._redis.aclose()
-
-
-def backend_at(url: str | None, namespace: str | None = None) -> Backend:
-    """Return a backend over the Redis at `url`, or in memory without one. Raises Failure."""
-    try:
-        check_namespace(namespace)
-    except ValueError as error:
-        raise Failure(str(error), MISTYPED) from None
-    if url is None:
-        return Backend(MemoryBroker())
-    check_server(url)
-    from ..brokers.redis import RedisBroker
-
-    redis = Redis.from_url(url)
-    return Backend(broker_in(RedisBroker(redis), namespace), redis)
 
 
 def check_server(url: str) -> None:
