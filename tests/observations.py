@@ -88,4 +88,4 @@ def no_probe(*others: tuple[str, str], **changes: object) -> Observation:
 
 def held_evidence(**how: object) -> Evidence:
     first = arriving(**how)  # type: ignore[arg-type]
-    return Evidence(first=first, repeated=(first,), large=arriving(LARGE_EVENTS, **how))  # type: ignore[arg-type]
+    return Evidence(first=first, repeated=[first], large=arriving(LARGE_EVENTS, **how))  # type: ignore[arg-type]

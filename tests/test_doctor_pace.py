@@ -62,9 +62,9 @@ def test_a_series_is_measured() -> None:
 
 
 def test_what_was_late_once_is_no_fault() -> None:
-    once = Evidence(first=arriving(hold_all=True), repeated=(arriving(),))
+    once = Evidence(first=arriving(hold_all=True), repeated=[arriving()])
     assert diagnose(once).status == 0
-    thrice = replace(once, repeated=(arriving(period=0.25), arriving()))
+    thrice = replace(once, repeated=[arriving(period=0.25), arriving()])
     assert diagnose(thrice).status == 0
 
 
@@ -86,5 +86,5 @@ def test_what_comes_with_the_next_event_is_held() -> None:
     )
     assert is_held(late)
     assert hold_of(late, None) == Hold("next")
-    diagnosis = diagnose(Evidence(first=late, repeated=(late,)))
+    diagnosis = diagnose(Evidence(first=late, repeated=[late]))
     assert "until the next one comes" in diagnosis.findings[0].text

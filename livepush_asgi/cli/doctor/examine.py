@@ -34,33 +34,23 @@ async def examine(question: Question) -> Evidence:
         large_starts = (await client.ask(LARGE_START, encodings)).compression is not None
         if large_starts:
             first = await _measure(client, replace(plan, size=LARGE_START_SIZE), encodings)
-    repeated = await _repeat(client, first, encodings)
-    held = bool(repeated) and is_held(repeated[-1])
-    uncompressed = large = steady = ordinary = None
+    found = Evidence(first=first, unread_encoding=unread, large_starts_compressed=large_starts)
+    found.origin, found.idle = question.origin, question.idle
+    found.repeated = await _repeat(client, first, encodings)
+    held = is_held(found.latest)
     if held and first.compression is not None:
-        uncompressed = await _measure(client, repeated[-1].plan, ())
+        found.uncompressed = await _measure(client, found.latest.plan, ())
     if held:
-        large = await _measure(client, LARGE_EVENTS, encodings)
+        found.large = await _measure(client, LARGE_EVENTS, encodings)
     if first.cut_for_silence:
-        steady = await client.ask(_steady_plan(1.2 * first.ended_at, first.silence), encodings)
+        found.steady = await client.ask(_steady_plan(1.2 * first.ended_at, first.silence), encodings)
     if first.answer is not None and first.answer.status in (400, 401, 403, 404, 429):
         # Perhaps only the probe is refused.
-        ordinary = await client.ask(None, encodings)
-    return Evidence(
-        first=first,
-        repeated=repeated,
-        uncompressed=uncompressed,
-        large=large,
-        steady=steady,
-        ordinary=ordinary,
-        unread_encoding=unread,
-        large_starts_compressed=large_starts,
-        # Vite leaves no sign on an answer. Its name is needed for the advice only.
-        vite=(held or first.cut or first.end is End.SILENT)
-        and await client.finds(_vite_url(question.url), "text/javascript"),
-        origin=question.origin,
-        idle=question.idle,
-    )
+        found.ordinary = await client.ask(None, encodings)
+    if held or first.cut or first.end is End.SILENT:
+        # Vite leaves no sign on an answer, and the advice depends on it.
+        found.vite = await client.finds(_vite_url(question.url), "text/javascript")
+    return found
 
 
 def first_plan(question: Question) -> ProbePlan:
@@ -83,13 +73,13 @@ async def _measure(client: Client, plan: ProbePlan | None, encodings: tuple[str,
     return await client.ask(plan, encodings)
 
 
-async def _repeat(client: Client, first: Observation, encodings: tuple[str, ...]) -> tuple[Observation, ...]:
+async def _repeat(client: Client, first: Observation, encodings: tuple[str, ...]) -> list[Observation]:
     """After a hold, measure again without the long silence, until events come in time, or twice."""
     repeated: list[Observation] = []
     while first.plan is not None and is_held((first, *repeated)[-1]) and len(repeated) < REPETITIONS:
         plan = replace(first.plan, idle=min(first.plan.idle, SHORTEST_SILENCE))
         repeated.append(await _measure(client, plan, encodings))
-    return tuple(repeated)
+    return repeated
 
 
 def _vite_url(url: str) -> str:

@@ -190,13 +190,13 @@ class Observation:
         return tuple(name for name, _ in self.others)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Evidence:
     """The observations of one examination, in the order of asking; None where one was not needed."""
 
     first: Observation
     #: The same probe again, after events had come late.
-    repeated: tuple[Observation, ...] = ()
+    repeated: list[Observation] = field(default_factory=list)
     #: The same probe without compression.
     uncompressed: Observation | None = None
     #: A probe with larger events.

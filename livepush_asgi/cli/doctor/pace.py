@@ -97,7 +97,7 @@ def is_held(observation: Observation) -> bool:
 
 def surely_held(evidence: Evidence) -> bool:
     """Return whether events were held back in every measurement, and in more than one."""
-    return bool(evidence.repeated) and all(map(is_held, (evidence.first, *evidence.repeated)))
+    return bool(evidence.repeated) and all(map(is_held, [evidence.first, *evidence.repeated]))
 
 
 def is_disturbed(observation: Observation) -> bool:

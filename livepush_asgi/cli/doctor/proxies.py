@@ -55,59 +55,64 @@ class Remedy:
     lines: tuple[str, ...]
 
 
+def remedy(where: str, *lines: str) -> Remedy:
+    """Return a remedy of these lines."""
+    return Remedy(where, lines)
+
+
 NGINX, HAPROXY, NODE = "nginx, in the location", "HAProxy, in defaults", "Node"
+VARNISH = "Varnish, in vcl_backend_response"
 APACHE_PASS = "ProxyPass /events http://127.0.0.1:8000/events"
-GOOGLE = Remedy("Google Cloud", ("gcloud compute backend-services update NAME --timeout=3600",))
+TRAEFIK_TIMEOUTS = "--entryPoints.web.transport.respondingTimeouts"
+GOOGLE = remedy("Google Cloud", "gcloud compute backend-services update NAME --timeout=3600")
 BUFFERED = {
-    "nginx": Remedy(NGINX, ("proxy_buffering off;",)),
-    "Caddy": Remedy("Caddy, in reverse_proxy", ("flush_interval -1",)),
-    "Apache": Remedy("Apache", (f"{APACHE_PASS} flushpackets=on",)),
-    "Varnish": Remedy("Varnish, in vcl_backend_response", ("set beresp.do_stream = true;",)),
-    "Traefik": Remedy("Traefik", ("take the `buffering` middleware off the route",)),
-    "Fastly": Remedy("Fastly, in vcl_fetch", ("set beresp.do_stream = true;",)),
-    "AWS API Gateway": Remedy("AWS", ("API Gateway may buffer whole answers: use an ALB instead",)),
-    "Express": Remedy(NODE, ("pass the answer on as it comes: upstream.body.pipe(response)",)),
+    "nginx": remedy(NGINX, "proxy_buffering off;"),
+    "Caddy": remedy("Caddy, in reverse_proxy", "flush_interval -1"),
+    "Apache": remedy("Apache", f"{APACHE_PASS} flushpackets=on"),
+    "Varnish": remedy(VARNISH, "set beresp.do_stream = true;"),
+    "Traefik": remedy("Traefik", "take the `buffering` middleware off the route"),
+    "Fastly": remedy("Fastly, in vcl_fetch", "set beresp.do_stream = true;"),
+    "AWS API Gateway": remedy("AWS", "API Gateway may buffer whole answers: use an ALB instead"),
+    "Express": remedy(NODE, "pass the answer on as it comes: upstream.body.pipe(response)"),
 }
 # The remedies by the kind of fault and the name of the proxy.
 REMEDIES: Mapping[str, Mapping[str, Remedy]] = {
     "buffered": BUFFERED,
-    "corked": {**BUFFERED, "HAProxy": Remedy(HAPROXY, ("option http-no-delay",))},
+    "corked": {**BUFFERED, "HAProxy": remedy(HAPROXY, "option http-no-delay")},
     "compressed": {
-        "nginx": Remedy(NGINX, ("gzip off;",)),
-        "Caddy": Remedy("Caddy", ("@other not path /events /events/*", "encode @other gzip zstd")),
-        "HAProxy": Remedy(
+        "nginx": remedy(NGINX, "gzip off;"),
+        "Caddy": remedy("Caddy", "@other not path /events /events/*", "encode @other gzip zstd"),
+        "HAProxy": remedy(
             "HAProxy, beside `compression algo`",
-            ("compression type text/html text/plain text/css application/json",),
+            "compression type text/html text/plain text/css application/json",
         ),
-        "Apache": Remedy("Apache", ('SetEnvIf Request_URI "^/events" no-gzip=1',)),
-        "Varnish": Remedy("Varnish, in vcl_backend_response", ("set beresp.do_gzip = false;",)),
-        "Express": Remedy(NODE, ("compression({ filter: request => !request.path.startsWith('/events') })",)),
+        "Apache": remedy("Apache", 'SetEnvIf Request_URI "^/events" no-gzip=1'),
+        "Varnish": remedy(VARNISH, "set beresp.do_gzip = false;"),
+        "Express": remedy(NODE, "compression({ filter: request => !request.path.startsWith('/events') })"),
     },
     "idle": {
-        "nginx": Remedy(NGINX, ("proxy_read_timeout 1h;",)),
-        "HAProxy": Remedy(HAPROXY, ("timeout client 1h", "timeout server 1h")),
-        "Caddy": Remedy("Caddy, in reverse_proxy", ("transport http {", "    read_timeout 0", "}")),
-        "Apache": Remedy("Apache", (f"{APACHE_PASS} timeout=3600",)),
-        "Envoy": Remedy("Envoy, in the route", ("timeout: 0s", "idle_timeout: 0s")),
-        "Traefik": Remedy("Traefik", ("--entryPoints.web.transport.respondingTimeouts.idleTimeout=1h",)),
-        "Varnish": Remedy("Varnish", ("-p between_bytes_timeout=3600 -p send_timeout=3600",)),
-        "AWS ALB": Remedy(
+        "nginx": remedy(NGINX, "proxy_read_timeout 1h;"),
+        "HAProxy": remedy(HAPROXY, "timeout client 1h", "timeout server 1h"),
+        "Caddy": remedy("Caddy, in reverse_proxy", "transport http {", "    read_timeout 0", "}"),
+        "Apache": remedy("Apache", f"{APACHE_PASS} timeout=3600"),
+        "Envoy": remedy("Envoy, in the route", "timeout: 0s", "idle_timeout: 0s"),
+        "Traefik": remedy("Traefik", f"{TRAEFIK_TIMEOUTS}.idleTimeout=1h"),
+        "Varnish": remedy("Varnish", "-p between_bytes_timeout=3600 -p send_timeout=3600"),
+        "AWS ALB": remedy(
             "AWS",
-            (
-                "aws elbv2 modify-load-balancer-attributes --load-balancer-arn ARN \\",
-                "    --attributes Key=idle_timeout.timeout_seconds,Value=3600",
-            ),
+            "aws elbv2 modify-load-balancer-attributes --load-balancer-arn ARN \\",
+            "    --attributes Key=idle_timeout.timeout_seconds,Value=3600",
         ),
         "Google Cloud": GOOGLE,
-        "Vite": Remedy("Vite, in server.proxy['/events']", ("timeout: 0,", "proxyTimeout: 0,")),
-        "Express": Remedy("Node's http-proxy", ("timeout: 0,", "proxyTimeout: 0,")),
+        "Vite": remedy("Vite, in server.proxy['/events']", "timeout: 0,", "proxyTimeout: 0,"),
+        "Express": remedy("Node's http-proxy", "timeout: 0,", "proxyTimeout: 0,"),
     },
     "limit": {
-        "Caddy": Remedy("Caddy, in the global options", ("servers {", "    timeouts { write 0 }", "}")),
-        "Envoy": Remedy("Envoy, in the route", ("timeout: 0s",)),
+        "Caddy": remedy("Caddy, in the global options", "servers {", "    timeouts { write 0 }", "}"),
+        "Envoy": remedy("Envoy, in the route", "timeout: 0s"),
         "Google Cloud": GOOGLE,
-        "Traefik": Remedy("Traefik", ("--entryPoints.web.transport.respondingTimeouts.writeTimeout=0",)),
-        "Vercel": Remedy("Vercel, in the function", ("export const maxDuration = 300",)),
+        "Traefik": remedy("Traefik", f"{TRAEFIK_TIMEOUTS}.writeTimeout=0"),
+        "Vercel": remedy("Vercel, in the function", "export const maxDuration = 300"),
     },
 }
 # The usual suspects, for a path without a name to go by.
@@ -118,9 +123,9 @@ GUESSES: Mapping[str, tuple[str, ...]] = {
     "idle": ("nginx", "HAProxy"),
     "limit": (),
 }
-BY_APPLICATION = Remedy(
+BY_APPLICATION = remedy(
     "the application, if its GZipMiddleware compresses: put the stream outside of it",
-    ('app = LivePushMiddleware(app, push, path="/events")  # app already has the GZipMiddleware',),
+    'app = LivePushMiddleware(app, push, path="/events")  # app already has the GZipMiddleware',
 )
 
 
@@ -139,7 +144,7 @@ def remedies_for(kind: str, proxies: Sequence[Proxy]) -> tuple[Remedy, ...]:
 def timing_under(setting: str, seconds: float) -> Remedy:
     """Return a `Timing` of the application with a setting of this many seconds, whole ones if possible."""
     value = round(seconds, 2) if seconds < 1 else int(seconds)
-    return Remedy("the application", (f"LivePush(..., timing=Timing({setting}={value}))",))
+    return remedy("the application", f"LivePush(..., timing=Timing({setting}={value}))")
 
 
 def proxies_of(observation: Observation, *, vite: bool = False) -> tuple[Proxy, ...]:
