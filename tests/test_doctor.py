@@ -39,7 +39,7 @@ def codes(evidence: Evidence) -> list[str]:
         ({"hold_all": True}, "until the answer ends, or until more than 64 KiB", "if it is nginx"),
         ({"hold_bytes": 8192}, "until about 8 KiB have come together", "if it is nginx"),
         ({"period": 0.6}, "passes them on once in 0.6 s", "if it is nginx"),
-        ({"period": 0.25}, "once in 0.2 s. So long Linux keeps", "if it is HAProxy"),
+        ({"period": 0.25}, "once in 0.2 s. Linux keeps data for that long", "if it is HAProxy"),
         ({"hold_all": True, "head": answer(server="Caddy")}, "until the answer ends", "Caddy, in"),
     ],
 )

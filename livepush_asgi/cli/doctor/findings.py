@@ -36,11 +36,13 @@ REFUSALS = {
     503: "The service is not available now.",
 }
 GATEWAY = {502: "cannot reach the application", 504: "waited for the application too long"}
-ENABLE = "LivePush(..., probe=lambda request: ...) allows probes."
+UNPROBED = "Without a probe the pace of the events is unknown."
+ENABLE = f"{UNPROBED} To allow probes: LivePush(..., probe=lambda request: ...)."
 # The header of every stream of this package.
 CACHE_CONTROL = dict(STREAM_HEADERS)[b"cache-control"].decode()
 AGAINST_HEADER = "It is compressed, though Cache-Control: no-transform forbids that."
 LARGE_STARTS = " It is compressed only if it begins with a large piece, as after a reconnect."
+MSG_MORE = " Linux keeps data for that long if a proxy sends it with MSG_MORE (more will follow)."
 # In seconds: a first byte that takes longer is worth a warning.
 SLOW_START = 2.0
 # In seconds. Linux sends data that a proxy has marked with MSG_MORE after 0.2 s: a shorter period shows that.
@@ -256,24 +258,17 @@ def _about_the_probe(evidence: Evidence, seen: Observation) -> Iterator[Finding]
     if seen.unreadable:
         yield unexamined("unreadable", f"The stream cannot be read: {seen.unreadable}")
     elif evidence.ordinary is not None:
-        yield unexamined("probe-refused", f"A stream comes, and a probe is refused. {ENABLE} {_known(seen)}")
+        yield unexamined("probe-refused", f"A stream comes, and a probe is refused. {ENABLE}")
     elif "livepush.open" in seen.other_names:
-        yield unexamined("no-probe", f"A stream comes, and probes are not enabled. {ENABLE} {_known(seen)}")
+        yield unexamined("no-probe", f"A stream comes, and probes are not enabled. {ENABLE}")
     elif seen.bytes_at:
-        yield unexamined("no-livepush", f"A stream comes, with no sign of LivePush. {_known(seen)}")
+        yield unexamined("no-livepush", f"A stream comes, with no sign of LivePush. {UNPROBED}")
     else:
         yield unexamined(
             "nothing-came",
             f"The head of an event stream came, and no byte in {seen.ended_at:.0f} s after it. A stream of"
             " LivePush begins at once: a proxy holds it back, or it is another application's.",
         )
-
-
-def _known(seen: Observation) -> str:
-    text = "The pace of events is unknown without a probe"
-    if seen.first_byte_at is not None:
-        text += f"; the first byte came after {1000 * seen.first_byte_at:.0f} ms"
-    return text + ("; the stream has ended." if seen.end in (End.CLOSED, End.BROKEN) else ".")
 
 
 def _about_headers(observation: Observation, proxies: Sequence[Proxy]) -> Iterator[Finding]:
@@ -355,10 +350,7 @@ def _waits_for(hold: Hold) -> str:
     match hold.kind:
         case "seconds":
             text = f"Something on the way passes them on once in {hold.amount:.1f} s."
-            more = (
-                " So long Linux keeps data that a proxy has sent with the flag MSG_MORE (more will follow)."
-            )
-            return text + more if _is_corked(hold) else text
+            return text + (MSG_MORE if _is_corked(hold) else "")
         case "next":
             return "Something on the way keeps the end of each event until the next one comes."
         case "bytes":
