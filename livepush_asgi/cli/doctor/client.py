@@ -17,7 +17,7 @@ from ...probe import BOUNDS, EVENT, QUERY, ProbePlan
 from ...testing.parser import EventStreamParser, ParsedEvent
 from .observation import Answer, Arrival, End, Observation, Redirect, Seen, Stall, Trouble
 
-# The content encodings that an EventSource accepts. https://html.spec.whatwg.org/multipage/server-sent-events.html
+# The content encodings that an EventSource accepts in browsers.
 ENCODINGS: tuple[str, ...] = ("gzip", "deflate", "br")
 # The content encodings that this program can decompress.
 DECODED = ("gzip", "x-gzip", "deflate")
