@@ -23,23 +23,13 @@ DRAIN_WINDOW, GRACE = 2.0, 5
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket. Port 0 takes any free port. Raises Failure."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise Failure(f"no address for the host {host!r}: {error.strerror}", MISTYPED) from None
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        # Without this option the port stays taken for a minute after each run. POSIX still refuses a port
-        # that has a listener; Windows would share it, so it is left out there.
-        if hasattr(socket, "AF_UNIX"):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
+        return socket.create_server(address, family=family, backlog=2048)
     except OSError as error:
-        listener.close()
         raise _not_bound(host, port, error) from None
-    return listener
 
 
 def url_of(listener: socket.socket) -> str:
