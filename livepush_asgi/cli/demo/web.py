@@ -66,7 +66,8 @@ def page_files(home: str) -> Routes:
     """Return a route for each file of the page; `/` is the file `home`."""
     page = files(__package__) / "page"
     routes = {("GET", f"/{file.name}"): _file(file.name, file.read_bytes()) for file in page.iterdir()}
-    return routes | {("GET", "/"): routes.pop(("GET", f"/{home}"))}
+    routes["GET", "/"] = routes.pop(("GET", f"/{home}"))
+    return routes
 
 
 async def respond(routes: Routes, scope: Scope, receive: Receive, send: Send) -> None:
