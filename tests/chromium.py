@@ -164,11 +164,6 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self._mouse(kind, *place, button="left", clickCount=1)
 
-    def scroll(self, selector: str, pixels: int) -> None:
-        """Turn the wheel over an element; up, for a negative number."""
-        x, y, *_ = self._box(selector)
-        self._mouse("mouseWheel", x + 40, y + 40, deltaX=0, deltaY=pixels)
-
     def type(self, selector: str, text: str) -> None:
         """Type into an element."""
         self.click(selector)

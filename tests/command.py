@@ -2,6 +2,7 @@
 
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -37,9 +38,9 @@ def run(*arguments: str, data: bytes = b"", timeout: float = 20.0) -> subprocess
         timeout=timeout,
         check=False,
     )
-    return subprocess.CompletedProcess(
-        ended.args, ended.returncode, ended.stdout.decode(), ended.stderr.decode()
-    )
+    # On a busy machine asyncio's debug mode (-X dev) logs callbacks that were slow.
+    errors = re.sub(r"^Executing <.* took [0-9.]+ seconds\n", "", ended.stderr.decode(), flags=re.MULTILINE)
+    return subprocess.CompletedProcess(ended.args, ended.returncode, ended.stdout.decode(), errors)
 
 
 class Serving:
@@ -54,7 +55,7 @@ class Serving:
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
             self._arguments,
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=REPOSITORY,
@@ -73,15 +74,7 @@ class Serving:
     ) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
         self.process.wait()
-
-    @property
-    def input(self) -> IO[bytes]:
-        """Its standard input."""
-        assert self.process.stdin is not None
-        return self.process.stdin
 
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
         """Tell it to end, and return its exit status."""

@@ -3,12 +3,13 @@
 import random
 from dataclasses import replace
 
-from livepush_asgi.cli.doctor.observation import Answer, Chunk, End, Evidence, Mark, Observation, Seen, Stall
-from livepush_asgi.cli.doctor.question import WEIGHING, Question
+from livepush_asgi.cli.doctor.client import Question
+from livepush_asgi.cli.doctor.examine import LARGE_EVENTS, first_plan
+from livepush_asgi.cli.doctor.observation import Answer, Arrival, End, Evidence, Observation, Seen, Stall
 from livepush_asgi.http.probe import ProbePlan
 
 URL = "https://example.org/events/"
-PLAN = Question(url=URL).series
+PLAN = first_plan(Question(url=URL))
 HEADERS = (
     ("content-type", "text/event-stream"),
     ("cache-control", "no-cache, no-transform"),
@@ -20,7 +21,7 @@ SEEN = Seen(http="1.1", scheme="https", heartbeat=15.0)
 def answer(status: int = 200, *, version: str = "HTTP/1.1", url: str = URL, **fields: str | None) -> Answer:
     changed = {**dict(HEADERS), **{name.replace("_", "-"): value for name, value in fields.items()}}
     headers = tuple((name, value) for name, value in changed.items() if value is not None)
-    return Answer(status, version, headers, url, 0.05)
+    return Answer(status, version, headers, url)
 
 
 def arriving(
@@ -57,12 +58,12 @@ def arriving(
     return Observation(
         plan=plan,
         answer=head or answer(),
-        marks=tuple(Mark(n, sent[n], times[n], offsets[n]) for n in range(len(sent))),
-        chunks=tuple(Chunk(time, plan.size) for time in times),
+        arrivals=[Arrival(n, sent[n], times[n], offsets[n]) for n in range(len(sent))],
+        bytes_at=times,
         seen=SEEN,
         end=End.COMPLETE,
         ended_at=times[-1],
-        stalls=stalls,
+        stalls=list(stalls),
     )
 
 
@@ -71,8 +72,8 @@ def cut(at: float, *, last: float, end: End = End.BROKEN) -> Observation:
     whole = arriving()
     return replace(
         whole,
-        marks=tuple(mark for mark in whole.marks if mark.at <= last),
-        chunks=(*(chunk for chunk in whole.chunks if chunk.at < last), Chunk(last, 50)),
+        arrivals=[arrival for arrival in whole.arrivals if arrival.at <= last],
+        bytes_at=[*(at for at in whole.bytes_at if at < last), last],
         end=end,
         ended_at=at,
     )
@@ -80,11 +81,11 @@ def cut(at: float, *, last: float, end: End = End.BROKEN) -> Observation:
 
 def no_probe(*others: tuple[str, str], **changes: object) -> Observation:
     seen = Observation(
-        plan=PLAN, answer=answer(), others=others, chunks=(Chunk(0.06, 90),), end=End.ENOUGH, ended_at=2.06
+        plan=PLAN, answer=answer(), others=list(others), bytes_at=[0.06], end=End.ENOUGH, ended_at=2.06
     )
     return replace(seen, **changes)  # type: ignore[arg-type]
 
 
 def held_evidence(**how: object) -> Evidence:
     first = arriving(**how)  # type: ignore[arg-type]
-    return Evidence(first=first, repeated=(first,), weighed=arriving(WEIGHING, **how))  # type: ignore[arg-type]
+    return Evidence(first=first, repeated=[first], large=arriving(LARGE_EVENTS, **how))  # type: ignore[arg-type]

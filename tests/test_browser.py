@@ -1,8 +1,7 @@
-"""The pages in a real browser. Where there is none, pytest's first lines say that this is left out."""
+"""The demo's page in a real browser. Where there is none, pytest's first lines say that this is left out."""
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,22 +16,10 @@ def demo() -> Iterator[Serving]:
         yield demo
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "app.log"
-    path.write_text("first\n")
-    return path
-
-
 def opened(browser: Browser, serving: Serving, width: int = 1280) -> Page:
     page = browser.open(serving.url, width=width)
     page.wait_for("document.querySelector('#state').dataset.state === 'open'")
     return page
-
-
-def append(log: Path, text: str) -> None:
-    with log.open("a") as file:
-        file.write(text)
 
 
 def test_the_charts_move(browser: Browser, demo: Serving) -> None:
@@ -136,86 +123,6 @@ def test_light_and_dark_follow_the_system_until_chosen(browser: Browser, demo: S
 
 
 @pytest.mark.parametrize("width", [320, 390, 800, 1600])
-def test_no_window_is_too_narrow(browser: Browser, demo: Serving, log: Path, width: int) -> None:
-    with Serving("tail", str(log)) as tail:
-        for serving in (demo, tail):
-            page = opened(browser, serving, width=width)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-def test_lines_are_shown_coloured_and_filtered(browser: Browser, log: Path) -> None:
-    with Serving("tail", str(log)) as tail:
-        page = opened(browser, tail)
-        append(log, "12:00 \x1b[31mERROR\x1b[0m <i>no</i>\n12:01 WARNING low\n12:02 INFO fine\n")
-        page.wait_for("document.querySelectorAll('.line').length === 4")
-        shown = "[...document.querySelectorAll('.line:not(.filtered)')]"
-        assert page.evaluate(f"{shown}.map((each) => each.className)") == [
-            "line ",
-            "line error",
-            "line warning",
-            "line ",
-        ]
-        assert page.text(".line.error .text") == "12:00 ERROR <i>no</i>"
-        page.type("#filter", "LOW")
-        assert page.evaluate(f"{shown}.map((each) => each.textContent)") == ["312:01 WARNING low"]
-        assert page.text(".line mark") == "low"
-        page.evaluate("document.querySelector('#filter').value = ''")
-        page.type("#filter", "/12:0[02]/")
-        assert page.evaluate(f"{shown}.length") == 2
-        page.evaluate("document.querySelector('#filter').value = ''")
-        page.type("#filter", "/(/")
-        assert page.evaluate("document.querySelector('#filter').className") == "bad"
-        page.evaluate("document.querySelector('#filter').value = ''")
-        page.type("#filter", " ")
-        page.click("#sources button")
-        assert page.evaluate(f"{shown}.length") == 0
-        assert page.complaints == []
-
-
-def test_a_paused_page_keeps_what_comes(browser: Browser, log: Path) -> None:
-    with Serving("tail", str(log)) as tail:
-        page = opened(browser, tail)
-        page.wait_for("document.querySelectorAll('.line').length === 1")
-        page.click("#pause")
-        append(log, "second\nthird\n")
-        page.wait_for("document.querySelector('#newer').textContent === '2 newer'")
-        assert page.evaluate("document.querySelectorAll('.line').length") == 1
-        page.click("#newer")
-        page.wait_for("document.querySelectorAll('.line').length === 3")
-        assert page.text("#pause") == "Pause"
-
-
-def test_the_end_is_followed_until_the_reader_scrolls_back(browser: Browser, log: Path) -> None:
-    at_end = "((m) => m.scrollHeight - m.scrollTop - m.clientHeight < 24)(document.querySelector('main'))"
-    last = "[...document.querySelectorAll('.line .text')].at(-1)?.textContent"
-    with Serving("tail", str(log)) as tail:
-        page = opened(browser, tail, width=500)
-        append(log, "".join(f"line {number} {'is long ' * (number % 40)}\n" for number in range(7000)))
-        page.wait_for(f"{last}?.startsWith('line 6999 ') && {at_end}")
-        assert page.evaluate("document.querySelectorAll('.line').length") == 5000
-        page.scroll("main", -2000)
-        page.wait_for("document.querySelector('main').className === 'looking-back'")
-        append(log, "newer\n")
-        page.wait_for(f"{last} === 'newer'")
-        assert page.text("#newer") == "1 newer"
-        assert page.evaluate(at_end) is False
-        page.click("#newer")
-        page.wait_for(f"{at_end} && document.querySelector('#newer').hidden")
-
-
-def test_missed_lines_are_counted(browser: Browser, log: Path) -> None:
-    count = 300_000
-    with Serving("tail", str(log)) as tail:
-        page = opened(browser, tail)
-        page.wait_for("document.querySelectorAll('.line').length === 1")
-        append(log, "".join(f"line {number} {'of a storm ' * 9}\n" for number in range(count)))
-        # A page that takes nothing for a while is cut off as too slow, and comes back.
-        page.evaluate("{ const end = Date.now() + 7000; while (Date.now() < end); }")
-        last = "[...document.querySelectorAll('.line .text')].at(-1)?.textContent"
-        page.wait_for(f"{last}?.startsWith('line {count - 1} ')")
-        missed = page.evaluate("document.querySelector('#counts').textContent")
-        assert isinstance(missed, str)
-        assert "missed" in missed
-        # Every line was either taken or counted as missed.
-        lines = page.text("#sources .count").replace(",", "")
-        assert int(lines) + int(missed.split(", ")[-1].split()[0].replace(",", "")) == count + 1
+def test_no_window_is_too_narrow(browser: Browser, demo: Serving, width: int) -> None:
+    page = opened(browser, demo, width=width)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,5 +1,4 @@
 import importlib.util
-import os
 import signal
 import socket
 import subprocess
@@ -10,9 +9,8 @@ import pytest
 from redis import Redis
 
 from livepush_asgi import __version__
-from livepush_asgi.cli.backend import without_password
-from livepush_asgi.cli.failure import unreadable
-from livepush_asgi.cli.names import is_local
+from livepush_asgi.cli.demo.serve import is_local
+from livepush_asgi.cli.redis_url import without_password
 from livepush_asgi.wire.event import PAYLOAD_MARK, split_position
 
 from .command import ENVIRONMENT, REPOSITORY, Serving, run
@@ -24,7 +22,7 @@ def test_without_a_command_the_commands_are_shown(arguments: tuple[str, ...]) ->
     shown = run(*arguments)
     assert shown.returncode == 0
     assert "Usage: python -m livepush_asgi" in shown.stdout
-    for command in ("demo", "tail", "publish", "doctor"):
+    for command in ("demo", "publish", "doctor"):
         assert f"│ {command} " in shown.stdout
     assert shown.stderr == ""
 
@@ -33,9 +31,8 @@ def test_without_a_command_the_commands_are_shown(arguments: tuple[str, ...]) ->
     ("command", "example"),
     [
         ("demo", "python -m livepush_asgi demo --open --port 0"),
-        ("tail", "journalctl -f | python -m livepush_asgi tail -"),
         ("doctor", "python -m livepush_asgi doctor https://example.org/events/"),
-        ("publish", "date | python -m livepush_asgi publish clock - --event tick"),
+        ("publish", "tail -F app.log | python -m livepush_asgi publish logs - --event line"),
     ],
 )
 def test_each_command_has_help_with_examples(command: str, example: str) -> None:
@@ -53,9 +50,7 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tail",), "Missing argument 'FILE'."),
-        (("tail", "no/such/file"), "cannot follow no/such/file: there is no such file"),
-        (("tail", "tests"), "cannot follow tests: it is a directory; name the files in it"),
+        (("publish",), "Missing argument 'CHANNEL'."),
         (
             ("demo", "--redis", "localhost"),
             "'localhost' is not a Redis URL such as redis://localhost:6379/0: ",
@@ -90,27 +85,10 @@ def test_a_bad_port_gives_one_line_and_status_2(port: str) -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_a_file_without_permission_is_said_to_be_so() -> None:
-    failure = unreadable("secret.log", PermissionError(13, "Permission denied"))
-    assert str(failure) == "cannot follow secret.log: you have no permission to read it"
-    assert failure.status == 2
-
-
-def test_a_pipe_is_not_opened_and_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    ended = run("tail", str(tmp_path / "pipe"))
-    assert ended.returncode == 2
-    assert ended.stderr == (
-        f"livepush: cannot follow {tmp_path}/pipe: it is no ordinary file; "
-        "send it to standard input and follow `-`\n"
-    )
-
-
-@pytest.mark.parametrize("arguments", [("demo",), ("tail", "pyproject.toml")])
-def test_a_taken_port_gives_one_line_and_status_1(arguments: tuple[str, ...]) -> None:
+def test_a_taken_port_gives_one_line_and_status_1() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = run(*arguments, "--port", str(port))
+        ended = run("demo", "--port", str(port))
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (
         f"livepush: port {port} of 127.0.0.1 is taken by another program; "
@@ -125,7 +103,7 @@ def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("demo", "--port", "0"), ("tail", "pyproject.toml", "--port", "0"), ("publish", "news", "x")],
+    [("demo", "--port", "0"), ("publish", "news", "x"), ("publish", "news", "-")],
 )
 def test_a_redis_that_is_away_gives_one_line_without_the_password(arguments: tuple[str, ...]) -> None:
     port = free_port()
@@ -199,30 +177,10 @@ def test_publish_tells_how_many_listeners_there_were(valkey: ValkeyProcess) -> N
         assert split_position(message["data"])[1] == PAYLOAD_MARK + b"event: greeting\nid: 7\ndata: hello\n\n"
 
 
-@pytest.mark.parametrize("dash", [("-",), ()])
-def test_publish_takes_standard_input(dash: tuple[str, ...], valkey: ValkeyProcess) -> None:
-    with Redis.from_url(valkey.url) as client, client.pubsub(ignore_subscribe_messages=True) as listener:
-        listener.subscribe("news")
-        listener.get_message(timeout=5)
-        ended = run("publish", "news", *dash, "--redis", valkey.url, data="zwei\nZeilen: ü\n".encode())
-        assert (ended.returncode, ended.stdout) == (0, "1 listener\n")
-        message = listener.get_message(timeout=5)
-        assert message is not None
-        assert split_position(message["data"])[1] == PAYLOAD_MARK + "data: zwei\ndata: Zeilen: ü\n\n".encode()
-
-
-def test_publish_refuses_more_than_an_event_may_have(valkey: ValkeyProcess) -> None:
-    ended = run("publish", "news", "-", "--redis", valkey.url, data=b"x" * (1024 * 1024 + 1))
-    assert ended.returncode == 2
-    assert (
-        ended.stderr == "livepush: standard input has more than the 1,048,576 bytes that an event may have\n"
-    )
-
-
 def test_publish_refuses_what_is_not_utf_8(valkey: ValkeyProcess) -> None:
-    ended = run("publish", "news", "-", "--redis", valkey.url, data=b"\xff\xfe")
+    ended = run("publish", "news", "\udcff", "--redis", valkey.url)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("livepush: an event stream is UTF-8, and these bytes are not")
+    assert ended.stderr.startswith("livepush: text with a lone surrogate cannot be written as UTF-8: ")
 
 
 def test_a_missing_extra_gives_one_line(tmp_path: Path) -> None:
@@ -243,7 +201,7 @@ def test_a_missing_extra_gives_one_line(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert ended.stderr == (
-        "livepush: typer and rich and uvicorn and psutil and redis and httpx need to be installed: "
+        "livepush: typer and rich and uvicorn and psutil and redis and httpx and h2 need to be installed: "
         "pip install 'livepush_asgi[cli]'\n"
     )
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from livepush_asgi.cli.doctor.client import trouble_of
-from livepush_asgi.cli.doctor.diagnosis import diagnose
+from livepush_asgi.cli.doctor.client import Body, Question, Unreadable, header_of, trouble_of, without_probe
+from livepush_asgi.cli.doctor.findings import diagnose
 from livepush_asgi.cli.doctor.observation import (
     End,
     Evidence,
@@ -21,8 +21,6 @@ from livepush_asgi.cli.doctor.observation import (
     Trouble,
 )
 from livepush_asgi.cli.doctor.proxies import proxies_of
-from livepush_asgi.cli.doctor.question import Question, header_of, without_probe
-from livepush_asgi.cli.doctor.reading import Reading, Unreadable
 
 from .observations import PLAN, SEEN, URL, answer, arriving, cut, held_evidence, no_probe
 
@@ -41,7 +39,7 @@ def codes(evidence: Evidence) -> list[str]:
         ({"hold_all": True}, "until the answer ends, or until more than 64 KiB", "if it is nginx"),
         ({"hold_bytes": 8192}, "until about 8 KiB have come together", "if it is nginx"),
         ({"period": 0.6}, "passes them on once in 0.6 s", "if it is nginx"),
-        ({"period": 0.25}, "once in 0.2 s. So long Linux keeps", "if it is HAProxy"),
+        ({"period": 0.25}, "once in 0.2 s. Linux keeps data for that long", "if it is HAProxy"),
         ({"hold_all": True, "head": answer(server="Caddy")}, "until the answer ends", "Caddy, in"),
     ],
 )
@@ -55,10 +53,10 @@ def test_a_hold_is_said_in_words_with_what_mends_it(how: dict[str, object], said
 
 def test_compression_is_to_blame_only_if_it_is_better_without() -> None:
     held = held_evidence(hold_all=True, head=answer(content_encoding="gzip"))
-    better = diagnose(replace(held, plain=arriving()))
+    better = diagnose(replace(held, uncompressed=arriving()))
     assert better.findings[0].code == "compression-delays"
     assert better.findings[0].remedies[0].lines == ("gzip off;",)
-    no_better = diagnose(replace(held, plain=arriving(hold_all=True)))
+    no_better = diagnose(replace(held, uncompressed=arriving(hold_all=True)))
     assert no_better.findings[0].code == "buffered"
     assert "without that it is no better" in no_better.findings[0].text
 
@@ -90,9 +88,9 @@ def cases() -> Iterator[tuple[str, Evidence, int, list[str]]]:
     yield "HTTP/2", Evidence(first=two, idle=20), 0, ["prompt", "http-2"]
     # Cut off.
     silent = Evidence(first=cut(7.0, last=2.1), idle=60)
-    yield "silence", replace(silent, busy=arriving()), 1, ["cut-idle", "prompt", "http-1"]
-    yield "time", replace(silent, busy=cut(7.0, last=6.9)), 1, ["cut-off", "prompt", "http-1"]
-    closed = Evidence(first=cut(7.0, last=2.1, end=End.CLOSED), busy=arriving(), idle=60)
+    yield "silence", replace(silent, steady=arriving()), 1, ["cut-idle", "prompt", "http-1"]
+    yield "time", replace(silent, steady=cut(7.0, last=6.9)), 1, ["cut-off", "prompt", "http-1"]
+    closed = Evidence(first=cut(7.0, last=2.1, end=End.CLOSED), steady=arriving(), idle=60)
     yield "closed", closed, 1, ["cut-idle", "prompt", "http-1"]
     yield "cut in the series", Evidence(first=cut(1.03, last=1.0), idle=2), 1, ["cut-off", "http-1"]
     forgotten = Evidence(first=cut(19.0, last=2.1, end=End.SILENT), idle=2)
@@ -102,10 +100,10 @@ def cases() -> Iterator[tuple[str, Evidence, int, list[str]]]:
     # Not a probe.
     opened = no_probe(("livepush.open", "{}"))
     yield "not enabled", Evidence(first=opened), 2, ["no-probe", "http-1"]
-    forbidden = no_probe(answer=answer(404), others=())
+    forbidden = no_probe(answer=answer(404), others=[])
     yield "refused", Evidence(first=forbidden, ordinary=opened), 2, ["probe-refused", "http-1"]
     yield "somebody else's", Evidence(first=no_probe(("message", "x"))), 2, ["no-livepush", "http-1"]
-    nothing = no_probe(chunks=(), end=End.SILENT, ended_at=19)
+    nothing = no_probe(bytes_at=[], end=End.SILENT, ended_at=19)
     yield "nothing came", Evidence(first=nothing), 2, ["nothing-came", "http-1"]
     softly = no_probe(("livepush.refused", '{"reason":"cap","status":429}'), end=End.CLOSED)
     yield "softly", Evidence(first=softly), 2, ["refused-softly", "http-1"]
@@ -120,12 +118,12 @@ def cases() -> Iterator[tuple[str, Evidence, int, list[str]]]:
         status = 1 if trouble in (Trouble.REDIRECTS, Trouble.CLOSED) else 2
         yield trouble.value, Evidence(first=Observation(plan=PLAN, trouble=trouble)), status, [trouble.value]
     # Redirects and origins.
-    slash = (Redirect(307, URL[:-1], URL),)
+    slash = [Redirect(307, URL[:-1], URL)]
     yield "slash", Evidence(first=replace(arriving(), redirects=slash), idle=20), 0, ["redirect", *fine[::2]]
-    inside = (Redirect(307, URL[:-1], "http://application:8000/events/"),)
+    inside = [Redirect(307, URL[:-1], "http://application:8000/events/")]
     lost = Evidence(first=Observation(plan=PLAN, trouble=Trouble.NAME, redirects=inside))
     yield "to the inside", lost, 1, ["name", "redirect-to-http"]
-    down = (Redirect(307, URL[:-1], URL.replace("https", "http")),)
+    down = [Redirect(307, URL[:-1], URL.replace("https", "http"))]
     first = replace(arriving(), redirects=down)
     yield "down", Evidence(first=first, idle=20), 1, ["redirect-to-http", *fine[::2]]
     foreign = Evidence(first=arriving(), origin="https://app.example", idle=20)
@@ -148,7 +146,7 @@ def test_what_was_seen_leads_to_what_is_said(
 
 def test_a_heartbeat_and_a_limit_are_advised_for_a_silence() -> None:
     seen = replace(cut(62.0, last=2.1), answer=answer(server="nginx/1.27.0"))
-    worst = diagnose(Evidence(first=seen, busy=arriving(), idle=75)).findings[0]
+    worst = diagnose(Evidence(first=seen, steady=arriving(), idle=75)).findings[0]
     assert "after 59.9 s of silence" in worst.text
     assert [remedy.lines for remedy in worst.remedies] == [
         ("LivePush(..., timing=Timing(heartbeat_interval=29))",),
@@ -221,11 +219,11 @@ def test_a_question_is_checked_and_keeps_the_query() -> None:
 
 def test_what_is_no_utf_8_is_unreadable() -> None:
     with pytest.raises(Unreadable):
-        Reading(None, is_stream=True).feed(b"data: \xff\n\n", 0.0)
+        Body(no_probe()).feed(b"data: \xff\n\n", 0.0)
     with pytest.raises(Unreadable):
-        Reading("gzip", is_stream=True).feed(b"data: x\n\n", 0.0)
+        Body(no_probe(answer=answer(content_encoding="gzip"))).feed(b"data: x\n\n", 0.0)
     with pytest.raises(Unreadable, match="zstd"):
-        Reading("zstd", is_stream=True)
+        Body(no_probe(answer=answer(content_encoding="zstd")))
 
 
 def test_the_documentation_names_every_code() -> None:

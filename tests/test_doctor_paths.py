@@ -11,10 +11,9 @@ import anyio
 import django
 import pytest
 
-from livepush_asgi.cli.doctor.diagnosis import Diagnosis, diagnose
-from livepush_asgi.cli.doctor.examination import examine
-from livepush_asgi.cli.doctor.finding import Severity
-from livepush_asgi.cli.doctor.question import Question
+from livepush_asgi.cli.doctor.client import Question
+from livepush_asgi.cli.doctor.examine import examine
+from livepush_asgi.cli.doctor.findings import Diagnosis, Severity, diagnose
 
 from .command import run
 from .relay import Authority, Relay
@@ -24,7 +23,7 @@ from .valkey import free_port
 
 # An application runs eight probes at a time, and may hear late that one has ended.
 AT_ONCE = 7
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 # The relay, the silence asked for, and the code of the worst finding.
 BROKEN = {
@@ -90,7 +89,7 @@ async def diagnoses(server: Serving) -> Diagnoses:
     limiter = anyio.CapacityLimiter(AT_ONCE)
 
     async def look(name: str, url: str, idle: float = 1.0) -> None:
-        found[name] = diagnose(await examine(Question(url=url, idle=idle, patience=PATIENCE)))
+        found[name] = diagnose(await examine(Question(url=url, idle=idle, timeout=TIMEOUT)))
 
     async def look_through(name: str, spoil: Spoil, idle: float = 1.0) -> None:
         async with limiter, SpoilingRelay(server.port, spoil) as relay:

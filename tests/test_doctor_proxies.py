@@ -13,10 +13,9 @@ import anyio
 import pytest
 import trustme
 
-from livepush_asgi.cli.doctor.diagnosis import Diagnosis, diagnose
-from livepush_asgi.cli.doctor.examination import examine
-from livepush_asgi.cli.doctor.finding import Severity
-from livepush_asgi.cli.doctor.question import Question
+from livepush_asgi.cli.doctor.client import Question
+from livepush_asgi.cli.doctor.examine import examine
+from livepush_asgi.cli.doctor.findings import Diagnosis, Severity, diagnose
 
 from . import proxies
 from .programs import need, need_node_package, node_package, program
@@ -28,7 +27,7 @@ from .spoiling_relay import Spoil, SpoilingRelay
 # stream whose client has gone.
 AT_ONCE = 3
 APPLICATIONS = 4
-PATIENCE = 10.0
+TIMEOUT = 10.0
 SILENCE = 3.0
 STRAIGHT = Spoil()
 # Where lines are put in that are not there yet, and how many words of a line tell what it sets.
@@ -192,7 +191,7 @@ async def diagnoses(ports: Iterator[int], tmp_path_factory: pytest.TempPathFacto
             proxy(kind, text, relay.port if before != STRAIGHT else port, directory) as front,
         ):
             url = f"{scheme}://127.0.0.1:{front.port}/events"
-            question = Question(url=url, idle=idle, patience=PATIENCE, insecure=True)
+            question = Question(url=url, idle=idle, timeout=TIMEOUT, insecure=True)
             return diagnose(await examine(question))
 
     async def look_and_mend(name: str, broken: Broken) -> None:

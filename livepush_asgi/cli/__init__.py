@@ -1,11 +1,16 @@
-"""The command line: `demo`, `tail`, `publish` and `doctor`. What it needs comes with the extra `cli`."""
+"""The command line: `demo`, `publish` and `doctor`, for people who try, feed or examine an application.
+
+Start with `commands`. `demo/` is a page to look at, `publish` sends events from a terminal, `doctor/`
+measures what proxies do to events. The rest of the package imports nothing from here. The libraries that
+this folder needs come with the extra `cli`.
+"""
 
 import sys
 from importlib.util import find_spec
 
-# By the name that is imported. Asked for before anything is, so that what is missing gives a line
-# and not a traceback, while an error inside one of them still shows as what it is.
-NEEDED = ("typer", "rich", "uvicorn", "psutil", "redis", "httpx")
+# Looked for before anything is imported: a missing library gives one line, and an error inside of one of
+# them still shows as a traceback.
+NEEDED = ("typer", "rich", "uvicorn", "psutil", "redis", "httpx", "h2")
 
 
 def main() -> None:

@@ -1,71 +1,40 @@
-"""The commands and their options. Here the command line ends and the work begins."""
+"""The commands and their options. Each command checks its arguments and calls the module behind it."""
 
 import webbrowser
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .. import LivePushMiddleware, __version__
-from .failure import MISTYPED, Failure, unreadable
-from .follow import FileFollower, Follower, InputFollower
-from .names import is_local
-
-if TYPE_CHECKING:
-    from .backend import Backend
+from .. import __version__
+from ..app.namespace import check_namespace
+from .failure import MISTYPED, Failure, checking_arguments
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(soft_wrap=True, highlight=False, stderr=True)
 
 app = typer.Typer(
     name="python -m livepush_asgi",
-    help="Server push for Python ASGI applications, to be looked at.",
     rich_markup_mode="rich",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Host = Annotated[str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any free one.")]
-OpenPage = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in this machine's browser.")]
 RedisUrl = Annotated[
     str | None,
     typer.Option(
-        "--redis",
-        metavar="URL",
-        envvar="LIVEPUSH_REDIS",
-        help="Send everything through this Redis, as with several processes.",
+        "--redis", metavar="URL", envvar="LIVEPUSH_REDIS", help="The Redis that the processes share."
     ),
 ]
-
 Namespace = Annotated[
     str | None,
     typer.Option(
         "--namespace", metavar="NAME", help="The namespace of the application: LivePush(..., namespace=...)."
     ),
 ]
-
-
-class Address(NamedTuple):
-    """Where to serve, and whether to show it."""
-
-    host: str
-    port: int
-    open_page: bool
-
-
-@runtime_checkable
-class _UsageError(Protocol):
-    """An error of the command-line library. Its class is public in some of its versions only."""
-
-    exit_code: int
-
-    def format_message(self) -> str: ...
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -77,9 +46,11 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 0
     except Exception as error:
-        if not isinstance(error, _UsageError):
+        # The class of a usage error is public in some versions of typer only.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
             raise
-        return _complain(error.format_message(), error.exit_code)
+        return _complain(format_message(), MISTYPED)
     return status if isinstance(status, int) else 0
 
 
@@ -102,11 +73,10 @@ def start(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Server push for Python ASGI applications, to be looked at.
+    """Try, feed and examine the event streams of livepush_asgi.
 
-    [bold]demo[/] serves a page with live charts, [bold]tail[/] follows log files on a page,
-    [bold]publish[/] sends an event to the pages of an application, and [bold]doctor[/] says why
-    events arrive late.
+    [bold]demo[/] serves a page with live charts, [bold]publish[/] sends events to the pages of an
+    application, and [bold]doctor[/] finds out why events arrive late.
     """
     if context.invoked_subcommand is None:
         out.print(context.get_help())
@@ -114,15 +84,21 @@ def start(
 
 @app.command()
 def demo(
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any free port.")
+    ] = 8000,
     redis: RedisUrl = None,
     namespace: Namespace = None,
-    open_page: OpenPage = False,
+    open_page: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the page in this machine's browser.")
+    ] = False,
 ) -> int:
-    """Serve a page with this machine's live figures and a board for its visitors.
+    """Serve a page with live figures of this machine and a board for its visitors.
 
-    It needs nothing but this process. Cut the stream and watch it come back.
+    It needs no other process. Press "Cut the stream" and watch it come back.
 
     \b
     Examples:
@@ -131,95 +107,86 @@ def demo(
       python -m livepush_asgi demo --redis redis://localhost:6379/0
     """
     from .demo import Demo
+    from .demo.serve import bind, is_local, serve, url_of
+    from .redis_url import check_server, without_password
 
-    address = Address(host, port, open_page)
-    return _serve(lambda backend: Demo(backend).asgi, "The demo is served", address, redis, namespace)
+    with checking_arguments():
+        check_namespace(namespace)
+    with bind(host, port) as listener:
+        if redis is not None:
+            check_server(redis)
+        page = Demo(redis, namespace)
+        url = url_of(listener)
 
+        def announce() -> None:
+            through = f" through {without_password(redis)}" if redis else ""
+            out.print(f"The demo is served{escape(through)}: [bold]{url}[/]   (Ctrl+C ends it)")
+            if not is_local(listener.getsockname()[0]):
+                out.print("Everyone who can reach this machine can open it.")
+            if open_page:
+                webbrowser.open(url)
 
-@app.command()
-def tail(
-    names: Annotated[
-        list[str], typer.Argument(metavar="FILE", help="The files to follow; - is standard input.")
-    ],
-    lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, max=5000, help="Begin with this many lines of each file.")
-    ] = 50,
-    from_start: Annotated[bool, typer.Option("--from-start", help="Begin with the first line.")] = False,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
-    redis: RedisUrl = None,
-    namespace: Namespace = None,
-    open_page: OpenPage = False,
-) -> int:
-    """Follow log files on a page, as [bold]tail -F[/] does in a terminal.
-
-    A file may be rotated or cut short, and lines that a page has missed are counted on it.
-    Everyone who can open the page can read the lines.
-
-    \b
-    Examples:
-      python -m livepush_asgi tail /var/log/syslog app.log
-      python -m livepush_asgi tail -n 500 --port 9000 app.log
-      journalctl -f | python -m livepush_asgi tail -
-    """
-    from .tail import Tail
-
-    with ExitStack() as opened:
-        followers = [_follower(name, None if from_start else lines, opened) for name in dict.fromkeys(names)]
-        address = Address(host, port, open_page)
-        return _serve(
-            lambda backend: Tail(backend, followers).asgi, "The log page is served", address, redis, namespace
-        )
+        return serve(page.asgi, listener, err, announce)
 
 
 @app.command()
 def publish(
     channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="The channel to publish on.")],
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="The data of the event; - is standard input.")
+        str,
+        typer.Argument(
+            metavar="DATA", help="The data of one event; - publishes each line of standard input."
+        ),
     ] = "-",
     event: Annotated[str | None, typer.Option(metavar="NAME", help="The event name.")] = None,
-    id: Annotated[str | None, typer.Option(metavar="ID", help="The event id.")] = None,
+    id: Annotated[str | None, typer.Option(metavar="ID", help="The event id, with DATA.")] = None,
     redis: RedisUrl = None,
     namespace: Namespace = None,
 ) -> None:
-    """Publish one event through a Redis, and tell how many listeners got it.
+    """Publish through the Redis of an application: one event, or one event for each line of input.
 
-    A listener is a process that has this channel open for somebody.
+    With DATA it tells how many listeners got the event: processes in which a stream has the channel.
+    With [bold]-[/] it publishes until the input ends, and tells how many events there were.
 
     \b
     Examples:
       python -m livepush_asgi publish news "hello" --redis redis://localhost:6379/0
-      date | python -m livepush_asgi publish clock - --event tick
+      tail -F app.log | python -m livepush_asgi publish logs - --event line
     """
-    from .publish import publish_once
+    from .publish import Target, publish_event, publish_lines
 
     if redis is None:
         raise Failure("give the Redis of the application with --redis URL, or in LIVEPUSH_REDIS", MISTYPED)
-    listeners = publish_once(channel, data, event, id, redis, namespace)
-    out.print(f"{listeners} {'listener' if listeners == 1 else 'listeners'}")
+    target = Target(channel, redis, namespace)
+    if data != "-":
+        out.print(_counted(publish_event(target, data, event, id), "listener"))
+        return
+    if id is not None:
+        raise Failure("--id is for one event: give DATA too, or leave --id out", MISTYPED)
+    count, complete = publish_lines(target, event)
+    out.print(_counted(count, "event") + ("" if complete else ", and stopped before the end of the input"))
 
 
 @app.command()
 def doctor(
     url: Annotated[str, typer.Argument(metavar="URL", help="The URL that EventSource opens.")],
     idle: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Try a silence of so long, but for heartbeats.")
+        float, typer.Option(metavar="SECONDS", help="Test a silence of this length, heartbeats apart.")
     ] = 2.0,
     header: Annotated[
-        list[str] | None, typer.Option("--header", "-H", metavar="FIELD", help="Send a header field too.")
+        list[str] | None, typer.Option("--header", "-H", metavar="FIELD", help="Add a header field.")
     ] = None,
     origin: Annotated[
         str | None, typer.Option(metavar="ORIGIN", help="Ask as a page of this origin does.")
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", "-k", help="Take any TLS certificate.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", "-k", help="Accept any TLS certificate.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> int:
-    """Find out what the way to an application does to its events.
+    """Find out what proxies do to the events of an application.
 
-    It connects as a browser does and asks for a timed series of events, if the
-    application allows that: LivePush(..., probe=...). The exit status is 0 if all is
-    well, 1 if a fault was found, and 2 if it could not be found out.
+    It connects as a browser does and asks for a timed series of events, if the application
+    allows that: LivePush(..., probe=...). The exit status is 0 if the path is healthy, 1 if it
+    has a fault, and 2 if that could not be found out.
 
     \b
     Examples:
@@ -229,55 +196,17 @@ def doctor(
     """
     from .doctor import Question, consult, header_of
 
-    try:
-        question = Question(
-            url=url,
-            idle=idle,
-            headers=tuple(map(header_of, header or [])),
-            origin=origin,
-            insecure=insecure,
-        )
-    except ValueError as error:
-        raise Failure(str(error), MISTYPED) from None
+    with checking_arguments():
+        headers = tuple(map(header_of, header or []))
+        question = Question(url=url, idle=idle, headers=headers, origin=origin, insecure=insecure)
     try:
         report, status = consult(question, json=as_json)
     except KeyboardInterrupt:
-        # Not 0, as elsewhere: that would say that all is well.
+        # Other commands return 0 here. The doctor's 0 says that the path is healthy.
         raise Failure("it was stopped before it was done", MISTYPED) from None
     out.print(report, markup=False)
     return status
 
 
-def _follower(name: str, last_lines: int | None, opened: ExitStack) -> Follower:
-    try:
-        follower = InputFollower() if name == "-" else FileFollower(Path(name), last_lines=last_lines)
-    except OSError as error:
-        raise unreadable(name, error) from None
-    opened.callback(follower.close)
-    return follower
-
-
-def _serve(
-    site: Callable[["Backend"], LivePushMiddleware],
-    what: str,
-    address: Address,
-    redis: str | None,
-    namespace: str | None,
-) -> int:
-    """Serve what `site` makes of a backend. What cannot be is found out before anything is served."""
-    from .backend import backend_at, without_password
-    from .serve import bind, serve, url_of
-
-    with bind(address.host, address.port) as listener:
-        app = site(backend_at(redis, namespace))
-        url = url_of(listener)
-        via = f" through {without_password(redis)}" if redis else ""
-
-        def announce() -> None:
-            out.print(f"{what}{escape(via)}: [bold]{url}[/]   (Ctrl+C ends it)")
-            if not is_local(listener.getsockname()[0]):
-                out.print("Everyone who can reach this machine can open it.")
-            if address.open_page:
-                webbrowser.open(url)
-
-        return serve(app, listener, err, announce)
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,27 +1,28 @@
-"""Failure: what a command cannot do, as the line and the exit status that say so."""
+"""Failure: an error that ends a command with one line and an exit status."""
 
-#: The command was fine and the world was not: a port taken, a server away.
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: The exit status when something outside of the command is wrong: the port is taken, the server is away.
 UNABLE = 1
-#: What was typed cannot be meant: a wrong value, a file that is not there.
+#: The exit status when an argument is wrong.
 MISTYPED = 2
+#: The exit status of a process that got a second SIGINT or SIGTERM, as shells count it.
+FORCED = 130
 
 
 class Failure(Exception):
-    """Raised to end a command with one line on standard error and an exit status."""
+    """Raised to end a command: the message goes to standard error, the status to the shell."""
 
     def __init__(self, message: str, status: int = UNABLE) -> None:
         self.status = status
         super().__init__(message)
 
 
-def unreadable(name: str, error: OSError) -> Failure:
-    """Say why a file cannot be followed."""
-    if isinstance(error, FileNotFoundError):
-        why = "there is no such file"
-    elif isinstance(error, IsADirectoryError):
-        why = "it is a directory; name the files in it"
-    elif isinstance(error, PermissionError):
-        why = "you have no permission to read it"
-    else:
-        why = error.strerror or str(error)
-    return Failure(f"cannot follow {'standard input' if name == '-' else name}: {why}", MISTYPED)
+@contextmanager
+def checking_arguments() -> Iterator[None]:
+    """Turn the ValueError of a wrong argument into a Failure."""
+    try:
+        yield
+    except ValueError as error:
+        raise Failure(str(error), MISTYPED) from None

@@ -1,61 +1,154 @@
-"""Publishing one event from the command line."""
+"""Publish from a terminal: one event, or one event for each line of standard input."""
 
+import asyncio
+import os
+import signal
 import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from types import FrameType
 
 import anyio
+from anyio.from_thread import start_blocking_portal
 from redis.asyncio import Redis
 
-from .. import Event, InvalidEventError
+from .. import Event, RedisStreamsBroker
 from ..app.namespace import broker_in, check_namespace
+from ..brokers import Broker
 from ..brokers.history import History
 from ..errors import BrokerUnavailableError
 from ..grant import check_channel
 from ..wire.event import to_payload
-from .backend import check_server
-from .failure import MISTYPED, Failure
+from .failure import FORCED, MISTYPED, Failure, checking_arguments
+from .redis_url import check_server
 
-# An outbox holds so much by default: what is larger would not reach a page.
+# In bytes. A stream's outbox holds this much by default; a larger event would not reach a page.
 DATA_LIMIT = 1024 * 1024
+# In bytes. What is read from standard input at once is published together.
+READ_SIZE = 64 * 1024
 # An event is appended to the channel's log, in case the application keeps one. These bounds are wider than
 # those of most applications, so that publishing from a terminal does not trim their logs.
 HISTORY = History(events=1_000_000, size=2**30, age=86_400.0)
 
 
-def publish_once(
-    channel: str, data: str, event: str | None, id: str | None, url: str, namespace: str | None = None
-) -> int:
-    """Publish one event and return how many connections listened to its channel. Raises Failure.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The channel to publish on, and the Redis and the namespace of the application. Raises Failure.
 
-    It reaches applications with RedisStreamsBroker, which deliver what is in the log, and those with
+    Events reach applications with RedisStreamsBroker, which deliver what is in the log, and those with
     RedisBroker, which do not look at the log. Needs Redis 7.0, or Valkey.
     """
+
+    channel: str
+    redis_url: str
+    namespace: str | None = None
+
+    def __post_init__(self) -> None:
+        with checking_arguments():
+            check_channel(self.channel)
+            check_namespace(self.namespace)
+
+    @asynccontextmanager
+    async def broker(self) -> AsyncIterator[Broker]:
+        """Yield the broker, and close its connections afterwards."""
+        async with Redis.from_url(self.redis_url) as redis:
+            yield broker_in(RedisStreamsBroker(redis, history=HISTORY), self.namespace)
+
+
+def publish_event(target: Target, data: str, name: str | None, id: str | None) -> int:
+    """Publish one event and return how many connections listened to its channel. Raises Failure."""
+    payload = _payload(data, name, id)
+    check_server(target.redis_url)
+
+    async def publish() -> int:
+        async with target.broker() as broker:
+            return await broker.publish(target.channel, payload)
+
     try:
-        check_channel(channel)
-        check_namespace(namespace)
-        block = Event(_read_input() if data == "-" else data, event=event, id=id).encode()
-    except (InvalidEventError, ValueError) as error:
-        raise Failure(str(error), MISTYPED) from None
-    check_server(url)
-    return anyio.run(_publish, url, namespace, channel, block)
+        return anyio.run(publish)
+    except BrokerUnavailableError as error:
+        raise Failure(str(error)) from None
 
 
-async def _publish(url: str, namespace: str | None, channel: str, block: bytes) -> int:
-    from ..brokers.redis_streams import RedisStreamsBroker
+def publish_lines(target: Target, name: str | None) -> tuple[int, bool]:
+    """Publish an event for each line of standard input, in order, to its end or to SIGINT or SIGTERM.
 
-    async with Redis.from_url(url) as redis:
-        try:
-            broker = broker_in(RedisStreamsBroker(redis, history=HISTORY), namespace)
-            return await broker.publish(channel, to_payload(block))
-        except BrokerUnavailableError as error:
-            raise Failure(str(error)) from None
-
-
-def _read_input() -> bytes:
+    Return the number of events, and whether the input came to its end. A signal lets the lines be published
+    that were read; a second one ends the process. Raises Failure for a line that cannot be published.
+    """
     if sys.stdin is None or sys.stdin.isatty():
         raise Failure("no data: give it as an argument, or send it to standard input", MISTYPED)
-    data = sys.stdin.buffer.read(DATA_LIMIT + 1)
-    if len(data) > DATA_LIMIT:
-        raise Failure(
-            f"standard input has more than the {DATA_LIMIT:,} bytes that an event may have", MISTYPED
-        )
-    return data.removesuffix(b"\n").removesuffix(b"\r")
+    _payload("", name)
+    check_server(target.redis_url)
+    stop, count = _Stop(), 0
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(target.broker()) as broker:
+        for lines in _lines(stop):
+            payloads = [_payload(line.removesuffix(b"\r").decode(errors="replace"), name) for line in lines]
+            published, error = portal.call(_publish_together, broker, target.channel, payloads)
+            count += published
+            if error is not None:
+                raise Failure(f"{error}; line {count + 1} may be missing, the lines before it are published")
+    return count, not stop.wanted
+
+
+class _Stop:
+    """A signal handler that interrupts reading, and waits for publishing."""
+
+    def __init__(self) -> None:
+        self.wanted = self.reading = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            raise SystemExit(FORCED)
+        self.wanted = True
+        if self.reading:
+            raise KeyboardInterrupt
+
+    def read(self) -> bytes:
+        """Read a piece of standard input; return nothing at its end and after a signal."""
+        try:
+            self.reading = True
+            return b"" if self.wanted else os.read(sys.stdin.fileno(), READ_SIZE)
+        except KeyboardInterrupt:
+            return b""
+        finally:
+            self.reading = False
+
+
+def _lines(stop: _Stop) -> Iterator[list[bytes]]:
+    """Yield the lines of each piece of the input. Raises Failure at a line that is too long for an event."""
+    count, rest = 0, b""
+    while piece := stop.read():
+        *lines, rest = (rest + piece).split(b"\n")
+        short = list(takewhile(lambda line: len(line) <= DATA_LIMIT, lines))
+        count += len(short)
+        yield short
+        if len(short) < len(lines) or len(rest) > DATA_LIMIT:
+            limit = f"{DATA_LIMIT:,} bytes that an event may have"
+            raise Failure(f"line {count + 1} has more than the {limit}", MISTYPED)
+    if rest and not stop.wanted:
+        yield [rest]
+
+
+async def _publish_together(
+    broker: Broker, channel: str, payloads: list[bytes]
+) -> tuple[int, BrokerUnavailableError | None]:
+    """Publish in order, and return how many events were published and the error of the next one."""
+    # The broker sends what is asked for in one turn of the event loop together, in the order of asking.
+    calls = [broker.publish(channel, payload) for payload in payloads]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for index, result in enumerate(results):
+        if isinstance(result, BrokerUnavailableError):
+            return index, result
+        if isinstance(result, BaseException):
+            raise result
+    return len(results), None
+
+
+def _payload(data: str, name: str | None, id: str | None = None) -> bytes:
+    with checking_arguments():
+        return to_payload(Event(data, event=name, id=id).encode())

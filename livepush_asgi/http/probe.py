@@ -1,7 +1,7 @@
-"""Probe: a timed series of events, by which `python -m livepush_asgi doctor` measures the way to a client.
+"""Probe: a timed series of events, with which `python -m livepush_asgi doctor` measures the path to a client.
 
-It is asked for in the query, because that comes through proxies which drop header fields they do not
-know, and needs no CORS preflight: `?livepush_probe=EVENTS-INTERVAL-IDLE-SIZE`.
+A client asks for it in the query, `?livepush_probe=EVENTS-INTERVAL-IDLE-SIZE`: proxies that drop unknown
+header fields let the query through, and it needs no CORS preflight.
 """
 
 import inspect
@@ -18,7 +18,7 @@ import anyio.lowlevel
 
 from ..grant import Decision, Grant, Refusal, StreamRequest
 from ..runtime.asgi import Receive, Scope, Send
-from ..wire.event import HEARTBEAT, comment_line, encode_block
+from ..wire.event import HEARTBEAT, encode_block
 from .driver import GONE, STREAM_HEADERS, RawHeaders
 
 logger = logging.getLogger("livepush_asgi")
@@ -26,28 +26,28 @@ logger = logging.getLogger("livepush_asgi")
 QUERY = "livepush_probe"
 EVENT = "livepush.probe"
 
-# What may be asked for. The most of everything is 0.4 MB in 100 s, and ten minutes of heartbeats.
+# The bounds of a plan. The largest one sends 0.4 MB in 100 s, and ten minutes of heartbeats.
 BOUNDS = {"events": (1, 100), "interval": (10, 1000), "idle": (0, 600_000), "size": (50, 4096)}
-# So many probes of one application run at a time: they are for people, and each holds a connection.
+# How many probes of one application run at a time: people start them, and each holds a connection.
 MOST_AT_ONCE = 8
-# A draining process gives its streams up; a probe looks up so often, in seconds, whether it is one.
-LOOK_UP = 0.25
-# Request header fields which a client does not send itself. Their names tell what stands on the way.
+# In seconds: how often a probe checks whether the process drains.
+DRAIN_CHECK = 0.25
+# Request header fields that proxies add. Their names tell which proxies a request came through.
 TELLING = re.compile(
     r"via|forwarded|x-forwarded-.*|x-real-ip|x-request-start|x-amzn-trace-id|x-amz-cf-id|cf-ray|cdn-loop"
     r"|x-vercel-id|fly-.*|x-envoy-.*|x-azure-.*|x-cloud-trace-context|x-arr-.*|x-varnish"
 )
-# A client that takes nothing holds its connection for so much longer than the probe takes, in seconds.
+# In seconds: how much longer than its plan a probe may take. A client that reads nothing is cut off then.
 GRACE = 30.0
 
 ProbeDecision = bool | Decision
-#: Decides who may probe: like `authorize`, or with True and False. What a Grant holds is of no interest.
+#: Decides who may probe: like `authorize`, or with True and False. The channels of a Grant do not matter.
 ProbeRule = Callable[[StreamRequest], ProbeDecision | Awaitable[ProbeDecision]]
 
 
 @dataclass(frozen=True, slots=True)
 class ProbePlan:
-    """What is sent: `events` of `size` bytes, one each `interval`, then nothing but heartbeats for `idle`.
+    """What a probe sends: `events` of `size` bytes, one per `interval`, then only heartbeats for `idle`.
 
     Times are in milliseconds.
     """
@@ -74,12 +74,12 @@ class ProbePlan:
 
     @property
     def seconds(self) -> float:
-        """How long it takes."""
+        """How long the probe takes."""
         return (self.events * self.interval + self.idle) / 1000
 
 
 class Probes:
-    """The probes of one application: who may have one, and how many run."""
+    """The probes of one application: decides who may probe, and bounds how many run."""
 
     def __init__(self, rule: ProbeRule, heartbeat_interval: float | None) -> None:
         self._rule = rule
@@ -87,7 +87,7 @@ class Probes:
         self._running = 0
 
     async def plan(self, request: StreamRequest) -> ProbePlan:
-        """Return what a request that may probe asks for. Raises Refusal."""
+        """Return the plan that a request asks for, if it may probe. Raises Refusal."""
         await self._check(request)
         try:
             plan = ProbePlan.parse(request.query[QUERY])
@@ -106,7 +106,7 @@ class Probes:
         receive: Receive,
         send: Send,
     ) -> None:
-        """Send a probe to its end; to an early one when it is `over`, or when the client is gone."""
+        """Send a probe. It ends early when `over` returns True, and when the client leaves."""
         self._running += 1
         try:
             async with anyio.create_task_group() as tasks:
@@ -131,7 +131,7 @@ class Probes:
         if isinstance(decision, Refusal):
             raise decision
         if decision is False:
-            # As if nothing were there: who may not probe need not know that somebody may.
+            # The answer does not tell that probes are enabled for others.
             raise Refusal(404)
         if decision is not True and not isinstance(decision, Grant):
             logger.error("the rule for probes returned %s, not True or False", type(decision).__name__)
@@ -139,7 +139,7 @@ class Probes:
 
 
 class _Probe:
-    """One probe. Its times are milliseconds since its start, of a clock that is never set."""
+    """One probe. Its events carry the milliseconds since its start, by the monotonic clock."""
 
     def __init__(
         self, plan: ProbePlan, heartbeat_interval: float | None, over: Callable[[], bool], send: Send
@@ -158,7 +158,7 @@ class _Probe:
             self._start = anyio.current_time()
             plan = {name: getattr(self._plan, name) for name in BOUNDS}
             facts = {**plan, "heartbeat": self._heartbeat_interval, **seen}
-            # As large as the others: some proxies decide by the first piece whether they compress.
+            # As large as the other events: some proxies decide by the first piece whether they compress.
             await self._send_event(facts, pad_to=self._plan.size)
             complete = await self._send_series() and await self._pause()
             end = "complete" if complete else "drain"
@@ -186,7 +186,7 @@ class _Probe:
             left = moment - self._now()
             if left <= 0:
                 return True
-            await anyio.sleep(min(left, LOOK_UP))
+            await anyio.sleep(min(left, DRAIN_CHECK))
         return False
 
     async def _send_event(self, facts: Mapping[str, object], *, pad_to: int = 0, more: bool = True) -> None:
@@ -204,12 +204,12 @@ class _Probe:
 
 
 def _padding(size: int) -> bytes:
-    """Return a comment line of so many bytes. It is random: what can be compressed would measure nothing."""
-    return comment_line(secrets.token_hex(size)[: size - 2]) if size >= 2 else b""
+    """Return a comment line of `size` bytes. It is random, because compression must not shrink it."""
+    return b":" + secrets.token_hex(size)[: size - 2].encode() + b"\n" if size >= 2 else b""
 
 
 def _seen(scope: Scope) -> dict[str, object]:
-    """Tell how the request has come to the application."""
+    """Return how a request came to the application: HTTP version, scheme and the signs of proxies."""
     fields = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
     return {
         "http": scope.get("http_version", ""),

@@ -1,17 +1,21 @@
-"""The doctor: measures the way from an application to a browser, and says in plain words what is wrong."""
+"""The doctor: measures what happens to events between an application and a browser, and explains it.
+
+Start with `examine`, which asks through `client` and gathers observations, and with `findings`, which
+explains them by `pace` and `proxies`. `report` writes the result. Only `cli.commands` imports this folder.
+"""
 
 import anyio
 
-from .diagnosis import diagnose
-from .examination import examine
-from .question import Question, header_of
+from .client import Question, header_of
+from .examine import examine
+from .findings import diagnose
 from .report import as_json, as_text
 
 __all__ = ["Question", "consult", "header_of"]
 
 
 def consult(question: Question, *, json: bool) -> tuple[str, int]:
-    """Examine a URL and return the report and the exit status. Takes seconds, and the silence asked for."""
+    """Examine a URL, and return the report and the exit status. Takes seconds, and the silence to test."""
     evidence = anyio.run(examine, question)
     diagnosis = diagnose(evidence)
     report = (as_json if json else as_text)(question.url, evidence, diagnosis)

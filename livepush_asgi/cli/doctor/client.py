@@ -1,210 +1,318 @@
-"""Client: asks once, as a browser's EventSource does, and writes down what comes and when."""
+"""Client: asks for a stream as a browser's EventSource does, and measures what comes and when."""
 
+import json
 import math
 import socket
 import ssl
-from dataclasses import replace
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import httpx
 
-from ...http.probe import ProbePlan
-from .observation import Answer, End, Observation, Redirect, Stall, Trouble
-from .question import ENCODINGS, Question, speaks_http2, without_probe
-from .reading import Reading, Unreadable
+from ...http.probe import BOUNDS, EVENT, QUERY, ProbePlan
+from ...testing.parser import EventStreamParser, ParsedEvent
+from .observation import Answer, Arrival, End, Observation, Redirect, Seen, Stall, Trouble
 
+# The content encodings that an EventSource accepts in browsers.
+ENCODINGS: tuple[str, ...] = ("gzip", "deflate", "br")
+# The content encodings that this program can decompress.
+DECODED = ("gzip", "x-gzip", "deflate")
 CONNECT_TIMEOUT = 10.0
-# Fetch stops at twenty; nobody means more than a few. https://fetch.spec.whatwg.org/#http-redirect-fetch
-MOST_REDIRECTS = 5
-# How often this program looks whether it is called in time, and how late is worth writing down, in seconds.
+# Browsers follow twenty; no working server needs more than a few.
+# https://fetch.spec.whatwg.org/#http-redirect-fetch
+MAX_REDIRECTS = 5
+# In seconds: how often this program checks whether it runs in time, and the lateness that it notes.
 TICK, STALL = 0.02, 0.005
+# What an error means if a cause of this kind led to it.
+TROUBLES = (
+    (ssl.SSLError, Trouble.TLS),
+    (socket.gaierror, Trouble.NAME),
+    (ConnectionRefusedError, Trouble.REFUSED),
+)
+# How much of an answer that is no probe is kept, to describe it.
+KEPT_BYTES, KEPT_EVENTS = 2048, 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A URL, and how to ask for it. Raises ValueError.
+
+    `idle` is the silence to test; `timeout` is how much longer an answer may take than it should. Both are in
+    seconds.
+    """
+
+    url: str
+    idle: float = 2.0
+    headers: tuple[tuple[str, str], ...] = ()
+    origin: str | None = None
+    insecure: bool = False
+    timeout: float = 15.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{self.url!r} is no URL such as https://example.org/events/")
+        longest = BOUNDS["idle"][1] // 1000
+        if not 0 <= self.idle <= longest:
+            raise ValueError(f"the silence is from 0 to {longest} seconds, not {self.idle:g}")
+
+    def url_for(self, plan: ProbePlan | None) -> str:
+        """Return the URL that asks for a probe, or without a plan for an ordinary stream."""
+        if plan is None:
+            return self.url
+        parts = urlsplit(self.url)
+        query = f"{parts.query}&{QUERY}={plan}" if parts.query else f"{QUERY}={plan}"
+        return parts._replace(query=query, fragment="").geturl()
+
+    def fields(self, encodings: tuple[str, ...]) -> dict[str, str]:
+        """Return the header fields of a request. The user's own fields replace ours."""
+        fields = {
+            "Accept": "text/event-stream",
+            "Cache-Control": "no-store",
+            "Accept-Encoding": ", ".join(encodings) or "identity",
+            "User-Agent": "livepush-doctor",
+        }
+        if self.origin is not None:
+            fields["Origin"] = self.origin
+        return fields | dict(self.headers)
+
+
+def header_of(text: str) -> tuple[str, str]:
+    """Read a header field as curl takes it, `Name: value`. Raises ValueError."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip() or not text.isascii() or any(character in text for character in "\r\n"):
+        raise ValueError(f"{text!r} is no header field such as 'Authorization: Bearer ...'")
+    return name.strip(), value.strip()
+
+
+def without_probe(url: str) -> str:
+    """Return a URL without the parameter that asks for a probe."""
+    parts = urlsplit(url)
+    kept = [each for each in parts.query.split("&") if not each.startswith(f"{QUERY}=")]
+    return parts._replace(query="&".join(kept)).geturl()
 
 
 class Client:
-    """Asks for a URL, again and again over connections of its own."""
+    """Asks for one URL as often as needed, each time over a new connection."""
 
     def __init__(self, question: Question) -> None:
         self._question = question
         self._tls: ssl.SSLContext | None = None
 
     async def ask(self, plan: ProbePlan | None, encodings: tuple[str, ...] = ENCODINGS) -> Observation:
-        """Ask for a probe, or with None for a stream, and return what was seen of it. Raises nothing."""
+        """Ask for a probe, or without a plan for a stream. Return the observation; raise nothing."""
         if self._tls is None:
-            # It takes a tenth of a second, which must not look like a delay on the way.
+            # This takes a tenth of a second, which must not look like a delay of the answer.
             verify = not self._question.insecure
             self._tls = await anyio.to_thread.run_sync(lambda: httpx.create_ssl_context(verify=verify))
         exchange = _Exchange(self._question, plan, self._tls)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(exchange.listen_to_itself)
-            with anyio.move_on_after(exchange.allowed):
+            tasks.start_soon(exchange.note_stalls)
+            with anyio.move_on_after(exchange.time_limit):
                 await exchange.run(encodings)
             tasks.cancel_scope.cancel()
-        return exchange.observation()
+        return exchange.found
 
     async def finds(self, url: str, media_type: str) -> bool:
-        """Return whether there is something of a type at another URL. Raises nothing."""
+        """Return whether another URL answers with this content type. Raises nothing."""
         seen = await Client(replace(self._question, url=url, headers=(), idle=0)).ask(None)
         return seen.answer is not None and (seen.answer.status, seen.answer.media_type) == (200, media_type)
 
 
 class _Exchange:
-    """One request, until it is answered or the time is up."""
+    """One request and its answer, until the answer ends or the time is up."""
 
     def __init__(self, question: Question, plan: ProbePlan | None, tls: ssl.SSLContext) -> None:
+        self.found = Observation(plan=plan, trouble=Trouble.SILENT)
+        self.time_limit = (plan.seconds if plan else question.idle) + question.timeout
         self._question = question
         self._tls = tls
-        self._plan = plan
         self._start = anyio.current_time()
-        self._redirects: list[Redirect] = []
-        self._answer: Answer | None = None
-        self._reading: Reading | None = None
-        # What stays if the time is up.
-        self._result = Observation(plan=plan, trouble=Trouble.SILENT)
-        self._stalls: list[Stall] = []
-
-    @property
-    def allowed(self) -> float:
-        return (self._plan.seconds if self._plan else self._question.idle) + self._question.patience
 
     async def run(self, encodings: tuple[str, ...]) -> None:
-        url, fields = self._question.url_for(self._plan), self._question.fields(encodings)
+        """Fill in the observation."""
+        url, fields = self._question.url_for(self.found.plan), self._question.fields(encodings)
+        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
         try:
-            async with self._client() as client:
+            async with httpx.AsyncClient(http2=True, verify=self._tls, timeout=timeout) as client:
                 self._start = anyio.current_time()
                 request: httpx.Request | None = client.build_request("GET", url, headers=fields)
-                while request is not None and len(self._redirects) <= MOST_REDIRECTS:
+                while request is not None and len(self.found.redirects) <= MAX_REDIRECTS:
                     request = await self._send(client, request)
             if request is not None:
-                self._result = Observation(plan=self._plan, trouble=Trouble.REDIRECTS)
-        except httpx.HTTPError as error:
-            self._fail(error)
-        except (httpx.InvalidURL, OSError, ValueError) as error:
-            self._result = Observation(plan=self._plan, trouble=Trouble.CONNECT, detail=str(error))
+                self.found.trouble = Trouble.REDIRECTS
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            if self.found.answer is None:
+                self.found.trouble = trouble_of(error)
+                self.found.detail = str(error) or type(error).__name__
+            else:
+                self.found.end = End.BROKEN
+        finally:
+            self.found.ended_at = self.found.ended_at or self._now()
 
-    async def listen_to_itself(self) -> None:
+    async def note_stalls(self) -> None:
         while True:
             due = anyio.current_time() + TICK
             await anyio.sleep_until(due)
             late = anyio.current_time() - due
             if late > STALL:
-                self._stalls.append(Stall(self._now(), late))
-
-    def observation(self) -> Observation:
-        reading = self._reading
-        found = replace(
-            self._result,
-            answer=self._answer,
-            redirects=tuple(self._redirects),
-            ended_at=self._result.ended_at or self._now(),
-            stalls=tuple(self._stalls),
-        )
-        if reading is None:
-            return found
-        return replace(
-            found,
-            chunks=tuple(reading.chunks),
-            marks=tuple(reading.marks),
-            seen=reading.seen,
-            others=tuple(reading.others),
-            heartbeats=reading.heartbeats,
-            body=reading.body,
-            rest=reading.rest,
-        )
-
-    def _client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            http2=speaks_http2(),
-            verify=self._tls,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-        )
+                self.found.stalls.append(Stall(self._now(), late))
 
     async def _send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Request | None:
-        """Send a request; return the next one if it is answered with a redirect."""
+        """Send a request and read its answer. If it is a redirect, return the next request instead."""
         response = await client.send(request, stream=True)
         try:
-            if response.next_request is not None:
-                following = response.next_request
+            if (following := response.next_request) is not None:
                 source, target = without_probe(str(request.url)), without_probe(str(following.url))
-                self._redirects.append(Redirect(response.status_code, source, target))
+                self.found.redirects.append(Redirect(response.status_code, source, target))
                 return following
-            self._answer = _answer(response, self._now())
-            await self._read(response, self._answer)
+            await self._read(response)
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
         return None
 
-    async def _read(self, response: httpx.Response, answer: Answer) -> None:
-        seen = Observation(plan=self._plan, answer=answer, end=End.SILENT)
-        self._result = seen
+    async def _read(self, response: httpx.Response) -> None:
+        found = self.found
+        fields = tuple((name.lower(), value) for name, value in response.headers.multi_items())
+        url = without_probe(str(response.url))
+        found.answer = Answer(response.status_code, response.http_version, fields, url)
+        # This is the end if the time is up.
+        found.trouble, found.end = None, End.SILENT
         try:
-            self._reading = Reading(answer.compression, is_stream=seen.is_stream)
-            enough = await self._take(response, self._reading)
+            body = Body(found)
+            with anyio.CancelScope() as scope:
+                async for chunk in response.aiter_raw():
+                    body.feed(chunk, self._now())
+                    if body.is_known:
+                        scope.cancel()
+                    elif found.others and not found.arrivals and scope.deadline == math.inf:
+                        # An ordinary stream does not end.
+                        scope.deadline = anyio.current_time() + self._question.idle
+            found.end = End.ENOUGH if scope.cancelled_caught else body.end
         except Unreadable as error:
-            self._result = replace(seen, unreadable=str(error), end=None, ended_at=self._now())
-            return
-        end = End.ENOUGH if enough else _ends(self._reading)
-        self._result = replace(seen, end=end, ended_at=self._now())
-
-    async def _take(self, response: httpx.Response, reading: Reading) -> bool:
-        """Read to the end, or until enough is seen of what does not end; return whether that was so."""
-        with anyio.CancelScope() as scope:
-            async for chunk in response.aiter_raw():
-                reading.feed(chunk, self._now())
-                if reading.known:
-                    return True
-                if reading.others and not reading.marks and scope.deadline == math.inf:
-                    scope.deadline = anyio.current_time() + self._question.idle
-        return scope.cancelled_caught
-
-    def _fail(self, error: httpx.HTTPError) -> None:
-        if self._answer is None:
-            self._result = Observation(plan=self._plan, trouble=trouble_of(error), detail=_words(error))
-        else:
-            self._result = replace(self._result, end=End.BROKEN, detail=_words(error), ended_at=self._now())
+            found.unreadable, found.end = str(error), None
+        finally:
+            found.ended_at = self._now()
 
     def _now(self) -> float:
         return anyio.current_time() - self._start
 
 
+class Unreadable(Exception):
+    """Raised when the bytes of a body do not fit its type or its content encoding."""
+
+
+class Body:
+    """Reads the body of an answer into its observation."""
+
+    def __init__(self, found: Observation) -> None:
+        self.end = End.CLOSED
+        self._found = found
+        self._length = 0
+        self._parser = EventStreamParser() if found.is_stream else None
+        self._decode = _decoder(found.compression)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether enough is known of a body that is no event stream."""
+        return self._parser is None and len(self._found.body) >= KEPT_BYTES
+
+    def feed(self, chunk: bytes, at: float) -> None:
+        """Take the bytes that came at a moment. Raises Unreadable."""
+        found = self._found
+        found.bytes_at.append(at)
+        try:
+            text = self._decode(chunk)
+            events = self._parser.feed(text) if self._parser is not None else []
+        except (UnicodeDecodeError, zlib.error, ValueError) as error:
+            raise Unreadable(str(error)) from None
+        if isinstance(self._decode, Inflater):
+            found.trailing = self._decode.trailing
+        found.body = (found.body + text)[:KEPT_BYTES]
+        self._length += len(text)
+        for event in events:
+            self._take(event, at)
+
+    def _take(self, event: ParsedEvent, at: float) -> None:
+        facts = json_object(event.data) if event.event == EVENT else {}
+        number, sent = facts.get("n"), facts.get("ms")
+        if not isinstance(number, int) or not isinstance(sent, int):
+            if len(self._found.others) < KEPT_EVENTS:
+                self._found.others.append((event.event, event.data))
+            return
+        self._found.arrivals.append(Arrival(number, sent / 1000, at, self._length))
+        if number == 0:
+            self._found.seen = _seen(facts)
+        if "end" in facts:
+            self.end = {"complete": End.COMPLETE, "drain": End.DRAIN}.get(str(facts["end"]), End.CLOSED)
+
+
+class Inflater:
+    """Decompresses gzip and deflate. As in browsers, only the first of several members counts."""
+
+    def __init__(self) -> None:
+        # With 32 more than the window size, zlib tells gzip from deflate by the header.
+        self._decompress = zlib.decompressobj(32 + zlib.MAX_WBITS)
+        #: The bytes after the end of the first member.
+        self.trailing = 0
+
+    def __call__(self, chunk: bytes) -> bytes:
+        """Return the decompressed bytes."""
+        if self._decompress.eof:
+            self.trailing += len(chunk)
+            return b""
+        data = self._decompress.decompress(chunk)
+        self.trailing += len(self._decompress.unused_data)
+        return data
+
+
+def _decoder(compression: str | None) -> Callable[[bytes], bytes]:
+    if compression is None:
+        return bytes
+    if compression in DECODED:
+        return Inflater()
+    raise Unreadable(compression)
+
+
 def trouble_of(error: BaseException) -> Trouble:
-    """Say what kind of trouble an error is by what caused it."""
-    chain = list(_causes(error))
-    if any(isinstance(cause, ssl.SSLError) for cause in chain):
-        return Trouble.TLS
-    if any(isinstance(cause, socket.gaierror) for cause in chain):
-        return Trouble.NAME
-    if any(isinstance(cause, ConnectionRefusedError) for cause in chain):
-        return Trouble.REFUSED
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-        return Trouble.CONNECT
-    return Trouble.CLOSED
+    """Return the kind of trouble, by the error and its causes."""
+    causes = list(_causes(error))
+    for kind, trouble in TROUBLES:
+        if any(isinstance(cause, kind) for cause in causes):
+            return trouble
+    unconnected = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+    return Trouble.CLOSED if isinstance(error, httpx.HTTPError) and not unconnected else Trouble.CONNECT
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and all that led to it."""
-    found: list[BaseException] = []
-    waiting = [error]
-    while waiting:
-        each = waiting.pop()
-        if any(each is other for other in found):
-            continue
-        found.append(each)
-        waiting += [cause for cause in (each.__cause__, each.__context__) if cause is not None]
-        if isinstance(each, BaseExceptionGroup):
-            waiting += each.exceptions
-    return found
+def json_object(text: str) -> dict[str, object]:
+    """Return a JSON object; an empty one if the text is none."""
+    try:
+        value: object = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and all errors that led to it."""
+    if error is not None:
+        yield error
+        yield from _causes(error.__cause__ or error.__context__)
+        for each in getattr(error, "exceptions", ()):
+            yield from _causes(each)
 
 
-def _answer(response: httpx.Response, at: float) -> Answer:
-    fields = tuple((name.lower(), value) for name, value in response.headers.multi_items())
-    return Answer(response.status_code, response.http_version, fields, without_probe(str(response.url)), at)
-
-
-def _ends(reading: Reading) -> End:
-    return {"complete": End.COMPLETE, "drain": End.DRAIN}.get(reading.end, End.CLOSED)
+def _seen(facts: dict[str, object]) -> Seen:
+    telling, heartbeat = facts.get("telling"), facts.get("heartbeat")
+    return Seen(
+        http=str(facts.get("http", "")),
+        scheme=str(facts.get("scheme", "")),
+        telling=tuple(map(str, telling)) if isinstance(telling, list) else (),
+        via=str(facts.get("via", "")),
+        heartbeat=float(heartbeat) if isinstance(heartbeat, (int, float)) else None,
+    )

@@ -1,17 +1,19 @@
-"""Observation: what was seen of one answer, from the first byte to the end. Values; nothing is judged."""
+"""Observation: what was measured of an answer, from its first byte to its end. Values without a judgement."""
 
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import pairwise
 
 from ...http.probe import ProbePlan
 
-# What is no mere interval between events, in seconds, and longer than what was borne.
-SILENCE, LONGER = 0.5, 1.05
+# In seconds. A shorter silence is an ordinary interval between two events.
+SILENCE = 0.5
+# A silence at the end counts if it is longer than the longest one before by this factor.
+LONGER = 1.05
 
 
-class Trouble(Enum):
-    """Why there was no answer at all."""
+class Trouble(StrEnum):
+    """Why no answer came."""
 
     NAME = "name"
     REFUSED = "connection-refused"
@@ -22,33 +24,32 @@ class Trouble(Enum):
     REDIRECTS = "redirect-loop"
 
 
-class End(Enum):
+class End(StrEnum):
     """How an answer ended."""
 
     COMPLETE = "complete"
     DRAIN = "drain"
-    #: Closed as if it were complete, and it was not.
+    #: Closed as if it were complete, before the last event of the probe.
     CLOSED = "closed"
-    #: Broken off in the middle of what was promised.
+    #: The connection broke in the middle of the answer.
     BROKEN = "broken"
-    #: Nothing came any more.
+    #: The time was up, and nothing came any more.
     SILENT = "silent"
-    #: Enough was seen of a stream that does not end.
+    #: The doctor stopped reading a stream that does not end.
     ENOUGH = "enough"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The head of an answer. `at` is seconds after it was asked for, as are all moments here."""
+    """The head of an answer."""
 
     status: int
     http_version: str
     headers: tuple[tuple[str, str], ...]
     url: str
-    at: float = 0.0
 
     def get(self, name: str) -> str | None:
-        """Return a header field; repeated ones are joined with a comma."""
+        """Return a header field; repeated fields are joined with a comma."""
         found = [value for key, value in self.headers if key == name]
         return ", ".join(found) if found else None
 
@@ -59,14 +60,14 @@ class Answer:
 
     @property
     def compression(self) -> str | None:
-        """The content encoding, None if there is none."""
+        """The content encoding; None if there is none."""
         encoding = (self.get("content-encoding") or "identity").strip().lower()
         return None if encoding in ("identity", "") else encoding
 
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """An answer that sent the client on."""
+    """A redirect that was followed."""
 
     status: int
     source: str
@@ -74,9 +75,10 @@ class Redirect:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A probe event: its number, when it was sent (the server's clock) and when it was here (ours), in
-    seconds, and how many bytes of the stream there were with it.
+class Arrival:
+    """An event of the probe: when it was sent (by the server's clock) and when it came (by ours), in seconds.
+
+    `offset` is the number of bytes of the stream up to its end.
     """
 
     number: int
@@ -86,16 +88,8 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Bytes as they came, before anything is decompressed."""
-
-    at: float
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class Stall:
-    """A moment at which this program was called too late, and by how much. What came then is not late."""
+    """A moment at which this program ran `late` seconds too late. Bytes that came then may not be late."""
 
     at: float
     late: float
@@ -103,7 +97,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the application has told of the request that reached it."""
+    """The request as the application saw it, by the first event of the probe."""
 
     http: str = ""
     scheme: str = ""
@@ -112,104 +106,121 @@ class Seen:
     heartbeat: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Observation:
-    """One request and what came of it."""
+    """One request and its answer, filled in while it comes. Moments are in seconds after the request."""
 
     plan: ProbePlan | None
     answer: Answer | None = None
     trouble: Trouble | None = None
     detail: str = ""
-    redirects: tuple[Redirect, ...] = ()
-    chunks: tuple[Chunk, ...] = ()
-    #: The events of the probe, from the opening one to the last.
-    marks: tuple[Mark, ...] = ()
+    redirects: list[Redirect] = field(default_factory=list)
+    #: The moments at which bytes of the body came.
+    bytes_at: list[float] = field(default_factory=list)
+    #: The events of the probe: the opening one, the series, and the totals.
+    arrivals: list[Arrival] = field(default_factory=list)
     seen: Seen | None = None
-    #: The names and data of the first events that were no probe's.
-    others: tuple[tuple[str, str], ...] = ()
-    heartbeats: int = 0
-    #: The beginning of a body that is no event stream, or of one that cannot be read.
+    #: The names and the data of the first events that belong to no probe.
+    others: list[tuple[str, str]] = field(default_factory=list)
+    #: The beginning of the body.
     body: bytes = b""
+    #: Why the body cannot be read.
     unreadable: str = ""
-    #: The bytes behind the end of what was compressed.
-    rest: int = 0
+    #: The bytes after the end of the compressed data, which browsers ignore.
+    trailing: int = 0
     end: End | None = None
     ended_at: float = 0.0
-    stalls: tuple[Stall, ...] = ()
+    stalls: list[Stall] = field(default_factory=list)
 
     @property
     def is_stream(self) -> bool:
-        """Whether a browser would take it for an event stream."""
-        return (
-            self.answer is not None
-            and self.answer.status == 200
-            and self.answer.media_type == "text/event-stream"
-        )
+        """Whether a browser takes the answer for an event stream."""
+        answer = self.answer
+        return answer is not None and answer.status == 200 and answer.media_type == "text/event-stream"
 
     @property
     def probed(self) -> bool:
         """Whether the application answered with a probe."""
-        return bool(self.marks)
+        return bool(self.arrivals)
 
     @property
-    def series(self) -> tuple[Mark, ...]:
-        """The marks between the opening one and the totals."""
-        most = self.plan.events if self.plan is not None else 0
-        return tuple(mark for mark in self.marks if 1 <= mark.number <= most)
+    def series(self) -> list[Arrival]:
+        """The events between the opening one and the totals."""
+        return [arrival for arrival in self.arrivals if 1 <= arrival.number <= self.expected]
 
     @property
     def first_byte_at(self) -> float | None:
         """When the first byte of the body came."""
-        return self.chunks[0].at if self.chunks else None
+        return self.bytes_at[0] if self.bytes_at else None
+
+    @property
+    def expected(self) -> int:
+        """The number of events in the series that was asked for."""
+        return self.plan.events if self.plan is not None else 0
+
+    @property
+    def compression(self) -> str | None:
+        """The content encoding of the answer; None if there is none."""
+        return self.answer.compression if self.answer is not None else None
+
+    @property
+    def heartbeat(self) -> float:
+        """The application's heartbeat interval; 0 if it is unknown."""
+        return (self.seen.heartbeat if self.seen is not None else None) or 0.0
 
     @property
     def cut(self) -> bool:
-        """Whether a probe was ended by somebody who should not have."""
-        return self.probed and not self.rest and self.end in (End.CLOSED, End.BROKEN)
+        """Whether a probe ended before its last event, and not because the application drains."""
+        return self.probed and not self.trailing and self.end in (End.CLOSED, End.BROKEN)
 
     @property
     def silence(self) -> float:
-        """How long nothing had come when it ended."""
-        at = self.chunks[-1].at if self.chunks else self.answer.at if self.answer is not None else 0.0
-        return max(self.ended_at - at, 0.0)
-
-    @property
-    def longest_silence(self) -> float:
-        """The longest time without a byte after which another came."""
-        return max((b.at - a.at for a, b in pairwise(self.chunks)), default=0.0)
+        """The time without a byte before the end."""
+        return max(self.ended_at - max(self.bytes_at, default=0.0), 0.0)
 
     @property
     def cut_for_silence(self) -> bool:
-        """Whether it was cut off after a silence that was the longest so far, and no mere interval."""
-        return self.cut and self.silence > max(LONGER * self.longest_silence, SILENCE)
+        """Whether it was cut in a silence that was the longest so far."""
+        longest_before = max((b - a for a, b in pairwise(self.bytes_at)), default=0.0)
+        return self.cut and self.silence > max(LONGER * longest_before, SILENCE)
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """The names of the events that were no probe's."""
+        """The names of the events that belong to no probe."""
         return tuple(name for name, _ in self.others)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Evidence:
-    """All that was asked for, in order; what was not needed is None.
-
-    `repeated`: the same again, after events had come late. `plain`: the same, uncompressed.
-    `weighed`: larger events. `busy`: for as long as it took to be cut off, without a silence.
-    `ordinary`: a stream, where there was no probe.
-    """
+    """The observations of one examination, in the order of asking; None where one was not needed."""
 
     first: Observation
-    repeated: tuple[Observation, ...] = ()
-    plain: Observation | None = None
-    weighed: Observation | None = None
-    busy: Observation | None = None
+    #: The same probe again, after events had come late.
+    repeated: list[Observation] = field(default_factory=list)
+    #: The same probe without compression.
+    uncompressed: Observation | None = None
+    #: A probe with larger events.
+    large: Observation | None = None
+    #: A probe without a silence, for as long as it took until the first one was cut.
+    steady: Observation | None = None
+    #: An ordinary stream, after the probe was refused.
     ordinary: Observation | None = None
-    #: A content encoding that only browsers could read here.
+    #: A content encoding that browsers can read and this program cannot.
     unread_encoding: str | None = None
-    #: Whether it is compressed only if it begins with much.
-    stout: bool = False
-    #: Whether Vite's development server answers at the same place.
+    #: Whether the answer is compressed only if its first piece is large.
+    large_starts_compressed: bool = False
+    #: Whether Vite's development server answers at the same origin.
     vite: bool = False
     origin: str | None = None
     idle: float = 0.0
-    http2_tried: bool = False
+
+    @property
+    def latest(self) -> Observation:
+        """The last measurement of the first probe."""
+        return self.repeated[-1] if self.repeated else self.first
+
+    @property
+    def shown(self) -> Observation:
+        """The observation that the report is about: the ordinary stream if only the probe was refused."""
+        ordinary = self.ordinary
+        return ordinary if ordinary is not None and ordinary.is_stream else self.first

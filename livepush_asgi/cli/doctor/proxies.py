@@ -1,122 +1,188 @@
-"""Proxies: what stands on the way, by the header fields that it leaves on an answer or on a request."""
+"""Proxies: their names, by the header fields they leave, and the configuration lines that mend a fault."""
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .observation import Answer, Observation
+from .observation import Observation
 
-# The name, the header field of the answer, and what is in it. The order is that of the report.
-ON_ANSWERS = (
-    ("Cloudflare", "cf-ray", ""),
-    ("Cloudflare", "server", "cloudflare"),
-    ("Amazon CloudFront", "x-amz-cf-id", ""),
-    ("Amazon CloudFront", "via", "cloudfront"),
-    ("AWS ALB", "server", "awselb"),
-    ("AWS API Gateway", "x-amzn-requestid", ""),
-    ("AWS API Gateway", "x-amz-apigw-id", ""),
-    ("Vercel", "x-vercel-id", ""),
-    ("Fly.io", "fly-request-id", ""),
-    ("Heroku", "via", r"vegur|heroku"),
-    ("Netlify", "x-nf-request-id", ""),
-    ("Azure Front Door", "x-azure-ref", ""),
-    ("Google Cloud", "via", r"\bgoogle\b"),
-    ("Google Cloud", "server", "google frontend"),
-    ("Fastly", "x-served-by", "cache-"),
-    ("Akamai", "server", "akamai"),
-    ("Varnish", "x-varnish", ""),
-    ("Varnish", "via", "varnish"),
-    ("Envoy", "server", r"^(istio-)?envoy"),
-    ("Envoy", "x-envoy-upstream-service-time", ""),
-    ("Kong", "via", "kong"),
-    ("Caddy", "via", "caddy"),
-    ("Caddy", "server", "^caddy"),
-    ("nginx", "server", r"^(nginx|openresty|tengine)"),
-    ("HAProxy", "server", "haproxy"),
-    ("Apache", "server", "^apache"),
-    ("Traefik", "server", "traefik"),
-    ("Squid", "via", "squid"),
-    ("IIS", "server", "microsoft-iis"),
-    ("Next.js", "x-powered-by", r"next\.js"),
-    ("Express", "x-powered-by", "express"),
-)
-# The same for what the application saw on the request; `via` it tells whole, of others the name.
-ON_REQUESTS = (
-    ("Cloudflare", r"cf-ray"),
-    ("Amazon CloudFront", r"x-amz-cf-id"),
-    ("AWS ALB", r"x-amzn-trace-id"),
-    ("Vercel", r"x-vercel-id"),
-    ("Fly.io", r"fly-.*"),
-    ("Google Cloud", r"x-cloud-trace-context"),
-    ("Azure", r"x-azure-.*|x-arr-.*"),
-    ("Envoy", r"x-envoy-.*"),
-    ("Varnish", r"x-varnish"),
-)
+# A pattern for each name. The signs are `field: value` of the answer, and `field on the request` and
+# `via: value on the request` of the request as the application saw it. The order is that of the report.
+SIGNS = {
+    "Cloudflare": r"cf-ray|server: cloudflare",
+    "Amazon CloudFront": r"x-amz-cf-id|via: .*cloudfront",
+    "AWS ALB": r"server: .*awselb|x-amzn-trace-id on the request",
+    "AWS API Gateway": r"x-amzn-requestid|x-amz-apigw-id",
+    "Vercel": r"x-vercel-id",
+    "Fly.io": r"fly-request-id|fly-.* on the request",
+    "Heroku": r"via: .*(vegur|heroku)",
+    "Netlify": r"x-nf-request-id",
+    "Azure": r"x-azure-|x-arr-.* on the request",
+    "Google Cloud": r"via: .*\bgoogle\b|server: google frontend|x-cloud-trace-context on the request",
+    "Fastly": r"x-served-by: .*cache-",
+    "Akamai": r"server: .*akamai",
+    "Varnish": r"x-varnish|via: .*varnish",
+    "Envoy": r"server: (istio-)?envoy|x-envoy-",
+    "Kong": r"via: .*kong",
+    "Caddy": r"via: .*caddy|server: caddy",
+    "nginx": r"server: (nginx|openresty|tengine)",
+    "HAProxy": r"server: .*haproxy",
+    "Apache": r"server: apache",
+    "Traefik": r"server: .*traefik",
+    "Squid": r"via: .*squid",
+    "IIS": r"server: .*microsoft-iis",
+    "Next.js": r"x-powered-by: .*next\.js",
+    "Express": r"x-powered-by: .*express",
+}
 UNKNOWN = "a proxy"
-# Servers of Python applications, which name themselves in the same place.
+# Servers of Python applications name themselves in the field `server` too.
 SERVERS = re.compile(r"uvicorn|hypercorn|granian|daphne|gunicorn|livepush", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A program on the way, and by what it is known."""
+    """A program between the client and the application, and the sign by which it is known."""
 
     name: str
     known_by: str
 
 
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """Lines of a program's configuration. `where` names the program and the place in its configuration."""
+
+    where: str
+    lines: tuple[str, ...]
+
+
+def remedy(where: str, *lines: str) -> Remedy:
+    """Return a remedy of these lines."""
+    return Remedy(where, lines)
+
+
+NGINX, HAPROXY, NODE = "nginx, in the location", "HAProxy, in defaults", "Node"
+VARNISH = "Varnish, in vcl_backend_response"
+APACHE_PASS = "ProxyPass /events http://127.0.0.1:8000/events"
+TRAEFIK_TIMEOUTS = "--entryPoints.web.transport.respondingTimeouts"
+GOOGLE = remedy("Google Cloud", "gcloud compute backend-services update NAME --timeout=3600")
+BUFFERED = {
+    "nginx": remedy(NGINX, "proxy_buffering off;"),
+    "Caddy": remedy("Caddy, in reverse_proxy", "flush_interval -1"),
+    "Apache": remedy("Apache", f"{APACHE_PASS} flushpackets=on"),
+    "Varnish": remedy(VARNISH, "set beresp.do_stream = true;"),
+    "Traefik": remedy("Traefik", "take the `buffering` middleware off the route"),
+    "Fastly": remedy("Fastly, in vcl_fetch", "set beresp.do_stream = true;"),
+    "AWS API Gateway": remedy("AWS", "API Gateway may buffer whole answers: use an ALB instead"),
+    "Express": remedy(NODE, "pass the answer on as it comes: upstream.body.pipe(response)"),
+}
+# The remedies by the kind of fault and the name of the proxy.
+REMEDIES: Mapping[str, Mapping[str, Remedy]] = {
+    "buffered": BUFFERED,
+    "corked": {**BUFFERED, "HAProxy": remedy(HAPROXY, "option http-no-delay")},
+    "compressed": {
+        "nginx": remedy(NGINX, "gzip off;"),
+        "Caddy": remedy("Caddy", "@other not path /events /events/*", "encode @other gzip zstd"),
+        "HAProxy": remedy(
+            "HAProxy, beside `compression algo`",
+            "compression type text/html text/plain text/css application/json",
+        ),
+        "Apache": remedy("Apache", 'SetEnvIf Request_URI "^/events" no-gzip=1'),
+        "Varnish": remedy(VARNISH, "set beresp.do_gzip = false;"),
+        "Express": remedy(NODE, "compression({ filter: request => !request.path.startsWith('/events') })"),
+    },
+    "idle": {
+        "nginx": remedy(NGINX, "proxy_read_timeout 1h;"),
+        "HAProxy": remedy(HAPROXY, "timeout client 1h", "timeout server 1h"),
+        "Caddy": remedy("Caddy, in reverse_proxy", "transport http {", "    read_timeout 0", "}"),
+        "Apache": remedy("Apache", f"{APACHE_PASS} timeout=3600"),
+        "Envoy": remedy("Envoy, in the route", "timeout: 0s", "idle_timeout: 0s"),
+        "Traefik": remedy("Traefik", f"{TRAEFIK_TIMEOUTS}.idleTimeout=1h"),
+        "Varnish": remedy("Varnish", "-p between_bytes_timeout=3600 -p send_timeout=3600"),
+        "AWS ALB": remedy(
+            "AWS",
+            "aws elbv2 modify-load-balancer-attributes --load-balancer-arn ARN \\",
+            "    --attributes Key=idle_timeout.timeout_seconds,Value=3600",
+        ),
+        "Google Cloud": GOOGLE,
+        "Vite": remedy("Vite, in server.proxy['/events']", "timeout: 0,", "proxyTimeout: 0,"),
+        "Express": remedy("Node's http-proxy", "timeout: 0,", "proxyTimeout: 0,"),
+    },
+    "limit": {
+        "Caddy": remedy("Caddy, in the global options", "servers {", "    timeouts { write 0 }", "}"),
+        "Envoy": remedy("Envoy, in the route", "timeout: 0s"),
+        "Google Cloud": GOOGLE,
+        "Traefik": remedy("Traefik", f"{TRAEFIK_TIMEOUTS}.writeTimeout=0"),
+        "Vercel": remedy("Vercel, in the function", "export const maxDuration = 300"),
+    },
+}
+# The usual suspects, for a path without a name to go by.
+GUESSES: Mapping[str, tuple[str, ...]] = {
+    "buffered": ("nginx",),
+    "corked": ("HAProxy",),
+    "compressed": ("nginx", "HAProxy"),
+    "idle": ("nginx", "HAProxy"),
+    "limit": (),
+}
+BY_APPLICATION = remedy(
+    "the application, if its GZipMiddleware compresses: put the stream outside of it",
+    'app = LivePushMiddleware(app, push, path="/events")  # app already has the GZipMiddleware',
+)
+
+
+def remedies_for(kind: str, proxies: Sequence[Proxy]) -> tuple[Remedy, ...]:
+    """Return what mends a kind of fault: `buffered`, `corked`, `compressed`, `idle` or `limit`."""
+    table = REMEDIES[kind]
+    found = [table[proxy.name] for proxy in proxies if proxy.name in table]
+    named = [proxy for proxy in proxies if proxy.name != UNKNOWN]
+    if not found and not named:
+        found = [Remedy(f"if it is {table[name].where}", table[name].lines) for name in GUESSES[kind]]
+    if kind == "compressed" and not named:
+        found = [*found, BY_APPLICATION]
+    return tuple(found)
+
+
+def timing_under(setting: str, seconds: float) -> Remedy:
+    """Return a `Timing` of the application with a setting of this many seconds, whole ones if possible."""
+    value = round(seconds, 2) if seconds < 1 else int(seconds)
+    return remedy("the application", f"LivePush(..., timing=Timing({setting}={value}))")
+
+
 def proxies_of(observation: Observation, *, vite: bool = False) -> tuple[Proxy, ...]:
-    """Name what stands on the way, as far as it can be known, each once."""
-    found = [*_on_answer(observation.answer), *_on_request(observation)]
+    """Return the proxies that can be known, each with its first sign."""
+    found = []
+    signs = list(_signs(observation))
+    for name, pattern in SIGNS.items():
+        if sign := next((sign for sign in signs if re.match(pattern, sign, re.IGNORECASE)), None):
+            found.append(Proxy(name, sign))
     if vite:
         found.append(Proxy("Vite", "/@vite/client is there"))
-    if not found and (signs := _signs(observation)):
-        found = [Proxy(UNKNOWN, signs)]
-    unique = {proxy.name: proxy for proxy in reversed(found)}
-    return tuple(proxy for proxy in found if unique[proxy.name] is proxy)
+    if not found and (sign := _unknown_sign(observation)):
+        found = [Proxy(UNKNOWN, sign)]
+    return tuple(found)
 
 
-def _on_answer(answer: Answer | None) -> list[Proxy]:
-    if answer is None:
-        return []
-    found = []
-    for name, field, pattern in ON_ANSWERS:
-        value = answer.get(field)
-        if value is not None and re.search(pattern, value, re.IGNORECASE):
-            found.append(Proxy(name, f"{field}: {value}"))
-    return found
+def _signs(observation: Observation) -> Iterator[str]:
+    if observation.answer is not None:
+        yield from (f"{name}: {value}" for name, value in observation.answer.headers)
+    if (seen := observation.seen) is not None:
+        yield from (f"{name} on the request" for name in seen.telling)
+        if seen.via:
+            yield f"via: {seen.via} on the request"
 
 
-def _on_request(observation: Observation) -> list[Proxy]:
-    seen = observation.seen
-    if seen is None:
-        return []
-    found = [
-        Proxy(name, f"{field} on the request")
-        for name, pattern in ON_REQUESTS
-        for field in seen.telling
-        if re.fullmatch(pattern, field)
-    ]
-    for name, field, pattern in ON_ANSWERS:
-        if field == "via" and re.search(pattern, seen.via, re.IGNORECASE):
-            found.append(Proxy(name, f"via: {seen.via} on the request"))
-    return found
-
-
-def _signs(observation: Observation) -> str:
-    """Tell by what it shows that there is somebody, who cannot be named."""
+def _unknown_sign(observation: Observation) -> str:
+    """Return a sign that some proxy is there, without its name; empty if there is none."""
     answer, seen = observation.answer, observation.seen
     if answer is not None and (via := answer.get("via")):
         return f"via: {via}"
     if answer is not None and (server := answer.get("server")) and not SERVERS.search(server):
         return f"server: {server}"
-    if seen is not None and seen.telling:
+    if answer is None or seen is None:
+        return ""
+    if seen.telling:
         return f"{', '.join(seen.telling)} on the request"
-    if answer is not None and seen is not None and _changed_version(answer, seen.http):
+    if seen.http and answer.http_version.removeprefix("HTTP/")[:1] != seen.http[:1]:
         return f"{answer.http_version} here, HTTP/{seen.http} at the application"
-    if answer is not None and seen is not None and not answer.url.startswith(f"{seen.scheme}:"):
+    if not answer.url.startswith(f"{seen.scheme}:"):
         return f"{answer.url.partition(':')[0]} here, {seen.scheme} at the application"
     return ""
-
-
-def _changed_version(answer: Answer, http: str) -> bool:
-    return bool(http) and answer.http_version.removeprefix("HTTP/").split(".")[0] != http.split(".")[0]

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from textwrap import wrap
 
-from .diagnosis import Diagnosis, shown
-from .finding import Finding, Severity
+from .findings import Diagnosis, Finding, Severity
 from .observation import Evidence
 from .pace import pace_of
 
@@ -26,21 +26,20 @@ INDENT = " " * 9
 
 def as_text(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
     """Return the report as lines of plain text."""
-    lines = [*_head(url, evidence, diagnosis), ""]
-    for finding in diagnosis.findings:
-        lines += _lines(finding)
-    return "\n".join([*lines, "", VERDICTS[diagnosis.outcome]])
+    findings = [line for finding in diagnosis.findings for line in _lines(finding)]
+    head = _head(url, evidence, diagnosis)
+    return "\n".join([*head, "", *findings, "", VERDICTS[diagnosis.outcome]])
 
 
 def as_json(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
-    """Return the report as one JSON object. What is in it stays; more may come."""
+    """Return the report as one JSON object. Later versions may add fields, and keep these."""
     report = {
         "version": 1,
         "url": url,
         "outcome": diagnosis.outcome,
         "status": diagnosis.status,
-        "proxies": [{"name": proxy.name, "known_by": proxy.known_by} for proxy in diagnosis.proxies],
-        "findings": [_record(finding) for finding in diagnosis.findings],
+        "proxies": [asdict(proxy) for proxy in diagnosis.proxies],
+        "findings": [asdict(finding) for finding in diagnosis.findings],
         "answer": _answer(evidence),
         "measured": _measured(evidence),
     }
@@ -49,13 +48,13 @@ def as_json(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
 
 def _head(url: str, evidence: Evidence, diagnosis: Diagnosis) -> Iterator[str]:
     yield url
-    seen = shown(evidence)
-    for redirect in seen.redirects[:1]:
-        yield f"  redirected ({redirect.status}) to {seen.redirects[-1].target}"
-    if (answer := seen.answer) is not None:
+    shown = evidence.shown
+    for redirect in shown.redirects[:1]:
+        yield f"  redirected ({redirect.status}) to {shown.redirects[-1].target}"
+    if (answer := shown.answer) is not None:
         facts = [f"{answer.http_version} {answer.status}", answer.media_type or "no type"]
-        if seen.first_byte_at is not None:
-            facts.append(f"first byte after {1000 * seen.first_byte_at:.0f} ms")
+        if shown.first_byte_at is not None:
+            facts.append(f"first byte after {1000 * shown.first_byte_at:.0f} ms")
         yield f"  {', '.join(facts)}"
     for proxy in diagnosis.proxies:
         yield f"  through {proxy.name} ({proxy.known_by})"
@@ -69,17 +68,8 @@ def _lines(finding: Finding) -> Iterator[str]:
         yield from (f"{INDENT}    {line}" for line in remedy.lines)
 
 
-def _record(finding: Finding) -> dict[str, object]:
-    return {
-        "severity": finding.severity.value,
-        "code": finding.code,
-        "text": finding.text,
-        "remedies": [{"where": remedy.where, "lines": list(remedy.lines)} for remedy in finding.remedies],
-    }
-
-
 def _answer(evidence: Evidence) -> dict[str, object] | None:
-    answer = shown(evidence).answer
+    answer = evidence.shown.answer
     if answer is None:
         return None
     return {
@@ -93,17 +83,16 @@ def _answer(evidence: Evidence) -> dict[str, object] | None:
 
 
 def _measured(evidence: Evidence) -> dict[str, object] | None:
-    """Return the figures of the probe, of the last one where it was repeated. Seconds."""
-    observation = evidence.repeated[-1] if evidence.repeated else evidence.first
-    if not observation.probed:
+    """Return the figures of the last measurement of the first probe. Times are in seconds."""
+    latest = evidence.latest
+    if not latest.probed:
         return None
-    pace = pace_of(observation)
-    first = observation.first_byte_at
+    pace, first = pace_of(latest), latest.first_byte_at
     return {
         "events": pace.events,
         "groups": len(pace.groups),
         "latest": round(pace.latest, 4),
         "first_byte": round(first, 4) if first is not None else None,
-        "stalled": round(max((stall.late for stall in observation.stalls), default=0.0), 4),
-        "end": evidence.first.end.value if evidence.first.end is not None else None,
+        "stalled": round(max((stall.late for stall in latest.stalls), default=0.0), 4),
+        "end": evidence.first.end,
     }

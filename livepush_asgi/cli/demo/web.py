@@ -1,15 +1,14 @@
-"""What a raw ASGI application answers with: pages, JSON and problems; and how it reads a small body."""
+"""HTTP for a raw ASGI application: routes, page files, JSON, problems, and the lifespan protocol."""
 
 import json
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.resources import files
-from typing import NoReturn
 
 import anyio
 
-from ..runtime.asgi import Receive, Scope, Send
+from ...runtime.asgi import Receive, Scope, Send
 
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; base-uri 'none'; frame-ancestors 'none'"),
@@ -37,7 +36,7 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
     async def send(self, scope: Scope, send: Send) -> None:
-        """Send it; to HEAD everything but the body."""
+        """Send the response; without its body if the request is HEAD."""
         length = str(len(self.body)).encode()
         own = ((b"content-type", self.kind.encode()), (b"content-length", length), *self.headers)
         body = b"" if scope["method"] == "HEAD" else self.body
@@ -58,31 +57,25 @@ Handler = Callable[[Scope, Receive], Awaitable[Answer]]
 Routes = dict[tuple[str, str], Handler]
 
 
-def as_json(text: str, status: int = 200) -> Answer:
-    """Answer with a JSON text."""
-    return Answer(text.encode(), "application/json", status)
+def as_json(value: object, status: int = 200) -> Answer:
+    """Return a JSON response."""
+    return Answer(json.dumps(value).encode(), "application/json", status)
 
 
-def page_files(home: str, *names: str) -> Routes:
-    """Return the routes of page files that come with the package; `home` is what `/` shows."""
-
-    def route(name: str) -> Handler:
-        answer = Answer((files(__package__) / "page" / name).read_bytes(), KINDS[name.rpartition(".")[2]])
-
-        async def handler(scope: Scope, receive: Receive) -> Answer:
-            return answer
-
-        return handler
-
-    return {("GET", "/"): route(home)} | {("GET", f"/{name}"): route(name) for name in names}
+def page_files(home: str) -> Routes:
+    """Return a route for each file of the page; `/` is the file `home`."""
+    page = files(__package__) / "page"
+    routes = {("GET", f"/{file.name}"): _file(file.name, file.read_bytes()) for file in page.iterdir()}
+    routes["GET", "/"] = routes.pop(("GET", f"/{home}"))
+    return routes
 
 
 async def respond(routes: Routes, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request by the handler of its method and path, or with the problem that it raises."""
+    """Answer a request with the handler of its method and path, or with the problem that it raises."""
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     handler = routes.get((method, scope["path"]))
     try:
-        answer = await handler(scope, receive) if handler else _unrouted(routes, scope)
+        answer = await handler(scope, receive) if handler else _unrouted(routes, scope).answer
     except Problem as problem:
         answer = problem.answer
     await answer.send(scope, send)
@@ -90,13 +83,12 @@ async def respond(routes: Routes, scope: Scope, receive: Receive, send: Send) ->
 
 async def read_json(scope: Scope, receive: Receive, limit: int) -> object:
     """Return the JSON value of a request's body of at most `limit` bytes. Raises Problem."""
-    # Any page may send a form or plain text to anywhere, with its visitor none the wiser. JSON it
-    # may not, unless the server has agreed before.
+    # A page of another site may send a form or plain text here without asking. It may not send JSON:
+    # the browser asks this server first.
     fields = {name: bytes(value) for name, value in scope["headers"]}
     if fields.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
         raise Problem(415, "send it as application/json")
-    body = b""
-    more = True
+    body, more = b"", True
     while more:
         message = await receive()
         body += message.get("body", b"")
@@ -114,7 +106,7 @@ Work = Callable[[], Coroutine[object, object, None]]
 
 
 async def lifespan(receive: Receive, send: Send, work: Work, close: Work) -> None:
-    """Speak the lifespan protocol. `work` runs for as long as the server does, `close` after it."""
+    """Speak the lifespan protocol: run `work` as long as the server runs, then `close`."""
     await receive()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work)
@@ -125,9 +117,18 @@ async def lifespan(receive: Receive, send: Send, work: Work, close: Work) -> Non
     await send({"type": "lifespan.shutdown.complete"})
 
 
-def _unrouted(routes: Routes, scope: Scope) -> NoReturn:
+def _file(name: str, content: bytes) -> Handler:
+    answer = Answer(content, KINDS[name.rpartition(".")[2]])
+
+    async def handler(scope: Scope, receive: Receive) -> Answer:
+        return answer
+
+    return handler
+
+
+def _unrouted(routes: Routes, scope: Scope) -> Problem:
     methods = sorted(method for method, path in routes if path == scope["path"])
     if not methods:
-        raise Problem(404, "there is nothing here")
+        return Problem(404, "there is nothing here")
     allowed = ", ".join(methods + ["HEAD"] * ("GET" in methods))
-    raise Problem(405, f"only {allowed}", ((b"allow", allowed.encode()),))
+    return Problem(405, f"only {allowed}", ((b"allow", allowed.encode()),))

@@ -1,7 +1,8 @@
-"""The listening socket, and uvicorn on it. Only here does the command line touch the process."""
+"""The listening socket of the demo, and uvicorn on it."""
 
 import contextlib
 import errno
+import ipaddress
 import logging
 import signal
 import socket
@@ -11,39 +12,24 @@ import uvicorn
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ..runtime.asgi import ASGIApp
-from .failure import MISTYPED, UNABLE, Failure
-from .names import LocalNames, is_local
+from ...runtime.asgi import ASGIApp, Receive, Scope, Send
+from ..failure import FORCED, MISTYPED, UNABLE, Failure
+from .web import Problem
 
-# How long streams may take to end once the process was told to. Then comes uvicorn's own patience,
-# which has to be longer, or it would cut what is just ending.
-DRAIN_WINDOW = 2.0
-GRACE = 5
-
-#: The exit status of a process that was told twice to end, by the custom of shells.
-FORCED = 130
+# In seconds. Streams end within the drain window; uvicorn's grace has to be longer, or it would cut them.
+DRAIN_WINDOW, GRACE = 2.0, 5
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Port 0 takes any that is free. Raises Failure."""
+    """Return a listening socket. Port 0 takes any free port. Raises Failure."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise Failure(f"no address for the host {host!r}: {error.strerror}", MISTYPED) from None
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        # Without it a port stays taken for a minute after each run; with it, on POSIX, a port on
-        # which somebody listens is refused all the same. On Windows it would be shared.
-        if hasattr(socket, "AF_UNIX"):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
+        return socket.create_server(address, family=family, backlog=2048)
     except OSError as error:
-        listener.close()
         raise _not_bound(host, port, error) from None
-    return listener
 
 
 def url_of(listener: socket.socket) -> str:
@@ -55,7 +41,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, and a call once it serves: from then on it also hears the signals."""
+    """uvicorn that calls `serving` as soon as it serves and handles signals."""
 
     def __init__(self, config: uvicorn.Config, serving: Callable[[], None]) -> None:
         super().__init__(config)
@@ -67,7 +53,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(app: ASGIApp, listener: socket.socket, console: Console, serving: Callable[[], None]) -> int:
-    """Serve until the process is told to end, and return its exit status. Calls `serving` when it does."""
+    """Serve until SIGINT or SIGTERM, and return the exit status. Calls `serving` when the server is ready."""
     _log_to(console)
     if is_local(listener.getsockname()[0]):
         app = LocalNames(app)
@@ -82,16 +68,53 @@ def serve(app: ASGIApp, listener: socket.socket, console: Console, serving: Call
         timeout_graceful_shutdown=GRACE,
     )
     server = _Server(config, serving)
-    # Streams that are torn off were meant to be: that is what the second Ctrl+C is for.
+    # A second Ctrl+C cuts the open streams on purpose: uvicorn's errors about them are no news.
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.force_exit)
-    # uvicorn raises again the signal that ended it, once it is done. SIGTERM would kill the process
-    # at that point, with a status that looks like a crash.
+    # uvicorn raises the signal that ended it again when it is done. SIGTERM would then kill the process
+    # with a status that looks like a crash.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     if server.force_exit:
         return FORCED
     return 0 if server.should_exit else UNABLE
+
+
+class LocalNames:
+    """Refuses requests to a loopback address whose `Host` is a name from outside (DNS rebinding).
+
+    A web site can point its own name to 127.0.0.1, and its scripts could then read this page as their own.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "http" and not is_local(_host_of(scope)):
+            problem = Problem(421, "this page is for this machine; open it as localhost or 127.0.0.1")
+            await problem.answer.send(scope, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def is_local(host: str) -> bool:
+    """Return whether a host name or address means this machine alone."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_of(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"host":
+            host = bytes(value).decode("latin-1").lower()
+            return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    # HTTP/1.0 has no Host field, and no browser speaks it.
+    return "localhost"
 
 
 def _not_bound(host: str, port: int, error: OSError) -> Failure:
