@@ -278,7 +278,7 @@ class LivePush:
                 self.limits,
                 self.drain_policy,
                 self._tally,
-                lambda request: self._endpoint.decider.decide_again(request, run),
+                lambda request, authorize: self._endpoint.decider.decide_again(request, run),
                 inline_send=self._inline,
             )
             run.launch()

@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 
 from ..brokers import Broker
 from ..errors import GrantExpiredError, GrantRevokedError, NotRunningError, SlotsUnavailableError
-from ..grant import Grant, StreamRequest
+from ..grant import Authorize, Grant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Receive
 from ..runtime.event_loop import loop_identity, make_alarm, spawn, threadsafe_caller
@@ -24,8 +24,7 @@ from ..slots import Lease, MemorySlotCap, Slots
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason
 from .admission import Admission
-from .open_streams import Opening, OpenStreams
-from .review import Reauthorize, Review
+from .open_streams import OpenStreams, Reauthorization, Reauthorize, ReplacementRelay
 from .revoker import Revoker
 from .signals import SignalWatch
 from .statistics import Tally
@@ -62,7 +61,8 @@ class Run:
         self.clock = Clock()
         self.alarm = make_alarm()
         self.connections = Connections(self.clock, timing)
-        self._open = OpenStreams()
+        # In memory no command is lost.
+        self._open = OpenStreams(keep_requests=not getattr(broker, "in_process", False))
         self.streams = self._open.all
         #: To be entered around the opening of a stream, and what is awaited before it.
         self.admission = Admission(limits.streams, self.streams)
@@ -78,7 +78,6 @@ class Run:
         #: What requests wait for on their way to a stream.
         self.waits: Waits
         self.revoker: Revoker
-        self._review: Review
         self._reauthorize = reauthorize
         self._tasks: TaskGroup
         self._broker = broker
@@ -134,18 +133,19 @@ class Run:
         control_events: bool,
         last_event_id: str | None = None,
         request: StreamRequest | None = None,
+        authorize: Authorize | None = None,
         receive: Receive | None = None,
     ) -> Stream:
         """Take a slot and return a stream that listens already. The caller has to close it.
 
         `decided_at` is `revoker.log.number` from before the decision, once `revoker.listen` had returned.
-        The `request` is what the stream can be authorized by again. Raises CapExceededError,
-        SlotsUnavailableError, NotRunningError, GrantRevokedError if a revocation after `decided_at` matches,
-        and ClientLeftError. Nothing is taken then.
+        The stream can be authorized again by its `request`, and by its own `authorize` if it has one. Raises
+        CapExceededError, SlotsUnavailableError, NotRunningError, GrantRevokedError if a revocation after
+        `decided_at` matches, and ClientLeftError. Nothing is taken then.
         """
         self._check(grant, decided_at, request)
-        opening = Opening()
-        lease = await self._take(grant, opening, receive)
+        relay = ReplacementRelay()
+        lease = await self._take(grant, relay, receive)
         try:
             # It may have waited.
             self._check(grant, decided_at, request)
@@ -155,16 +155,14 @@ class Run:
                 lease.give_back()
             raise
         stream.lease = lease
-        opening.became(stream, lease)
-        self._open.add(stream)
-        self.revoker.opened(stream, request)
+        relay.connect(stream, lease)
+        self._open.add(stream, request, authorize)
         self._tally.opened += 1
         return stream
 
     def closed(self, stream: Stream) -> None:
         """Hear that a stream has given everything back."""
         self._open.discard(stream)
-        self._review.forget(stream)
         assert stream.reason is not None
         self._tally.ended[stream.reason] += 1
         if not self.streams:
@@ -210,9 +208,16 @@ class Run:
         tasks, broker = self._tasks, self._broker
         self.hub = Hub(broker, self.clock, tasks, self.timing.linger, self.call_threadsafe)
         self.waits = Waits(self.alarm, tasks)
-        self._review = Review(self._open, self.clock, tasks, self._reauthorize)
-        subscribe_timeout = self.timing.subscribe_timeout
-        self.revoker = Revoker(broker, self.hub, tasks, self._open, self._review, subscribe_timeout)
+        self.revoker = Revoker(
+            broker,
+            self.hub,
+            self.clock,
+            tasks,
+            self.call_threadsafe,
+            self._open,
+            Reauthorization(self._open, self.clock, tasks, self._reauthorize),
+            self.timing.subscribe_timeout,
+        )
 
     def _on_signal(self) -> None:
         self.drain_soon()
@@ -277,11 +282,11 @@ class Run:
         if log.number != decided_at and log.outdates(decided_at, grant, request):
             raise GrantRevokedError("the stream was revoked while it was being opened")
 
-    async def _take(self, grant: Grant, opening: Opening, receive: Receive | None) -> Lease | None:
+    async def _take(self, grant: Grant, relay: ReplacementRelay, receive: Receive | None) -> Lease | None:
         slots = self._slots
         if grant.slot_key is None or slots is None:
             return None
-        take = slots.take(grant.slot_key, opening.replace)
+        take = slots.take(grant.slot_key, relay.replaced)
         if type(slots) is MemorySlotCap or getattr(slots, "bounded", False):
             # It does not wait for long, and what has changed meanwhile is looked at afterwards.
             lease = await take
@@ -294,5 +299,5 @@ class Run:
             except TimeoutError as error:
                 raise SlotsUnavailableError(f"no answer about a slot within {timeout} s") from error
         if lease.replaced and self.running:
-            self._tasks.start_soon(self.revoker.tell_replaced, lease)
+            self._tasks.start_soon(self.revoker.announce_replaced, lease)
         return lease
