@@ -7,8 +7,8 @@ from typing import Any
 
 from ..brokers import Broker, HistoryBroker
 from ..errors import NotRunningError
-from ..grant import Authorize, Grant, check_channel
-from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, check_expiry, refused_for
+from ..grant import Authorize, Grant, StreamRequest, check_channel
+from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, Refused, check_expiry, refused_for
 from ..http.cors import Cors
 from ..http.driver import carry
 from ..http.endpoint import Endpoint, check_arguments
@@ -213,10 +213,7 @@ class LivePush:
         while draining.
         """
         control_events = self.control_events if grant.control_events is None else grant.control_events
-        run = await self._running()
-        try:
-            if run is None or run.draining:
-                raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+        async with self._opening() as run:
             check_expiry(grant)
             with run.admission:
                 await run.revoker.listen()
@@ -224,10 +221,15 @@ class LivePush:
                 stream = await run.open(
                     grant, decided_at=decided_at, control_events=control_events, last_event_id=last_event_id
                 )
-        except REFUSED_ERRORS as error:
-            self._count_refusal(refused_for(error).cause)
-            raise
-        return stream, run
+            return stream, run
+
+    async def open_authorized(self, authorize: Authorize, request: StreamRequest) -> tuple[Stream, Run]:
+        """Open a stream on the decision of an `authorize` of its own. Otherwise as `open_stream`.
+
+        Raises Refused for a request that gets no stream.
+        """
+        async with self._opening() as run:
+            return await self._endpoint.open(run, request, authorize=authorize), run
 
     async def drain(self) -> None:
         """Refuse new streams and end the open ones, spread over the drain window. Returns when all have."""
@@ -278,7 +280,7 @@ class LivePush:
                 self.limits,
                 self.drain_policy,
                 self._tally,
-                lambda request, authorize: self._endpoint.decider.decide_again(request, run),
+                lambda request, authorize: self._endpoint.decider.decide_again(request, run, authorize),
                 inline_send=self._inline,
             )
             run.launch()
@@ -299,6 +301,21 @@ class LivePush:
             return None
         await self.start()
         return self._run
+
+    @asynccontextmanager
+    async def _opening(self) -> AsyncIterator[Run]:
+        """Give the run for a new stream, and count why there is none."""
+        try:
+            run = await self._running()
+            if run is None or run.draining:
+                raise NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+            yield run
+        except Refused as refused:
+            self._count_refusal(refused.cause)
+            raise
+        except REFUSED_ERRORS as error:
+            self._count_refusal(refused_for(error).cause)
+            raise
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

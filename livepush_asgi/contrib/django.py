@@ -7,9 +7,9 @@ Where thousands listen, put LivePushMiddleware in front of Django: its streams h
 `uses_database`.
 """
 
-import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
+from inspect import isawaitable, iscoroutinefunction
 from typing import Any, ParamSpec, TypeVar, overload
 
 try:
@@ -21,8 +21,9 @@ except ModuleNotFoundError as error:
 
 from ..app.livepush import LivePush
 from ..app.service import SSEStream, SSEStreamService
-from ..grant import Grant, Refusal
-from .opening import SoftRefusal, headers_of, last_event_id, open_for_route
+from ..grant import Authorize, Decision, Grant, Refusal, StreamRequest
+from ..runtime.asgi import Scope
+from .opening import SoftRefusal, headers_of, open_for_route, text_of
 
 CONTENT_TYPE = "text/event-stream"
 
@@ -52,7 +53,7 @@ def uses_database(function: Callable[P, object]) -> Callable[P, Awaitable[object
     runs on the event loop, and what it passes to `sync_to_async`, or asks the asynchronous ORM for, runs
     in that thread.
     """
-    if inspect.iscoroutinefunction(function):
+    if iscoroutinefunction(function):
 
         @wraps(function)
         async def asynchronous(*arguments: P.args, **options: P.kwargs) -> object:
@@ -100,28 +101,33 @@ async def sse_streaming_response(
     channel: str | None = None,
     slot_key: str | None = None,
     grant: Grant | None = None,
+    authorize: Authorize | None = None,
 ) -> HttpResponseBase:
     """Open a stream and return it as the response of a view.
 
+    `authorize` gets a StreamRequest and decides, as the one of a LivePush does, and no revocation is missed
+    then. It may use Django's ORM: see `uses_database`. A decision that is made before this call goes in as a
+    `channel` (with a `slot_key`) or a `grant`.
+
     When the cap is full it is a 429 with `Retry-After: 5`; a 503 when the slots or the broker are
-    away; a 401 for a grant that has expired. For a cause in the component's `soft_refusals`, and while
-    the process is ending, it is a soft refusal. The request's database connections are closed, but those
-    in a transaction; a later query opens one again. Django cancels the response when the client has gone.
+    away; a 401 for a grant that has expired; and what `authorize` refuses with. For a cause in the
+    component's `soft_refusals`, and while the process is ending, it is a soft refusal. The request's database
+    connections are closed, but those in a transaction; a later query opens one again. Django cancels the
+    response when the client has gone.
     """
     await sync_to_async(_close_connections)()
     try:
         stream = await open_for_route(
             service,
+            _scope_of(request),
             channel=channel,
             slot_key=slot_key,
             grant=grant,
-            last_event_id=last_event_id(request.headers, request.GET),
-            # Only a request that came by ASGI has a scope.
-            client=getattr(request, "scope", {}).get("client"),
+            authorize=None if authorize is None else _with_database(authorize),
         )
     except Refusal as refusal:
         return HttpResponse(
-            refusal.detail,
+            text_of(refusal),
             status=refusal.status,
             content_type="text/plain; charset=utf-8",
             headers=headers_of(refusal),
@@ -130,6 +136,31 @@ async def sse_streaming_response(
         await stream.body.aclose()
         return HttpResponse(content_type=CONTENT_TYPE, headers=stream.headers)
     return EventStreamResponse(stream)
+
+
+def _scope_of(request: HttpRequest) -> Scope:
+    # Only a request that came by ASGI has a scope.
+    scope: Scope | None = getattr(request, "scope", None)
+    if scope is not None:
+        return scope
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in request.headers.items()]
+    query = request.META.get("QUERY_STRING", "").encode()
+    return {"type": "http", "path": request.path, "headers": headers, "query_string": query}
+
+
+def _with_database(authorize: Authorize) -> Authorize:
+    """Let `authorize` use Django's ORM, and close the connections that it has opened."""
+    decide = uses_database(authorize)
+
+    async def decide_and_close(request: StreamRequest) -> Decision:
+        try:
+            decision = await decide(request)
+            # What a partial or a callable object returns may be a coroutine still.
+            return await decision if isawaitable(decision) else decision
+        finally:
+            await sync_to_async(_close_connections)()
+
+    return decide_and_close
 
 
 def _close_connections() -> None:

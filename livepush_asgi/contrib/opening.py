@@ -2,42 +2,31 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Protocol
+from http import HTTPStatus
 
 from ..app.livepush import LivePush
 from ..app.service import SSEStream, SSEStreamService, sse_headers
 from ..errors import BrokerUnavailableError, InvalidGrantError
-from ..grant import Grant, Refusal
-from ..http.authorize import INVALID, REFUSED_ERRORS, refused_for
+from ..grant import Authorize, Grant, Refusal, StreamRequest
+from ..http.authorize import INVALID, REFUSED_ERRORS, Refused, refused_for
 from ..http.driver import STREAM_HEADERS, RawHeaders
 from ..http.responses import soft_block
-from ..runtime.asgi import Receive, Send
+from ..runtime.asgi import Receive, Scope, Send
 
 logger = logging.getLogger("livepush_asgi")
 
 RETRY_AFTER = 5
-LAST_EVENT_ID = "last-event-id"
-LAST_EVENT_ID_QUERY = "last_event_id"
-
-
-class Fields(Protocol):
-    """Header fields, or query parameters, as each framework's own class has them."""
-
-    def get(self, name: str, /) -> str | None:
-        """Return one value, None if there is none."""
-        ...
-
-
-def last_event_id(headers: Fields, query: Fields) -> str | None:
-    """Return what the client sends as its last event id. See `StreamRequest.last_event_id`."""
-    found = headers.get(LAST_EVENT_ID)
-    return query.get(LAST_EVENT_ID_QUERY) if found is None else found
 
 
 def headers_of(refusal: Refusal) -> dict[str, str]:
     """Return the header fields of a refusal, `Retry-After` among them if it has one."""
     retry_after = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
     return {**refusal.headers, **retry_after}
+
+
+def text_of(refusal: Refusal) -> str:
+    """Return the text of a refusal's body. A 204 has none."""
+    return "" if refusal.status == HTTPStatus.NO_CONTENT else refusal.detail or ""
 
 
 class SoftRefusalBody:
@@ -76,40 +65,53 @@ class SoftRefusal:
 
 async def open_for_route(
     service: SSEStreamService | LivePush,
+    scope: Scope,
     *,
     channel: str | None,
     slot_key: str | None,
     grant: Grant | None,
-    last_event_id: str | None,
-    client: object,
+    authorize: Authorize | None,
 ) -> SSEStream | SoftRefusal:
-    """Open a stream for a channel and a slot key, or for a Grant. Raises Refusal where there is none.
+    """Open a stream for a channel and a slot key, for a Grant, or by an `authorize`.
 
-    Not so for the causes in the component's `soft_refusals`, and never in a drain: a process that is
-    about to be replaced must not turn its clients away for good.
+    Raises a Refusal where there is none, but not for the causes in the component's `soft_refusals`, and never
+    in a drain: a process that is about to be replaced must not turn its clients away for good.
     """
     if isinstance(service, LivePush):
         service = SSEStreamService.of(service)
-    terms = _terms(channel, slot_key, grant)
+    push, request = service.push, StreamRequest(scope)
+    control_events = push.control_events
+    terms = _terms(channel, slot_key, grant, authorize)
     try:
-        return await service.open_granted(terms, last_event_id=last_event_id, client=client)
+        if not isinstance(terms, Grant):
+            return await service.open_authorized(terms, request)
+        if terms.control_events is not None:
+            control_events = terms.control_events
+        return await service.open_granted(
+            terms, last_event_id=request.last_event_id, client=scope.get("client")
+        )
     except BrokerUnavailableError as error:
         raise Refusal(503, "No stream can be opened now.", retry_after=RETRY_AFTER) from error
+    except Refused as refused:
+        return _refuse_softly(refused, push, control_events)
     except REFUSED_ERRORS as error:
-        push = service.push
-        refused = refused_for(error, push.soft_refusals)
-        if not refused.refusal.soft:
-            raise refused.refusal from error
-        control_events = push.control_events if terms.control_events is None else terms.control_events
-        block = soft_block(refused.refusal, refused.cause, push.timing, control_events=control_events)
-        return SoftRefusal(sse_headers(), SoftRefusalBody(block))
+        return _refuse_softly(refused_for(error, push.soft_refusals), push, control_events)
 
 
-def _terms(channel: str | None, slot_key: str | None, grant: Grant | None) -> Grant:
-    if (channel is None) == (grant is None):
-        raise TypeError("name either a channel (and a slot_key) or a grant")
-    if grant is None:
-        assert channel is not None
+def _refuse_softly(refused: Refused, push: LivePush, control_events: bool) -> SoftRefusal:
+    """Return a soft refusal. Raises one that is not."""
+    if not refused.soft:
+        raise refused
+    block = soft_block(refused, refused.cause, push.timing, control_events=control_events)
+    return SoftRefusal({**sse_headers(), **refused.headers}, SoftRefusalBody(block))
+
+
+def _terms(
+    channel: str | None, slot_key: str | None, grant: Grant | None, authorize: Authorize | None
+) -> Grant | Authorize:
+    if [channel, grant, authorize].count(None) != 2:
+        raise TypeError("name a channel (and a slot_key), or a grant, or an authorize")
+    if channel is not None:
         try:
             return Grant(channels=channel, slot_key=slot_key)
         except InvalidGrantError as error:
@@ -117,5 +119,7 @@ def _terms(channel: str | None, slot_key: str | None, grant: Grant | None) -> Gr
             logger.info("a client asked for what no grant can have, and got a 400: %s", error)
             raise Refusal(400, INVALID) from error
     if slot_key is not None:
-        raise TypeError("a Grant brings its own slot_key")
-    return grant
+        raise TypeError("slot_key goes with a channel; a Grant brings its own")
+    terms = authorize if grant is None else grant
+    assert terms is not None
+    return terms

@@ -10,8 +10,8 @@ except ModuleNotFoundError as error:
 
 from ..app.livepush import LivePush
 from ..app.service import SSEStream, SSEStreamService
-from ..grant import Grant, Refusal
-from .opening import SoftRefusal, headers_of, last_event_id, open_for_route
+from ..grant import Authorize, Grant, Refusal
+from .opening import SoftRefusal, headers_of, open_for_route
 
 
 class EventStreamResponse(StreamingResponse):
@@ -48,21 +48,25 @@ async def sse_streaming_response(
     channel: str | None = None,
     slot_key: str | None = None,
     grant: Grant | None = None,
+    authorize: Authorize | None = None,
 ) -> EventStreamResponse:
     """Open a stream and return it as the response of a route.
 
+    `authorize` gets a StreamRequest and decides, as the one of a LivePush does, and no revocation is missed
+    then. A decision that is made before this call goes in as a `channel` (with a `slot_key`) or a `grant`.
+
     Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
-    broker are away, 401 for a grant that has expired. For a cause in the component's `soft_refusals`, and
-    while the process is ending, the response is a soft refusal.
+    broker are away, 401 for a grant that has expired, and what `authorize` refuses with. For a cause in the
+    component's `soft_refusals`, and while the process is ending, the response is a soft refusal.
     """
     try:
         stream = await open_for_route(
             service,
+            request.scope,
             channel=channel,
             slot_key=slot_key,
             grant=grant,
-            last_event_id=last_event_id(request.headers, request.query_params),
-            client=request.scope.get("client"),
+            authorize=authorize,
         )
     except Refusal as refusal:
         raise HTTPException(refusal.status, refusal.detail, headers_of(refusal)) from refusal

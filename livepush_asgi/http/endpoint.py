@@ -85,9 +85,9 @@ class Endpoint:
         try:
             await self.decider.decide(request, _taking(run), receive)
         except Refused as refused:
-            await refuse(send, refused.refusal, headers, body=False)
+            await refuse(send, refused, headers, body=False)
         except NotRunningError as error:
-            await refuse(send, refused_for(error).refusal, headers, body=False)
+            await refuse(send, refused_for(error), headers, body=False)
         except ClientLeftError:
             await _answer_nobody(send)
         else:
@@ -105,7 +105,7 @@ class Endpoint:
         try:
             try:
                 return Opened(
-                    await self._open(_taking(await run()), request, receive), [*STREAM_HEADERS, *headers]
+                    await self.open(_taking(await run()), request, receive), [*STREAM_HEADERS, *headers]
                 )
             except REFUSED_ERRORS as error:
                 raise refused_for(error, self._soft_refusals) from error
@@ -137,16 +137,29 @@ class Endpoint:
             return
         await probes.carry(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
 
-    async def _open(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
-        with run.admission:
-            return await self._open_admitted(run, request, receive)
+    async def open(
+        self,
+        run: Run,
+        request: StreamRequest,
+        receive: Receive | None = None,
+        authorize: Authorize | None = None,
+    ) -> Stream:
+        """Return the stream that a request gets, by the application's `authorize` or one of its own.
 
-    async def _open_admitted(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
+        A decision that a revocation outdates is made again. Raises Refused, one of REFUSED_ERRORS, and
+        ClientLeftError.
+        """
+        with run.admission:
+            return await self._open_admitted(run, request, receive, authorize)
+
+    async def _open_admitted(
+        self, run: Run, request: StreamRequest, receive: Receive | None, authorize: Authorize | None
+    ) -> Stream:
         for attempts_left in reversed(range(ATTEMPTS)):
             if not run.revoker.listening:
                 await run.revoker.listen()
             decided_at = run.revoker.log.number
-            grant = await self.decider.decide(request, run, receive)
+            grant = await self.decider.decide(request, run, receive, authorize)
             control_events = self._control_events if grant.control_events is None else grant.control_events
             try:
                 return await run.open(
@@ -155,6 +168,7 @@ class Endpoint:
                     control_events=control_events,
                     last_event_id=request.last_event_id,
                     request=request,
+                    authorize=authorize,
                     receive=receive,
                 )
             except GrantRevokedError:
@@ -163,12 +177,11 @@ class Endpoint:
         raise AssertionError
 
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
-        refusal = refused.refusal
-        if not refusal.soft:
-            await refuse(send, refusal, headers)
+        if not refused.soft:
+            await refuse(send, refused, headers)
             return
-        block = soft_block(refusal, refused.cause, self._timing, control_events=self._control_events)
-        await refuse_softly(send, refusal, block, headers)
+        block = soft_block(refused, refused.cause, self._timing, control_events=self._control_events)
+        await refuse_softly(send, refused, block, headers)
 
 
 class Opened(NamedTuple):
