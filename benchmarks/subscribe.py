@@ -9,23 +9,25 @@ import time
 
 from redis.asyncio import Redis
 
-from livepush_asgi import Grant, LivePush, RedisBroker, public
+from livepush_asgi import Grant, LivePush, RedisBroker, SSEStreamService, public
 
 
 async def main(url: str, count: str) -> None:
     channels = [f"c{number}" for number in range(int(count))]
     async with Redis.from_url(url) as redis:
         push = LivePush(RedisBroker(redis), public("c"))
+        service = SSEStreamService.of(push)
         async with push.lifespan():
             start = time.perf_counter()
-            opened = [await push.open_stream(Grant(channels=channel)) for channel in channels]
+            opening = [
+                asyncio.create_task(service.open_granted(Grant(channels=channel))) for channel in channels
+            ]
+            await asyncio.sleep(0)
             connected = time.perf_counter() - start
-            _, run = opened[0]
-            if (error := await run.hub.wait_attempted(channels)) is not None:
-                raise error
+            streams = await asyncio.gather(*opening)
             print(connected, time.perf_counter() - start)
-            for stream, _ in opened:
-                stream.close()
+            for stream in streams:
+                await stream.body.aclose()
 
 
 if __name__ == "__main__":

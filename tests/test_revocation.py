@@ -303,6 +303,121 @@ async def test_where_the_broker_does_not_count_known_processes_are_waited_for() 
         assert anyio.current_time() - start == pytest.approx(0.2)
 
 
+class Standing:
+    """A process's way to a broker. While the process stands still nothing leaves it."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.moves = anyio.Event()
+        self.moves.set()
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        await self.moves.wait()
+        return await self._broker.publish(channel, payload)
+
+    async def subscribe(self, channel: str) -> Subscription:
+        return await self._broker.subscribe(channel)
+
+    async def stand_still(self, seconds: float) -> None:
+        self.moves = anyio.Event()
+        await let_pass(seconds)
+        self.moves.set()
+
+
+async def test_a_new_process_waits_for_an_older_one_that_stands_still() -> None:
+    broker = Uncounted()
+    way = Standing(broker)
+    old, new = LivePush(way, both), LivePush(broker, both)
+    async with AsyncExitStack() as stack:
+        for push in (old, new):
+            await stack.enter_async_context(push.lifespan())
+            await opened(stack, Client(push))
+        # It has not heard the older one say hello, but asked who is there.
+        await let_pass(1)
+        async with later(lambda: way.stand_still(1)):
+            assert await new.disconnect(slot_key="k") == (1, 2)
+
+
+async def test_a_program_waits_for_a_process_that_others_know() -> None:
+    broker = Uncounted()
+    way = Standing(broker)
+    houses = [LivePush(broker, both), LivePush(way, both)]
+    script = LivePush(broker, both)
+    async with AsyncExitStack() as stack:
+        for push in houses:
+            await stack.enter_async_context(push.lifespan())
+            await opened(stack, Client(push))
+        await let_pass(1)
+        async with later(lambda: way.stand_still(1)):
+            assert await script.disconnect(slot_key="k") == (0, 2)
+
+
+async def test_a_program_that_hears_nobody_waits_until_its_time_is_over() -> None:
+    """Where the broker counts nobody may be there, or one process that stands still."""
+    broker = Uncounted()
+    way = Standing(broker)
+    push, script = LivePush(way, both), LivePush(broker, both)
+    async with push.lifespan():
+        await opened_once(push)
+        async with later(lambda: way.stand_still(1)):
+            assert await script.disconnect(slot_key="k") == (0, 1)
+    start = anyio.current_time()
+    assert await script.disconnect(slot_key="k") == (0, 0)
+    assert anyio.current_time() - start == pytest.approx(2)
+
+
+async def opened_once(push: LivePush) -> None:
+    async with AsyncExitStack() as stack:
+        await opened(stack, Client(push))
+
+
+async def test_a_program_does_not_wait_where_the_broker_counts_nobody() -> None:
+    script = LivePush(MemoryBroker(), both)
+    start = anyio.current_time()
+    assert await script.disconnect(slot_key="k") == (0, 0)
+    assert anyio.current_time() == start
+
+
+async def test_a_process_that_has_not_confirmed_is_waited_for_by_nobody_until_it_is_heard_of() -> None:
+    broker = Uncounted()
+    way = Standing(broker)
+    houses = [LivePush(broker, both), LivePush(broker, both), LivePush(way, both)]
+    async with AsyncExitStack() as stack:
+        for push in houses:
+            await stack.enter_async_context(push.lifespan())
+            await opened_once(push)
+        await let_pass(1)
+        first, second, _ = houses
+        async with later(lambda: way.stand_still(5)):
+            assert (await first.disconnect(slot_key="k")).processes == 2
+            start = anyio.current_time()
+            assert (await second.disconnect(slot_key="k")).processes == 2
+            assert anyio.current_time() - start < 0.5
+        await let_pass(1)
+        # It has heard that it was given up, and said that it is there.
+        async with later(lambda: way.stand_still(1)):
+            assert (await second.disconnect(slot_key="k")).processes == 3
+
+
+async def test_processes_that_start_together_do_not_answer_each_other_one_by_one() -> None:
+    broker = Uncounted()
+    said = await broker.subscribe("livepush.commands")
+    count = 30
+    async with AsyncExitStack() as stack:
+        houses = [LivePush(broker, both) for _ in range(count)]
+        for push in houses:
+            await stack.enter_async_context(push.lifespan())
+            await opened_once(push)
+        await let_pass(5)
+        texts = []
+        while (payload := await said.get_message(timeout=0)) is not None:
+            texts.append(payload)
+        assert sum(b"hello" in text for text in texts) == count
+        assert sum(b"here" in text for text in texts) <= 2 * count
+        assert (await houses[-1].disconnect(slot_key="k")).processes == count
+    await said.close()
+
+
 async def test_what_was_published_before_goes_out_and_nothing_after() -> None:
     push = LivePush(MemoryBroker(), both)
     async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:

@@ -1,5 +1,6 @@
 """Revocation over real servers: every process confirms, soon, and one that heard nothing makes up for it."""
 
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +21,7 @@ from livepush_asgi import (
     Refusal,
     StreamRequest,
 )
-from livepush_asgi.brokers import Broker
+from livepush_asgi.brokers import Broker, Subscription
 from livepush_asgi.testing import Client, Stream
 
 from .nats_server import NatsProcess
@@ -109,6 +110,64 @@ async def test_a_process_with_slow_clients_is_waited_for_by_one_that_does_not_kn
         await until(lambda: old.push.statistics()["delivered"])
         assert await new.push.disconnect(slot_key="k") == (0, 2)
         assert old.push.statistics()["streams"] == 0
+
+
+async def open_and_introduce(found: list[House], witness: Broker, stack: AsyncExitStack) -> None:
+    """Open a stream in each component, and return when they have told each other that they are there."""
+    heard = await witness.subscribe("livepush.commands")
+    for number, house in enumerate(found):
+        await stack.enter_async_context(house.push.lifespan())
+        await house.open(stack)
+        # The new one says hello, and the others answer.
+        commands = await commands_from(heard, number + 1)
+        assert sorted(commands) == ["hello", *["here"] * number] or number == 0
+    # The server would count the witness, which confirms nothing.
+    await heard.close()
+
+
+async def commands_from(heard: Subscription, count: int) -> list[str]:
+    commands: list[str] = []
+    with anyio.fail_after(5):
+        while len(commands) < count:
+            if payload := await heard.get_message(timeout=5):
+                text = payload[payload.index(b"{") : payload.rindex(b"}") + 1]
+                commands.append(json.loads(text)["command"])
+    return commands
+
+
+@asynccontextmanager
+async def slow_client(house: House, publisher: House) -> AsyncIterator[None]:
+    """A client that takes nothing of what is published: its stream takes a second to end."""
+    house.decision = Grant(channels="news", slot_key="slow")
+    async with house.client.open("/", window=0) as slow:
+        await slow.next_event(10, name="livepush.open")
+        delivered = house.push.statistics()["delivered"]
+        await publisher.push.publish("news", "not taken")
+        await until(lambda: house.push.statistics()["delivered"] > delivered)
+        yield
+
+
+async def test_components_that_share_a_broker_are_waited_for_one_by_one(make_broker: MakeBroker) -> None:
+    """For the server they are one subscriber."""
+    async with AsyncExitStack() as stack:
+        shared, other = make_broker(stack), make_broker(stack)
+        older, newer, elsewhere = House(shared), House(shared), House(other)
+        await open_and_introduce([older, newer, elsewhere], make_broker(stack), stack)
+        for sender, slow in ((newer, older), (elsewhere, newer)):
+            async with slow_client(slow, sender):
+                assert (await sender.push.disconnect(slot_key="slow")).processes == 3
+                assert slow.push.statistics()["streams"] == 1
+
+
+async def test_a_program_waits_for_each_component_that_shares_a_broker(make_broker: MakeBroker) -> None:
+    async with AsyncExitStack() as stack:
+        shared, other = make_broker(stack), make_broker(stack)
+        older, newer = House(shared), House(shared)
+        script = LivePush(other, older.authorize)
+        await open_and_introduce([older, newer], other, stack)
+        async with slow_client(newer, older):
+            assert await script.disconnect(slot_key="slow") == (0, 2)
+            assert newer.push.statistics()["streams"] == 1
 
 
 async def test_a_process_that_has_stopped_is_not_waited_for(make_broker: MakeBroker) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..brokers import Broker, HistoryBroker
 from ..errors import NotRunningError
-from ..grant import Authorize, Grant, check_channel
-from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, check_expiry, refused_for
+from ..grant import Authorize, Grant, StreamRequest, check_channel
+from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, Refused, check_expiry, refused_for
 from ..http.cors import Cors
 from ..http.driver import drive
 from ..http.endpoint import Endpoint
@@ -240,33 +240,6 @@ class LivePush:
             return await run.revoker.revoke(revocation, timeout)
         return await self._sender.revoke(self.broker, revocation, timeout)
 
-    async def open_stream(self, grant: Grant, *, last_event_id: str | None = None) -> tuple[Stream, Run]:
-        """Open a stream that this application does not carry itself. The caller has to close it.
-
-        Raises CapExceededError (ProcessFullError if the whole process is full), SlotsUnavailableError,
-        GrantExpiredError, GrantRevokedError if `disconnect` named the stream meanwhile, and NotRunningError
-        while draining.
-        """
-        control_events = self.control_events if grant.control_events is None else grant.control_events
-        run = await self._running()
-        try:
-            if run is None:
-                raise NotRunningError(NOT_RUNNING)
-            check_expiry(grant)
-            run.admit()
-            try:
-                await run.revoker.listen()
-                decided_at = run.revoker.log.number
-                stream = await run.open(
-                    grant, decided_at=decided_at, control_events=control_events, last_event_id=last_event_id
-                )
-            finally:
-                run.pending -= 1
-        except REFUSED_ERRORS as error:
-            self._count_refusal(refused_for(error).cause)
-            raise
-        return stream, run
-
     async def drain(self) -> None:
         """Refuse new streams and end the open ones, spread over the drain window. Returns when all have."""
         if self._run is not None:
@@ -317,7 +290,7 @@ class LivePush:
                 self.limits,
                 self.drain_policy,
                 self._counters,
-                lambda request: self._endpoint.decider.decide_again(request, run),
+                lambda request, authorize: self._endpoint.decider.decide_again(request, run, authorize),
                 inline_send=self._inline,
             )
             run.launch()
@@ -356,6 +329,50 @@ class LivePush:
         await receive()
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _open_granted(self, grant: Grant, last_event_id: str | None = None) -> tuple[Stream, Run]:
+        """Open a stream on a decision that was made before. The caller has to close it.
+
+        Raises CapExceededError (ProcessFullError if the whole process is full), SlotsUnavailableError,
+        GrantExpiredError, GrantRevokedError if `disconnect` named the stream meanwhile, and NotRunningError
+        while draining.
+        """
+        control_events = self.control_events if grant.control_events is None else grant.control_events
+        async with self._opening() as run:
+            check_expiry(grant)
+            run.admit()
+            try:
+                await run.revoker.listen()
+                decided_at = run.revoker.log.number
+                stream = await run.open(
+                    grant, decided_at=decided_at, control_events=control_events, last_event_id=last_event_id
+                )
+            finally:
+                run.pending -= 1
+            return stream, run
+
+    async def _open_authorized(self, authorize: Authorize, request: StreamRequest) -> tuple[Stream, Run]:
+        """Open a stream on the decision of an `authorize` of its own. Otherwise as `_open_granted`.
+
+        Raises Refused for a request that gets no stream.
+        """
+        async with self._opening() as run:
+            return await self._endpoint.open(run, request, authorize=authorize), run
+
+    @asynccontextmanager
+    async def _opening(self) -> AsyncIterator[Run]:
+        """Give the run for a new stream, and count the cause if there is none."""
+        try:
+            run = await self._running()
+            if run is None:
+                raise NotRunningError(NOT_RUNNING)
+            yield run
+        except Refused as refused:
+            self._count_refusal(refused.cause)
+            raise
+        except REFUSED_ERRORS as error:
+            self._count_refusal(refused_for(error).cause)
+            raise
 
     def _count_refusal(self, cause: RefusalCause) -> None:
         self._counters.refused[cause] += 1

@@ -1,5 +1,5 @@
-"""SSEStreamService: the stream as headers and an async iterator of bytes, for frameworks whose views
-return a streaming response. The surface of mgf-livepush, kept.
+"""SSEStreamService: a stream as headers and an async iterator of bytes, for frameworks whose views return a
+streaming response. It has the interface of mgf-livepush.
 """
 
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ import anyio
 
 from ..brokers import Broker
 from ..errors import GrantRevokedError, LivePushError, NotRunningError
-from ..grant import Grant, Refusal, StreamRequest
+from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..http.driver import STREAM_HEADERS, RawHeaders, drive
 from ..process.run import Run
 from ..process.statistics import Statistics
@@ -24,8 +24,8 @@ from .livepush import LivePush
 
 IsDisconnected = Callable[[], Awaitable[bool]]
 
-# How often a framework is asked whether the client is gone, in seconds. It is the only way to learn it
-# where the framework neither cancels nor closes the body.
+# How often a framework is asked whether the client has gone, in seconds. Where the framework neither cancels
+# nor closes the body, asking is the only way to learn it.
 DISCONNECT_POLL = 0.5
 # What mgf-livepush told its clients, in seconds: it pairs with the Retry-After of a full cap.
 RETRY = 5.0
@@ -37,10 +37,10 @@ def sse_headers() -> dict[str, str]:
 
 
 class StreamBody:
-    """The bytes of one stream. Iterate it once; it gives everything back at its end.
+    """The bytes of one stream. Iterate it once.
 
-    Also when it is closed (`aclose`), cancelled, left to the garbage collector, or never iterated
-    for as long as the send timeout.
+    It gives its slot and channels back when it ends, when it is closed (`aclose`) or cancelled, when the
+    garbage collector finds it, and when it was not iterated for as long as the send timeout.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StreamBody:
         self._run = run
         self._is_disconnected = is_disconnected
         # Without `is_disconnected` only the heartbeat wakes an idle stream.
-        self._patience = None if is_disconnected is None else DISCONNECT_POLL
+        self._poll_interval = None if is_disconnected is None else DISCONNECT_POLL
         self._limited = limited
 
     @property
@@ -68,14 +68,14 @@ class StreamBody:
     async def __anext__(self) -> bytes:
         try:
             while not self._stream.finished:
-                chunk = await self._stream.next_chunk(self._patience)
+                chunk = await self._stream.next_chunk(self._poll_interval)
                 if self._is_disconnected is not None and await self._is_disconnected():
                     self._stream.end(EndReason.DISCONNECT)
                     break
                 if chunk:
                     return chunk
         except BaseException:
-            # Cancelled: the framework ends the response, and some do not close what they iterate.
+            # Cancelled: the framework ends the response, and some frameworks do not close what they iterate.
             await self.aclose()
             raise
         self._stream.close()
@@ -109,7 +109,7 @@ class StreamBody:
         self._run.context.connections.release(limited, stuck=stuck)
 
     def __del__(self) -> None:
-        # The collector may run anywhere, in another thread too; the loop does it when it comes to it.
+        # The collector may run in any thread; `close` hands the work over to the event loop.
         self.close()
 
 
@@ -170,14 +170,18 @@ class SSEStreamService:
     ) -> SSEStream:
         """Take a slot, subscribe, and return the stream.
 
-        Raises CapExceededError when the cap is full, before anything else is taken, what the broker raises
-        when it cannot subscribe, GrantRevokedError if `disconnect` named the stream meanwhile, and
-        NotRunningError while draining. Where the broker does not answer within `Timing.subscribe_timeout` the
-        stream opens all the same. `is_disconnected` is asked twice a second; leave it
-        out where the framework cancels or closes the body when the client has gone. `last_event_id` is
-        what the client sent as such: without it, a client that comes back is not told what it missed.
-        `client` is what `scope["client"]` says: known, it is noticed when it vanishes while nothing is sent
-        but heartbeats.
+        The caller has decided already that the client may have it. A revocation between that decision and
+        this call is missed; `open_authorized` misses none.
+
+        `is_disconnected` is asked twice a second; leave it out where the framework cancels or closes the body
+        when the client has gone. `last_event_id` is what the client sent as such: without it, a client that
+        comes back is not told what it missed. `client` is `scope["client"]`: with it, a client that vanishes
+        is noticed even while only heartbeats are sent.
+
+        Raises CapExceededError when the cap is full, before anything else is taken; what the broker raises
+        when it cannot subscribe; GrantRevokedError if `disconnect` names the stream while it is opened; and
+        NotRunningError while draining. If the broker does not answer within `Timing.subscribe_timeout`, the
+        stream opens all the same.
         """
         grant = Grant(channels=channel, slot_key=slot_key)
         return await self.open_granted(grant, is_disconnected, last_event_id, client)
@@ -190,17 +194,36 @@ class SSEStreamService:
         client: object = None,
     ) -> SSEStream:
         """Open a stream for a Grant: several channels, an expiry. Otherwise as `open_stream`."""
-        stream, run = await self.push.open_stream(grant, last_event_id=last_event_id)
+        stream, run = await self.push._open_granted(grant, last_event_id=last_event_id)
+        return await self._wait_open(stream, run, is_disconnected, client)
+
+    async def open_authorized(
+        self, authorize: Authorize, request: StreamRequest, is_disconnected: IsDisconnected | None = None
+    ) -> SSEStream:
+        """Open the stream that `authorize` grants: a function as LivePush takes it, for this request alone.
+
+        No revocation is missed. If `disconnect` names the stream while `authorize` decides, or while the
+        stream waits for its slot, `authorize` is called again. While the stream is open, `authorize` is
+        called again if revocations may have been lost; unless it returns an equal Grant, the stream ends.
+
+        Raises a Refusal if `authorize` refuses, raises or takes too long. Otherwise as `open_stream`.
+        """
+        stream, run = await self.push._open_authorized(authorize, request)
+        return await self._wait_open(stream, run, is_disconnected, request.scope.get("client"))
+
+    async def _wait_open(
+        self, stream: Stream, run: Run, is_disconnected: IsDisconnected | None, client: object
+    ) -> SSEStream:
         try:
-            # A broker that does not answer is not waited for any longer than in a mount.
+            # A mount waits for a broker that does not answer as long as this.
             with anyio.move_on_after(self.push.timing.subscribe_timeout):
-                if (failure := await run.hub.wait_attempted(grant.channel_names)) is not None:
+                if (failure := await run.hub.wait_attempted(stream.grant.channel_names)) is not None:
                     raise failure
             if stream.finished:
-                # Meanwhile it was cut: by a revocation, or because the process ends.
+                # It was cut while it waited: by a revocation, or because the process ends.
                 raise _refused_by(stream.reason)
         except BaseException as error:
-            # Cancelled by a framework whose client has left already: many do, where many come at once.
+            # A framework cancels the view when the client leaves.
             left = isinstance(error, anyio.get_cancelled_exc_class())
             stream.end(EndReason.DISCONNECT if left else EndReason.ERROR)
             stream.close()

@@ -47,47 +47,40 @@ BLOCKED = (
 QUIET_TIME = 60.0
 MOST_KINDS = 100
 
+# How a client is refused for each error. A class stands before the one that it is derived from.
+_REFUSALS: dict[type[Exception], tuple[int, str, RefusalCause]] = {
+    ProcessFullError: (429, "The server has all the streams it can hold.", RefusalCause.FULL),
+    CapExceededError: (429, "Too many open streams.", RefusalCause.CAP),
+    SlotsUnavailableError: (503, "The server cannot count its streams now.", RefusalCause.SLOTS),
+    GrantExpiredError: (401, "The login has expired.", RefusalCause.EXPIRED),
+    GrantRevokedError: (503, "The stream was revoked while it was opened.", RefusalCause.REVOKED),
+    NotRunningError: (503, "The server is restarting.", RefusalCause.DRAIN),
+}
 #: The errors that refuse a stream before it opens.
-REFUSED_ERRORS = (
-    CapExceededError,
-    SlotsUnavailableError,
-    GrantExpiredError,
-    GrantRevokedError,
-    NotRunningError,
-)
+REFUSED_ERRORS = tuple(_REFUSALS)
 
 
-class Refused(Exception):
-    """Raised when a request gets no stream."""
+class Refused(Refusal):
+    """A refusal, and why there is one. Raised when a request gets no stream."""
 
     def __init__(self, refusal: Refusal, cause: RefusalCause) -> None:
-        self.refusal = refusal
+        super().__init__(
+            refusal.status,
+            refusal.detail,
+            soft=refusal.soft,
+            retry_after=refusal.retry_after,
+            headers=refusal.headers,
+        )
         self.cause = cause
-        super().__init__(str(refusal))
 
 
 def refused_for(error: Exception, soft_refusals: Collection[RefusalCause] = ()) -> Refused:
-    """Return how a client is refused because of an error on the way to its stream."""
-    if isinstance(error, ProcessFullError):
-        status, detail, cause = 429, "The server has all the streams it can hold.", RefusalCause.FULL
-    elif isinstance(error, CapExceededError):
-        status, detail, cause = 429, "Too many open streams.", RefusalCause.CAP
-    elif isinstance(error, SlotsUnavailableError):
-        status, detail, cause = 503, "The server cannot count its streams now.", RefusalCause.SLOTS
-    elif isinstance(error, GrantExpiredError):
-        status, detail, cause = 401, "The login has expired.", RefusalCause.EXPIRED
-    elif isinstance(error, GrantRevokedError):
-        status, detail, cause = 503, "The stream was revoked while it was opened.", RefusalCause.REVOKED
-    else:
-        status, detail, cause = 503, "The server is restarting.", RefusalCause.DRAIN
-    retry_after = getattr(error, "retry_after", None)
+    """Return how a client is refused because of one of REFUSED_ERRORS."""
+    status, detail, cause = next(found for kind, found in _REFUSALS.items() if isinstance(error, kind))
     # An application that chose soft refusals for a full cap gets them for a full process too.
-    soft = (
-        cause in ALWAYS_SOFT
-        or cause in soft_refusals
-        or (cause is RefusalCause.FULL and RefusalCause.CAP in soft_refusals)
-    )
-    return Refused(Refusal(status, detail, soft=soft, retry_after=retry_after), cause)
+    causes = {cause, RefusalCause.CAP} if cause is RefusalCause.FULL else {cause}
+    soft = not causes.isdisjoint((*ALWAYS_SOFT, *soft_refusals))
+    return Refused(Refusal(status, detail, soft=soft, retry_after=getattr(error, "retry_after", None)), cause)
 
 
 def check_expiry(grant: Grant) -> None:
@@ -111,10 +104,19 @@ class Decider:
         # How many of the last calls in a row have blocked.
         self._blocking = 0
 
-    async def decide(self, request: StreamRequest, run: Run, receive: Receive | None = None) -> Grant:
-        """Return the grant. Raises Refused, NotRunningError in a drain, and ClientLeftError."""
+    async def decide(
+        self,
+        request: StreamRequest,
+        run: Run,
+        receive: Receive | None = None,
+        authorize: Authorize | None = None,
+    ) -> Grant:
+        """Return the grant, by a route's own `authorize` if it is given.
+
+        Raises Refused, NotRunningError in a drain, and ClientLeftError.
+        """
         try:
-            decision = self._call(request)
+            decision: object = self._call(authorize or self._authorize, request)
             if not isinstance(decision, Grant) and inspect.isawaitable(decision):
                 token = deciding.set(request)
                 try:
@@ -137,17 +139,19 @@ class Decider:
             raise refused_for(error, self._soft_refusals) from None
         return decision
 
-    async def decide_again(self, request: StreamRequest, run: Run) -> Grant | None:
+    async def decide_again(
+        self, request: StreamRequest, run: Run, authorize: Authorize | None = None
+    ) -> Grant | None:
         """Return the grant for a stream that is open already, None if there is none any more."""
         try:
-            return await self.decide(request, run)
+            return await self.decide(request, run, authorize=authorize)
         except Refused:
             return None
 
-    def _call(self, request: StreamRequest) -> object:
+    def _call(self, authorize: Authorize, request: StreamRequest) -> object:
         begun = time.perf_counter()
         try:
-            return self._authorize(request)
+            return authorize(request)
         finally:
             took = time.perf_counter() - begun
             self._blocking = self._blocking + 1 if took > BLOCKING else 0

@@ -86,9 +86,9 @@ class Endpoint:
         try:
             await self.decider.decide(request, _taking(run), receive)
         except Refused as refused:
-            await refuse(send, refused.refusal, headers, body=False)
+            await refuse(send, refused, headers, body=False)
         except NotRunningError as error:
-            await refuse(send, refused_for(error).refusal, headers, body=False)
+            await refuse(send, refused_for(error), headers, body=False)
         except ClientLeftError:
             await _answer_nobody(send)
         else:
@@ -104,7 +104,7 @@ class Endpoint:
         send: Send,
     ) -> "Opened | None":
         try:
-            return Opened(await self._open(run, request, receive), [*STREAM_HEADERS, *headers])
+            return Opened(await self.open(run, request, receive), [*STREAM_HEADERS, *headers])
         except Refused as error:
             refused = error
         except REFUSED_ERRORS as error:
@@ -137,14 +137,25 @@ class Endpoint:
             return
         await probes.carry(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
 
-    async def _open(self, run: Run | None, request: StreamRequest, receive: Receive) -> Stream:
+    async def open(
+        self,
+        run: Run | None,
+        request: StreamRequest,
+        receive: Receive | None = None,
+        authorize: Authorize | None = None,
+    ) -> Stream:
+        """Return the stream that a request gets, by the application's `authorize` or one of its own.
+
+        A decision that a revocation outdates is made again. Raises Refused, one of REFUSED_ERRORS, and
+        ClientLeftError.
+        """
         if run is None:
             raise NotRunningError(NOT_RUNNING)
         run.admit()
         try:
             for attempts_left in reversed(range(ATTEMPTS)):
                 try:
-                    return await self._authorize_and_open(run, request, receive)
+                    return await self._authorize_and_open(run, request, receive, authorize)
                 except GrantRevokedError:
                     if not attempts_left:
                         raise
@@ -152,28 +163,30 @@ class Endpoint:
         finally:
             run.pending -= 1
 
-    async def _authorize_and_open(self, run: Run, request: StreamRequest, receive: Receive) -> Stream:
+    async def _authorize_and_open(
+        self, run: Run, request: StreamRequest, receive: Receive | None, authorize: Authorize | None
+    ) -> Stream:
         revoker = run.revoker
         if not revoker.listening:
             await revoker.listen()
         decided_at = revoker.log.number
-        grant = await self.decider.decide(request, run, receive)
+        grant = await self.decider.decide(request, run, receive, authorize)
         return await run.open(
             grant,
             decided_at=decided_at,
             control_events=self._control_events if grant.control_events is None else grant.control_events,
             last_event_id=request.last_event_id,
             request=request,
+            authorize=authorize,
             receive=receive,
         )
 
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
-        refusal = refused.refusal
-        if not refusal.soft:
-            await refuse(send, refusal, headers)
+        if not refused.soft:
+            await refuse(send, refused, headers)
             return
-        block = soft_block(refusal, refused.cause, self._timing, control_events=self._control_events)
-        await refuse_softly(send, refusal, block, headers)
+        block = soft_block(refused, refused.cause, self._timing, control_events=self._control_events)
+        await refuse_softly(send, refused, block, headers)
 
 
 class Opened(NamedTuple):

@@ -1,81 +1,82 @@
-"""Commands from process to process, over a channel of the broker: end these streams, give up these slots.
+"""Commands from process to process, over a reserved channel of the broker, and their confirmations.
 
-A command may ask for confirmations. They come on the reply channel, to which a process is subscribed only
-while it waits for some.
+disconnect  end these streams, and confirm it
+replaced    these leases were lost to newer streams
+hello       a process hears commands from now on; the others answer `here`
+here        a process is there
+bye         these processes end, or have not confirmed; one that is alive says `hello` again
+
+So each process knows the others and waits until all of them have confirmed. What a broker counts is not
+enough: NATS counts nothing, and several LivePush objects may share one connection. Confirmations come on a
+channel of their own, to which a process is subscribed only while it waits for some.
 """
 
 import json
-import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from os import urandom
 
 import anyio
 
-from ..brokers import Broker
+from ..brokers import Broker, Subscription
 from ..errors import BrokerUnavailableError, MessagesLostError
-from ..hub.delivery import Batch
-from ..runtime.event_loop import Waker, now
-from ..wire.cursor import Position
+from ..runtime.event_loop import now
 from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL, data_of, from_payload, split_position
-from ..wire.reasons import GapReason
 from .revocation import Disconnected, Revocation
 
-logger = logging.getLogger("livepush_asgi")
-
-# How long to wait for confirmations by default, in seconds.
+# How long `disconnect` waits for confirmations by default, in seconds.
 CONFIRM_TIMEOUT = 2.0
-# How long to wait for another reply after the last one, in seconds, where the broker does not count its
-# subscribers. A process that has said that it is carrying the command out is waited for all the same.
+# How long to wait for another confirmation after the last one, in seconds, where the broker does not count
+# its subscribers. A process that is known is waited for all the same.
 SETTLE_TIME = 0.2
+# How long saying `bye` may take, in seconds, when the broker does not answer.
+BYE_TIMEOUT = 0.5
 
-Arguments = dict[str, object]
+Message = Mapping[str, object]
 
 
-def new_process() -> str:
-    """Return a name for this process, or for a component in it, that no other has."""
+def new_id() -> str:
+    """Return a name for a process, or for a revocation, that no other has."""
     return urandom(8).hex()
 
 
-async def tell(broker: Broker, command: str, **arguments: object) -> int:
-    """Publish a command to every process, this one included; return how many subscribers the broker counted.
+def message_of(block: bytes) -> Message:
+    """Return what a process has sent. Raises ValueError for what is no message."""
+    text = data_of(block)
+    message = json.loads(text)
+    if not isinstance(message, dict):
+        raise ValueError(f"a message between processes is a JSON object, not {text[:200]!r}")
+    return message
+
+
+async def send(broker: Broker, message: Message, channel: str = COMMAND_CHANNEL) -> int:
+    """Send a message to every process that listens; return how many subscribers the broker counted.
 
     Raises BrokerUnavailableError.
     """
-    return await broker.publish(COMMAND_CHANNEL, json.dumps({"command": command, **arguments}))
+    return await broker.publish(channel, json.dumps(message))
 
 
-async def tell_revocation(broker: Broker, revocation: Revocation, id: str, process: str) -> int:
-    """Publish a revocation to every process; return how many subscribers the broker counted."""
-    return await tell(
-        broker,
-        "disconnect",
-        slot_key=revocation.slot_key,
-        channel=revocation.channel,
-        id=id,
-        process=process,
-        reply=REPLY_CHANNEL,
-    )
+async def send_revocation(
+    broker: Broker, revocation: Revocation, id: str, deadline: float, *, introduce: bool = False
+) -> int:
+    """Send a revocation. With `introduce` each confirmation names the processes that its sender knows."""
+    message = {"command": "disconnect", **asdict(revocation), "id": id, "introduce": introduce}
+    with _unavailable_at(deadline):
+        return await send(broker, message)
 
 
-async def confirm(broker: Broker, reply: str, id: str, process: str, *, done: bool = True) -> None:
-    """Tell the sender of a command that it is carried out here, or was. Raises BrokerUnavailableError."""
-    await broker.publish(reply, json.dumps({"id": id, "process": process, "done": done}))
-
-
-def read(text: str) -> Arguments:
-    """Return what a process has sent. Raises ValueError if it cannot be read."""
-    arguments = json.loads(text)
-    if not isinstance(arguments, dict):
-        raise ValueError(f"a message between processes is a JSON object, not {text[:200]!r}")
-    return arguments
+async def say_bye(broker: Broker, processes: Iterable[str]) -> None:
+    """Have no process wait for these any more. Never raises for a broker that is away."""
+    if gone := list(processes):
+        with anyio.move_on_after(BYE_TIMEOUT), suppress(Exception):
+            await send(broker, {"command": "bye", "processes": gone})
 
 
 @contextmanager
-def unavailable_after(seconds: float) -> Iterator[None]:
-    """Give up after so many seconds, with BrokerUnavailableError."""
-    with anyio.move_on_after(seconds) as scope:
+def _unavailable_at(deadline: float) -> Iterator[None]:
+    with anyio.move_on_after(deadline - now()) as scope:
         yield
     if scope.cancelled_caught:
         raise BrokerUnavailableError(
@@ -83,157 +84,100 @@ def unavailable_after(seconds: float) -> Iterator[None]:
         )
 
 
-class Call:
-    """A command that waits for confirmations: from all known processes, and as many as are counted."""
+class Confirmations:
+    """The confirmations of one revocation: those that have come, and those that are still expected."""
 
-    def __init__(self, known: Iterable[str]) -> None:
-        self.id = urandom(8).hex()
+    def __init__(self, expected: Iterable[str] = ()) -> None:
+        self.id = new_id()
         self.confirmed: set[str] = set()
-        #: The known processes that have not confirmed yet.
-        self.missing = set(known)
+        #: The processes that are known to be there and have not confirmed.
+        self.missing = set(expected)
+        # How many have to come at least, 0 where the broker does not count, None before the command is sent.
         self._count: int | None = None
         self._changed = anyio.Event()
 
-    def expect(self, count: int, *, itself: bool) -> None:
-        """Take note of how many subscribers the broker counted, and whether the sender is one of them.
+    @property
+    def complete(self) -> bool:
+        """Whether all have come."""
+        return bool(self._count) and not self.missing and len(self.confirmed) >= (self._count or 0)
 
-        None at all may mean that the broker does not count.
-        """
-        self._count = count if itself or not count else count + 1
+    @property
+    def settle_time(self) -> float | None:
+        """How long to wait for another one, in seconds; None where one is known to be missing."""
+        settled = self._count == 0 and self.confirmed and not self.missing
+        return SETTLE_TIME if settled else None
+
+    def set_count(self, count: int) -> None:
+        """Set how many have to come at least; 0 where the broker does not count."""
+        self._count = count
         self._changed.set()
-
-    def hear(self, reply: Arguments) -> None:
-        """Take note of what a process has replied: that it is carrying the command out, or has done so."""
-        process = str(reply.get("process"))
-        if reply.get("done"):
-            self.confirm(process)
-        elif process not in self.confirmed:
-            self.missing.add(process)
-            self._changed.set()
 
     def confirm(self, process: str) -> None:
         """Take note that a process has carried the command out."""
         self.confirmed.add(process)
+        self.forget(process)
+
+    def forget(self, process: str) -> None:
+        """Wait for a process no more."""
         self.missing.discard(process)
         self._changed.set()
 
-    def left(self, process: str) -> None:
-        """Take note that a process has ended: it will not confirm."""
-        self.missing.discard(process)
-        self._changed.set()
+    def hear(self, message: Message) -> None:
+        """Take a confirmation. One that is not `done` says that the process will send another."""
+        match message:
+            case {"id": self.id, "process": str(process), "done": bool(done), "known": list(known)}:
+                self.missing |= {process, *map(str, known)} - self.confirmed
+                self._changed.set()
+                if done:
+                    self.confirm(process)
 
-    @property
-    def complete(self) -> bool:
-        """Whether everybody has confirmed."""
-        return bool(self._count) and not self.missing and len(self.confirmed) >= (self._count or 0)
-
-    @property
-    def patience(self) -> float | None:
-        """How long to wait for another confirmation, in seconds; None where one is known to be missing."""
-        return SETTLE_TIME if self._count == 0 and not self.missing else None
-
-    async def wait(self, timeout: float) -> None:
-        """Wait until it is complete, nobody else is likely to confirm, or the time is over."""
-        with anyio.move_on_after(timeout):
+    async def wait(self, deadline: float) -> None:
+        """Wait until all have come, another one is unlikely to come, or the time is over."""
+        with anyio.move_on_after(deadline - now()):
             while not self.complete:
                 self._changed = anyio.Event()
-                with anyio.move_on_after(self.patience) as scope:
+                with anyio.move_on_after(self.settle_time) as scope:
                     await self._changed.wait()
                 if scope.cancelled_caught:
                     return
 
 
 class CommandSender:
-    """Sends revocations for a program that runs no streams. It has no subscription between two of them."""
+    """Revokes for a program that runs no streams. It is subscribed to nothing between two revocations."""
 
     def __init__(self) -> None:
-        self._process = new_process()
-        # The processes that confirmed the last command. The next command waits for them.
-        self._known: set[str] = set()
         self._lock = anyio.Lock()
 
     async def revoke(self, broker: Broker, revocation: Revocation, timeout: float) -> Disconnected:
         """Have every process end streams, and wait for confirmations. Raises BrokerUnavailableError."""
         # One at a time: a broker has one subscription to a channel.
         async with self._lock:
-            call, deadline = Call(self._known), now() + timeout
-            with unavailable_after(timeout):
+            confirmations, deadline = Confirmations(), now() + timeout
+            with _unavailable_at(deadline):
                 subscription = await broker.subscribe(REPLY_CHANNEL)
             try:
-                with unavailable_after(deadline - now()):
-                    count = await tell_revocation(broker, revocation, call.id, self._process)
-                call.expect(count, itself=True)
-                while not call.complete and (left := deadline - now()) > 0:
-                    patience = call.patience
-                    try:
-                        payload = await subscription.get_message(timeout=min(left, patience or left))
-                    except MessagesLostError:
-                        continue
-                    if payload is not None:
-                        _hear(payload, call)
-                    elif patience is not None:
-                        break
+                id = confirmations.id
+                count = await send_revocation(broker, revocation, id, deadline, introduce=True)
+                confirmations.set_count(count)
+                # A broker that counts would count the program itself, which is subscribed to this channel.
+                if count or not await send(broker, {}, REPLY_CHANNEL):
+                    await _gather(subscription, confirmations, deadline)
             finally:
                 with anyio.move_on_after(timeout, shield=True):
                     await subscription.close()
-            self._known = set(call.confirmed)
-        return Disconnected(0, len(call.confirmed))
+        await say_bye(broker, confirmations.missing)
+        return Disconnected(0, len(confirmations.confirmed))
 
 
-def _hear(payload: bytes, call: Call) -> None:
-    try:
-        arguments = read(data_of(from_payload(split_position(payload)[1])))
-    except ValueError:
-        logger.exception("a message of another process cannot be read")
-        return
-    if arguments.get("id") == call.id:
-        call.hear(arguments)
-
-
-class MessageListener:
-    """A listener of the hub that reads messages of other processes; the first unreadable one is logged."""
-
-    several = False
-
-    def __init__(
-        self,
-        obey: Callable[[Arguments], None],
-        subscribed: Callable[[], None] = lambda: None,
-        lost: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._obey = obey
-        self._subscribed = subscribed
-        self._lost = lost
-        self._waiting: deque[bytes] = deque()
-        self._waker = Waker()
-        self._complained = False
-
-    def receive(self, batch: Batch, /) -> None:
-        """Keep messages for `catch_up`: what this turn has brought for the streams comes first."""
-        self._waiting.extend(delivery.bare or delivery.block for delivery in batch.deliveries)
-        self._waker.wake()
-
-    async def serve(self) -> None:
-        """Carry out what comes, until cancelled."""
-        while True:
-            self.catch_up()
-            await self._waker.wait()
-
-    def catch_up(self) -> None:
-        """Carry out what has come."""
-        while self._waiting:
-            try:
-                self._obey(read(data_of(self._waiting.popleft())))
-            except Exception:
-                # Any client of the broker may send an unreadable message, as often as it likes.
-                if not self._complained:
-                    self._complained = True
-                    logger.exception("a message of another process cannot be carried out (told once)")
-
-    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
-        """Hear that messages may have been lost."""
-        self._lost()
-
-    def subscribed(self, channel: str, /) -> None:
-        """Hear that messages are heard from now on."""
-        self._subscribed()
+async def _gather(subscription: Subscription, confirmations: Confirmations, deadline: float) -> None:
+    while not confirmations.complete and (left := deadline - now()) > 0:
+        settle_time = confirmations.settle_time
+        try:
+            payload = await subscription.get_message(timeout=min(left, settle_time or left))
+            if payload is not None:
+                confirmations.hear(message_of(from_payload(split_position(payload)[1])))
+            elif settle_time is not None:
+                return
+        except (MessagesLostError, ValueError):
+            # Any client of the broker may send an unreadable message.
+            continue

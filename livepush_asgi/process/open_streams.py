@@ -1,46 +1,75 @@
-"""OpenStreams: the streams of one run, found by slot key and by channel without looking at all of them."""
+"""The open streams of a run: found by slot key and channel, told to end, and authorized again."""
 
-from collections.abc import Iterable
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
 
+from ..errors import NotRunningError
+from ..grant import Authorize, Grant, StreamRequest
 from ..hub.hub import Hub
+from ..runtime.asgi import Scope
+from ..runtime.event_loop import spawn
+from ..runtime.scheduler import Clock
 from ..slots import Lease
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason, StreamState
 from .revocation import Revocation
 
-# How long a stream that is revoked may take to send what was published before, in seconds; then it is cut.
-LAST_WORDS = 1.0
+logger = logging.getLogger("livepush_asgi")
+
+# How long a revoked stream may take to send what was published before, in seconds. Then it is cut.
+FLUSH_TIMEOUT = 1.0
+# How many streams are authorized again at a time.
+CONCURRENCY = 20
+# Streams that cannot be authorized again end over so many seconds, so that they do not come back together.
+SPREAD = 5.0
 
 
-class Ending:
-    """Streams that have to close. `count` says how many of them were not ending before."""
+class EndingStreams:
+    """Streams that were told to end. `closed` is set when all of them have."""
 
     def __init__(self, streams: Iterable[Stream]) -> None:
         self.left = {stream for stream in streams if stream.state is not StreamState.CLOSED}
+        #: How many of them were not ending before.
         self.count = sum(stream.reason is None for stream in self.left)
-        self.done = anyio.Event()
+        self.closed = anyio.Event()
+        if not self.left:
+            self.closed.set()
 
-    def closed(self, stream: Stream) -> None:
+    def discard(self, stream: Stream) -> None:
         """Take note that a stream has closed."""
         self.left.discard(stream)
         if not self.left:
-            self.done.set()
+            self.closed.set()
 
 
 class OpenStreams:
-    """The open streams. Channels are looked up in the hub, which knows the listeners of each."""
+    """The open streams. Those of a channel are among the listeners that the hub has for it.
 
-    def __init__(self) -> None:
+    With `keep_requests` a stream is kept with the request by which it can be authorized again, which costs
+    about 0.7 KiB.
+    """
+
+    def __init__(self, *, keep_requests: bool) -> None:
         self.all: set[Stream] = set()
+        #: The scope of each stream's request, and its own `authorize` if it has one. Not in every stream.
+        self.requests: dict[Stream, tuple[Scope, Authorize | None]] = {}
+        self._keep_requests = keep_requests
         # Most keys have one stream, which needs no set of its own.
         self._by_key: dict[str, Stream | set[Stream]] = {}
-        self._endings: list[Ending] = []
+        self._ending: set[EndingStreams] = set()
 
-    def add(self, stream: Stream) -> None:
+    def add(self, stream: Stream, request: StreamRequest | None, authorize: Authorize | None) -> None:
         """Take note of an open stream."""
         self.all.add(stream)
+        if request is not None and self._keep_requests:
+            self.requests[stream] = request.scope, authorize
         key = stream.grant.slot_key
         if key is not None:
             known = self._by_key.setdefault(key, stream)
@@ -52,6 +81,7 @@ class OpenStreams:
     def discard(self, stream: Stream) -> None:
         """Forget a stream that has closed."""
         self.all.discard(stream)
+        self.requests.pop(stream, None)
         key = stream.grant.slot_key
         if key is not None:
             known = self._by_key.get(key)
@@ -59,60 +89,131 @@ class OpenStreams:
                 known.discard(stream)
             if known is stream or not known:
                 self._by_key.pop(key, None)
-        for ending in self._endings:
-            ending.closed(stream)
+        for ending in self._ending:
+            ending.discard(stream)
 
     def of_key(self, slot_key: str) -> list[Stream]:
         """Return the streams of a slot key."""
         known = self._by_key.get(slot_key)
         return list(known) if isinstance(known, set) else [] if known is None else [known]
 
-    def revoke(self, hub: Hub, revocation: Revocation) -> Ending:
-        """Have the streams end that a revocation matches. Returns at once; see `closed`."""
+    def revoke(self, hub: Hub, revocation: Revocation) -> EndingStreams:
+        """Tell the streams to end that a revocation matches. Returns at once; late ones are cut."""
         if revocation.slot_key is not None:
             found = self.of_key(revocation.slot_key)
         else:
             listeners = hub.listeners(revocation.channel or "")
             found = [listener for listener in listeners if isinstance(listener, Stream)]
-        ending = Ending(stream for stream in found if revocation.matches(stream.grant))
-        for stream in list(ending.left):
-            stream.end(EndReason.REVOKED)
+        ending = EndingStreams(stream for stream in found if revocation.matches(stream.grant))
+        if ending.left:
+            self._ending.add(ending)
+            for stream in list(ending.left):
+                stream.end(EndReason.REVOKED)
+            # A task of the event loop: the run may end, and the task that revokes may be cancelled.
+            spawn(partial(self._cut, ending), "livepush revocation")
         return ending
 
-    async def closed(self, ending: Ending) -> None:
-        """Return when the streams have closed; cut those that take too long."""
-        # Some may have closed since they were told to end.
-        ending.left &= self.all
-        if not ending.left:
-            return
-        self._endings.append(ending)
-        try:
-            with anyio.move_on_after(LAST_WORDS):
-                await ending.done.wait()
-        finally:
-            self._endings.remove(ending)
-            for stream in list(ending.left):
-                stream.abort(EndReason.REVOKED)
+    async def _cut(self, ending: EndingStreams) -> None:
+        with anyio.move_on_after(FLUSH_TIMEOUT):
+            await ending.closed.wait()
+        for stream in list(ending.left):
+            stream.abort(EndReason.REVOKED)
+        self._ending.discard(ending)
 
 
-class Opening:
+class ReplacementRelay:
     """Hears that a slot is replaced while its stream is not made yet, and tells the stream."""
 
     def __init__(self) -> None:
         self._stream: Stream | None = None
         self._replaced = False
 
-    def became(self, stream: Stream, lease: Lease | None) -> None:
+    def connect(self, stream: Stream, lease: Lease | None) -> None:
         """Hand over to the stream what happens to its slot."""
         self._stream = stream
         if lease is not None and lease.on_replaced is not None:
-            # This one is needed no more then, unless the cap has kept what it was given.
+            # The relay is not needed any more, unless the cap has kept what it was given.
             lease.on_replaced = stream.replaced
         if self._replaced:
             stream.replaced()
 
-    def replace(self) -> None:
+    def replaced(self) -> None:
         """Hear that the slot goes to a newer stream."""
         self._replaced = True
         if self._stream is not None:
             self._stream.replaced()
+
+
+#: Decides anew about a stream, by its own `authorize` or the application's. None ends the stream.
+Reauthorize = Callable[[StreamRequest, Authorize | None], Awaitable[Grant | None]]
+
+
+class Reauthorization:
+    """Authorizes the open streams again, in place, where revocations may be lost. One pass at a time."""
+
+    def __init__(self, streams: OpenStreams, clock: Clock, tasks: TaskGroup, decide: Reauthorize) -> None:
+        self._streams = streams
+        self._clock = clock
+        self._tasks = tasks
+        self._decide = decide
+        self._due = False
+        self._running = False
+
+    def begin(self) -> None:
+        """Have every open stream authorized again, soon. Returns at once."""
+        self._due = True
+        if not self._running:
+            self._running = True
+            self._tasks.start_soon(self._run, name="livepush reauthorization")
+
+    async def _run(self) -> None:
+        while self._due:
+            self._due = False
+            await self._pass()
+        self._running = False
+
+    async def _pass(self) -> None:
+        requests = self._streams.requests
+        streams = [stream for stream in self._streams.all if stream.reason is None]
+        again = deque([stream for stream in streams if stream in requests])
+        others = [stream for stream in streams if stream not in requests]
+        if not streams:
+            return
+        logger.warning(
+            "revocations may have been lost while the broker was away: %d streams are authorized again, and "
+            "%d that cannot be end within %.0f s",
+            len(again),
+            len(others),
+            SPREAD,
+        )
+        for stream in others:
+            self._clock.call_later(random.uniform(0.0, SPREAD), partial(stream.end, EndReason.REVOKED))
+        async with anyio.create_task_group() as workers:
+            for _ in range(min(CONCURRENCY, len(again))):
+                workers.start_soon(self._work, again)
+
+    async def _work(self, streams: deque[Stream]) -> None:
+        while streams:
+            stream = streams.popleft()
+            # It may have closed meanwhile.
+            if (kept := self._streams.requests.get(stream)) is None:
+                continue
+            scope, authorize = kept
+            try:
+                grant = await self._decide(StreamRequest(scope), authorize)
+            except NotRunningError:
+                # A drain ends them all.
+                return
+            except Exception:
+                logger.exception("a stream cannot be authorized again, so it ends")
+                grant = None
+            if grant is None or not _allows(grant, stream.grant):
+                stream.end(EndReason.REVOKED)
+            # An `authorize` that never waits must not hold up the event loop for ten thousand streams.
+            await anyio.lowlevel.checkpoint()
+
+
+def _allows(grant: Grant, earlier: Grant) -> bool:
+    """Return whether a stream that was opened with the earlier grant may stay open under this one."""
+    lasts = grant.expiry is None or (earlier.expiry is not None and grant.expiry >= earlier.expiry)
+    return lasts and grant.slot_key == earlier.slot_key and set(grant.channels) == set(earlier.channels)

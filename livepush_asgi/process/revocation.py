@@ -1,4 +1,4 @@
-"""Revocation: which streams `disconnect` ends. RevocationLog: which decisions the last ones outdate."""
+"""What a revocation is, which decisions it outdates, and what `disconnect` returns. Values alone."""
 
 from collections import deque
 from contextvars import ContextVar
@@ -18,8 +18,8 @@ deciding: ContextVar[object] = ContextVar("livepush_deciding", default=None)
 class Disconnected(NamedTuple):
     """The result of `disconnect`: `streams` that ended in this process, and `processes` that confirmed.
 
-    This process counts among `processes` if it runs. One that did not confirm in time could not be reached
-    in time: it ends or authorizes its streams again when it is back.
+    This process counts among `processes` if it runs. A process that did not confirm could not be reached in
+    time: it ends its streams, or authorizes them again, when it is back.
     """
 
     streams: int
@@ -28,7 +28,7 @@ class Disconnected(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """Ends the streams of a slot key, on a channel, or both. Raises for what no Grant can have."""
+    """Names streams that have to end: by slot key, by channel, or both. Raises for what no Grant can have."""
 
     slot_key: str | None = None
     channel: str | None = None
@@ -54,19 +54,17 @@ class RevocationLog:
     def __init__(self) -> None:
         #: The number of the newest revocation.
         self.number = 0
-        # None stands for revocations that may have been lost.
+        # Each with the request whose `authorize` revoked. None stands for revocations that may be lost.
         self._newest: deque[tuple[Revocation | None, object]] = deque(maxlen=REMEMBERED)
 
     def add(self, revocation: Revocation | None) -> None:
-        """Remember a revocation; None when some may have been lost."""
+        """Remember a revocation; None where some may be lost."""
         self.number += 1
         self._newest.append((revocation, deciding.get()))
 
     def outdates(self, number: int, grant: Grant, request: object = None) -> bool:
         """Return whether a grant was revoked since `number`, other than by the decision about `request`."""
         missed = self.number - number
-        if not missed:
-            return False
         if missed > len(self._newest):
             return True
         return any(

@@ -1,273 +1,276 @@
 """Revoker: ends the streams whose grant was taken back, here and in every other process."""
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
+from collections import deque
+from collections.abc import Iterable
 
 import anyio
 from anyio.abc import TaskGroup
 
 from ..brokers import Broker
-from ..grant import StreamRequest
+from ..hub.delivery import Batch
 from ..hub.hub import Hub
-from ..runtime.event_loop import now, spawn
+from ..runtime.event_loop import Caller, now
+from ..runtime.scheduler import Clock
 from ..slots import Lease
-from ..stream.stream import Stream
+from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL
-from ..wire.reasons import EndReason
-from .commands import (
-    Arguments,
-    Call,
-    MessageListener,
-    confirm,
-    new_process,
-    tell,
-    tell_revocation,
-    unavailable_after,
-)
-from .open_streams import Ending, OpenStreams
-from .review import Review
+from ..wire.reasons import EndReason, GapReason
+from .commands import Confirmations, Message, message_of, new_id, say_bye, send, send_revocation
+from .open_streams import EndingStreams, OpenStreams, Reauthorization
 from .revocation import Disconnected, Revocation, RevocationLog
 
 logger = logging.getLogger("livepush_asgi")
 
 # How long the process waits for its own command, in seconds, before it ends its streams without it.
 ECHO_TIMEOUT = 1.0
-# How long saying goodbye may take at the end, in seconds, when the broker does not answer.
-LEAVE_TIMEOUT = 0.5
-# At most so many processes are remembered. The next revocation forgets those that crashed.
+# A process says `here` at most once in so many seconds, however many processes start together.
+HERE_INTERVAL = 1.0
+# At most so many other processes are remembered: any client of the broker may say `hello`.
 MOST_KNOWN = 1000
 
 
 class Revoker:
-    """The revocations of one run: it sends commands, obeys those of other processes, and confirms them."""
+    """The revocations of one run. It sends commands, obeys those of other processes, and confirms them.
+
+    It is a listener of the hub. `call_in_task` has the run call a function soon.
+    """
+
+    several = True
 
     def __init__(
         self,
         broker: Broker,
         hub: Hub,
+        clock: Clock,
         tasks: TaskGroup,
+        call_in_task: Caller,
         streams: OpenStreams,
-        review: Review,
+        reauthorization: Reauthorization,
         subscribe_timeout: float,
     ) -> None:
-        #: What has been revoked lately. A decision that was begun before has to look there.
+        #: What has been revoked lately. A decision that began before a revocation may be outdated by it.
         self.log = RevocationLog()
         #: Whether the command channel is, or once was, subscribed.
         self.listening = False
         self._broker = broker
         self._hub = hub
+        self._clock = clock
         self._tasks = tasks
+        self._call_in_task = call_in_task
         self._streams = streams
+        self._reauthorization = reauthorization
         self._subscribe_timeout = subscribe_timeout
-        self._review = review
-        # There no command is lost. Keeping the request costs 0.75 KiB for each stream.
-        self._in_process = getattr(broker, "in_process", False)
-        self._process = new_process()
+        self._process = new_id()
         self._known: set[str] = set()
-        # The calls that wait for confirmations, and for their own commands to come back.
-        self._calls: dict[str, Call] = {}
-        self._echoes: dict[str, _Echo] = {}
-        self._attached = False
-        # Whether the last replaced slot could not be announced.
-        self._untold = False
-        self._commands = MessageListener(self._obey, self._subscribed, self._lost)
-        self._replies = MessageListener(self._hear_reply)
+        # The revocations of this process that wait for confirmations.
+        self._pending: dict[str, _PendingRevocation] = {}
+        self._messages: deque[bytes] = deque()
+        self._unreadable_logged = self._replacement_logged = False
+        self._here_due = False
+        self._here_at = -HERE_INTERVAL
 
     async def listen(self) -> None:
-        """Return when commands are heard, or when it is clear that they are not for now."""
+        """Wait until commands are heard, or until subscribing has failed once or takes too long."""
         if not self.listening:
-            self._attach()
-            await self._attempted(COMMAND_CHANNEL)
-
-    def opened(self, stream: Stream, request: StreamRequest | None) -> None:
-        """Take note of an open stream, and of the request by which it can be authorized again."""
-        if request is not None and not self._in_process:
-            self._review.keep(stream, request)
+            await self._subscribe(COMMAND_CHANNEL)
 
     async def revoke(self, revocation: Revocation, timeout: float) -> Disconnected:
         """End the matching streams in every process; wait for confirmations, at most `timeout` seconds.
 
-        The streams of this process end when its own command has come back, behind what was published before
-        it: at once where this process hears no commands or cannot send them, and after ECHO_TIMEOUT whatever
-        the broker does. They end also when the caller is cancelled. Raises BrokerUnavailableError if the
-        other processes cannot be told.
+        The streams of this process end when its own command comes back from the broker: by then they have
+        what was published before. They end at once if this process hears no commands or cannot send them,
+        or if the caller is cancelled, and after ECHO_TIMEOUT in any case.
+
+        Raises BrokerUnavailableError if the other processes cannot be told.
         """
         deadline = now() + timeout
         self.log.add(revocation)
-        call, echo = Call({self._process, *self._known}), _Echo()
-        self._calls[call.id], self._echoes[call.id] = call, echo
-        # A task of the loop: the caller may be cancelled, the run may end, and the broker may hang.
-        spawn(partial(self._end_here, revocation, echo), "livepush revocation")
+        pending = _PendingRevocation(revocation, {self._process, *self._known})
+        self._pending[pending.id] = pending
+        echo_timer = self._clock.call_later(ECHO_TIMEOUT, self._end_here, pending)
         try:
-            async with self._hearing_replies(timeout):
-                try:
-                    with unavailable_after(deadline - now()):
-                        count = await tell_revocation(self._broker, revocation, call.id, self._process)
-                except Exception:
-                    echo.heard.set()
-                    await echo.closed.wait()
-                    raise
-                call.expect(count, itself=self.listening)
-                if self.listening:
-                    # In memory it is there already.
-                    self._hub.flush()
-                    self._commands.catch_up()
-                    with anyio.move_on_after(min(ECHO_TIMEOUT, timeout)):
-                        await echo.heard.wait()
-                echo.heard.set()
-                await echo.closed.wait()
-                call.confirm(self._process)
-                await call.wait(deadline - now())
+            await self._send(pending, timeout, deadline)
+            await pending.ending.closed.wait()
+            pending.confirm(self._process)
+            await pending.wait(deadline)
         finally:
-            del self._calls[call.id], self._echoes[call.id]
-            echo.heard.set()
-        # A process that did not confirm is not waited for again, until it is heard of.
-        self._known = (self._known | call.confirmed) - call.missing - {self._process}
-        return Disconnected(echo.count, len(call.confirmed))
+            echo_timer.cancel()
+            self._end_here(pending)
+            del self._pending[pending.id]
+            if not self._pending:
+                self._hub.detach(REPLY_CHANNEL, self)
+        self._known = (self._known | pending.confirmed) - pending.missing - {self._process}
+        await say_bye(self._broker, pending.missing)
+        return Disconnected(pending.ending.count, len(pending.confirmed))
 
-    async def tell_replaced(self, lease: Lease) -> None:
-        """Tell every process that streams have lost their slots. Never raises for a broker that is away."""
+    async def _send(self, pending: "_PendingRevocation", timeout: float, deadline: float) -> None:
+        """Send the command, and end the streams of this process when it is back."""
         try:
-            await tell(self._broker, "replaced", leases=list(lease.replaced), slot_key=lease.slot_key)
+            # The other half of the time is for sending.
+            with anyio.move_on_after(timeout / 2):
+                await self._subscribe(COMMAND_CHANNEL)
+                await self._subscribe(REPLY_CHANNEL)
+            count = await send_revocation(self._broker, pending.revocation, pending.id, deadline)
+        except Exception:
+            self._end_here(pending)
+            await pending.ending.closed.wait()
+            raise
+        # A process that does not listen is not counted, but confirms.
+        pending.set_count(count if self.listening or not count else count + 1)
+        if self.listening:
+            # In memory the command is back already.
+            self._hub.flush()
+            self.catch_up()
+            with anyio.move_on_after(timeout):
+                await pending.ended_here.wait()
+        self._end_here(pending)
+
+    def _end_here(self, pending: "_PendingRevocation") -> None:
+        """End the matching streams of this process, once."""
+        if not pending.ended_here.is_set():
+            pending.ending = self._streams.revoke(self._hub, pending.revocation)
+            pending.ended_here.set()
+
+    async def _subscribe(self, channel: str) -> None:
+        self._hub.attach(channel, self)
+        with anyio.move_on_after(self._subscribe_timeout):
+            await self._hub.wait_attempted([channel])
+
+    async def announce_replaced(self, lease: Lease) -> None:
+        """Tell every process that streams have lost their slots. Never raises for a broker that is away."""
+        leases = list(lease.replaced)
+        try:
+            await send(self._broker, {"command": "replaced", "leases": leases, "slot_key": lease.slot_key})
         except Exception as error:
             # The processes that hold those slots learn it at their next renewal.
-            if not self._untold:
-                self._untold = True
+            if not self._replacement_logged:
+                self._replacement_logged = True
                 logger.warning(
                     "cannot announce that a slot was replaced (logged once until it works again): %s", error
                 )
         else:
-            self._untold = False
+            self._replacement_logged = False
 
     async def leave(self) -> None:
         """Tell the other processes not to wait for confirmations from this one."""
         if self.listening:
-            with anyio.move_on_after(LEAVE_TIMEOUT):
-                await self._announce("bye")
+            await say_bye(self._broker, [self._process])
 
-    async def _announce(self, what: str) -> None:
+    # What the hub calls, possibly outside of any task.
+
+    def receive(self, batch: Batch, /) -> None:
+        """Keep messages for `catch_up`: the streams get first what has come in the same turn."""
+        self._messages.extend(delivery.bare or delivery.block for delivery in batch.deliveries)
+        self._call_in_task(self.catch_up)
+
+    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
+        """Hear that messages may have been lost."""
+        if channel == COMMAND_CHANNEL:
+            self.log.add(None)
+            self._call_in_task(self._reauthorization.begin)
+            self._call_in_task(self._say_hello)
+
+    def subscribed(self, channel: str, /) -> None:
+        """Hear that messages are heard from now on."""
+        if channel == COMMAND_CHANNEL:
+            self.listening = True
+            if self._streams.all:
+                # They were opened when no command could be heard.
+                self.gap(channel, GapReason.BROKER)
+            else:
+                self._call_in_task(self._say_hello)
+
+    def catch_up(self) -> None:
+        """Carry out the messages that have come."""
+        while self._messages:
+            try:
+                self._obey(message_of(self._messages.popleft()))
+            except Exception:
+                # Any client of the broker may send an unreadable message, as often as it likes.
+                if not self._unreadable_logged:
+                    self._unreadable_logged = True
+                    logger.exception("a message of another process cannot be carried out (logged once)")
+
+    def _obey(self, message: Message) -> None:
+        match message:
+            case {
+                "command": "disconnect",
+                "slot_key": str() | None as slot_key,
+                "channel": str() | None as channel,
+                "id": str(id),
+                "introduce": bool(introduce),
+            }:
+                self._on_disconnect(Revocation(slot_key, channel), id, introduce)
+            case {"command": "replaced", "leases": list(leases), "slot_key": str(slot_key)}:
+                for stream in self._streams.of_key(slot_key):
+                    if stream.lease is not None and stream.lease.id in leases:
+                        stream.end(EndReason.REPLACED)
+            case {"command": "hello" | "here" as command, "process": str(process)}:
+                self._on_process(process, answer=command == "hello")
+            case {"command": "bye", "processes": list(processes)}:
+                self._on_bye(processes)
+            case {"id": str(id)} if id in self._pending:
+                self._pending[id].hear(message)
+
+    def _on_disconnect(self, revocation: Revocation, id: str, introduce: bool) -> None:
+        if id in self._pending:
+            self._end_here(self._pending[id])
+            return
+        self.log.add(revocation)
+        ending = self._streams.revoke(self._hub, revocation)
+        self._tasks.start_soon(self._confirm, ending, id, list(self._known) if introduce else [])
+
+    async def _confirm(self, ending: EndingStreams, id: str, known: list[str]) -> None:
+        confirmation = {"id": id, "process": self._process, "known": known}
         try:
-            await tell(self._broker, what, process=self._process)
+            if ending.left:
+                # Their clients may take a moment, and the sender may not know that there is this process.
+                await send(self._broker, {**confirmation, "done": False}, REPLY_CHANNEL)
+            await ending.closed.wait()
+            await send(self._broker, {**confirmation, "done": True}, REPLY_CHANNEL)
+        except Exception as error:
+            logger.warning("streams were revoked, but the sender cannot be told: %s", error)
+
+    # Which other processes there are.
+
+    def _on_process(self, process: str, *, answer: bool) -> None:
+        if process == self._process:
+            return
+        if len(self._known) < MOST_KNOWN:
+            self._known.add(process)
+        if answer and not self._here_due:
+            self._here_due = True
+            self._clock.call_later(self._here_at + HERE_INTERVAL - now(), self._say_here)
+
+    def _on_bye(self, processes: list[object]) -> None:
+        for process in map(str, processes):
+            self._known.discard(process)
+            for pending in self._pending.values():
+                pending.forget(process)
+        if self._process in processes:
+            # Another process has waited in vain for a confirmation of this one.
+            self._say_hello()
+
+    def _say_hello(self) -> None:
+        self._tasks.start_soon(self._announce, "hello")
+
+    def _say_here(self) -> None:
+        self._here_due, self._here_at = False, now()
+        self._tasks.start_soon(self._announce, "here")
+
+    async def _announce(self, command: str) -> None:
+        try:
+            await send(self._broker, {"command": command, "process": self._process})
         except Exception as error:
             logger.debug("cannot announce this process: %s", error)
 
-    def _attach(self) -> None:
-        if not self._attached:
-            self._attached = True
-            self._tasks.start_soon(self._commands.serve, name="livepush commands")
-            self._tasks.start_soon(self._replies.serve, name="livepush replies")
-            self._hub.attach(COMMAND_CHANNEL, self._commands)
 
-    async def _attempted(self, channel: str) -> None:
-        with anyio.move_on_after(self._subscribe_timeout):
-            await self._hub.wait_attempted([channel])
+class _PendingRevocation(Confirmations):
+    """A revocation that this process has sent. Its own streams end when the command comes back."""
 
-    @asynccontextmanager
-    async def _hearing_replies(self, timeout: float) -> AsyncIterator[None]:
-        self._attach()
-        self._hub.attach(REPLY_CHANNEL, self._replies)
-        try:
-            # Half of the time is left to send the command.
-            with anyio.move_on_after(timeout / 2):
-                await self._attempted(COMMAND_CHANNEL)
-                await self._attempted(REPLY_CHANNEL)
-            yield
-        finally:
-            # The last of several concurrent calls unsubscribes.
-            if len(self._calls) <= 1:
-                self._hub.detach(REPLY_CHANNEL, self._replies)
-
-    async def _end_here(self, revocation: Revocation, echo: "_Echo") -> None:
-        """End the matching streams of this process when its command is back, or will not be waited for."""
-        try:
-            with anyio.move_on_after(ECHO_TIMEOUT):
-                await echo.heard.wait()
-            ending = echo.ending or self._streams.revoke(self._hub, revocation)
-            echo.ending, echo.count = ending, ending.count
-            echo.heard.set()
-            await self._streams.closed(ending)
-        finally:
-            echo.closed.set()
-
-    # Messages from the command and reply channels.
-
-    def _obey(self, arguments: Arguments) -> None:
-        command, process = arguments.get("command"), str(arguments.get("process"))
-        if command == "disconnect":
-            self._on_disconnect(arguments)
-        elif command == "replaced":
-            self._on_replaced(arguments)
-        elif command == "hello":
-            if process != self._process and len(self._known) < MOST_KNOWN:
-                self._known.add(process)
-        elif command == "bye":
-            self._known.discard(process)
-            for call in self._calls.values():
-                call.left(process)
-
-    def _on_disconnect(self, arguments: Arguments) -> None:
-        slot_key, channel = arguments.get("slot_key"), arguments.get("channel")
-        assert slot_key is None or isinstance(slot_key, str)
-        assert channel is None or isinstance(channel, str)
-        revocation = Revocation(slot_key, channel)
-        ending = self._streams.revoke(self._hub, revocation)
-        id, reply = str(arguments.get("id")), arguments.get("reply")
-        if (echo := self._echoes.get(id)) is not None:
-            echo.ending = ending
-            echo.heard.set()
-            return
-        self.log.add(revocation)
-        if not isinstance(reply, str):
-            reply = None
-        elif ending.left:
-            # Their clients may take a moment, and the sender may not know that there is this process.
-            self._tasks.start_soon(self._reply, reply, id, False)
-        self._tasks.start_soon(self._carry_through, ending, reply, id)
-
-    async def _carry_through(self, ending: Ending, reply: str | None, id: str) -> None:
-        await self._streams.closed(ending)
-        if reply is not None:
-            await self._reply(reply, id, True)
-
-    async def _reply(self, reply: str, id: str, done: bool) -> None:
-        try:
-            await confirm(self._broker, reply, id, self._process, done=done)
-        except Exception as error:
-            logger.warning("streams were revoked, and the sender cannot be told: %s", error)
-
-    def _on_replaced(self, arguments: Arguments) -> None:
-        leases = arguments["leases"]
-        assert isinstance(leases, list)
-        for stream in self._streams.of_key(str(arguments.get("slot_key"))):
-            if stream.lease is not None and stream.lease.id in leases:
-                stream.end(EndReason.REPLACED)
-
-    def _hear_reply(self, arguments: Arguments) -> None:
-        if (call := self._calls.get(str(arguments.get("id")))) is not None:
-            call.hear(arguments)
-
-    def _subscribed(self) -> None:
-        self.listening = True
-        self._tasks.start_soon(self._announce, "hello")
-        if self._streams.all:
-            # They were opened when no command could be heard.
-            self._lost()
-
-    def _lost(self) -> None:
-        self.log.add(None)
-        self._review.begin()
-
-
-class _Echo:
-    """The command of this process, on its way back through the broker, and what it ends here."""
-
-    def __init__(self) -> None:
-        #: Set when the command is back, or will not be waited for.
-        self.heard = anyio.Event()
-        self.ending: Ending | None = None
-        #: How many streams of this process it ended.
-        self.count = 0
-        #: Set when they have closed.
-        self.closed = anyio.Event()
+    def __init__(self, revocation: Revocation, expected: Iterable[str]) -> None:
+        super().__init__(expected)
+        self.revocation = revocation
+        self.ended_here = anyio.Event()
+        self.ending = EndingStreams(())

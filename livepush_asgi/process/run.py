@@ -16,7 +16,7 @@ from ..errors import (
     ProcessFullError,
     SlotsUnavailableError,
 )
-from ..grant import Grant, StreamRequest
+from ..grant import Authorize, Grant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import Callbacks
@@ -28,8 +28,7 @@ from ..slots import Lease, MemorySlotCap, Slots
 from ..stream.context import StreamContext
 from ..stream.stream import Stream
 from .drain import Drain
-from .open_streams import Opening, OpenStreams
-from .review import Reauthorize, Review
+from .open_streams import OpenStreams, Reauthorization, Reauthorize, ReplacementRelay
 from .revoker import Revoker
 from .signals import SignalWatch
 from .statistics import Counters
@@ -62,7 +61,8 @@ class Run:
         self.clock = Clock()
         self._limits = limits
         self._inline_send = inline_send
-        self._open = OpenStreams()
+        # In memory no command is lost, so no stream has to be authorized again.
+        self._open = OpenStreams(keep_requests=not getattr(broker, "in_process", False))
         self.streams = self._open.all
         #: How many requests were admitted and have neither become a stream nor been refused.
         self.pending = 0
@@ -81,7 +81,6 @@ class Run:
         #: What requests wait for on their way to a stream.
         self.callbacks: Callbacks
         self.revoker: Revoker
-        self._review: Review
         self._reauthorize = reauthorize
         self._tasks: TaskGroup
         self._broker = broker
@@ -136,21 +135,22 @@ class Run:
         control_events: bool,
         last_event_id: str | None = None,
         request: StreamRequest | None = None,
+        authorize: Authorize | None = None,
         receive: Receive | None = None,
     ) -> Stream:
         """Take a slot and return a stream that is attached to its channels. The caller has to close it.
 
         `decided_at` is what `revoker.log.number` was before the decision, after `revoker.listen` had
-        returned. With a `request` the stream can be authorized again later. Raises CapExceededError,
-        SlotsUnavailableError, NotRunningError, GrantRevokedError if a revocation after `decided_at` matches,
-        and ClientLeftError; no slot is held then.
+        returned. The stream can be authorized again by its `request`, and by its own `authorize` if it has
+        one. Raises CapExceededError, SlotsUnavailableError, NotRunningError, GrantRevokedError if a
+        revocation after `decided_at` matches, and ClientLeftError; no slot is held then.
         """
         self._check(grant, decided_at, request)
         if grant.slot_key is None or self._slots is None:
             stream = Stream(self.context, grant, control_events=control_events, last_event_id=last_event_id)
         else:
-            opening = Opening()
-            lease = await self._take(self._slots, grant.slot_key, opening, receive)
+            relay = ReplacementRelay()
+            lease = await self._take(self._slots, grant.slot_key, relay, receive)
             try:
                 # The slot may have taken a while.
                 self._check(grant, decided_at, request)
@@ -161,10 +161,8 @@ class Run:
                 lease.give_back()
                 raise
             stream.lease = lease
-            opening.became(stream, lease)
-        self._open.add(stream)
-        if request is not None:
-            self.revoker.opened(stream, request)
+            relay.connect(stream, lease)
+        self._open.add(stream, request, authorize)
         self._counters.opened += 1
         return stream
 
@@ -199,7 +197,6 @@ class Run:
 
     def _closed(self, stream: Stream) -> None:
         self._open.discard(stream)
-        self._review.forget(stream)
         assert stream.reason is not None
         self._counters.ended[stream.reason] += 1
         self._drain.stream_closed()
@@ -257,9 +254,16 @@ class Run:
             inline_send=self._inline_send,
             on_closed=self._closed,
         )
-        self._review = Review(self._open, self.clock, tasks, self._reauthorize)
-        subscribe_timeout = self.timing.subscribe_timeout
-        self.revoker = Revoker(broker, self.hub, tasks, self._open, self._review, subscribe_timeout)
+        self.revoker = Revoker(
+            broker,
+            self.hub,
+            self.clock,
+            tasks,
+            self.call_threadsafe,
+            self._open,
+            Reauthorization(self._open, self.clock, tasks, self._reauthorize),
+            self.timing.subscribe_timeout,
+        )
 
     def _on_signal(self) -> None:
         self.drain_soon()
@@ -296,8 +300,8 @@ class Run:
         if log.number != decided_at and log.outdates(decided_at, grant, request):
             raise GrantRevokedError("the stream was revoked while it was being opened")
 
-    async def _take(self, slots: Slots, key: str, opening: Opening, receive: Receive | None) -> Lease:
-        take = slots.take(key, opening.replace)
+    async def _take(self, slots: Slots, key: str, relay: ReplacementRelay, receive: Receive | None) -> Lease:
+        take = slots.take(key, relay.replaced)
         if type(slots) is MemorySlotCap or getattr(slots, "bounded", False):
             # It does not wait for long, and what has changed meanwhile is looked at afterwards.
             lease = await take
@@ -310,5 +314,5 @@ class Run:
             except TimeoutError as error:
                 raise SlotsUnavailableError(f"no answer about a slot within {timeout} s") from error
         if lease.replaced and self.running:
-            self._tasks.start_soon(self.revoker.tell_replaced, lease)
+            self._tasks.start_soon(self.revoker.announce_replaced, lease)
         return lease
