@@ -42,7 +42,7 @@ from livepush_asgi import (
     Timing,
 )
 from livepush_asgi.brokers.history import History
-from livepush_asgi.brokers.redis_streams import RedisStreamsBroker
+from livepush_asgi.brokers.redis import RedisStreamsBroker
 from livepush_asgi.request import StreamRequest
 from livepush_asgi.slots.redis import SlotCap
 from livepush_asgi.types import Receive, Scope, Send

@@ -8,8 +8,8 @@ import pytest
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 
 from livepush_asgi import BrokerUnavailableError, History, RedisBroker, RedisStreamsBroker
-from livepush_asgi.brokers.batch import Batch
-from livepush_asgi.brokers.redis_command import pack
+from livepush_asgi.brokers.redis.command import pack
+from livepush_asgi.brokers.redis.pipeline import Batch
 
 from .relay import Authority, Relay
 from .valkey import ValkeyProcess, until

@@ -21,8 +21,8 @@ from redis.asyncio.sentinel import Sentinel
 
 from livepush_asgi import Broker, RedisBroker
 from livepush_asgi.broker import ForwardingSubscription, Subscription
-from livepush_asgi.brokers.batch import Batch
-from livepush_asgi.brokers.redis_connection import pool_of, unavailable
+from livepush_asgi.brokers.redis.connection import pool_of, unavailable
+from livepush_asgi.brokers.redis.pipeline import Batch
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
 from livepush_asgi.event import to_payload
 

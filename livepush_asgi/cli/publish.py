@@ -40,7 +40,7 @@ def publish_once(
 
 
 async def _publish(url: str, namespace: str | None, channel: str, block: bytes) -> int:
-    from ..brokers.redis_streams import RedisStreamsBroker
+    from ..brokers.redis import RedisStreamsBroker
 
     async with Redis.from_url(url) as redis:
         try:

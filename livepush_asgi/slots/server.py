@@ -14,11 +14,11 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from ..brokers.batch import Batch
-from ..brokers.redis_command import Receiver
-from ..brokers.redis_connection import Reply, address_of, no_answer, pool_of
-from ..brokers.redis_log import Call
-from ..brokers.redis_routes import Routes
+from ..brokers.redis.command import Receiver
+from ..brokers.redis.connection import Reply, address_of, no_answer, pool_of
+from ..brokers.redis.log import Call
+from ..brokers.redis.pipeline import Batch
+from ..brokers.redis.slot_router import Routes
 from ..loop import asyncio_loop
 
 # The error replies of a server that can serve no key now, by class where redis-py has one, which takes the

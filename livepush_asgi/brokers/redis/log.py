@@ -6,15 +6,15 @@ from typing import NamedTuple, Protocol
 
 from redis.exceptions import ResponseError
 
-from ..broker import Page, Record
-from ..cursor import Position, new_epoch
-from ..errors import PositionConflictError
-from .history import History
-from .redis_command import Receiver
-from .redis_connection import Argument, Reply
-from .redis_log_scripts import Scripts
-from .redis_script import Script
-from .redis_tag import tag_of
+from ...broker import Page, Record
+from ...cursor import Position, new_epoch
+from ...errors import PositionConflictError
+from ..history import History
+from .command import Receiver
+from .connection import Argument, Reply
+from .hash_tag import tag_of
+from .log_scripts import Scripts
+from .script import Script
 
 
 class Addition(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from redis.exceptions import AskError, ClusterDownError
 
-from .mailbox import Mailbox
+from ..mailbox import Mailbox
 
 logger = logging.getLogger("livepush_asgi")
 

@@ -14,10 +14,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from ..loop import asyncio_loop, start_task
-from .backoff import Backoff
-from .mailbox import Mailbox
-from .redis_connection import (
+from ...loop import asyncio_loop, start_task
+from ..backoff import Backoff
+from ..mailbox import Mailbox
+from .connection import (
     FAILURES,
     Connection,
     Pool,
@@ -28,7 +28,7 @@ from .redis_connection import (
     pool_of,
     unavailable,
 )
-from .redis_roster import Roster
+from .subscription_table import Roster
 
 # As many as fill no outbox, and enough that giving others their turn costs nothing.
 MESSAGES_BETWEEN_YIELDS = 32

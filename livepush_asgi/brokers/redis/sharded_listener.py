@@ -11,13 +11,13 @@ import contextlib
 import logging
 from dataclasses import replace
 
-from ..errors import BrokerUnavailableError
-from ..loop import start_task
-from .backoff import Backoff
-from .mailbox import Mailbox
-from .redis_cluster import Address, Cluster, Node
-from .redis_connection import FAILURES, no_answer, unavailable
-from .redis_listener import Listener, Patience
+from ...errors import BrokerUnavailableError
+from ...loop import start_task
+from ..backoff import Backoff
+from ..mailbox import Mailbox
+from .connection import FAILURES, no_answer, unavailable
+from .listener import Listener, Patience
+from .topology import Address, Cluster, Node
 
 logger = logging.getLogger("livepush_asgi")
 

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from .redis_connection import Argument, Reply
+from .connection import Argument, Reply
 
 
 class Receiver(Protocol):

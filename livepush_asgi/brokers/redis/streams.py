@@ -2,18 +2,18 @@
 
 from redis.asyncio import Redis, RedisCluster
 
-from ..broker import READ_BYTES, Page, Subscription
-from ..cursor import Position
-from .batch import Batch
-from .history import History
-from .mailbox import Mailbox
-from .redis_command import Receiver
-from .redis_connection import FAILURES, Pool, Reply, live_name_of, pool_of, unavailable
-from .redis_lanes import Lanes
-from .redis_listener import Listener, Patience
-from .redis_log import Added, Addition, Call, Logs, Server
-from .redis_routes import Routes
-from .redis_shards import Shards
+from ...broker import READ_BYTES, Page, Subscription
+from ...cursor import Position
+from ..history import History
+from ..mailbox import Mailbox
+from .append_queue import Lanes
+from .command import Receiver
+from .connection import FAILURES, Pool, Reply, live_name_of, pool_of, unavailable
+from .listener import Listener, Patience
+from .log import Added, Addition, Call, Logs, Server
+from .pipeline import Batch
+from .sharded_listener import Shards
+from .slot_router import Routes
 
 
 class RedisStreamsBroker:

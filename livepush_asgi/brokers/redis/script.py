@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from redis.exceptions import NoScriptError
 
-from .batch import Batch
-from .redis_command import Receiver
-from .redis_connection import Argument, Reply
+from .command import Receiver
+from .connection import Argument, Reply
+from .pipeline import Batch
 
 
 class Script:

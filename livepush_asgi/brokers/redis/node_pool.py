@@ -15,8 +15,8 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from ..loop import start_task
-from .redis_connection import Connection, drop
+from ...loop import start_task
+from .connection import Connection, drop
 
 # How long a connection may be idle, in seconds.
 IDLE = 30.0

@@ -17,13 +17,13 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from ..loop import start_task
-from .backoff import Backoff
-from .redis_cluster import Cluster, Node
-from .redis_command import Receiver
-from .redis_connection import FAILURES, Reply, no_answer
-from .redis_log import Call
-from .redis_tag import tag_of
+from ...loop import start_task
+from ..backoff import Backoff
+from .command import Receiver
+from .connection import FAILURES, Reply, no_answer
+from .hash_tag import tag_of
+from .log import Call
+from .topology import Cluster, Node
 
 # Answers that say: not here, or not now. Nothing was done.
 _LATER = (ClusterDownError, TryAgainError, ReadOnlyError, BusyLoadingError)

@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from ..loop import asyncio_loop, start_task
-from .redis_command import Receiver, pack
-from .redis_connection import (
+from ...loop import asyncio_loop, start_task
+from .command import Receiver, pack
+from .connection import (
     Argument,
     Connection,
     Pool,

@@ -8,10 +8,10 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import ClusterDownError
 
-from ..loop import start_task
-from .batch import Batch
-from .redis_connection import FAILURES, Reply
-from .redis_node import NodePool
+from ...loop import start_task
+from .connection import FAILURES, Reply
+from .node_pool import NodePool
+from .pipeline import Batch
 
 SLOTS = 16384
 # So many nodes are asked at once, and each is given so much time, in seconds. A node that was cut off from

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 from redis.exceptions import ResponseError
 
-from ..errors import PositionConflictError
-from ..loop import asyncio_loop
-from .redis_connection import Reply
-from .redis_log import Added, Addition, Logs
+from ...errors import PositionConflictError
+from ...loop import asyncio_loop
+from .connection import Reply
+from .log import Added, Addition, Logs
 
 # Bounds of one call: the server does nothing else meanwhile. Some 2 ms.
 MOST_EVENTS = 200

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from ..event import POSITION_MARK
-from .history import History
-from .redis_log_state import BEGIN
-from .redis_script import Script
+from ...event import POSITION_MARK
+from ..history import History
+from .log_state import BEGIN
+from .script import Script
 
 # In milliseconds. A channel that is read before anything was published gets a head for its epoch, so that a
 # client that was told `epoch.0` gets what comes, in whatever process. Any client may ask for any name, so

@@ -21,8 +21,8 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from ..errors import BrokerUnavailableError
-from ..event import RESERVED_PREFIX
+from ...errors import BrokerUnavailableError
+from ...event import RESERVED_PREFIX
 
 Argument = bytes | str | int
 Reply = bytes | str | int | list["Reply"] | None

@@ -2,11 +2,11 @@
 
 from redis.asyncio import Redis
 
-from ..broker import Subscription
-from .batch import Batch
-from .mailbox import Mailbox
-from .redis_connection import FAILURES, live_name_of, pool_of, unavailable
-from .redis_listener import Listener, Patience
+from ...broker import Subscription
+from ..mailbox import Mailbox
+from .connection import FAILURES, live_name_of, pool_of, unavailable
+from .listener import Listener, Patience
+from .pipeline import Batch
 
 
 class RedisBroker:
