@@ -22,7 +22,7 @@ from redis.asyncio.sentinel import Sentinel
 from livepush_asgi import Broker, RedisBroker
 from livepush_asgi.broker import ForwardingSubscription, Subscription
 from livepush_asgi.brokers.redis.connection import pool_of, unavailable
-from livepush_asgi.brokers.redis.pipeline import Batch
+from livepush_asgi.brokers.redis.pipeline import Pipeline
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
 from livepush_asgi.event import to_payload
 
@@ -448,7 +448,7 @@ async def master_by(watcher: ValkeyProcess) -> AsyncIterator[Redis]:
 
 async def test_in_a_batch_each_caller_has_an_answer_of_its_own(valkey: ValkeyProcess) -> None:
     async with valkey.client() as client:
-        batch = Batch(client, timeout=2.0)
+        batch = Pipeline(client, timeout=2.0)
         calls = [
             batch.submit("SET", "é", 1),
             batch.submit("LPUSH", "é", "not a list"),
@@ -465,7 +465,7 @@ async def test_in_a_batch_each_caller_has_an_answer_of_its_own(valkey: ValkeyPro
 
 async def test_a_caller_that_is_cancelled_in_flight_disturbs_no_other(own_valkey: ValkeyProcess) -> None:
     async with own_valkey.client() as client:
-        batch = Batch(client, timeout=5.0)
+        batch = Pipeline(client, timeout=5.0)
         assert await batch.call("INCR", "n") == 1
         own_valkey.pause()
         calls = [batch.submit("INCR", "n") for _ in range(3)]

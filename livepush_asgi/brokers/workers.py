@@ -19,7 +19,7 @@ def one_of_several() -> bool:
     number = asked_for(sys.argv, os.environ)
     if number is not None:
         return number > 1
-    # uvicorn and hypercorn start workers with multiprocessing. So do their reloaders, and granian its only one.
+    # uvicorn and hypercorn start workers so. So do their reloaders, and granian even a single worker.
     alone = "--reload" in sys.argv or "granian" in sys.argv[0]
     return multiprocessing.parent_process() is not None and not alone
 

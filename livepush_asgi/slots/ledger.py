@@ -8,9 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..brokers.redis.connection import Argument, Reply
-from ..brokers.redis.hash_tag import tag_of
-from ..brokers.redis.log import Call
-from ..brokers.redis.script import Script
+from ..brokers.redis.script import Call, Script, tag_of
 from . import scripts
 from .requests import Part
 from .server import Server

@@ -1,7 +1,8 @@
-"""What is used of redis-py: its pool and raw connections, and nothing above them.
+"""The part of redis-py that is used here: its pools and raw connections.
 
-Above them stand the client's retries, which send a command again when its reply was lost: a publish
-would arrive up to eleven times (https://github.com/redis/redis-py, `Retry` and its defaults).
+redis-py's clients are not used, because they retry: a command whose reply was lost is sent again, and a
+publish would arrive up to eleven times. redis-py's `PubSub` does not notice a server that stops answering,
+and after a reconnect one refused channel leaves all others unsubscribed.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from redis.asyncio import Redis, RedisCluster
@@ -27,21 +29,18 @@ from ...event import RESERVED_PREFIX
 Argument = bytes | str | int
 Reply = bytes | str | int | list["Reply"] | None
 
-# All that a server which is away, refuses or does not answer can cause. TimeoutError is an OSError.
+# What a server raises that is away, refuses or does not answer. TimeoutError is an OSError.
 FAILURES = (RedisError, OSError)
 
-
-# What redis-py's pools say, without a class of its own for it before version 7.
-POOL_USED_UP = ("Too many connections", "No connection available.")
-
-
-# How the server names a command that a user may not run, and the scripts here the rules that allow it.
+# redis-py has no exception class for an exhausted pool before version 7, only these texts.
+_EXHAUSTED_POOL = ("Too many connections", "No connection available.")
+# The server names a command that the user may not run; the scripts here name the ACL rules that allow it.
 _FORBIDDEN_COMMAND = re.compile(r"run the '([^']+)'")
 _NAMED_RULES = re.compile(r"\[(\+.*)\]")
 
 
 class Connection(Protocol):
-    """One connection of redis-py, which speaks RESP2 or RESP3."""
+    """A connection of redis-py, which has no complete types. It speaks RESP2 or RESP3."""
 
     retry: object
 
@@ -51,11 +50,8 @@ class Connection(Protocol):
     async def disconnect(self, nowait: bool = False) -> None:
         """Close the socket."""
 
-    def pack_commands(self, commands: Iterable[Iterable[Argument]]) -> list[bytes]:
-        """Return commands as they are sent."""
-
     async def send_packed_command(self, command: Iterable[bytes], check_health: bool = True) -> None:
-        """Send what `pack_commands` returned."""
+        """Send packed commands, and wait while the write buffer is full."""
 
     async def read_response(
         self,
@@ -69,7 +65,7 @@ class Connection(Protocol):
 
 @runtime_checkable
 class Pool(Protocol):
-    """redis-py's connection pool, any kind of it, or what stands in for one."""
+    """A connection pool of redis-py, of any kind."""
 
     @property
     def connection_kwargs(self) -> Mapping[str, object]:
@@ -79,18 +75,37 @@ class Pool(Protocol):
         """Return a new connection with the client's settings, which the pool does not keep."""
 
     async def get_connection(self) -> Connection:
-        """Return an idle or a new connection, ready to be used."""
+        """Return an idle or a new connection, connected."""
 
     async def disconnect(self) -> None:
         """Close all connections."""
 
-    # Any, because the pool names its own class here, and a Connection is only the shape of one.
+    # Any, because the pool declares redis-py's own class here, of which Connection is only a part.
     async def release(self, connection: Any) -> None:
         """Take a connection back."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds to wait for the server.
+
+    A listening connection is tested every `ping_interval`, and given up when nothing arrives within
+    `ping_timeout`. Connecting may take `ping_timeout`, too.
+    """
+
+    subscribe_timeout: float
+    publish_timeout: float
+    ping_interval: float
+    ping_timeout: float
+
+    def __post_init__(self) -> None:
+        for name in ("subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is in seconds and more than 0, not {getattr(self, name)!r}")
+
+
 def pool_of(redis: Redis | Pool) -> Pool:
-    """Return the client's pool. Raises TypeError for what is not redis-py's asyncio client."""
+    """Return the client's pool. Raises TypeError unless it is redis-py's asyncio client of one server."""
     if isinstance(redis, Pool):
         return redis
     if isinstance(redis, RedisCluster):
@@ -104,12 +119,12 @@ def pool_of(redis: Redis | Pool) -> Pool:
 
 
 def live_name_of(channel: str, pool: Pool) -> str:
-    """Return the name on which a channel is published.
+    """Return the name under which a channel is published.
 
-    Pub/sub knows no databases, so a channel of the component's own has the number of the database in its
-    name: two applications in two databases of a server do not get each other's commands.
+    Pub/sub ignores database numbers. The component's own channels have the number in their names, so that two
+    applications in two databases of a server do not get each other's commands.
     """
-    # It may have a namespace before it.
+    # A namespace may precede the reserved prefix.
     if RESERVED_PREFIX in channel and channel.rpartition(":")[2].startswith(RESERVED_PREFIX):
         return f"{channel}@{pool.connection_kwargs.get('db') or 0}"
     return channel
@@ -127,49 +142,45 @@ def address_of(pool: Pool) -> str:
 
 
 async def send(connection: Connection, data: bytes) -> None:
-    """Send what is packed already. Raises one of FAILURES."""
+    """Send packed commands. Raises one of FAILURES."""
     _, writer = _streams_of(connection)
     if writer is None:
         await connection.send_packed_command([data], check_health=False)
         return
-    # redis-py would make a task of it before Python 3.12. No health check either: that would be another
-    # command with another chance of a retry.
+    # redis-py would start a task for it before Python 3.12, and its health check may be retried.
     writer.write(data)
     if writer.transport.get_write_buffer_size():
-        # Waits until there is room for more, within the client's own timeout.
+        # Waits until the buffer has room, within the client's own timeout.
         await connection.send_packed_command([], check_health=False)
 
 
-def patience(connection: Connection, timeout: float) -> float | None:
-    """Return the timeout to read a reply with, where `timeout` seconds are all that there is for many."""
-    # A timer for each reply costs as much as reading it. Only one that is shorter can have anything to say.
+def read_timeout(connection: Connection, timeout: float) -> float | None:
+    """Return the timeout for one of many replies, all of which have to come within `timeout` seconds."""
+    # A timer for each reply costs as much as reading it. Only a timer shorter than `timeout` is needed.
     own = getattr(connection, "socket_timeout", None)
     return math.inf if own is not None and own >= timeout else None
 
 
 async def drop(connection: Connection) -> None:
-    """Close a connection at once. Never waits for the other side, never raises but when cancelled."""
+    """Close a connection without waiting for the server. Raises nothing but CancelledError."""
     _, writer = _streams_of(connection)
-    # A connection that an earlier event loop left behind raises RuntimeError.
+    # A connection of a closed event loop raises RuntimeError.
     with contextlib.suppress(RuntimeError, *FAILURES):
         if writer is not None:
-            # Closing politely waits until everything is sent, which on a dead connection is for ever.
+            # `close` would wait until everything is sent, which never happens on a dead connection.
             writer.transport.abort()
         await connection.disconnect(nowait=True)
 
 
 def is_broken(connection: Connection) -> bool:
-    """Whether the other side has closed or reset a connection while it was idle.
-
-    The pool hands such a one out: it does not look for a reset, and with RESP3 not for an end either.
-    """
+    """Return whether the server closed or reset an idle connection, which redis-py's pool may overlook."""
     reader, writer = _streams_of(connection)
     return (reader is not None and reader.at_eof()) or (writer is not None and writer.is_closing())
 
 
 def _streams_of(connection: Connection) -> tuple[asyncio.StreamReader | None, asyncio.StreamWriter | None]:
-    # redis-py shows them nowhere. Should they move, closing becomes polite, and the first command after a
-    # restart of the server fails: no more than that.
+    # redis-py has no public access to them. Without them, closing waits for the server, and the first
+    # command after a restart of the server fails.
     reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
     return (
         reader if isinstance(reader, asyncio.StreamReader) else None,
@@ -182,23 +193,28 @@ def no_answer(timeout: float) -> TimeoutError:
     return TimeoutError(f"no answer within {timeout:g} s")
 
 
+def named_timeout(error: Exception, timeout: float) -> Exception:
+    """Return the error, with a text if it is a TimeoutError of asyncio, which has none."""
+    return no_answer(timeout) if isinstance(error, TimeoutError) and not str(error) else error
+
+
 def unavailable(
     attempt: str, pool: Pool, cause: BaseException | None, channel: str = "*", keys: str = "*"
 ) -> BrokerUnavailableError:
-    """Return the error to raise: what was attempted, where, why it failed and what may help.
+    """Return the error to raise: what was attempted, where, why it failed, and what may help.
 
-    `channel` and `keys` are the patterns of what the client's user needs access to.
+    `channel` and `keys` are the patterns that the client's user needs access to.
     """
     reason = str(cause) if cause is not None and str(cause) else type(cause).__name__
     if _is_forbidden(cause):
         user = pool.connection_kwargs.get("username") or "default"
-        remedy = f"allow it: ACL SETUSER {user} {_rules(reason, channel, keys)}"
+        remedy = f"allow it: ACL SETUSER {user} {_missing_rules(reason, channel, keys)}"
     else:
         remedy = _remedy(cause)
     return BrokerUnavailableError(f"cannot {attempt}: {address_of(pool)}: {reason}; {remedy}")
 
 
-def _rules(refusal: str, channel: str, keys: str) -> str:
+def _missing_rules(refusal: str, channel: str, keys: str) -> str:
     if named := _NAMED_RULES.search(refusal):
         return named[1]
     if command := _FORBIDDEN_COMMAND.search(refusal):
@@ -207,14 +223,14 @@ def _rules(refusal: str, channel: str, keys: str) -> str:
 
 
 def _is_forbidden(cause: BaseException | None) -> bool:
-    # To redis-py it is another error where a script says it.
+    # redis-py has another class for a refusal inside of a script.
     return isinstance(cause, NoPermissionError) or (
         isinstance(cause, ResponseError) and str(cause).startswith("ACL failure in script")
     )
 
 
 def _remedy(cause: BaseException | None) -> str:
-    # The order counts: to redis-py, wrong credentials and a server that is loading are connection errors.
+    # The order counts: in redis-py wrong credentials and a server that is loading are connection errors.
     if isinstance(cause, AuthenticationError):
         return "check the user name and the password of the client"
     if isinstance(cause, OutOfMemoryError):
@@ -223,6 +239,6 @@ def _remedy(cause: BaseException | None) -> str:
         return "it is reading its data and will be there soon"
     if isinstance(cause, ResponseError):
         return "the server is there and refuses"
-    if str(cause) in POOL_USED_UP:
+    if str(cause) in _EXHAUSTED_POOL:
         return "the client's pool is used up: raise its max_connections"
     return "is it running, is the address right, and can it be reached from here?"

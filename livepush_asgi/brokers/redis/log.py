@@ -1,7 +1,12 @@
-"""The logs of the channels on a server: what is asked of the scripts, and what they answer."""
+"""Logs: the logs of the channels on a server. Appends go in order, and those that gather go together.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Each busy channel has one call under way. Appends that come meanwhile wait and are the next call, in one step
+on the server: a burst costs one script call for a hundred events and not for each.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from redis.exceptions import ResponseError
@@ -9,12 +14,16 @@ from redis.exceptions import ResponseError
 from ...broker import Page, Record
 from ...cursor import Position, new_epoch
 from ...errors import PositionConflictError
+from ...loop import asyncio_loop
 from ..history import History
-from .command import Receiver
 from .connection import Argument, Reply
-from .hash_tag import tag_of
 from .log_scripts import Scripts
-from .script import Script
+from .pipeline import Receiver
+from .script import Call, tag_of
+
+# Bounds of one call, during which the server does nothing else: some 2 ms.
+MOST_EVENTS = 200
+MOST_BYTES = 256 * 1024
 
 
 class Addition(NamedTuple):
@@ -26,7 +35,7 @@ class Addition(NamedTuple):
 
 
 class Added(NamedTuple):
-    """Where it is in the log, and how many connections it was sent to."""
+    """Where an event is in the log, and to how many connections it was sent."""
 
     epoch: str
     offset: int
@@ -34,22 +43,16 @@ class Added(NamedTuple):
 
     @property
     def position(self) -> Position:
-        """The position, made when it is asked for."""
+        """The position, as an object of its own."""
         return Position(self.epoch, self.offset)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A run of a script: all its keys have the hash tag `tag`."""
-
-    script: Script
-    tag: str
-    keys: Sequence[str]
-    arguments: Sequence[Argument]
+_Outcome = Added | PositionConflictError
+_Waiting = tuple[Addition, asyncio.Future[Added]]
 
 
 class Server(Protocol):
-    """Where scripts are run."""
+    """Runs scripts: on one server, or on the nodes of a cluster."""
 
     #: PUBLISH, or SPUBLISH in a cluster.
     verb: str
@@ -60,51 +63,86 @@ class Server(Protocol):
         ...
 
     def live_name(self, channel: str) -> str:
-        """Return the name on which what is appended is published."""
+        """Return the name under which what is appended is published."""
         ...
 
     async def run(self, call: Call) -> Reply:
-        """Run a script. Raises one of FAILURES if it did not run, or nobody knows whether it did."""
+        """Run a script. Raises one of FAILURES if it did not run, or if that is unknown."""
         ...
 
     def start(self, call: Call, receiver: Receiver) -> None:
-        """Run a script and say who gets its reply, which is never within this call."""
+        """Run a script. Its reply goes to `receiver`, after this call has returned."""
         ...
 
 
 class Logs:
-    """The logs of all channels, bounded by `history`."""
+    """The logs of all channels, bounded by `history`. For one event loop at a time."""
 
     def __init__(self, server: Server, history: History, prefix: str) -> None:
         self._server = server
         self._prefix = prefix
         self._scripts = Scripts.of(history, server.verb)
         self._calls = 0
-        # Until one has succeeded each call checks all permissions, so that one that is missing is named by
-        # the first call and not when the log is trimmed.
+        self._queues: dict[str, _AppendQueue] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Until one call has succeeded, each one checks all permissions. So the first call reports a missing
+        # permission, and not the one that trims the log.
         self._may_append = self._may_read = False
 
-    def append(self, channel: str, additions: Sequence[Addition], receiver: Receiver) -> None:
-        """Append events and publish them, in one step. `outcomes` says what the reply means."""
-        key = self._key(channel)
+    def append(self, channel: str, addition: Addition) -> asyncio.Future[Added]:
+        """Queue an event and return the future of its position.
+
+        Cancel the future, and the event is not appended unless it has left already. The future raises
+        PositionConflictError, or one of FAILURES. Raises UnicodeError at once for a name or a key that is
+        not UTF-8, which would fail the other events of the same call.
+        """
+        loop = asyncio_loop()
+        channel.encode()
+        (addition.idempotency_key or "").encode()
+        if self._loop is not loop:
+            # What an earlier event loop left in the queues will not be sent.
+            self._queues, self._loop = {}, loop
+        queue = self._queues.get(channel)
+        if queue is None:
+            queue = self._queues[channel] = _AppendQueue(self, channel)
+            # Not at once: all appends of this turn of the event loop go together.
+            loop.call_soon(queue.send_next)
+        future: asyncio.Future[Added] = loop.create_future()
+        queue.waiting.append((addition, future))
+        return future
+
+    def discard(self, queue: "_AppendQueue") -> None:
+        """Forget a queue that is empty."""
+        if self._queues.get(queue.channel) is queue:
+            del self._queues[queue.channel]
+
+    def start(self, queue: "_AppendQueue", additions: Sequence[Addition]) -> None:
+        """Append events and publish them, in one step. The queue gets the reply."""
+        key = self._key(queue.channel)
         writer = self._server.writer
         self._calls += 1
         keys = [key, f"{key}:head"]
         if writer:
             keys.append(f"{key}:writer:{writer}")
         arguments: list[Argument] = [
-            self._server.live_name(channel),
+            self._server.live_name(queue.channel),
             new_epoch(),
             self._calls if writer else b"",
             int(not self._may_append),
             sum(len(addition.payload) for addition in additions),
         ]
         for addition in additions:
-            arguments += (addition.payload, _index(addition, key, keys), _text(addition.expected))
-        self._server.start(Call(self._scripts.append, tag_of(channel), keys, arguments), receiver)
+            index = 0
+            if addition.idempotency_key is not None:
+                keys.append(f"{key}:key:{addition.idempotency_key}")
+                # Lua counts from 1.
+                index = len(keys)
+            expected = "" if addition.expected is None else str(addition.expected)
+            arguments += (addition.payload, index, expected)
+        self._server.start(Call(self._scripts.append, tag_of(queue.channel), keys, arguments), queue)
 
-    def outcomes(self, channel: str, reply: Reply) -> list[Added | PositionConflictError]:
-        """Return what became of each event that was to be appended. Raises ValueError for another reply."""
+    def outcomes(self, channel: str, reply: Reply) -> list[_Outcome]:
+        """Return what became of each event of a call. Raises ValueError for any other reply."""
         if not isinstance(reply, bytes):
             raise ValueError("this is no text")
         self._may_append = True
@@ -128,19 +166,72 @@ class Logs:
         return f"{self._prefix}{{{tag_of(channel)}}}"
 
 
-def _index(addition: Addition, key: str, keys: list[str]) -> int:
-    """Return where in `keys` the event's idempotency key is, counted as Lua counts."""
-    if addition.idempotency_key is None:
-        return 0
-    keys.append(f"{key}:key:{addition.idempotency_key}")
-    return len(keys)
+class _AppendQueue:
+    """The appends of one channel. It receives the replies of its calls."""
+
+    __slots__ = ("_logs", "_sent", "channel", "waiting")
+
+    def __init__(self, logs: Logs, channel: str) -> None:
+        self._logs = logs
+        self.channel = channel
+        self.waiting: deque[_Waiting] = deque()
+        self._sent: list[_Waiting] = []
+
+    def send_next(self) -> None:
+        """Send what waits, as far as it fits into one call."""
+        waiting, size = self.waiting, 0
+        sent: list[_Waiting] = []
+        while waiting and len(sent) < MOST_EVENTS and size < MOST_BYTES:
+            addition, future = waiting.popleft()
+            if not future.done():
+                sent.append((addition, future))
+                size += len(addition.payload)
+        self._sent = sent
+        if sent:
+            self._logs.start(self, [addition for addition, _ in sent])
+        else:
+            self._logs.discard(self)
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, reply: Reply, /) -> None:
+        sent, more = self._sent, bool(self.waiting)
+        self.send_next()
+        if more:
+            # After the next call has left, so that the server has work meanwhile.
+            asyncio.get_running_loop().call_soon(self._resolve, sent, reply)
+        else:
+            self._resolve(sent, reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        # Those that wait would wait for the same error.
+        _fail((*self._sent, *self.waiting), error)
+        self.waiting.clear()
+        self.send_next()
+
+    def _resolve(self, sent: list[_Waiting], reply: Reply) -> None:
+        try:
+            outcomes = list(zip(sent, self._logs.outcomes(self.channel, reply), strict=True))
+        except ValueError:
+            _fail(sent, ResponseError(f"the server answered what is no outcome: {reply!r:.100}"))
+            return
+        for (_, future), outcome in outcomes:
+            if future.done():
+                continue
+            if isinstance(outcome, PositionConflictError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
 
 
-def _text(position: Position | None) -> str:
-    return "" if position is None else str(position)
+def _fail(waiting: Iterable[_Waiting], error: Exception) -> None:
+    for _, future in waiting:
+        if not future.done():
+            future.set_exception(error)
 
 
-def _outcome(channel: str, epoch: str, text: str) -> Added | PositionConflictError:
+def _outcome(channel: str, epoch: str, text: str) -> _Outcome:
     if text.startswith("+"):
         offset, _, receivers = text.partition(":")
         return Added(epoch, int(offset), int(receivers))

@@ -1,12 +1,14 @@
-"""Batch: the commands of many callers, sent together on one connection, each at most once.
+"""Pipeline: the commands of many callers, sent together on one connection, each at most once.
 
-A flight is one pipeline: it takes along all that waits, and the next one starts when its replies are
-in. So 500 callers at once need one connection, not 500. Soon after the last reply no task lives.
+One exchange sends all commands that wait; the next one starts when its replies have arrived. So 500
+concurrent callers need one connection. The task ends soon after the last reply.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Iterable
+from typing import NamedTuple, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from redis.asyncio import Redis
@@ -14,7 +16,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from ...loop import asyncio_loop, start_task
-from .command import Receiver, pack
 from .connection import (
     Argument,
     Connection,
@@ -22,97 +23,134 @@ from .connection import (
     Reply,
     drop,
     is_broken,
-    no_answer,
-    patience,
+    named_timeout,
     pool_of,
+    read_timeout,
     send,
 )
 
-# Bounds of one flight, so that its deadline is about the server and not about the length of the queue.
+# Bounds of one exchange, so that its timeout does not depend on how many commands wait.
 MOST_COMMANDS = 1000
 MOST_BYTES = 1_000_000
-# In a pool of fewer connections others need each as soon as it is free.
+# In a pool of fewer connections, other users need each one as soon as it is free.
 LEAST_POOL = 10
 
 
-class _Call:
-    __slots__ = ("command", "receiver")
+class Receiver(Protocol):
+    """Takes a reply, once. A future is a Receiver; others save a turn of the event loop."""
 
-    def __init__(self, command: bytes, receiver: Receiver) -> None:
-        self.command = command
-        self.receiver = receiver
+    def done(self) -> bool:
+        """Return whether the reply is not needed any more."""
+
+    def set_result(self, reply: Reply, /) -> None:
+        """Take the reply. Never waits, never raises."""
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Take an error reply, or the reason why there is no reply."""
 
 
-class Batch:
-    """A pipeline on the client's pool, for one event loop at a time.
+class _Call(NamedTuple):
+    command: bytes
+    receiver: Receiver
 
-    `timeout` in seconds bounds each flight: getting a connection, sending, and all replies. `linger` is for
-    how many turns of the event loop a connection is kept when all replies are in: who sends one command
-    after the other asks for the next within two, and to give it back and take it again costs more.
+
+def pack(arguments: tuple[Argument, ...]) -> bytes:
+    """Return a command as it is sent. Text is UTF-8, whatever the client's encoding is.
+
+    https://redis.io/docs/latest/develop/reference/protocol-spec/#sending-commands-to-a-redis-server
+    """
+    parts: list[int | bytes] = [len(arguments)]
+    for argument in arguments:
+        data = _encode(argument)
+        parts += (len(data), data)
+    return (b"*%d\r\n" + b"$%d\r\n%b\r\n" * len(arguments)) % tuple(parts)
+
+
+def _encode(argument: Argument) -> bytes:
+    if isinstance(argument, str):
+        return argument.encode()
+    return argument if isinstance(argument, bytes) else b"%d" % argument
+
+
+class Pipeline:
+    """For one event loop at a time.
+
+    `timeout` in seconds bounds each exchange: getting a connection, sending, and all replies. For `linger`
+    turns of the event loop an idle connection is held: a caller that sends one command after the other sends
+    the next one within two, and to return the connection in between would cost more. `keep` is for a pool
+    that nobody else uses: an idle connection is held for so many seconds, and then closed.
     """
 
-    def __init__(self, redis: Redis | Pool, *, timeout: float, linger: int = 0) -> None:
+    def __init__(self, redis: Redis | Pool, *, timeout: float, linger: int = 0, keep: float = 0.0) -> None:
         self._pool = pool_of(redis)
         self._timeout = timeout
+        self._keep = keep
         self._linger = linger if getattr(self._pool, "max_connections", LEAST_POOL) >= LEAST_POOL else 0
         self._waiting: deque[_Call] = deque()
-        self._flying: asyncio.Task[None] | None = None
-        # Which connections have answered on which event loop. See `_prove`.
-        self._proven: WeakKeyDictionary[Connection, ReferenceType[asyncio.AbstractEventLoop]]
-        self._proven = WeakKeyDictionary()
+        # Set when a command is queued, while an idle connection is kept.
+        self._queued: asyncio.Event | None = None
+        self._task: asyncio.Task[None] | None = None
+        # The event loop on which each connection has answered. See `_check_loop`.
+        self._loops: WeakKeyDictionary[Connection, ReferenceType[asyncio.AbstractEventLoop]]
+        self._loops = WeakKeyDictionary()
 
     def submit(self, *arguments: Argument) -> asyncio.Future[Reply]:
-        """Queue a command and return what will be its reply, undecoded.
+        """Queue a command and return the future of its reply, undecoded.
 
-        Cancel the future and the command is not sent, if it has not left yet. Commands are carried
-        out in the order in which they were queued. The future raises ResponseError for an error
-        reply, and another RedisError or OSError when the fate of the command is unknown.
+        Cancel the future, and the command is not sent unless it has left already. Commands are executed in
+        the order of queueing. The future raises ResponseError for an error reply, and another RedisError or
+        OSError when it is unknown whether the command was executed.
         """
         reply: asyncio.Future[Reply] = asyncio_loop().create_future()
         self.send(reply, *arguments)
         return reply
 
     def send(self, receiver: Receiver, *arguments: Argument) -> None:
-        """Queue a command and say who gets its reply. See `submit`."""
+        """Queue a command whose reply goes to `receiver`. See `submit`."""
         loop = asyncio_loop()
         call = _Call(pack(arguments), receiver)
-        if self._flying is not None and self._flying.get_loop() is not loop:
-            self._flying = None
+        if self._task is not None and self._task.get_loop() is not loop:
+            self._task = self._queued = None
             self._waiting.clear()
         self._waiting.append(call)
-        if self._flying is None:
-            self._flying = start_task(self._fly(), "livepush batch")
+        if self._task is None:
+            self._task = start_task(self._run(), "livepush redis pipeline")
+        elif self._queued is not None:
+            self._queued.set()
 
     async def call(self, *arguments: Argument) -> Reply:
         """Send a command and return its reply. See `submit`."""
         return await self.submit(*arguments)
 
-    async def _fly(self) -> None:
+    async def _run(self) -> None:
         task = asyncio.current_task()
         try:
             while self._waiting:
                 await self._use_connection()
         finally:
-            # The finalizer of a task that an earlier loop left behind comes here too, and is not meant.
-            if self._flying is task:
-                self._flying = None
-                _fail(self._take_all(), RedisConnectionError("the event loop ended before this was sent"))
+            # A task of a closed loop may be finalized here; another one may have replaced it.
+            if self._task is task:
+                self._task = None
+                self._fail_waiting(RedisConnectionError("the event loop ended before this was sent"))
 
     async def _use_connection(self) -> None:
-        """Carry what waits and what comes meanwhile, on one connection, until it breaks or all is done."""
+        """Send what waits on one connection, until it breaks or no more commands come."""
         try:
             async with asyncio.timeout(self._timeout):
-                connection = await self._board()
+                connection = await self._acquire()
         except Exception as error:
-            # All who wait would only wait for the same again.
-            _fail(self._take_all(), self._told(error))
+            # Each of the others would wait for the same error.
+            self._fail_waiting(named_timeout(error, self._timeout))
             return
         calls: deque[_Call] = deque()
         try:
-            while calls := await self._gather_calls():
-                await self._carry(calls, connection)
+            while await self._has_more(connection):
+                calls = self._next_calls()
+                await self._exchange(calls, connection)
+            if self._keep:
+                await drop(connection)
         except Exception as error:
-            _fail(calls, self._told(error))
+            _fail(calls, named_timeout(error, self._timeout))
             await drop(connection)
         except BaseException:
             _fail(calls, RedisConnectionError("the event loop ended before the reply"))
@@ -121,59 +159,20 @@ class Batch:
         finally:
             await self._pool.release(connection)
 
-    async def _gather_calls(self) -> deque[_Call]:
-        """Return what waits, or comes within a few turns of the event loop."""
+    async def _has_more(self, connection: Connection) -> bool:
+        """Return whether commands wait, or come while the idle connection is held."""
         for _ in range(self._linger):
             if self._waiting:
-                break
+                return True
             await asyncio.sleep(0)
-        return self._next_calls()
-
-    async def _carry(self, calls: deque[_Call], connection: Connection) -> None:
-        """Send the commands and take their replies; those left in `calls` have none."""
-        each = patience(connection, self._timeout)
-        async with asyncio.timeout(self._timeout):
-            await send(connection, b"".join([call.command for call in calls]))
-            while calls:
-                try:
-                    reply = await connection.read_response(disable_decoding=True, timeout=each)
-                except ResponseError as error:
-                    _fail((calls.popleft(),), error)
-                else:
-                    receiver = calls.popleft().receiver
-                    if not receiver.done():
-                        receiver.set_result(reply)
-
-    async def _board(self) -> Connection:
-        connection = await self._pool.get_connection()
-        try:
-            if is_broken(connection):
-                await drop(connection)
-                await connection.connect()
-            await self._prove(connection)
-        except BaseException:
-            await drop(connection)
-            await self._pool.release(connection)
-            raise
-        return connection
-
-    async def _prove(self, connection: Connection) -> None:
-        """See that the connection belongs to this event loop, before anything is entrusted to it.
-
-        The pool hands out what an earlier loop has left in it. Such a connection still sends, and
-        the server still acts, but the reply cannot be read.
-        """
-        loop = asyncio.get_running_loop()
-        proof = self._proven.get(connection)
-        if proof is not None and proof() is loop:
-            return
-        try:
-            await connection.send_packed_command(connection.pack_commands([(b"PING",)]), check_health=False)
-            await connection.read_response(disable_decoding=True)
-        except RuntimeError:
-            await drop(connection)
-            await connection.connect()
-        self._proven[connection] = ref(loop)
+        if self._keep and not self._waiting:
+            self._queued = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._keep):
+                    await self._queued.wait()
+            self._queued = None
+            return bool(self._waiting) and not is_broken(connection)
+        return bool(self._waiting)
 
     def _next_calls(self) -> deque[_Call]:
         calls: deque[_Call] = deque()
@@ -185,14 +184,55 @@ class Batch:
                 size += len(call.command)
         return calls
 
-    def _take_all(self) -> list[_Call]:
+    async def _exchange(self, calls: deque[_Call], connection: Connection) -> None:
+        """Send the commands and take their replies. The calls that are left have none."""
+        timeout_of_one = read_timeout(connection, self._timeout)
+        async with asyncio.timeout(self._timeout):
+            await send(connection, b"".join([call.command for call in calls]))
+            while calls:
+                try:
+                    reply = await connection.read_response(disable_decoding=True, timeout=timeout_of_one)
+                except ResponseError as error:
+                    _fail((calls.popleft(),), error)
+                else:
+                    receiver = calls.popleft().receiver
+                    if not receiver.done():
+                        receiver.set_result(reply)
+
+    async def _acquire(self) -> Connection:
+        connection = await self._pool.get_connection()
+        try:
+            if is_broken(connection):
+                await drop(connection)
+                await connection.connect()
+            await self._check_loop(connection)
+        except BaseException:
+            await drop(connection)
+            await self._pool.release(connection)
+            raise
+        return connection
+
+    async def _check_loop(self, connection: Connection) -> None:
+        """Reconnect a connection that an earlier event loop left in the pool.
+
+        Such a connection still sends, and the server executes the command, but the reply cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        known = self._loops.get(connection)
+        if known is not None and known() is loop:
+            return
+        try:
+            await send(connection, pack((b"PING",)))
+            await connection.read_response(disable_decoding=True)
+        except RuntimeError:
+            await drop(connection)
+            await connection.connect()
+        self._loops[connection] = ref(loop)
+
+    def _fail_waiting(self, error: Exception) -> None:
         calls = list(self._waiting)
         self._waiting.clear()
-        return calls
-
-    def _told(self, error: Exception) -> Exception:
-        # A deadline raises a TimeoutError without a word.
-        return no_answer(self._timeout) if isinstance(error, TimeoutError) and not str(error) else error
+        _fail(calls, error)
 
 
 def _fail(calls: Iterable[_Call], error: Exception) -> None:

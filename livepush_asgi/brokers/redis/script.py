@@ -1,14 +1,26 @@
-"""Script: a Lua script on the server, sent by its name, and with its text where that is not known yet."""
+"""Lua scripts on the server: sent by name, and with their text where the server does not know them yet."""
 
 import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from redis.exceptions import NoScriptError
 
-from .command import Receiver
+from ...loop import asyncio_loop
 from .connection import Argument, Reply
-from .pipeline import Batch
+from .pipeline import Pipeline, Receiver
+
+_ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
+
+
+def tag_of(name: str) -> str:
+    """Return the hash tag for the keys of a channel or slot key: its name, with `%`, `{` and `}` escaped.
+
+    A Redis Cluster hashes the text between the first brace and the next one; keys with one tag are on one
+    node. Different names have different tags. An empty text would be no tag.
+    """
+    return name.translate(_ESCAPES) or "%"
 
 
 class Script:
@@ -16,42 +28,53 @@ class Script:
 
     def __init__(self, text: str) -> None:
         self.text = text.encode()
-        # Not for security: it is how the server names a script.
+        # Not for security: the server names a script so.
         self.name = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
-    async def run(self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
-        """Run the script once, or not at all. Raises what `Batch.call` raises."""
-        rest = (len(keys), *keys, *arguments)
-        try:
-            return await batch.call(b"EVALSHA", self.name, *rest)
-        except NoScriptError:
-            # Nothing was done. The text goes along this once, so that it cannot be missing again.
-            return await batch.call(b"EVAL", self.text, *rest)
+    async def run(self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
+        """Run the script once, or not at all. Raises what `Pipeline.call` raises."""
+        reply: asyncio.Future[Reply] = asyncio_loop().create_future()
+        self.send(pipeline, keys, arguments, reply)
+        return await reply
 
     def send(
-        self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument], receiver: Receiver
+        self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument], receiver: Receiver
     ) -> None:
-        """Run the script once, or not at all, without a task; the receiver gets what it returns."""
+        """Run the script once, or not at all. Its reply goes to `receiver`."""
         rest = (len(keys), *keys, *arguments)
-        batch.send(_Run(self, batch, rest, receiver), b"EVALSHA", self.name, *rest)
+        pipeline.send(_RunByName(self, pipeline, rest, receiver), b"EVALSHA", self.name, *rest)
 
-    async def run_asking(self, batch: Batch, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
-        """Run the script on the node that is about to get its keys."""
-        # ASKING is for the next command alone, so there is no second try with the text.
+    async def run_asking(
+        self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument]
+    ) -> Reply:
+        """Run the script on the node to which its keys are being moved."""
+        # ASKING is for the next command alone, so the text is sent at once.
         _, reply = await asyncio.gather(
-            batch.submit(b"ASKING"), batch.submit(b"EVAL", self.text, len(keys), *keys, *arguments)
+            pipeline.submit(b"ASKING"), pipeline.submit(b"EVAL", self.text, len(keys), *keys, *arguments)
         )
         return reply
 
 
-class _Run:
-    """A run by name. It begins anew with the text where the server does not know the name."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A run of a script: all its keys have the hash tag `tag`."""
 
-    __slots__ = ("_batch", "_receiver", "_rest", "_script")
+    script: Script
+    tag: str
+    keys: Sequence[str]
+    arguments: Sequence[Argument]
 
-    def __init__(self, script: Script, batch: Batch, rest: tuple[Argument, ...], receiver: Receiver) -> None:
+
+class _RunByName:
+    """Receives the reply of a script. If the server does not know the name, sends the text."""
+
+    __slots__ = ("_pipeline", "_receiver", "_rest", "_script")
+
+    def __init__(
+        self, script: Script, pipeline: Pipeline, rest: tuple[Argument, ...], receiver: Receiver
+    ) -> None:
         self._script = script
-        self._batch = batch
+        self._pipeline = pipeline
         self._rest = rest
         self._receiver = receiver
 
@@ -63,6 +86,7 @@ class _Run:
 
     def set_exception(self, error: Exception, /) -> None:
         if isinstance(error, NoScriptError):
-            self._batch.send(self._receiver, b"EVAL", self._script.text, *self._rest)
+            # Nothing was executed.
+            self._pipeline.send(self._receiver, b"EVAL", self._script.text, *self._rest)
         else:
             self._receiver.set_exception(error)

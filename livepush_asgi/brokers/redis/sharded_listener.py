@@ -1,9 +1,8 @@
-"""Shards: sharded pub/sub on a cluster, one listening connection for each node that has a channel.
+"""ShardedListener: sharded pub/sub on a cluster, one listening connection for each node that has a channel.
 
-A channel is with the node that has its slot. Nodes say so when it is not theirs, or no longer; a node that
-is killed says nothing, and one that is cut off from the others does not even know. So the nodes are asked
-who has what when there is trouble, and from time to time, and who listens in the wrong place is moved. What
-may have been missed meanwhile is a loss.
+A node says when a channel is not or no longer its own. A killed node says nothing, and a node that is cut off
+from the others does not know. So the topology is read when there is trouble, and from time to time. Mailboxes
+move to the node that has their channel, and what they may have missed is reported as a loss.
 """
 
 import asyncio
@@ -13,31 +12,30 @@ from dataclasses import replace
 
 from ...errors import BrokerUnavailableError
 from ...loop import start_task
-from ..backoff import Backoff
 from ..mailbox import Mailbox
-from .connection import FAILURES, no_answer, unavailable
-from .listener import Listener, Patience
-from .topology import Address, Cluster, Node
+from .connection import FAILURES, Timeouts, unavailable
+from .listener import Listener
+from .topology import Address, Node, Topology
 
 logger = logging.getLogger("livepush_asgi")
 
-# How long to wait before the nodes are asked again, while something is wrong, in seconds.
+# How long to wait before the topology is read again while a channel is not confirmed, in seconds.
 _PAUSE = 0.2
 
 
-class Shards:
-    """The mailboxes, each with the listener of its channel's node. For one event loop at a time."""
+class ShardedListener:
+    """A Listener for each node. For one event loop at a time."""
 
-    def __init__(self, cluster: Cluster, patience: Patience) -> None:
+    def __init__(self, cluster: Topology, timeouts: Timeouts) -> None:
         self._cluster = cluster
-        self._patience = patience
-        # A node that is away gets half of the time, so that there is some left for the one that took over.
-        self._patience_of_one = replace(patience, subscribe_timeout=patience.subscribe_timeout / 2)
+        self._timeouts = timeouts
+        # A node that is away gets half of the time, so that some is left for the node that took over.
+        self._timeouts_of_one = replace(timeouts, subscribe_timeout=timeouts.subscribe_timeout / 2)
         self._listeners: dict[Address, Listener] = {}
-        # Where each mailbox listens; None while it is on its way.
+        # The listener of each mailbox, None while it moves.
         self._homes: dict[Mailbox, Listener | None] = {}
         self._task: asyncio.Task[None] | None = None
-        # The event is made anew with the task: it belongs to the event loop.
+        # Made anew with the task, for it belongs to an event loop.
         self._trouble = asyncio.Event()
 
     @property
@@ -46,48 +44,42 @@ class Shards:
         return all(home is not None and home.healthy for home in set(self._homes.values()))
 
     async def listen(self, mailbox: Mailbox) -> None:
-        """Let a mailbox listen. Returns when the node that has its channel has confirmed it.
+        """Subscribe a mailbox. Returns when the node that has the channel has confirmed it.
 
-        Raises BrokerUnavailableError if none does; then, and when cancelled, nothing stays behind.
+        Raises BrokerUnavailableError if none does. Then, and when cancelled, nothing is left behind.
         """
         self._leave_loop()
-        fault: BaseException | None = None
-        backoff = Backoff()
         try:
-            async with asyncio.timeout(self._patience.subscribe_timeout):
-                while True:
-                    try:
-                        self._homes[mailbox] = await self._listen_once(mailbox)
-                        break
-                    except (BrokerUnavailableError, *FAILURES) as error:
-                        fault = error.__cause__ if isinstance(error, BrokerUnavailableError) else error
-                    await asyncio.sleep(backoff.next_delay())
-                    with contextlib.suppress(*FAILURES):
-                        await self._cluster.refresh()
-        except TimeoutError as error:
-            cause = fault or no_answer(self._patience.subscribe_timeout)
-            raise unavailable("subscribe", self._cluster.first.pool, cause, mailbox.channel) from error
-        self._start()
+            home = await self._cluster.retry(lambda: self._try(mailbox), self._timeouts.subscribe_timeout)
+        except FAILURES as error:
+            raise unavailable("subscribe", self._cluster.first.pool, error, mailbox.channel) from error
+        self._homes[mailbox] = home
+        if self._task is None:
+            self._trouble = asyncio.Event()
+            self._task = start_task(self._watch(), "livepush redis shards")
 
     def leave(self, mailbox: Mailbox) -> None:
-        """Let a mailbox listen no more. Leaving twice is harmless."""
+        """Unsubscribe a mailbox, if it is subscribed."""
         home = self._homes.pop(mailbox, None)
         if home is not None:
             home.leave(mailbox)
-        # A RuntimeError says that the event loop is closed.
+        # RuntimeError: the event loop is closed.
         with contextlib.suppress(RuntimeError):
             self._note_trouble()
 
-    async def _listen_once(self, mailbox: Mailbox) -> Listener:
+    async def _try(self, mailbox: Mailbox) -> Listener:
         listener = self._listener(await self._cluster.node_of(mailbox.channel))
-        await listener.listen(mailbox)
+        try:
+            await listener.listen(mailbox)
+        except BrokerUnavailableError as error:
+            raise error.__cause__ or error from None
         return listener
 
     def _listener(self, node: Node) -> Listener:
         listener = self._listeners.get(node.address)
         if listener is None:
             listener = self._listeners[node.address] = Listener(
-                node.pool, self._patience_of_one, sharded=True, on_trouble=self._note_trouble
+                node.pool, self._timeouts_of_one, sharded=True, on_trouble=self._note_trouble
             )
         return listener
 
@@ -96,14 +88,9 @@ class Shards:
 
     def _leave_loop(self) -> None:
         if self._task is not None and self._task.get_loop() is not asyncio.get_running_loop():
-            # That loop has gone without a word, and those who listened with it.
+            # That loop ended without closing the subscriptions.
             self._task = None
             self._homes, self._listeners = {}, {}
-
-    def _start(self) -> None:
-        if self._task is None:
-            self._trouble = asyncio.Event()
-            self._task = start_task(self._watch(), "livepush redis shards")
 
     async def _watch(self) -> None:
         task = asyncio.current_task()
@@ -114,7 +101,7 @@ class Shards:
                     await self._cluster.refresh()
                     await self._move_all()
                 except FAILURES as error:
-                    logger.debug("no node of the cluster says who has what: %s", error)
+                    logger.debug("no node of the cluster reports the topology: %s", error)
         finally:
             if self._task is task:
                 self._task = None
@@ -125,7 +112,7 @@ class Shards:
             await asyncio.sleep(_PAUSE)
         else:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._patience.ping_interval):
+                async with asyncio.timeout(self._timeouts.ping_interval):
                     await self._trouble.wait()
         self._trouble.clear()
 
@@ -144,13 +131,11 @@ class Shards:
         self._listeners = {at: listener for at, listener in self._listeners.items() if listener.wanted}
 
     async def _move(self, mailbox: Mailbox, target: Listener) -> None:
-        try:
+        # If it fails, the mailbox has no home and is moved at the next look.
+        with contextlib.suppress(BrokerUnavailableError):
             await target.listen(mailbox)
-        except BrokerUnavailableError:
-            # It has no home still, and is moved at the next look.
-            return
-        if mailbox in self._homes:
-            self._homes[mailbox] = target
-            mailbox.lost()
-        else:
-            target.leave(mailbox)
+            if mailbox in self._homes:
+                self._homes[mailbox] = target
+                mailbox.lost()
+            else:
+                target.leave(mailbox)

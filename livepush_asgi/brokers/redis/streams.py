@@ -6,14 +6,13 @@ from ...broker import READ_BYTES, Page, Subscription
 from ...cursor import Position
 from ..history import History
 from ..mailbox import Mailbox
-from .append_queue import Lanes
-from .command import Receiver
-from .connection import FAILURES, Pool, Reply, live_name_of, pool_of, unavailable
-from .listener import Listener, Patience
-from .log import Added, Addition, Call, Logs, Server
-from .pipeline import Batch
-from .sharded_listener import Shards
-from .slot_router import Routes
+from .connection import FAILURES, Pool, Reply, Timeouts, live_name_of, pool_of, unavailable
+from .listener import Listener
+from .log import Added, Addition, Logs, Server
+from .pipeline import Pipeline, Receiver
+from .script import Call
+from .sharded_listener import ShardedListener
+from .slot_router import SlotRouter
 
 
 class RedisStreamsBroker:
@@ -55,27 +54,27 @@ class RedisStreamsBroker:
         ping_interval: float = 10.0,
         ping_timeout: float = 5.0,
     ) -> None:
-        if not publish_timeout > 0:
-            raise ValueError(f"publish_timeout is in seconds and more than 0, not {publish_timeout!r}")
+        timeouts = Timeouts(
+            subscribe_timeout=subscribe_timeout,
+            publish_timeout=publish_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
+        )
         if "{" in key_prefix or "}" in key_prefix:
             raise ValueError(f"key_prefix has no braces, the channel's name stands in them: {key_prefix!r}")
-        patience = Patience(
-            subscribe_timeout=subscribe_timeout, ping_interval=ping_interval, ping_timeout=ping_timeout
-        )
         self._pool: Pool
         self._server: Server
-        self._listener: Listener | Shards
+        self._listener: Listener | ShardedListener
         if isinstance(redis, RedisCluster):
-            self._server = routes = Routes(redis, timeout=publish_timeout)
-            self._pool = routes.cluster.first.pool
-            self._listener = Shards(routes.cluster, patience)
+            self._server = router = SlotRouter(redis, timeout=publish_timeout)
+            self._pool = router.cluster.first.pool
+            self._listener = ShardedListener(router.cluster, timeouts)
         else:
             self._server = _OneServer(redis, publish_timeout)
             self._pool = pool_of(redis)
-            self._listener = Listener(redis, patience)
+            self._listener = Listener(redis, timeouts)
         self._logs = Logs(self._server, history or History(), key_prefix)
         self._keys = f"{key_prefix}*"
-        self._lanes = Lanes(self._logs)
 
     @property
     def healthy(self) -> bool:
@@ -92,11 +91,11 @@ class RedisStreamsBroker:
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload and return how many connections listened, those of other processes too.
 
-        Raises BrokerUnavailableError if the server is away or refuses. It was then appended once or not
-        at all: what to do about it is the caller's decision.
+        Raises BrokerUnavailableError if the server is away or refuses. The payload was then appended once or
+        not at all, and the caller decides whether to publish it again.
         """
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
-        return (await self._add(channel, Addition(data))).receivers
+        return (await self._append(channel, Addition(data))).receivers
 
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription, confirmed by the server.
@@ -116,7 +115,7 @@ class RedisStreamsBroker:
         expected: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
-        return (await self._add(channel, Addition(payload, idempotency_key, expected))).position
+        return (await self._append(channel, Addition(payload, idempotency_key, expected))).position
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
@@ -125,29 +124,28 @@ class RedisStreamsBroker:
         except FAILURES as error:
             raise unavailable("read", self._pool, error, keys=self._keys) from error
 
-    async def _add(self, channel: str, addition: Addition) -> Added:
+    async def _append(self, channel: str, addition: Addition) -> Added:
         try:
-            return await self._lanes.append(channel, addition)
+            return await self._logs.append(channel, addition)
         except FAILURES as error:
             raise unavailable("publish", self._pool, error, keys=self._keys) from error
 
 
 class _OneServer:
-    """Runs scripts on one server. A call of which nobody knows whether it arrived is not repeated."""
+    """Runs scripts on one server. A call of which the reply is lost is not repeated."""
 
     verb = "PUBLISH"
     writer = ""
 
     def __init__(self, redis: Redis, timeout: float) -> None:
         self._pool = pool_of(redis)
-        self._batch = Batch(redis, timeout=timeout, linger=2)
+        self._pipeline = Pipeline(redis, timeout=timeout, linger=2)
 
     def live_name(self, channel: str) -> str:
         return live_name_of(channel, self._pool)
 
     def start(self, call: Call, receiver: Receiver) -> None:
-        call.script.send(self._batch, call.keys, call.arguments, receiver)
+        call.script.send(self._pipeline, call.keys, call.arguments, receiver)
 
     async def run(self, call: Call) -> Reply:
-        # Each flight of the batch has the timeout for itself.
-        return await call.script.run(self._batch, call.keys, call.arguments)
+        return await call.script.run(self._pipeline, call.keys, call.arguments)

@@ -1,14 +1,12 @@
-"""Roster: who listens to which channel, and how far the server has been told. No input or output here.
+"""SubscriptionTable: which mailboxes want which channel, and what the server has confirmed. It does no I/O.
 
-Confirmations come one for each channel of each command, in the order of the commands. So a channel is
-in force when its last command was SUBSCRIBE and each SUBSCRIBE of it on this connection is confirmed,
-whatever was closed and opened again meanwhile.
+Each command names one channel, and a channel has at most one command under way. The server answers in order,
+so each answer belongs to the oldest command; a refusal does not name the channel.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
 
 from redis.exceptions import AskError, ClusterDownError
 
@@ -16,245 +14,197 @@ from ..mailbox import Mailbox
 
 logger = logging.getLogger("livepush_asgi")
 
-# So many channels go into one command: 10,000 channels are ten commands and not 10,000. In a cluster those
-# of one command must have the same slot.
-CHANNELS_PER_COMMAND = 1000
-
-Command = tuple[bytes, ...]
-# A node's answer that another one is meant. Who listens goes there; it is no refusal. MovedError is one.
-ELSEWHERE = (AskError, ClusterDownError)
+Command = tuple[bytes, bytes]
+# Answers of a cluster's node that another node has the channel: no refusal. MovedError is an AskError.
+_ELSEWHERE = (AskError, ClusterDownError)
 
 
 class _Channel:
-    """`mailboxes` get what is published; those in `waiting` do from the confirmation on."""
+    """Payloads go to `mailboxes`; those in `waiting` join them when the server confirms the subscription.
 
-    __slots__ = ("asked", "denied", "interrupted", "mailboxes", "unconfirmed", "waiting")
+    `is_live` says that it has, and `pending` that a command is under way.
+    """
+
+    __slots__ = ("is_live", "mailboxes", "pending", "waiting")
 
     def __init__(self) -> None:
         self.mailboxes: dict[Mailbox, None] = {}
         self.waiting: dict[Mailbox, asyncio.Future[None]] = {}
-        self.asked = False
-        self.unconfirmed = 0
-        self.interrupted = False
-        self.denied = False
+        self.is_live = self.pending = False
 
     @property
     def wanted(self) -> bool:
         return bool(self.mailboxes or self.waiting)
 
-    @property
-    def in_force(self) -> bool:
-        return self.asked and not self.unconfirmed
+    def go_live(self) -> None:
+        """Report a loss to mailboxes of an earlier subscription, and let those that wait join them."""
+        self.is_live = True
+        self.report_loss()
+        self.admit_waiting()
 
-    def attach_waiting(self) -> None:
+    def admit_waiting(self) -> None:
         for mailbox, confirmed in self.waiting.items():
             self.mailboxes[mailbox] = None
             if not confirmed.done():
                 confirmed.set_result(None)
         self.waiting.clear()
 
+    def fail_waiting(self, error: Exception) -> None:
+        for confirmed in self.waiting.values():
+            if not confirmed.done():
+                confirmed.set_exception(error)
+        self.waiting.clear()
 
-class _Sent:
-    __slots__ = ("names", "pending", "verb")
+    def deliver(self, payload: bytes) -> None:
+        for mailbox in tuple(self.mailboxes):
+            try:
+                mailbox.deliver(payload)
+            except Exception:
+                logger.exception("the sink of channel %r raised", mailbox.channel)
 
-    def __init__(self, verb: bytes, names: list[bytes]) -> None:
-        self.verb = verb
-        self.names = names
-        self.pending = len(names)
+    def report_loss(self) -> None:
+        for mailbox in tuple(self.mailboxes):
+            try:
+                mailbox.lost()
+            except Exception:
+                logger.exception("the sink of channel %r raised", mailbox.channel)
 
 
-class Roster:
-    """The channels of one listening connection, over all the times that it is made anew.
+class SubscriptionTable:
+    """The channels of one listening connection, which outlive the connection.
 
-    `sharded` is for the channels of a cluster, each of which is one node's. The node withdraws the
-    subscription by itself when the channel becomes another one's.
+    `sharded` is for a node of a cluster, which ends a subscription by itself when the channel moves to
+    another node.
     """
 
     def __init__(self, *, sharded: bool = False) -> None:
-        self._subscribe = b"SSUBSCRIBE" if sharded else b"SUBSCRIBE"
-        self._unsubscribe = b"SUNSUBSCRIBE" if sharded else b"UNSUBSCRIBE"
-        self._most = 1 if sharded else CHANNELS_PER_COMMAND
+        prefix = b"S" if sharded else b""
+        self._subscribe, self._unsubscribe = prefix + b"SUBSCRIBE", prefix + b"UNSUBSCRIBE"
         self._channels: dict[bytes, _Channel] = {}
-        self._unsettled: dict[bytes, None] = {}
-        self._refused: dict[bytes, None] = {}
-        self._sent: deque[_Sent] = deque()
+        # Channels for which a command may be due, the commands under way, and the refused channels.
+        self._changed: dict[bytes, None] = {}
+        self._sent: deque[Command] = deque()
+        self._refused: set[bytes] = set()
 
     def __len__(self) -> int:
         return len(self._channels)
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a mailbox."""
         return any(channel.wanted for channel in self._channels.values())
 
     @property
+    def due(self) -> bool:
+        """Whether `next_commands` may have some."""
+        return bool(self._changed)
+
+    @property
     def settled(self) -> bool:
-        """Whether the server was told all there is to tell, and has answered."""
-        return not self._unsettled and not self._sent
+        """Whether no command is due or under way."""
+        return not self._changed and not self._sent
 
     @property
     def refused(self) -> bool:
-        """Whether the server refuses a channel that somebody listens to."""
+        """Whether the server refuses a channel that a mailbox wants."""
         return bool(self._refused)
 
     def add(self, mailbox: Mailbox, confirmed: asyncio.Future[None]) -> None:
-        """Let a mailbox listen from the moment on at which `confirmed` has its result."""
+        """Add a mailbox, which gets payloads from the moment at which `confirmed` has its result."""
         name = mailbox.channel.encode()
         channel = self._channels.setdefault(name, _Channel())
         channel.waiting[mailbox] = confirmed
-        if channel.in_force:
-            channel.attach_waiting()
+        if channel.is_live and not channel.pending:
+            channel.admit_waiting()
         else:
-            self._unsettled[name] = None
+            self._changed[name] = None
 
     def remove(self, mailbox: Mailbox) -> None:
-        """Let a mailbox listen no more, if it did."""
+        """Remove a mailbox, if it is there."""
         name = mailbox.channel.encode()
         channel = self._channels.get(name)
-        if channel is None:
-            return
-        channel.mailboxes.pop(mailbox, None)
-        channel.waiting.pop(mailbox, None)
-        self._unsettled[name] = None
-        self._forget_if_done(name, channel)
+        if channel is not None:
+            channel.mailboxes.pop(mailbox, None)
+            channel.waiting.pop(mailbox, None)
+            self._note_change(name, channel)
 
     def next_commands(self) -> list[Command]:
-        """Return what the server has to be told by now; it counts as told."""
-        verbs: dict[bytes, list[bytes]] = {self._unsubscribe: [], self._subscribe: []}
-        unsettled, self._unsettled = self._unsettled, {}
-        for name in unsettled:
-            channel = self._channels.get(name)
-            if channel is None or channel.wanted is channel.asked:
-                continue
-            channel.asked = channel.wanted
-            channel.unconfirmed += channel.asked
-            verbs[self._subscribe if channel.asked else self._unsubscribe].append(name)
-            self._forget_if_done(name, channel)
-        return [command for verb, names in verbs.items() for command in self._commands(verb, names)]
+        """Return the commands that are due. They count as sent."""
+        commands = []
+        for name in self._changed:
+            channel = self._channels[name]
+            if not channel.pending and channel.wanted is not channel.is_live:
+                channel.pending = True
+                commands.append((self._subscribe if channel.wanted else self._unsubscribe, name))
+        self._changed.clear()
+        self._sent += commands
+        return commands
 
     def confirm(self, verb: bytes, name: bytes) -> bool:
-        """Take the server's confirmation of one channel of the oldest command.
-
-        Return False if it is no confirmation: the server has withdrawn a subscription by itself.
-        """
-        if verb == self._unsubscribe and not self._awaits(verb, name):
-            self._withdraw(name)
-            return False
-        self._count_down()
+        """Take a confirmation. Return False if the server has ended a subscription by itself."""
+        is_answer = self._sent and self._sent[0] == (verb, name)
         channel = self._channels.get(name)
-        if verb != self._subscribe or channel is None:
+        if not is_answer:
+            if channel is not None:
+                channel.is_live = False
+                self._note_change(name, channel)
+            return False
+        self._sent.popleft()
+        if channel is None:
             return True
-        channel.unconfirmed -= 1
-        self._refused.pop(name, None)
-        if channel.in_force:
-            channel.denied = False
-            if channel.interrupted:
-                channel.interrupted = False
-                _each(channel.mailboxes, Mailbox.lost)
-            channel.attach_waiting()
-        self._forget_if_done(name, channel)
+        channel.pending = channel.is_live = False
+        if verb == self._subscribe:
+            self._refused.discard(name)
+            channel.go_live()
+        self._note_change(name, channel)
         return True
 
     def refuse(self, error: Exception) -> None:
-        """Take the server's refusal of the oldest command.
-
-        It says nothing about which of several channels was meant, so each is asked for alone then.
-        """
+        """Take the server's refusal of the oldest command. Raises the error if no command is under way."""
         if not self._sent:
             raise error
-        sent = self._sent.popleft()
-        if sent.verb != self._subscribe:
-            return
-        for name in sent.names:
-            channel = self._channels[name]
-            channel.unconfirmed -= 1
-            channel.asked = channel.asked and channel.unconfirmed > 0
-            self._refused[name] = None
-            if len(sent.names) == 1:
-                self._deny(name, channel, error)
-            else:
-                self._unsettled[name] = None
-            self._forget_if_done(name, channel)
+        _, name = self._sent.popleft()
+        channel = self._channels[name]
+        channel.pending = channel.is_live = False
+        channel.fail_waiting(error)
+        if channel.mailboxes and name not in self._refused:
+            if not isinstance(error, _ELSEWHERE):
+                logger.error("the server refuses channel %r, messages are lost: %s", name.decode(), error)
+            channel.report_loss()
+        self._refused.add(name)
+        self._forget_if_unused(name, channel)
 
-    def ask_again(self) -> None:
-        """Have the refused channels asked for once more; permissions change."""
-        self._unsettled.update(self._refused)
+    def retry_refused(self) -> bool:
+        """Have refused channels subscribed again, for permissions change. Return whether there are any."""
+        self._changed.update(dict.fromkeys(self._refused))
+        return self.refused
 
     def disconnect(self) -> None:
-        """Forget all that was told: the connection is gone, and messages with it."""
+        """Note that the connection is lost, and payloads with it."""
         self._sent.clear()
         self._refused.clear()
         for name, channel in list(self._channels.items()):
-            channel.asked = False
-            channel.unconfirmed = 0
-            channel.interrupted = bool(channel.mailboxes)
-            self._unsettled[name] = None
-            self._forget_if_done(name, channel)
+            channel.pending = channel.is_live = False
+            self._note_change(name, channel)
 
     def fail_waiting(self, error: Exception) -> None:
-        """Raise for all who wait for a confirmation."""
+        """Raise an error in all who wait for a confirmation."""
         for channel in self._channels.values():
-            _fail(channel, error)
+            channel.fail_waiting(error)
 
     def deliver(self, name: bytes, payload: bytes) -> None:
-        """Pass on what was published."""
+        """Deliver a payload to the channel's mailboxes."""
         channel = self._channels.get(name)
         if channel is not None:
-            _each(channel.mailboxes, lambda mailbox: mailbox.deliver(payload))
+            channel.deliver(payload)
 
-    def _commands(self, verb: bytes, names: list[bytes]) -> Iterable[Command]:
-        alone = [name for name in names if name in self._refused]
-        together = [name for name in names if name not in self._refused]
-        groups = [[name] for name in alone]
-        for start in range(0, len(together), self._most):
-            groups.append(together[start : start + self._most])
-        for group in groups:
-            self._sent.append(_Sent(verb, group))
-            yield (verb, *group)
+    def _note_change(self, name: bytes, channel: _Channel) -> None:
+        if channel.wanted is not channel.is_live:
+            self._changed[name] = None
+        self._forget_if_unused(name, channel)
 
-    def _awaits(self, verb: bytes, name: bytes) -> bool:
-        return bool(self._sent) and self._sent[0].verb == verb and name in self._sent[0].names
-
-    def _withdraw(self, name: bytes) -> None:
-        channel = self._channels.get(name)
-        if channel is not None:
-            channel.asked = channel.unconfirmed > 0
-            channel.interrupted = bool(channel.mailboxes)
-            self._unsettled[name] = None
-            self._forget_if_done(name, channel)
-
-    def _count_down(self) -> None:
-        if self._sent:
-            self._sent[0].pending -= 1
-            if not self._sent[0].pending:
-                self._sent.popleft()
-
-    def _deny(self, name: bytes, channel: _Channel, error: Exception) -> None:
-        _fail(channel, error)
-        if channel.mailboxes and not channel.denied:
-            channel.denied = channel.interrupted = True
-            if not isinstance(error, ELSEWHERE):
-                logger.error("the server refuses channel %r, messages are lost: %s", name.decode(), error)
-            _each(channel.mailboxes, Mailbox.lost)
-
-    def _forget_if_done(self, name: bytes, channel: _Channel) -> None:
-        if not channel.wanted and not channel.asked and not channel.unconfirmed:
+    def _forget_if_unused(self, name: bytes, channel: _Channel) -> None:
+        if not channel.wanted and not channel.is_live and not channel.pending:
             del self._channels[name]
-            self._unsettled.pop(name, None)
-            self._refused.pop(name, None)
-
-
-def _fail(channel: _Channel, error: Exception) -> None:
-    for confirmed in channel.waiting.values():
-        if not confirmed.done():
-            confirmed.set_exception(error)
-    channel.waiting.clear()
-
-
-def _each(mailboxes: Iterable[Mailbox], act: Callable[[Mailbox], None]) -> None:
-    """Do something to each mailbox. A fault behind one of them must not cost the others anything."""
-    for mailbox in tuple(mailboxes):
-        try:
-            act(mailbox)
-        except Exception:
-            logger.exception("the sink of channel %r raised", mailbox.channel)
+            self._changed.pop(name, None)
+            self._refused.discard(name)
