@@ -9,11 +9,10 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -39,52 +38,6 @@ _FORBIDDEN_COMMAND = re.compile(r"run the '([^']+)'")
 _NAMED_RULES = re.compile(r"\[(\+.*)\]")
 
 
-class Connection(Protocol):
-    """A connection of redis-py, which has no complete types. It speaks RESP2 or RESP3."""
-
-    retry: object
-
-    async def connect(self) -> None:
-        """Connect and log in, unless that is done."""
-
-    async def disconnect(self, nowait: bool = False) -> None:
-        """Close the socket."""
-
-    async def send_packed_command(self, command: Iterable[bytes], check_health: bool = True) -> None:
-        """Send packed commands, and wait while the write buffer is full."""
-
-    async def read_response(
-        self,
-        disable_decoding: bool = False,
-        timeout: float | None = None,
-        *,
-        push_request: bool | None = False,
-    ) -> Reply:
-        """Return the next reply, or None after `timeout` seconds. Raises ResponseError for an error reply."""
-
-
-@runtime_checkable
-class Pool(Protocol):
-    """A connection pool of redis-py, of any kind."""
-
-    @property
-    def connection_kwargs(self) -> Mapping[str, object]:
-        """The client's settings."""
-
-    def make_connection(self) -> Connection:
-        """Return a new connection with the client's settings, which the pool does not keep."""
-
-    async def get_connection(self) -> Connection:
-        """Return an idle or a new connection, connected."""
-
-    async def disconnect(self) -> None:
-        """Close all connections."""
-
-    # Any, because the pool declares redis-py's own class here, of which Connection is only a part.
-    async def release(self, connection: Any) -> None:
-        """Take a connection back."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
     """Seconds to wait for the server.
@@ -104,9 +57,9 @@ class Timeouts:
                 raise ValueError(f"{name} is in seconds and more than 0, not {getattr(self, name)!r}")
 
 
-def pool_of(redis: Redis | Pool) -> Pool:
+def pool_of(redis: Redis | ConnectionPool) -> ConnectionPool:
     """Return the client's pool. Raises TypeError unless it is redis-py's asyncio client of one server."""
-    if isinstance(redis, Pool):
+    if isinstance(redis, ConnectionPool):
         return redis
     if isinstance(redis, RedisCluster):
         raise TypeError("a RedisCluster has no one connection to listen on; pass a Redis to one of its nodes")
@@ -114,11 +67,11 @@ def pool_of(redis: Redis | Pool) -> Pool:
         raise TypeError(
             f"redis.asyncio.Redis is needed, not {type(redis).__module__}'s {type(redis).__name__}"
         )
-    pool: Pool = redis.connection_pool
+    pool: ConnectionPool = redis.connection_pool
     return pool
 
 
-def live_name_of(channel: str, pool: Pool) -> str:
+def live_name_of(channel: str, pool: ConnectionPool) -> str:
     """Return the name under which a channel is published.
 
     Pub/sub ignores database numbers. The component's own channels have the number in their names, so that two
@@ -130,7 +83,7 @@ def live_name_of(channel: str, pool: Pool) -> str:
     return channel
 
 
-def address_of(pool: Pool) -> str:
+def address_of(pool: ConnectionPool) -> str:
     """Return where the server is, for messages; without user name and password."""
     settings = pool.connection_kwargs
     service = getattr(pool, "service_name", None)
@@ -141,7 +94,7 @@ def address_of(pool: Pool) -> str:
     return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
 
 
-async def send(connection: Connection, data: bytes) -> None:
+async def send(connection: AbstractConnection, data: bytes) -> None:
     """Send packed commands. Raises one of FAILURES."""
     _, writer = _streams_of(connection)
     if writer is None:
@@ -154,14 +107,14 @@ async def send(connection: Connection, data: bytes) -> None:
         await connection.send_packed_command([], check_health=False)
 
 
-def read_timeout(connection: Connection, timeout: float) -> float | None:
+def read_timeout(connection: AbstractConnection, timeout: float) -> float | None:
     """Return the timeout for one of many replies, all of which have to come within `timeout` seconds."""
     # A timer for each reply costs as much as reading it. Only a timer shorter than `timeout` is needed.
-    own = getattr(connection, "socket_timeout", None)
+    own = connection.socket_timeout
     return math.inf if own is not None and own >= timeout else None
 
 
-async def drop(connection: Connection) -> None:
+async def drop(connection: AbstractConnection) -> None:
     """Close a connection without waiting for the server. Raises nothing but CancelledError."""
     _, writer = _streams_of(connection)
     # A connection of a closed event loop raises RuntimeError.
@@ -172,13 +125,15 @@ async def drop(connection: Connection) -> None:
         await connection.disconnect(nowait=True)
 
 
-def is_broken(connection: Connection) -> bool:
+def is_broken(connection: AbstractConnection) -> bool:
     """Return whether the server closed or reset an idle connection, which redis-py's pool may overlook."""
     reader, writer = _streams_of(connection)
     return (reader is not None and reader.at_eof()) or (writer is not None and writer.is_closing())
 
 
-def _streams_of(connection: Connection) -> tuple[asyncio.StreamReader | None, asyncio.StreamWriter | None]:
+def _streams_of(
+    connection: AbstractConnection,
+) -> tuple[asyncio.StreamReader | None, asyncio.StreamWriter | None]:
     # redis-py has no public access to them. Without them, closing waits for the server, and the first
     # command after a restart of the server fails.
     reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
@@ -199,7 +154,7 @@ def named_timeout(error: Exception, timeout: float) -> Exception:
 
 
 def unavailable(
-    attempt: str, pool: Pool, cause: BaseException | None, channel: str = "*", keys: str = "*"
+    attempt: str, pool: ConnectionPool, cause: BaseException | None, channel: str = "*", keys: str = "*"
 ) -> BrokerUnavailableError:
     """Return the error to raise: what was attempted, where, why it failed, and what may help.
 

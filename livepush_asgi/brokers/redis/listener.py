@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine
 from itertools import count
 from math import inf
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -19,8 +20,6 @@ from ..backoff import Backoff
 from ..mailbox import Mailbox
 from .connection import (
     FAILURES,
-    Connection,
-    Pool,
     Reply,
     Timeouts,
     address_of,
@@ -49,7 +48,7 @@ class Listener:
 
     def __init__(
         self,
-        redis: Redis | Pool,
+        redis: Redis | ConnectionPool,
         timeouts: Timeouts,
         *,
         sharded: bool = False,
@@ -149,19 +148,19 @@ class Listener:
 
     async def _use_connection(self) -> None:
         """Connect, subscribe and read until the connection breaks; return when there are no mailboxes."""
-        connection = self._pool.make_connection()
+        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         # The retries of redis-py would hide an outage.
         connection.retry = Retry(NoBackoff(), 0)
         try:
             async with asyncio.timeout(self._timeouts.ping_timeout):
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
             await _first_to_end(self._read(connection), self._write(connection), self._test(connection))
         finally:
             self._is_up = False
             self._table.disconnect()
             await drop(connection)
 
-    async def _write(self, connection: Connection) -> None:
+    async def _write(self, connection: AbstractConnection) -> None:
         """Send the commands that are due, all that have gathered at once, until there are no mailboxes."""
         while self._table.wanted:
             self._changed.clear()
@@ -172,7 +171,7 @@ class Listener:
         # A mailbox that comes while the connection is closed waits for the next connection.
         self._table.disconnect()
 
-    async def _read(self, connection: Connection) -> None:
+    async def _read(self, connection: AbstractConnection) -> None:
         for number in count(1):
             # Reading does not wait while there is something to read. Without a pause a burst of messages
             # would fill every outbox before one stream could send.
@@ -188,7 +187,7 @@ class Listener:
                 self._take(reply)
             self._received.set()
 
-    async def _test(self, connection: Connection) -> None:
+    async def _test(self, connection: AbstractConnection) -> None:
         """Send PING from time to time. Raises TimeoutError if nothing arrives."""
         while True:
             await asyncio.sleep(self._timeouts.ping_interval)

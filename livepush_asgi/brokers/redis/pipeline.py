@@ -11,15 +11,14 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from ...loop import asyncio_loop, start_task
 from .connection import (
     Argument,
-    Connection,
-    Pool,
     Reply,
     drop,
     is_broken,
@@ -81,7 +80,9 @@ class Pipeline:
     that nobody else uses: an idle connection is held for so many seconds, and then closed.
     """
 
-    def __init__(self, redis: Redis | Pool, *, timeout: float, linger: int = 0, keep: float = 0.0) -> None:
+    def __init__(
+        self, redis: Redis | ConnectionPool, *, timeout: float, linger: int = 0, keep: float = 0.0
+    ) -> None:
         self._pool = pool_of(redis)
         self._timeout = timeout
         self._keep = keep
@@ -91,7 +92,7 @@ class Pipeline:
         self._queued: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
         # The event loop on which each connection has answered. See `_check_loop`.
-        self._loops: WeakKeyDictionary[Connection, ReferenceType[asyncio.AbstractEventLoop]]
+        self._loops: WeakKeyDictionary[AbstractConnection, ReferenceType[asyncio.AbstractEventLoop]]
         self._loops = WeakKeyDictionary()
 
     def submit(self, *arguments: Argument) -> asyncio.Future[Reply]:
@@ -159,7 +160,7 @@ class Pipeline:
         finally:
             await self._pool.release(connection)
 
-    async def _has_more(self, connection: Connection) -> bool:
+    async def _has_more(self, connection: AbstractConnection) -> bool:
         """Return whether commands wait, or come while the idle connection is held."""
         for _ in range(self._linger):
             if self._waiting:
@@ -184,7 +185,7 @@ class Pipeline:
                 size += len(call.command)
         return calls
 
-    async def _exchange(self, calls: deque[_Call], connection: Connection) -> None:
+    async def _exchange(self, calls: deque[_Call], connection: AbstractConnection) -> None:
         """Send the commands and take their replies. The calls that are left have none."""
         timeout_of_one = read_timeout(connection, self._timeout)
         async with asyncio.timeout(self._timeout):
@@ -199,12 +200,11 @@ class Pipeline:
                     if not receiver.done():
                         receiver.set_result(reply)
 
-    async def _acquire(self) -> Connection:
-        connection = await self._pool.get_connection()
+    async def _acquire(self) -> AbstractConnection:
+        connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         try:
             if is_broken(connection):
-                await drop(connection)
-                await connection.connect()
+                await _reconnect(connection)
             await self._check_loop(connection)
         except BaseException:
             await drop(connection)
@@ -212,7 +212,7 @@ class Pipeline:
             raise
         return connection
 
-    async def _check_loop(self, connection: Connection) -> None:
+    async def _check_loop(self, connection: AbstractConnection) -> None:
         """Reconnect a connection that an earlier event loop left in the pool.
 
         Such a connection still sends, and the server executes the command, but the reply cannot be read.
@@ -225,8 +225,7 @@ class Pipeline:
             await send(connection, pack((b"PING",)))
             await connection.read_response(disable_decoding=True)
         except RuntimeError:
-            await drop(connection)
-            await connection.connect()
+            await _reconnect(connection)
         self._loops[connection] = ref(loop)
 
     def _fail_waiting(self, error: Exception) -> None:
@@ -239,3 +238,8 @@ def _fail(calls: Iterable[_Call], error: Exception) -> None:
     for call in calls:
         if not call.receiver.done():
             call.receiver.set_exception(error)
+
+
+async def _reconnect(connection: AbstractConnection) -> None:
+    await drop(connection)
+    await connection.connect()  # type: ignore[no-untyped-call]

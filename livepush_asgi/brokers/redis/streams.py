@@ -1,12 +1,12 @@
 """RedisStreamsBroker: pub/sub over Redis or Valkey with history, a log of each channel in a stream."""
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
 
 from ...broker import READ_BYTES, Page, Subscription
 from ...cursor import Position
 from ..history import History
 from ..mailbox import Mailbox
-from .connection import FAILURES, Pool, Reply, Timeouts, live_name_of, pool_of, unavailable
+from .connection import FAILURES, Reply, Timeouts, live_name_of, pool_of, unavailable
 from .listener import Listener
 from .log import Added, Addition, Logs, Server
 from .pipeline import Pipeline, Receiver
@@ -62,7 +62,7 @@ class RedisStreamsBroker:
         )
         if "{" in key_prefix or "}" in key_prefix:
             raise ValueError(f"key_prefix has no braces, the channel's name stands in them: {key_prefix!r}")
-        self._pool: Pool
+        self._pool: ConnectionPool
         self._server: Server
         self._listener: Listener | ShardedListener
         if isinstance(redis, RedisCluster):

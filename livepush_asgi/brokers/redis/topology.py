@@ -28,7 +28,7 @@ from redis.exceptions import (
 
 from ...loop import start_task
 from ..backoff import Backoff
-from .connection import FAILURES, Pool, Reply, no_answer
+from .connection import FAILURES, Reply, no_answer
 from .pipeline import Pipeline
 
 SLOTS = 16384
@@ -181,7 +181,7 @@ def _owner(entry: Reply, asked: Node) -> tuple[int, int, Address] | None:
             return None
 
 
-def _pool_of_node(redis: RedisCluster, host: str, port: int) -> Pool:
+def _pool_of_node(redis: RedisCluster, host: str, port: int) -> ConnectionPool:
     settings: dict[str, Any] = redis.get_connection_kwargs()
     # It knows which of the client's settings are those of a connection.
     node = ClusterNode(host, port, **settings)
