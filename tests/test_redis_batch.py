@@ -119,7 +119,7 @@ async def test_a_log_that_is_something_else_fails_those_who_wait_and_nobody_else
 ) -> None:
     async with valkey.client() as client:
         broker = RedisStreamsBroker(client)
-        await Pipeline(client, timeout=30.0).call("LPUSH", "livepush:log:{spoilt}:head", "no text")
+        await Pipeline(client, timeout=30.0).submit("LPUSH", "livepush:log:{spoilt}:head", "no text")
         spoilt = [broker.append("spoilt", b"%d" % number) for number in range(3)]
         sound = [broker.append("sound", b"%d" % number) for number in range(3)]
         results = await asyncio.gather(*spoilt, *sound, return_exceptions=True)

@@ -460,13 +460,13 @@ async def test_in_a_batch_each_caller_has_an_answer_of_its_own(valkey: ValkeyPro
         value, error, raised, text = await asyncio.gather(*calls, return_exceptions=True)
         assert (value, raised, text) == (b"OK", 2, b"2")
         assert isinstance(error, redis.ResponseError)
-        assert await batch.call("GET", "é") == b"2"
+        assert await batch.submit("GET", "é") == b"2"
 
 
 async def test_a_caller_that_is_cancelled_in_flight_disturbs_no_other(own_valkey: ValkeyProcess) -> None:
     async with own_valkey.client() as client:
         batch = Pipeline(client, timeout=5.0)
-        assert await batch.call("INCR", "n") == 1
+        assert await batch.submit("INCR", "n") == 1
         own_valkey.pause()
         calls = [batch.submit("INCR", "n") for _ in range(3)]
         await anyio.wait_all_tasks_blocked()

@@ -119,10 +119,6 @@ class Pipeline:
         elif self._queued is not None:
             self._queued.set()
 
-    async def call(self, *arguments: Argument) -> Reply:
-        """Send a command and return its reply. See `submit`."""
-        return await self.submit(*arguments)
-
     async def _run(self) -> None:
         task = asyncio.current_task()
         try:

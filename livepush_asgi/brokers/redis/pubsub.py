@@ -65,7 +65,7 @@ class RedisBroker:
         at all, and the caller decides whether to publish it again.
         """
         try:
-            listening = await self._pipeline.call(b"PUBLISH", live_name_of(channel, self._pool), payload)
+            listening = await self._pipeline.submit(b"PUBLISH", live_name_of(channel, self._pool), payload)
         except FAILURES as error:
             raise unavailable("publish", self._pool, error, channel) from error
         assert isinstance(listening, int)

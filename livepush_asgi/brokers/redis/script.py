@@ -32,7 +32,7 @@ class Script:
         self.name = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     async def run(self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
-        """Run the script once, or not at all. Raises what `Pipeline.call` raises."""
+        """Run the script once, or not at all. Raises what `Pipeline.submit` raises."""
         reply: asyncio.Future[Reply] = asyncio_loop().create_future()
         self.send(pipeline, keys, arguments, reply)
         return await reply

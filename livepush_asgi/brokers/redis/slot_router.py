@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+from functools import partial
 from secrets import token_urlsafe
 
 from redis.asyncio import RedisCluster
 from redis.exceptions import AskError, MovedError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from ...loop import start_task
+from ...loop import spawn
 from .connection import Reply, no_answer
 from .pipeline import Receiver
 from .script import Call, tag_of
@@ -31,8 +32,6 @@ class SlotRouter:
         self.cluster = Topology(redis, timeout=self._timeout_of_one)
         self._writer = ""
         self._process = 0
-        # The event loop keeps weak references only.
-        self._running: set[asyncio.Task[None]] = set()
 
     @property
     def writer(self) -> str:
@@ -47,9 +46,7 @@ class SlotRouter:
 
     def start(self, call: Call, receiver: Receiver) -> None:
         """Run a script. Its reply goes to `receiver`."""
-        task = start_task(self._run_for(call, receiver), "livepush redis append")
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        spawn(partial(self._run_for, call, receiver), "livepush redis append")
 
     async def run(self, call: Call) -> Reply:
         """Run a script. Raises one of FAILURES if it did not run, or if that is unknown."""
