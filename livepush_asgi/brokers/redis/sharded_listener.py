@@ -63,9 +63,10 @@ class ShardedListener:
         home = self._homes.pop(mailbox, None)
         if home is not None:
             home.leave(mailbox)
-        # RuntimeError: the event loop is closed.
-        with contextlib.suppress(RuntimeError):
-            self._note_trouble()
+        if not self._homes:
+            # The watch ends. RuntimeError: the event loop is closed.
+            with contextlib.suppress(RuntimeError):
+                self._note_trouble()
 
     async def _try(self, mailbox: Mailbox) -> Listener:
         listener = self._listener(await self._cluster.node_of(mailbox.channel))

@@ -18,29 +18,29 @@ from .slot_router import SlotRouter
 class RedisStreamsBroker:
     """Pub/sub with history over a `redis.asyncio.Redis`. Needs Redis 7.0, or Valkey.
 
-    For the client, the connections, the timeouts and what happens when the server is away see
-    `RedisBroker`; here, too, a payload is sent at most once. An append stores the event and publishes it
-    in one script, so whoever hears of it finds it in the log. Every publisher has to use this class: what
-    `RedisBroker` or `PUBLISH` sends is in no log, and the application refuses it with a log line.
+    `RedisBroker` describes the client, the connections, the timeouts and what happens when the server is
+    away. Here, too, a payload is sent at most once. One script stores and publishes an event, so a
+    subscriber that receives it finds it in the log. Every publisher has to use this class: what `RedisBroker`
+    or `PUBLISH` sends is in no log, and the application refuses it with a log line.
 
     `history` bounds each log by events, bytes and age. A log that is neither read nor added to for twice
-    the age, and ten minutes, is forgotten, and what comes then has another epoch. A channel that is read
+    the age, and ten minutes, is forgotten, and later events have another epoch. A channel that is read
     before anything was published costs the server one key of some hundred bytes, for two minutes after the
     last read. An `idempotency_key` is remembered for the age, at least for five minutes; for a day if events
-    have no age. All this stands in keys that begin with `key_prefix`, and with the channel's name in braces.
-    Live events go by the name alone: applications that share a server, even in databases of their own, need
+    have no age. The keys begin with `key_prefix`, and have the channel's name in braces. Live events are
+    published under the name alone: applications that share a server, even in databases of their own, need
     channels of their own.
 
-    With a `redis.asyncio.RedisCluster` the keys of a channel are in one slot, and live events go by sharded
-    pub/sub, with `%`, `{` and `}` in a name written as in a URL. There is one connection to listen and one
-    to publish for each node that has a channel; they are made with the settings of the client and are the
-    broker's own. When a node is replaced, calls go on trying to find the new one until their timeout; an
-    event is appended once all the same.
+    With a `redis.asyncio.RedisCluster` the keys of a channel are in one slot, and live events use sharded
+    pub/sub, with `%`, `{` and `}` in a name written as in a URL. To each node that has a channel there is one
+    connection to listen and one to publish. They have the settings of the client, and the broker closes
+    them. When a node is replaced, calls try until their timeout to find the new one; an event is still
+    appended only once.
 
     A server that may have lost the end of a log, because it was killed or because a replica took over,
-    goes on in another epoch: no offset ever names two events. Whoever had more than what is left is told,
-    and after a replica took over everybody is, since it does not know what had not reached it. The user of
-    the client needs the permission for INFO, by which that is seen.
+    continues in another epoch: no offset ever names two events. A client that has received more than what is
+    left is told of a gap. After a replica took over every client is told, since the replica does not know
+    what it did not receive. The client's user needs the permission for INFO, which tells the epoch's server.
     """
 
     def __init__(

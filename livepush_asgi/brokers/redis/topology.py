@@ -129,7 +129,8 @@ class Topology:
         task = asyncio.current_task()
         try:
             serving = list({node.address for node in self._owners if node is not None})
-            asked = {random.choice(self._seeds), *random.sample(serving, min(_ASKED - 1, len(serving)))}
+            asked = set(random.sample(serving, min(_ASKED - 1, len(serving))))
+            asked |= set(random.sample(self._seeds, min(_ASKED - len(asked), len(self._seeds))))
             views = await asyncio.gather(
                 *[_ask(self.node_at(*address)) for address in asked], return_exceptions=True
             )
