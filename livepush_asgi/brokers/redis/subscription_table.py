@@ -7,6 +7,7 @@ so each answer belongs to the oldest command; a refusal does not name the channe
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 
 from redis.exceptions import AskError, ClusterDownError
 
@@ -39,7 +40,7 @@ class _Channel:
     def go_live(self) -> None:
         """Report a loss to mailboxes of an earlier subscription, and let those that wait join them."""
         self.is_live = True
-        self.report_loss()
+        self.each(Mailbox.lost)
         self.admit_waiting()
 
     def admit_waiting(self) -> None:
@@ -55,17 +56,11 @@ class _Channel:
                 confirmed.set_exception(error)
         self.waiting.clear()
 
-    def deliver(self, payload: bytes) -> None:
+    def each(self, call: Callable[[Mailbox], None]) -> None:
+        """Call a function with each mailbox. An error of one sink must not affect the others."""
         for mailbox in tuple(self.mailboxes):
             try:
-                mailbox.deliver(payload)
-            except Exception:
-                logger.exception("the sink of channel %r raised", mailbox.channel)
-
-    def report_loss(self) -> None:
-        for mailbox in tuple(self.mailboxes):
-            try:
-                mailbox.lost()
+                call(mailbox)
             except Exception:
                 logger.exception("the sink of channel %r raised", mailbox.channel)
 
@@ -96,7 +91,7 @@ class SubscriptionTable:
 
     @property
     def due(self) -> bool:
-        """Whether `next_commands` may have some."""
+        """Whether `next_commands` may return some."""
         return bool(self._changed)
 
     @property
@@ -170,7 +165,7 @@ class SubscriptionTable:
         if channel.mailboxes and name not in self._refused:
             if not isinstance(error, _ELSEWHERE):
                 logger.error("the server refuses channel %r, messages are lost: %s", name.decode(), error)
-            channel.report_loss()
+            channel.each(Mailbox.lost)
         self._refused.add(name)
         self._forget_if_unused(name, channel)
 
@@ -196,7 +191,7 @@ class SubscriptionTable:
         """Deliver a payload to the channel's mailboxes."""
         channel = self._channels.get(name)
         if channel is not None:
-            channel.deliver(payload)
+            channel.each(lambda mailbox: mailbox.deliver(payload))
 
     def _note_change(self, name: bytes, channel: _Channel) -> None:
         if channel.wanted is not channel.is_live:
