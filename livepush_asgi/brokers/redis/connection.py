@@ -136,11 +136,7 @@ def _streams_of(
 ) -> tuple[asyncio.StreamReader | None, asyncio.StreamWriter | None]:
     # redis-py has no public access to them. Without them, closing waits for the server, and the first
     # command after a restart of the server fails.
-    reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
-    return (
-        reader if isinstance(reader, asyncio.StreamReader) else None,
-        writer if isinstance(writer, asyncio.StreamWriter) else None,
-    )
+    return getattr(connection, "_reader", None), getattr(connection, "_writer", None)
 
 
 def no_answer(timeout: float) -> TimeoutError:

@@ -10,7 +10,7 @@ from redis.exceptions import AskError, MovedError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ...loop import spawn
-from .connection import Reply, no_answer
+from .connection import Reply, named_timeout
 from .pipeline import Receiver
 from .script import Call, tag_of
 from .topology import Topology
@@ -75,4 +75,4 @@ class SlotRouter:
             target = self.cluster.redirect(error, node)
             return await call.script.run_asking(target.pipeline, call.keys, call.arguments)
         except TimeoutError as error:
-            raise error if str(error) else no_answer(self._timeout_of_one) from error
+            raise named_timeout(error, self._timeout_of_one) from None
