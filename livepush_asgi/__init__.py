@@ -71,8 +71,7 @@ from .wire.reasons import EndReason, GapReason, RefusalCause
 if TYPE_CHECKING:
     from .brokers.jetstream import JetStreamBroker
     from .brokers.nats import NatsBroker
-    from .brokers.redis import RedisBroker
-    from .brokers.redis_streams import RedisStreamsBroker
+    from .brokers.redis import RedisBroker, RedisStreamsBroker
     from .slots.redis import SlotCap
     from .testing.mock import MockBroker
 
@@ -145,7 +144,7 @@ _LAZY = {
     "MockBroker": ".testing.mock",
     "NatsBroker": ".brokers.nats",
     "RedisBroker": ".brokers.redis",
-    "RedisStreamsBroker": ".brokers.redis_streams",
+    "RedisStreamsBroker": ".brokers.redis",
     "SlotCap": ".slots.redis",
 }
 _LIBRARIES = {"redis": "redis-py", "nats": "nats-py"}

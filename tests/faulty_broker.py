@@ -15,7 +15,7 @@ from livepush_asgi import BrokerUnavailableError
 from livepush_asgi.brokers import READ_BYTES, Page, Subscription
 from livepush_asgi.brokers.history import History
 from livepush_asgi.brokers.mailbox import Mailbox
-from livepush_asgi.brokers.memory_log import MemoryLog
+from livepush_asgi.brokers.memory import MemoryLog
 from livepush_asgi.wire.cursor import Position
 from livepush_asgi.wire.event import RESERVED_PREFIX, positioned
 

@@ -42,7 +42,7 @@ from livepush_asgi import (
     Timing,
 )
 from livepush_asgi.brokers.history import History
-from livepush_asgi.brokers.redis_streams import RedisStreamsBroker
+from livepush_asgi.brokers.redis import RedisStreamsBroker
 from livepush_asgi.grant import StreamRequest
 from livepush_asgi.runtime.asgi import Receive, Scope, Send
 from livepush_asgi.slots.redis import SlotCap

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from livepush_asgi import Grant, History, LivePush, MemoryBroker
-from livepush_asgi.brokers.memory_log import MemoryLog
+from livepush_asgi.brokers.memory import MemoryLog
 from livepush_asgi.testing import Client
 
 from .virtual_clock import let_pass

@@ -8,8 +8,7 @@ import pytest
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 
 from livepush_asgi import BrokerUnavailableError, History, RedisBroker, RedisStreamsBroker
-from livepush_asgi.brokers.batch import Batch
-from livepush_asgi.brokers.redis_command import pack
+from livepush_asgi.brokers.redis.pipeline import Pipeline, pack
 
 from .relay import Authority, Relay
 from .valkey import ValkeyProcess, until
@@ -24,7 +23,7 @@ def anyio_backend() -> str:
 
 
 def batches() -> list[str]:
-    return [name for task in asyncio.all_tasks() if (name := task.get_name()) == "livepush batch"]
+    return [name for task in asyncio.all_tasks() if (name := task.get_name()) == "livepush redis pipeline"]
 
 
 def test_a_command_is_lengths_and_bytes() -> None:
@@ -38,14 +37,14 @@ async def test_what_is_larger_than_a_socket_takes_arrives_whole(
     valkey: ValkeyProcess, protocol: int, decode_responses: bool
 ) -> None:
     async with valkey.client(protocol=protocol, decode_responses=decode_responses) as client:
-        batch = Batch(client, timeout=30.0)
+        batch = Pipeline(client, timeout=30.0)
         calls = [batch.submit("SET", "large", LARGE), batch.submit("GET", "large"), batch.submit("GET", "no")]
         assert await asyncio.gather(*calls) == [b"OK", LARGE, None]
 
 
 async def test_what_is_large_arrives_whole_by_a_unix_socket(valkey: ValkeyProcess) -> None:
     async with Redis.from_url(f"unix://{valkey.unix_socket}") as client:
-        batch = Batch(client, timeout=30.0)
+        batch = Pipeline(client, timeout=30.0)
         calls = [batch.submit("SET", "large", LARGE), batch.submit("GET", "large")]
         assert await asyncio.gather(*calls) == [b"OK", LARGE]
 
@@ -57,7 +56,7 @@ async def test_what_is_large_arrives_whole_by_tls(valkey: ValkeyProcess, tmp_pat
         await tasks.start(relay.serve)
         url = f"rediss://localhost:{relay.port}"
         async with Redis.from_url(url, ssl_ca_certs=str(authority.ca_file)) as client:
-            batch = Batch(client, timeout=30.0)
+            batch = Pipeline(client, timeout=30.0)
             calls = [batch.submit("SET", "large", LARGE), batch.submit("GET", "large")]
             assert await asyncio.gather(*calls) == [b"OK", LARGE]
         tasks.cancel_scope.cancel()
@@ -120,7 +119,7 @@ async def test_a_log_that_is_something_else_fails_those_who_wait_and_nobody_else
 ) -> None:
     async with valkey.client() as client:
         broker = RedisStreamsBroker(client)
-        await Batch(client, timeout=30.0).call("LPUSH", "livepush:log:{spoilt}:head", "no text")
+        await Pipeline(client, timeout=30.0).submit("LPUSH", "livepush:log:{spoilt}:head", "no text")
         spoilt = [broker.append("spoilt", b"%d" % number) for number in range(3)]
         sound = [broker.append("sound", b"%d" % number) for number in range(3)]
         results = await asyncio.gather(*spoilt, *sound, return_exceptions=True)

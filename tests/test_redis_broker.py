@@ -21,8 +21,8 @@ from redis.asyncio.sentinel import Sentinel
 
 from livepush_asgi import Broker, RedisBroker
 from livepush_asgi.brokers import ForwardingSubscription, Subscription
-from livepush_asgi.brokers.batch import Batch
-from livepush_asgi.brokers.redis_connection import pool_of, unavailable
+from livepush_asgi.brokers.redis.connection import pool_of, unavailable
+from livepush_asgi.brokers.redis.pipeline import Pipeline
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
 from livepush_asgi.wire.event import to_payload
 
@@ -448,7 +448,7 @@ async def master_by(watcher: ValkeyProcess) -> AsyncIterator[Redis]:
 
 async def test_in_a_batch_each_caller_has_an_answer_of_its_own(valkey: ValkeyProcess) -> None:
     async with valkey.client() as client:
-        batch = Batch(client, timeout=2.0)
+        batch = Pipeline(client, timeout=2.0)
         calls = [
             batch.submit("SET", "é", 1),
             batch.submit("LPUSH", "é", "not a list"),
@@ -460,13 +460,13 @@ async def test_in_a_batch_each_caller_has_an_answer_of_its_own(valkey: ValkeyPro
         value, error, raised, text = await asyncio.gather(*calls, return_exceptions=True)
         assert (value, raised, text) == (b"OK", 2, b"2")
         assert isinstance(error, redis.ResponseError)
-        assert await batch.call("GET", "é") == b"2"
+        assert await batch.submit("GET", "é") == b"2"
 
 
 async def test_a_caller_that_is_cancelled_in_flight_disturbs_no_other(own_valkey: ValkeyProcess) -> None:
     async with own_valkey.client() as client:
-        batch = Batch(client, timeout=5.0)
-        assert await batch.call("INCR", "n") == 1
+        batch = Pipeline(client, timeout=5.0)
+        assert await batch.submit("INCR", "n") == 1
         own_valkey.pause()
         calls = [batch.submit("INCR", "n") for _ in range(3)]
         await anyio.wait_all_tasks_blocked()

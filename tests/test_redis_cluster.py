@@ -332,6 +332,20 @@ async def test_without_a_cluster_all_raise_in_time(tmp_path: Path) -> None:
                 await call
 
 
+async def test_a_channel_that_a_node_refuses_raises_at_once_and_says_what_to_allow(
+    cluster: ValkeyCluster,
+) -> None:
+    for number in range(3):
+        cluster.ask(number, "ACL", "SETUSER", "web", "on", ">word", "+@all", "~*", "resetchannels", "&open")
+    client = RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port, username="web", password="word")
+    broker = RedisStreamsBroker(client, subscribe_timeout=60.0)
+    with anyio.fail_after(LONG), pytest.raises(BrokerUnavailableError, match="ACL SETUSER web &secret"):
+        await broker.subscribe("secret")
+    subscription = await broker.subscribe("open")
+    assert broker.healthy
+    await subscription.close()
+
+
 def test_one_broker_serves_one_event_loop_after_another_and_leaves_nothing_open(
     cluster: ValkeyCluster,
 ) -> None:

@@ -1,12 +1,15 @@
-"""The broker ports: what a pub/sub backend has to offer, and nothing that does any work.
+"""The broker ports, what a pub/sub system has to offer, and in this folder the adapters that keep to them.
 
-An adapter is two classes. The first has `publish` and `subscribe`, the second is what `subscribe`
-returns. That is enough: the component reads each subscription in a task of its own, and when one
-raises it tells the streams what may have been lost, waits, and subscribes again, for as long as
-somebody listens.
+An adapter is two classes. The first has `publish` and `subscribe`; `subscribe` returns the second. That is
+enough: the component reads each subscription in a task of its own. When a subscription raises, the component
+tells the streams what may have been lost, waits, and subscribes again, for as long as there are listeners.
 
-An adapter that already has one reader for everything (a single connection, say) also gives its
-subscriptions `forward`, and then no task is needed for each channel.
+An adapter that already has one reader for everything (a single connection, say) also gives its subscriptions
+`forward`. Then no task is needed for each channel.
+
+`memory.py` needs no server. `redis/` and `nats/` each need a client library, which is imported nowhere else.
+`mailbox.py` is the subscription that all of them return, `history.py` has the bounds of a log. hub/ and the
+rooms above it import the ports; slots/ uses `redis/`. To write an adapter: docs/brokers.md.
 """
 
 from dataclasses import dataclass

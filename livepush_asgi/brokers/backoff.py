@@ -1,11 +1,12 @@
-"""Backoff: how long to wait before the next try."""
+"""Backoff: the delay before the next try."""
 
 import random
 
 
 class Backoff:
-    """Delays in seconds that double from `first` to `most`. Half of each is random, so that processes
-    that lost the same server do not all come back at the same moment.
+    """Delays in seconds that double from `first` to `most`.
+
+    Half of each is random, so that processes that lost the same server do not return at the same moment.
     """
 
     __slots__ = ("_failures", "_first", "_most")
@@ -17,11 +18,11 @@ class Backoff:
 
     def next_delay(self) -> float:
         """Return the delay after one more failure."""
-        # The exponent is bounded: two to the power of a long night is no float.
+        # The exponent is bounded: 2.0 to the power of 1024 overflows.
         delay = min(self._most, self._first * 2.0 ** min(self._failures, 16))
         self._failures += 1
         return delay * random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """Begin again: the last try succeeded."""
+        """Start again with the first delay, after a success."""
         self._failures = 0

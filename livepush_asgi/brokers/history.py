@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """The bounds of a channel's log. What is beyond any of them goes, the oldest first.
+    """The bounds of a channel's log. The oldest events that exceed any bound are dropped.
 
-    `events` and `size` (bytes of payload) are per channel. `age` is in seconds, None keeps what the
-    other bounds allow; a channel to which nothing was published for so long may be forgotten whole.
-    Two bounds are for MemoryBroker, which keeps all logs in one process: `channels` is how many, and the
-    one that was idle longest goes; `total_size` is how many bytes of all channels together, with 80 for
-    each event beside its payload, and the oldest events of the channel that was quiet longest go. A client
-    that comes back for what is gone is told of a gap.
+    `events` and `size` (bytes of payload) are per channel. `age` is in seconds; None keeps what the
+    other bounds allow. A log to which nothing was added for that time may be forgotten.
+    Two bounds are for MemoryBroker, which keeps all logs in one process. With more than `channels` logs it
+    forgets the one that was idle longest. When all logs together keep more than `total_size` bytes, counting
+    80 for each event beside its payload, it drops the oldest events of the channel that was quiet longest.
+    A client that reconnects and needs dropped events is told of a gap.
     """
 
     events: int = 1000

@@ -1,5 +1,6 @@
-"""Mailbox: the subscription that the brokers here hand out. It holds what has arrived and was not yet
-asked for, bounded, or passes everything straight on to a sink.
+"""Mailbox: the subscription that the brokers here return.
+
+It holds a bounded number of payloads until `get_message` asks for them, or forwards each one to a sink.
 """
 
 from collections.abc import Callable
@@ -27,15 +28,15 @@ class Mailbox:
         self._limit = limit
         self._closed = False
         self._sink: Sink | None = None
-        # The same one, if it takes positions by themselves.
+        # The same sink, if it takes positions apart from payloads.
         self._logged: LoggedSink | None = None
-        # None stands where messages may be missing, so that a loss is told in its place.
-        # A list and no deque: while it forwards it is empty, and there are ten thousand.
+        # None stands where payloads may be missing, so that the loss is reported in its place.
+        # A list takes less memory than a deque: a mailbox that forwards keeps it empty.
         self._waiting: list[bytes | None] = []
         self._arrived: anyio.Event | None = None
 
     def deliver(self, payload: bytes, /) -> None:
-        """Take a payload. When the mailbox is full the oldest one goes, and its reader is told."""
+        """Take a payload. A full mailbox drops its oldest one, and its reader gets a MessagesLostError."""
         if self._closed:
             return
         if self._sink is not None:
@@ -47,14 +48,14 @@ class Mailbox:
         self._wake()
 
     def deliver_at(self, position: Position, payload: bytes, /) -> None:
-        """Take a payload of a log with its position. Written and read again, that is the larger part."""
+        """Take a payload of a log with its position, which is not encoded if the sink takes it as it is."""
         if self._logged is not None and not self._closed:
             self._logged.deliver_at(position, payload)
         else:
             self.deliver(positioned(position, payload))
 
     def lost(self) -> None:
-        """Take note that payloads may be missing between the last one and the next."""
+        """Note that payloads may be missing between the last one and the next."""
         if self._closed:
             return
         if self._sink is not None:
@@ -65,7 +66,7 @@ class Mailbox:
         self._wake()
 
     def forward(self, sink: Sink, /) -> None:
-        """Hand what waits, and everything from now on, to `sink`."""
+        """Deliver what waits, and everything from now on, to `sink`."""
         self._sink = sink
         if hasattr(sink, "deliver_at"):
             self._logged = cast("LoggedSink", sink)
@@ -93,7 +94,7 @@ class Mailbox:
         return None
 
     async def close(self) -> None:
-        """End the subscription. What waits in it is discarded."""
+        """End the subscription and discard what waits."""
         if not self._closed:
             self._closed = True
             self._waiting.clear()

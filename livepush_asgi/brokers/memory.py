@@ -1,73 +1,181 @@
-"""MemoryBroker: pub/sub inside one process, with history. The embedded default; it needs nothing."""
+"""MemoryBroker: pub/sub inside one process, with history. The default; it needs no server."""
 
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import cache
+from itertools import accumulate, count, islice
 
 import anyio.lowlevel
 
 from ..errors import PositionConflictError
 from ..runtime.event_loop import is_running, loop_identity, time_source
-from ..wire.cursor import Position
-from . import READ_BYTES, Page, Subscription
+from ..wire.cursor import Position, new_epoch
+from . import READ_BYTES, Page, Record, Subscription
 from .history import History
 from .mailbox import Mailbox
-from .memory_log import Kept, MemoryLog
 from .workers import one_of_several
 
 logger = logging.getLogger("livepush_asgi")
 
-# A publisher in a loop would otherwise fill every outbox before one stream had its turn to send.
-# Yielding at each publish, on the other hand, would make one message of each event: what comes between
-# two yields goes out as one.
-PUBLISHES_BETWEEN_YIELDS = 128
-BYTES_BETWEEN_YIELDS = 128 * 1024
-# How often idle logs are looked for, in seconds, and how many are let go of in one call: a thousand cost less
-# than a millisecond.
-LOOK_INTERVAL, LOGS_PER_LOOK = 10.0, 1000
+# Without a pause a publisher in a loop would fill every outbox before one stream could send. A pause at each
+# publish would send each event as a message of its own: what comes between two pauses is sent together.
+PUBLISHES_BETWEEN_PAUSES = 128
+BYTES_BETWEEN_PAUSES = 128 * 1024
+# Seconds between two searches for idle logs, and how many logs one search forgets at most: a thousand take
+# less than a millisecond.
+SEARCH_INTERVAL, LOGS_PER_SEARCH = 10.0, 1000
+# Bytes that an event takes beside its payload: the objects around the payload and its time.
+EVENT_COST = 80
+
+
+class Usage:
+    """How many bytes several logs keep together: their payloads, and `EVENT_COST` for each event."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+class MemoryLog:
+    """The log of one channel, bounded by a History. Times are seconds of one clock."""
+
+    __slots__ = ("_history", "_keys", "_payloads", "_size", "_times", "_usage", "end", "mailboxes", "used")
+
+    def __init__(self, history: History, now: float, usage: Usage | None = None) -> None:
+        #: The position of the newest event.
+        self.end = Position(new_epoch(), 0)
+        #: When the log was last used.
+        self.used = now
+        #: The subscriptions of the channel. A log that has one is not forgotten: its streams hold positions.
+        self.mailboxes: dict[Mailbox, None] = {}
+        self._history = history
+        self._usage = usage or Usage()
+        # The payloads alone; offsets follow from the order. The garbage collector would have to visit an
+        # object around each payload, a million times.
+        self._payloads: deque[bytes] = deque()
+        self._times: deque[float] = deque()
+        self._size = 0
+        # Created with the first key: most channels never have one.
+        self._keys: OrderedDict[str, int] | None = None
+
+    @property
+    def last(self) -> int:
+        """The offset of the newest event, 0 if there was none."""
+        return self.end.offset
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no event is kept."""
+        return not self._payloads
+
+    def known(self, key: str) -> Position | None:
+        """Return the position of the event that was added with this idempotency key."""
+        offset = self._keys.get(key) if self._keys else None
+        return None if offset is None else self.end.at(offset)
+
+    def ends_at(self, position: Position) -> bool:
+        """Return whether the newest event is at a position; offset 0 means that there was none."""
+        return self.last == 0 if position.offset == 0 else position == self.end
+
+    def append(self, payload: bytes, now: float, key: str | None = None) -> Position:
+        """Add an event, and drop what exceeds the bounds."""
+        offset = self.end.offset + 1
+        self.end = self.end.at(offset)
+        self.used = now
+        self._payloads.append(payload)
+        self._times.append(now)
+        self._size += len(payload)
+        self._usage.bytes += len(payload) + EVENT_COST
+        if key is not None:
+            self._keys = self._keys or OrderedDict()
+            self._keys[key] = offset
+            # No more keys are remembered than events.
+            if len(self._keys) > self._history.events:
+                self._keys.popitem(last=False)
+        self.trim(now)
+        return self.end
+
+    def page(self, after: int, limit: int, now: float, max_bytes: int = READ_BYTES) -> Page:
+        """Return up to `limit` events with offsets above `after`."""
+        self.used = now
+        self.trim(now)
+        first = self.last - len(self._payloads) + 1
+        skipped = min(max(0, after - first + 1), len(self._payloads))
+        payloads = tuple(islice(self._payloads, skipped, skipped + limit))
+        if sum(map(len, payloads)) > max_bytes:
+            fitting = sum(size <= max_bytes for size in accumulate(map(len, payloads)))
+            payloads = payloads[: max(1, fitting)]
+        records = tuple(map(Record._make, zip(count(first + skipped), payloads, strict=False)))
+        return Page(self.end.epoch, first, self.last, records)
+
+    def trim(self, now: float) -> None:
+        """Drop what exceeds the channel's bounds."""
+        history = self._history
+        while self._payloads and (
+            len(self._payloads) > history.events
+            or (self._size > history.size and len(self._payloads) > 1)
+            or (history.age is not None and now - self._times[0] > history.age)
+        ):
+            self._drop_oldest()
+
+    def shrink(self, most: int, *, leave: int) -> None:
+        """Drop the oldest events until all logs use `most` bytes, or `leave` events are left in this one."""
+        while len(self._payloads) > leave and self._usage.bytes > most:
+            self._drop_oldest()
+
+    def clear(self) -> None:
+        """Drop all events."""
+        while self._payloads:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        size = len(self._payloads.popleft())
+        self._times.popleft()
+        self._size -= size
+        self._usage.bytes -= size + EVENT_COST
 
 
 class MemoryBroker:
     """Delivers to the subscriptions of this process, at once and in the order of publishing.
 
-    It keeps a log of each channel, bounded by `history`; it is gone with the process, and a client
-    that comes back to another one is told so. All logs together are bounded by `History.total_size`, in
-    bytes. A log to which nobody listens is forgotten when it was idle for the history's age, or longest of
-    too many.
+    It keeps a log of each channel, bounded by `history`. The logs end with the process: a client that
+    reconnects to another process is told of a gap. `History.total_size` bounds all logs together, in bytes. A
+    log without subscriptions is forgotten when it was idle for the history's age, or when there are too many
+    logs and it was idle longest.
 
     Use it on one event loop: while there are subscriptions, a call on another running loop raises
     RuntimeError, since its events would arrive late or never. From another thread, publish through
     `anyio.from_thread.run` or asgiref's `async_to_sync`, which hand the call to the loop. Its events do not
-    reach other processes: with several workers take a broker with a server. A process that can be known to
-    be one of several logs a warning with its first subscription.
+    reach other processes: with several workers use a broker with a server. In a process that is known to
+    be one of several workers, the first subscription logs a warning.
     """
 
-    #: There is no server that could lose what this process has heard, or keep it from hearing.
+    #: There is no server that could lose commands, or withhold them from this process.
     in_process = True
 
     def __init__(self, history: History | None = None) -> None:
         self._history = history or History()
-        # Made once, and not for each of ten thousand subscriptions.
+        # One bound method for all subscriptions, of which there may be ten thousand.
         self._on_close = self._forget
-        # The one that was idle longest is the first.
+        # Ordered by last use, the one that was idle longest first.
         self._logs: OrderedDict[str, MemoryLog] = OrderedDict()
-        # Those that keep events. The one to which nothing was added for the longest time is the first.
+        # The logs that keep events, ordered by their last append.
         self._filled: OrderedDict[str, MemoryLog] = OrderedDict()
         self._newest: MemoryLog | None = None
-        self._kept = Kept()
-        self._look_at = 0.0
-        # The event loop on which the subscriptions are, and how many there are.
+        self._usage = Usage()
+        self._search_at = 0.0
+        # The event loop of the subscriptions, and how many there are.
         self._loop: object | None = None
         self._listening = 0
-        # The event loop that uses the broker, from the first call on.
         self._clock: Callable[[], float] = time.monotonic
         self._publishes = 0
         self._bytes = 0
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
-        """Append a payload to the channel's log, deliver it, and return how many subscriptions took it."""
+        """Append a payload to the channel's log, deliver it, and return how many subscriptions got it."""
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
         await self.append(channel, data)
         return self.subscriptions(channel)
@@ -93,19 +201,19 @@ class MemoryBroker:
         log = self._log(channel, now)
         if idempotency_key is not None and (known := log.known(idempotency_key)) is not None:
             return known
-        if expected is not None and not _is_end(expected, log):
+        if expected is not None and not log.ends_at(expected):
             raise PositionConflictError(channel, log.end)
         position = log.append(payload, now, idempotency_key)
         if log is not self._newest:
             self._newest = self._filled[channel] = log
             self._filled.move_to_end(channel)
-        if self._kept.bytes > self._history.total_size:
-            self._shed(log)
+        if self._usage.bytes > self._history.total_size:
+            self._shrink_logs(log)
         for mailbox in tuple(log.mailboxes):
             mailbox.deliver_at(position, payload)
         self._publishes += 1
         self._bytes += len(payload)
-        if self._publishes >= PUBLISHES_BETWEEN_YIELDS or self._bytes >= BYTES_BETWEEN_YIELDS:
+        if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
             self._publishes = self._bytes = 0
             await anyio.lowlevel.checkpoint()
         return position
@@ -118,7 +226,7 @@ class MemoryBroker:
     @property
     def size(self) -> int:
         """How many bytes all logs together keep, as `History.total_size` counts them."""
-        return self._kept.bytes
+        return self._usage.bytes
 
     def subscriptions(self, channel: str) -> int:
         """Return how many subscriptions the channel has."""
@@ -128,13 +236,16 @@ class MemoryBroker:
     def _log(self, channel: str, now: float) -> MemoryLog:
         log = self._logs.get(channel)
         if log is None:
-            # One log comes, so letting go of two keeps the number of looks bounded and the logs too.
+            # Two for each new log, so that their number shrinks to the bound and each call takes little.
             self._forget_idle(now, 2, coming=1)
-            log = self._logs[channel] = MemoryLog(self._history, now, self._kept)
+            log = self._logs[channel] = MemoryLog(self._history, now, self._usage)
         self._logs.move_to_end(channel)
         log.used = now
-        if now >= self._look_at:
-            self._look(now)
+        if now >= self._search_at:
+            self._forget_idle(now, LOGS_PER_SEARCH, coming=0)
+            # A search that found more than it may forget goes on with the next call.
+            is_done = not self._logs or not self._is_idle(next(iter(self._logs.values())), now)
+            self._search_at = now + (SEARCH_INTERVAL if is_done else 0.0)
         return log
 
     def _now(self) -> float:
@@ -153,38 +264,31 @@ class MemoryBroker:
             )
         self._loop, self._clock = loop, time_source()
 
-    def _look(self, now: float) -> None:
-        """Let go of what is too old, a part of it at a time, whatever channel is in use."""
-        self._forget_idle(now, LOGS_PER_LOOK, coming=0)
-        # The next call goes on where this one had to stop.
-        is_done = not self._logs or not self._is_idle(next(iter(self._logs.values())), now)
-        self._look_at = now + (LOOK_INTERVAL if is_done else 0.0)
-
     def _forget_idle(self, now: float, most: int, *, coming: int) -> None:
+        """Forget up to `most` logs that are idle, or too many with those that are `coming`."""
         for _ in range(min(most, len(self._logs))):
             channel, log = next(iter(self._logs.items()))
-            idle = self._is_idle(log, now)
-            if not idle and len(self._logs) + coming <= self._history.channels:
+            if not self._is_idle(log, now) and len(self._logs) + coming <= self._history.channels:
                 return
             if log.mailboxes:
                 log.trim(now)
                 log.used = now
                 self._logs.move_to_end(channel)
-            else:
-                log.clear()
-                self._filled.pop(channel, None)
-                del self._logs[channel]
-                if log is self._newest:
-                    self._newest = None
+                continue
+            log.clear()
+            self._filled.pop(channel, None)
+            del self._logs[channel]
+            if log is self._newest:
+                self._newest = None
 
     def _is_idle(self, log: MemoryLog, now: float) -> bool:
         return self._history.age is not None and now - log.used > self._history.age
 
-    def _shed(self, newest: MemoryLog) -> None:
-        """Let go of the oldest events of the channels that were quiet longest; the newest event stays."""
-        while self._kept.bytes > self._history.total_size:
+    def _shrink_logs(self, newest: MemoryLog) -> None:
+        """Drop the oldest events of the channels that were quiet longest; the newest event stays."""
+        while self._usage.bytes > self._history.total_size:
             channel, log = next(iter(self._filled.items()))
-            log.drop_oldest(self._history.total_size, leave=int(log is newest))
+            log.shrink(self._history.total_size, leave=int(log is newest))
             if log is newest:
                 return
             if log.is_empty:
@@ -202,9 +306,3 @@ def _warn_of_workers() -> None:
             "MemoryBroker is used in one of several worker processes: what is published in one does not reach"
             " the streams of the others; run one worker, or take a broker with a server (RedisStreamsBroker)"
         )
-
-
-def _is_end(expected: Position, log: MemoryLog) -> bool:
-    if expected.offset == 0:
-        return log.last == 0
-    return expected == log.end

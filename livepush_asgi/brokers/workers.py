@@ -1,4 +1,4 @@
-"""Whether this process is one of several that serve the same application, as far as that can be known."""
+"""Guesses whether this process is one of several workers of the same application."""
 
 import multiprocessing
 import os
@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-# Where servers take the number of workers from, beside their command lines.
+# Servers read the number of workers from their command lines and from these environment variables.
 _VARIABLES = ("WEB_CONCURRENCY", "GRANIAN_WORKERS")
 _OPTION = re.compile(r"(?:^| )(?:--workers[ =]|-w ?)(\d+)(?= |$)")
 
@@ -19,7 +19,7 @@ def one_of_several() -> bool:
     number = asked_for(sys.argv, os.environ)
     if number is not None:
         return number > 1
-    # uvicorn and hypercorn start their workers so. So do their reloaders, and granian its only worker.
+    # uvicorn and hypercorn start workers so. So do their reloaders, and granian even a single worker.
     alone = "--reload" in sys.argv or "granian" in sys.argv[0]
     return multiprocessing.parent_process() is not None and not alone
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import AskError
 
-from ..brokers.redis_connection import FAILURES
+from ..brokers.redis.connection import FAILURES
 from ..errors import CapExceededError, SlotsUnavailableError
 from ..runtime.event_loop import asyncio_loop
 from . import Hooks, KeyedLeases, Lease, OnFull, SlotHook, check_cap, lifetime_of

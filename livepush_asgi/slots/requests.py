@@ -21,7 +21,7 @@ from weakref import ReferenceType, ref
 from redis.exceptions import ClusterCrossSlotError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from ..brokers.redis_connection import Reply, no_answer
+from ..brokers.redis.connection import Reply, no_answer
 from ..runtime.event_loop import asyncio_loop
 from .faults import Faults
 from .returns import Return, Returns

@@ -14,11 +14,10 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from ..brokers.batch import Batch
-from ..brokers.redis_command import Receiver
-from ..brokers.redis_connection import Reply, address_of, no_answer, pool_of
-from ..brokers.redis_log import Call
-from ..brokers.redis_routes import Routes
+from ..brokers.redis.connection import Reply, address_of, no_answer, pool_of
+from ..brokers.redis.pipeline import Pipeline, Receiver
+from ..brokers.redis.script import Call
+from ..brokers.redis.slot_router import SlotRouter
 from ..runtime.event_loop import asyncio_loop
 
 # The error replies of a server that can serve no key now, by class where redis-py has one, which takes the
@@ -81,7 +80,7 @@ class _OneServer:
     def __init__(self, redis: Redis, timeout: float) -> None:
         self.where = address_of(pool_of(redis))
         self.partial = False
-        self._batch = Batch(redis, timeout=timeout)
+        self._batch = Pipeline(redis, timeout=timeout)
         self._timeout = timeout
         self._loop: ReferenceType[asyncio.AbstractEventLoop] | None = None
 
@@ -133,7 +132,7 @@ class _Cluster:
     partial = False
 
     def __init__(self, redis: RedisCluster, timeout: float) -> None:
-        self._routes = Routes(redis, timeout=timeout)
+        self._routes = SlotRouter(redis, timeout=timeout)
         host, port = self._routes.cluster.first.address
         self.where = f"Redis Cluster at {host}:{port}"
 

@@ -2,29 +2,29 @@
 
 from redis.asyncio import Redis
 
-from . import Subscription
-from .batch import Batch
-from .mailbox import Mailbox
-from .redis_connection import FAILURES, live_name_of, pool_of, unavailable
-from .redis_listener import Listener, Patience
+from .. import Subscription
+from ..mailbox import Mailbox
+from .connection import FAILURES, Timeouts, live_name_of, pool_of, unavailable
+from .listener import Listener
+from .pipeline import Pipeline
 
 
 class RedisBroker:
     """Pub/sub over a `redis.asyncio.Redis`: from a URL, TLS, a Unix socket, or Sentinel's `master_for`.
 
-    However many channels and clients, there is one listening connection. It is opened with the
-    settings of the client by the first subscription, and closed with the last; when it breaks, it is
-    made again until that works, each subscription is told that messages may be lost, and goes on.
-    Publishing takes one connection at a time from the client's pool, whatever the number of callers,
-    and sends each payload at most once.
+    However many channels and clients there are, one connection listens. The first subscription opens it, with
+    the settings of the client, and the last one closes it. When it breaks, the broker reconnects until that
+    works; each subscription then reports that messages may be lost, and goes on. Publishing takes one
+    connection at a time from the client's pool, whatever the number of callers, and sends each payload at
+    most once.
 
-    Pub/sub knows no databases: applications that share a server need channels of their own, even in
+    Pub/sub ignores database numbers: applications that share a server need channels of their own, even in
     databases of their own. Only the component's own channels, `livepush.*`, have the database's number
     behind their names there.
 
-    The client stays its owner's: close it after the last use. All timeouts are in seconds. A
-    connection on which nothing came for `ping_interval` is tested, and is given up after
-    `ping_timeout` without an answer. Use one broker on one event loop at a time.
+    The client belongs to its owner, who closes it after the last use. All timeouts are in seconds. The
+    listening connection is tested every `ping_interval`, and is given up when nothing arrives within
+    `ping_timeout`. Use one broker on one event loop at a time.
     """
 
     def __init__(
@@ -36,16 +36,15 @@ class RedisBroker:
         ping_interval: float = 10.0,
         ping_timeout: float = 5.0,
     ) -> None:
-        if not publish_timeout > 0:
-            raise ValueError(f"publish_timeout is in seconds and more than 0, not {publish_timeout!r}")
-        self._pool = pool_of(redis)
-        self._batch = Batch(redis, timeout=publish_timeout, linger=2)
-        self._listener = Listener(
-            redis,
-            Patience(
-                subscribe_timeout=subscribe_timeout, ping_interval=ping_interval, ping_timeout=ping_timeout
-            ),
+        timeouts = Timeouts(
+            subscribe_timeout=subscribe_timeout,
+            publish_timeout=publish_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
         )
+        self._pool = pool_of(redis)
+        self._pipeline = Pipeline(redis, timeout=publish_timeout, linger=2)
+        self._listener = Listener(redis, timeouts)
 
     @property
     def healthy(self) -> bool:
@@ -62,11 +61,11 @@ class RedisBroker:
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish a payload and return how many connections listened, those of other processes too.
 
-        Raises BrokerUnavailableError if the server is away or refuses. It was then sent once or not at
-        all: what to do about it is the caller's decision.
+        Raises BrokerUnavailableError if the server is away or refuses. The payload was then sent once or not
+        at all, and the caller decides whether to publish it again.
         """
         try:
-            listening = await self._batch.call(b"PUBLISH", live_name_of(channel, self._pool), payload)
+            listening = await self._pipeline.submit(b"PUBLISH", live_name_of(channel, self._pool), payload)
         except FAILURES as error:
             raise unavailable("publish", self._pool, error, channel) from error
         assert isinstance(listening, int)

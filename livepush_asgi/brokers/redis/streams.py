@@ -1,47 +1,46 @@
 """RedisStreamsBroker: pub/sub over Redis or Valkey with history, a log of each channel in a stream."""
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
 
-from ..wire.cursor import Position
-from . import READ_BYTES, Page, Subscription
-from .batch import Batch
-from .history import History
-from .mailbox import Mailbox
-from .redis_command import Receiver
-from .redis_connection import FAILURES, Pool, Reply, live_name_of, pool_of, unavailable
-from .redis_lanes import Lanes
-from .redis_listener import Listener, Patience
-from .redis_log import Added, Addition, Call, Logs, Server
-from .redis_routes import Routes
-from .redis_shards import Shards
+from ...wire.cursor import Position
+from .. import READ_BYTES, Page, Subscription
+from ..history import History
+from ..mailbox import Mailbox
+from .connection import FAILURES, Reply, Timeouts, live_name_of, pool_of, unavailable
+from .listener import Listener
+from .log import Added, Addition, Logs, Server
+from .pipeline import Pipeline, Receiver
+from .script import Call
+from .sharded_listener import ShardedListener
+from .slot_router import SlotRouter
 
 
 class RedisStreamsBroker:
     """Pub/sub with history over a `redis.asyncio.Redis`. Needs Redis 7.0, or Valkey.
 
-    For the client, the connections, the timeouts and what happens when the server is away see
-    `RedisBroker`; here, too, a payload is sent at most once. An append stores the event and publishes it
-    in one script, so whoever hears of it finds it in the log. Every publisher has to use this class: what
-    `RedisBroker` or `PUBLISH` sends is in no log, and the application refuses it with a log line.
+    `RedisBroker` describes the client, the connections, the timeouts and what happens when the server is
+    away. Here, too, a payload is sent at most once. One script stores and publishes an event, so a
+    subscriber that receives it finds it in the log. Every publisher has to use this class: what `RedisBroker`
+    or `PUBLISH` sends is in no log, and the application refuses it with a log line.
 
     `history` bounds each log by events, bytes and age. A log that is neither read nor added to for twice
-    the age, and ten minutes, is forgotten, and what comes then has another epoch. A channel that is read
+    the age, and ten minutes, is forgotten, and later events have another epoch. A channel that is read
     before anything was published costs the server one key of some hundred bytes, for two minutes after the
     last read. An `idempotency_key` is remembered for the age, at least for five minutes; for a day if events
-    have no age. All this stands in keys that begin with `key_prefix`, and with the channel's name in braces.
-    Live events go by the name alone: applications that share a server, even in databases of their own, need
+    have no age. The keys begin with `key_prefix`, and have the channel's name in braces. Live events are
+    published under the name alone: applications that share a server, even in databases of their own, need
     channels of their own.
 
-    With a `redis.asyncio.RedisCluster` the keys of a channel are in one slot, and live events go by sharded
-    pub/sub, with `%`, `{` and `}` in a name written as in a URL. There is one connection to listen and one
-    to publish for each node that has a channel; they are made with the settings of the client and are the
-    broker's own. When a node is replaced, calls go on trying to find the new one until their timeout; an
-    event is appended once all the same.
+    With a `redis.asyncio.RedisCluster` the keys of a channel are in one slot, and live events use sharded
+    pub/sub, with `%`, `{` and `}` in a name written as in a URL. To each node that has a channel there is one
+    connection to listen and one to publish. They have the settings of the client, and the broker closes
+    them. When a node is replaced, calls try until their timeout to find the new one; an event is still
+    appended only once.
 
     A server that may have lost the end of a log, because it was killed or because a replica took over,
-    goes on in another epoch: no offset ever names two events. Whoever had more than what is left is told,
-    and after a replica took over everybody is, since it does not know what had not reached it. The user of
-    the client needs the permission for INFO, by which that is seen.
+    continues in another epoch: no offset ever names two events. A client that has received more than what is
+    left is told of a gap. After a replica took over every client is told, since the replica does not know
+    what it did not receive. The client's user needs the permission for INFO, which tells the epoch's server.
     """
 
     def __init__(
@@ -55,27 +54,27 @@ class RedisStreamsBroker:
         ping_interval: float = 10.0,
         ping_timeout: float = 5.0,
     ) -> None:
-        if not publish_timeout > 0:
-            raise ValueError(f"publish_timeout is in seconds and more than 0, not {publish_timeout!r}")
+        timeouts = Timeouts(
+            subscribe_timeout=subscribe_timeout,
+            publish_timeout=publish_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
+        )
         if "{" in key_prefix or "}" in key_prefix:
             raise ValueError(f"key_prefix has no braces, the channel's name stands in them: {key_prefix!r}")
-        patience = Patience(
-            subscribe_timeout=subscribe_timeout, ping_interval=ping_interval, ping_timeout=ping_timeout
-        )
-        self._pool: Pool
+        self._pool: ConnectionPool
         self._server: Server
-        self._listener: Listener | Shards
+        self._listener: Listener | ShardedListener
         if isinstance(redis, RedisCluster):
-            self._server = routes = Routes(redis, timeout=publish_timeout)
-            self._pool = routes.cluster.first.pool
-            self._listener = Shards(routes.cluster, patience)
+            self._server = router = SlotRouter(redis, timeout=publish_timeout)
+            self._pool = router.cluster.first.pool
+            self._listener = ShardedListener(router.cluster, timeouts)
         else:
             self._server = _OneServer(redis, publish_timeout)
             self._pool = pool_of(redis)
-            self._listener = Listener(redis, patience)
+            self._listener = Listener(redis, timeouts)
         self._logs = Logs(self._server, history or History(), key_prefix)
         self._keys = f"{key_prefix}*"
-        self._lanes = Lanes(self._logs)
 
     @property
     def healthy(self) -> bool:
@@ -92,11 +91,11 @@ class RedisStreamsBroker:
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload and return how many connections listened, those of other processes too.
 
-        Raises BrokerUnavailableError if the server is away or refuses. It was then appended once or not
-        at all: what to do about it is the caller's decision.
+        Raises BrokerUnavailableError if the server is away or refuses. The payload was then appended once or
+        not at all, and the caller decides whether to publish it again.
         """
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
-        return (await self._add(channel, Addition(data))).receivers
+        return (await self._append(channel, Addition(data))).receivers
 
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription, confirmed by the server.
@@ -116,7 +115,7 @@ class RedisStreamsBroker:
         expected: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
-        return (await self._add(channel, Addition(payload, idempotency_key, expected))).position
+        return (await self._append(channel, Addition(payload, idempotency_key, expected))).position
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
@@ -125,29 +124,28 @@ class RedisStreamsBroker:
         except FAILURES as error:
             raise unavailable("read", self._pool, error, keys=self._keys) from error
 
-    async def _add(self, channel: str, addition: Addition) -> Added:
+    async def _append(self, channel: str, addition: Addition) -> Added:
         try:
-            return await self._lanes.append(channel, addition)
+            return await self._logs.append(channel, addition)
         except FAILURES as error:
             raise unavailable("publish", self._pool, error, keys=self._keys) from error
 
 
 class _OneServer:
-    """Runs scripts on one server. A call of which nobody knows whether it arrived is not repeated."""
+    """Runs scripts on one server. A call of which the reply is lost is not repeated."""
 
     verb = "PUBLISH"
     writer = ""
 
     def __init__(self, redis: Redis, timeout: float) -> None:
         self._pool = pool_of(redis)
-        self._batch = Batch(redis, timeout=timeout, linger=2)
+        self._pipeline = Pipeline(redis, timeout=timeout, linger=2)
 
     def live_name(self, channel: str) -> str:
         return live_name_of(channel, self._pool)
 
     def start(self, call: Call, receiver: Receiver) -> None:
-        call.script.send(self._batch, call.keys, call.arguments, receiver)
+        call.script.send(self._pipeline, call.keys, call.arguments, receiver)
 
     async def run(self, call: Call) -> Reply:
-        # Each flight of the batch has the timeout for itself.
-        return await call.script.run(self._batch, call.keys, call.arguments)
+        return await call.script.run(self._pipeline, call.keys, call.arguments)

@@ -1,0 +1,195 @@
+"""The part of redis-py that is used here: its pools and raw connections.
+
+redis-py's clients are not used, because they retry: a command whose reply was lost is sent again, and a
+publish would arrive up to eleven times. redis-py's `PubSub` does not notice a server that stops answering,
+and after a reconnect one refused channel leaves all others unsubscribed.
+"""
+
+import asyncio
+import contextlib
+import math
+import re
+from dataclasses import dataclass
+
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+)
+
+from ...errors import BrokerUnavailableError
+from ...wire.event import RESERVED_PREFIX
+
+Argument = bytes | str | int
+Reply = bytes | str | int | list["Reply"] | None
+
+# What a server raises that is away, refuses or does not answer. TimeoutError is an OSError.
+FAILURES = (RedisError, OSError)
+
+# redis-py has no exception class for an exhausted pool before version 7, only these texts.
+_EXHAUSTED_POOL = ("Too many connections", "No connection available.")
+# The server names a command that the user may not run; the scripts here name the ACL rules that allow it.
+_FORBIDDEN_COMMAND = re.compile(r"run the '([^']+)'")
+_NAMED_RULES = re.compile(r"\[(\+.*)\]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds to wait for the server.
+
+    A listening connection is tested every `ping_interval`, and given up when nothing arrives within
+    `ping_timeout`. Connecting may take `ping_timeout`, too.
+    """
+
+    subscribe_timeout: float
+    publish_timeout: float
+    ping_interval: float
+    ping_timeout: float
+
+    def __post_init__(self) -> None:
+        for name in ("subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is in seconds and more than 0, not {getattr(self, name)!r}")
+
+
+def pool_of(redis: Redis | ConnectionPool) -> ConnectionPool:
+    """Return the client's pool. Raises TypeError unless it is redis-py's asyncio client of one server."""
+    if isinstance(redis, ConnectionPool):
+        return redis
+    if isinstance(redis, RedisCluster):
+        raise TypeError("a RedisCluster has no one connection to listen on; pass a Redis to one of its nodes")
+    if not isinstance(redis, Redis):
+        raise TypeError(
+            f"redis.asyncio.Redis is needed, not {type(redis).__module__}'s {type(redis).__name__}"
+        )
+    pool: ConnectionPool = redis.connection_pool
+    return pool
+
+
+def live_name_of(channel: str, pool: ConnectionPool) -> str:
+    """Return the name under which a channel is published.
+
+    Pub/sub ignores database numbers. The component's own channels have the number in their names, so that two
+    applications in two databases of a server do not get each other's commands.
+    """
+    # A namespace may precede the reserved prefix.
+    if RESERVED_PREFIX in channel and channel.rpartition(":")[2].startswith(RESERVED_PREFIX):
+        return f"{channel}@{pool.connection_kwargs.get('db') or 0}"
+    return channel
+
+
+def address_of(pool: ConnectionPool) -> str:
+    """Return where the server is, for messages; without user name and password."""
+    settings = pool.connection_kwargs
+    service = getattr(pool, "service_name", None)
+    if service is not None:
+        return f"Redis service {service!r}"
+    if "path" in settings:
+        return f"Redis at {settings['path']}"
+    return f"Redis at {settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+
+
+async def send(connection: AbstractConnection, data: bytes) -> None:
+    """Send packed commands. Raises one of FAILURES."""
+    _, writer = _streams_of(connection)
+    if writer is None:
+        await connection.send_packed_command([data], check_health=False)
+        return
+    # redis-py would start a task for it before Python 3.12, and its health check may be retried.
+    writer.write(data)
+    if writer.transport.get_write_buffer_size():
+        # Waits until the buffer has room, within the client's own timeout.
+        await connection.send_packed_command([], check_health=False)
+
+
+def read_timeout(connection: AbstractConnection, timeout: float) -> float | None:
+    """Return the timeout for one of many replies, all of which have to come within `timeout` seconds."""
+    # A timer for each reply costs as much as reading it. Only a timer shorter than `timeout` is needed.
+    own = connection.socket_timeout
+    return math.inf if own is not None and own >= timeout else None
+
+
+async def drop(connection: AbstractConnection) -> None:
+    """Close a connection without waiting for the server. Raises nothing but CancelledError."""
+    _, writer = _streams_of(connection)
+    # A connection of a closed event loop raises RuntimeError.
+    with contextlib.suppress(RuntimeError, *FAILURES):
+        if writer is not None:
+            # `close` would wait until everything is sent, which never happens on a dead connection.
+            writer.transport.abort()
+        await connection.disconnect(nowait=True)
+
+
+def is_broken(connection: AbstractConnection) -> bool:
+    """Return whether the server closed or reset an idle connection, which redis-py's pool may overlook."""
+    reader, writer = _streams_of(connection)
+    return (reader is not None and reader.at_eof()) or (writer is not None and writer.is_closing())
+
+
+def _streams_of(
+    connection: AbstractConnection,
+) -> tuple[asyncio.StreamReader | None, asyncio.StreamWriter | None]:
+    # redis-py has no public access to them. Without them, closing waits for the server, and the first
+    # command after a restart of the server fails.
+    return getattr(connection, "_reader", None), getattr(connection, "_writer", None)
+
+
+def no_answer(timeout: float) -> TimeoutError:
+    """Return the error of a deadline that has passed."""
+    return TimeoutError(f"no answer within {timeout:g} s")
+
+
+def named_timeout(error: Exception, timeout: float) -> Exception:
+    """Return the error, with a text if it is a TimeoutError of asyncio, which has none."""
+    return no_answer(timeout) if isinstance(error, TimeoutError) and not str(error) else error
+
+
+def unavailable(
+    attempt: str, pool: ConnectionPool, cause: BaseException | None, channel: str = "*", keys: str = "*"
+) -> BrokerUnavailableError:
+    """Return the error to raise: what was attempted, where, why it failed, and what may help.
+
+    `channel` and `keys` are the patterns that the client's user needs access to.
+    """
+    reason = str(cause) if cause is not None and str(cause) else type(cause).__name__
+    if _is_forbidden(cause):
+        user = pool.connection_kwargs.get("username") or "default"
+        remedy = f"allow it: ACL SETUSER {user} {_missing_rules(reason, channel, keys)}"
+    else:
+        remedy = _remedy(cause)
+    return BrokerUnavailableError(f"cannot {attempt}: {address_of(pool)}: {reason}; {remedy}")
+
+
+def _missing_rules(refusal: str, channel: str, keys: str) -> str:
+    if named := _NAMED_RULES.search(refusal):
+        return named[1]
+    if command := _FORBIDDEN_COMMAND.search(refusal):
+        return f"+{command[1]}"
+    return f"~{keys}" if "access a key" in refusal else f"&{channel}"
+
+
+def _is_forbidden(cause: BaseException | None) -> bool:
+    # redis-py has another class for a refusal inside of a script.
+    return isinstance(cause, NoPermissionError) or (
+        isinstance(cause, ResponseError) and str(cause).startswith("ACL failure in script")
+    )
+
+
+def _remedy(cause: BaseException | None) -> str:
+    # The order counts: in redis-py wrong credentials and a server that is loading are connection errors.
+    if isinstance(cause, AuthenticationError):
+        return "check the user name and the password of the client"
+    if isinstance(cause, OutOfMemoryError):
+        return "the server is full: raise its maxmemory, or keep less (History)"
+    if isinstance(cause, BusyLoadingError):
+        return "it is reading its data and will be there soon"
+    if isinstance(cause, ResponseError):
+        return "the server is there and refuses"
+    if str(cause) in _EXHAUSTED_POOL:
+        return "the client's pool is used up: raise its max_connections"
+    return "is it running, is the address right, and can it be reached from here?"

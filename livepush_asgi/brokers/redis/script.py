@@ -1,0 +1,92 @@
+"""Lua scripts on the server: sent by name, and with their text where the server does not know them yet."""
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from redis.exceptions import NoScriptError
+
+from ...runtime.event_loop import asyncio_loop
+from .connection import Argument, Reply
+from .pipeline import Pipeline, Receiver
+
+_ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
+
+
+def tag_of(name: str) -> str:
+    """Return the hash tag for the keys of a channel or slot key: its name, with `%`, `{` and `}` escaped.
+
+    A Redis Cluster hashes the text between the first brace and the next one; keys with one tag are on one
+    node. Different names have different tags. An empty text would be no tag.
+    """
+    return name.translate(_ESCAPES) or "%"
+
+
+class Script:
+    """The text of a script, and the name that the server has for it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode()
+        # Not for security: the server names a script so.
+        self.name = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+    async def run(self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
+        """Run the script once, or not at all. Raises what `Pipeline.submit` raises."""
+        reply: asyncio.Future[Reply] = asyncio_loop().create_future()
+        self.send(pipeline, keys, arguments, reply)
+        return await reply
+
+    def send(
+        self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument], receiver: Receiver
+    ) -> None:
+        """Run the script once, or not at all. Its reply goes to `receiver`."""
+        rest = (len(keys), *keys, *arguments)
+        pipeline.send(_RunByName(self, pipeline, rest, receiver), b"EVALSHA", self.name, *rest)
+
+    async def run_asking(
+        self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument]
+    ) -> Reply:
+        """Run the script on the node to which its keys are being moved."""
+        # ASKING is for the next command alone, so the text is sent at once.
+        _, reply = await asyncio.gather(
+            pipeline.submit(b"ASKING"), pipeline.submit(b"EVAL", self.text, len(keys), *keys, *arguments)
+        )
+        return reply
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A run of a script: all its keys have the hash tag `tag`."""
+
+    script: Script
+    tag: str
+    keys: Sequence[str]
+    arguments: Sequence[Argument]
+
+
+class _RunByName:
+    """Receives the reply of a script. If the server does not know the name, sends the text."""
+
+    __slots__ = ("_pipeline", "_receiver", "_rest", "_script")
+
+    def __init__(
+        self, script: Script, pipeline: Pipeline, rest: tuple[Argument, ...], receiver: Receiver
+    ) -> None:
+        self._script = script
+        self._pipeline = pipeline
+        self._rest = rest
+        self._receiver = receiver
+
+    def done(self) -> bool:
+        return self._receiver.done()
+
+    def set_result(self, reply: Reply, /) -> None:
+        self._receiver.set_result(reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        if isinstance(error, NoScriptError):
+            # Nothing was executed.
+            self._pipeline.send(self._receiver, b"EVAL", self._script.text, *self._rest)
+        else:
+            self._receiver.set_exception(error)

@@ -1,0 +1,78 @@
+"""SlotRouter: runs each script on the node of a cluster that has its keys."""
+
+import asyncio
+import os
+from functools import partial
+from secrets import token_urlsafe
+
+from redis.asyncio import RedisCluster
+from redis.exceptions import AskError, MovedError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from ...runtime.event_loop import spawn
+from .connection import Reply, named_timeout
+from .pipeline import Receiver
+from .script import Call, tag_of
+from .topology import Topology
+
+
+class SlotRouter:
+    """Tries for `timeout` seconds to run each script.
+
+    When a connection breaks it is unknown whether the script ran, and it is sent again. An append is sent
+    under the number that it had, by which the server recognizes it.
+    """
+
+    verb = "SPUBLISH"
+
+    def __init__(self, redis: RedisCluster, *, timeout: float) -> None:
+        self._timeout = timeout
+        # Half of the time, so that some is left for another node when one stands still.
+        self._timeout_of_one = timeout / 2
+        self.cluster = Topology(redis, timeout=self._timeout_of_one)
+        self._writer = ""
+        self._process = 0
+
+    @property
+    def writer(self) -> str:
+        """The name under which this process numbers its appends. A fork gets a name of its own."""
+        if self._process != os.getpid():
+            self._process, self._writer = os.getpid(), token_urlsafe(6)
+        return self._writer
+
+    def live_name(self, channel: str) -> str:
+        """Return the name under which a channel's events are published. It has the slot of the keys."""
+        return tag_of(channel)
+
+    def start(self, call: Call, receiver: Receiver) -> None:
+        """Run a script. Its reply goes to `receiver`."""
+        spawn(partial(self._run_for, call, receiver), "livepush redis append")
+
+    async def run(self, call: Call) -> Reply:
+        """Run a script. Raises one of FAILURES if it did not run, or if that is unknown."""
+        return await self.cluster.retry(lambda: self._try(call), self._timeout)
+
+    async def _run_for(self, call: Call, receiver: Receiver) -> None:
+        try:
+            reply = await self.run(call)
+        except Exception as error:
+            receiver.set_exception(error)
+        except BaseException:
+            receiver.set_exception(RedisConnectionError("the event loop ended"))
+            raise
+        else:
+            receiver.set_result(reply)
+
+    async def _try(self, call: Call) -> Reply:
+        node = await self.cluster.node_of(call.tag)
+        try:
+            async with asyncio.timeout(self._timeout_of_one):
+                return await call.script.run(node.pipeline, call.keys, call.arguments)
+        except MovedError as error:
+            target = self.cluster.redirect(error, node)
+            return await call.script.run(target.pipeline, call.keys, call.arguments)
+        except AskError as error:
+            target = self.cluster.redirect(error, node)
+            return await call.script.run_asking(target.pipeline, call.keys, call.arguments)
+        except TimeoutError as error:
+            raise named_timeout(error, self._timeout_of_one) from None

@@ -1,0 +1,191 @@
+"""Topology: which node of a Redis Cluster has which slot, as the nodes themselves report it.
+
+The client's own connections are not used. A RedisCluster takes one of at most a hundred to each node for each
+concurrent command, and it waits for a node that stands still when it reads the topology. Its `pubsub` loses a
+channel whose slot moves.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeVar
+
+from redis.asyncio import ConnectionPool, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    MovedError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+
+from ...runtime.event_loop import start_task
+from ..backoff import Backoff
+from .connection import FAILURES, Reply, no_answer
+from .pipeline import Pipeline
+
+SLOTS = 16384
+# How many nodes are asked at once, and for how many seconds. Several, since a node that was cut off from the
+# others still reports what was true before.
+_ASKED, _ASK_TIMEOUT = 5, 1.0
+# How long an idle connection to a node is kept, in seconds.
+_KEEP = 30.0
+# Error replies of a node that has not the key, or cannot serve it now. Nothing was executed.
+_TRY_ELSEWHERE = (AskError, ClusterDownError, TryAgainError, ReadOnlyError, BusyLoadingError)
+
+Address = tuple[str, int]
+T = TypeVar("T")
+
+
+class Node:
+    """One server of the cluster. Its connections have the client's settings, and are closed when idle."""
+
+    def __init__(self, redis: RedisCluster, address: Address, timeout: float) -> None:
+        self.address = address
+        self.pool = _pool_of_node(redis, *address)
+        self.pipeline = Pipeline(self.pool, timeout=timeout, keep=_KEEP)
+
+
+class Topology:
+    """The nodes of the cluster. The client says where to begin. `timeout` in seconds is for one node."""
+
+    def __init__(self, redis: RedisCluster, *, timeout: float) -> None:
+        self._redis = redis
+        self._timeout = timeout
+        self._seeds = [(node.host, int(node.port)) for node in redis.nodes_manager.startup_nodes.values()]
+        self._nodes: dict[Address, Node] = {}
+        self._owners: list[Node | None] = [None] * SLOTS
+        self._refreshing: asyncio.Task[None] | None = None
+        #: The node that stands for the cluster in messages.
+        self.first = self.node_at(*self._seeds[0])
+
+    async def node_of(self, tag: str) -> Node:
+        """Return the node that has the keys with a hash tag. Raises one of FAILURES if none is known."""
+        if self.known_node_of(tag) is None:
+            await self.refresh()
+        node = self.known_node_of(tag)
+        if node is None:
+            raise ClusterDownError(f"no node serves slot {key_slot(tag.encode())}")
+        return node
+
+    def known_node_of(self, tag: str) -> Node | None:
+        """Return the node that has the keys with a hash tag, as far as known."""
+        return self._owners[key_slot(tag.encode())]
+
+    def redirect(self, error: AskError, asked: Node) -> Node:
+        """Return the node to which another one redirects a command, and remember it if it is lasting."""
+        address = self._redis.nodes_manager.remap_host_port(error.host or asked.address[0], error.port)
+        node = self.node_at(*address)
+        if isinstance(error, MovedError):
+            self._owners[error.slot_id] = node
+        return node
+
+    def node_at(self, host: str, port: int) -> Node:
+        """Return the node with an address."""
+        node = self._nodes.get((host, port))
+        if node is None:
+            node = self._nodes[host, port] = Node(self._redis, (host, port), self._timeout)
+        return node
+
+    async def retry(self, attempt: Callable[[], Awaitable[T]], timeout: float) -> T:
+        """Attempt something until it succeeds, and read the topology in between, for `timeout` seconds.
+
+        Raises the last error, or at once the error of a node that refuses.
+        """
+        fault: BaseException | None = None
+        backoff = Backoff(most=0.5)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    try:
+                        return await attempt()
+                    except FAILURES as error:
+                        if isinstance(error, ResponseError) and not isinstance(error, _TRY_ELSEWHERE):
+                            raise
+                        fault = error
+                    await asyncio.sleep(backoff.next_delay())
+                    with contextlib.suppress(*FAILURES):
+                        await self.refresh()
+        except TimeoutError as error:
+            raise fault or no_answer(timeout) from error
+
+    async def refresh(self) -> None:
+        """Ask nodes which node has which slot. Raises one of FAILURES if none answers."""
+        if self._refreshing is None or self._refreshing.get_loop() is not asyncio.get_running_loop():
+            self._refreshing = start_task(self._refresh(), "livepush redis topology")
+            # Retrieves the error, also when all callers are cancelled.
+            self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # All concurrent callers wait for one task, and none of them cancels it.
+        await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> None:
+        task = asyncio.current_task()
+        try:
+            serving = list({node.address for node in self._owners if node is not None})
+            asked = set(random.sample(serving, min(_ASKED - 1, len(serving))))
+            asked |= set(random.sample(self._seeds, min(_ASKED - len(asked), len(self._seeds))))
+            views = await asyncio.gather(
+                *[_ask(self.node_at(*address)) for address in asked], return_exceptions=True
+            )
+            answers = [view for view in views if isinstance(view, _View)]
+            if not answers:
+                raise next(view for view in views if isinstance(view, BaseException))
+            self._adopt(max(answers))
+        finally:
+            if self._refreshing is task:
+                self._refreshing = None
+
+    def _adopt(self, view: "_View") -> None:
+        self._owners = [None] * SLOTS
+        for first, last, address in view.owners:
+            node = self.node_at(*self._redis.nodes_manager.remap_host_port(*address))
+            self._owners[first : last + 1] = [node] * (last + 1 - first)
+        kept = {*self._seeds, *(node.address for node in self._owners if node is not None)}
+        self._nodes = {address: node for address, node in self._nodes.items() if address in kept}
+
+
+class _View(NamedTuple):
+    """What one node reports. The greatest view is the newest one."""
+
+    is_well: bool
+    epoch: int
+    owners: list[tuple[int, int, Address]]
+
+
+async def _ask(node: Node) -> _View:
+    async with asyncio.timeout(_ASK_TIMEOUT):
+        info, slots = await asyncio.gather(
+            node.pipeline.submit(b"CLUSTER", b"INFO"), node.pipeline.submit(b"CLUSTER", b"SLOTS")
+        )
+    if not isinstance(info, bytes) or not isinstance(slots, list):
+        raise ClusterDownError(f"the node's answer is no topology: {info!r:.100} {slots!r:.100}")
+    facts = dict(line.partition(":")[::2] for line in info.decode().splitlines())
+    owners = [owner for entry in slots if (owner := _owner(entry, node))]
+    return _View(facts.get("cluster_state") == "ok", int(facts.get("cluster_current_epoch", 0)), owners)
+
+
+def _owner(entry: Reply, asked: Node) -> tuple[int, int, Address] | None:
+    match entry:
+        case [int() as first, int() as last, [b"" | None, int() as port, *_], *_]:
+            # An owner without a name has that of the node that was asked.
+            return first, last, (asked.address[0], port)
+        case [int() as first, int() as last, [bytes() as host, int() as port, *_], *_] if host != b"?":
+            return first, last, (host.decode(), port)
+        case _:
+            return None
+
+
+def _pool_of_node(redis: RedisCluster, host: str, port: int) -> ConnectionPool:
+    settings: dict[str, Any] = redis.get_connection_kwargs()
+    # It knows which of the client's settings are those of a connection.
+    node = ClusterNode(host, port, **settings)
+    # The retries of redis-py would hide that the node is away.
+    own: dict[str, Any] = {"host": host, "retry": Retry(NoBackoff(), 0)}
+    return ConnectionPool(connection_class=node.connection_class, **{**node.connection_kwargs, **own})
