@@ -7,10 +7,10 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..brokers.redis_connection import Argument, Reply
-from ..brokers.redis_log import Call
-from ..brokers.redis_script import Script
-from ..brokers.redis_tag import tag_of
+from ...brokers.redis_connection import Argument, Reply
+from ...brokers.redis_log import Call
+from ...brokers.redis_script import Script
+from ...brokers.redis_tag import tag_of
 from . import scripts
 from .requests import Part
 from .server import Server

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from ..brokers.redis_connection import FAILURES
+from ...brokers.redis_connection import FAILURES
 from .holdings import Held, Holdings
 from .ledger import Age, Ledger
 from .requests import Listener

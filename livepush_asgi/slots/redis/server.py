@@ -14,12 +14,12 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from ..brokers.batch import Batch
-from ..brokers.redis_command import Receiver
-from ..brokers.redis_connection import Reply, address_of, no_answer, pool_of
-from ..brokers.redis_log import Call
-from ..brokers.redis_routes import Routes
-from ..loop import asyncio_loop
+from ...brokers.batch import Batch
+from ...brokers.redis_command import Receiver
+from ...brokers.redis_connection import Reply, address_of, no_answer, pool_of
+from ...brokers.redis_log import Call
+from ...brokers.redis_routes import Routes
+from ...loop import asyncio_loop
 
 # The error replies of a server that can serve no key now, by class where redis-py has one, which takes the
 # code out of the text. All other error replies are about the keys of the call.

@@ -12,7 +12,7 @@ before anything is changed: an error reply means that nothing was done.
 
 from typing import Final
 
-from ..brokers.redis_script import Script
+from ...brokers.redis_script import Script
 
 _NOW = """
 local time = redis.call('TIME')

@@ -21,8 +21,8 @@ from weakref import ReferenceType, ref
 from redis.exceptions import ClusterCrossSlotError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from ..brokers.redis_connection import Reply, no_answer
-from ..loop import asyncio_loop
+from ...brokers.redis_connection import Reply, no_answer
+from ...loop import asyncio_loop
 from .faults import Faults
 from .returns import Return, Returns
 from .server import is_absence

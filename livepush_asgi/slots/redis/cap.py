@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import AskError
 
-from ..brokers.redis_connection import FAILURES
-from ..errors import CapExceededError, SlotsUnavailableError
-from ..loop import asyncio_loop
-from . import Hooks, KeyedLeases, Lease, OnFull, SlotHook, check_cap, lifetime_of
+from ...brokers.redis_connection import FAILURES
+from ...errors import CapExceededError, SlotsUnavailableError
+from ...loop import asyncio_loop
+from .. import Hooks, KeyedLeases, Lease, OnFull, SlotHook, check_cap, lifetime_of
 from .faults import ONE_NODE_OF_MANY
-from .keeper import Keeper
+from .leases import Keeper
 from .ledger import Ledger
 from .requests import Taken
 from .server import is_absence, server_of

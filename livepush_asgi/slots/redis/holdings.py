@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from . import Lease
+from .. import Lease
 
 
 class Held:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable
 from weakref import ReferenceType, ref
 
-from ..brokers.backoff import Backoff
-from ..loop import asyncio_loop
-from . import Lease
+from ...brokers.backoff import Backoff
+from ...loop import asyncio_loop
+from .. import Lease
 from .faults import Faults
 from .holdings import Held, Holdings
 from .ledger import Ledger

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import Iterable
 
-from . import Lease
+from .. import Lease
 
 # The server forgets each after `ttl` anyway; this bounds the memory while it is away.
 MOST_RETURNS = 100_000
