@@ -44,7 +44,8 @@ from .request import Authorize, Grant, Refusal, StreamRequest, public
 from .revocation import Disconnected
 from .service import SSEStream, SSEStreamService, sse_headers
 from .settings import DrainPolicy, Limits, Timing
-from .slots import Lease, MemorySlotCap, Slots
+from .slots import Lease, Slots
+from .slots.memory import MemorySlotCap
 from .statistics import Statistics
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from .request import Grant, StreamRequest
 from .review import Reauthorize, Review
 from .revoker import Revoker
 from .settings import DrainPolicy, Limits, Timing
-from .slots import Lease, MemorySlotCap, Slots
+from .slots import Lease, Slots
+from .slots.memory import MemorySlotCap
 from .statistics import Tally
 from .stream import Stream
 from .types import Receive

@@ -66,7 +66,7 @@ async def test_a_full_key_is_refused_until_a_slot_is_given_back(valkey: ValkeyPr
         cap = OwnSlotCap(client, cap=2)
         assert isinstance(cap, Slots)
         first, second = await take_all(cap, 2)
-        assert tasks_of_the_package() == ["livepush slot keeper"]
+        assert tasks_of_the_package() == ["livepush slot renewal"]
         with pytest.raises(CapExceededError) as refused:
             await cap.take(KEY)
         assert (refused.value.slot_key, refused.value.cap) == (KEY, 2)
