@@ -12,8 +12,8 @@ from ...brokers.redis_connection import FAILURES
 from ...errors import CapExceededError, SlotsUnavailableError
 from ...loop import asyncio_loop
 from .. import Lease, LeasesByKey, OnFull, SlotHook, call_hook, check_cap
-from .leases import HeldLeases
-from .scripts import ONE_NODE_OF_MANY, LeaseStore, is_absence
+from .leases import HeldLeases, LeaseRecord
+from .scripts import ONE_NODE_OF_MANY, Faults, LeaseStore, is_absence
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -116,7 +116,8 @@ class SlotCap:
             timeout=timeout,
         )
         meanwhile = "streams are let in uncounted" if self._fails_open else "no stream is let in"
-        self._leases = HeldLeases(self._store, ttl=lifetime, timeout=timeout, meanwhile=meanwhile)
+        self._faults = Faults(self._store, ttl=lifetime, meanwhile=meanwhile)
+        self._leases = HeldLeases(self._store, self._faults, ttl=lifetime, timeout=timeout)
         self._taken = self._refused = self._failed_open = 0
         self._wrong_loop_logged = False
 
@@ -137,26 +138,24 @@ class SlotCap:
         """
         lease = Lease(slot_key, self._on_give_back, on_replaced)
         loop = self._check(slot_key)
-        leases = self._leases
-        if self._fails_open and leases.faults.away and leases.is_away(slot_key):
-            return self._let_in(lease, sent=False)
+        record, leases = LeaseRecord(lease), self._leases
+        if self._fails_open and self._faults.away and leases.is_away(slot_key):
+            return self._let_in(record, loop)
         try:
-            replaced = await leases.acquire(lease, loop)
+            replaced = await leases.acquire(record, loop)
         except FAILURES as error:
-            return self._take_failed(lease, error)
+            return self._acquire_failed(record, loop, error)
         except BaseException:
-            leases.abandon(lease)
+            leases.abandon(record)
             raise
         if self._store.partial:
-            leases.abandon(lease, known=True)
+            leases.abandon(record)
             raise self._one_node_of_many(slot_key)
         if replaced is None:
-            leases.forget(lease)
-            self._refused += 1
-            raise CapExceededError(slot_key, self._cap)
-        leases.hold(lease, sent=True, known=True)
+            raise self._full(record)
+        leases.hold(record, loop)
         if replaced:
-            lease.replaced = tuple(lease_id for lease_id in replaced if lease_id not in leases)
+            lease.replaced = tuple(lease_id for lease_id in replaced if lease_id not in leases.held.by_id)
             leases.end(replaced)
         return self._given(lease)
 
@@ -174,7 +173,7 @@ class SlotCap:
         known to be away. The slot is given back in any case, also when the call is cancelled.
         """
         lease = self._by_key.release(slot_key)
-        if lease is not None and not self._leases.faults.is_away(slot_key):
+        if lease is not None and not self._faults.is_away(slot_key):
             await self._leases.released([lease.id], self._timeout)
 
     def replaced(self, ids: Iterable[str]) -> None:
@@ -201,15 +200,15 @@ class SlotCap:
     def statistics(self) -> SlotStatistics:
         """Return what was counted in this process until now."""
         return SlotStatistics(
-            held=len(self._leases),
+            held=len(self._leases.held),
             taken=self._taken,
             refused=self._refused,
             failed_open=self._failed_open,
             replaced=self._leases.replaced,
-            owed=self._leases.owed,
+            owed=len(self._leases.releases),
             dropped=self._leases.dropped,
-            away=bool(self._leases.faults.away),
-            refused_keys=len(self._leases.faults.refused),
+            away=bool(self._faults.away),
+            refused_keys=len(self._faults.refused),
         )
 
     async def aclose(self) -> None:
@@ -239,37 +238,35 @@ class SlotCap:
                 logger.error("slots: no slot can be taken: %s", error)
             raise SlotsUnavailableError(f"no slot of {slot_key!r} can be taken: {error}") from error
 
-    def _take_failed(self, lease: Lease, error: Exception) -> Lease:
-        # After a refusal nothing is on the server, so there is nothing to release.
-        sent = not self._store.has_refused(error)
+    def _acquire_failed(
+        self, record: LeaseRecord, loop: asyncio.AbstractEventLoop, error: Exception
+    ) -> Lease:
+        slot_key = record.lease.slot_key
         misdirected = self._store.one and isinstance(error, AskError)
         if self._fails_open and not misdirected:
-            return self._let_in(lease, sent=sent)
-        self._give_up(lease, sent=sent)
+            return self._let_in(record, loop)
+        self._leases.abandon(record)
         if misdirected:
-            raise self._one_node_of_many(lease.slot_key) from error
+            raise self._one_node_of_many(slot_key) from error
         raise SlotsUnavailableError(
-            f"no slot of {lease.slot_key!r} can be taken, {self._cause(lease.slot_key, error)}"
+            f"no slot of {slot_key!r} can be taken, {self._cause(slot_key, error)}"
         ) from error
 
-    def _let_in(self, lease: Lease, *, sent: bool) -> Lease:
+    def _let_in(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> Lease:
         """Give a slot that is not counted. The cap holds among the leases of this process alone."""
-        mine = self._leases.of(lease.slot_key)
+        mine = [held.lease.id for held in self._leases.held.of(record.lease.slot_key)]
         if len(mine) >= self._cap:
             if not self._replaces:
-                self._give_up(lease, sent=sent)
-                self._refused += 1
-                raise CapExceededError(lease.slot_key, self._cap)
-            self._leases.end([held.id for held in mine[: len(mine) - self._cap + 1]])
+                raise self._full(record)
+            self._leases.end(mine[: len(mine) - self._cap + 1])
         self._failed_open += 1
-        self._leases.hold(lease, sent=sent, known=False)
-        return self._given(lease)
+        self._leases.hold(record, loop)
+        return self._given(record.lease)
 
-    def _give_up(self, lease: Lease, *, sent: bool) -> None:
-        if sent:
-            self._leases.abandon(lease)
-        else:
-            self._leases.forget(lease)
+    def _full(self, record: LeaseRecord) -> CapExceededError:
+        self._leases.abandon(record)
+        self._refused += 1
+        return CapExceededError(record.lease.slot_key, self._cap)
 
     def _given(self, lease: Lease) -> Lease:
         self._taken += 1
@@ -278,7 +275,7 @@ class SlotCap:
         return lease
 
     def _give_back(self, lease: Lease) -> None:
-        self._leases.release(lease)
+        self._leases.give_back(lease)
         if self._on_release is not None:
             call_hook(self._on_release, lease.slot_key)
 

@@ -16,18 +16,20 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
+from itertools import chain, groupby, islice, takewhile
 from operator import attrgetter
-from typing import Generic, NamedTuple, TypeVar
+from typing import Literal
 
-from redis.exceptions import AskError, ClusterCrossSlotError, ResponseError
+from redis.exceptions import ClusterCrossSlotError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ...brokers.backoff import Backoff
 from ...brokers.redis_connection import Reply, no_answer
-from ...loop import asyncio_loop, start_task
+from ...loop import start_task
 from .. import Lease
-from .scripts import ONE_NODE_OF_MANY, LeaseStore, is_absence
+from .scripts import Faults, LeaseStore, is_absence
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -42,332 +44,175 @@ WORDS_PER_CALL = 100
 KEYS_AT_ONCE = 200
 # The server forgets each lease after `ttl` anyway; this bounds the memory while it is away.
 MOST_RELEASES = 100_000
-# So many refused slot keys are remembered; of any more the first ones are forgotten.
-MOST_REFUSED_KEYS = 1000
-# A server that comes and goes is in the log once in so many seconds.
-LOG_INTERVAL = 10.0
 
 #: The ids of the leases that were replaced; None if no slot was free.
 Acquired = tuple[str, ...] | None
+Verb = Literal["release", "renew", "acquire"]
+#: What a call asks for one slot key; a word of the script for each.
+Requests = list[tuple[Verb, "LeaseRecord"]]
+Call = list[tuple[str, Requests]]
 
 
-class _Acquire:
-    """An acquire that waits for its answer until `deadline`, by the clock of the event loop."""
+class LeaseRecord:
+    """A lease in this process. It is being acquired, then it is held, then it is being released."""
 
-    __slots__ = ("answer", "deadline", "lease_id", "slot_key")
+    __slots__ = ("answer", "known", "lease", "renewing", "sent", "since")
 
-    def __init__(
-        self, slot_key: str, lease_id: str, deadline: float, answer: asyncio.Future[Acquired]
-    ) -> None:
-        self.slot_key = slot_key
-        self.lease_id = lease_id
-        self.deadline = deadline
-        self.answer = answer
-
-
-class _Held:
-    """A lease that is held."""
-
-    __slots__ = ("acquired_at", "known", "lease", "renewing", "sent")
-
-    def __init__(self, lease: Lease, *, sent: bool, known: bool) -> None:
+    def __init__(self, lease: Lease) -> None:
         self.lease = lease
-        #: By the monotonic clock.
-        self.acquired_at = time.monotonic()
+        #: When the acquire began, or when the lease was given back; by the monotonic clock.
+        self.since = time.monotonic()
         #: Whether a call that acquires or renews it may have reached the server.
-        self.sent = sent
+        self.sent = False
         #: Whether the server is known to have it, with no such call still on its way.
-        self.known = known
+        self.known = False
         #: Whether a call that renews it is under way.
         self.renewing = False
+        #: The answer to the acquire, while somebody waits for it.
+        self.answer: asyncio.Future[Acquired] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody waits for the answer to the acquire."""
+        return self.answer is not None and not self.answer.done()
 
 
-class _Release:
-    """A lease that was given back and that the server may still have. It is `known` as in `_Held`."""
-
-    __slots__ = ("confirmed", "expires_at", "known", "lease_id", "slot_key")
-
-    def __init__(self, slot_key: str, lease_id: str, expires_at: float, *, known: bool) -> None:
-        self.slot_key = slot_key
-        self.lease_id = lease_id
-        #: When the server forgets the lease by itself, by the monotonic clock.
-        self.expires_at = expires_at
-        self.known = known
-        #: Made for a caller that waits.
-        self.confirmed: asyncio.Future[None] | None = None
-
-
-T = TypeVar("T")
-
-
-class _Records(Generic[T]):
-    """Records of leases, by id and by slot key, in the order in which they were added."""
+class Records:
+    """Records by lease id and by slot key, the oldest first."""
 
     def __init__(self) -> None:
-        self.by_id: dict[str, T] = {}
-        self.by_key: dict[str, dict[str, T]] = {}
+        self.by_id: dict[str, LeaseRecord] = {}
+        self.by_key: dict[str, dict[str, LeaseRecord]] = {}
 
-    def add(self, slot_key: str, lease_id: str, record: T) -> None:
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+    def add(self, record: LeaseRecord) -> None:
+        """Add a record."""
+        lease_id, slot_key = record.lease.id, record.lease.slot_key
         self.by_id[lease_id] = record
         self.by_key.setdefault(slot_key, {})[lease_id] = record
 
-    def pop(self, slot_key: str, lease_id: str) -> T | None:
-        record = self.by_id.pop(lease_id, None)
+    def pop(self, lease: Lease) -> LeaseRecord | None:
+        """Remove the record of a lease and return it, or None."""
+        record = self.by_id.pop(lease.id, None)
         if record is not None:
-            of_key = self.by_key[slot_key]
-            del of_key[lease_id]
+            of_key = self.by_key[lease.slot_key]
+            del of_key[lease.id]
             if not of_key:
-                del self.by_key[slot_key]
+                del self.by_key[lease.slot_key]
         return record
 
-    def of(self, slot_key: str) -> list[T]:
-        return list(self.by_key.get(slot_key, {}).values())
+    def of(self, slot_key: str) -> Collection[LeaseRecord]:
+        """Return the records of a slot key."""
+        return self.by_key.get(slot_key, _NONE).values()
 
 
-class _Part(NamedTuple):
-    """The part of a call that is about one slot key."""
-
-    slot_key: str
-    releases: Sequence[_Release]
-    renewals: Sequence[_Held]
-    acquires: Sequence[_Acquire]
-
-    def words(self) -> str:
-        """Return the words of the script; see `scripts.CHANGE`."""
-        now = time.monotonic()
-        words = [("-" if release.known else "!") + release.lease_id for release in self.releases]
-        words += [f"+{held.lease.id}:{(now - held.acquired_at) * 1e6:.0f}" for held in self.renewals]
-        words += [acquire.lease_id for acquire in self.acquires]
-        return " ".join(words)
-
-
-class _Answers:
-    """Receives the reply to one call."""
-
-    __slots__ = ("_leases", "_parts", "loop")
-
-    def __init__(self, leases: "HeldLeases", loop: asyncio.AbstractEventLoop, parts: Sequence[_Part]) -> None:
-        self._leases = leases
-        self._parts = parts
-        self.loop = loop
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, reply: Reply, /) -> None:
-        self._leases.answered(self.loop, self._parts, reply)
-
-    def set_exception(self, error: Exception, /) -> None:
-        self._leases.answered(self.loop, self._parts, error)
-
-
-class Faults:
-    """The servers that are away and the slot keys that are refused. Each change is logged once for all keys.
-
-    `meanwhile` says in the log what becomes of new streams.
-    """
-
-    def __init__(self, store: LeaseStore, *, ttl: float, meanwhile: str) -> None:
-        #: Servers that did not answer the last time, and whether the log says so.
-        self.away: dict[str, bool] = {}
-        #: Slot keys that a server refused the last time, and when that was.
-        self.refused: dict[str, float] = {}
-        self._store = store
-        self._meanwhile = meanwhile
-        self._remember_for = max(2 * ttl, LOG_INTERVAL)
-        self._logged_at: dict[str, float] = {}
-
-    def is_away(self, slot_key: str) -> bool:
-        """Return whether the server of a slot key did not answer the last time."""
-        return bool(self.away) and self._store.place_of(slot_key) in self.away
-
-    def failed(self, slot_key: str, error: BaseException) -> bool:
-        """Note the error of a call for a slot key. Return whether its server was away and has answered."""
-        if is_absence(error):
-            self._note_away(self._store.place_of(slot_key), error)
-            return False
-        self._note_refused(slot_key, error)
-        return self._note_answer(slot_key)
-
-    def answered(self, slot_key: str) -> bool:
-        """Note that a call for a slot key was carried out. Return whether its server was away until now."""
-        if self.refused.pop(slot_key, None) is not None and not self.refused:
-            logger.warning("slots: %s refuses no slot key any more", self._store.where)
-        return self._note_answer(slot_key)
-
-    def _note_answer(self, slot_key: str) -> bool:
-        place = self._store.place_of(slot_key)
-        if place not in self.away:
-            return False
-        if self.away.pop(place):
-            logger.warning("slots: %s is back", place)
-        return True
-
-    def _note_away(self, place: str, error: BaseException) -> None:
-        if place in self.away:
-            return
-        now = time.monotonic()
-        self.away[place] = now - self._logged_at.get(place, -LOG_INTERVAL) >= LOG_INTERVAL
-        if self.away[place]:
-            self._logged_at[place] = now
-            logger.warning("slots: %s cannot be asked, %s: %s", place, self._meanwhile, error)
-
-    def _note_refused(self, slot_key: str, error: BaseException) -> None:
-        now = time.monotonic()
-        while self.refused:
-            oldest = next(iter(self.refused))
-            if len(self.refused) < MOST_REFUSED_KEYS and self.refused[oldest] > now - self._remember_for:
-                break
-            del self.refused[oldest]
-        if not self.refused:
-            self._log_refusal(slot_key, error)
-        self.refused.pop(slot_key, None)
-        self.refused[slot_key] = now
-
-    def _log_refusal(self, slot_key: str, error: BaseException) -> None:
-        if isinstance(error, AskError):
-            logger.error("slots: %s %s", self._store.where, ONE_NODE_OF_MANY)
-        else:
-            logger.warning(
-                "slots: %s refuses %r, %s: %s", self._store.where, slot_key, self._meanwhile, error
-            )
+_NONE: dict[str, LeaseRecord] = {}
 
 
 class HeldLeases:
     """Acquires, holds and releases the leases of one cap, on one event loop at a time."""
 
-    # Acquires that have not left. `_asked` has all that wait for an answer, by their deadlines, and some that
-    # have one.
-    _waiting: list[_Acquire]
-    _asked: deque[_Acquire]
+    # Acquires that have not left; and those that wait for an answer, by age, with some that have one.
+    _waiting: list[LeaseRecord]
+    _unanswered: deque[LeaseRecord]
     _alarm: asyncio.TimerHandle | None
     # Calls under way. `_blocked` is whether nothing may be sent now, or a flush is scheduled.
     _under_way: int
     _blocked: bool
     _not_before: float
 
-    def __init__(self, store: LeaseStore, *, ttl: float, timeout: float, meanwhile: str) -> None:
-        self.faults = Faults(store, ttl=ttl, meanwhile=meanwhile)
+    def __init__(self, store: LeaseStore, faults: Faults, *, ttl: float, timeout: float) -> None:
         #: Leases that were ended here because a newer one took their place.
         self.replaced = 0
         #: Releases that the server was never told of.
         self.dropped = 0
         self._store = store
+        self._faults = faults
         self._ttl = ttl
         self._timeout = timeout
-        self._pause = min(BETWEEN_CALLS, timeout / 10)
         # Whether one call may be about several slot keys.
         self._mixed = store.one
-        self._held: _Records[_Held] = _Records()
-        self._releases: _Records[_Release] = _Records()
-        self._acquiring: set[str] = set()
+        #: The leases that are held, and those that the server is still to release.
+        self.held = Records()
+        self.releases = Records()
+        self._acquiring: set[LeaseRecord] = set()
+        # By lease id; made for those who wait until a release is confirmed.
+        self._confirmations: dict[str, asyncio.Future[None]] = {}
         # Slot keys to be sent, and whether their leases are to be renewed as well.
         self._due: dict[str, bool] = {}
-        # Slot keys that wait for the next retry: renewals and releases that have failed.
+        # Slot keys that wait for the next retry, as in an ordered set.
         self._failed: dict[str, None] = {}
         self._renewed_at = self._renew_at = 0.0
         self._retry_at = math.inf
         self._backoff = Backoff()
-        self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
         # The event is made anew with the task: it belongs to the event loop.
         self._changed = asyncio.Event()
-        self._reset()
-
-    def __len__(self) -> int:
-        return len(self._held.by_id)
-
-    def __contains__(self, lease_id: str) -> bool:
-        return lease_id in self._held.by_id
-
-    @property
-    def owed(self) -> int:
-        """How many releases the server does not know of yet."""
-        return len(self._releases.by_id)
-
-    def of(self, slot_key: str) -> list[Lease]:
-        """Return the leases of a slot key that are held, the oldest first."""
-        return [held.lease for held in self._held.of(slot_key)]
 
     def is_away(self, slot_key: str) -> bool:
         """Return whether the server of a slot key is away and will be noticed when it is back."""
-        return bool(self.faults.away) and self._running and self._busy and self.faults.is_away(slot_key)
+        return self._faults.is_away(slot_key) and self._running and self._busy
 
-    def acquire(self, lease: Lease, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Acquired]:
-        """Ask the server for a lease. `hold`, `forget` or `abandon` follows.
+    def acquire(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Acquired]:
+        """Ask the server for a lease. `hold` or `abandon` follows, whatever the answer is.
 
         The future raises one of FAILURES when the lease was not acquired, or may have been. Cancel it and
         nothing is acquired, if the call has not left yet.
         """
-        if self._loop is not loop:
-            self._enter(loop)
-        # The task starts here, before anything waits: when the event loop ends, which cancels what runs, no
-        # task may be started any more.
-        if self._task is None or self._task.done():
-            self._start()
-        deadline = loop.time() + self._timeout
-        acquire = _Acquire(lease.slot_key, lease.id, deadline, loop.create_future())
-        self._acquiring.add(acquire.lease_id)
-        self._waiting.append(acquire)
-        self._asked.append(acquire)
+        # The task starts before anything waits: when the event loop ends, which cancels what runs, no task
+        # may be started any more.
+        self._start(loop)
+        record.answer = answer = loop.create_future()
+        self._acquiring.add(record)
+        self._waiting.append(record)
+        self._unanswered.append(record)
         if self._alarm is None:
-            self._alarm = loop.call_at(deadline, self._expire)
+            self._alarm = loop.call_later(self._timeout, self._expire)
         if not self._blocked:
             self._flush_soon()
-        return acquire.answer
+        return answer
 
-    def hold(self, lease: Lease, *, sent: bool, known: bool) -> None:
-        """Hold a lease. One that the server may not know is renewed as soon as possible."""
-        slot_key, lease_id = lease.slot_key, lease.id
-        if not known:
-            self._enter(asyncio_loop())
-        self._held.add(slot_key, lease_id, _Held(lease, sent=sent, known=known))
-        self._acquiring.discard(lease_id)
-        if not known:
-            self._failed[slot_key] = None
-            self._start()
+    def hold(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> None:
+        """Hold a lease. One that the server may not have is renewed as soon as possible."""
+        if not record.known:
+            self._start(loop)
+            self._failed[record.lease.slot_key] = None
             self._changed.set()
+        record.answer = None
+        self.held.add(record)
+        self._acquiring.discard(record)
 
-    def forget(self, lease: Lease) -> None:
-        """Note that a lease was not acquired."""
-        self._acquiring.discard(lease.id)
-        self._wake_if_idle()
+    def abandon(self, record: LeaseRecord) -> None:
+        """Release a lease if it was acquired, or may have been."""
+        self._acquiring.discard(record)
+        self._release(record)
 
-    def abandon(self, lease: Lease, *, known: bool = False) -> None:
-        """Release a lease that may have been acquired, or that is `known` to have been."""
-        if lease.id in self._acquiring:
-            self._acquiring.discard(lease.id)
-            self._release(lease, known=known)
-
-    def release(self, lease: Lease) -> None:
+    def give_back(self, lease: Lease) -> None:
         """Hold a lease no more, and tell the server as soon as possible."""
-        held = self._held.pop(lease.slot_key, lease.id)
-        if held is None:
-            return
-        if held.sent or held.renewing:
-            self._release(lease, known=held.known and not held.renewing)
-        else:
-            self._wake_if_idle()
+        record = self.held.pop(lease)
+        if record is not None:
+            self._release(record)
 
     def end(self, lease_ids: Iterable[str]) -> None:
         """Give back those of the leases that are held here, as replaced, and tell their holders."""
         for lease_id in lease_ids:
-            held = self._held.by_id.get(lease_id)
-            if held is not None:
+            record = self.held.by_id.get(lease_id)
+            if record is not None:
                 self.replaced += 1
-                held.lease.give_back()
-                _tell_replaced(held.lease)
+                record.lease.give_back()
+                _tell_replaced(record.lease)
 
     async def released(self, lease_ids: Iterable[str], timeout: float) -> None:
         """Wait until the server has confirmed these releases, for `timeout` seconds at most."""
         loop = asyncio.get_running_loop()
-        waiting = set()
-        for lease_id in lease_ids:
-            release = self._releases.by_id.get(lease_id)
-            if release is not None:
-                if release.confirmed is None or release.confirmed.get_loop() is not loop:
-                    release.confirmed = loop.create_future()
-                waiting.add(release.confirmed)
+        waiting = [
+            self._confirmations.setdefault(lease_id, loop.create_future())
+            for lease_id in lease_ids
+            if lease_id in self.releases.by_id
+        ]
         if waiting:
             await asyncio.wait(waiting, timeout=timeout)
 
@@ -377,91 +222,75 @@ class HeldLeases:
         Nothing is renewed afterwards if nothing is held.
         """
         task = self._task
-        if task is None or task.get_loop() is not asyncio_loop():
+        if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
             return
-        self._due.update((slot_key, False) for slot_key in self._releases.by_key if slot_key in self._failed)
+        self._due |= dict.fromkeys(self._failed.keys() & self.releases.by_key.keys(), False)
         self._flush_soon()
-        await self.released(list(self._releases.by_id), timeout)
-        if not self._held.by_id and not self._acquiring:
+        await self.released(list(self.releases.by_id), timeout)
+        if not self.held.by_id and not self._acquiring:
             task.cancel()
             await asyncio.wait([task])
-            for release in list(self._releases.by_id.values()):
-                self._drop(release)
+            self._drop(list(self.releases.by_id.values()))
 
-    # --- the event loop -----------------------------------------------------------------------------------
+    # --- the task -----------------------------------------------------------------------------------------
 
     @property
     def _busy(self) -> bool:
-        return bool(self._acquiring or self._held.by_id or self._releases.by_id)
+        return bool(self._acquiring or self.held.by_id or self.releases.by_id)
 
     @property
     def _running(self) -> bool:
         """Whether the task runs, and does not end with its event loop."""
         return self._task is not None and not self._task.done() and not self._task.cancelling()
 
-    def _reset(self) -> None:
-        self._waiting = []
-        self._asked = deque()
-        self._alarm = None
-        self._under_way = 0
-        self._blocked = False
-        self._not_before = 0.0
-
-    def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Release what an earlier event loop left behind: its streams ended with it."""
-        if self._loop is loop:
-            return
-        if self._task is not None and not self._task.get_loop().is_closed():
-            raise RuntimeError("a SlotCap is used on one event loop at a time; make one for each")
-        self._loop = loop
-        self._task = None
-        self._reset()
-        self._acquiring.clear()
-        for held in list(self._held.by_id.values()):
-            held.lease.give_back()
-        self._due = dict.fromkeys(self._releases.by_key, False)
-        self._failed.clear()
-
-    def _start(self) -> None:
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:
+            self._enter(loop)
         if self._task is None or self._task.done():
             self._changed = asyncio.Event()
-            self._renew_at = self._next_renewal()
-            self._retry_at = math.inf
+            self._renew_at, self._retry_at = self._next_renewal(), math.inf
             self._task = start_task(self._run(), "livepush slot renewal")
 
+    def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin anew on an event loop, and release what an earlier one left behind: its streams ended."""
+        if self._task is not None and not self._task.done() and not self._task.get_loop().is_closed():
+            raise RuntimeError("a SlotCap is used on one event loop at a time; make one for each")
+        self._loop, self._task = loop, None
+        self._waiting, self._unanswered, self._alarm = [], deque(), None
+        self._under_way, self._blocked, self._not_before = 0, False, 0.0
+        self._acquiring.clear()
+        self._confirmations.clear()
+        for record in list(self.held.by_id.values()):
+            record.lease.give_back()
+        self._due, self._failed = dict.fromkeys(self.releases.by_key, False), {}
+
     def _wake_if_idle(self) -> None:
-        # RuntimeError: the event loop is closed.
         if not self._busy:
+            # RuntimeError: the event loop is closed.
             with contextlib.suppress(RuntimeError):
                 self._changed.set()
 
     async def _run(self) -> None:
-        task = asyncio.current_task()
-        try:
-            while self._busy:
-                self._changed.clear()
-                self._plan()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(self._renew_at, self._retry_at) - time.monotonic()):
-                        await self._changed.wait()
-        finally:
-            # The finalizer of a task that an earlier loop left behind comes here too, and is not meant.
-            if self._task is task:
-                self._task = None
+        while self._busy:
+            self._changed.clear()
+            self._plan()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(self._renew_at, self._retry_at) - time.monotonic()):
+                    await self._changed.wait()
 
     def _plan(self) -> None:
         """Renew and retry what is due, and say when to retry what has failed."""
         now = time.monotonic()
         if now >= self._renew_at:
             self._renewed_at, self._renew_at = now, self._next_renewal()
-            self._renew(self._held.by_key)
+            self._renew(self.held.by_key)
         if now >= self._retry_at:
             self._retry_at = math.inf
-            self._drop_expired(now)
+            self._drop(list(takewhile(lambda r: r.since + self._ttl <= now, self.releases.by_id.values())))
             failed, self._failed = self._failed, {}
             self._renew(failed)
             self._probe()
-        if self._retry_at == math.inf and (self._failed or self.faults.away):
+        if self._retry_at == math.inf and (self._failed or self._faults.away):
             self._retry_at = now + self._backoff.next_delay()
         if self._due:
             self._flush_soon()
@@ -472,15 +301,15 @@ class HeldLeases:
     def _renew(self, slot_keys: Iterable[str]) -> None:
         """Have the leases of these slot keys renewed. Where the server is away they wait until it is back."""
         for slot_key in slot_keys:
-            if self.faults.is_away(slot_key):
+            if self._faults.is_away(slot_key):
                 self._failed[slot_key] = None
             else:
                 self._due[slot_key] = True
 
     def _probe(self) -> None:
         """Ask each server that is away about one slot key. Forget a server that has none of them."""
-        silent = set(self.faults.away)
-        for slot_key in (*self._failed, *self._held.by_key) if silent else ():
+        silent = set(self._faults.away)
+        for slot_key in list(chain(self._failed, self.held.by_key)) if silent else ():
             place = self._store.place_of(slot_key)
             if place in silent:
                 silent.remove(place)
@@ -488,12 +317,182 @@ class HeldLeases:
                 self._due[slot_key] = True
         if not self._acquiring:
             for place in silent:
-                del self.faults.away[place]
+                del self._faults.away[place]
 
-    def _note_fault(self, slot_key: str, error: BaseException) -> None:
+    # --- calls --------------------------------------------------------------------------------------------
+
+    def _release(self, record: LeaseRecord) -> None:
+        """Tell the server as soon as possible, unless it never heard of the lease."""
+        if not (record.sent or record.renewing):
+            self._wake_if_idle()
+            return
+        if len(self.releases.by_id) >= MOST_RELEASES:
+            self._drop([next(iter(self.releases.by_id.values()))])
+        record.since = time.monotonic()
+        record.known = record.known and not record.renewing
+        self.releases.add(record)
+        slot_key = record.lease.slot_key
+        # RuntimeError: the event loop is closed. The lease expires, unless another loop sends this earlier.
+        with contextlib.suppress(RuntimeError):
+            if self._faults and (slot_key in self._faults.refused or self._faults.is_away(slot_key)):
+                self._failed[slot_key] = None
+                self._changed.set()
+            else:
+                self._due.setdefault(slot_key, False)
+                if not self._blocked and self._running:
+                    self._flush_soon()
+
+    def _drop(self, records: Iterable[LeaseRecord]) -> None:
+        """Give up on releases; the leases expire."""
+        for record in records:
+            self._confirm(record)
+            self.dropped += 1
+
+    def _confirm(self, record: LeaseRecord) -> None:
+        """Forget a release. Nobody needs to wait for it any more."""
+        self.releases.pop(record.lease)
+        waiting = self._confirmations.pop(record.lease.id, None) if self._confirmations else None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    def _flush_soon(self) -> None:
+        if self._blocked or self._loop is None:
+            return
+        # Not at once: everything that is asked for in this turn of the event loop goes along.
+        self._blocked = True
+        delay = self._not_before and self._not_before - time.monotonic()
+        if delay > 0:
+            self._loop.call_later(delay, self._flush)
+        else:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Send what has gathered."""
+        acquires = [record for record in self._waiting if record.waits]
+        self._waiting.clear()
+        pause = min(BETWEEN_CALLS, self._timeout / 10)
+        self._not_before = time.monotonic() + pause if len(acquires) > 1 else 0.0
+        try:
+            for call in self._calls(acquires):
+                self._send(call)
+        finally:
+            self._blocked = self._store.one and self._under_way > 0
+
+    def _calls(self, acquires: list[LeaseRecord]) -> Iterator[Call]:
+        """Return the calls for these acquires and for what is due, each of a bounded size."""
+        call: Call = []
+        size = 0
+        for slot_key, requests in self._requests(acquires):
+            for start in range(0, len(requests), WORDS_PER_CALL):
+                part = requests[start : start + WORDS_PER_CALL]
+                if not self._mixed or slot_key in self._faults.refused:
+                    yield [(slot_key, part)]
+                    continue
+                if call and size + len(part) > WORDS_PER_CALL:
+                    yield call
+                    call, size = [], 0
+                call.append((slot_key, part))
+                size += len(part)
+        if call:
+            yield call
+
+    def _requests(self, acquires: list[LeaseRecord]) -> Iterator[tuple[str, Requests]]:
+        """Return what is asked for each slot key. Sorting keeps the order of its acquires."""
+        due: dict[str, bool] = {}
+        if self._running:
+            room = max(1, KEYS_AT_ONCE - self._under_way)
+            due = {slot_key: self._due.pop(slot_key) for slot_key in list(islice(self._due, room))}
+        acquires.sort(key=_slot_key)
+        for slot_key, of_key in groupby(acquires, _slot_key):
+            earlier = self._releases_and_renewals(slot_key, renew=due.pop(slot_key, False))
+            yield slot_key, earlier + [("acquire", record) for record in of_key]
+        for slot_key, renew in due.items():
+            yield slot_key, self._releases_and_renewals(slot_key, renew=renew)
+
+    def _releases_and_renewals(self, slot_key: str, *, renew: bool) -> Requests:
+        requests: Requests = [("release", record) for record in self.releases.of(slot_key)]
+        if renew:
+            requests += [("renew", record) for record in self.held.of(slot_key) if not record.renewing]
+        return requests
+
+    def _send(self, call: Call) -> None:
+        self._under_way += 1
+        now = time.monotonic()
+        words = [(slot_key, _words(requests, now)) for slot_key, requests in call]
+        self._store.change(words).add_done_callback(partial(self._take_reply, call))
+
+    def _take_reply(self, call: Call, reply: asyncio.Future[Reply]) -> None:
+        self._under_way -= 1
+        try:
+            error = RedisConnectionError("the event loop ended") if reply.cancelled() else reply.exception()
+            if error is None:
+                self._settle(call, reply.result())
+            elif len(call) > 1 and not is_absence(error):
+                self._mixed = self._mixed and not isinstance(error, ClusterCrossSlotError)
+                # Nothing was done, and one slot key is the cause: each is sent by itself.
+                for of_key in call:
+                    self._send([of_key])
+            else:
+                for slot_key, requests in call:
+                    self._fail(slot_key, requests, error)
+        finally:
+            self._after_call()
+
+    def _after_call(self) -> None:
+        while self._unanswered and not self._unanswered[0].waits:
+            self._unanswered.popleft()
+        if self._store.one and not self._under_way:
+            self._blocked = False
+        if self._waiting or (self._due and self._running):
+            self._flush_soon()
+        self._wake_if_idle()
+
+    def _settle(self, call: Call, reply: Reply) -> None:
+        assert isinstance(reply, bytes)
+        lines = iter(reply.split(b"\n"))
+        for slot_key, requests in call:
+            answers = list(islice(lines, len(requests)))
+            if answers[0].startswith(b"!"):
+                self._fail(slot_key, requests, ResponseError(answers[0][1:].decode()))
+                continue
+            if self._faults and self._faults.answered(slot_key):
+                self._server_is_back()
+            for (verb, record), answer in zip(requests, answers, strict=True):
+                if verb == "acquire":
+                    self._settle_acquire(record, answer)
+                elif verb == "release":
+                    self._confirm(record)
+                else:
+                    record.sent, record.known, record.renewing = True, True, False
+                    if answer == b"0":
+                        self.end([record.lease.id])
+        if not (self._failed or self._faults):
+            self._backoff.reset()
+
+    def _settle_acquire(self, record: LeaseRecord, answer: bytes) -> None:
+        if answer == b"0" and record.waits and self.releases.of(record.lease.slot_key):
+            # A slot that was released since the call left may be free for it.
+            self._waiting.append(record)
+            return
+        record.sent = record.known = answer != b"0"
+        if record.answer is not None and not record.answer.done():
+            record.answer.set_result(tuple(answer.decode().split(" ")[1:]) if record.known else None)
+
+    def _fail(self, slot_key: str, requests: Requests, error: BaseException) -> None:
+        refused = self._store.has_refused(error)
+        for verb, record in requests:
+            if verb != "acquire":
+                self._failed[slot_key] = None
+            elif record.answer is not None and not record.answer.done():
+                record.sent = not refused
+                record.answer.set_exception(error)
+            if verb == "renew":
+                record.renewing = False
+                if not refused:
+                    record.sent, record.known = True, False
         # An event loop that is ending is not the server's fault.
         if self._running:
-            if self.faults.failed(slot_key, error):
+            if self._faults.failed(slot_key, error):
                 self._server_is_back()
             self._changed.set()
 
@@ -503,202 +502,38 @@ class HeldLeases:
         self._retry_at = 0.0
         self._changed.set()
 
-    # --- releases -----------------------------------------------------------------------------------------
-
-    def _release(self, lease: Lease, *, known: bool) -> None:
-        slot_key, lease_id, now = lease.slot_key, lease.id, time.monotonic()
-        if len(self._releases.by_id) >= MOST_RELEASES:
-            self._drop(next(iter(self._releases.by_id.values())))
-        self._releases.add(slot_key, lease_id, _Release(slot_key, lease_id, now + self._ttl, known=known))
-        # RuntimeError: the event loop is closed. The lease expires, unless another loop sends this earlier.
-        with contextlib.suppress(RuntimeError):
-            if slot_key in self.faults.refused or self.faults.is_away(slot_key):
-                self._failed[slot_key] = None
-                self._changed.set()
-            else:
-                self._due.setdefault(slot_key, False)
-                if not self._blocked and self._running:
-                    self._flush_soon()
-
-    def _confirm(self, release: _Release) -> None:
-        """Forget a release; who waits for it need not wait any more."""
-        self._releases.pop(release.slot_key, release.lease_id)
-        if release.confirmed is not None and not release.confirmed.done():
-            # RuntimeError: the caller waited on an event loop that has ended.
-            with contextlib.suppress(RuntimeError):
-                release.confirmed.set_result(None)
-
-    def _drop(self, release: _Release) -> None:
-        self._confirm(release)
-        self.dropped += 1
-
-    def _drop_expired(self, now: float) -> None:
-        for release in list(self._releases.by_id.values()):
-            if release.expires_at > now:
-                return
-            self._drop(release)
-
-    # --- calls --------------------------------------------------------------------------------------------
-
-    def _flush_soon(self) -> None:
-        if self._blocked or self._loop is None:
-            return
-        # Not at once: everything that is asked for in this turn of the event loop goes along.
-        self._blocked = True
-        if self._not_before and self._loop.time() < self._not_before:
-            self._loop.call_at(self._not_before, self._flush)
-        else:
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        assert self._loop is not None
-        acquires = [acquire for acquire in self._waiting if not acquire.answer.done()]
-        self._waiting.clear()
-        self._not_before = self._loop.time() + self._pause if len(acquires) > 1 else 0.0
-        try:
-            for parts in self._calls(self._parts(acquires)):
-                self._send(self._loop, parts)
-        finally:
-            self._blocked = self._store.one and self._under_way > 0
-
-    def _parts(self, acquires: list[_Acquire]) -> Iterator[_Part]:
-        """Return what is to be sent, by slot key. Sorting keeps the order of the acquires of a slot key."""
-        due = self._take_due() if self._running else {}
-        acquires.sort(key=_slot_key)
-        for slot_key, of_key in groupby(acquires, _slot_key):
-            yield from self._parts_of(slot_key, list(of_key), renew=due.pop(slot_key, False))
-        for slot_key, renew in due.items():
-            yield from self._parts_of(slot_key, [], renew=renew)
-
-    def _take_due(self) -> dict[str, bool]:
-        room = max(1, KEYS_AT_ONCE - self._under_way)
-        if len(self._due) <= room:
-            due, self._due = self._due, {}
-            return due
-        return {slot_key: self._due.pop(slot_key) for slot_key in list(islice(self._due, room))}
-
-    def _parts_of(self, slot_key: str, acquires: list[_Acquire], *, renew: bool) -> Iterator[_Part]:
-        """Return parts of a bounded size, each with at least as many releases as acquires while it can be."""
-        releases = self._releases.of(slot_key)
-        renewals = [held for held in self._held.of(slot_key) if not held.renewing] if renew else []
-        for start in range(0, max(len(releases), len(renewals), len(acquires)), WORDS_PER_CALL):
-            words = slice(start, start + WORDS_PER_CALL)
-            part = _Part(slot_key, releases[words], renewals[words], acquires[words])
-            for held in part.renewals:
-                held.renewing = True
-            yield part
-
-    def _calls(self, parts: Iterable[_Part]) -> Iterator[list[_Part]]:
-        """Put parts together, except those of slot keys that were refused the last time."""
-        call: list[_Part] = []
-        size = 0
-        for part in parts:
-            if not self._mixed or part.slot_key in self.faults.refused:
-                yield [part]
-                continue
-            weight = max(len(part.releases), len(part.renewals), len(part.acquires))
-            if call and size + weight > WORDS_PER_CALL:
-                yield call
-                call, size = [], 0
-            call.append(part)
-            size += weight
-        if call:
-            yield call
-
-    def _send(self, loop: asyncio.AbstractEventLoop, parts: list[_Part]) -> None:
-        self._under_way += 1
-        slot_keys, words = [part.slot_key for part in parts], [part.words() for part in parts]
-        self._store.change(slot_keys, words, _Answers(self, loop, parts))
-
-    def answered(
-        self, loop: asyncio.AbstractEventLoop, parts: Sequence[_Part], outcome: Reply | Exception
-    ) -> None:
-        """Take the reply to a call, or the error that it ended with."""
-        if loop is not self._loop:
-            return
-        self._under_way -= 1
-        try:
-            if not isinstance(outcome, Exception):
-                self._settle(parts, outcome)
-            elif len(parts) > 1 and not is_absence(outcome):
-                self._mixed = self._mixed and not isinstance(outcome, ClusterCrossSlotError)
-                # Nothing was done, and one slot key is the cause: each is sent by itself.
-                for part in parts:
-                    unanswered = [acquire for acquire in part.acquires if not acquire.answer.done()]
-                    self._send(loop, [part._replace(acquires=unanswered)])
-            else:
-                for part in parts:
-                    self._fail(part, outcome)
-        finally:
-            while self._asked and self._asked[0].answer.done():
-                self._asked.popleft()
-            if self._store.one and not self._under_way:
-                self._blocked = False
-            if self._waiting or (self._due and self._running):
-                self._flush_soon()
-            self._wake_if_idle()
-
-    def _settle(self, parts: Sequence[_Part], reply: Reply) -> None:
-        assert isinstance(reply, bytes)
-        lines = iter(reply.split(b"\n"))
-        for part in parts:
-            releases, renewals, acquires = (list(islice(lines, len(of_kind))) for of_kind in part[1:])
-            first = next(iter((*releases, *renewals, *acquires)), b"")
-            if first.startswith(b"!"):
-                self._fail(part, ResponseError(first[1:].decode()))
-                continue
-            if (self.faults.away or self.faults.refused) and self.faults.answered(part.slot_key):
-                self._server_is_back()
-            for release in part.releases:
-                self._confirm(release)
-            for held, line in zip(part.renewals, renewals, strict=True):
-                held.sent, held.known, held.renewing = True, True, False
-                if line == b"0":
-                    self.end([held.lease.id])
-            self._answer(part.slot_key, part.acquires, acquires)
-        if not (self._failed or self.faults.away or self.faults.refused):
-            self._backoff.reset()
-
-    def _answer(self, slot_key: str, acquires: Sequence[_Acquire], lines: Iterable[bytes]) -> None:
-        # A slot that was released since the call left may be free for an acquire that found none.
-        again = slot_key in self._releases.by_key
-        for acquire, line in zip(acquires, lines, strict=True):
-            if acquire.answer.done():
-                continue
-            if line == b"1":
-                acquire.answer.set_result(())
-            elif line != b"0":
-                acquire.answer.set_result(tuple(line.decode().split(" ")[1:]))
-            elif again:
-                self._waiting.append(acquire)
-            else:
-                acquire.answer.set_result(None)
-
-    def _fail(self, part: _Part, error: Exception) -> None:
-        if part.releases or part.renewals:
-            self._failed[part.slot_key] = None
-        refused = self._store.has_refused(error)
-        for held in part.renewals:
-            held.renewing = False
-            if not refused:
-                held.sent, held.known = True, False
-        self._note_fault(part.slot_key, error)
-        for acquire in part.acquires:
-            if not acquire.answer.done():
-                acquire.answer.set_exception(error)
-
     def _expire(self) -> None:
         """Fail the acquires that have waited for too long, and come again for the next one."""
         assert self._loop is not None
-        now = self._loop.time()
-        while self._asked and (self._asked[0].answer.done() or self._asked[0].deadline <= now):
-            acquire = self._asked.popleft()
-            if not acquire.answer.done():
-                self._fail(_Part(acquire.slot_key, (), (), (acquire,)), no_answer(self._timeout))
-        self._alarm = self._loop.call_at(self._asked[0].deadline, self._expire) if self._asked else None
+        self._alarm = None
+        now = time.monotonic()
+        while self._unanswered:
+            record = self._unanswered[0]
+            left = record.since + self._timeout - now
+            if record.waits and left > 0:
+                self._alarm = self._loop.call_later(left, self._expire)
+                return
+            self._unanswered.popleft()
+            if record.waits:
+                self._fail(record.lease.slot_key, [("acquire", record)], no_answer(self._timeout))
 
 
-_slot_key = attrgetter("slot_key")
+_slot_key = attrgetter("lease.slot_key")
+
+
+def _words(requests: Requests, now: float) -> str:
+    """Return the words of the script for one slot key; see `scripts.CHANGE`."""
+    words = []
+    for verb, record in requests:
+        if verb == "acquire":
+            record.sent = True
+            words.append(record.lease.id)
+        elif verb == "release":
+            words.append(f"{'-' if record.known else '!'}{record.lease.id}")
+        else:
+            record.renewing = True
+            words.append(f"+{record.lease.id}:{(now - record.since) * 1e6:.0f}")
+    return " ".join(words)
 
 
 def _tell_replaced(lease: Lease) -> None:

@@ -11,6 +11,9 @@ before anything is changed: an error reply means that nothing was done.
 """
 
 import asyncio
+import logging
+import re
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,13 +28,18 @@ from redis.exceptions import (
 )
 
 from ...brokers.batch import Batch
-from ...brokers.redis_command import Receiver
-from ...brokers.redis_connection import Reply, address_of, no_answer, pool_of
+from ...brokers.redis_connection import Argument, Reply, address_of, no_answer, pool_of
 from ...brokers.redis_log import Call
 from ...brokers.redis_routes import Routes
 from ...brokers.redis_script import Script
 from ...brokers.redis_tag import tag_of
-from ...loop import asyncio_loop
+
+logger = logging.getLogger("livepush_asgi")
+
+# So many refused slot keys are remembered; of any more the first ones are forgotten.
+MOST_REFUSED_KEYS = 1000
+# A server that comes and goes is in the log once in so many seconds.
+LOG_INTERVAL = 10.0
 
 _NOW = """
 local time = redis.call('TIME')
@@ -225,17 +233,17 @@ class LeaseStore:
         """Return the name of the server that has a slot key, as far as known."""
         return self._server.place_of(tag_of(slot_key))
 
-    def change(self, slot_keys: Sequence[str], words: Sequence[str], receiver: Receiver) -> None:
-        """Run CHANGE with the words of each slot key; the receiver gets the reply or one of FAILURES."""
+    def change(self, words: Sequence[tuple[str, str]]) -> asyncio.Future[Reply]:
+        """Run CHANGE with these slot keys and their words. The future raises one of FAILURES."""
         keys: list[str] = []
-        for slot_key in slot_keys:
+        for slot_key, _ in words:
             keys += self._keys(slot_key)
-        self._server.start(Call(CHANGE, tag_of(slot_keys[0]), keys, (*self._settings, *words)), receiver)
+        arguments: list[Argument] = [*self._settings, *(of_key for _, of_key in words)]
+        return self._server.start(Call(CHANGE, tag_of(words[0][0]), keys, arguments))
 
     async def count(self, slot_key: str) -> int:
         """Return how many leases live. Raises one of FAILURES."""
-        reply: asyncio.Future[Reply] = asyncio_loop().create_future()
-        self._server.start(Call(COUNT, tag_of(slot_key), self._keys(slot_key)[:1], ()), reply)
+        reply = self._server.start(Call(COUNT, tag_of(slot_key), self._keys(slot_key)[:1], ()))
         try:
             async with asyncio.timeout(self._timeout):
                 counted = await reply
@@ -266,32 +274,22 @@ class _One:
     def place_of(self, tag: str) -> str:
         return self.where
 
-    def start(self, call: Call, receiver: Receiver) -> None:
-        loop = asyncio_loop()
+    def start(self, call: Call) -> asyncio.Future[Reply]:
+        loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
             # Its reply arrives before that of the first call.
-            self._batch.send(_ClusterSize(self), b"CLUSTER", b"INFO")
-        call.script.send(self._batch, call.keys, call.arguments, receiver)
+            self._batch.submit(b"CLUSTER", b"INFO").add_done_callback(self._learn_size)
+        reply: asyncio.Future[Reply] = loop.create_future()
+        call.script.send(self._batch, call.keys, call.arguments, reply)
+        return reply
 
-
-class _ClusterSize:
-    """Learns from the reply to CLUSTER INFO whether the server has only a part of the keys."""
-
-    def __init__(self, server: _One) -> None:
-        self._server = server
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, reply: Reply, /) -> None:
-        facts = reply if isinstance(reply, bytes) else str(reply).encode()
-        lines = dict(line.partition(b":")[::2] for line in facts.splitlines())
-        self._server.partial = lines.get(b"cluster_size", b"1") not in (b"0", b"1")
-
-    def set_exception(self, error: Exception, /) -> None:
-        # It is no cluster, or the user may not ask. A key of another node then answers MOVED.
-        self._server.partial = False
+    def _learn_size(self, info: asyncio.Future[Reply]) -> None:
+        # An error says that it is no cluster, or that the user may not ask. In the latter case a key of
+        # another node answers MOVED.
+        known = not info.cancelled() and info.exception() is None
+        found = re.search(r"cluster_size:(\d+)", str(info.result())) if known else None
+        self.partial = found is not None and int(found[1]) > 1
 
 
 class _Cluster:
@@ -299,6 +297,7 @@ class _Cluster:
 
     def __init__(self, redis: RedisCluster, timeout: float) -> None:
         self._routes = Routes(redis, timeout=timeout)
+        self._running: set[asyncio.Task[Reply]] = set()
         host, port = self._routes.cluster.first.address
         self.where = f"Redis Cluster at {host}:{port}"
 
@@ -306,5 +305,73 @@ class _Cluster:
         node = self._routes.cluster.known_node_of(tag)
         return self.where if node is None else f"Redis node at {node.address[0]}:{node.address[1]}"
 
-    def start(self, call: Call, receiver: Receiver) -> None:
-        self._routes.start(call, receiver)
+    def start(self, call: Call) -> asyncio.Future[Reply]:
+        task = asyncio.get_running_loop().create_task(self._routes.run(call), name="livepush slot call")
+        # The event loop alone would not keep it.
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+
+class Faults:
+    """The servers that are away and the slot keys that are refused. Each change is logged once for all keys.
+
+    `meanwhile` says in the log what becomes of new streams.
+    """
+
+    def __init__(self, store: LeaseStore, *, ttl: float, meanwhile: str) -> None:
+        #: Servers that did not answer the last time, and whether the log says so.
+        self.away: dict[str, bool] = {}
+        #: Slot keys that a server refused the last time, and when that was.
+        self.refused: dict[str, float] = {}
+        self._store = store
+        self._meanwhile = meanwhile
+        self._remember_for = max(2 * ttl, LOG_INTERVAL)
+        self._logged_at: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.away or self.refused)
+
+    def is_away(self, slot_key: str) -> bool:
+        """Return whether the server of a slot key did not answer the last time."""
+        return bool(self.away) and self._store.place_of(slot_key) in self.away
+
+    def failed(self, slot_key: str, error: BaseException) -> bool:
+        """Note the error of a call for a slot key. Return whether its server was away and has answered."""
+        if not is_absence(error):
+            self._note_refused(slot_key, error)
+            return self._note_answer(slot_key)
+        place, now = self._store.place_of(slot_key), time.monotonic()
+        if place not in self.away:
+            self.away[place] = now - self._logged_at.get(place, -LOG_INTERVAL) >= LOG_INTERVAL
+            if self.away[place]:
+                self._logged_at[place] = now
+                logger.warning("slots: %s cannot be asked, %s: %s", place, self._meanwhile, error)
+        return False
+
+    def answered(self, slot_key: str) -> bool:
+        """Note that a call for a slot key was carried out. Return whether its server was away until now."""
+        if self.refused.pop(slot_key, None) is not None and not self.refused:
+            logger.warning("slots: %s refuses no slot key any more", self._store.where)
+        return self._note_answer(slot_key)
+
+    def _note_answer(self, slot_key: str) -> bool:
+        was_away = self.is_away(slot_key)
+        if was_away and self.away.pop(place := self._store.place_of(slot_key)):
+            logger.warning("slots: %s is back", place)
+        return was_away
+
+    def _note_refused(self, slot_key: str, error: BaseException) -> None:
+        now = time.monotonic()
+        while self.refused:
+            oldest = next(iter(self.refused))
+            if len(self.refused) < MOST_REFUSED_KEYS and self.refused[oldest] > now - self._remember_for:
+                break
+            del self.refused[oldest]
+        if not self.refused and isinstance(error, AskError):
+            logger.error("slots: %s %s", self._store.where, ONE_NODE_OF_MANY)
+        elif not self.refused:
+            where = self._store.where
+            logger.warning("slots: %s refuses %r, %s: %s", where, slot_key, self._meanwhile, error)
+        self.refused.pop(slot_key, None)
+        self.refused[slot_key] = now
