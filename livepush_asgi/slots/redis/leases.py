@@ -95,33 +95,22 @@ class Records:
 
     def pop(self, lease: Lease) -> LeaseRecord | None:
         """Remove the record of a lease and return it, or None."""
-        record = self.by_id.pop(lease.id, None)
+        lease_id, slot_key = lease.id, lease.slot_key
+        record = self.by_id.pop(lease_id, None)
         if record is not None:
-            of_key = self.by_key[lease.slot_key]
-            del of_key[lease.id]
+            of_key = self.by_key[slot_key]
+            del of_key[lease_id]
             if not of_key:
-                del self.by_key[lease.slot_key]
+                del self.by_key[slot_key]
         return record
 
     def of(self, slot_key: str) -> Collection[LeaseRecord]:
         """Return the records of a slot key."""
-        return self.by_key.get(slot_key, _NONE).values()
-
-
-_NONE: dict[str, LeaseRecord] = {}
+        return self.by_key.get(slot_key, {}).values()
 
 
 class HeldLeases:
     """Acquires, holds and releases the leases of one cap, on one event loop at a time."""
-
-    # Acquires that have not left; and those that wait for an answer, by age, with some that have one.
-    _waiting: list[LeaseRecord]
-    _unanswered: deque[LeaseRecord]
-    _alarm: asyncio.TimerHandle | None
-    # Calls under way. `_blocked` is whether nothing may be sent now, or a flush is scheduled.
-    _under_way: int
-    _blocked: bool
-    _not_before: float
 
     def __init__(self, store: LeaseStore, faults: Faults, *, ttl: float, timeout: float) -> None:
         #: Leases that were ended here because a newer one took their place.
@@ -134,16 +123,26 @@ class HeldLeases:
         self._timeout = timeout
         # Whether one call may be about several slot keys.
         self._mixed = store.one
-        #: The leases that are held, and those that the server is still to release.
+        #: Leases that are held.
         self.held = Records()
+        #: Leases that were given back and that the server may still have.
         self.releases = Records()
+        # Leases whose acquire is not settled; those whose call has not left; and by age those without an
+        # answer, with some that have one.
         self._acquiring: set[LeaseRecord] = set()
+        self._waiting: list[LeaseRecord] = []
+        self._unanswered: deque[LeaseRecord] = deque()
+        self._alarm: asyncio.TimerHandle | None = None
         # By lease id; made for those who wait until a release is confirmed.
         self._confirmations: dict[str, asyncio.Future[None]] = {}
         # Slot keys to be sent, and whether their leases are to be renewed as well.
         self._due: dict[str, bool] = {}
-        # Slot keys that wait for the next retry, as in an ordered set.
+        # Slot keys that wait for the next retry; the values mean nothing.
         self._failed: dict[str, None] = {}
+        # How many calls are under way, whether none may leave now, and when the next one may.
+        self._under_way = 0
+        self._blocked = False
+        self._not_before = 0.0
         self._renewed_at = self._renew_at = 0.0
         self._retry_at = math.inf
         self._backoff = Backoff()
@@ -230,7 +229,7 @@ class HeldLeases:
         if not self.held.by_id and not self._acquiring:
             task.cancel()
             await asyncio.wait([task])
-            self._drop(list(self.releases.by_id.values()))
+            self._drop(self.releases.by_id.values())
 
     # --- the task -----------------------------------------------------------------------------------------
 
@@ -286,7 +285,7 @@ class HeldLeases:
             self._renew(self.held.by_key)
         if now >= self._retry_at:
             self._retry_at = math.inf
-            self._drop(list(takewhile(lambda r: r.since + self._ttl <= now, self.releases.by_id.values())))
+            self._drop(takewhile(lambda r: r.since + self._ttl <= now, self.releases.by_id.values()))
             failed, self._failed = self._failed, {}
             self._renew(failed)
             self._probe()
@@ -344,34 +343,34 @@ class HeldLeases:
 
     def _drop(self, records: Iterable[LeaseRecord]) -> None:
         """Give up on releases; the leases expire."""
-        for record in records:
+        for record in list(records):
             self._confirm(record)
             self.dropped += 1
 
     def _confirm(self, record: LeaseRecord) -> None:
-        """Forget a release. Nobody needs to wait for it any more."""
+        """Forget a release, and tell the caller that waits for it."""
         self.releases.pop(record.lease)
         waiting = self._confirmations.pop(record.lease.id, None) if self._confirmations else None
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
     def _flush_soon(self) -> None:
-        if self._blocked or self._loop is None:
-            return
         # Not at once: everything that is asked for in this turn of the event loop goes along.
-        self._blocked = True
-        delay = self._not_before and self._not_before - time.monotonic()
-        if delay > 0:
-            self._loop.call_later(delay, self._flush)
-        else:
+        if not self._blocked and self._loop is not None:
+            self._blocked = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Send what has gathered."""
+        assert self._loop is not None
+        now = time.monotonic()
+        if now < self._not_before:
+            self._loop.call_later(self._not_before - now, self._flush)
+            return
         acquires = [record for record in self._waiting if record.waits]
         self._waiting.clear()
         pause = min(BETWEEN_CALLS, self._timeout / 10)
-        self._not_before = time.monotonic() + pause if len(acquires) > 1 else 0.0
+        self._not_before = now + pause if len(acquires) > 1 else 0.0
         try:
             for call in self._calls(acquires):
                 self._send(call)
@@ -388,7 +387,7 @@ class HeldLeases:
                 if not self._mixed or slot_key in self._faults.refused:
                     yield [(slot_key, part)]
                     continue
-                if call and size + len(part) > WORDS_PER_CALL:
+                if size + len(part) > WORDS_PER_CALL:
                     yield call
                     call, size = [], 0
                 call.append((slot_key, part))
@@ -399,17 +398,20 @@ class HeldLeases:
     def _requests(self, acquires: list[LeaseRecord]) -> Iterator[tuple[str, Requests]]:
         """Return what is asked for each slot key. Sorting keeps the order of its acquires."""
         due: dict[str, bool] = {}
-        if self._running:
+        if self._due and self._running:
             room = max(1, KEYS_AT_ONCE - self._under_way)
             due = {slot_key: self._due.pop(slot_key) for slot_key in list(islice(self._due, room))}
         acquires.sort(key=_slot_key)
         for slot_key, of_key in groupby(acquires, _slot_key):
-            earlier = self._releases_and_renewals(slot_key, renew=due.pop(slot_key, False))
-            yield slot_key, earlier + [("acquire", record) for record in of_key]
+            requests: Requests = [("acquire", record) for record in of_key]
+            if slot_key in self.releases.by_key or slot_key in due:
+                requests = self._earlier_requests(slot_key, renew=due.pop(slot_key, False)) + requests
+            yield slot_key, requests
         for slot_key, renew in due.items():
-            yield slot_key, self._releases_and_renewals(slot_key, renew=renew)
+            yield slot_key, self._earlier_requests(slot_key, renew=renew)
 
-    def _releases_and_renewals(self, slot_key: str, *, renew: bool) -> Requests:
+    def _earlier_requests(self, slot_key: str, *, renew: bool) -> Requests:
+        """Return what goes before the acquires of a slot key."""
         requests: Requests = [("release", record) for record in self.releases.of(slot_key)]
         if renew:
             requests += [("renew", record) for record in self.held.of(slot_key) if not record.renewing]
@@ -417,8 +419,7 @@ class HeldLeases:
 
     def _send(self, call: Call) -> None:
         self._under_way += 1
-        now = time.monotonic()
-        words = [(slot_key, _words(requests, now)) for slot_key, requests in call]
+        words = [(slot_key, _words(requests)) for slot_key, requests in call]
         self._store.change(words).add_done_callback(partial(self._take_reply, call))
 
     def _take_reply(self, call: Call, reply: asyncio.Future[Reply]) -> None:
@@ -443,8 +444,9 @@ class HeldLeases:
             self._unanswered.popleft()
         if self._store.one and not self._under_way:
             self._blocked = False
-        if self._waiting or (self._due and self._running):
-            self._flush_soon()
+        if not self._blocked and (self._waiting or (self._due and self._running)):
+            self._blocked = True
+            self._flush()
         self._wake_if_idle()
 
     def _settle(self, call: Call, reply: Reply) -> None:
@@ -521,8 +523,9 @@ class HeldLeases:
 _slot_key = attrgetter("lease.slot_key")
 
 
-def _words(requests: Requests, now: float) -> str:
-    """Return the words of the script for one slot key; see `scripts.CHANGE`."""
+def _words(requests: Requests) -> str:
+    """Return the words of the script for one slot key, and note on the records that they leave."""
+    now = time.monotonic()
     words = []
     for verb, record in requests:
         if verb == "acquire":

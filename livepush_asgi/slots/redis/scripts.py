@@ -178,23 +178,14 @@ ONE_NODE_OF_MANY = (
 # The error replies of a server that can serve no key now: by class where redis-py has one, which takes the
 # code out of the text. Every other error reply is about the keys of the call.
 _ABSENT = (ClusterDownError, OutOfMemoryError, ReadOnlyError)
-_ABSENT_CODES = (
-    "BUSY ",
-    "CLUSTERDOWN ",
-    "LOADING ",
-    "MASTERDOWN ",
-    "MISCONF ",
-    "NOREPLICAS ",
-    "OOM ",
-    "READONLY ",
-)
+_ABSENT_CODES = ["BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"]
 
 
 def is_absence(error: BaseException) -> bool:
     """Return whether an error is about the server as a whole, and not about the keys of the call."""
     if not isinstance(error, ResponseError):
         return True
-    return isinstance(error, _ABSENT) or str(error).startswith(_ABSENT_CODES)
+    return isinstance(error, _ABSENT) or str(error).partition(" ")[0] in _ABSENT_CODES
 
 
 class LeaseStore:
