@@ -38,17 +38,17 @@ RENEWALS_PER_TTL = 3
 # In a crowd a call leaves this long after the one before it, in seconds: it costs nearly as much for one
 # lease as for twenty.
 BETWEEN_CALLS = 0.005
-# The server does nothing else during a call. It has at most so many words of each kind.
-WORDS_PER_CALL = 100
-# At most so many slot keys are renewed at once, lest the event loop stand still for all of them.
+# The most leases in a call. The server does nothing else meanwhile.
+LEASES_PER_CALL = 100
+# The most slot keys that are renewed at once. All of them at once would block the event loop.
 KEYS_AT_ONCE = 200
-# The server forgets each lease after `ttl` anyway; this bounds the memory while it is away.
+# The most releases that are kept while the server is away. It forgets each lease after `ttl` anyway.
 MOST_RELEASES = 100_000
 
 #: The ids of the leases that were replaced; None if no slot was free.
 Acquired = tuple[str, ...] | None
 Verb = Literal["release", "renew", "acquire"]
-#: What a call asks for one slot key; a word of the script for each.
+#: The requests of a call for one slot key.
 Requests = list[tuple[Verb, "LeaseRecord"]]
 Call = list[tuple[str, Requests]]
 
@@ -121,25 +121,27 @@ class HeldLeases:
         self._faults = faults
         self._ttl = ttl
         self._timeout = timeout
-        # Whether one call may be about several slot keys.
+        # Whether one call may be about several slot keys. The node of a cluster that a `Redis` talks to
+        # refuses that.
         self._mixed = store.one
         #: Leases that are held.
         self.held = Records()
         #: Leases that were given back and that the server may still have.
         self.releases = Records()
-        # Leases whose acquire is not settled; those whose call has not left; and by age those without an
-        # answer, with some that have one.
+        # Leases that are neither held nor abandoned yet.
         self._acquiring: set[LeaseRecord] = set()
+        # Acquires for the next call.
         self._waiting: list[LeaseRecord] = []
+        # Acquires without an answer, the oldest first. Some may have one. The alarm is for the first.
         self._unanswered: deque[LeaseRecord] = deque()
         self._alarm: asyncio.TimerHandle | None = None
-        # By lease id; made for those who wait until a release is confirmed.
+        # By lease id, for callers that wait until the server has confirmed a release.
         self._confirmations: dict[str, asyncio.Future[None]] = {}
-        # Slot keys to be sent, and whether their leases are to be renewed as well.
+        # Slot keys whose releases are for the next call, and whether to renew their leases as well.
         self._due: dict[str, bool] = {}
-        # Slot keys that wait for the next retry; the values mean nothing.
+        # Slot keys that wait for the next retry. A dict keeps their order; the values mean nothing.
         self._failed: dict[str, None] = {}
-        # How many calls are under way, whether none may leave now, and when the next one may.
+        # Calls under way; whether none may leave now, or one will soon; and when the next one may leave.
         self._under_way = 0
         self._blocked = False
         self._not_before = 0.0
@@ -287,7 +289,7 @@ class HeldLeases:
             self._retry_at = math.inf
             self._drop(takewhile(lambda r: r.since + self._ttl <= now, self.releases.by_id.values()))
             failed, self._failed = self._failed, {}
-            self._renew(failed)
+            self._renew(key for key in failed if key in self.held.by_key or key in self.releases.by_key)
             self._probe()
         if self._retry_at == math.inf and (self._failed or self._faults.away):
             self._retry_at = now + self._backoff.next_delay()
@@ -321,7 +323,7 @@ class HeldLeases:
     # --- calls --------------------------------------------------------------------------------------------
 
     def _release(self, record: LeaseRecord) -> None:
-        """Tell the server as soon as possible, unless it never heard of the lease."""
+        """Tell the server as soon as possible, unless it cannot have the lease."""
         if not (record.sent or record.renewing):
             self._wake_if_idle()
             return
@@ -382,12 +384,12 @@ class HeldLeases:
         call: Call = []
         size = 0
         for slot_key, requests in self._requests(acquires):
-            for start in range(0, len(requests), WORDS_PER_CALL):
-                part = requests[start : start + WORDS_PER_CALL]
+            for start in range(0, len(requests), LEASES_PER_CALL):
+                part = requests[start : start + LEASES_PER_CALL]
                 if not self._mixed or slot_key in self._faults.refused:
                     yield [(slot_key, part)]
                     continue
-                if size + len(part) > WORDS_PER_CALL:
+                if size + len(part) > LEASES_PER_CALL:
                     yield call
                     call, size = [], 0
                 call.append((slot_key, part))
