@@ -335,7 +335,7 @@ class HeldLeases:
         slot_key = record.lease.slot_key
         # RuntimeError: the event loop is closed. The lease expires, unless another loop sends this earlier.
         with contextlib.suppress(RuntimeError):
-            if self._faults and (slot_key in self._faults.refused or self._faults.is_away(slot_key)):
+            if slot_key in self._faults.refused or self._faults.is_away(slot_key):
                 self._failed[slot_key] = None
                 self._changed.set()
             else:
