@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from itertools import chain, groupby, islice, takewhile
-from operator import attrgetter
+from operator import itemgetter
 from typing import Literal
 
 from redis.exceptions import ClusterCrossSlotError, ResponseError
@@ -48,9 +48,10 @@ MOST_RELEASES = 100_000
 #: The ids of the leases that were replaced; None if no slot was free.
 Acquired = tuple[str, ...] | None
 Verb = Literal["release", "renew", "acquire"]
-#: The requests of a call for one slot key.
-Requests = list[tuple[Verb, "LeaseRecord"]]
-Call = list[tuple[str, Requests]]
+#: What to do with a lease of a slot key.
+Request = tuple[str, Verb, "LeaseRecord"]
+#: The requests of each slot key.
+Call = list[tuple[str, list[Request]]]
 
 
 class LeaseRecord:
@@ -381,43 +382,28 @@ class HeldLeases:
 
     def _calls(self, acquires: list[LeaseRecord]) -> Iterator[Call]:
         """Return the calls for these acquires and for what is due, each of a bounded size."""
-        call: Call = []
-        size = 0
-        for slot_key, requests in self._requests(acquires):
-            for start in range(0, len(requests), LEASES_PER_CALL):
-                part = requests[start : start + LEASES_PER_CALL]
-                if not self._mixed or slot_key in self._faults.refused:
-                    yield [(slot_key, part)]
-                    continue
-                if size + len(part) > LEASES_PER_CALL:
-                    yield call
-                    call, size = [], 0
-                call.append((slot_key, part))
-                size += len(part)
-        if call:
-            yield call
-
-    def _requests(self, acquires: list[LeaseRecord]) -> Iterator[tuple[str, Requests]]:
-        """Return what is asked for each slot key. Sorting keeps the order of its acquires."""
         due: dict[str, bool] = {}
         if self._due and self._running:
             room = max(1, KEYS_AT_ONCE - self._under_way)
             due = {slot_key: self._due.pop(slot_key) for slot_key in list(islice(self._due, room))}
-        acquires.sort(key=_slot_key)
-        for slot_key, of_key in groupby(acquires, _slot_key):
-            requests: Requests = [("acquire", record) for record in of_key]
-            if slot_key in self.releases.by_key or slot_key in due:
-                requests = self._earlier_requests(slot_key, renew=due.pop(slot_key, False)) + requests
-            yield slot_key, requests
-        for slot_key, renew in due.items():
-            yield slot_key, self._earlier_requests(slot_key, renew=renew)
-
-    def _earlier_requests(self, slot_key: str, *, renew: bool) -> Requests:
-        """Return what goes before the acquires of a slot key."""
-        requests: Requests = [("release", record) for record in self.releases.of(slot_key)]
-        if renew:
-            requests += [("renew", record) for record in self.held.of(slot_key) if not record.renewing]
-        return requests
+        releasing = {each.lease.slot_key for each in acquires}.union(due) & self.releases.by_key.keys()
+        renewing = [slot_key for slot_key, renew in due.items() if renew]
+        requests: list[Request] = [
+            (key, "release", each) for key in releasing for each in self.releases.of(key)
+        ]
+        requests += [
+            (key, "renew", each) for key in renewing for each in self.held.of(key) if not each.renewing
+        ]
+        requests += [(each.lease.slot_key, "acquire", each) for each in acquires]
+        # Sorting keeps the order of the requests for one slot key.
+        requests.sort(key=_slot_key)
+        together: list[Request] = []
+        for slot_key, of_key in groupby(requests, _slot_key):
+            if self._mixed and slot_key not in self._faults.refused:
+                together += of_key
+            else:
+                yield from _bounded_calls(list(of_key))
+        yield from _bounded_calls(together)
 
     def _send(self, call: Call) -> None:
         self._under_way += 1
@@ -461,7 +447,7 @@ class HeldLeases:
                 continue
             if self._faults and self._faults.answered(slot_key):
                 self._server_is_back()
-            for (verb, record), answer in zip(requests, answers, strict=True):
+            for (_, verb, record), answer in zip(requests, answers, strict=True):
                 if verb == "acquire":
                     self._settle_acquire(record, answer)
                 elif verb == "release":
@@ -482,9 +468,9 @@ class HeldLeases:
         if record.answer is not None and not record.answer.done():
             record.answer.set_result(tuple(answer.decode().split(" ")[1:]) if record.known else None)
 
-    def _fail(self, slot_key: str, requests: Requests, error: BaseException) -> None:
+    def _fail(self, slot_key: str, requests: list[Request], error: BaseException) -> None:
         refused = self._store.has_refused(error)
-        for verb, record in requests:
+        for _, verb, record in requests:
             if verb != "acquire":
                 self._failed[slot_key] = None
             elif record.answer is not None and not record.answer.done():
@@ -519,17 +505,24 @@ class HeldLeases:
                 return
             self._unanswered.popleft()
             if record.waits:
-                self._fail(record.lease.slot_key, [("acquire", record)], no_answer(self._timeout))
+                slot_key = record.lease.slot_key
+                self._fail(slot_key, [(slot_key, "acquire", record)], no_answer(self._timeout))
 
 
-_slot_key = attrgetter("lease.slot_key")
+_slot_key = itemgetter(0)
 
 
-def _words(requests: Requests) -> str:
+def _bounded_calls(requests: list[Request]) -> Iterator[Call]:
+    for start in range(0, len(requests), LEASES_PER_CALL):
+        bounded = requests[start : start + LEASES_PER_CALL]
+        yield [(slot_key, list(of_key)) for slot_key, of_key in groupby(bounded, _slot_key)]
+
+
+def _words(requests: list[Request]) -> str:
     """Return the words of the script for one slot key, and note on the records that they leave."""
     now = time.monotonic()
     words = []
-    for verb, record in requests:
+    for _, verb, record in requests:
         if verb == "acquire":
             record.sent = True
             words.append(record.lease.id)
