@@ -35,8 +35,8 @@ logger = logging.getLogger("livepush_asgi")
 
 # A lease outlives two renewals that failed.
 RENEWALS_PER_TTL = 3
-# In a crowd a call leaves this long after the one before it, in seconds: it costs nearly as much for one
-# lease as for twenty.
+# After a call that acquired several leases, the next one leaves this much later, in seconds: a call costs
+# nearly as much for one lease as for twenty.
 BETWEEN_CALLS = 0.005
 # The most leases in a call. The server does nothing else meanwhile.
 LEASES_PER_CALL = 100

@@ -36,9 +36,9 @@ from ...brokers.redis_tag import tag_of
 
 logger = logging.getLogger("livepush_asgi")
 
-# So many refused slot keys are remembered; of any more the first ones are forgotten.
+# The most refused slot keys that are remembered; the oldest are forgotten first.
 MOST_REFUSED_KEYS = 1000
-# A server that comes and goes is in the log once in so many seconds.
+# A server that comes and goes is logged at most once in this time, in seconds.
 LOG_INTERVAL = 10.0
 
 _NOW = """
@@ -205,11 +205,13 @@ class LeaseStore:
         strict: bool,
         timeout: float,
     ) -> None:
-        self._server = _Cluster(redis, timeout) if isinstance(redis, RedisCluster) else _One(redis, timeout)
+        self._server = (
+            _Cluster(redis, timeout) if isinstance(redis, RedisCluster) else _OneServer(redis, timeout)
+        )
         #: The name of the server or cluster in messages.
         self.where = self._server.where
         #: Whether all keys are on one server: one call may change several slot keys.
-        self.one = isinstance(self._server, _One)
+        self.one = isinstance(self._server, _OneServer)
         self._prefix = prefix
         self._timeout = timeout
         microseconds = round(ttl * 1_000_000)
@@ -255,7 +257,7 @@ class LeaseStore:
         return key, f"{key}:since", f"{key}:gone"
 
 
-class _One:
+class _OneServer:
     def __init__(self, redis: Redis, timeout: float) -> None:
         self.where = address_of(pool_of(redis))
         self.partial = False
