@@ -63,7 +63,8 @@ from .http.cors import Cors
 from .process.revocation import Disconnected
 from .process.statistics import Statistics
 from .settings import DrainPolicy, Limits, Timing
-from .slots import Lease, MemorySlotCap, Slots
+from .slots import Lease, Slots
+from .slots.memory import MemorySlotCap
 from .wire.cursor import Cursor, Position
 from .wire.event import Event, positioned, split_position
 from .wire.reasons import EndReason, GapReason, RefusalCause

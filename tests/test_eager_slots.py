@@ -46,7 +46,7 @@ def test_slots_are_taken_renewed_and_given_back(valkey: ValkeyProcess) -> None:
             assert await cap.held("k") == 0
             # The task of the renewals has ended by now, and another one is started.
             for _ in range(3):
-                await until(lambda: not any("keeper" in task.get_name() for task in asyncio.all_tasks()))
+                await until(lambda: not any("renewal" in task.get_name() for task in asyncio.all_tasks()))
                 outcomes = await asyncio.gather(*(cap.take("k") for _ in range(5)), return_exceptions=True)
                 taken = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
                 await asyncio.sleep(0.9)

@@ -66,7 +66,7 @@ async def test_a_full_key_is_refused_until_a_slot_is_given_back(valkey: ValkeyPr
         cap = OwnSlotCap(client, cap=2)
         assert isinstance(cap, Slots)
         first, second = await take_all(cap, 2)
-        assert tasks_of_the_package() == ["livepush slot keeper"]
+        assert tasks_of_the_package() == ["livepush slot renewal"]
         with pytest.raises(CapExceededError) as refused:
             await cap.take(KEY)
         assert (refused.value.slot_key, refused.value.cap) == (KEY, 2)
@@ -230,9 +230,9 @@ async def test_2000_leases_are_renewed_in_batches(own_valkey: ValkeyProcess) -> 
         await asyncio.gather(*(cap.take(f"key {number % 500}") for number in range(2000)))
         with raw(own_valkey) as server:
             server.config_resetstat()
-            await until(lambda: len(live(own_valkey, "key 499")) == 4 and _calls(server) >= 1000)
-            # Twice all 500 keys, each key's four leases in one call.
-            assert _calls(server) <= 1100
+            await until(lambda: len(live(own_valkey, "key 499")) == 4 and _calls(server) >= 40)
+            # Twice all 500 keys, a hundred leases in one call.
+            assert _calls(server) <= 50
         assert await cap.held("key 0") == 4
         await cap.aclose()
         assert live(own_valkey, "key 0") == []

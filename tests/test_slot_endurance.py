@@ -151,6 +151,20 @@ async def test_churn_while_the_server_is_away_costs_no_memory(own_valkey: Valkey
         await cap.aclose()
 
 
+async def test_churn_over_many_keys_does_not_delay_that_a_server_is_back(own_valkey: ValkeyProcess) -> None:
+    async with own_valkey.client() as client:
+        cap = OwnSlotCap(client, cap=5, ttl=20, timeout=0.3)
+        held = await cap.take(KEY)
+        own_valkey.kill()
+        await cap.take("the server is known to be away now")
+        for number in range(500):
+            (await cap.take(f"key {number}")).give_back()
+        own_valkey.start()
+        await until(lambda: not cap.statistics().away, within=5)
+        assert not held.given_back
+        await cap.aclose()
+
+
 async def test_a_server_is_back_when_it_answers_and_not_when_nobody_asks(
     own_valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture
 ) -> None:

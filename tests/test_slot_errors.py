@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -227,3 +228,22 @@ async def test_a_key_with_a_lone_surrogate_is_an_error_before_anything_is_sent(
         await cap.release("user\udcff")
         assert "cmdstat_evalsha" not in admin.info("commandstats")
         assert (cap.statistics().held, cap.statistics().owed) == (0, 0)
+
+
+async def test_a_server_that_comes_back_with_a_refusal_is_back(tmp_path: Path) -> None:
+    with ValkeyProcess(tmp_path, persistent=True) as server:
+        async with server.client() as client:
+            cap = SlotCap(client, cap=2, ttl=0.9, timeout=0.5)
+            lease = await cap.take(BAD)
+            with redis.Redis.from_url(server.url) as admin:
+                spoil(admin)
+            server.kill()
+            await until(lambda: cap.statistics().away)
+            server.start()
+            # Its only answer is that it refuses the one key that is held.
+            await until(lambda: not cap.statistics().away)
+            assert cap.statistics().refused_keys == 1
+            (await cap.take(GOOD)).give_back()
+            assert cap.statistics().failed_open == 0
+            lease.give_back()
+            await cap.aclose()

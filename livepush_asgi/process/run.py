@@ -24,7 +24,8 @@ from ..runtime.event_loop import loop_identity, make_alarm, on_asyncio, spawn, t
 from ..runtime.scheduler import Clock
 from ..runtime.tcp_timeout import Connections
 from ..settings import DrainPolicy, Limits, Timing
-from ..slots import Lease, MemorySlotCap, Slots
+from ..slots import Lease, Slots
+from ..slots.memory import MemorySlotCap
 from ..stream.context import StreamContext
 from ..stream.stream import Stream
 from .drain import Drain

@@ -1,11 +1,12 @@
-"""The slot port, and `MemorySlotCap`, which keeps to it inside one process.
+"""Slots: at most so many open streams for each key, such as a user.
 
-A slot is a lease: taken before a stream starts, renewed while it lives, given back once. Giving
-back never waits, so that it can be done on any ending, in the middle of a cancellation too.
+This file is the port: `Slots` and the `Lease` that it hands out. `memory` implements it for one process and
+`redis` for all processes that share a server. The runtime takes a slot before a stream starts and knows
+nothing but this file; only the application chooses an implementation. Start with `Slots`, then `memory`.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
 from os import urandom
 from typing import Literal, Protocol, runtime_checkable
@@ -17,17 +18,15 @@ logger = logging.getLogger("livepush_asgi")
 OnFull = Literal["refuse", "replace_oldest"]
 SlotHook = Callable[[str], None]
 
-DEFAULT_TTL = 60.0
-
 _numbers = count()
 
 
 class Lease:
-    """One taken slot.
+    """One taken slot, which its holder gives back once.
 
-    `replaced` names the leases (by id) that had to go so that this one could be taken; whoever
-    took the slot tells the processes that hold them. `on_replaced` is called, on the event loop,
-    when this lease is the one that has to go.
+    `replaced` has the ids of the leases that were ended to make room for this one; whoever took the slot
+    tells the processes that hold them. `on_replaced` is called on the event loop when this lease is ended to
+    make room for a newer one.
     """
 
     __slots__ = ("_give_back", "_id", "on_replaced", "replaced", "slot_key")
@@ -55,14 +54,15 @@ class Lease:
 
     @property
     def id(self) -> str:
-        """Its name outside of this process: no other lease has it.
+        """The lease's name outside of this process. It is unique and never changes.
 
-        It may be asked for as soon as `take` has returned, and never changes. It is drawn when first asked
-        for: a `SlotCap` does so before it asks the server, while a lease of `MemorySlotCap`, which no other
-        process can replace, has none until then.
+        It is made when it is first read: a lease of `MemorySlotCap`, which no other process can end, does
+        without one.
         """
         if self._id is None:
-            self._id = _new_id()
+            # The number keeps the leases of a process in order. The random part makes the id unique, also
+            # after a fork, and hard to guess.
+            self._id = f"{next(_numbers):010x}{urandom(11).hex()}"
         return self._id
 
     @property
@@ -71,15 +71,13 @@ class Lease:
         return self._give_back is None
 
 
-def _new_id() -> str:
-    # The number has the leases of a process in order where two were taken at the same moment. What is drawn
-    # for each makes it one of its kind, also after a fork, and not to be guessed.
-    return f"{next(_numbers):010x}{urandom(11).hex()}"
-
-
 @runtime_checkable
 class Slots(Protocol):
-    """At most `cap` live streams for each key."""
+    """At most `cap` open streams for each slot key.
+
+    An implementation whose `take` never waits long sets `bounded = True`; the request then awaits it without
+    a task and a timeout of its own.
+    """
 
     @property
     def cap(self) -> int:
@@ -89,61 +87,39 @@ class Slots(Protocol):
     async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         """Take a slot of `slot_key` and return its lease, which the caller gives back once.
 
-        Raises CapExceededError when all are taken and SlotsUnavailableError when that cannot be
-        known and the cap fails closed. A call that is cancelled has taken nothing.
+        Raises CapExceededError when all slots are taken, and SlotsUnavailableError when they cannot be
+        counted and the cap fails closed. A call that is cancelled has taken nothing.
         """
         ...
 
     async def aclose(self) -> None:
-        """Wait, for a bounded time, until it is known outside what was given back here.
+        """Wait, for a bounded time, until every slot that was given back here is free for other processes.
 
-        What is held stays its holder's, who gives it back: several `LivePush` objects may share one cap.
+        A slot that is held stays taken until its holder gives it back: several `LivePush` objects may share
+        one cap.
         """
         ...
 
 
-class Hooks:
-    """The two callbacks of a cap. A hook that raises is logged: it must not cost anyone a slot."""
-
-    __slots__ = ("_on_acquire", "_on_release")
-
-    def __init__(self, on_acquire: SlotHook | None, on_release: SlotHook | None) -> None:
-        self._on_acquire = on_acquire
-        self._on_release = on_release
-
-    def acquired(self, slot_key: str) -> None:
-        """Tell that a slot of this key was taken."""
-        self._call(self._on_acquire, slot_key)
-
-    def released(self, slot_key: str) -> None:
-        """Tell that a slot of this key was given back."""
-        self._call(self._on_release, slot_key)
-
-    @staticmethod
-    def _call(hook: SlotHook | None, slot_key: str) -> None:
-        if hook is None:
-            return
-        try:
-            # In a namespace the key has a prefix, which the application did not give it.
-            hook(getattr(slot_key, "plain", slot_key))
-        except Exception:
-            logger.exception("the slot hook %r raised", hook)
-
-
-class KeyedLeases:
-    """Leases by key, for callers that name only the key when they give a slot back."""
+class LeasesByKey:
+    """Leases for callers that name only the slot key when they release: `acquire` and `release` of a cap."""
 
     __slots__ = ("_leases",)
 
     def __init__(self) -> None:
         self._leases: dict[str, list[Lease]] = {}
 
-    def add(self, lease: Lease) -> None:
-        """Remember a lease under its key."""
+    async def acquire(self, taking: Awaitable[Lease]) -> bool:
+        """Keep the lease that `taking` returns. Return False if all slots are taken."""
+        try:
+            lease = await taking
+        except CapExceededError:
+            return False
         self._leases.setdefault(lease.slot_key, []).append(lease)
+        return True
 
-    def give_back(self, slot_key: str) -> Lease | None:
-        """Give back the oldest remembered lease of the key and return it; None if there is none."""
+    def release(self, slot_key: str) -> Lease | None:
+        """Give back the oldest lease of the key and return it; None if there is none."""
         leases = self._leases.get(slot_key)
         if not leases:
             return None
@@ -155,94 +131,17 @@ class KeyedLeases:
 
 
 def check_cap(cap: int, on_full: str) -> None:
-    """Raise ValueError for a cap that could never be kept."""
+    """Raise ValueError for a cap that no implementation can keep."""
     if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:
         raise ValueError(f"a cap is a whole number from 1 up, not {cap!r}")
     if on_full not in ("refuse", "replace_oldest"):
         raise ValueError(f"on_full is 'refuse' or 'replace_oldest', not {on_full!r}")
 
 
-def lifetime_of(ttl: float | None, ttl_seconds: float | None) -> float:
-    """Return how long a lease lives, in seconds. Raises ValueError for two answers, or one not above 0."""
-    if ttl is not None and ttl_seconds is not None:
-        raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
-    given = ttl if ttl is not None else ttl_seconds
-    lifetime = DEFAULT_TTL if given is None else given
-    if not lifetime > 0:
-        raise ValueError(f"ttl is in seconds and more than 0, not {lifetime!r}")
-    return float(lifetime)
-
-
-class MemorySlotCap:
-    """At most `cap` live streams for each key, in this process.
-
-    With `on_full="replace_oldest"` the newest stream wins and the oldest of the key ends with the
-    reason `replaced`. For a cap over several processes there is `SlotCap`, over Redis.
-    """
-
-    def __init__(
-        self,
-        cap: int = 20,
-        *,
-        on_full: OnFull = "refuse",
-        on_acquire: SlotHook | None = None,
-        on_release: SlotHook | None = None,
-    ) -> None:
-        check_cap(cap, on_full)
-        self._cap = cap
-        self._on_full = on_full
-        self._hooks = Hooks(on_acquire, on_release)
-        # Made once, and not for each of ten thousand leases.
-        self._on_give_back = self._forget
-        # A dict keeps the order in which the leases were taken, so the first one is the oldest.
-        self._leases: dict[str, dict[Lease, None]] = {}
-        self._keyed = KeyedLeases()
-
-    @property
-    def cap(self) -> int:
-        """How many slots each key has."""
-        return self._cap
-
-    def held(self, slot_key: str) -> int:
-        """Return how many slots of the key are taken."""
-        return len(self._leases.get(slot_key, ()))
-
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
-        """Take a slot. Raises CapExceededError when all are taken and none may be replaced."""
-        lease = Lease(slot_key, self._on_give_back, None if self._on_full == "refuse" else on_replaced)
-        held = self._leases.setdefault(slot_key, {})
-        if len(held) >= self._cap:
-            if self._on_full == "refuse":
-                raise CapExceededError(slot_key, self._cap)
-            self._replace(next(iter(held)))
-        self._leases.setdefault(slot_key, {})[lease] = None
-        self._hooks.acquired(slot_key)
-        return lease
-
-    async def acquire(self, slot_key: str) -> bool:
-        """Take a slot by its key alone; False if all are taken. Pairs with `release`."""
-        try:
-            lease = await self.take(slot_key)
-        except CapExceededError:
-            return False
-        self._keyed.add(lease)
-        return True
-
-    async def release(self, slot_key: str) -> None:
-        """Give back a slot that `acquire` took; nothing if there is none."""
-        self._keyed.give_back(slot_key)
-
-    async def aclose(self) -> None:
-        """Do nothing: a slot is free when it has been given back, and its holder does that."""
-
-    def _replace(self, oldest: Lease) -> None:
-        oldest.give_back()
-        if oldest.on_replaced is not None:
-            oldest.on_replaced()
-
-    def _forget(self, lease: Lease) -> None:
-        held = self._leases[lease.slot_key]
-        del held[lease]
-        if not held:
-            del self._leases[lease.slot_key]
-        self._hooks.released(lease.slot_key)
+def call_hook(hook: SlotHook, slot_key: str) -> None:
+    """Call `on_acquire` or `on_release` of a cap. An exception is logged: it must not cost anyone a slot."""
+    try:
+        # In a namespace the key has a prefix, which the application did not give it.
+        hook(getattr(slot_key, "plain", slot_key))
+    except Exception:
+        logger.exception("the slot hook %r raised", hook)

@@ -1,0 +1,299 @@
+"""SlotCap: at most so many open streams for each key, over all processes that share a Redis or Valkey."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import AskError
+
+from ...brokers.redis.connection import FAILURES
+from ...errors import CapExceededError, SlotsUnavailableError
+from ...runtime.event_loop import asyncio_loop
+from .. import Lease, LeasesByKey, OnFull, SlotHook, call_hook, check_cap
+from .leases import HeldLeases, LeaseRecord
+from .scripts import ONE_NODE_OF_MANY, Faults, LeaseStore, is_absence
+
+logger = logging.getLogger("livepush_asgi")
+
+OnError = Literal["open", "closed"]
+
+DEFAULT_TTL = 60.0
+# How long `aclose` waits for the server, in seconds.
+CLOSE_TIMEOUT = 2.0
+
+
+class SlotStatistics(NamedTuple):
+    """The figures of a `SlotCap`, for this process."""
+
+    #: Leases held now.
+    held: int
+    #: Slots that were given since the beginning, `failed_open` among them.
+    taken: int
+    #: Takes that found no slot free.
+    refused: int
+    #: Slots given without being counted, because the server was away or refused the slot key.
+    failed_open: int
+    #: Leases held here that were ended to make room for newer ones.
+    replaced: int
+    #: Releases that the server does not know of yet.
+    owed: int
+    #: Releases that the server was never told of; those leases expired.
+    dropped: int
+    #: Whether a server did not answer the last time.
+    away: bool
+    #: Slot keys that a server refused the last time, because they hold another type, for example.
+    refused_keys: int = 0
+
+
+class SlotCap:
+    """At most `cap` open streams for each key, counted on a server.
+
+    A slot is a lease that lives for `ttl` seconds on the server. This process renews it as long as the stream
+    is open; the slots of a process that crashed are free after `ttl`. `ttl_seconds` is another name for
+    `ttl`, which is 60 if neither is given. A server that lost its data gets the leases again at the next
+    renewal. With `on_full="replace_oldest"` a new stream is always let in, and the oldest stream of the key
+    ends.
+
+    `on_error` says what happens when a key cannot be counted, because its server is away or because the
+    server refuses that one key (it holds another type, the user has no permission for it). With `"open"`
+    the cap lets streams in uncounted, up to `cap` for each key in this process, and counts them as soon as
+    it can. With `"closed"` it refuses them, and a lease that expired while its process stood still or was cut
+    off ends if the key is full by then. A refused key concerns no other key. A server counts as away when it
+    cannot be reached, does not answer, or says that it can serve no key now (LOADING, BUSY, READONLY, OOM,
+    MISCONF, NOREPLICAS, CLUSTERDOWN, MASTERDOWN). The log has a line when a server goes away or comes back,
+    and when the first key is refused or the last one is accepted again.
+
+    No take waits longer than `timeout` seconds. A slot that is given back in this process is free for any
+    take that comes after it.
+
+    The cap does not close the client. It is a `Redis`, or a `RedisCluster`, of which each node counts its own
+    keys; a `Redis` that talks to one node of a cluster of several is refused at the first take. A proxy that
+    spreads keys over several servers will not do. Use one cap on one event loop at a time. Several `LivePush`
+    objects may share it.
+    """
+
+    #: See `Slots`: a request awaits `take` itself. A task for each take would cost 40 µs.
+    bounded = True
+
+    def __init__(
+        self,
+        redis: Redis | RedisCluster,
+        *,
+        cap: int = 20,
+        ttl: float | None = None,
+        ttl_seconds: float | None = None,
+        key_prefix: str = "livepush:slot:",
+        on_full: OnFull = "refuse",
+        on_error: OnError = "open",
+        timeout: float = 2.0,
+        on_acquire: SlotHook | None = None,
+        on_release: SlotHook | None = None,
+    ) -> None:
+        check_cap(cap, on_full)
+        if on_error not in ("open", "closed"):
+            raise ValueError(f"on_error is 'open' or 'closed', not {on_error!r}")
+        if not timeout > 0:
+            raise ValueError(f"timeout is in seconds and more than 0, not {timeout!r}")
+        lifetime = _lifetime(ttl, ttl_seconds)
+        self._cap = cap
+        self._replaces = on_full == "replace_oldest"
+        self._fails_open = on_error == "open"
+        self._timeout = timeout
+        self._on_acquire = on_acquire
+        self._on_release = on_release
+        # One bound method for all leases.
+        self._on_give_back = self._give_back
+        self._by_key = LeasesByKey()
+        self._store = LeaseStore(
+            redis,
+            prefix=key_prefix,
+            cap=cap,
+            ttl=lifetime,
+            replaces=self._replaces,
+            strict=not self._fails_open,
+            timeout=timeout,
+        )
+        meanwhile = "streams are let in uncounted" if self._fails_open else "no stream is let in"
+        self._faults = Faults(self._store, ttl=lifetime, meanwhile=meanwhile)
+        self._leases = HeldLeases(self._store, self._faults, ttl=lifetime, timeout=timeout)
+        self._taken = self._refused = self._failed_open = 0
+        self._wrong_loop_logged = False
+
+    @property
+    def cap(self) -> int:
+        """How many slots each key has."""
+        return self._cap
+
+    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+        """Take a slot and return its lease, whose id the server knows by then.
+
+        The lease's `replaced` names leases of other processes only; holders in this process were told.
+
+        Raises CapExceededError when all are taken and none may be replaced. Raises SlotsUnavailableError when
+        the key cannot be counted and the cap fails closed, when the client talks to one node of a cluster
+        that does not have all keys, or when the event loop is not asyncio's; ValueError for a key that cannot
+        be encoded as UTF-8, before anything is sent. A call that is cancelled has taken nothing.
+        """
+        lease = Lease(slot_key, self._on_give_back, on_replaced)
+        loop = self._check(slot_key)
+        record, leases = LeaseRecord(lease), self._leases
+        if self._fails_open and self._faults.away and leases.is_away(slot_key):
+            return self._let_in(record, loop)
+        try:
+            replaced = await leases.acquire(record, loop)
+        except FAILURES as error:
+            return self._acquire_failed(record, loop, error)
+        except BaseException:
+            leases.abandon(record)
+            raise
+        if self._store.partial:
+            leases.abandon(record)
+            raise self._one_node_of_many(slot_key)
+        if replaced is None:
+            raise self._full(record)
+        leases.hold(record, loop)
+        if replaced:
+            lease.replaced = tuple(lease_id for lease_id in replaced if lease_id not in leases.held.by_id)
+            leases.end(replaced)
+        return self._given(lease)
+
+    async def acquire(self, slot_key: str) -> bool:
+        """Take a slot by its key alone; False if all are taken. Pairs with `release`.
+
+        The slot stays taken until it is released or this process ends, also after `aclose`.
+        """
+        return await self._by_key.acquire(self.take(slot_key))
+
+    async def release(self, slot_key: str) -> None:
+        """Give back a slot that `acquire` took; nothing if there is none.
+
+        Returns when the server knows, after `timeout` seconds at the latest, and at once while the server is
+        known to be away. The slot is given back in any case, also when the call is cancelled.
+        """
+        lease = self._by_key.release(slot_key)
+        if lease is not None and not self._faults.is_away(slot_key):
+            await self._leases.released([lease.id], self._timeout)
+
+    def replaced(self, ids: Iterable[str]) -> None:
+        """End the leases of these ids that are held here: another process took newer ones in their place.
+
+        Their `on_replaced` is called; ids that are not held here are ignored. It costs the same however many
+        leases are held. A process that is not told learns it at its next renewal.
+        """
+        self._leases.end(ids)
+
+    async def held(self, slot_key: str) -> int:
+        """Return how many slots of the key are taken, by all processes. Asks the server.
+
+        Raises SlotsUnavailableError if it does not answer or refuses the key.
+        """
+        self._check(slot_key)
+        try:
+            return await self._store.count(slot_key)
+        except FAILURES as error:
+            raise SlotsUnavailableError(
+                f"the slots of {slot_key!r} cannot be counted, {self._cause(slot_key, error)}"
+            ) from error
+
+    def statistics(self) -> SlotStatistics:
+        """Return what was counted in this process until now."""
+        return SlotStatistics(
+            held=len(self._leases.held),
+            taken=self._taken,
+            refused=self._refused,
+            failed_open=self._failed_open,
+            replaced=self._leases.replaced,
+            owed=len(self._leases.releases),
+            dropped=self._leases.dropped,
+            away=bool(self._faults.away),
+            refused_keys=len(self._faults.refused),
+        )
+
+    async def aclose(self) -> None:
+        """Wait up to 2 seconds until the server knows of all slots that were given back here.
+
+        A slot that is still held stays its holder's, and is renewed as long as the event loop runs: another
+        `LivePush` may share this cap. What `acquire` took stays taken until it is released.
+        """
+        await self._leases.aclose(CLOSE_TIMEOUT)
+
+    def _check(self, slot_key: str) -> asyncio.AbstractEventLoop:
+        """Return the event loop.
+
+        Raises ValueError for a key that cannot be sent, and SlotsUnavailableError on trio's event loop.
+        """
+        try:
+            slot_key.encode()
+            return asyncio_loop()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the slot key {slot_key!r} cannot be encoded as UTF-8: it has a lone surrogate, as text has "
+                "that was decoded with 'surrogateescape'"
+            ) from error
+        except RuntimeError as error:
+            if not self._wrong_loop_logged:
+                self._wrong_loop_logged = True
+                logger.error("slots: no slot can be taken: %s", error)
+            raise SlotsUnavailableError(f"no slot of {slot_key!r} can be taken: {error}") from error
+
+    def _acquire_failed(
+        self, record: LeaseRecord, loop: asyncio.AbstractEventLoop, error: Exception
+    ) -> Lease:
+        slot_key = record.lease.slot_key
+        misdirected = self._store.one and isinstance(error, AskError)
+        if self._fails_open and not misdirected:
+            return self._let_in(record, loop)
+        self._leases.abandon(record)
+        if misdirected:
+            raise self._one_node_of_many(slot_key) from error
+        raise SlotsUnavailableError(
+            f"no slot of {slot_key!r} can be taken, {self._cause(slot_key, error)}"
+        ) from error
+
+    def _let_in(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> Lease:
+        """Give a slot that is not counted. The cap holds among the leases of this process alone."""
+        mine = [held.lease.id for held in self._leases.held.of(record.lease.slot_key)]
+        if len(mine) >= self._cap:
+            if not self._replaces:
+                raise self._full(record)
+            self._leases.end(mine[: len(mine) - self._cap + 1])
+        self._failed_open += 1
+        self._leases.hold(record, loop)
+        return self._given(record.lease)
+
+    def _full(self, record: LeaseRecord) -> CapExceededError:
+        self._leases.abandon(record)
+        self._refused += 1
+        return CapExceededError(record.lease.slot_key, self._cap)
+
+    def _given(self, lease: Lease) -> Lease:
+        self._taken += 1
+        if self._on_acquire is not None:
+            call_hook(self._on_acquire, lease.slot_key)
+        return lease
+
+    def _give_back(self, lease: Lease) -> None:
+        self._leases.give_back(lease)
+        if self._on_release is not None:
+            call_hook(self._on_release, lease.slot_key)
+
+    def _cause(self, slot_key: str, error: Exception) -> str:
+        outcome = "does not answer" if is_absence(error) else "refuses this key"
+        return f"{self._store.place_of(slot_key)} {outcome}: {error}"
+
+    def _one_node_of_many(self, slot_key: str) -> SlotsUnavailableError:
+        return SlotsUnavailableError(
+            f"no slot of {slot_key!r} can be taken, {self._store.where} {ONE_NODE_OF_MANY}"
+        )
+
+
+def _lifetime(ttl: float | None, ttl_seconds: float | None) -> float:
+    if ttl is not None and ttl_seconds is not None:
+        raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
+    given = ttl if ttl is not None else ttl_seconds
+    lifetime = DEFAULT_TTL if given is None else given
+    if not lifetime > 0:
+        raise ValueError(f"ttl is in seconds and more than 0, not {lifetime!r}")
+    return float(lifetime)

@@ -1,0 +1,368 @@
+"""The leases as the server keeps them: the Lua scripts, how they are called, and what their errors mean.
+
+Each slot key has three sorted sets. In `<prefix>{<slot key>}` a member is a lease and its score the moment
+at which it expires. `:since` has the same members, scored with the moment at which they were taken. `:gone`
+has tombstones: leases that must not come back, because a newer one replaced them or because they were
+released before the server was known to have them. All moments are microseconds of the server's clock, so the
+clocks of the processes do not matter.
+
+CHANGE reads all three sets of a slot key before it writes to one. A key of another type therefore raises
+before anything is changed: an error reply means that nothing was done.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+
+from ...brokers.redis.connection import Argument, Reply, address_of, no_answer, pool_of
+from ...brokers.redis.pipeline import Pipeline
+from ...brokers.redis.script import Call, Script, tag_of
+from ...brokers.redis.slot_router import SlotRouter
+
+logger = logging.getLogger("livepush_asgi")
+
+# The most refused slot keys that are remembered; the oldest are forgotten first.
+MOST_REFUSED_KEYS = 1000
+# A server that comes and goes is logged at most once in this time, in seconds.
+LOG_INTERVAL = 10.0
+
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+"""
+
+# KEYS: the three of each slot key. ARGV: cap, ttl, '1' to replace the oldest lease when all slots are taken,
+# '1' if a lease that has expired comes back only where a slot is free, how long the tombstone of a replaced
+# lease lives; then for each slot key its words, with spaces between them. A word is
+#   -ID      release a lease
+#   !ID      release a lease that may still be on its way to the server: it leaves a tombstone
+#   +ID:AGE  renew a lease that was taken AGE microseconds ago
+#   ID       acquire a lease
+# Words are carried out in their order. The reply has a line for each word: 1, or 0 for a lease that was not
+# acquired or has ended; after a 1 the ids that were replaced. A line with ! and an error stands for each
+# word of a slot key that the server refuses.
+CHANGE: Final = Script(
+    _NOW
+    + """
+local cap, ttl, replaces, strict = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1'
+local replaced_for = tonumber(ARGV[5])
+
+-- The sets expire with their last lease. A lease far in the future was written before the server's clock
+-- stepped back: unless its holder renews it, it ends `ttl` from now. Far is later than any lease of a process
+-- with another `ttl` expires.
+local function expire(live, since)
+  local last = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
+  if not last then
+    return
+  end
+  local far = now + math.max(10 * ttl, 600 * 1000000)
+  if tonumber(last) > far then
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', live, far, '+inf')) do
+      redis.call('ZADD', live, now + ttl, id)
+    end
+    last = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
+  end
+  redis.call('PEXPIREAT', live, math.ceil(last / 1000))
+  redis.call('PEXPIREAT', since, math.ceil(last / 1000))
+end
+
+local function bury(gone, id, period)
+  redis.call('ZADD', gone, now + period, id)
+  redis.call('PEXPIREAT', gone, math.ceil((now + period) / 1000))
+end
+
+local function replace_oldest(live, since, gone)
+  local oldest = redis.call('ZRANGE', since, 0, 0)[1] or redis.call('ZRANGE', live, 0, 0)[1]
+  redis.call('ZREM', since, oldest)
+  if redis.call('ZREM', live, oldest) == 0 then
+    return nil
+  end
+  bury(gone, oldest, replaced_for)
+  return oldest
+end
+
+local function change(live, since, gone, words)
+  local any_gone = redis.call('ZCARD', gone) > 0
+  redis.call('ZCARD', since)
+  for _, expired in ipairs(redis.call('ZRANGEBYSCORE', live, '-inf', now)) do
+    redis.call('ZREM', live, expired)
+    redis.call('ZREM', since, expired)
+  end
+  if any_gone then
+    redis.call('ZREMRANGEBYSCORE', gone, '-inf', now)
+  end
+  local count, lines = redis.call('ZCARD', live), {}
+  for mark, id, age in string.gmatch(words, '([-!+]?)([^%s:]+):?(%d*)') do
+    local line = '1'
+    if mark == '-' or mark == '!' then
+      count = count - redis.call('ZREM', live, id)
+      redis.call('ZREM', since, id)
+      if mark == '!' then
+        bury(gone, id, ttl)
+        any_gone = true
+      elseif any_gone then
+        redis.call('ZREM', gone, id)
+      end
+    elseif any_gone and redis.call('ZSCORE', gone, id) then
+      line = '0'
+    else
+      local renews = mark == '+'
+      local full = count >= cap and not redis.call('ZSCORE', live, id)
+      while full and replaces and not renews do
+        local oldest = replace_oldest(live, since, gone)
+        if oldest then
+          any_gone = true
+          count = count - 1
+          line = line .. ' ' .. oldest
+        end
+        full = count >= cap
+      end
+      if full and (strict or not renews) then
+        line = '0'
+      else
+        count = count + redis.call('ZADD', live, now + ttl, id)
+        redis.call('ZADD', since, 'NX', now - (tonumber(age) or 0), id)
+      end
+    end
+    lines[#lines + 1] = line
+  end
+  expire(live, since)
+  return table.concat(lines, '\\n')
+end
+
+local answers = {}
+for k = 1, #KEYS / 3 do
+  local words = ARGV[k + 5]
+  local ok, answer = pcall(change, KEYS[3 * k - 2], KEYS[3 * k - 1], KEYS[3 * k], words)
+  if not ok then
+    local lines, fault = {}, '!' .. (type(answer) == 'table' and answer.err or tostring(answer))
+    for _ in string.gmatch(words, '%S+') do
+      lines[#lines + 1] = fault
+    end
+    answer = table.concat(lines, '\\n')
+  end
+  answers[k] = answer
+end
+return table.concat(answers, '\\n')
+"""
+)
+
+COUNT: Final = Script(
+    _NOW + "return redis.call('ZCOUNT', KEYS[1], '(' .. string.format('%.0f', now), '+inf')"
+)
+
+# A process that was cut off for longer than its leases live brings them back. So the tombstone of a replaced
+# lease lives for this many times `ttl`.
+TOMBSTONE_TTLS = 3
+
+# The error of a client that knows one node of a cluster: the keys of the other nodes answer MOVED.
+ONE_NODE_OF_MANY = (
+    "is one node of a cluster and has only some of the keys: give SlotCap a redis.asyncio.RedisCluster"
+)
+
+# The error replies of a server that can serve no key now: by class where redis-py has one, which takes the
+# code out of the text. Every other error reply is about the keys of the call.
+_ABSENT = (ClusterDownError, OutOfMemoryError, ReadOnlyError)
+_ABSENT_CODES = ["BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"]
+
+
+def is_absence(error: BaseException) -> bool:
+    """Return whether an error is about the server as a whole, and not about the keys of the call."""
+    if not isinstance(error, ResponseError):
+        return True
+    return isinstance(error, _ABSENT) or str(error).partition(" ")[0] in _ABSENT_CODES
+
+
+class LeaseStore:
+    """Runs the scripts of one cap, on one server or on the nodes of a cluster. Each call ends in time.
+
+    Raises TypeError for a client that is not redis-py's asyncio client.
+    """
+
+    def __init__(
+        self,
+        redis: Redis | RedisCluster,
+        *,
+        prefix: str,
+        cap: int,
+        ttl: float,
+        replaces: bool,
+        strict: bool,
+        timeout: float,
+    ) -> None:
+        self._server = (
+            _Cluster(redis, timeout) if isinstance(redis, RedisCluster) else _OneServer(redis, timeout)
+        )
+        #: The name of the server or cluster in messages.
+        self.where = self._server.where
+        #: Whether all keys are on one server: one call may change several slot keys.
+        self.one = isinstance(self._server, _OneServer)
+        self._prefix = prefix
+        self._timeout = timeout
+        microseconds = round(ttl * 1_000_000)
+        self._settings = (cap, microseconds, int(replaces), int(strict), microseconds * TOMBSTONE_TTLS)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the server turned out to be one node of a cluster, so that it has only some of the keys."""
+        return self._server.partial
+
+    def place_of(self, slot_key: str) -> str:
+        """Return the name of the server that has a slot key, as far as known."""
+        return self._server.place_of(tag_of(slot_key))
+
+    def change(self, words: Sequence[tuple[str, str]]) -> asyncio.Future[Reply]:
+        """Run CHANGE with these slot keys and their words. The future raises one of FAILURES."""
+        keys: list[str] = []
+        for slot_key, _ in words:
+            keys += self._keys(slot_key)
+        arguments: list[Argument] = [*self._settings, *(of_key for _, of_key in words)]
+        return self._server.start(Call(CHANGE, tag_of(words[0][0]), keys, arguments))
+
+    async def count(self, slot_key: str) -> int:
+        """Return how many leases live. Raises one of FAILURES."""
+        reply = self._server.start(Call(COUNT, tag_of(slot_key), self._keys(slot_key)[:1], ()))
+        try:
+            async with asyncio.timeout(self._timeout):
+                counted = await reply
+        except TimeoutError as error:
+            raise error if str(error) else no_answer(self._timeout) from error
+        assert isinstance(counted, int)
+        return counted
+
+    def has_refused(self, error: BaseException) -> bool:
+        """Return whether an error is about the keys of the call and means that nothing was done."""
+        # While a slot moves, an earlier try may have been carried out whose reply was lost.
+        moving = not self.one and isinstance(error, (AskError, TryAgainError))
+        return not moving and not is_absence(error)
+
+    def _keys(self, slot_key: str) -> tuple[str, str, str]:
+        # The braces put all keys of a slot key into one slot of a cluster, and away from the predecessor's.
+        key = f"{self._prefix}{{{tag_of(slot_key)}}}"
+        return key, f"{key}:since", f"{key}:gone"
+
+
+class _OneServer:
+    def __init__(self, redis: Redis, timeout: float) -> None:
+        self.where = address_of(pool_of(redis))
+        self.partial = False
+        self._pipeline = Pipeline(redis, timeout=timeout)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def place_of(self, tag: str) -> str:
+        return self.where
+
+    def start(self, call: Call) -> asyncio.Future[Reply]:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            # Its reply arrives before that of the first call.
+            self._pipeline.submit(b"CLUSTER", b"INFO").add_done_callback(self._learn_size)
+        reply: asyncio.Future[Reply] = loop.create_future()
+        call.script.send(self._pipeline, call.keys, call.arguments, reply)
+        return reply
+
+    def _learn_size(self, info: asyncio.Future[Reply]) -> None:
+        # An error says that it is no cluster, or that the user may not ask. In the latter case a key of
+        # another node answers MOVED.
+        known = not info.cancelled() and info.exception() is None
+        found = re.search(r"cluster_size:(\d+)", str(info.result())) if known else None
+        self.partial = found is not None and int(found[1]) > 1
+
+
+class _Cluster:
+    partial = False
+
+    def __init__(self, redis: RedisCluster, timeout: float) -> None:
+        self._router = SlotRouter(redis, timeout=timeout)
+        self._running: set[asyncio.Task[Reply]] = set()
+        host, port = self._router.cluster.first.address
+        self.where = f"Redis Cluster at {host}:{port}"
+
+    def place_of(self, tag: str) -> str:
+        node = self._router.cluster.known_node_of(tag)
+        return self.where if node is None else f"Redis node at {node.address[0]}:{node.address[1]}"
+
+    def start(self, call: Call) -> asyncio.Future[Reply]:
+        task = asyncio.get_running_loop().create_task(self._router.run(call), name="livepush slot call")
+        # The event loop alone would not keep it.
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+
+class Faults:
+    """The servers that are away and the slot keys that are refused. Each change is logged once for all keys.
+
+    `meanwhile` says in the log what becomes of new streams.
+    """
+
+    def __init__(self, store: LeaseStore, *, ttl: float, meanwhile: str) -> None:
+        #: Servers that did not answer the last time, and whether the log says so.
+        self.away: dict[str, bool] = {}
+        #: Slot keys that a server refused the last time, and when that was.
+        self.refused: dict[str, float] = {}
+        self._store = store
+        self._meanwhile = meanwhile
+        self._remember_for = max(2 * ttl, LOG_INTERVAL)
+        self._logged_at: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.away or self.refused)
+
+    def is_away(self, slot_key: str) -> bool:
+        """Return whether the server of a slot key did not answer the last time."""
+        return bool(self.away) and self._store.place_of(slot_key) in self.away
+
+    def failed(self, slot_key: str, error: BaseException) -> bool:
+        """Note the error of a call for a slot key. Return whether its server was away and has answered."""
+        if not is_absence(error):
+            self._note_refused(slot_key, error)
+            return self._note_answer(slot_key)
+        place, now = self._store.place_of(slot_key), time.monotonic()
+        if place not in self.away:
+            self.away[place] = now - self._logged_at.get(place, -LOG_INTERVAL) >= LOG_INTERVAL
+            if self.away[place]:
+                self._logged_at[place] = now
+                logger.warning("slots: %s cannot be asked, %s: %s", place, self._meanwhile, error)
+        return False
+
+    def answered(self, slot_key: str) -> bool:
+        """Note that a call for a slot key was carried out. Return whether its server was away until now."""
+        if self.refused.pop(slot_key, None) is not None and not self.refused:
+            logger.warning("slots: %s refuses no slot key any more", self._store.where)
+        return self._note_answer(slot_key)
+
+    def _note_answer(self, slot_key: str) -> bool:
+        was_away = self.is_away(slot_key)
+        if was_away and self.away.pop(place := self._store.place_of(slot_key)):
+            logger.warning("slots: %s is back", place)
+        return was_away
+
+    def _note_refused(self, slot_key: str, error: BaseException) -> None:
+        now = time.monotonic()
+        while self.refused:
+            oldest = next(iter(self.refused))
+            if len(self.refused) < MOST_REFUSED_KEYS and self.refused[oldest] > now - self._remember_for:
+                break
+            del self.refused[oldest]
+        if not self.refused and isinstance(error, AskError):
+            logger.error("slots: %s %s", self._store.where, ONE_NODE_OF_MANY)
+        elif not self.refused:
+            where = self._store.where
+            logger.warning("slots: %s refuses %r, %s: %s", where, slot_key, self._meanwhile, error)
+        self.refused.pop(slot_key, None)
+        self.refused[slot_key] = now
