@@ -116,7 +116,7 @@ def litestar_app() -> ASGIApp:
     async def route(request: LitestarRequest[Any, Any, State]) -> for_litestar.EventStreamResponse:
         return await for_litestar.sse_streaming_response(HOUSE.push, request, authorize=HOUSE.decide)
 
-    return Litestar([route])  # type: ignore[return-value]
+    return Litestar([route], logging_config=None)  # type: ignore[return-value]
 
 
 def starlette_app() -> ASGIApp:

@@ -42,13 +42,19 @@ class Coalescer:
     """
 
     def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
-        #: How many events of the application were given to listeners.
-        self.delivered = 0
+        self._given_out = 0
         self._call_soon = call_soon
         self._now = now
         self._pending: list[tuple[Channel, Delivery]] = []
         self._called = False
         self._flushing = False
+
+    @property
+    def delivered(self) -> int:
+        """How many events of the application listeners were given, or are about to be given in this turn."""
+        return self._given_out + sum(
+            [len(channel.listeners) for channel, _ in self._pending if channel.counts]
+        )
 
     def add(self, channel: "Channel", delivery: Delivery) -> None:
         """Deliver something at the end of this turn, behind all that was added before."""
@@ -86,8 +92,8 @@ class Coalescer:
         now = self._now()
         for channel, deliveries in by_channel.items():
             batch, listeners = Batch(deliveries, now), channel.listeners
-            if not channel.name.startswith(RESERVED_PREFIX):
-                self.delivered += len(deliveries) * len(listeners)
+            if channel.counts:
+                self._given_out += len(deliveries) * len(listeners)
             for listener in listeners:
                 if listener.several and len(by_channel) > 1:
                     several.setdefault(listener, set()).add(channel)
@@ -122,6 +128,7 @@ class Channel:
         "_subscription",
         "check_at",
         "closed",
+        "counts",
         "error",
         "lingering",
         "name",
@@ -134,6 +141,8 @@ class Channel:
         self, name: str, broker: Broker, coalescer: Coalescer, on_attempt: Callable[["Channel"], None]
     ) -> None:
         self.name = name
+        #: Whether its events are the application's, and not messages between processes.
+        self.counts = not name.startswith(RESERVED_PREFIX)
         #: Whether the channel was ever subscribed; what happens to it afterwards is told.
         self.ready = False
         self.closed = False

@@ -58,11 +58,11 @@ class Hub:
     @property
     def channels(self) -> int:
         """How many of the application's channels this process is subscribed to."""
-        return sum(1 for name in self._channels if not name.startswith(RESERVED_PREFIX))
+        return sum([channel.counts for channel in self._channels.values()])
 
     @property
     def delivered(self) -> int:
-        """How many events were put into outboxes since the start."""
+        """How many events were put into outboxes since the start: each counts once for each stream."""
         return self._coalescer.delivered
 
     @property

@@ -86,6 +86,8 @@ class Run:
         self._tasks: TaskGroup
         self._broker = broker
         self._slots = slots
+        # Made once, and not for each stream.
+        self._on_closed = self._closed
         self._handles_signals = drain_policy.signals
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
@@ -148,16 +150,14 @@ class Run:
         """
         self._check(grant, decided_at, request)
         if grant.slot_key is None or self._slots is None:
-            stream = Stream(self.context, grant, control_events=control_events, last_event_id=last_event_id)
+            stream = self._make_stream(grant, control_events, last_event_id)
         else:
             relay = ReplacementRelay()
             lease = await self._take(self._slots, grant.slot_key, relay, receive)
             try:
                 # The slot may have taken a while.
                 self._check(grant, decided_at, request)
-                stream = Stream(
-                    self.context, grant, control_events=control_events, last_event_id=last_event_id
-                )
+                stream = self._make_stream(grant, control_events, last_event_id)
             except BaseException:
                 lease.give_back()
                 raise
@@ -166,6 +166,15 @@ class Run:
         self._open.add(stream, request, authorize)
         self._counters.opened += 1
         return stream
+
+    def _make_stream(self, grant: Grant, control_events: bool, last_event_id: str | None) -> Stream:
+        return Stream(
+            self.context,
+            grant,
+            self._on_closed,
+            control_events=control_events,
+            last_event_id=last_event_id,
+        )
 
     def admit(self) -> None:
         """Let a request in that may become a stream; decrement `pending` when it has, or has been refused.
@@ -253,7 +262,6 @@ class Run:
             limits=self._limits,
             on_asyncio=on_asyncio(),
             inline_send=self._inline_send,
-            on_closed=self._closed,
         )
         self.revoker = Revoker(
             broker,

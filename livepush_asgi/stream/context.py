@@ -1,8 +1,6 @@
 """StreamContext: what the streams of one process share."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..hub.hub import Hub
 from ..runtime.callbacks import Callbacks
@@ -10,9 +8,6 @@ from ..runtime.event_loop import Alarm
 from ..runtime.scheduler import Clock
 from ..runtime.tcp_timeout import Connections
 from ..settings import Limits, Timing
-
-if TYPE_CHECKING:
-    from .stream import Stream
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -30,7 +25,5 @@ class StreamContext:
     on_asyncio: bool
     #: Whether `send` and `receive` may be called outside of the stream's task, where that is known to work.
     inline_send: bool
-    #: Called with each stream that has given everything back.
-    on_closed: Callable[["Stream"], None]
     #: Whether the last snapshot callback failed: the first failure is logged, and the first success after it.
     snapshots_fail: bool = False

@@ -6,6 +6,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 
@@ -48,6 +49,7 @@ class Stream:
         "_end_reason",
         "_last_chunk_at",
         "_now",
+        "_on_closed",
         "_parked",
         "_sleep",
         "_subscribe_timer",
@@ -68,6 +70,7 @@ class Stream:
         self,
         context: StreamContext,
         grant: Grant,
+        on_closed: Callable[["Stream"], None],
         *,
         control_events: bool = True,
         last_event_id: str | None = None,
@@ -85,6 +88,8 @@ class Stream:
         self.inline = False
         self.lease: Lease | None = None
         self.context = context
+        # Called when the stream has given everything back.
+        self._on_closed = on_closed
         self._control_events = control_events
         self._sleep: Sleep | None = None
         # Since when its client is being sent something; None while the stream sleeps.
@@ -192,7 +197,7 @@ class Stream:
             lease.give_back()
         self._composer.discard()
         self._wake()
-        self.context.on_closed(self)
+        self._on_closed(self)
 
     async def next_chunk(self, timeout: float | None = None) -> bytes:
         """Wait for what is to be sent next, or return b"" after `timeout` seconds without anything.
