@@ -48,8 +48,7 @@ from .slots import Lease, MemorySlotCap, Slots
 from .statistics import Statistics
 
 if TYPE_CHECKING:
-    from .brokers.jetstream import JetStreamBroker
-    from .brokers.nats import NatsBroker
+    from .brokers.nats import JetStreamBroker, NatsBroker
     from .brokers.redis import RedisBroker
     from .brokers.redis_streams import RedisStreamsBroker
     from .slots.redis import SlotCap
@@ -116,7 +115,7 @@ __version__ = "0.1.0"
 
 # The names that need a client library, or are for tests, are loaded when they are first used.
 _LAZY = {
-    "JetStreamBroker": ".brokers.jetstream",
+    "JetStreamBroker": ".brokers.nats",
     "MockBroker": ".testing.mock",
     "NatsBroker": ".brokers.nats",
     "RedisBroker": ".brokers.redis",

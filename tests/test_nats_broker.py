@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from livepush_asgi import Broker, NatsBroker
 from livepush_asgi.broker import ForwardingSubscription, HistoryBroker, Subscription
-from livepush_asgi.brokers.nats_session import Patience
-from livepush_asgi.brokers.nats_subject import subject_of
+from livepush_asgi.brokers.nats.session import Patience
+from livepush_asgi.brokers.nats.subjects import subject_of
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
 from livepush_asgi.event import to_payload
 

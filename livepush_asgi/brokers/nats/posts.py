@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from nats.aio.msg import Msg
 
-from .nats_connection import Outgoing
+from .connection import Outgoing
 
 # Bounds of one flight, so that its deadline is about the server and not about the length of the queue.
 MOST_MESSAGES = 1000

@@ -5,13 +5,13 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
-from ..broker import Subscription
-from .jetstream_entry import MARK
-from .mailbox import Mailbox
-from .nats_connection import FAILURES, Outgoing
-from .nats_link import Link
-from .nats_session import Patience
-from .nats_subject import check_prefix, subject_of
+from ...broker import Subscription
+from ..mailbox import Mailbox
+from .connection import FAILURES, Outgoing
+from .entry import MARK
+from .link import Link
+from .session import Patience
+from .subjects import check_prefix, subject_of
 
 
 class NatsBroker:

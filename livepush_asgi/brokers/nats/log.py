@@ -15,13 +15,13 @@ from collections import OrderedDict
 from hashlib import sha256
 from typing import NamedTuple
 
-from ..broker import Page
-from ..cursor import Position, new_epoch
-from ..errors import PositionConflictError
-from .jetstream_entry import MARK, POSITION
-from .jetstream_pages import Pages, Range
-from .jetstream_stream import JetStreamError, Stream
-from .nats_connection import FAILURES
+from ...broker import Page
+from ...cursor import Position, new_epoch
+from ...errors import PositionConflictError
+from .connection import FAILURES
+from .entry import MARK, POSITION
+from .pages import Pages, Range
+from .stream import JetStreamError, Stream
 from .turns import Turns
 
 # Of as many channels is remembered where their logs end. To forget costs a question.

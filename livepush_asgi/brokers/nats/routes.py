@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from nats.aio.subscription import Subscription
 
-from .mailbox import Mailbox
+from ..mailbox import Mailbox
 
 logger = logging.getLogger("livepush_asgi")
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from nats.aio.msg import Msg
 
-from ..cursor import Position
-from ..event import positioned
+from ...cursor import Position
+from ...event import positioned
 
 # An event carries its position in the one, a mark in the other. A mark is no event: it says how far a log
 # has come, when there is no event to say so.

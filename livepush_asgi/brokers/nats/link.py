@@ -9,13 +9,13 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
-from ..loop import asyncio_loop, start_task
-from .backoff import Backoff
-from .mailbox import Mailbox
-from .nats_connection import FAILURES, Connection, Outgoing, address_of, check_options, no_answer, unavailable
-from .nats_posts import Post, Posts
-from .nats_routes import Routes
-from .nats_session import Decode, Patience, Session
+from ...loop import asyncio_loop, start_task
+from ..backoff import Backoff
+from ..mailbox import Mailbox
+from .connection import FAILURES, Connection, Outgoing, address_of, check_options, no_answer, unavailable
+from .posts import Post, Posts
+from .routes import Routes
+from .session import Decode, Patience, Session
 
 logger = logging.getLogger("livepush_asgi")
 

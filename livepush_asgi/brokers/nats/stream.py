@@ -14,10 +14,10 @@ from typing import Any
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from .history import History
-from .jetstream_entry import Entry, entry_in, entry_of, seconds_of
-from .nats_connection import FAILURES, Outgoing
-from .nats_link import Link
+from ..history import History
+from .connection import FAILURES, Outgoing
+from .entry import Entry, entry_in, entry_of, seconds_of
+from .link import Link
 from .turns import Turns
 
 # A mark is set when a log begins, and then at most once in the time for which events are kept.

@@ -4,17 +4,17 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..broker import READ_BYTES, Page, Subscription
-from ..cursor import Position
-from .history import History
-from .jetstream_entry import live_payload_of
-from .jetstream_log import Logs
-from .jetstream_stream import Stream, StreamSettings, is_absent
-from .nats import subscribe
-from .nats_connection import FAILURES
-from .nats_link import Link
-from .nats_session import Patience
-from .nats_subject import check_prefix, subject_of
+from ...broker import READ_BYTES, Page, Subscription
+from ...cursor import Position
+from ..history import History
+from .broker import subscribe
+from .connection import FAILURES
+from .entry import live_payload_of
+from .link import Link
+from .log import Logs
+from .session import Patience
+from .stream import Stream, StreamSettings, is_absent
+from .subjects import check_prefix, subject_of
 
 Result = TypeVar("Result")
 

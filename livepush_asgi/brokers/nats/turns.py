@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
-from ..loop import asyncio_loop
+from ...loop import asyncio_loop
 
 
 class _Queue:

@@ -18,7 +18,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError, NoServersError, UnexpectedEOF
 
-from ..errors import BrokerUnavailableError
+from ...errors import BrokerUnavailableError
 
 # All that a server which is away, refuses or does not answer can cause. TimeoutError is an OSError.
 FAILURES = (NatsError, OSError)

@@ -7,10 +7,10 @@ should be if the other channels' messages lay evenly among this one's. Where a p
 from collections import OrderedDict
 from typing import NamedTuple
 
-from ..broker import Page, Record
-from ..cursor import Position
-from .jetstream_entry import Entry
-from .jetstream_stream import Stream
+from ...broker import Page, Record
+from ...cursor import Position
+from .entry import Entry
+from .stream import Stream
 
 # So many bytes are asked for at most, and so many for each message beside its payload: its subject and its
 # headers. A page may be shorter than its limits.

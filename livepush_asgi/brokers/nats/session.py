@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from nats.aio.msg import Msg
 
-from ..loop import start_task
-from .nats_connection import Connection, TooLongError, no_answer
-from .nats_posts import Post, Posts
-from .nats_routes import Route, Routes
+from ...loop import start_task
+from .connection import Connection, TooLongError, no_answer
+from .posts import Post, Posts
+from .routes import Route, Routes
 
 # Makes of a message what mailboxes get; None is not for them. It must not raise.
 Decode = Callable[[Msg], bytes | None]
