@@ -6,11 +6,9 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from ...broker import Subscription
-from ..mailbox import Mailbox
-from .connection import FAILURES, Outgoing
+from .connection import Connection, Outgoing, Timeouts
 from .entry import MARK
-from .link import Link
-from .session import Patience
+from .failures import FAILURES
 from .subjects import check_prefix, subject_of
 
 
@@ -44,19 +42,19 @@ class NatsBroker:
         linger: float = 10.0,
     ) -> None:
         self._prefix = check_prefix(prefix)
-        patience = Patience(
+        timeouts = Timeouts(
             subscribe_timeout=subscribe_timeout,
             publish_timeout=publish_timeout,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
             linger=linger,
         )
-        self._link = Link(servers, options or {}, patience, payload_of)
+        self._connection = Connection(servers, options or {}, timeouts, payload_of)
 
     @property
     def healthy(self) -> bool:
         """Whether the connection is up and every channel confirmed, or nobody listens."""
-        return self._link.healthy
+        return self._connection.healthy
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish a payload and return 0 when the server has it: NATS does not say who listens.
@@ -66,9 +64,9 @@ class NatsBroker:
         """
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
         try:
-            await self._link.publish(Outgoing(subject_of(self._prefix, channel), data))
+            await self._connection.publish(Outgoing(subject_of(self._prefix, channel), data))
         except FAILURES as error:
-            raise self._link.unavailable("publish", error) from error
+            raise self._connection.unavailable("publish", error) from error
         return 0
 
     async def subscribe(self, channel: str) -> Subscription:
@@ -76,14 +74,7 @@ class NatsBroker:
 
         Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
         """
-        return await subscribe(self._link, channel, subject_of(self._prefix, channel))
-
-
-async def subscribe(link: Link, channel: str, subject: str) -> Mailbox:
-    """Return a mailbox that listens to a subject."""
-    mailbox = Mailbox(channel, lambda mailbox: link.leave(subject, mailbox))
-    await link.listen(subject, mailbox)
-    return mailbox
+        return await self._connection.subscribe(channel, subject_of(self._prefix, channel))
 
 
 def payload_of(message: Msg) -> bytes | None:

@@ -7,12 +7,10 @@ from typing import Any, TypeVar
 from ...broker import READ_BYTES, Page, Subscription
 from ...cursor import Position
 from ..history import History
-from .broker import subscribe
-from .connection import FAILURES
+from .connection import Connection, Timeouts
 from .entry import live_payload_of
-from .link import Link
+from .failures import FAILURES
 from .log import Logs
-from .session import Patience
 from .stream import Stream, StreamSettings, is_absent
 from .subjects import check_prefix, subject_of
 
@@ -67,7 +65,7 @@ class JetStreamBroker:
             replicas=replicas,
             idempotency_window=idempotency_window,
         )
-        patience = Patience(
+        timeouts = Timeouts(
             subscribe_timeout=subscribe_timeout,
             publish_timeout=publish_timeout,
             ping_interval=ping_interval,
@@ -76,14 +74,14 @@ class JetStreamBroker:
         )
         self._prefix = prefix
         self._log_prefix = settings.log_prefix
-        self._link = Link(servers, options or {}, patience, live_payload_of)
-        self._stream = Stream(self._link, settings)
+        self._connection = Connection(servers, options or {}, timeouts, live_payload_of)
+        self._stream = Stream(self._connection, settings)
         self._logs = Logs(self._stream, history.events)
 
     @property
     def healthy(self) -> bool:
         """Whether the connection is up and every channel confirmed, or nobody listens."""
-        return self._link.healthy
+        return self._connection.healthy
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload to the channel's log and return 0: NATS does not say who listens.
@@ -98,7 +96,7 @@ class JetStreamBroker:
 
         Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
         """
-        return await subscribe(self._link, channel, subject_of(self._prefix, channel))
+        return await self._connection.subscribe(channel, subject_of(self._prefix, channel))
 
     async def append(
         self,
@@ -123,7 +121,7 @@ class JetStreamBroker:
         try:
             return await self._act(act)
         except FAILURES as error:
-            raise self._link.unavailable(what, error) from error
+            raise self._connection.unavailable(what, error) from error
 
     async def _act(self, act: Callable[[], Awaitable[Result]]) -> Result:
         await self._stream.ensure()

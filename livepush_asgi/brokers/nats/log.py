@@ -18,8 +18,8 @@ from typing import NamedTuple
 from ...broker import Page
 from ...cursor import Position, new_epoch
 from ...errors import PositionConflictError
-from .connection import FAILURES
 from .entry import MARK, POSITION
+from .failures import FAILURES
 from .pages import Pages, Range
 from .stream import JetStreamError, Stream
 from .turns import Turns

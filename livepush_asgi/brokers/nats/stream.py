@@ -15,9 +15,9 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from ..history import History
-from .connection import FAILURES, Outgoing
+from .connection import Connection, Outgoing
 from .entry import Entry, entry_in, entry_of, seconds_of
-from .link import Link
+from .failures import FAILURES
 from .turns import Turns
 
 # A mark is set when a log begins, and then at most once in the time for which events are kept.
@@ -78,8 +78,8 @@ class StreamSettings:
 class Stream:
     """Requests about one stream, which is made when it is absent."""
 
-    def __init__(self, link: Link, settings: StreamSettings) -> None:
-        self._link = link
+    def __init__(self, connection: Connection, settings: StreamSettings) -> None:
+        self._connection = connection
         self._settings = settings
         self._turns = Turns(*FAILURES)
         #: On which of the link's connections the stream was last seen.
@@ -105,11 +105,11 @@ class Stream:
             answer = await self._call(f"STREAM.INFO.{name}", {}, set())
         self._check(answer["config"])
         self._skew = seconds_of(answer["ts"]) - time.time() if "ts" in answer else 0.0
-        self._checked = self._link.generation
+        self._checked = self._connection.generation
 
     @property
     def _is_checked(self) -> bool:
-        return self._checked > 0 and self._checked == self._link.generation
+        return self._checked > 0 and self._checked == self._connection.generation
 
     def forget(self) -> None:
         """Have the next `ensure` look again."""
@@ -175,7 +175,7 @@ class Stream:
         return age is not None and time.time() + self._skew - entry.time > age
 
     def _check(self, found: Mapping[str, Any]) -> None:
-        if self._link.version < _LEAST_VERSION:
+        if self._connection.version < _LEAST_VERSION:
             raise JetStreamError("the server is too old, JetStreamBroker needs NATS 2.11")
         wanted = self._settings.configuration()
         for name in ("subjects", "republish", "allow_direct"):
@@ -191,17 +191,17 @@ class Stream:
 
     async def _ask_direct(self, query: Mapping[str, object], *, many: bool) -> list[Msg]:
         subject = f"$JS.API.DIRECT.GET.{self._settings.name}"
-        answer = await self._link.ask(Outgoing(subject, json.dumps(query).encode()), many=many)
+        answer = await self._connection.request(Outgoing(subject, json.dumps(query).encode()), many=many)
         if _status(answer[-1]) not in ("", "204", "404"):
             self._refuse(answer[-1])
         return answer
 
     async def _publish(self, message: Outgoing) -> dict[str, Any]:
-        (answer,) = await self._link.ask(message)
+        (answer,) = await self._connection.request(message)
         return self._parsed(answer)
 
     async def _call(self, path: str, query: Mapping[str, object], expected: set[int]) -> dict[str, Any]:
-        (answer,) = await self._link.ask(Outgoing(f"$JS.API.{path}", json.dumps(query).encode()))
+        (answer,) = await self._connection.request(Outgoing(f"$JS.API.{path}", json.dumps(query).encode()))
         parsed = self._parsed(answer)
         return parsed if _code(parsed) in expected else _checked(parsed)
 

@@ -1,0 +1,163 @@
+"""The subscriptions of a broker, over all reconnects. No input or output here.
+
+A subscription is in force when the server has confirmed it, or when a message has arrived for it, which may be
+earlier. One that was interrupted tells its mailbox of the loss when it is in force again, not before: a reader
+that fills the gap from a log must not miss what comes between the two.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from ..mailbox import Mailbox
+
+logger = logging.getLogger("livepush_asgi")
+
+
+class Subscription:
+    """One mailbox that listens to one subject. `confirmed` is set when it is in force for the first time."""
+
+    __slots__ = ("confirmed", "denied", "in_force", "interrupted", "mailbox", "on_server", "subject")
+
+    def __init__(self, channel: str, subject: str, on_close: Callable[["Subscription"], None]) -> None:
+        self.subject = subject
+        self.mailbox = Mailbox(channel, lambda mailbox: on_close(self))
+        self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: nats-py's part of it, None if the server has to be asked.
+        self.on_server: NatsSubscription | None = None
+        self.in_force = False
+        self.interrupted = False
+        self.denied = False
+
+    def deliver(self, payload: bytes) -> None:
+        """Pass a payload to the mailbox. A fault behind it must not stop the connection."""
+        try:
+            self.mailbox.deliver(payload)
+        except Exception:
+            logger.exception("the sink of channel %r raised", self.mailbox.channel)
+
+    def tell_lost(self) -> None:
+        """Tell the mailbox that messages may be missing."""
+        try:
+            self.mailbox.lost()
+        except Exception:
+            logger.exception("the sink of channel %r raised", self.mailbox.channel)
+
+
+class SubscriptionTable:
+    """All subscriptions, and which of them the server has to be asked for."""
+
+    def __init__(self) -> None:
+        # By the subject in lower case: that is how nats-py reports a refusal.
+        self._by_subject: dict[str, list[Subscription]] = {}
+        self._unasked: dict[Subscription, None] = {}
+        self._unconfirmed: dict[Subscription, None] = {}
+        self._given_up: list[NatsSubscription] = []
+
+    def __len__(self) -> int:
+        return len(self._by_subject)
+
+    @property
+    def all_in_force(self) -> bool:
+        """Whether the server has confirmed every subscription."""
+        return not self._unconfirmed
+
+    def add(self, subscription: Subscription) -> None:
+        """Add a subscription that the server has to be asked for."""
+        self._by_subject.setdefault(subscription.subject.lower(), []).append(subscription)
+        self._unasked[subscription] = self._unconfirmed[subscription] = None
+
+    def remove(self, subscription: Subscription) -> None:
+        """Remove a subscription. Removing it twice is harmless."""
+        subject = subscription.subject.lower()
+        same_subject = self._by_subject.get(subject, [])
+        if subscription in same_subject:
+            same_subject.remove(subscription)
+            if not same_subject:
+                del self._by_subject[subject]
+            self._unasked.pop(subscription, None)
+            self._unconfirmed.pop(subscription, None)
+            self._give_up(subscription)
+
+    def take_unasked(self) -> list[Subscription]:
+        """Return the subscriptions that the server has to be asked for."""
+        unasked, self._unasked = self._unasked, {}
+        return list(unasked)
+
+    def take_given_up(self) -> list[NatsSubscription]:
+        """Return what the server still has and nobody needs."""
+        given_up, self._given_up = self._given_up, []
+        return given_up
+
+    def confirm(self, subscription: Subscription) -> None:
+        """Note that a subscription is in force. A loss is told before anything is delivered."""
+        if subscription not in self._unconfirmed:
+            return
+        del self._unconfirmed[subscription]
+        subscription.in_force = True
+        subscription.denied = False
+        if not subscription.confirmed.done():
+            subscription.confirmed.set_result(None)
+        if subscription.interrupted:
+            subscription.interrupted = False
+            subscription.tell_lost()
+
+    def confirm_all(self) -> None:
+        """Note that every subscription that the server has and did not refuse is in force."""
+        for subscription in list(self._unconfirmed):
+            if subscription.on_server is not None:
+                self.confirm(subscription)
+
+    def refuse(self, subject: str, error: Exception) -> None:
+        """Note that the server refuses a subject, given in lower case.
+
+        It also ends subscriptions that are in force, when permissions change. Of two subjects that differ only in
+        case, the refused one is the one that is not in force.
+        """
+        asked = [each for each in self._by_subject.get(subject, []) if each.on_server is not None]
+        for subscription in [each for each in asked if not each.in_force] or asked:
+            self._deny(subscription, error)
+
+    def ask_again(self) -> None:
+        """Ask for refused subscriptions once more: permissions change."""
+        self._unasked.update((each, None) for each in self._unconfirmed if each.on_server is None)
+
+    def interrupt(self) -> None:
+        """Note that the connection is lost. nats-py subscribes again to what the server had."""
+        for same_subject in self._by_subject.values():
+            for subscription in same_subject:
+                subscription.interrupted = subscription.confirmed.done()
+                subscription.in_force = False
+                self._unconfirmed[subscription] = None
+        self.ask_again()
+
+    def forget_server(self) -> None:
+        """Note that the client is closed: the next one has to ask for everything."""
+        self._given_up.clear()
+        for subscription in self._unconfirmed:
+            subscription.on_server = None
+        self.ask_again()
+
+    def fail_waiting(self, error: Exception) -> None:
+        """Raise for everybody who waits for a confirmation."""
+        for subscription in list(self._unconfirmed):
+            if not subscription.confirmed.done():
+                subscription.confirmed.set_exception(error)
+
+    def _deny(self, subscription: Subscription, error: Exception) -> None:
+        self._give_up(subscription)
+        subscription.in_force = False
+        self._unconfirmed[subscription] = None
+        if not subscription.confirmed.done():
+            subscription.confirmed.set_exception(error)
+        elif not subscription.denied:
+            subscription.denied = subscription.interrupted = True
+            logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
+            subscription.tell_lost()
+
+    def _give_up(self, subscription: Subscription) -> None:
+        if subscription.on_server is not None:
+            self._given_up.append(subscription.on_server)
+            subscription.on_server = None
