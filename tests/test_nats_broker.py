@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from livepush_asgi import Broker, NatsBroker
 from livepush_asgi.broker import ForwardingSubscription, HistoryBroker, Subscription
-from livepush_asgi.brokers.nats.connection import Timeouts
+from livepush_asgi.brokers.nats.settings import Timeouts
 from livepush_asgi.brokers.nats.subjects import subject_of
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
 from livepush_asgi.event import to_payload

@@ -6,9 +6,11 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from ...broker import Subscription
-from .connection import Connection, Outgoing, Timeouts
-from .entry import MARK
-from .failures import FAILURES
+from ...loop import asyncio_loop
+from .connection import Connection
+from .failures import FAILURES, unavailable
+from .settings import Settings, Timeouts
+from .stream import MARK
 from .subjects import check_prefix, subject_of
 
 
@@ -16,13 +18,13 @@ class NatsBroker:
     """Pub/sub over NATS, without history: what is published while nobody listens is gone.
 
     `servers` is a URL or several of one cluster, `options` are further keywords of `nats.connect`:
-    credentials, TLS, a name. The channel `events.42` is the subject `livepush.events.42`, and what
-    NATS cannot have in a subject is written as %XX; `prefix` stands for `livepush`.
+    credentials, TLS, a name. The channel `events.42` is the subject `livepush.events.42`; characters that
+    NATS does not allow in a subject are written as %XX. `prefix` stands for `livepush`.
 
-    However many channels and clients, there is one connection. It is opened by the first use, and
-    closed when nothing has needed it for `linger`; when it breaks, it is made again until that works,
-    each subscription is told that messages may be lost, and goes on. Each payload is sent at most
-    once. A server that finds a reader too slow cuts its connection, so that is told as well.
+    However many channels and clients, there is one connection. The first use opens it, and it is closed when
+    nothing has needed it for `linger`. When it breaks it is made again until that works, each subscription is
+    told that messages may be lost, and goes on. Each payload is sent at most once. A server that finds a
+    reader too slow cuts its connection, so that is told as well.
 
     All timeouts are in seconds. The connection is tested every `ping_interval`, and is given up after
     `ping_timeout` without an answer. Use one broker on one event loop at a time.
@@ -49,24 +51,25 @@ class NatsBroker:
             ping_timeout=ping_timeout,
             linger=linger,
         )
-        self._connection = Connection(servers, options or {}, timeouts, payload_of)
+        self._settings = Settings(servers, options or {}, timeouts)
+        self._connection: Connection | None = None
 
     @property
     def healthy(self) -> bool:
         """Whether the connection is up and every channel confirmed, or nobody listens."""
-        return self._connection.healthy
+        return self._connection is None or self._connection.has_ended or self._connection.healthy
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish a payload and return 0 when the server has it: NATS does not say who listens.
 
-        Raises BrokerUnavailableError if the server is away or refuses. It was then sent once or not at
-        all: what to do about it is the caller's decision.
+        Raises BrokerUnavailableError if the server is away or refuses. The payload was then sent once or not
+        at all.
         """
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
         try:
-            await self._connection.publish(Outgoing(subject_of(self._prefix, channel), data))
+            await self._connect().publish(subject_of(self._prefix, channel), data)
         except FAILURES as error:
-            raise self._connection.unavailable("publish", error) from error
+            raise unavailable("publish", self._settings.address, error) from error
         return 0
 
     async def subscribe(self, channel: str) -> Subscription:
@@ -74,9 +77,20 @@ class NatsBroker:
 
         Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
         """
-        return await self._connection.subscribe(channel, subject_of(self._prefix, channel))
+        return await self._connect().subscribe(channel, subject_of(self._prefix, channel))
 
+    def _connect(self) -> Connection:
+        """Return the connection, and make one if there is none. It opens in the background."""
+        loop = asyncio_loop()
+        connection = self._connection
+        # A loop that was closed without cancelling its tasks has left its connection behind.
+        if connection is None or connection.has_ended or connection.loop.is_closed():
+            connection = self._connection = Connection(self._settings, self._decode)
+        elif connection.loop is not loop:
+            raise RuntimeError("a NATS broker is used on one event loop at a time; make one for each")
+        return connection
 
-def payload_of(message: Msg) -> bytes | None:
-    """Return what a message carries, None for a mark that is for readers of a log."""
-    return None if MARK in (message.headers or {}) else message.data
+    @staticmethod
+    def _decode(message: Msg) -> bytes | None:
+        # A mark is for readers of a log.
+        return None if MARK in (message.headers or {}) else message.data

@@ -1,6 +1,6 @@
-"""nats-py's client, which reconnects by itself, with what it lacks for this package.
+"""nats-py's client, which reconnects by itself, with what this package needs beyond that.
 
-Each override names the behaviour of nats-py (2.16) that it changes. The tests are in `tests/test_nats_reconnect.py`.
+Each override says which behaviour of nats-py 2.16 it changes; `tests/test_nats_reconnect.py` shows each need.
 """
 
 import asyncio
@@ -38,48 +38,50 @@ class Receiver(asyncio.Future[Msg]):
         self._take(message)
 
 
+class Pong(asyncio.Future[object]):
+    """The answer to a PING: True, or the error because of which there is none. Only the first result counts.
+
+    nats-py stops reading when a PONG arrives for an ordinary future that is done or cancelled.
+    """
+
+    def set_result(self, result: object, /) -> None:
+        """Set the result, unless there is one."""
+        if not self.done():
+            super().set_result(result)
+
+
 class Client(nats_client.Client):
-    """A client that gives up a connection as soon as it is known to be dead, and sends nothing twice."""
+    """A client that gives up a dead connection at once, and sends later nothing that was meant for it."""
 
     def __init__(self, ping_timeout: float) -> None:
         super().__init__()
         self._ping_timeout = ping_timeout
         self._messages_since_yield = 0
-        self._next_pong: asyncio.Future[object] | None = None
+        self._next_pong: Pong | None = None
         #: Why the connection was lost last.
         self.fault: Exception = ConnectionResetError("the connection has ended")
 
-    async def confirm(self, timeout: float) -> None:
-        """Wait until the server has processed everything that was sent before. Raises one of FAILURES.
+    async def confirm(self) -> None:
+        """Return when the server has processed all commands so far. Raises one of FAILURES.
 
-        All calls within one turn of the event loop share a PING.
+        All calls within one turn of the event loop share a PING. If the server does not answer it within
+        `ping_timeout`, the connection is given up.
         """
         pong = self._next_pong
         if pong is None:
-            pong = self._next_pong = asyncio.get_running_loop().create_future()
+            pong = self._next_pong = Pong()
             start_task(self._send_ping(pong), "livepush nats ping")
-        # Never cancelled: nats-py stops reading when a PONG arrives for a cancelled future.
-        await asyncio.wait({pong}, timeout=timeout)
-        if not pong.done():
-            raise no_answer(timeout)
-        failure = pong.result()
+        failure = await asyncio.shield(pong)
         if isinstance(failure, Exception):
             raise failure
 
     async def flush(self, timeout: float = 0) -> None:
-        """Do as `confirm`, and give the connection up if the server does not answer in time.
-
-        nats-py calls this after a reconnect. Its own version waits 10 s and then leaves the connection open.
-        """
-        try:
-            await self.confirm(timeout or self._ping_timeout)
-        except TimeoutError as error:
-            await self._process_op_err(error)
-            raise
+        """Do what `confirm` does. nats-py calls this after a reconnect, and waits 10 s in its own version."""
+        await self.confirm()
 
     def abort(self) -> None:
-        """Close the socket at once. A polite close waits until all is sent, and a dead server reads nothing."""
-        # nats-py has no public access to it, and a web socket has no writer.
+        """Close the socket at once. nats-py waits until all is sent, and a dead server reads nothing."""
+        # There is no public access to it. A web socket has no writer.
         writer = getattr(self._transport, "_io_writer", None)
         if isinstance(writer, asyncio.StreamWriter):
             # RuntimeError: the connection belongs to an event loop that is closed.
@@ -93,54 +95,58 @@ class Client(nats_client.Client):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self.close()
 
-    async def _process_msg(self, *message: object) -> None:
-        """Yield to other tasks during a burst, and drop what a lost connection still had in its buffer."""
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        """Yield during a burst, and drop what the buffer of a lost connection still has."""
         if self.is_reconnecting:
             return
-        await super()._process_msg(*message)
+        await super()._process_msg(sid, subject, reply, data, headers)
         self._messages_since_yield += 1
         if self._messages_since_yield >= MESSAGES_BETWEEN_YIELDS:
             self._messages_since_yield = 0
             await asyncio.sleep(0)
 
     async def _process_err(self, message: str) -> None:
-        """Reconnect after an error that nats-py ends the client for, such as expired credentials."""
+        """Reconnect after an error for which nats-py closes for good, such as credentials that expire."""
         if PERMISSIONS_ERR in message:
             await super()._process_err(message)
         else:
             await self._process_op_err(NatsError(f"nats: {message}"))
 
     async def _process_op_err(self, error: Exception) -> None:
-        """Close a lost connection at once, and never send later what was not sent on it."""
+        """Drop a lost connection before nats-py closes it and connects again."""
         if self.is_connected:
             self._drop_connection(error)
         await super()._process_op_err(error)
 
-    async def _send_ping(self, pong: asyncio.Future[object] | None = None) -> None:
+    async def _send_ping(self, future: asyncio.Future[object] | None = None) -> None:
         """Send a PING behind the commands that wait to be sent. nats-py's overtakes them."""
-        if pong is None:
-            pong = asyncio.get_running_loop().create_future()
+        pong = Pong() if future is None else future
         if pong is self._next_pong:
             self._next_pong = None
-        if pong.done():
-            return
         if not self.is_connected:
             pong.set_result(self.fault)
+        if pong.done():
             return
+        timer = asyncio.get_running_loop().call_later(self._ping_timeout, self._give_up, pong)
+        pong.add_done_callback(lambda done: timer.cancel())
         self._pongs.append(pong)
         await self._send_command(nats_client.PING_PROTO)
         await self._flush_pending()
+
+    def _give_up(self, pong: asyncio.Future[object]) -> None:
+        error = no_answer(self._ping_timeout)
+        pong.set_result(error)
+        start_task(self._process_op_err(error), "livepush nats reconnect")
 
     def _drop_connection(self, error: Exception) -> None:
         if isinstance(error, UnexpectedEOF):
             error = ConnectionResetError("the server has closed the connection")
         self.fault = error
+        # nats-py would send it on the next connection, when its publishers have been told that it failed.
         self._pending = []
         self._pending_data_size = 0
-        pongs = [*self._pongs, self._next_pong]
+        pongs = self._pongs if self._next_pong is None else [*self._pongs, self._next_pong]
         self._pongs, self._next_pong = [], None
         for pong in pongs:
-            # A result and no exception: asyncio would log one that nobody retrieves.
-            if pong is not None and not pong.done():
-                pong.set_result(error)
+            pong.set_result(error)
         self.abort()

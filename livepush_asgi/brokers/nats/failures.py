@@ -1,8 +1,5 @@
 """What can go wrong with a server, and the error that the caller gets for it."""
 
-from collections.abc import Iterable
-from urllib.parse import urlsplit
-
 from nats.errors import Error as NatsError
 
 from ...errors import BrokerUnavailableError
@@ -13,11 +10,6 @@ FAILURES = (NatsError, OSError)
 
 class PayloadTooLargeError(NatsError):
     """Raised when a payload is larger than the server accepts."""
-
-
-def address_of(urls: Iterable[str]) -> str:
-    """Return where the servers are, for messages; without user name and password."""
-    return "NATS at " + ", ".join(urlsplit(url).netloc.rpartition("@")[2] or url for url in urls)
 
 
 def no_answer(timeout: float) -> TimeoutError:

@@ -1,7 +1,7 @@
-"""Pages: a log read by offset, in a stream that knows sequences only.
+"""Reading a log by offset, in a stream that knows sequences only.
 
-Both grow along a log, so the sequence of an offset is found by asking for messages in between, where it
-should be if the other channels' messages lay evenly among this one's. Where a page ended is remembered.
+Both grow along a log, so the sequence of an offset is searched: at first where it should be if the messages
+of other channels lay evenly among those of this one. Where a page has ended is remembered.
 """
 
 from collections import OrderedDict
@@ -9,21 +9,20 @@ from typing import NamedTuple
 
 from ...broker import Page, Record
 from ...cursor import Position
-from .entry import Entry
-from .stream import Stream
+from .stream import Entry, Stream
 
-# So many bytes are asked for at most, and so many for each message beside its payload: its subject and its
-# headers. A page may be shorter than its limits.
+# A request asks for so many bytes at most, and for so many per message beside its payload: its subject and
+# its headers. A page may be shorter than its limits.
 _PAGE_SIZE, _MESSAGE_COST = 4 * 1024 * 1024, 512
 # Marks may lie between events. So many messages too early are read along rather than searched away.
 _NEAR = 16
-_MOST_PLACES = 10_000
+_MOST_REMEMBERED = 10_000
 
 
 class Range(NamedTuple):
-    """A read of a log: the events above an offset, at most so many and so many bytes of them."""
+    """A part of a log: the events from an offset on, at most so many and so many bytes of them."""
 
-    after: int
+    start: int
     limit: int
     max_bytes: int
 
@@ -33,14 +32,14 @@ class _Place(NamedTuple):
     sequence: int
 
 
-class Pages:
-    """Reads pages of logs of which `events` are kept each."""
+class PageReader:
+    """Reads pages of logs, of which `events` are kept each."""
 
     def __init__(self, stream: Stream, events: int) -> None:
         self._stream = stream
         self._events = events
-        #: From which sequence on an event is found.
-        self._sequences: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        #: From which sequence on an event is found, by subject and position.
+        self._sequences: OrderedDict[tuple[str, Position], int] = OrderedDict()
 
     async def read(
         self, subject: str, end: Position, end_sequence: int, oldest: Entry | None, range_: Range
@@ -49,38 +48,21 @@ class Pages:
         first = self._first(end, oldest)
         if first is None:
             return None
-        # Between the two questions the log may have gone on.
+        # The log may have gone on between the two requests.
         last = max(end.offset, first - 1)
-        wanted = max(range_.after + 1, first)
-        if range_.limit <= 0 or wanted > end.offset or oldest is None or oldest.position is None:
-            return Page(end.epoch, first, last, ())
-        low = _Place(oldest.position.offset, oldest.sequence)
-        start = await self._locate(subject, end, wanted, low, _Place(end.offset, end_sequence))
-        if start is None:
-            return None
-        records = await self._records(subject, end.epoch, start, wanted, range_)
-        if not records:
-            return Page(end.epoch, first, last, ())
-        if records[0].offset > range_.after + 1:
-            # What was there a moment ago has been let go.
-            first = records[0].offset
-        return Page(end.epoch, min(first, records[0].offset), max(last, records[-1].offset), records)
-
-    async def _records(
-        self, subject: str, epoch: str, start: _Place, wanted: int, range_: Range
-    ) -> tuple[Record, ...]:
-        many = range_.limit + max(0, wanted - start.offset) + _NEAR
-        size = min(_PAGE_SIZE, range_.max_bytes + _MESSAGE_COST * many)
-        sequence = start.sequence
-        while True:
-            entries = await self._stream.page(subject, sequence, many, size)
-            records = _records_of(entries, epoch, wanted, range_)
-            if records:
-                self._remember(subject, epoch, records[-1].offset, entries)
-            if records or not entries:
-                return records
-            # Those before the wanted one filled the answer.
-            sequence = entries[-1].sequence + 1
+        wanted = range_._replace(start=max(range_.start, first))
+        records: tuple[Record, ...] = ()
+        if range_.limit > 0 and wanted.start <= end.offset and oldest is not None:
+            high = _Place(end.offset, end_sequence)
+            place = await self._locate(subject, end.epoch, wanted.start, oldest, high)
+            if place is None:
+                return None
+            records = await self._records(subject, end.epoch, place, wanted)
+        if records:
+            # What was there a moment ago may be gone by now.
+            first = records[0].offset if records[0].offset > range_.start else first
+            last = max(last, records[-1].offset)
+        return Page(end.epoch, first, last, records)
 
     def _first(self, end: Position, oldest: Entry | None) -> int | None:
         """Return the first offset that is kept, None if the oldest message is of another log."""
@@ -92,51 +74,68 @@ class Pages:
         return max(first, end.offset - self._events + 1)
 
     async def _locate(
-        self, subject: str, end: Position, wanted: int, low: _Place, high: _Place
+        self, subject: str, epoch: str, wanted: int, oldest: Entry, high: _Place
     ) -> _Place | None:
-        """Return a place at or shortly before an event; None if that is in another log."""
-        known = self._sequences.get((subject, end.epoch, wanted))
+        """Return a place at or shortly before an event; None if the log has changed meanwhile."""
+        known = self._sequences.get((subject, Position(epoch, wanted)))
         if known is not None:
             return _Place(wanted, known)
-        evenly = True
-        while wanted - low.offset > _NEAR and high.sequence - low.sequence > 1:
-            span = high.sequence - low.sequence
-            share = (wanted - _NEAR // 2 - low.offset) / (high.offset - low.offset) if evenly else 0.5
-            # Where the messages lie unevenly, halving is what comes to an end.
-            evenly = not evenly
-            middle = low.sequence + min(span - 1, max(1, int(span * share)))
-            entry = await self._stream.next(subject, middle)
-            if entry is None or entry.position is None or entry.position.epoch != end.epoch:
+        entry: Entry | None = oldest
+        sequence = oldest.sequence
+        low, evenly = _Place(0, 0), True
+        while True:
+            if entry is None or entry.position is None or entry.position.epoch != epoch:
                 return None
             # A mark stands behind the event of which it has the offset.
             if entry.position.offset < wanted + entry.is_event:
                 low = _Place(entry.position.offset, entry.sequence)
             else:
-                high = _Place(entry.position.offset, middle)
-        return low
+                high = _Place(entry.position.offset, sequence)
+            span = high.sequence - low.sequence
+            if wanted - low.offset <= _NEAR or span <= 1:
+                return low
+            share = (wanted - _NEAR // 2 - low.offset) / (high.offset - low.offset) if evenly else 0.5
+            # Where the messages lie unevenly, halving is what comes to an end.
+            evenly = not evenly
+            sequence = low.sequence + min(span - 1, max(1, int(span * share)))
+            entry = await self._stream.next(subject, sequence)
 
-    def _remember(self, subject: str, epoch: str, offset: int, entries: list[Entry]) -> None:
-        position = Position(epoch, offset)
-        entry = next(entry for entry in entries if entry.is_event and entry.position == position)
-        self._sequences[subject, epoch, offset + 1] = entry.sequence + 1
-        if len(self._sequences) > _MOST_PLACES:
+    async def _records(self, subject: str, epoch: str, place: _Place, wanted: Range) -> tuple[Record, ...]:
+        many = wanted.limit + max(0, wanted.start - place.offset) + _NEAR
+        size = min(_PAGE_SIZE, wanted.max_bytes + _MESSAGE_COST * many)
+        sequence = place.sequence
+        while entries := await self._stream.page(subject, sequence, many, size):
+            events = _events_in(entries, epoch, wanted)
+            if events:
+                self._remember(subject, epoch, events[-1])
+                return tuple(Record(offset, entry.payload) for offset, entry in events)
+            # Messages before the wanted one have filled the answer.
+            sequence = entries[-1].sequence + 1
+        return ()
+
+    def _remember(self, subject: str, epoch: str, event: tuple[int, Entry]) -> None:
+        offset, entry = event
+        self._sequences[subject, Position(epoch, offset + 1)] = entry.sequence + 1
+        if len(self._sequences) > _MOST_REMEMBERED:
             self._sequences.popitem(last=False)
 
 
-def _records_of(entries: list[Entry], epoch: str, wanted: int, range_: Range) -> tuple[Record, ...]:
-    """Return events that follow each other, from the first that is wanted or that is there."""
-    records: list[Record] = []
+def _events_in(entries: list[Entry], epoch: str, wanted: Range) -> list[tuple[int, Entry]]:
+    """Return events that follow each other with their offsets, from the first that is wanted and there."""
+    events: list[tuple[int, Entry]] = []
     size = 0
     for entry in entries:
         position = entry.position
-        if position is None or position.epoch != epoch or not entry.is_event or position.offset < wanted:
+        if (
+            position is None
+            or position.epoch != epoch
+            or not entry.is_event
+            or position.offset < wanted.start
+        ):
             continue
         size += len(entry.payload)
-        if records and (
-            len(records) == range_.limit
-            or size > range_.max_bytes
-            or position.offset != records[-1].offset + 1
-        ):
+        is_over = len(events) == wanted.limit or size > wanted.max_bytes
+        if events and (is_over or position.offset != events[-1][0] + 1):
             break
-        records.append(Record(position.offset, entry.payload))
-    return tuple(records)
+        events.append((position.offset, entry))
+    return events

@@ -1,32 +1,37 @@
-"""The stream that holds the logs of all channels, and the requests that it answers. JetStream's API, no more.
+"""The stream that holds the logs of all channels: its settings, its messages, and the requests to it.
 
 https://docs.nats.io/reference/reference-protocols/nats_api_reference
 """
 
+import asyncio
+import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from secrets import randbelow
-from typing import Any
+from typing import Any, NamedTuple
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from ...cursor import Position
+from ...event import positioned
 from ..history import History
-from .connection import Connection, Outgoing
-from .entry import Entry, entry_in, entry_of, seconds_of
-from .failures import FAILURES
-from .turns import Turns
+from .connection import Connection
 
-# A mark is set when a log begins, and then at most once in the time for which events are kept.
+#: The headers with a message's position: an event has the one, a mark the other. A mark is no event: it says
+#: how far a log has come when no event can say so.
+POSITION, MARK = "Livepush-Position", "Livepush-Mark"
+# A log gets a mark when it begins, and then at most one in the time for which events are kept.
 _MOST_MARKS = 4
-# Of batches of messages, which are answered from one request.
+# Direct batch get needs this version.
 _LEAST_VERSION = (2, 11)
-# A stream that is lost and made again must not come to the same numbers: they tell what has changed since.
+# A stream that is lost and made again must not reach the same sequences: they tell what has changed since.
 _MOST_FIRST_SEQUENCE = 2**48
-_NO_STREAM, _NAME_TAKEN, _WRONG_SEQUENCE, _WRONG_ID = 10059, 10058, 10071, 10070
+# Error codes of JetStream.
+_NO_MESSAGE, _NO_STREAM, _NAME_TAKEN, _WRONG_ID, _WRONG_SEQUENCE = 10037, 10059, 10058, 10070, 10071
 
 
 class JetStreamError(NatsError):
@@ -35,6 +40,33 @@ class JetStreamError(NatsError):
     def __init__(self, description: str, code: int = 0) -> None:
         super().__init__(description)
         self.code = code
+
+
+def is_absent(error: Exception) -> bool:
+    """Return whether the error says that there is no such stream."""
+    return isinstance(error, JetStreamError) and error.code == _NO_STREAM
+
+
+class Entry(NamedTuple):
+    """One message of a log. `position` is None if something else than this package has put it there."""
+
+    sequence: int
+    time: float
+    position: Position | None
+    is_event: bool
+    payload: bytes
+
+
+def live_payload_of(message: Msg) -> bytes | None:
+    """Return what a subscription gets for a message that came live, None for a mark."""
+    headers = message.headers or {}
+    if MARK in headers:
+        return None
+    try:
+        return positioned(Position.parse(headers[POSITION]), message.data)
+    except (KeyError, ValueError):
+        # It was published past the log.
+        return message.data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +80,13 @@ class StreamSettings:
     replicas: int
     idempotency_window: float
 
+    @property
+    def log_prefix(self) -> str:
+        """What the subjects of the logs begin with. Those of live payloads begin with `prefix`."""
+        return f"{self.prefix}-log"
+
     def configuration(self) -> dict[str, object]:
-        """Return what JetStream is asked for."""
+        """Return the stream's configuration, as JetStream takes it."""
         age = 0.0 if self.history.age is None else 2 * self.history.age
         window = self.idempotency_window if not age else min(self.idempotency_window, age)
         return {
@@ -61,87 +98,98 @@ class StreamSettings:
             "num_replicas": self.replicas,
             "max_msgs_per_subject": self.history.events + _MOST_MARKS,
             "max_bytes": self.size,
-            "max_age": _nanoseconds(age),
-            "duplicate_window": _nanoseconds(window),
+            "max_age": int(age * 1e9),
+            "duplicate_window": int(window * 1e9),
             "allow_direct": True,
             "first_seq": 1 + randbelow(_MOST_FIRST_SEQUENCE),
-            # What is stored is published once more, after it was stored: that is the live way.
+            # The server publishes what it has stored, afterwards: subscriptions get that.
             "republish": {"src": f"{self.log_prefix}.>", "dest": f"{self.prefix}.>"},
         }
 
-    @property
-    def log_prefix(self) -> str:
-        """What the subjects of the logs begin with. Those of live payloads begin with `prefix`."""
-        return f"{self.prefix}-log"
-
 
 class Stream:
-    """Requests about one stream, which is made when it is absent."""
+    """Requests to one stream. Raises one of FAILURES."""
 
-    def __init__(self, connection: Connection, settings: StreamSettings) -> None:
-        self._connection = connection
+    def __init__(self, connect: Callable[[], Connection], settings: StreamSettings) -> None:
+        self._connect = connect
         self._settings = settings
-        self._turns = Turns(*FAILURES)
-        #: On which of the link's connections the stream was last seen.
-        self._checked = 0
+        #: The generation of the connection on which the stream was seen last.
+        self._seen_on = 0
         #: How far the server's clock is ahead, in seconds.
         self._skew = 0.0
 
+    def lock(self, key: str) -> asyncio.Lock:
+        """Return a lock that everybody on this event loop shares who asks with the same key."""
+        return self._connect().lock(key)
+
     async def ensure(self) -> None:
-        """Make the stream if it is absent. Raises JetStreamError for one that is of no use here."""
-        if self._is_checked:
+        """Make the stream if it is absent. Raises JetStreamError for one that cannot be used here."""
+        if self._is_ensured:
             return
-        async with self._turns.of("ensure"):
-            if not self._is_checked:
+        async with self.lock(""):
+            if not self._is_ensured:
                 await self._ensure()
 
-    async def _ensure(self) -> None:
-        name = self._settings.name
-        answer = await self._call(f"STREAM.INFO.{name}", {}, {_NO_STREAM})
-        if "error" in answer:
-            answer = await self._call(f"STREAM.CREATE.{name}", self._settings.configuration(), {_NAME_TAKEN})
-        if "error" in answer:
-            # Somebody else has made it meanwhile.
-            answer = await self._call(f"STREAM.INFO.{name}", {}, set())
-        self._check(answer["config"])
-        self._skew = seconds_of(answer["ts"]) - time.time() if "ts" in answer else 0.0
-        self._checked = self._connection.generation
-
     @property
-    def _is_checked(self) -> bool:
-        return self._checked > 0 and self._checked == self._connection.generation
+    def _is_ensured(self) -> bool:
+        return self._seen_on > 0 and self._seen_on == self._connect().generation
+
+    async def _ensure(self) -> None:
+        name, connection = self._settings.name, self._connect()
+        answer = await self._call(f"STREAM.INFO.{name}", {}, _NO_STREAM)
+        if answer is None:
+            answer = await self._call(f"STREAM.CREATE.{name}", self._settings.configuration(), _NAME_TAKEN)
+        if answer is None:
+            # Another process has made it meanwhile.
+            answer = await self._call(f"STREAM.INFO.{name}", {}) or {}
+        if connection.server_version < _LEAST_VERSION:
+            raise JetStreamError("the server is too old, JetStreamBroker needs NATS 2.11")
+        self._check(answer["config"])
+        self._skew = _seconds_of(answer["ts"]) - time.time() if "ts" in answer else 0.0
+        self._seen_on = connection.generation
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        wanted = self._settings.configuration()
+        for name in ("subjects", "republish", "allow_direct"):
+            if found.get(name) != wanted[name]:
+                raise JetStreamError(
+                    f"the stream {self._settings.name!r} is there with {name} {found.get(name)!r} instead of "
+                    f"{wanted[name]!r}; name another stream or prefix"
+                )
 
     def forget(self) -> None:
         """Have the next `ensure` look again."""
-        self._checked = 0
+        self._seen_on = 0
 
     async def store(self, subject: str, payload: bytes, headers: dict[str, str], after: int) -> int | None:
-        """Add a message if the subject's last one has the sequence `after`; 0 is none.
+        """Add a message if the subject's last one has the sequence `after`; 0 means that there is none.
 
-        Return the message's sequence, None if another one came first, or the same was there already.
+        Return its sequence, None if another message came first, or the same was there already.
         """
-        guard = {"Nats-Expected-Last-Subject-Sequence": str(after)}
-        answer = await self._publish(Outgoing(subject, payload, headers={**headers, **guard}))
-        if _code(answer) == _WRONG_SEQUENCE:
-            return None
-        return None if answer.get("duplicate") else int(_checked(answer)["seq"])
+        condition = {"Nats-Expected-Last-Subject-Sequence": str(after)}
+        answer = await self._publish(subject, payload, {**headers, **condition}, _WRONG_SEQUENCE)
+        return None if answer is None or answer.get("duplicate") else int(answer["seq"])
 
-    async def known(self, subject: str, idempotency: str) -> int | None:
-        """Return the sequence of the message that was added with this id, if it is remembered.
+    async def known(self, subject: str, message_id: str) -> int | None:
+        """Return the sequence of the message that was added with this id, None if the id is not remembered.
 
-        JetStream compares ids before it looks for the condition here, which no stream can meet.
+        JetStream compares ids before it looks at the condition here, which no stream can meet.
         """
-        headers = {"Nats-Msg-Id": idempotency, "Nats-Expected-Last-Msg-Id": "-"}
-        answer = await self._publish(Outgoing(subject, b"", headers=headers))
-        return None if _code(answer) == _WRONG_ID else int(_checked(answer)["seq"])
+        headers = {"Nats-Msg-Id": message_id, "Nats-Expected-Last-Msg-Id": "-"}
+        answer = await self._publish(subject, b"", headers, _WRONG_ID)
+        return None if answer is None else int(answer["seq"])
 
     async def last(self, subject: str) -> Entry | None:
-        """Return the last message of a subject, as the leader of the stream has it."""
-        path = f"STREAM.MSG.GET.{self._settings.name}"
-        answer = await self._call(path, {"last_by_subj": subject}, {10037})
-        if "error" in answer:
+        """Return the last message of a subject. The leader answers; a direct get may come from a replica."""
+        query = {"last_by_subj": subject}
+        answer = await self._call(f"STREAM.MSG.GET.{self._settings.name}", query, _NO_MESSAGE)
+        if answer is None:
             return None
-        return entry_in(answer["message"])
+        message = answer["message"]
+        lines = base64.b64decode(message.get("hdrs", "")).decode("latin-1").split("\r\n")[1:]
+        headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        payload = base64.b64decode(message.get("data", ""))
+        return _entry(message["seq"], message["time"], headers, payload)
 
     async def at(self, sequence: int) -> Entry | None:
         """Return the message with a sequence."""
@@ -162,80 +210,75 @@ class Stream:
     async def page(self, subject: str, sequence: int, limit: int, size: int) -> list[Entry]:
         """Return up to `limit` messages of a subject from a sequence on, in little more than `size` bytes."""
         query = {"next_by_subj": subject, "seq": sequence, "batch": limit, "max_bytes": size}
-        return [entry_of(part) for part in await self._ask_direct(query, many=True) if not _status(part)]
+        return [_entry_of(part) for part in await self._get_direct(query, many=True) if not _status(part)]
 
     async def clear(self, subject: str, sequence: int) -> None:
-        """Remove the messages of a subject up to and with a sequence."""
-        path = f"STREAM.PURGE.{self._settings.name}"
-        await self._call(path, {"filter": subject, "seq": sequence + 1}, set())
+        """Remove the messages of a subject up to and including a sequence."""
+        await self._call(f"STREAM.PURGE.{self._settings.name}", {"filter": subject, "seq": sequence + 1})
 
     def is_old(self, entry: Entry) -> bool:
-        """Whether a message is older than events are kept."""
+        """Return whether a message is older than events are kept."""
         age = self._settings.history.age
         return age is not None and time.time() + self._skew - entry.time > age
 
-    def _check(self, found: Mapping[str, Any]) -> None:
-        if self._connection.version < _LEAST_VERSION:
-            raise JetStreamError("the server is too old, JetStreamBroker needs NATS 2.11")
-        wanted = self._settings.configuration()
-        for name in ("subjects", "republish", "allow_direct"):
-            if found.get(name) != wanted[name]:
-                raise JetStreamError(
-                    f"the stream {self._settings.name!r} is there with {name} {found.get(name)!r} instead of "
-                    f"{wanted[name]!r}; name another stream or prefix"
-                )
-
     async def _get(self, query: Mapping[str, object]) -> Entry | None:
-        (answer,) = await self._ask_direct(query, many=False)
-        return None if _status(answer) == "404" else entry_of(answer)
+        (answer,) = await self._get_direct(query, many=False)
+        return None if _status(answer) else _entry_of(answer)
 
-    async def _ask_direct(self, query: Mapping[str, object], *, many: bool) -> list[Msg]:
+    async def _get_direct(self, query: Mapping[str, object], *, many: bool) -> list[Msg]:
         subject = f"$JS.API.DIRECT.GET.{self._settings.name}"
-        answer = await self._connection.request(Outgoing(subject, json.dumps(query).encode()), many=many)
+        answer = await self._connect().request(subject, json.dumps(query).encode(), many=many)
+        # 204 ends a batch, 404 means that there is no such message.
         if _status(answer[-1]) not in ("", "204", "404"):
-            self._refuse(answer[-1])
+            raise _refusal(answer[-1])
         return answer
 
-    async def _publish(self, message: Outgoing) -> dict[str, Any]:
-        (answer,) = await self._connection.request(message)
-        return self._parsed(answer)
+    async def _call(
+        self, path: str, query: Mapping[str, object], expected_error: int = 0
+    ) -> dict[str, Any] | None:
+        return await self._publish(f"$JS.API.{path}", json.dumps(query).encode(), None, expected_error)
 
-    async def _call(self, path: str, query: Mapping[str, object], expected: set[int]) -> dict[str, Any]:
-        (answer,) = await self._connection.request(Outgoing(f"$JS.API.{path}", json.dumps(query).encode()))
-        parsed = self._parsed(answer)
-        return parsed if _code(parsed) in expected else _checked(parsed)
-
-    def _parsed(self, answer: Msg) -> dict[str, Any]:
+    async def _publish(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, expected_error: int
+    ) -> dict[str, Any] | None:
+        """Return the answer, None if it is the expected error."""
+        (answer,) = await self._connect().request(subject, payload, headers)
         if _status(answer):
-            self._refuse(answer)
+            raise _refusal(answer)
         parsed: dict[str, Any] = json.loads(answer.data)
-        return parsed
-
-    def _refuse(self, answer: Msg) -> None:
-        if _status(answer) == "503":
-            raise JetStreamError("nobody answers for the stream; is JetStream enabled?", _NO_STREAM)
-        description = (answer.headers or {}).get("Description", "")
-        raise JetStreamError(f"JetStream refuses with status {_status(answer)} {description}")
-
-
-def is_absent(error: Exception) -> bool:
-    """Whether the stream was not there."""
-    return isinstance(error, JetStreamError) and error.code == _NO_STREAM
+        error = parsed.get("error")
+        if error is None:
+            return parsed
+        if error.get("err_code") == expected_error:
+            return None
+        raise JetStreamError(error.get("description", "JetStream refuses"), error.get("err_code", 0))
 
 
-def _code(answer: Mapping[str, Any]) -> int | None:
-    return answer["error"].get("err_code", 0) if "error" in answer else None
-
-
-def _checked(answer: dict[str, Any]) -> dict[str, Any]:
-    if "error" in answer:
-        raise JetStreamError(answer["error"].get("description", "JetStream refuses"), _code(answer) or 0)
-    return answer
+def _refusal(answer: Msg) -> JetStreamError:
+    if _status(answer) == "503":
+        return JetStreamError("nobody answers for the stream; is JetStream enabled?", _NO_STREAM)
+    description = (answer.headers or {}).get("Description", "")
+    return JetStreamError(f"JetStream refuses with status {_status(answer)} {description}")
 
 
 def _status(message: Msg) -> str:
     return (message.headers or {}).get("Status", "")
 
 
-def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1_000_000_000)
+def _entry_of(message: Msg) -> Entry:
+    """Return the entry of a direct answer: the message itself, with headers added by the server."""
+    headers = message.headers or {}
+    return _entry(int(headers["Nats-Sequence"]), headers["Nats-Time-Stamp"], headers, message.data)
+
+
+def _entry(sequence: int, stamp: str, headers: Mapping[str, str], payload: bytes) -> Entry:
+    is_event = POSITION in headers
+    try:
+        position = Position.parse(headers.get(POSITION if is_event else MARK, ""))
+    except ValueError:
+        position = None
+    return Entry(sequence, _seconds_of(stamp), position, is_event, payload)
+
+
+def _seconds_of(stamp: str) -> float:
+    return datetime.fromisoformat(stamp).timestamp()

@@ -1,8 +1,8 @@
 """The subscriptions of a broker, over all reconnects. No input or output here.
 
-A subscription is in force when the server has confirmed it, or when a message has arrived for it, which may be
-earlier. One that was interrupted tells its mailbox of the loss when it is in force again, not before: a reader
-that fills the gap from a log must not miss what comes between the two.
+A subscription is in force when the server has confirmed it, or when a message has arrived for it, which may
+be earlier. One that was interrupted tells its mailbox of the loss when it is in force again, not before: a
+reader that fills the gap from a log must not miss what comes between the two.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ logger = logging.getLogger("livepush_asgi")
 
 
 class Subscription:
-    """One mailbox that listens to one subject. `confirmed` is set when it is in force for the first time."""
+    """One mailbox that listens to one subject. `confirmed` is done when it is in force for the first time."""
 
-    __slots__ = ("confirmed", "denied", "in_force", "interrupted", "mailbox", "on_server", "subject")
+    __slots__ = ("confirmed", "in_force", "interrupted", "mailbox", "on_server", "refused", "subject")
 
     def __init__(self, channel: str, subject: str, on_close: Callable[["Subscription"], None]) -> None:
         self.subject = subject
@@ -29,7 +29,7 @@ class Subscription:
         self.on_server: NatsSubscription | None = None
         self.in_force = False
         self.interrupted = False
-        self.denied = False
+        self.refused = False
 
     def deliver(self, payload: bytes) -> None:
         """Pass a payload to the mailbox. A fault behind it must not stop the connection."""
@@ -50,7 +50,7 @@ class SubscriptionTable:
     """All subscriptions, and which of them the server has to be asked for."""
 
     def __init__(self) -> None:
-        # By the subject in lower case: that is how nats-py reports a refusal.
+        # By the subject in lower case, as nats-py reports a refusal.
         self._by_subject: dict[str, list[Subscription]] = {}
         self._unasked: dict[Subscription, None] = {}
         self._unconfirmed: dict[Subscription, None] = {}
@@ -92,12 +92,12 @@ class SubscriptionTable:
         return given_up
 
     def confirm(self, subscription: Subscription) -> None:
-        """Note that a subscription is in force. A loss is told before anything is delivered."""
+        """Note that a subscription is in force. It tells a loss before anything is delivered."""
         if subscription not in self._unconfirmed:
             return
         del self._unconfirmed[subscription]
         subscription.in_force = True
-        subscription.denied = False
+        subscription.refused = False
         if not subscription.confirmed.done():
             subscription.confirmed.set_result(None)
         if subscription.interrupted:
@@ -105,7 +105,7 @@ class SubscriptionTable:
             subscription.tell_lost()
 
     def confirm_all(self) -> None:
-        """Note that every subscription that the server has and did not refuse is in force."""
+        """Note that every subscription that the server has, and did not refuse, is in force."""
         for subscription in list(self._unconfirmed):
             if subscription.on_server is not None:
                 self.confirm(subscription)
@@ -113,19 +113,19 @@ class SubscriptionTable:
     def refuse(self, subject: str, error: Exception) -> None:
         """Note that the server refuses a subject, given in lower case.
 
-        It also ends subscriptions that are in force, when permissions change. Of two subjects that differ only in
-        case, the refused one is the one that is not in force.
+        When permissions change, it also refuses what was in force. Of two subjects that differ only in case,
+        the one that is not in force is meant.
         """
         asked = [each for each in self._by_subject.get(subject, []) if each.on_server is not None]
         for subscription in [each for each in asked if not each.in_force] or asked:
-            self._deny(subscription, error)
+            self._refuse(subscription, error)
 
     def ask_again(self) -> None:
         """Ask for refused subscriptions once more: permissions change."""
         self._unasked.update((each, None) for each in self._unconfirmed if each.on_server is None)
 
     def interrupt(self) -> None:
-        """Note that the connection is lost. nats-py subscribes again to what the server had."""
+        """Note that the connection is lost. nats-py will subscribe again to what the server had."""
         for same_subject in self._by_subject.values():
             for subscription in same_subject:
                 subscription.interrupted = subscription.confirmed.done()
@@ -133,27 +133,20 @@ class SubscriptionTable:
                 self._unconfirmed[subscription] = None
         self.ask_again()
 
-    def forget_server(self) -> None:
-        """Note that the client is closed: the next one has to ask for everything."""
-        self._given_up.clear()
-        for subscription in self._unconfirmed:
-            subscription.on_server = None
-        self.ask_again()
-
     def fail_waiting(self, error: Exception) -> None:
         """Raise for everybody who waits for a confirmation."""
-        for subscription in list(self._unconfirmed):
+        for subscription in self._unconfirmed:
             if not subscription.confirmed.done():
                 subscription.confirmed.set_exception(error)
 
-    def _deny(self, subscription: Subscription, error: Exception) -> None:
+    def _refuse(self, subscription: Subscription, error: Exception) -> None:
         self._give_up(subscription)
         subscription.in_force = False
         self._unconfirmed[subscription] = None
         if not subscription.confirmed.done():
             subscription.confirmed.set_exception(error)
-        elif not subscription.denied:
-            subscription.denied = subscription.interrupted = True
+        elif not subscription.refused:
+            subscription.refused = subscription.interrupted = True
             logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
             subscription.tell_lost()
 
