@@ -9,6 +9,7 @@ from ...broker import Subscription
 from ...loop import asyncio_loop
 from .connection import Connection
 from .failures import FAILURES, unavailable
+from .outgoing import Call
 from .settings import Settings, Timeouts
 from .stream import MARK
 from .subjects import check_prefix, subject_of
@@ -67,7 +68,7 @@ class NatsBroker:
         """
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
         try:
-            await self._connect().publish(subject_of(self._prefix, channel), data)
+            await self._connect().exchange(Call(subject_of(self._prefix, channel), data))
         except FAILURES as error:
             raise unavailable("publish", self._settings.address, error) from error
         return 0

@@ -61,8 +61,8 @@ class Client(nats_client.Client):
         #: Why the connection was lost last.
         self.fault: Exception = ConnectionResetError("the connection has ended")
 
-    async def confirm(self) -> None:
-        """Return when the server has processed all commands so far. Raises one of FAILURES.
+    def ping(self) -> Pong:
+        """Return the answer to a PING, which the server gives when it has processed all commands so far.
 
         All calls within one turn of the event loop share a PING. If the server does not answer it within
         `ping_timeout`, the connection is given up.
@@ -71,7 +71,11 @@ class Client(nats_client.Client):
         if pong is None:
             pong = self._next_pong = Pong()
             start_task(self._send_ping(pong), "livepush nats ping")
-        failure = await asyncio.shield(pong)
+        return pong
+
+    async def confirm(self) -> None:
+        """Return when the server has processed all commands so far. Raises one of FAILURES."""
+        failure = await asyncio.shield(self.ping())
         if isinstance(failure, Exception):
             raise failure
 

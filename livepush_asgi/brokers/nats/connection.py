@@ -9,16 +9,16 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from nats.aio.msg import Msg
-from nats.errors import MaxPayloadError, OutboundBufferLimitError
 
 from ...loop import start_task
 from ..mailbox import Mailbox
 from .client import Client, Receiver
-from .failures import FAILURES, PayloadTooLargeError, no_answer, unavailable
+from .failures import FAILURES, no_answer, unavailable
+from .outgoing import Call, OutgoingQueue
 from .settings import Settings
 from .subscriptions import Subscription, SubscriptionTable
 
@@ -27,43 +27,8 @@ logger = logging.getLogger("livepush_asgi")
 #: Returns what mailboxes get for a message, None if it is not for them. It must not raise.
 Decode = Callable[[Msg], bytes | None]
 
-# So many bytes are sent before the server has to confirm them. It answers a PING, by which it is known to be
-# alive, after what was sent before.
-_MOST_UNCONFIRMED = 1_000_000
 _REFUSAL = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
 _generations = itertools.count(1)
-
-
-class _Call:
-    """A message on its way. `outcome` is the answer to a request, or why there will be none."""
-
-    __slots__ = ("_many", "_parts", "outcome", "subject")
-
-    def __init__(self, subject: str, many: bool) -> None:
-        # In lower case, as nats-py reports a refusal.
-        self.subject = subject.lower()
-        # A result and no exception: asyncio would log one that nobody retrieves.
-        self.outcome: asyncio.Future[list[Msg] | Exception] = asyncio.get_running_loop().create_future()
-        self._many = many
-        self._parts: list[Msg] = []
-
-    def take(self, part: Msg) -> None:
-        """Take one part of the answer. The last one of many has a status."""
-        self._parts.append(part)
-        if not self._many or "Status" in (part.headers or {}):
-            self.settle(self._parts)
-
-    def settle(self, outcome: list[Msg] | Exception) -> None:
-        """Set the outcome, once."""
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
-
-    def result(self) -> list[Msg]:
-        """Return the answer, empty as long as there is none. Raises the error if that is the outcome."""
-        outcome = self.outcome.result() if self.outcome.done() else []
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
 
 
 class Connection:
@@ -80,16 +45,9 @@ class Connection:
         self._decode = decode
         self._client = Client(self._timeouts.ping_timeout)
         self._subscriptions = SubscriptionTable()
-        self._calls: dict[str, _Call] = {}
-        self._tokens = itertools.count()
-        self._inbox = ""
-        # A lock, so that messages leave in the order of the calls also when one has to wait.
-        self._sending = asyncio.Lock()
-        self._unconfirmed = 0
+        self._outgoing = OutgoingQueue(self._client, self._timeouts.publish_timeout)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._is_up = False
-        #: The outcome of the next attempt to connect: None, or why it has failed.
-        self._next_attempt: asyncio.Future[Exception | None] = self.loop.create_future()
         self._fault: Exception | None = None
         self._lost_at: float | None = None
         self._used_at = self.loop.time()
@@ -132,91 +90,12 @@ class Connection:
             raise
         return subscription.mailbox
 
-    async def publish(self, subject: str, payload: bytes) -> None:
-        """Send a message and return when the server has it. Raises one of FAILURES."""
-        timeout = self._timeouts.publish_timeout
-        with self._call(subject) as (_, call):
-            await self._send(call, subject, payload)
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._client.confirm()
-            except TimeoutError as error:
-                raise error if str(error) else no_answer(timeout) from error
-            call.result()
-
-    async def request(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None = None, *, many: bool = False
-    ) -> list[Msg]:
-        """Send a message and return the answer: one message, or `many` up to one with a status.
-
-        Raises one of FAILURES; the server may have acted on the message even then.
-        """
-        timeout = self._timeouts.publish_timeout
-        with self._call(subject, many) as (token, call):
-            await self._send(call, subject, payload, token, headers)
-            await asyncio.wait({call.outcome}, timeout=timeout)
-            if not call.outcome.done():
-                raise no_answer(timeout)
-            return call.result()
-
-    @contextlib.contextmanager
-    def _call(self, subject: str, many: bool = False) -> Iterator[tuple[str, _Call]]:
-        token = f"{next(self._tokens):x}"
-        call = self._calls[token] = _Call(subject, many)
+    async def exchange(self, call: Call) -> list[Msg]:
+        """Send a message and return its answer. Raises one of FAILURES; the server may have it even then."""
         try:
-            yield token, call
+            return await self._outgoing.exchange(call, self._fault)
         finally:
-            del self._calls[token]
             self._note_use()
-
-    async def _send(
-        self,
-        call: _Call,
-        subject: str,
-        payload: bytes,
-        token: str = "",
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        """Write a message in its turn, unless its call has failed meanwhile."""
-        await self._wait_until_up()
-        async with self._sending:
-            if self._unconfirmed > _MOST_UNCONFIRMED:
-                await self._client.confirm()
-                self._unconfirmed = 0
-            reply = f"{await self._own_inbox()}.{token}" if token else ""
-            call.result()
-            try:
-                await self._client.publish(subject, payload, reply, headers)
-            except OutboundBufferLimitError:
-                # With pending_size=0 nats-py raises this while the connection is away.
-                raise self._client.fault from None
-            except MaxPayloadError:
-                reason = f"its {len(payload)} bytes are more than the server takes (max_payload)"
-                raise PayloadTooLargeError(reason) from None
-            self._unconfirmed += len(payload)
-
-    async def _own_inbox(self) -> str:
-        if not self._inbox:
-            self._inbox = self._client.new_inbox()
-            await self._client.subscribe(f"{self._inbox}.*", future=Receiver(self._take_answer))
-        return self._inbox
-
-    def _take_answer(self, message: Msg) -> None:
-        call = self._calls.get(message.subject.rpartition(".")[2])
-        if call is not None:
-            call.take(message)
-
-    async def _wait_until_up(self) -> None:
-        """Wait for the connection. Raises what the next attempt to connect raises."""
-        if self._is_up:
-            return
-        attempt = self._next_attempt
-        await asyncio.wait({attempt}, timeout=self._timeouts.publish_timeout)
-        if not attempt.done():
-            raise self._fault or no_answer(self._timeouts.publish_timeout)
-        failure = attempt.result()
-        if failure is not None:
-            raise failure
 
     # --- the connection's life ---
 
@@ -239,7 +118,8 @@ class Connection:
         finally:
             self.has_ended = True
             self._is_up = False
-            self._fail_all(self._client.fault)
+            self._subscriptions.fail_waiting(self._client.fault)
+            self._outgoing.close(self._client.fault)
             await self._client.aclose()
 
     async def _watch(self) -> None:
@@ -291,7 +171,7 @@ class Connection:
 
     @property
     def _is_needed(self) -> bool:
-        return bool(len(self._subscriptions) or self._calls)
+        return bool(len(self._subscriptions) or len(self._outgoing))
 
     def _leave(self, subscription: Subscription) -> None:
         self._subscriptions.remove(subscription)
@@ -307,29 +187,21 @@ class Connection:
             self.has_ended = True
             self._task.cancel()
 
-    def _fail_all(self, error: Exception) -> None:
-        self._subscriptions.fail_waiting(error)
-        self._end_attempt(error)
-        for call in self._calls.values():
-            call.settle(error)
-
     # --- what nats-py reports ---
 
     async def _note_up(self) -> None:
         self.generation = next(_generations)
         self._is_up = True
-        self._unconfirmed = 0
         self._subscriptions.confirm_all()
-        self._end_attempt(None)
         self._changed.set()
+        await self._outgoing.open()
 
     async def _note_lost(self) -> None:
         if self.has_ended:
             return
         self._is_up = False
         self._subscriptions.interrupt()
-        for call in self._calls.values():
-            call.settle(self._client.fault)
+        self._outgoing.close(self._client.fault)
         self._note_away(self._client.fault)
         self._note_use()
 
@@ -342,20 +214,14 @@ class Connection:
             self._client.abort()
             fault = error if str(error) else no_answer(self._timeouts.ping_timeout)
             self._note_away(fault)
-            self._end_attempt(fault)
+            self._outgoing.close(fault)
 
     def _note_refusal(self, kind: str, subject: str, error: Exception) -> None:
         if kind == "subscription":
             self._subscriptions.refuse(subject, error)
             self._changed.set()
-            return
-        for call in self._calls.values():
-            if call.subject == subject:
-                call.settle(error)
-
-    def _end_attempt(self, failure: Exception | None) -> None:
-        attempt, self._next_attempt = self._next_attempt, self.loop.create_future()
-        attempt.set_result(failure)
+        else:
+            self._outgoing.refuse(subject, error)
 
     def _note_away(self, error: Exception) -> None:
         self._fault = error

@@ -20,6 +20,7 @@ from ...cursor import Position
 from ...event import positioned
 from ..history import History
 from .connection import Connection
+from .outgoing import Call
 
 #: The headers with a message's position: an event has the one, a mark the other. A mark is no event: it says
 #: how far a log has come when no event can say so.
@@ -227,7 +228,8 @@ class Stream:
 
     async def _get_direct(self, query: Mapping[str, object], *, many: bool) -> list[Msg]:
         subject = f"$JS.API.DIRECT.GET.{self._settings.name}"
-        answer = await self._connect().request(subject, json.dumps(query).encode(), many=many)
+        call = Call(subject, json.dumps(query).encode(), is_request=True, many=many)
+        answer = await self._connect().exchange(call)
         # 204 ends a batch, 404 means that there is no such message.
         if _status(answer[-1]) not in ("", "204", "404"):
             raise _refusal(answer[-1])
@@ -242,7 +244,7 @@ class Stream:
         self, subject: str, payload: bytes, headers: dict[str, str] | None, expected_error: int
     ) -> dict[str, Any] | None:
         """Return the answer, None if it is the expected error."""
-        (answer,) = await self._connect().request(subject, payload, headers)
+        (answer,) = await self._connect().exchange(Call(subject, payload, headers, is_request=True))
         if _status(answer):
             raise _refusal(answer)
         parsed: dict[str, Any] = json.loads(answer.data)
