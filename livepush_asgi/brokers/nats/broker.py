@@ -78,7 +78,10 @@ class NatsBroker:
 
         Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
         """
-        return await self._connect().subscribe(channel, subject_of(self._prefix, channel))
+        try:
+            return await self._connect().subscribe(channel, subject_of(self._prefix, channel))
+        except FAILURES as error:
+            raise unavailable("subscribe", self._settings.address, error) from error
 
     def _connect(self) -> Connection:
         """Return the connection, and make one if there is none. It opens in the background."""

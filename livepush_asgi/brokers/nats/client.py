@@ -29,6 +29,8 @@ class Receiver(asyncio.Future[Msg]):
     subscription. The queue drops messages when it is full; ten thousand tasks cost memory.
     """
 
+    __slots__ = ("_take",)
+
     def __init__(self, take: Callable[[Msg], None]) -> None:
         super().__init__()
         self._take = take
@@ -38,18 +40,6 @@ class Receiver(asyncio.Future[Msg]):
         self._take(message)
 
 
-class Pong(asyncio.Future[object]):
-    """The answer to a PING: True, or the error because of which there is none. Only the first result counts.
-
-    nats-py stops reading when a PONG arrives for an ordinary future that is done or cancelled.
-    """
-
-    def set_result(self, result: object, /) -> None:
-        """Set the result, unless there is one."""
-        if not self.done():
-            super().set_result(result)
-
-
 class Client(nats_client.Client):
     """A client that gives up a dead connection at once, and sends later nothing that was meant for it."""
 
@@ -57,19 +47,20 @@ class Client(nats_client.Client):
         super().__init__()
         self._ping_timeout = ping_timeout
         self._messages_since_yield = 0
-        self._next_pong: Pong | None = None
+        self._next_pong: asyncio.Future[object] | None = None
         #: Why the connection was lost last.
         self.fault: Exception = ConnectionResetError("the connection has ended")
 
-    def ping(self) -> Pong:
-        """Return the answer to a PING, which the server gives when it has processed all commands so far.
+    def ping(self) -> asyncio.Future[object]:
+        """Send a PING, which the server answers when it has processed all commands so far.
 
-        All calls within one turn of the event loop share a PING. If the server does not answer it within
-        `ping_timeout`, the connection is given up.
+        The result of the future is True, or the error because of which there is no answer. It must not be
+        cancelled: nats-py stops reading when a PONG arrives for a future that is done. All calls within one
+        turn of the event loop share it. Without an answer within `ping_timeout` the connection is given up.
         """
         pong = self._next_pong
         if pong is None:
-            pong = self._next_pong = Pong()
+            pong = self._next_pong = asyncio.get_running_loop().create_future()
             start_task(self._send_ping(pong), "livepush nats ping")
         return pong
 
@@ -124,23 +115,21 @@ class Client(nats_client.Client):
 
     async def _send_ping(self, future: asyncio.Future[object] | None = None) -> None:
         """Send a PING behind the commands that wait to be sent. nats-py's overtakes them."""
-        pong = Pong() if future is None else future
+        loop = asyncio.get_running_loop()
+        pong = loop.create_future() if future is None else future
         if pong is self._next_pong:
             self._next_pong = None
-        if not self.is_connected:
+        if not pong.done() and not self.is_connected:
             pong.set_result(self.fault)
-        if pong.done():
-            return
-        timer = asyncio.get_running_loop().call_later(self._ping_timeout, self._give_up, pong)
-        pong.add_done_callback(lambda done: timer.cancel())
-        self._pongs.append(pong)
-        await self._send_command(nats_client.PING_PROTO)
-        await self._flush_pending()
+        if not pong.done():
+            timer = loop.call_later(self._ping_timeout, self._give_up)
+            pong.add_done_callback(lambda done: timer.cancel())
+            self._pongs.append(pong)
+            await self._send_command(nats_client.PING_PROTO)
+            await self._flush_pending()
 
-    def _give_up(self, pong: asyncio.Future[object]) -> None:
-        error = no_answer(self._ping_timeout)
-        pong.set_result(error)
-        start_task(self._process_op_err(error), "livepush nats reconnect")
+    def _give_up(self) -> None:
+        start_task(self._process_op_err(no_answer(self._ping_timeout)), "livepush nats reconnect")
 
     def _drop_connection(self, error: Exception) -> None:
         if isinstance(error, UnexpectedEOF):
@@ -149,8 +138,8 @@ class Client(nats_client.Client):
         # nats-py would send it on the next connection, when its publishers have been told that it failed.
         self._pending = []
         self._pending_data_size = 0
-        pongs = self._pongs if self._next_pong is None else [*self._pongs, self._next_pong]
-        self._pongs, self._next_pong = [], None
+        pongs, self._pongs = [*self._pongs, self._next_pong], []
         for pong in pongs:
-            pong.set_result(error)
+            if pong is not None and not pong.done():
+                pong.set_result(error)
         self.abort()

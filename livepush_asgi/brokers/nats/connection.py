@@ -5,7 +5,6 @@ nats-py makes it again when it breaks. Here the subscribers are told what that m
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import re
 import time
@@ -17,7 +16,7 @@ from nats.aio.msg import Msg
 from ...loop import start_task
 from ..mailbox import Mailbox
 from .client import Client, Receiver
-from .failures import FAILURES, no_answer, unavailable
+from .failures import FAILURES, no_answer
 from .outgoing import Call, OutgoingQueue
 from .settings import Settings
 from .subscriptions import Subscription, SubscriptionTable
@@ -28,7 +27,6 @@ logger = logging.getLogger("livepush_asgi")
 Decode = Callable[[Msg], bytes | None]
 
 _REFUSAL = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
-_generations = itertools.count(1)
 
 
 class Connection:
@@ -38,8 +36,6 @@ class Connection:
         self.loop = asyncio.get_running_loop()
         #: Whether it is closed or about to be. Then another one is needed.
         self.has_ended = False
-        #: A number that no other connection has had, and that changes with each reconnect.
-        self.generation = 0
         self._settings = settings
         self._timeouts = settings.timeouts
         self._decode = decode
@@ -48,6 +44,7 @@ class Connection:
         self._outgoing = OutgoingQueue(self._client, self._timeouts.publish_timeout)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._is_up = False
+        self._reconnects = 0
         self._fault: Exception | None = None
         self._lost_at: float | None = None
         self._used_at = self.loop.time()
@@ -72,21 +69,20 @@ class Connection:
     async def subscribe(self, channel: str, subject: str) -> Mailbox:
         """Return the mailbox of a subscription that the server has confirmed.
 
-        Raises BrokerUnavailableError if it does not; then, and when cancelled, nothing stays behind.
+        Raises one of FAILURES if it does not; then, and when cancelled, nothing stays behind.
         """
-        subscription = Subscription(channel, subject, self._leave)
+        subscriber = self.loop.create_future()
+        subscription = Subscription(channel, subject, subscriber, self._leave)
         self._subscriptions.add(subscription)
         self._changed.set()
         timeout = self._timeouts.subscribe_timeout
         try:
             async with asyncio.timeout(timeout):
-                await subscription.confirmed
-        except FAILURES as error:
+                await subscriber
+        except BaseException as error:
             self._leave(subscription)
-            cause = error if str(error) else self._fault or no_answer(timeout)
-            raise unavailable("subscribe", self._settings.address, cause) from error
-        except BaseException:
-            self._leave(subscription)
+            if isinstance(error, TimeoutError) and not str(error):
+                raise self._fault or no_answer(timeout) from error
             raise
         return subscription.mailbox
 
@@ -149,14 +145,14 @@ class Connection:
             await given_up.unsubscribe()
         if not self._is_up:
             return
-        generation = self.generation
+        reconnects = self._reconnects
         asked = self._subscriptions.take_unasked()
         for subscription in asked:
             receiver = Receiver(self._receiver_of(subscription))
             subscription.on_server = await self._client.subscribe(subscription.subject, future=receiver)
         if asked or is_ping_due:
             await self._client.confirm()
-        if self._is_up and self.generation == generation:
+        if self._is_up and self._reconnects == reconnects:
             self._subscriptions.confirm_all()
             self._note_settled()
 
@@ -190,7 +186,7 @@ class Connection:
     # --- what nats-py reports ---
 
     async def _note_up(self) -> None:
-        self.generation = next(_generations)
+        self._reconnects += 1
         self._is_up = True
         self._subscriptions.confirm_all()
         self._changed.set()

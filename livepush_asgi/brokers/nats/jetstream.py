@@ -13,7 +13,7 @@ from ..history import History
 from .broker import NatsBroker
 from .failures import FAILURES, no_answer, unavailable
 from .log import Logs
-from .stream import Stream, StreamSettings, is_absent, live_payload_of
+from .stream import JetStreamError, Stream, StreamSettings, live_payload_of
 from .subjects import subject_of
 
 Result = TypeVar("Result")
@@ -123,10 +123,10 @@ class JetStreamBroker(NatsBroker):
         await self._stream.ensure()
         try:
             return await act()
-        except FAILURES as error:
-            if not is_absent(error):
+        except JetStreamError as error:
+            if not error.is_absent:
                 raise
-        # The stream was removed while the connection was up. Nothing was added, so it is safe to try again.
+        # The stream has been lost or removed. Nothing was added, so it is safe to try again.
         self._stream.forget()
         await self._stream.ensure()
         return await act()

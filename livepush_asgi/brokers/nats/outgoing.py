@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
 
 from nats.aio.msg import Msg
@@ -17,6 +18,7 @@ from .failures import PayloadTooLargeError, no_answer
 _MOST_UNCONFIRMED = 1_000_000
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """A message, and its outcome: the answer of the server, or the error if there is none.
 
@@ -24,27 +26,16 @@ class Call:
     message, or by `many` up to one with a status.
     """
 
-    __slots__ = ("_timer", "headers", "is_request", "many", "outcome", "parts", "payload", "subject", "token")
-
-    def __init__(
-        self,
-        subject: str,
-        payload: bytes,
-        headers: dict[str, str] | None = None,
-        *,
-        is_request: bool = False,
-        many: bool = False,
-    ) -> None:
-        self.subject = subject
-        self.payload = payload
-        self.headers = headers
-        self.is_request = is_request
-        self.many = many
-        self.parts: list[Msg] = []
-        self.token = ""
-        # A result and no exception: asyncio would log one that nobody retrieves.
-        self.outcome: asyncio.Future[list[Msg] | Exception] = asyncio.get_running_loop().create_future()
-        self._timer: asyncio.TimerHandle | None = None
+    subject: str
+    payload: bytes
+    headers: dict[str, str] | None = None
+    is_request: bool = False
+    many: bool = False
+    token: str = ""
+    parts: list[Msg] = field(default_factory=list)
+    # A result and no exception: asyncio would log one that nobody retrieves.
+    outcome: asyncio.Future[list[Msg] | Exception] = field(default_factory=lambda: asyncio.Future())
+    timer: asyncio.TimerHandle | None = None
 
     def settle(self, outcome: list[Msg] | Exception) -> None:
         """Set the outcome, once."""
@@ -55,12 +46,12 @@ class Call:
     def start_timer(self, timeout: float, error: Exception) -> None:
         """Fail with an error after so many seconds, instead of an earlier deadline."""
         self.stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(timeout, self.settle, error)
+        self.timer = asyncio.get_running_loop().call_later(timeout, self.settle, error)
 
     def stop_timer(self) -> None:
         """Have no deadline."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class OutgoingQueue:

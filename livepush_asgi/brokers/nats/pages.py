@@ -52,9 +52,9 @@ class PageReader:
         last = max(end.offset, first - 1)
         wanted = range_._replace(start=max(range_.start, first))
         records: tuple[Record, ...] = ()
-        if range_.limit > 0 and wanted.start <= end.offset and oldest is not None:
-            high = _Place(end.offset, end_sequence)
-            place = await self._locate(subject, end.epoch, wanted.start, oldest, high)
+        if range_.limit > 0 and wanted.start <= end.offset and oldest and oldest.position:
+            low, high = _Place(oldest.position.offset, oldest.sequence), _Place(end.offset, end_sequence)
+            place = await self._locate(subject, end.epoch, wanted.start, low, high)
             if place is None:
                 return None
             records = await self._records(subject, end.epoch, place, wanted)
@@ -74,31 +74,28 @@ class PageReader:
         return max(first, end.offset - self._events + 1)
 
     async def _locate(
-        self, subject: str, epoch: str, wanted: int, oldest: Entry, high: _Place
+        self, subject: str, epoch: str, wanted: int, low: _Place, high: _Place
     ) -> _Place | None:
         """Return a place at or shortly before an event; None if the log has changed meanwhile."""
         known = self._sequences.get((subject, Position(epoch, wanted)))
         if known is not None:
             return _Place(wanted, known)
-        entry: Entry | None = oldest
-        sequence = oldest.sequence
-        low, evenly = _Place(0, 0), True
-        while True:
+        evenly = True
+        while wanted - low.offset > _NEAR and high.sequence - low.sequence > 1:
+            span = high.sequence - low.sequence
+            share = (wanted - _NEAR // 2 - low.offset) / (high.offset - low.offset) if evenly else 0.5
+            # Where the messages lie unevenly, halving is what comes to an end.
+            evenly = not evenly
+            middle = low.sequence + min(span - 1, max(1, int(span * share)))
+            entry = await self._stream.next(subject, middle)
             if entry is None or entry.position is None or entry.position.epoch != epoch:
                 return None
             # A mark stands behind the event of which it has the offset.
             if entry.position.offset < wanted + entry.is_event:
                 low = _Place(entry.position.offset, entry.sequence)
             else:
-                high = _Place(entry.position.offset, sequence)
-            span = high.sequence - low.sequence
-            if wanted - low.offset <= _NEAR or span <= 1:
-                return low
-            share = (wanted - _NEAR // 2 - low.offset) / (high.offset - low.offset) if evenly else 0.5
-            # Where the messages lie unevenly, halving is what comes to an end.
-            evenly = not evenly
-            sequence = low.sequence + min(span - 1, max(1, int(span * share)))
-            entry = await self._stream.next(subject, sequence)
+                high = _Place(entry.position.offset, middle)
+        return low
 
     async def _records(self, subject: str, epoch: str, place: _Place, wanted: Range) -> tuple[Record, ...]:
         many = wanted.limit + max(0, wanted.start - place.offset) + _NEAR

@@ -36,16 +36,11 @@ _NO_MESSAGE, _NO_STREAM, _NAME_TAKEN, _WRONG_ID, _WRONG_SEQUENCE = 10037, 10059,
 
 
 class JetStreamError(NatsError):
-    """Raised when JetStream refuses. `code` is its own number for the situation."""
+    """Raised when JetStream refuses. `is_absent` says that there is no such stream."""
 
     def __init__(self, description: str, code: int = 0) -> None:
         super().__init__(description)
-        self.code = code
-
-
-def is_absent(error: Exception) -> bool:
-    """Return whether the error says that there is no such stream."""
-    return isinstance(error, JetStreamError) and error.code == _NO_STREAM
+        self.is_absent = code == _NO_STREAM
 
 
 class Entry(NamedTuple):
@@ -114,8 +109,7 @@ class Stream:
     def __init__(self, connect: Callable[[], Connection], settings: StreamSettings) -> None:
         self._connect = connect
         self._settings = settings
-        #: The generation of the connection on which the stream was seen last.
-        self._seen_on = 0
+        self._is_ensured = False
         #: How far the server's clock is ahead, in seconds.
         self._skew = 0.0
 
@@ -125,29 +119,28 @@ class Stream:
 
     async def ensure(self) -> None:
         """Make the stream if it is absent. Raises JetStreamError for one that cannot be used here."""
-        if self._is_ensured:
-            return
-        async with self.lock(""):
-            if not self._is_ensured:
-                await self._ensure()
+        if not self._is_ensured:
+            async with self.lock(""):
+                if not self._is_ensured:
+                    await self._ensure()
 
-    @property
-    def _is_ensured(self) -> bool:
-        return self._seen_on > 0 and self._seen_on == self._connect().generation
+    def forget(self) -> None:
+        """Have the next `ensure` look again."""
+        self._is_ensured = False
 
     async def _ensure(self) -> None:
-        name, connection = self._settings.name, self._connect()
+        name = self._settings.name
         answer = await self._call(f"STREAM.INFO.{name}", {}, _NO_STREAM)
         if answer is None:
             answer = await self._call(f"STREAM.CREATE.{name}", self._settings.configuration(), _NAME_TAKEN)
         if answer is None:
             # Another process has made it meanwhile.
             answer = await self._call(f"STREAM.INFO.{name}", {}) or {}
-        if connection.server_version < _LEAST_VERSION:
+        if self._connect().server_version < _LEAST_VERSION:
             raise JetStreamError("the server is too old, JetStreamBroker needs NATS 2.11")
         self._check(answer["config"])
         self._skew = _seconds_of(answer["ts"]) - time.time() if "ts" in answer else 0.0
-        self._seen_on = connection.generation
+        self._is_ensured = True
 
     def _check(self, found: Mapping[str, Any]) -> None:
         wanted = self._settings.configuration()
@@ -157,10 +150,6 @@ class Stream:
                     f"the stream {self._settings.name!r} is there with {name} {found.get(name)!r} instead of "
                     f"{wanted[name]!r}; name another stream or prefix"
                 )
-
-    def forget(self) -> None:
-        """Have the next `ensure` look again."""
-        self._seen_on = 0
 
     async def store(self, subject: str, payload: bytes, headers: dict[str, str], after: int) -> int | None:
         """Add a message if the subject's last one has the sequence `after`; 0 means that there is none.

@@ -17,31 +17,49 @@ logger = logging.getLogger("livepush_asgi")
 
 
 class Subscription:
-    """One mailbox that listens to one subject. `confirmed` is done when it is in force for the first time."""
+    """One mailbox that listens to one subject."""
 
-    __slots__ = ("confirmed", "in_force", "interrupted", "mailbox", "on_server", "refused", "subject")
+    __slots__ = ("in_force", "interrupted", "mailbox", "on_server", "refused", "subject", "subscriber")
 
-    def __init__(self, channel: str, subject: str, on_close: Callable[["Subscription"], None]) -> None:
+    def __init__(
+        self,
+        channel: str,
+        subject: str,
+        subscriber: asyncio.Future[None],
+        on_close: Callable[["Subscription"], None],
+    ) -> None:
         self.subject = subject
         self.mailbox = Mailbox(channel, lambda mailbox: on_close(self))
-        self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: What the subscriber awaits, None when it has its answer.
+        self.subscriber: asyncio.Future[None] | None = subscriber
         #: nats-py's part of it, None if the server has to be asked.
         self.on_server: NatsSubscription | None = None
         self.in_force = False
         self.interrupted = False
         self.refused = False
 
+    def answer(self, error: Exception | None = None) -> None:
+        """Tell the subscriber that the subscription is in force, or why it is not."""
+        subscriber, self.subscriber = self.subscriber, None
+        if subscriber is None or subscriber.done():
+            return
+        if error is None:
+            subscriber.set_result(None)
+        else:
+            subscriber.set_exception(error)
+
     def deliver(self, payload: bytes) -> None:
-        """Pass a payload to the mailbox. A fault behind it must not stop the connection."""
-        try:
-            self.mailbox.deliver(payload)
-        except Exception:
-            logger.exception("the sink of channel %r raised", self.mailbox.channel)
+        """Pass a payload to the mailbox."""
+        self._tell(self.mailbox.deliver, payload)
 
     def tell_lost(self) -> None:
         """Tell the mailbox that messages may be missing."""
+        self._tell(self.mailbox.lost)
+
+    def _tell(self, method: Callable[..., None], *payload: bytes) -> None:
+        # What is behind a mailbox may raise, and that must not stop the connection.
         try:
-            self.mailbox.lost()
+            method(*payload)
         except Exception:
             logger.exception("the sink of channel %r raised", self.mailbox.channel)
 
@@ -51,7 +69,7 @@ class SubscriptionTable:
 
     def __init__(self) -> None:
         # By the subject in lower case, as nats-py reports a refusal.
-        self._by_subject: dict[str, list[Subscription]] = {}
+        self._by_subject: dict[str, tuple[Subscription, ...]] = {}
         self._unasked: dict[Subscription, None] = {}
         self._unconfirmed: dict[Subscription, None] = {}
         self._given_up: list[NatsSubscription] = []
@@ -66,20 +84,20 @@ class SubscriptionTable:
 
     def add(self, subscription: Subscription) -> None:
         """Add a subscription that the server has to be asked for."""
-        self._by_subject.setdefault(subscription.subject.lower(), []).append(subscription)
+        key = _key_of(subscription.subject)
+        self._by_subject[key] = (*self._by_subject.get(key, ()), subscription)
         self._unasked[subscription] = self._unconfirmed[subscription] = None
 
     def remove(self, subscription: Subscription) -> None:
         """Remove a subscription. Removing it twice is harmless."""
-        subject = subscription.subject.lower()
-        same_subject = self._by_subject.get(subject, [])
-        if subscription in same_subject:
-            same_subject.remove(subscription)
-            if not same_subject:
-                del self._by_subject[subject]
-            self._unasked.pop(subscription, None)
-            self._unconfirmed.pop(subscription, None)
-            self._give_up(subscription)
+        key = _key_of(subscription.subject)
+        same_subject = self._by_subject.pop(key, ())
+        others = tuple(each for each in same_subject if each is not subscription)
+        if others:
+            self._by_subject[key] = others
+        self._unasked.pop(subscription, None)
+        self._unconfirmed.pop(subscription, None)
+        self._give_up(subscription)
 
     def take_unasked(self) -> list[Subscription]:
         """Return the subscriptions that the server has to be asked for."""
@@ -98,8 +116,7 @@ class SubscriptionTable:
         del self._unconfirmed[subscription]
         subscription.in_force = True
         subscription.refused = False
-        if not subscription.confirmed.done():
-            subscription.confirmed.set_result(None)
+        subscription.answer()
         if subscription.interrupted:
             subscription.interrupted = False
             subscription.tell_lost()
@@ -116,7 +133,7 @@ class SubscriptionTable:
         When permissions change, it also refuses what was in force. Of two subjects that differ only in case,
         the one that is not in force is meant.
         """
-        asked = [each for each in self._by_subject.get(subject, []) if each.on_server is not None]
+        asked = [each for each in self._by_subject.get(subject, ()) if each.on_server is not None]
         for subscription in [each for each in asked if not each.in_force] or asked:
             self._refuse(subscription, error)
 
@@ -128,7 +145,7 @@ class SubscriptionTable:
         """Note that the connection is lost. nats-py will subscribe again to what the server had."""
         for same_subject in self._by_subject.values():
             for subscription in same_subject:
-                subscription.interrupted = subscription.confirmed.done()
+                subscription.interrupted = subscription.subscriber is None
                 subscription.in_force = False
                 self._unconfirmed[subscription] = None
         self.ask_again()
@@ -136,15 +153,14 @@ class SubscriptionTable:
     def fail_waiting(self, error: Exception) -> None:
         """Raise for everybody who waits for a confirmation."""
         for subscription in self._unconfirmed:
-            if not subscription.confirmed.done():
-                subscription.confirmed.set_exception(error)
+            subscription.answer(error)
 
     def _refuse(self, subscription: Subscription, error: Exception) -> None:
         self._give_up(subscription)
         subscription.in_force = False
         self._unconfirmed[subscription] = None
-        if not subscription.confirmed.done():
-            subscription.confirmed.set_exception(error)
+        if subscription.subscriber is not None:
+            subscription.answer(error)
         elif not subscription.refused:
             subscription.refused = subscription.interrupted = True
             logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
@@ -154,3 +170,9 @@ class SubscriptionTable:
         if subscription.on_server is not None:
             self._given_up.append(subscription.on_server)
             subscription.on_server = None
+
+
+def _key_of(subject: str) -> str:
+    # The same object where that is possible: there are ten thousand.
+    key = subject.lower()
+    return subject if key == subject else key
