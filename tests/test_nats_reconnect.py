@@ -1,8 +1,8 @@
 """What NatsBroker needs beyond the reconnect of nats-py. `brokers/nats/client.py` has the overrides.
 
-Of the fault contract, the tests with a paused server and with refused logins need two more: nats-py leaves the
-sockets of failed attempts open, which is a ResourceWarning, and does not report a connection as lost before it
-is closed.
+Two more are needed by the fault contract, where a server is paused and where it refuses the login: nats-py
+leaves the sockets of failed attempts open, which is a ResourceWarning, and it reports a loss only when the old
+connection is closed.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ async def check_works(broker: NatsBroker, subscription: Subscription, channel: s
 
 
 async def test_a_silent_server_is_given_up_with_unsent_messages_in_the_buffer(own_nats: NatsProcess) -> None:
-    """nats-py closes the socket politely: it waits until everything is sent, and reports no loss meanwhile."""
+    """nats-py waits until everything is sent before it closes the socket and reports the loss."""
     own_nats.kill()
     own_nats.configure("max_payload: 8MB")
     own_nats.start()

@@ -4,11 +4,11 @@ nats-py makes it again when it breaks. Here the subscribers are told what that m
 """
 
 import asyncio
-import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from weakref import WeakValueDictionary
 
 from nats.aio.msg import Msg
@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from ...loop import start_task
 from ..mailbox import Mailbox
 from .client import Client, Receiver
-from .failures import FAILURES, no_answer
+from .failures import no_answer
 from .outgoing import Call, OutgoingQueue
 from .settings import Settings
 from .subscriptions import Subscription, SubscriptionTable
@@ -44,11 +44,9 @@ class Connection:
         self._outgoing = OutgoingQueue(self._client, self._timeouts.publish_timeout)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._is_up = False
-        self._reconnects = 0
         self._fault: Exception | None = None
         self._lost_at: float | None = None
         self._used_at = self.loop.time()
-        self._changed = asyncio.Event()
         self._task = start_task(self._run(), "livepush nats connection")
 
     @property
@@ -74,10 +72,11 @@ class Connection:
         subscriber = self.loop.create_future()
         subscription = Subscription(channel, subject, subscriber, self._leave)
         self._subscriptions.add(subscription)
-        self._changed.set()
         timeout = self._timeouts.subscribe_timeout
         try:
             async with asyncio.timeout(timeout):
+                if self._is_up:
+                    await self._ask([subscription])
                 await subscriber
         except BaseException as error:
             self._leave(subscription)
@@ -107,10 +106,9 @@ class Connection:
             await self._note_up()
             await self._watch()
         except Exception as error:
-            # An option that nats-py cannot use. There is no subscriber yet, only who waits to become one.
-            self._client.fault = error
-            if not isinstance(error, FAILURES):
-                logger.exception("cannot connect to %s", self._settings.address)
+            # nats-py cannot use an option. It does not raise for a server that is away.
+            logger.exception("cannot connect to %s", self._settings.address)
+            self._client.fault = ConnectionError(f"{type(error).__name__}: {error}")
         finally:
             self.has_ended = True
             self._is_up = False
@@ -119,51 +117,39 @@ class Connection:
             await self._client.aclose()
 
     async def _watch(self) -> None:
-        """Keep the server up to date and test the connection, until it is idle for `linger`."""
+        """Test the connection, until it is idle for `linger`."""
         timeouts = self._timeouts
         pinged_at = self.loop.time()
         while self._is_needed or self.loop.time() - self._used_at < timeouts.linger:
-            self._changed.clear()
-            is_ping_due = self.loop.time() - pinged_at >= timeouts.ping_interval
-            if is_ping_due:
-                pinged_at = self.loop.time()
-                self._subscriptions.ask_again()
-            try:
-                await self._update_server(is_ping_due)
-            except FAILURES:
-                # nats-py reconnects, and subscribes again.
-                pass
-            except Exception:
-                logger.exception("cannot subscribe at %s, trying again", self._settings.address)
-            next_ping = max(0.0, pinged_at + timeouts.ping_interval - self.loop.time())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(next_ping, timeouts.linger)):
-                    await self._changed.wait()
+            next_ping = pinged_at + timeouts.ping_interval - self.loop.time()
+            if next_ping > 0:
+                await asyncio.sleep(min(next_ping, timeouts.linger))
+                continue
+            pinged_at = self.loop.time()
+            if self._is_up:
+                # What the server refuses is asked for again: permissions change.
+                await self._ask(self._subscriptions.unasked)
 
-    async def _update_server(self, is_ping_due: bool) -> None:
-        for given_up in self._subscriptions.take_given_up():
-            await given_up.unsubscribe()
-        if not self._is_up:
-            return
-        reconnects = self._reconnects
-        asked = self._subscriptions.take_unasked()
-        for subscription in asked:
-            receiver = Receiver(self._receiver_of(subscription))
+    async def _ask(self, subscriptions: Sequence[Subscription]) -> None:
+        """Ask the server for subscriptions, and for a sign of life. Nothing in here suspends."""
+        for subscription in subscriptions:
+            receiver = Receiver(partial(self._receive, subscription))
             subscription.on_server = await self._client.subscribe(subscription.subject, future=receiver)
-        if asked or is_ping_due:
-            await self._client.confirm()
-        if self._is_up and self._reconnects == reconnects:
-            self._subscriptions.confirm_all()
-            self._note_settled()
+        self._client.ping().add_done_callback(partial(self._note_confirmed, subscriptions))
 
-    def _receiver_of(self, subscription: Subscription) -> Callable[[Msg], None]:
-        def take(message: Msg) -> None:
-            payload = self._decode(message)
-            if payload is not None:
-                self._subscriptions.confirm(subscription)
-                subscription.deliver(payload)
+    def _note_confirmed(self, subscriptions: Sequence[Subscription], pong: asyncio.Future[object]) -> None:
+        # If the connection is lost, nats-py subscribes again.
+        if pong.result() is True and self._is_up:
+            for subscription in subscriptions:
+                if subscription.on_server is not None:
+                    self._subscriptions.confirm(subscription)
+            self._note_back()
 
-        return take
+    def _receive(self, subscription: Subscription, message: Msg) -> None:
+        payload = self._decode(message)
+        if payload is not None:
+            self._subscriptions.confirm(subscription)
+            subscription.deliver(payload)
 
     @property
     def _is_needed(self) -> bool:
@@ -171,14 +157,17 @@ class Connection:
 
     def _leave(self, subscription: Subscription) -> None:
         self._subscriptions.remove(subscription)
-        # RuntimeError: the event loop is closed, and the connection with it.
-        with contextlib.suppress(RuntimeError):
-            self._changed.set()
-            self._note_use()
+        self._unsubscribe(subscription)
+        self._note_use()
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        on_server, subscription.on_server = subscription.on_server, None
+        if on_server is not None and not self.has_ended and not self.loop.is_closed():
+            start_task(on_server.unsubscribe(), "livepush nats unsubscribe")
 
     def _note_use(self) -> None:
         self._used_at = self.loop.time()
-        if not self._is_up and not self._is_needed and not self.has_ended:
+        if not (self._is_up or self._is_needed or self.has_ended or self.loop.is_closed()):
             # Nobody waits for the server any more.
             self.has_ended = True
             self._task.cancel()
@@ -186,10 +175,9 @@ class Connection:
     # --- what nats-py reports ---
 
     async def _note_up(self) -> None:
-        self._reconnects += 1
         self._is_up = True
         self._subscriptions.confirm_all()
-        self._changed.set()
+        await self._ask(self._subscriptions.unasked)
         await self._outgoing.open()
 
     async def _note_lost(self) -> None:
@@ -214,8 +202,8 @@ class Connection:
 
     def _note_refusal(self, kind: str, subject: str, error: Exception) -> None:
         if kind == "subscription":
-            self._subscriptions.refuse(subject, error)
-            self._changed.set()
+            for subscription in self._subscriptions.refuse(subject, error):
+                self._unsubscribe(subscription)
         else:
             self._outgoing.refuse(subject, error)
 
@@ -226,7 +214,7 @@ class Connection:
             address = self._settings.address
             logger.warning("no connection to %s, trying until it works: %s", address, error)
 
-    def _note_settled(self) -> None:
+    def _note_back(self) -> None:
         self._fault = None
         if self._lost_at is not None:
             away = time.monotonic() - self._lost_at

@@ -65,14 +65,12 @@ class Subscription:
 
 
 class SubscriptionTable:
-    """All subscriptions, and which of them the server has to be asked for."""
+    """All subscriptions, and which of them the server has confirmed."""
 
     def __init__(self) -> None:
         # By the subject in lower case, as nats-py reports a refusal.
         self._by_subject: dict[str, tuple[Subscription, ...]] = {}
-        self._unasked: dict[Subscription, None] = {}
         self._unconfirmed: dict[Subscription, None] = {}
-        self._given_up: list[NatsSubscription] = []
 
     def __len__(self) -> int:
         return len(self._by_subject)
@@ -82,11 +80,16 @@ class SubscriptionTable:
         """Whether the server has confirmed every subscription."""
         return not self._unconfirmed
 
+    @property
+    def unasked(self) -> list[Subscription]:
+        """The subscriptions that the server has to be asked for: new ones, and those that it refuses."""
+        return [each for each in self._unconfirmed if each.on_server is None]
+
     def add(self, subscription: Subscription) -> None:
-        """Add a subscription that the server has to be asked for."""
+        """Add a new subscription."""
         key = _key_of(subscription.subject)
         self._by_subject[key] = (*self._by_subject.get(key, ()), subscription)
-        self._unasked[subscription] = self._unconfirmed[subscription] = None
+        self._unconfirmed[subscription] = None
 
     def remove(self, subscription: Subscription) -> None:
         """Remove a subscription. Removing it twice is harmless."""
@@ -95,19 +98,7 @@ class SubscriptionTable:
         others = tuple(each for each in same_subject if each is not subscription)
         if others:
             self._by_subject[key] = others
-        self._unasked.pop(subscription, None)
         self._unconfirmed.pop(subscription, None)
-        self._give_up(subscription)
-
-    def take_unasked(self) -> list[Subscription]:
-        """Return the subscriptions that the server has to be asked for."""
-        unasked, self._unasked = self._unasked, {}
-        return list(unasked)
-
-    def take_given_up(self) -> list[NatsSubscription]:
-        """Return what the server still has and nobody needs."""
-        given_up, self._given_up = self._given_up, []
-        return given_up
 
     def confirm(self, subscription: Subscription) -> None:
         """Note that a subscription is in force. It tells a loss before anything is delivered."""
@@ -127,19 +118,17 @@ class SubscriptionTable:
             if subscription.on_server is not None:
                 self.confirm(subscription)
 
-    def refuse(self, subject: str, error: Exception) -> None:
-        """Note that the server refuses a subject, given in lower case.
+    def refuse(self, subject: str, error: Exception) -> list[Subscription]:
+        """Note that the server refuses a subject, given in lower case. Return the subscriptions to it.
 
         When permissions change, it also refuses what was in force. Of two subjects that differ only in case,
         the one that is not in force is meant.
         """
         asked = [each for each in self._by_subject.get(subject, ()) if each.on_server is not None]
-        for subscription in [each for each in asked if not each.in_force] or asked:
+        refused = [each for each in asked if not each.in_force] or asked
+        for subscription in refused:
             self._refuse(subscription, error)
-
-    def ask_again(self) -> None:
-        """Ask for refused subscriptions once more: permissions change."""
-        self._unasked.update((each, None) for each in self._unconfirmed if each.on_server is None)
+        return refused
 
     def interrupt(self) -> None:
         """Note that the connection is lost. nats-py will subscribe again to what the server had."""
@@ -148,7 +137,6 @@ class SubscriptionTable:
                 subscription.interrupted = subscription.subscriber is None
                 subscription.in_force = False
                 self._unconfirmed[subscription] = None
-        self.ask_again()
 
     def fail_waiting(self, error: Exception) -> None:
         """Raise for everybody who waits for a confirmation."""
@@ -156,7 +144,6 @@ class SubscriptionTable:
             subscription.answer(error)
 
     def _refuse(self, subscription: Subscription, error: Exception) -> None:
-        self._give_up(subscription)
         subscription.in_force = False
         self._unconfirmed[subscription] = None
         if subscription.subscriber is not None:
@@ -165,11 +152,6 @@ class SubscriptionTable:
             subscription.refused = subscription.interrupted = True
             logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
             subscription.tell_lost()
-
-    def _give_up(self, subscription: Subscription) -> None:
-        if subscription.on_server is not None:
-            self._given_up.append(subscription.on_server)
-            subscription.on_server = None
 
 
 def _key_of(subject: str) -> str:
