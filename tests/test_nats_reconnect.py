@@ -1,7 +1,7 @@
 """What NatsBroker needs beyond the reconnect of nats-py. `brokers/nats/client.py` has the overrides.
 
-Two more are needed by the fault contract, where a server is paused and where it refuses the login: nats-py
-leaves the sockets of failed attempts open, which is a ResourceWarning, and it reports a loss only when the old
+The fault contract needs two more, where a server is paused and where it refuses the login: nats-py leaves
+the sockets of failed attempts open, which is a ResourceWarning, and it reports a loss only when the old
 connection is closed.
 """
 
