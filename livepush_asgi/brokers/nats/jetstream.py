@@ -11,7 +11,7 @@ from ...broker import READ_BYTES, Page
 from ...cursor import Position
 from ..history import History
 from .broker import NatsBroker
-from .failures import FAILURES, no_answer, unavailable
+from .failures import FAILURES, unavailable
 from .log import Logs
 from .stream import JetStreamError, Stream, StreamSettings, live_payload_of
 from .subjects import subject_of
@@ -116,8 +116,8 @@ class JetStreamBroker(NatsBroker):
             async with asyncio.timeout(timeout):
                 return await self._with_stream(act)
         except FAILURES as error:
-            cause = error if str(error) else no_answer(timeout)
-            raise unavailable(what, self._settings.address, cause) from error
+            late = TimeoutError(f"not done within {timeout:g} s, which includes waiting for other publishers")
+            raise unavailable(what, self._settings.address, error if str(error) else late) from error
 
     async def _with_stream(self, act: Callable[[], Awaitable[Result]]) -> Result:
         await self._stream.ensure()
