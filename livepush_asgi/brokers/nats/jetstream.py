@@ -112,6 +112,8 @@ class JetStreamBroker(NatsBroker):
 
     async def _attempt(self, what: str, act: Callable[[], Awaitable[Result]]) -> Result:
         timeout = self._settings.timeouts.publish_timeout
+        # Raises where no loop of asyncio runs, before anything else does.
+        self._connect()
         try:
             async with asyncio.timeout(timeout):
                 return await self._with_stream(act)
