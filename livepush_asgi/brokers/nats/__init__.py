@@ -1,6 +1,8 @@
 """The brokers over NATS: NatsBroker (without history) and JetStreamBroker (with a log of each channel).
 
-Only this folder imports nats-py. Read `broker.py` first, then `connection.py`; for JetStream `jetstream.py`.
+Only this folder imports nats-py, and nothing in the package imports it but the lazy names of
+`livepush_asgi`. Start in `broker.py`; then `connection.py` for what happens when the server goes away, and
+`log.py` for how an event gets its position.
 """
 
 from .broker import NatsBroker

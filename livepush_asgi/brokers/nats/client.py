@@ -1,6 +1,7 @@
 """nats-py's client, which reconnects by itself, with what this package needs beyond that.
 
-Each override says which behaviour of nats-py 2.16 it changes; `tests/test_nats_reconnect.py` shows each need.
+Each override says which behaviour of nats-py (2.9 to 2.16) it changes. `tests/test_nats_reconnect.py` and the
+fault contract fail without them.
 """
 
 import asyncio

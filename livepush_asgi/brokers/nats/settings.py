@@ -1,6 +1,7 @@
 """What a broker is told about its servers: their addresses, the options of nats-py, and the time-outs."""
 
 import inspect
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,6 @@ from nats.aio.client import Client
 _OWN_OPTIONS = {
     "allow_reconnect": True,
     "max_reconnect_attempts": -1,
-    # Seconds between two attempts to reach the same server.
-    "reconnect_time_wait": 0.5,
     # Publishing raises while the connection is away, and never waits while it is up.
     "pending_size": 0,
     "flusher_queue_size": 0,
@@ -22,7 +21,7 @@ _OWN_OPTIONS = {
 }
 # Those, what the connection sets, and what would change what it relies on.
 _MANAGED = {
-    *_OWN_OPTIONS, "self", "servers", "connect_timeout", "error_cb", "disconnected_cb", "reconnected_cb",
+    *_OWN_OPTIONS, "self", "servers", "reconnect_time_wait", "error_cb", "disconnected_cb", "reconnected_cb",
     "closed_cb", "discovered_server_cb", "lame_duck_mode_cb", "reconnect_to_server_handler", "no_echo",
     "verbose", "flush_timeout", "skip_subject_validation",
 }  # fmt: skip
@@ -53,9 +52,9 @@ class Settings:
     """Servers, options for `nats.connect` and time-outs, all checked."""
 
     def __init__(
-        # Any, because that is what nats.connect takes: it has an option of every type.
         self,
         servers: str | Sequence[str],
+        # Any, because that is what nats.connect takes: it has an option of every type.
         options: Mapping[str, Any],
         timeouts: Timeouts,
     ) -> None:
@@ -65,10 +64,12 @@ class Settings:
         _check_options(options)
         #: For `nats.connect`.
         self.options = {
+            "connect_timeout": timeouts.ping_timeout,
             **_login_of(self.servers),
             **options,
             **_OWN_OPTIONS,
-            "connect_timeout": timeouts.ping_timeout,
+            # Between two attempts to reach the same server. Random, so that processes come back apart.
+            "reconnect_time_wait": random.uniform(0.25, 0.75),
         }
         self.timeouts = timeouts
 
