@@ -7,14 +7,16 @@ connection is closed.
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import nats
 import pytest
 
 from livepush_asgi import BrokerUnavailableError, MessagesLostError, NatsBroker
-from livepush_asgi.broker import Subscription
+from livepush_asgi.broker import ForwardingSubscription, Subscription
 
 from .nats_server import NatsProcess
 from .valkey import free_port, until
@@ -105,6 +107,38 @@ async def test_a_cancelled_publish_does_not_disturb_the_connection(own_nats: Nat
     if heard == [b"perhaps"]:
         heard = [await subscription.get_message(timeout=LONG)]
     assert heard == [b"after"]
+    await subscription.close()
+
+
+class SlowSink:
+    """Blocks the process for a moment with each payload. None stands for a loss."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes | None] = []
+
+    def deliver(self, payload: bytes, /) -> None:
+        time.sleep(0.005)
+        self.heard.append(payload)
+
+    def lost(self) -> None:
+        self.heard.append(None)
+
+
+async def test_a_server_that_sends_is_not_given_up_by_a_process_that_is_slow_to_read(
+    own_nats: NatsProcess,
+) -> None:
+    """The PONG is behind the messages: it comes late, and the server is alive."""
+    broker = quick(own_nats.url)
+    subscription, sink = await broker.subscribe("news"), SlowSink()
+    assert isinstance(subscription, ForwardingSubscription)
+    subscription.forward(sink)
+    payloads: list[bytes | None] = [b"%d" % number for number in range(500)]
+    async with await nats.connect(own_nats.url) as client:
+        for payload in payloads:
+            await client.publish("livepush.news", payload or b"")
+        await client.flush()
+    await until(lambda: len(sink.heard) >= len(payloads))
+    assert sink.heard == payloads
     await subscription.close()
 
 

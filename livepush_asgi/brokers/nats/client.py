@@ -49,6 +49,7 @@ class Client(nats_client.Client):
         self._ping_timeout = ping_timeout
         self._messages_since_yield = 0
         self._next_pong: asyncio.Future[object] | None = None
+        self._pong_timers: dict[asyncio.Future[object], asyncio.TimerHandle] = {}
         #: Why the connection was lost last.
         self.fault: Exception = ConnectionResetError("the connection has ended")
 
@@ -57,7 +58,8 @@ class Client(nats_client.Client):
 
         The result of the future is True, or the error because of which there is no answer. It must not be
         cancelled: nats-py stops reading when a PONG arrives for a future that is done. All calls within one
-        turn of the event loop share it. Without an answer within `ping_timeout` the connection is given up.
+        turn of the event loop share it. If the server sends nothing for `ping_timeout`, the connection is
+        given up.
         """
         pong = self._next_pong
         if pong is None:
@@ -116,21 +118,29 @@ class Client(nats_client.Client):
 
     async def _send_ping(self, future: asyncio.Future[object] | None = None) -> None:
         """Send a PING behind the commands that wait to be sent. nats-py's overtakes them."""
-        loop = asyncio.get_running_loop()
-        pong = loop.create_future() if future is None else future
+        pong = asyncio.get_running_loop().create_future() if future is None else future
         if pong is self._next_pong:
             self._next_pong = None
         if not pong.done() and not self.is_connected:
             pong.set_result(self.fault)
         if not pong.done():
-            timer = loop.call_later(self._ping_timeout, self._give_up)
-            pong.add_done_callback(lambda done: timer.cancel())
+            pong.add_done_callback(lambda done: self._pong_timers.pop(done).cancel())
+            self._start_pong_timer(pong)
             self._pongs.append(pong)
             await self._send_command(nats_client.PING_PROTO)
             await self._flush_pending()
 
-    def _give_up(self) -> None:
-        start_task(self._process_op_err(no_answer(self._ping_timeout)), "livepush nats reconnect")
+    def _start_pong_timer(self, pong: asyncio.Future[object]) -> None:
+        loop, seen = asyncio.get_running_loop(), self.stats["in_msgs"]
+        self._pong_timers[pong] = loop.call_later(self._ping_timeout, self._check_pong, pong, seen)
+
+    def _check_pong(self, pong: asyncio.Future[object], seen: int) -> None:
+        if self.stats["in_msgs"] > seen:
+            # The server is alive, and its answer is behind messages that this process is too slow to read.
+            self._start_pong_timer(pong)
+        else:
+            error = no_answer(self._ping_timeout)
+            start_task(self._process_op_err(error), "livepush nats reconnect")
 
     def _drop_connection(self, error: Exception) -> None:
         if isinstance(error, UnexpectedEOF):
