@@ -70,8 +70,7 @@ from .wire.event import Event, positioned, split_position
 from .wire.reasons import EndReason, GapReason, RefusalCause
 
 if TYPE_CHECKING:
-    from .brokers.jetstream import JetStreamBroker
-    from .brokers.nats import NatsBroker
+    from .brokers.nats import JetStreamBroker, NatsBroker
     from .brokers.redis import RedisBroker, RedisStreamsBroker
     from .slots.redis import SlotCap
     from .testing.mock import MockBroker
@@ -141,7 +140,7 @@ __version__ = "0.1.0"
 
 # The names that need a client library, or are for tests, are loaded when they are first used.
 _LAZY = {
-    "JetStreamBroker": ".brokers.jetstream",
+    "JetStreamBroker": ".brokers.nats",
     "MockBroker": ".testing.mock",
     "NatsBroker": ".brokers.nats",
     "RedisBroker": ".brokers.redis",

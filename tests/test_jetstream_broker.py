@@ -20,7 +20,9 @@ from livepush_asgi.errors import BrokerUnavailableError, PositionConflictError
 from livepush_asgi.wire.cursor import MOST_OFFSET, Position
 from livepush_asgi.wire.event import positioned
 
+from .fault_contract import by_way_of
 from .nats_server import NatsProcess
+from .relay import Relay
 from .valkey import until
 
 LONG = 10.0
@@ -533,6 +535,28 @@ async def test_of_many_who_wait_for_a_silent_server_all_hear_of_it_together(own_
     # Whether the one that was under way has arrived is not known to anybody; a hole there is not.
     found = await everything(broker, "news")
     assert [record.offset for record in found] == list(range(1, last.offset + 1))
+
+
+async def test_an_append_that_always_comes_second_raises_in_time(
+    nats_server: NatsProcess, prefix: str
+) -> None:
+    near = JetStreamBroker(nats_server.url, prefix=prefix)
+    relay = Relay(nats_server.port)
+    # By then the log has gone on, so that the end which the answer names is never the end.
+    relay.delay = 0.05
+
+    async def append_for_ever() -> None:
+        while True:
+            await near.append("news", b"x")
+
+    async with by_way_of(relay), anyio.create_task_group() as tasks:
+        tasks.start_soon(append_for_ever)
+        far = JetStreamBroker(
+            f"nats://127.0.0.1:{relay.port}", prefix=prefix, publish_timeout=0.5, linger=0.1
+        )
+        with anyio.fail_after(LONG), pytest.raises(BrokerUnavailableError, match=r"not done within 0\.5 s"):
+            await far.append("news", b"late")
+        tasks.cancel_scope.cancel()
 
 
 # --- the server's settings --------------------------------------------------------------------------------

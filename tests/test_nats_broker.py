@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from livepush_asgi import Broker, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Subscription
-from livepush_asgi.brokers.nats_session import Patience
-from livepush_asgi.brokers.nats_subject import subject_of
+from livepush_asgi.brokers.nats.settings import Timeouts
+from livepush_asgi.brokers.nats.subjects import subject_of
 from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
 from livepush_asgi.wire.event import to_payload
 
@@ -383,7 +383,7 @@ def test_options_that_would_do_nothing_good_are_refused(options: dict[str, objec
 )
 def test_times_are_more_than_nothing(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        Patience(**{name: 0.0})
+        Timeouts(**{name: 0.0})
     with pytest.raises(ValueError, match="linger"):
         NatsBroker(linger=-1)
 

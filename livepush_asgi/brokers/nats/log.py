@@ -1,39 +1,37 @@
-"""Logs: the logs of all channels in one stream.
+"""The logs of all channels in one stream: appends, and where each log ends.
 
-The stream numbers the messages of all subjects together. So each event carries its position, and is added
-on the condition that the subject's last message is the one that it was counted from: whoever comes second
-is refused, looks again, and counts from there.
+The stream numbers the messages of all subjects together, and the offsets of a log have no holes. So each
+event carries its position, and is added on the condition that the subject's last message is the one that its
+offset follows. A publisher that comes second is refused, looks where the log ends now, and counts from there.
 
-A message is let go one day, the last one of a channel too, and with it the log is forgotten. For as long
-as somebody reads, that is put off: a *mark* says again where the log is. It also begins a log that is read
-before anything was added.
+JetStream drops every message one day, the last one of a channel too, and then the log is forgotten. As long
+as somebody reads the log, a *mark* puts that off: a message that is no event and has the log's last position.
+A mark also begins a log that is read before anything was added.
 """
 
 import asyncio
+import itertools
 import random
 from collections import OrderedDict
 from hashlib import sha256
 from typing import NamedTuple
 
-from ..errors import PositionConflictError
-from ..wire.cursor import Position, new_epoch
-from . import Page
-from .jetstream_entry import MARK, POSITION
-from .jetstream_pages import Pages, Range
-from .jetstream_stream import JetStreamError, Stream
-from .nats_connection import FAILURES
-from .turns import Turns
+from ...errors import PositionConflictError
+from ...wire.cursor import Position, new_epoch
+from .. import Page
+from .pages import PageReader, Range
+from .stream import MARK, POSITION, JetStreamError, Stream
 
-# Of as many channels is remembered where their logs end. To forget costs a question.
+# The ends of so many logs are remembered. To find one again costs a request.
 _MOST_HEADS = 10_000
-# Half of it is random, so that those who were refused together do not come back together: seconds.
+# Half of the pause is random, so that publishers that were refused together come back apart: seconds.
 _FIRST_PAUSE, _MOST_PAUSE = 0.001, 0.05
-# What has changed between two questions is asked for again, so many times.
-_MOST_LOOKS = 10
+# A read that finds the log changed between two requests starts again, so many times.
+_MOST_READS = 10
 
 
 class Head(NamedTuple):
-    """Where a log ends: its position, the sequence of the message that says so, and whether that is old."""
+    """The end of a log: its position, the sequence of the message that says so, and whether that is old."""
 
     position: Position
     sequence: int
@@ -41,12 +39,11 @@ class Head(NamedTuple):
 
 
 class Logs:
-    """Adds to logs and reads them. Raises one of FAILURES."""
+    """Adds to logs and reads them. Raises one of FAILURES. The caller sets the deadline."""
 
     def __init__(self, stream: Stream, events: int) -> None:
         self._stream = stream
-        self._pages = Pages(stream, events)
-        self._turns = Turns(*FAILURES)
+        self._pages = PageReader(stream, events)
         #: How far each log is known to have come.
         self._heads: OrderedDict[str, Head] = OrderedDict()
 
@@ -54,16 +51,15 @@ class Logs:
         self, channel: str, subject: str, payload: bytes, key: str | None, expected: Position | None
     ) -> Position:
         """Add an event and return its position. See `broker.HistoryBroker`."""
-        async with self._turns.of(subject):
-            attempt = 0
-            while True:
+        async with self._stream.lock(subject):
+            for attempt in itertools.count():
                 headers, known = await self._recall(subject, key)
                 if known is not None:
                     return known
-                # The first attempt trusts to memory: if that is wrong, nothing is added.
+                # The first attempt trusts the remembered end: if that is wrong, nothing is added.
                 head = self._heads.get(subject) if attempt == 0 else None
                 if head is None or not _is_end(expected, head):
-                    head = await self._find(subject) or Head(Position(new_epoch(), 0), 0)
+                    head = await self._find(subject) or _new_head()
                 if not _is_end(expected, head):
                     raise PositionConflictError(channel, head.position)
                 position = Position(head.position.epoch, head.position.offset + 1)
@@ -71,51 +67,50 @@ class Logs:
                 if await self._store(subject, payload, headers, head, position):
                     return position
                 pause = min(_MOST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10))
-                attempt += 1
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        raise AssertionError("the loop ends with a return or an exception")
 
     async def read(self, subject: str, after: int, limit: int, max_bytes: int) -> Page:
         """Return a part of a log. See `broker.HistoryBroker`."""
-        for _ in range(_MOST_LOOKS):
+        for _ in range(_MOST_READS):
             head, oldest = await asyncio.gather(self._find(subject), self._stream.oldest(subject))
             if head is None:
-                await self._mark(subject, Head(Position(new_epoch(), 0), 0))
+                await self._mark(subject, _new_head())
                 continue
             if head.is_old:
                 await self._mark(subject, head)
-            page = await self._pages.read(
-                subject, head.position, head.sequence, oldest, Range(after, limit, max_bytes)
-            )
+            range_ = Range(after + 1, limit, max_bytes)
+            page = await self._pages.read(subject, head.position, head.sequence, oldest, range_)
             if page is not None:
                 return page
         raise JetStreamError("the log changes faster than it can be read")
 
     async def _find(self, subject: str) -> Head | None:
-        """Ask where a log ends; return None if there is none. What is no log any more is cleared away."""
-        # What is known now, the answer must know too. What comes meanwhile, it may miss.
+        """Return where a log ends, None if there is none. A log that cannot go on is removed."""
+        # What is known before the question must be in the answer; what comes meanwhile need not.
         known = self._heads.get(subject)
         entry = await self._stream.last(subject)
         if entry is None:
             self._heads.pop(subject, None)
             return None
         if entry.position is None or (known is not None and _is_behind(entry.position, known.position)):
-            # Something foreign is in it, or the server has lost its end. To go on counting would give the
-            # positions that clients have already to other events.
+            # It has a foreign message, or the server has lost its end. To count on would give other events
+            # the positions that clients have seen already.
             await self._stream.clear(subject, entry.sequence)
             self._heads.pop(subject, None)
             return None
         return Head(entry.position, entry.sequence, self._stream.is_old(entry))
 
     async def _recall(self, subject: str, key: str | None) -> tuple[dict[str, str], Position | None]:
-        """Return the headers that have an event remembered by its key, and where it is if it is already."""
+        """Return the headers that have the key remembered, and the position if it is remembered already."""
         if key is None:
             return {}, None
-        idempotency = sha256(f"{subject} {key}".encode(errors="surrogatepass")).hexdigest()
-        sequence = await self._stream.known(subject, idempotency)
+        message_id = sha256(f"{subject} {key}".encode(errors="surrogatepass")).hexdigest()
+        sequence = await self._stream.known(subject, message_id)
         if sequence is None:
-            return {"Nats-Msg-Id": idempotency}, None
+            return {"Nats-Msg-Id": message_id}, None
         entry = await self._stream.at(sequence)
-        # The event may be let go while its key is still remembered. Then it is added once more, without.
+        # The event may be gone while its key is remembered. Then it is added again, without the key.
         return {}, None if entry is None else entry.position
 
     async def _store(
@@ -131,8 +126,12 @@ class Logs:
         return True
 
     async def _mark(self, subject: str, head: Head) -> None:
-        # If something else comes first, that is as good a mark.
+        # If another message comes first, that is as good as a mark.
         await self._store(subject, b"", {MARK: str(head.position)}, head, head.position)
+
+
+def _new_head() -> Head:
+    return Head(Position(new_epoch(), 0), 0)
 
 
 def _is_end(expected: Position | None, head: Head) -> bool:

@@ -1,35 +1,35 @@
 """JetStreamBroker: pub/sub over NATS with history, with one connection for everything."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..wire.cursor import Position
-from . import READ_BYTES, Page, Subscription
-from .history import History
-from .jetstream_entry import live_payload_of
-from .jetstream_log import Logs
-from .jetstream_stream import Stream, StreamSettings, is_absent
-from .nats import subscribe
-from .nats_connection import FAILURES
-from .nats_link import Link
-from .nats_session import Patience
-from .nats_subject import check_prefix, subject_of
+from nats.aio.msg import Msg
+
+from ...wire.cursor import Position
+from .. import READ_BYTES, Page
+from ..history import History
+from .broker import NatsBroker
+from .failures import FAILURES, unavailable
+from .log import Logs
+from .stream import JetStreamError, Stream, StreamSettings, live_payload_of
+from .subjects import subject_of
 
 Result = TypeVar("Result")
 
 _STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class JetStreamBroker:
+class JetStreamBroker(NatsBroker):
     """Pub/sub over NATS with JetStream, which keeps a log of each channel. Needs a server from 2.11 on.
 
-    One stream holds all logs, and is made when it is absent; one that is there is used as it is.
-    `history` bounds each log by events and age. Its `size` is not heeded, since JetStream can bound bytes
-    for a whole stream only: `max_size` (bytes) is for the logs of all channels together. Past it the
-    oldest events go, whosever they are, so a loud channel can cost a quiet one its log, of which the
-    clients are told. Give it room for what all channels hold. `replicas` is for a cluster. An
-    `idempotency_key` is remembered for `idempotency_window` seconds, for as long as the log has the event.
+    One stream holds all logs. It is made when it is absent; one that is there is used as it is. `history`
+    bounds each log by events and age. Its `size` has no effect, since JetStream can bound bytes for a whole
+    stream only: `max_size` (bytes) is for the logs of all channels together. Past it the oldest events go,
+    whatever channel they are of, so a loud channel can cost a quiet one its log, of which the clients are
+    told. Give it room for what all channels hold. `replicas` is for a cluster. An `idempotency_key` is
+    remembered for `idempotency_window` seconds, for as long as the log has the event.
 
     An event is stored on the subject `livepush-log.CHANNEL`, and the server itself publishes on
     `livepush.CHANNEL` what it has stored. Every publisher has to use this class: what `NatsBroker` or
@@ -37,7 +37,8 @@ class JetStreamBroker:
     else may publish on the subjects of the logs either: it would begin them anew.
 
     A log that is neither read nor added to for twice the history's age is forgotten, and what comes
-    then has another epoch. For servers, options and timeouts see `NatsBroker`.
+    then has another epoch. An append or a read raises after `publish_timeout`; that includes the time for
+    which an append waits for others of its channel. For the rest see `NatsBroker`.
     """
 
     def __init__(
@@ -58,32 +59,29 @@ class JetStreamBroker:
         ping_timeout: float = 5.0,
         linger: float = 10.0,
     ) -> None:
-        history = history or History()
-        settings = StreamSettings(
-            name=_check_name(check_prefix(prefix).replace(".", "_") if stream is None else stream),
+        super().__init__(
+            servers,
             prefix=prefix,
-            history=history,
-            size=max_size,
-            replicas=replicas,
-            idempotency_window=idempotency_window,
-        )
-        patience = Patience(
+            options=options,
             subscribe_timeout=subscribe_timeout,
             publish_timeout=publish_timeout,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
             linger=linger,
         )
-        self._prefix = prefix
-        self._log_prefix = settings.log_prefix
-        self._link = Link(servers, options or {}, patience, live_payload_of)
-        self._stream = Stream(self._link, settings)
-        self._logs = Logs(self._stream, history.events)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the connection is up and every channel confirmed, or nobody listens."""
-        return self._link.healthy
+        name = prefix.replace(".", "_") if stream is None else stream
+        if not _STREAM_NAME.fullmatch(name):
+            raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {name!r}")
+        self._stream_settings = StreamSettings(
+            name=name,
+            prefix=prefix,
+            history=history or History(),
+            size=max_size,
+            replicas=replicas,
+            idempotency_window=idempotency_window,
+        )
+        self._stream = Stream(self._connect, self._stream_settings)
+        self._logs = Logs(self._stream, self._stream_settings.history.events)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload to the channel's log and return 0: NATS does not say who listens.
@@ -92,13 +90,6 @@ class JetStreamBroker:
         """
         await self.append(channel, payload.encode() if isinstance(payload, str) else bytes(payload))
         return 0
-
-    async def subscribe(self, channel: str) -> Subscription:
-        """Return a subscription, confirmed by the server.
-
-        Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
-        """
-        return await subscribe(self._link, channel, subject_of(self._prefix, channel))
 
     async def append(
         self,
@@ -109,36 +100,39 @@ class JetStreamBroker:
         expected: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
-        subject = subject_of(self._log_prefix, channel)
+        subject = subject_of(self._stream_settings.log_prefix, channel)
         return await self._attempt(
             "publish", lambda: self._logs.append(channel, subject, payload, idempotency_key, expected)
         )
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
-        subject = subject_of(self._log_prefix, channel)
+        subject = subject_of(self._stream_settings.log_prefix, channel)
         return await self._attempt("read", lambda: self._logs.read(subject, after, limit, max_bytes))
 
     async def _attempt(self, what: str, act: Callable[[], Awaitable[Result]]) -> Result:
+        timeout = self._settings.timeouts.publish_timeout
+        # Raises where no loop of asyncio runs, before anything else does.
+        self._connect()
         try:
-            return await self._act(act)
+            async with asyncio.timeout(timeout):
+                return await self._with_stream(act)
         except FAILURES as error:
-            raise self._link.unavailable(what, error) from error
+            late = TimeoutError(f"not done within {timeout:g} s, which includes waiting for other publishers")
+            raise unavailable(what, self._settings.address, error if str(error) else late) from error
 
-    async def _act(self, act: Callable[[], Awaitable[Result]]) -> Result:
+    async def _with_stream(self, act: Callable[[], Awaitable[Result]]) -> Result:
         await self._stream.ensure()
         try:
             return await act()
-        except FAILURES as error:
-            if not is_absent(error):
+        except JetStreamError as error:
+            if not error.is_absent:
                 raise
-        # Somebody has removed the stream under the connection. Nothing was added, so it can be done anew.
+        # The stream has been lost or removed. Nothing was added, so it is safe to try again.
         self._stream.forget()
         await self._stream.ensure()
         return await act()
 
-
-def _check_name(stream: str) -> str:
-    if not _STREAM_NAME.fullmatch(stream):
-        raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {stream!r}")
-    return stream
+    @staticmethod
+    def _decode(message: Msg) -> bytes | None:
+        return live_payload_of(message)

@@ -1,0 +1,100 @@
+"""NatsBroker: pub/sub over core NATS, with one connection for everything."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from ...runtime.event_loop import asyncio_loop
+from .. import Subscription
+from .connection import Connection
+from .failures import FAILURES, unavailable
+from .outgoing import Call
+from .settings import Settings, Timeouts
+from .stream import MARK
+from .subjects import check_prefix, subject_of
+
+
+class NatsBroker:
+    """Pub/sub over NATS, without history: what is published while nobody listens is gone.
+
+    `servers` is a URL or several of one cluster, `options` are further keywords of `nats.connect`:
+    credentials, TLS, a name. The channel `events.42` is the subject `livepush.events.42`; characters that
+    NATS does not allow in a subject are written as %XX. `prefix` stands for `livepush`.
+
+    However many channels and clients, there is one connection. The first use opens it, and it is closed when
+    nothing has needed it for `linger`. When it breaks it is made again until that works, each subscription is
+    told that messages may be lost, and goes on. Each payload is sent at most once. A server that finds a
+    reader too slow cuts its connection, so that is told as well.
+
+    All timeouts are in seconds. The connection is tested every `ping_interval`, and is given up after
+    `ping_timeout` without an answer. Use one broker on one event loop at a time.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str] = "nats://127.0.0.1:4222",
+        *,
+        prefix: str = "livepush",
+        # Any, because that is what nats.connect takes: it has an option of every type.
+        options: Mapping[str, Any] | None = None,
+        subscribe_timeout: float = 2.0,
+        publish_timeout: float = 5.0,
+        ping_interval: float = 10.0,
+        ping_timeout: float = 5.0,
+        linger: float = 10.0,
+    ) -> None:
+        self._prefix = check_prefix(prefix)
+        timeouts = Timeouts(
+            subscribe_timeout=subscribe_timeout,
+            publish_timeout=publish_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
+            linger=linger,
+        )
+        self._settings = Settings(servers, options or {}, timeouts)
+        self._connection: Connection | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the connection is up and every channel confirmed, or nobody listens."""
+        return self._connection is None or self._connection.has_ended or self._connection.healthy
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        """Publish a payload and return 0 when the server has it: NATS does not say who listens.
+
+        Raises BrokerUnavailableError if the server is away or refuses. The payload was then sent once or not
+        at all.
+        """
+        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        try:
+            await self._connect().exchange(Call(subject_of(self._prefix, channel), data))
+        except FAILURES as error:
+            raise unavailable("publish", self._settings.address, error) from error
+        return 0
+
+    async def subscribe(self, channel: str) -> Subscription:
+        """Return a subscription, confirmed by the server.
+
+        Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
+        """
+        try:
+            return await self._connect().subscribe(channel, subject_of(self._prefix, channel))
+        except FAILURES as error:
+            raise unavailable("subscribe", self._settings.address, error) from error
+
+    def _connect(self) -> Connection:
+        """Return the connection, and make one if there is none. It opens in the background."""
+        loop = asyncio_loop()
+        connection = self._connection
+        # A loop that was closed without cancelling its tasks has left its connection behind.
+        if connection is None or connection.has_ended or connection.loop.is_closed():
+            connection = self._connection = Connection(self._settings, self._decode)
+        elif connection.loop is not loop:
+            raise RuntimeError("a NATS broker is used on one event loop at a time; make one for each")
+        return connection
+
+    @staticmethod
+    def _decode(message: Msg) -> bytes | None:
+        # A mark is for readers of a log.
+        return None if MARK in (message.headers or {}) else message.data

@@ -1,0 +1,275 @@
+"""The stream that holds the logs of all channels: its settings, its messages, and the requests to it.
+
+https://docs.nats.io/reference/reference-protocols/nats_api_reference
+"""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from secrets import randbelow
+from typing import Any, NamedTuple
+
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from ...wire.cursor import Position
+from ...wire.event import positioned
+from ..history import History
+from .connection import Connection
+from .outgoing import Call
+
+#: The headers with a message's position: an event has the one, a mark the other. A mark is no event: it says
+#: how far a log has come when no event can say so.
+POSITION, MARK = "Livepush-Position", "Livepush-Mark"
+# A log gets a mark when it begins, and then at most one in the time for which events are kept.
+_MOST_MARKS = 4
+# Direct batch get needs this version.
+_LEAST_VERSION = (2, 11)
+# A stream that is lost and made again must not reach the same sequences: they tell what has changed since.
+_MOST_FIRST_SEQUENCE = 2**48
+# Error codes of JetStream.
+_NO_MESSAGE, _NO_STREAM, _NAME_TAKEN, _WRONG_ID, _WRONG_SEQUENCE = 10037, 10059, 10058, 10070, 10071
+
+
+class JetStreamError(NatsError):
+    """Raised when JetStream refuses. `is_absent` says that there is no such stream."""
+
+    def __init__(self, description: str, code: int = 0) -> None:
+        super().__init__(description)
+        self.is_absent = code == _NO_STREAM
+
+
+class Entry(NamedTuple):
+    """One message of a log. `position` is None if something else than this package has put it there."""
+
+    sequence: int
+    time: float
+    position: Position | None
+    is_event: bool
+    payload: bytes
+
+
+def live_payload_of(message: Msg) -> bytes | None:
+    """Return what a subscription gets for a message that came live, None for a mark."""
+    headers = message.headers or {}
+    if MARK in headers:
+        return None
+    try:
+        return positioned(Position.parse(headers[POSITION]), message.data)
+    except (KeyError, ValueError):
+        # It was published past the log.
+        return message.data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSettings:
+    """How the stream is made, if it is absent. `size` bounds all logs together, in bytes."""
+
+    name: str
+    prefix: str
+    history: History
+    size: int
+    replicas: int
+    idempotency_window: float
+
+    @property
+    def log_prefix(self) -> str:
+        """What the subjects of the logs begin with. Those of live payloads begin with `prefix`."""
+        return f"{self.prefix}-log"
+
+    def configuration(self) -> dict[str, object]:
+        """Return the stream's configuration, as JetStream takes it."""
+        age = 0.0 if self.history.age is None else 2 * self.history.age
+        window = self.idempotency_window if not age else min(self.idempotency_window, age)
+        return {
+            "name": self.name,
+            "subjects": [f"{self.log_prefix}.>"],
+            "retention": "limits",
+            "storage": "file",
+            "discard": "old",
+            "num_replicas": self.replicas,
+            "max_msgs_per_subject": self.history.events + _MOST_MARKS,
+            "max_bytes": self.size,
+            "max_age": int(age * 1e9),
+            "duplicate_window": int(window * 1e9),
+            "allow_direct": True,
+            "first_seq": 1 + randbelow(_MOST_FIRST_SEQUENCE),
+            # The server publishes what it has stored, afterwards: subscriptions get that.
+            "republish": {"src": f"{self.log_prefix}.>", "dest": f"{self.prefix}.>"},
+        }
+
+
+class Stream:
+    """Requests to one stream. Raises one of FAILURES."""
+
+    def __init__(self, connect: Callable[[], Connection], settings: StreamSettings) -> None:
+        self._connect = connect
+        self._settings = settings
+        self._is_ensured = False
+        #: How far the server's clock is ahead, in seconds.
+        self._skew = 0.0
+
+    def lock(self, key: str) -> asyncio.Lock:
+        """Return a lock that everybody on this event loop shares who asks with the same key."""
+        return self._connect().lock(key)
+
+    async def ensure(self) -> None:
+        """Make the stream if it is absent. Raises JetStreamError for one that cannot be used here."""
+        if not self._is_ensured:
+            async with self.lock(""):
+                if not self._is_ensured:
+                    await self._ensure()
+
+    def forget(self) -> None:
+        """Have the next `ensure` look again."""
+        self._is_ensured = False
+
+    async def _ensure(self) -> None:
+        name = self._settings.name
+        answer = await self._call(f"STREAM.INFO.{name}", {}, _NO_STREAM)
+        if answer is None:
+            answer = await self._call(f"STREAM.CREATE.{name}", self._settings.configuration(), _NAME_TAKEN)
+        if answer is None:
+            # Another process has made it meanwhile.
+            answer = await self._call(f"STREAM.INFO.{name}", {}) or {}
+        if self._connect().server_version < _LEAST_VERSION:
+            raise JetStreamError("the server is too old, JetStreamBroker needs NATS 2.11")
+        self._check(answer["config"])
+        self._skew = _seconds_of(answer["ts"]) - time.time() if "ts" in answer else 0.0
+        self._is_ensured = True
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        wanted = self._settings.configuration()
+        for name in ("subjects", "republish", "allow_direct"):
+            if found.get(name) != wanted[name]:
+                raise JetStreamError(
+                    f"the stream {self._settings.name!r} is there with {name} {found.get(name)!r} instead of "
+                    f"{wanted[name]!r}; name another stream or prefix"
+                )
+
+    async def store(self, subject: str, payload: bytes, headers: dict[str, str], after: int) -> int | None:
+        """Add a message if the subject's last one has the sequence `after`; 0 means that there is none.
+
+        Return its sequence, None if another message came first, or the same was there already.
+        """
+        condition = {"Nats-Expected-Last-Subject-Sequence": str(after)}
+        answer = await self._publish(subject, payload, {**headers, **condition}, _WRONG_SEQUENCE)
+        return None if answer is None or answer.get("duplicate") else int(answer["seq"])
+
+    async def known(self, subject: str, message_id: str) -> int | None:
+        """Return the sequence of the message that was added with this id, None if the id is not remembered.
+
+        JetStream compares ids before it looks at the condition here, which no stream can meet.
+        """
+        headers = {"Nats-Msg-Id": message_id, "Nats-Expected-Last-Msg-Id": "-"}
+        answer = await self._publish(subject, b"", headers, _WRONG_ID)
+        return None if answer is None else int(answer["seq"])
+
+    async def last(self, subject: str) -> Entry | None:
+        """Return the last message of a subject. The leader answers; a direct get may come from a replica."""
+        query = {"last_by_subj": subject}
+        answer = await self._call(f"STREAM.MSG.GET.{self._settings.name}", query, _NO_MESSAGE)
+        if answer is None:
+            return None
+        message = answer["message"]
+        lines = base64.b64decode(message.get("hdrs", "")).decode("latin-1").split("\r\n")[1:]
+        headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        payload = base64.b64decode(message.get("data", ""))
+        return _entry(message["seq"], message["time"], headers, payload)
+
+    async def at(self, sequence: int) -> Entry | None:
+        """Return the message with a sequence."""
+        return await self._get({"seq": sequence})
+
+    async def next(self, subject: str, sequence: int) -> Entry | None:
+        """Return the first message of a subject from a sequence on."""
+        return await self._get({"next_by_subj": subject, "seq": sequence})
+
+    async def oldest(self, subject: str) -> Entry | None:
+        """Return the first message of a subject that is not older than events are kept."""
+        age = self._settings.history.age
+        if age is None:
+            return await self.next(subject, 1)
+        since = datetime.fromtimestamp(time.time() + self._skew - age, UTC)
+        return await self._get({"next_by_subj": subject, "start_time": since.isoformat()})
+
+    async def page(self, subject: str, sequence: int, limit: int, size: int) -> list[Entry]:
+        """Return up to `limit` messages of a subject from a sequence on, in little more than `size` bytes."""
+        query = {"next_by_subj": subject, "seq": sequence, "batch": limit, "max_bytes": size}
+        return [_entry_of(part) for part in await self._get_direct(query, many=True) if not _status(part)]
+
+    async def clear(self, subject: str, sequence: int) -> None:
+        """Remove the messages of a subject up to and including a sequence."""
+        await self._call(f"STREAM.PURGE.{self._settings.name}", {"filter": subject, "seq": sequence + 1})
+
+    def is_old(self, entry: Entry) -> bool:
+        """Return whether a message is older than events are kept."""
+        age = self._settings.history.age
+        return age is not None and time.time() + self._skew - entry.time > age
+
+    async def _get(self, query: Mapping[str, object]) -> Entry | None:
+        (answer,) = await self._get_direct(query, many=False)
+        return None if _status(answer) else _entry_of(answer)
+
+    async def _get_direct(self, query: Mapping[str, object], *, many: bool) -> list[Msg]:
+        subject = f"$JS.API.DIRECT.GET.{self._settings.name}"
+        call = Call(subject, json.dumps(query).encode(), is_request=True, many=many)
+        answer = await self._connect().exchange(call)
+        # 204 ends a batch, 404 means that there is no such message.
+        if _status(answer[-1]) not in ("", "204", "404"):
+            raise _refusal(answer[-1])
+        return answer
+
+    async def _call(
+        self, path: str, query: Mapping[str, object], expected_error: int = 0
+    ) -> dict[str, Any] | None:
+        return await self._publish(f"$JS.API.{path}", json.dumps(query).encode(), None, expected_error)
+
+    async def _publish(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, expected_error: int
+    ) -> dict[str, Any] | None:
+        """Return the answer, None if it is the expected error."""
+        (answer,) = await self._connect().exchange(Call(subject, payload, headers, is_request=True))
+        if _status(answer):
+            raise _refusal(answer)
+        parsed: dict[str, Any] = json.loads(answer.data)
+        error = parsed.get("error")
+        if error is None:
+            return parsed
+        if error.get("err_code") == expected_error:
+            return None
+        raise JetStreamError(error.get("description", "JetStream refuses"), error.get("err_code", 0))
+
+
+def _refusal(answer: Msg) -> JetStreamError:
+    if _status(answer) == "503":
+        return JetStreamError("nobody answers for the stream; is JetStream enabled?", _NO_STREAM)
+    description = (answer.headers or {}).get("Description", "")
+    return JetStreamError(f"JetStream refuses with status {_status(answer)} {description}")
+
+
+def _status(message: Msg) -> str:
+    return (message.headers or {}).get("Status", "")
+
+
+def _entry_of(message: Msg) -> Entry:
+    """Return the entry of a direct answer: the message itself, with headers added by the server."""
+    headers = message.headers or {}
+    return _entry(int(headers["Nats-Sequence"]), headers["Nats-Time-Stamp"], headers, message.data)
+
+
+def _entry(sequence: int, stamp: str, headers: Mapping[str, str], payload: bytes) -> Entry:
+    is_event = POSITION in headers
+    try:
+        position = Position.parse(headers.get(POSITION if is_event else MARK, ""))
+    except ValueError:
+        position = None
+    return Entry(sequence, _seconds_of(stamp), position, is_event, payload)
+
+
+def _seconds_of(stamp: str) -> float:
+    return datetime.fromisoformat(stamp).timestamp()

@@ -1,0 +1,160 @@
+"""The subscriptions of a broker, over all reconnects. No input or output here.
+
+A subscription is in force when the server has confirmed it, or when a message has arrived for it, which may
+be earlier. One that was interrupted tells its mailbox of the loss when it is in force again, not before: a
+reader that fills the gap from a log must not miss what comes between the two.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from ..mailbox import Mailbox
+
+logger = logging.getLogger("livepush_asgi")
+
+
+class Subscription:
+    """One mailbox that listens to one subject."""
+
+    __slots__ = ("in_force", "interrupted", "mailbox", "on_server", "refused", "subject", "subscriber")
+
+    def __init__(
+        self,
+        channel: str,
+        subject: str,
+        subscriber: asyncio.Future[None],
+        on_close: Callable[["Subscription"], None],
+    ) -> None:
+        self.subject = subject
+        self.mailbox = Mailbox(channel, lambda mailbox: on_close(self))
+        #: What the subscriber awaits, None when it has its answer.
+        self.subscriber: asyncio.Future[None] | None = subscriber
+        #: nats-py's part of it, None if the server has to be asked.
+        self.on_server: NatsSubscription | None = None
+        self.in_force = False
+        self.interrupted = False
+        self.refused = False
+
+    def answer(self, error: Exception | None = None) -> None:
+        """Tell the subscriber that the subscription is in force, or why it is not."""
+        subscriber, self.subscriber = self.subscriber, None
+        if subscriber is None or subscriber.done():
+            return
+        if error is None:
+            subscriber.set_result(None)
+        else:
+            subscriber.set_exception(error)
+
+    def deliver(self, payload: bytes) -> None:
+        """Pass a payload to the mailbox."""
+        self._tell(self.mailbox.deliver, payload)
+
+    def tell_lost(self) -> None:
+        """Tell the mailbox that messages may be missing."""
+        self._tell(self.mailbox.lost)
+
+    def _tell(self, method: Callable[..., None], *payload: bytes) -> None:
+        # What is behind a mailbox may raise, and that must not stop the connection.
+        try:
+            method(*payload)
+        except Exception:
+            logger.exception("the sink of channel %r raised", self.mailbox.channel)
+
+
+class SubscriptionTable:
+    """All subscriptions, and which of them the server has confirmed."""
+
+    def __init__(self) -> None:
+        # By the subject in lower case, as nats-py reports a refusal.
+        self._by_subject: dict[str, tuple[Subscription, ...]] = {}
+        self._unconfirmed: dict[Subscription, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_subject)
+
+    @property
+    def all_in_force(self) -> bool:
+        """Whether the server has confirmed every subscription."""
+        return not self._unconfirmed
+
+    @property
+    def unasked(self) -> list[Subscription]:
+        """The subscriptions that the server has to be asked for: new ones, and those that it refuses."""
+        return [each for each in self._unconfirmed if each.on_server is None]
+
+    def add(self, subscription: Subscription) -> None:
+        """Add a new subscription."""
+        key = _key_of(subscription.subject)
+        self._by_subject[key] = (*self._by_subject.get(key, ()), subscription)
+        self._unconfirmed[subscription] = None
+
+    def remove(self, subscription: Subscription) -> None:
+        """Remove a subscription. Removing it twice is harmless."""
+        key = _key_of(subscription.subject)
+        same_subject = self._by_subject.pop(key, ())
+        others = tuple(each for each in same_subject if each is not subscription)
+        if others:
+            self._by_subject[key] = others
+        self._unconfirmed.pop(subscription, None)
+
+    def confirm(self, subscription: Subscription) -> None:
+        """Note that a subscription is in force. It tells a loss before anything is delivered."""
+        if subscription not in self._unconfirmed:
+            return
+        del self._unconfirmed[subscription]
+        subscription.in_force = True
+        subscription.refused = False
+        subscription.answer()
+        if subscription.interrupted:
+            subscription.interrupted = False
+            subscription.tell_lost()
+
+    def confirm_all(self) -> None:
+        """Note that every subscription that the server has, and did not refuse, is in force."""
+        for subscription in list(self._unconfirmed):
+            if subscription.on_server is not None:
+                self.confirm(subscription)
+
+    def refuse(self, subject: str, error: Exception) -> list[Subscription]:
+        """Note that the server refuses a subject, given in lower case. Return the subscriptions to it.
+
+        When permissions change, it also refuses what was in force. Of two subjects that differ only in case,
+        the one that is not in force is meant.
+        """
+        asked = [each for each in self._by_subject.get(subject, ()) if each.on_server is not None]
+        refused = [each for each in asked if not each.in_force] or asked
+        for subscription in refused:
+            self._refuse(subscription, error)
+        return refused
+
+    def interrupt(self) -> None:
+        """Note that the connection is lost. nats-py will subscribe again to what the server had."""
+        for same_subject in self._by_subject.values():
+            for subscription in same_subject:
+                subscription.interrupted = subscription.subscriber is None
+                subscription.in_force = False
+                self._unconfirmed[subscription] = None
+
+    def fail_waiting(self, error: Exception) -> None:
+        """Raise for everybody who waits for a confirmation."""
+        for subscription in self._unconfirmed:
+            subscription.answer(error)
+
+    def _refuse(self, subscription: Subscription, error: Exception) -> None:
+        subscription.in_force = False
+        self._unconfirmed[subscription] = None
+        if subscription.subscriber is not None:
+            subscription.answer(error)
+        elif not subscription.refused:
+            subscription.refused = subscription.interrupted = True
+            logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
+            subscription.tell_lost()
+
+
+def _key_of(subject: str) -> str:
+    # The same object where that is possible: there are ten thousand.
+    key = subject.lower()
+    return subject if key == subject else key
