@@ -22,6 +22,7 @@ from ..wire.reasons import EndReason, GapReason
 from .history_reader import HistoryReader
 from .outbox import LatestOutbox, Outbox, OutboxFullError
 from .recovery import ChannelGap, RecoveryState
+from .resumption import Resumption
 from .snapshot import State
 
 logger = logging.getLogger("livepush_asgi")
@@ -87,7 +88,8 @@ class Feed:
         self._outbox: Outbox | None = None
         replayed = house.limits.replay_events
         names = grant.channel_names
-        self._recovery = RecoveryState(names, last_event_id or None, grant.replay, replayed)
+        resumption = Resumption(house.hub, names, last_event_id) if last_event_id else None
+        self._recovery = RecoveryState(names, resumption, grant.replay, replayed)
         self._gap_waits = False
         # The position of what went past the queues last, on the one channel.
         self._passed: Position | None = None
@@ -158,12 +160,6 @@ class Feed:
         self._tell(self._recovery.place(self._house.hub.catch_up([channel]), late=True))
         return self.unanswerable is None
 
-    def _history(self) -> HistoryReader:
-        if self._reader is None:
-            house = self._house
-            self._reader = HistoryReader(house.hub, self._recovery, self._grant.channel_names, house.limits)
-        return self._reader
-
     def _tell(self, gaps: list[ChannelGap]) -> None:
         """Tell of gaps before anything of their channels that history has."""
         for channel, reason in gaps:
@@ -219,14 +215,15 @@ class Feed:
         It never raises but when cancelled; look at `ready` after it.
         """
         if not self.opened:
-            if self._resuming and self._resumable is None:
-                self._resumable = self._history().resumable()
+            resumption = self._recovery.resumption
+            if resumption is not None and self._resumable is None:
+                self._resumable = resumption.resumable()
                 return self._look_up if self._resumable is None else None
             return None
         if self._state is not None and self._state.owed:
             # State first, then the changes.
             return self._read_state if self._state.wanted else None
-        if self._reader is not None and self._reader.must_seek:
+        if self._recovery.must_seek:
             return self._seek
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
         return self._read_on if self._recovery.behind and not self._head else None
@@ -273,10 +270,12 @@ class Feed:
 
     async def _look_up(self) -> None:
         """Ask the logs whether they have all that the client has missed."""
-        self._resumable = await self._history().look_up(self._house.timing.subscribe_timeout)
+        assert self._recovery.resumption is not None
+        self._resumable = await self._recovery.resumption.look_up(self._house.timing.subscribe_timeout)
 
     async def _seek(self) -> None:
-        self._tell(await self._history().seek())
+        assert self._recovery.resumption is not None
+        self._tell(self._recovery.place(await self._recovery.resumption.seek()))
 
     async def _read_state(self) -> None:
         assert self._state is not None
@@ -314,7 +313,9 @@ class Feed:
 
     async def _read_on(self) -> None:
         """Put a page of history at the head. A channel that has it all is live again at that moment."""
-        deliveries = await self._history().next_deliveries()
+        if self._reader is None:
+            self._reader = HistoryReader(self._house.hub, self._recovery, self._house.limits)
+        deliveries = await self._reader.next_deliveries()
         self._gap_waits = self._gap_waits or any(delivery.gap for delivery in deliveries)
         self._head += self._compose(deliveries)
 
