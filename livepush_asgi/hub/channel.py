@@ -125,6 +125,7 @@ class Channel:
         "error",
         "lingering",
         "name",
+        "position",
         "ready",
         "scope",
     )
@@ -133,6 +134,8 @@ class Channel:
         self, name: str, broker: Broker, coalescer: Coalescer, on_attempt: Callable[["Channel"], None]
     ) -> None:
         self.name = name
+        #: Up to where its log has been delivered, pending deliveries included; None without a log.
+        self.position: Position | None = None
         #: Whether the channel was ever subscribed; what happens to it afterwards is told.
         self.ready = False
         self.closed = False
@@ -173,11 +176,6 @@ class Channel:
         if self._snapshot is None:
             self._snapshot = tuple(self._listeners)
         return self._snapshot
-
-    @property
-    def position(self) -> Position | None:
-        """Up to where the log has been delivered, pending deliveries included; None without a log."""
-        return None
 
     def deliver(self, payload: bytes, /) -> None:
         """Pass a payload on to every listener. Plain synchronous code: no listener is waited for."""

@@ -29,7 +29,7 @@ AHEAD_RETRY = 0.1
 class LoggedChannel(Channel):
     """A channel with a log. `spawn` starts a task that outlives the caller."""
 
-    __slots__ = ("_filling", "_log", "_position", "_quiet", "_refused", "_seen", "_spawn")
+    __slots__ = ("_filling", "_log", "_quiet", "_refused", "_seen", "_spawn")
 
     def __init__(
         self,
@@ -42,18 +42,12 @@ class LoggedChannel(Channel):
         super().__init__(name, broker, coalescer, on_attempt)
         self._log = broker
         self._spawn = spawn
-        self._position: Position | None = None
         # While the log is read, live payloads only say how far it has to be read: up to the last one seen.
         self._filling = True
         self._seen: Position | None = None
         # Whether nothing was delivered since the last `check`.
         self._quiet = True
         self._refused = False
-
-    @property
-    def position(self) -> Position | None:
-        """Up to where the log has been delivered, pending deliveries included; None while that is unknown."""
-        return self._position
 
     def deliver_at(self, position: Position | None, payload: bytes, /) -> None:
         """Pass on what is next in line; begin to read the log where something is missing."""
@@ -63,7 +57,7 @@ class LoggedChannel(Channel):
             self._seen = position
         elif self._is_next(position):
             self._quiet = False
-            self._position = position
+            self.position = position
             self._dispatch(payload, position)
         elif self._is_ahead(position):
             self.lost()
@@ -83,11 +77,11 @@ class LoggedChannel(Channel):
 
     async def _catch_up(self) -> None:
         """Find out where the log is, or read what the time without a subscription has brought."""
-        if self._position is not None:
+        if self.position is not None:
             self.lost()
             return
         page = await self._log.read(self.name, MOST_OFFSET, 0)
-        self._position = Position(page.epoch, page.last)
+        self.position = Position(page.epoch, page.last)
         self._filling = False
         if self._seen is not None and self._is_ahead(self._seen):
             self.lost()
@@ -119,45 +113,45 @@ class LoggedChannel(Channel):
 
     async def _read_page(self) -> bool:
         """Deliver a page of the log. Return whether the listeners now have all that is known of it."""
-        assert self._position is not None
-        before = self._position
+        assert self.position is not None
+        before = self.position
         page = await self._log.read(self.name, before.offset, PAGE, max_bytes=PAGE_BYTES)
         # From here to the return nothing waits, so that no live payload falls between.
         self._go_through(page.seen_from(before))
-        arrived = self._position.epoch == page.epoch and self._position.offset >= page.last
+        arrived = self.position.epoch == page.epoch and self.position.offset >= page.last
         if arrived and not (self._seen is not None and self._is_ahead(self._seen)):
             self._filling, self._seen = False, None
             return True
-        if self._position == before:
+        if self.position == before:
             # Something live is ahead of the log. Either it comes, or the log has lost it again.
             self._seen = None
             await anyio.sleep(AHEAD_RETRY)
         return False
 
     def _go_through(self, page: Page) -> None:
-        assert self._position is not None
-        placed = page.place_of(self._position)
+        assert self.position is not None
+        placed = page.place_of(self.position)
         if placed is None:
             # Another log, or one that lost its end. This page may start anywhere in it; the next will
             # start where the loss is.
-            self._position = page.start_after_loss(self._position)
-            self._tell_gap(GapReason.EPOCH, self._position)
+            self.position = page.start_after_loss(self.position)
+            self._tell_gap(GapReason.EPOCH, self.position)
             return
         # Where a log goes on under a new epoch and has lost nothing, no gap is told.
-        self._position = placed
+        self.position = placed
         if page.first - 1 > placed.offset:
-            self._position = placed.at(page.first - 1)
-            self._tell_gap(GapReason.EXPIRED, self._position)
+            self.position = placed.at(page.first - 1)
+            self._tell_gap(GapReason.EXPIRED, self.position)
         for record in page.records:
-            if record.offset > self._position.offset:
-                self._position = placed.at(record.offset)
-                self._dispatch(record.payload, self._position)
+            if record.offset > self.position.offset:
+                self.position = placed.at(record.offset)
+                self._dispatch(record.payload, self.position)
 
     def _is_next(self, position: Position) -> bool:
-        known = self._position
+        known = self.position
         return known is not None and position.epoch == known.epoch and position.offset == known.offset + 1
 
     def _is_ahead(self, position: Position) -> bool:
         """Return whether a position is none of those delivered: it is later, or of another epoch."""
-        known = self._position
+        known = self.position
         return known is None or position.epoch != known.epoch or position.offset > known.offset

@@ -223,6 +223,8 @@ class Feed:
         if self._state is not None and self._state.owed:
             # State first, then the changes.
             return self._read_state if self._state.wanted else None
+        if self._recovery.settled:
+            return None
         if self._recovery.must_seek:
             return self._seek
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
