@@ -106,8 +106,10 @@ class Resumption:
 
     async def look_up(self, timeout: float) -> bool:
         """Ask the logs of which that is not known; False if one takes longer than `timeout` seconds."""
-        unasked = left = self._unasked or []
-        count = len(unasked) if self._hub.history.in_process else 1
+        unasked = self._unasked or []
+        # Other streams may have asked since.
+        left = self._find_in_known(unasked, self._hub.now() - BOUNDS_AGE)
+        count = len(left) if self._hub.history.in_process else 1
         with anyio.move_on_after(timeout):
             while left and not self._asks_later:
                 await self._ask(left[:count])
@@ -208,19 +210,17 @@ class Resumption:
     def _find_in(self, channel: str, page: Page) -> None:
         """Find the client in a page of a log that was asked."""
         self._hub.refresh(channel, page.epoch)
-        found = None
-        for place in self.brought(channel):
-            if page.has(place):
-                # If events after it may be lost, the client stays there and is told when it reads on.
-                found = page.seen_from(place).place_of(place) or place
-                break
-            # The client is told of a loss, and goes on as a stream does that is open at that moment.
-            self._after_loss[channel] = page.start_after_loss(place)
-        self._found[channel] = found
-        placed = None if found is None else page.place_of(found)
-        self._missed = self._missed or placed is None or placed.offset < page.first - 1
-        if found is None:
-            self._suspect = True
-            self._hub.history.refute(channel)
-            if not self._hub.history.in_process:
-                self.read_at = self._hub.now() + BOUNDS_AGE
+        brought, history = self.brought(channel), self._hub.history
+        place = next((place for place in brought if page.has(place)), None)
+        if place is not None:
+            # If events after it may be lost, the client stays there and is told when it reads on.
+            place = self._found[channel] = page.seen_from(place).place_of(place) or place
+            placed = page.place_of(place)
+            self._missed = self._missed or placed is None or placed.offset < page.first - 1
+            return
+        # The client is told of a loss, and goes on as a stream does that is open at that moment.
+        self._found[channel], self._after_loss[channel] = None, page.start_after_loss(brought[-1])
+        self._missed = self._suspect = True
+        history.refute(channel)
+        if not history.in_process:
+            self.read_at = self._hub.now() + BOUNDS_AGE
