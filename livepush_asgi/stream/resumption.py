@@ -99,7 +99,8 @@ class Resumption:
         None if the logs have to be asked first: then await `look_up`.
         """
         if self._unasked is None:
-            self._unasked = self._find_in_known(self._channels, self._hub.now() - BOUNDS_AGE)
+            beyond, within = self._find_in_known(self._channels, self._hub.now() - BOUNDS_AGE)
+            self._unasked = beyond + within
         if not self._unasked:
             return not self._missed
         return False if self._asks_later else None
@@ -108,8 +109,9 @@ class Resumption:
         """Ask the logs of which that is not known; False if one takes longer than `timeout` seconds."""
         unasked = self._unasked or []
         # Other streams may have asked since.
-        left = self._find_in_known(unasked, self._hub.now() - BOUNDS_AGE)
-        count = len(left) if self._hub.history.in_process else 1
+        beyond, within = self._find_in_known(unasked, self._hub.now() - BOUNDS_AGE)
+        left = beyond + within
+        count = 1 if beyond and not self._hub.history.in_process else len(left)
         with anyio.move_on_after(timeout):
             while left and not self._asks_later:
                 await self._ask(left[:count])
@@ -143,7 +145,8 @@ class Resumption:
         deferred = self.deferred
         with anyio.move_on_after(SEEK_TIMEOUT):
             # What any stream has read since this one opened is as good as a read of its own.
-            await self._ask(self._find_in_known(deferred, self._opened_at))
+            beyond, within = self._find_in_known(deferred, self._opened_at)
+            await self._ask(beyond + within)
         self._seek_at = self._hub.now() + RETRY
         return self._hub.catch_up(deferred)
 
@@ -165,10 +168,10 @@ class Resumption:
         # these reads would be its own.
         return place is None or (self._suspect and place.offset > end.offset)
 
-    def _find_in_known(self, channels: Sequence[str], since: float) -> list[str]:
+    def _find_in_known(self, channels: Sequence[str], since: float) -> tuple[list[str], list[str]]:
         """Find the client in logs whose bounds were read since then; return the channels of the others.
 
-        The first ones of these are those in which the position may be wrong: the others' is within the log.
+        First those in which the position is beyond what this process has heard, then the rest.
         """
         within, beyond = list[str](), list[str]()
         for channel in channels:
@@ -188,7 +191,7 @@ class Resumption:
                 self._suspect |= page is not None and history.has_refuted(channel)
             else:
                 within.append(channel)
-        return beyond + within
+        return beyond, within
 
     async def _ask(self, channels: list[str]) -> None:
         if len(channels) == 1 or self._hub.history.in_process:
