@@ -143,6 +143,8 @@ class Channel:
         self.name = name
         #: Whether its events are the application's, and not messages between processes.
         self.counts = not name.startswith(RESERVED_PREFIX)
+        #: Up to where its log has been delivered, pending deliveries included; None without a log.
+        self.position: Position | None = None
         #: Whether the channel was ever subscribed; what happens to it afterwards is told.
         self.ready = False
         self.closed = False
@@ -154,8 +156,6 @@ class Channel:
         self.lingering: Timer | None = None
         #: What cancels its task; None when that has ended, as it soon does where the subscription forwards.
         self.scope: anyio.CancelScope | None = None
-        #: Up to where the log has been delivered, pending deliveries included; None without a log.
-        self.position: Position | None = None
         self._broker = broker
         self._coalescer = coalescer
         self._on_attempt = on_attempt

@@ -125,9 +125,10 @@ class Hub:
         channels = self._channels
         return {name: channels[name].position for name in names if name in channels and channels[name].ready}
 
-    def refresh(self, name: str) -> None:
-        """Read the channel's log, which is known to be in another epoch than this process has heard of."""
-        if name in self._channels:
+    def refresh(self, name: str, epoch: str) -> None:
+        """Have a channel's log read if it is in an epoch of which this process has not heard."""
+        end = self.end_of(name)
+        if end is not None and end.epoch != epoch:
             self._channels[name].lost()
 
     async def wait_attempted(self, names: Iterable[str]) -> Exception | None:

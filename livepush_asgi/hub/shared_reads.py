@@ -28,27 +28,30 @@ PAGE_COST = 1024
 Request = tuple[str, int, int, int]
 
 
-class _Flight:
-    """A read that is under way, and how it ended."""
+class _Read:
+    """A read of a log, under way or how it ended."""
 
-    __slots__ = ("_landed", "_waiting", "error", "page")
+    __slots__ = ("_ended", "_has_ended", "began", "error", "page", "refuted")
 
-    def __init__(self) -> None:
+    def __init__(self, began: float) -> None:
+        self.began = began
         self.page: Page | None = None
         self.error: Exception | None = None
-        self._landed = False
+        #: Whether a client has brought a position that the page does not have.
+        self.refuted = False
+        self._has_ended = False
         # Made for the first that waits: it costs as much as a read in memory.
-        self._waiting: anyio.Event | None = None
+        self._ended: anyio.Event | None = None
 
-    def land(self) -> None:
-        self._landed = True
-        if self._waiting is not None:
-            self._waiting.set()
+    def end(self) -> None:
+        self._has_ended = True
+        if self._ended is not None:
+            self._ended.set()
 
     async def wait(self) -> None:
-        if not self._landed:
-            self._waiting = self._waiting or anyio.Event()
-            await self._waiting.wait()
+        if not self._has_ended:
+            self._ended = self._ended or anyio.Event()
+            await self._ended.wait()
 
 
 class SharedReads:
@@ -60,12 +63,10 @@ class SharedReads:
         self._broker = broker
         self._clock = clock
         self._end_of = end_of
-        self._flights: dict[Request, _Flight] = {}
-        # The pages, and when each read began. The oldest is the first.
-        self._pages: dict[Request, tuple[float, Page]] = {}
+        self._under_way: dict[Request, _Read] = {}
+        # Those that have brought a page. The oldest is the first.
+        self._kept: dict[Request, _Read] = {}
         self._bytes = 0
-        # Those of the pages that do not have a client's position.
-        self._refuting: set[Request] = set()
 
     async def read(self, channel: str, after: Position, limit: int, max_bytes: int) -> Page:
         """Return a page of what comes after a position. Raises what the broker raises.
@@ -73,91 +74,86 @@ class SharedReads:
         When the caller that reads is cancelled, another one reads for those that wait.
         """
         request = (channel, after.offset, limit, max_bytes)
-        began, page = self._pages.get(request, (0.0, None))
-        if (
-            page is not None
-            and self._clock.now() - began < KEEP
-            and self._is_right(request, after.epoch, page)
-        ):
-            return page
-        flight = self._flights.get(request)
-        if flight is not None:
-            await flight.wait()
-            if flight.page is not None and self._is_right(request, after.epoch, flight.page):
-                return flight.page
+        for read in (self._known(request, self._clock.now() - KEEP), self._under_way.get(request)):
+            if read is not None:
+                await read.wait()
+                if read.page is not None and self._is_right(channel, after.epoch, read.page):
+                    return read.page
         return await self._read_anew(request)
 
     async def read_bounds(self, channel: str) -> Page:
         """Return an empty page that says where a log begins and ends now. Raises what the broker raises."""
         request = _bounds(channel)
-        if (flight := self._flights.get(request)) is not None:
-            await flight.wait()
+        if (read := self._under_way.get(request)) is not None:
+            await read.wait()
         return await self._read_anew(request)
 
     def known_bounds(self, channel: str, since: float) -> Page | None:
         """Return what `read_bounds` read last, None if that began before `since`."""
-        began, page = self._pages.get(_bounds(channel), (0.0, None))
-        return page if began >= since else None
+        read = self._known(_bounds(channel), since)
+        return None if read is None else read.page
 
     def refute(self, channel: str) -> None:
-        """Take note that the bounds that were read last do not have a client's position."""
-        if _bounds(channel) in self._pages:
-            self._refuting.add(_bounds(channel))
+        """Take note that the known bounds do not have a position that a client has brought."""
+        if (read := self._kept.get(_bounds(channel))) is not None:
+            read.refuted = True
 
     def has_refuted(self, channel: str) -> bool:
-        """Return whether the bounds that were read last do not have a client's position."""
-        return _bounds(channel) in self._refuting
+        """Return whether the known bounds do not have a position that a client has brought."""
+        read = self._kept.get(_bounds(channel))
+        return read is not None and read.refuted
 
     async def _read_anew(self, request: Request) -> Page:
-        # Any flight from here on has begun after the caller asked, so its page is as new as one of its own.
-        while (flight := self._flights.get(request)) is not None:
-            await flight.wait()
-            if flight.page is not None:
-                return flight.page
-            if flight.error is not None:
-                raise flight.error.with_traceback(None)
+        # A read that is under way from here on has begun after the caller asked, so it is as new as its own.
+        while (read := self._under_way.get(request)) is not None:
+            await read.wait()
+            if read.page is not None:
+                return read.page
+            if read.error is not None:
+                raise read.error.with_traceback(None)
         channel, after, limit, max_bytes = request
-        began = self._clock.now()
-        flight = self._flights[request] = _Flight()
+        read = self._under_way[request] = _Read(self._clock.now())
         try:
-            page = flight.page = await self._broker.read(channel, after, limit, max_bytes=max_bytes)
+            page = read.page = await self._broker.read(channel, after, limit, max_bytes=max_bytes)
         except Exception as error:
-            flight.error = error
+            read.error = error
             raise
         finally:
-            del self._flights[request]
-            flight.land()
-        self._keep(request, began, page)
+            del self._under_way[request]
+            read.end()
+        self._keep(request, read)
         return page
 
-    def _is_right(self, request: Request, epoch: str, page: Page) -> bool:
-        end = self._end_of(request[0])
+    def _is_right(self, channel: str, epoch: str, page: Page) -> bool:
+        end = self._end_of(channel)
         if end is None or not page.epoch == epoch == end.epoch:
             return False
         return bool(page.records) or page.last >= end.offset
 
-    def _keep(self, request: Request, began: float, page: Page) -> None:
+    def _known(self, request: Request, since: float) -> _Read | None:
+        read = self._kept.get(request)
+        return read if read is not None and read.began >= since else None
+
+    def _keep(self, request: Request, read: _Read) -> None:
         self._drop(request)
-        if not self._pages:
+        if not self._kept:
             self._clock.call_later(KEEP, self._expire)
-        self._pages[request] = began, page
-        self._bytes += _size(page)
+        self._kept[request] = read
+        self._bytes += _size(read)
         while self._bytes > MOST_BYTES:
-            self._drop(next(iter(self._pages)))
+            self._drop(next(iter(self._kept)))
 
     def _drop(self, request: Request) -> None:
-        self._refuting.discard(request)
-        _, page = self._pages.pop(request, (0.0, None))
-        if page is not None:
-            self._bytes -= _size(page)
+        if (read := self._kept.pop(request, None)) is not None:
+            self._bytes -= _size(read)
 
     def _expire(self) -> None:
         latest = self._clock.now() - KEEP
-        for request, (began, _) in list(self._pages.items()):
-            if began > latest:
+        for request, read in list(self._kept.items()):
+            if read.began > latest:
                 break
             self._drop(request)
-        if self._pages:
+        if self._kept:
             self._clock.call_later(KEEP, self._expire)
 
 
@@ -165,5 +161,5 @@ def _bounds(channel: str) -> Request:
     return (channel, 0, 0, READ_BYTES)
 
 
-def _size(page: Page) -> int:
-    return PAGE_COST + sum([len(record.payload) for record in page.records])
+def _size(read: _Read) -> int:
+    return PAGE_COST + sum([len(record.payload) for record in read.page.records]) if read.page else 0

@@ -2,5 +2,6 @@
 
 Only process/ and the rooms above it may import it. Start with `stream.py`: one connection from start to end.
 `composer.py` decides what goes out next; `outbox.py` holds what a slow client has not taken yet.
-`recovery.py` knows where the client is in the logs; `history_reader.py` reads what it has not got from there.
+`recovery.py` knows where the client is in the logs, `resumption.py` whether they have the positions that it
+has brought, and `history_reader.py` reads what it has not got.
 """

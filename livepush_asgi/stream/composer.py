@@ -21,6 +21,7 @@ from .context import StreamContext
 from .history_reader import HistoryReader
 from .outbox import LatestOutbox, Outbox, OutboxFullError
 from .recovery import ChannelGap, RecoveryState
+from .resumption import Resumption
 from .snapshot import State
 
 logger = logging.getLogger("livepush_asgi")
@@ -79,7 +80,8 @@ class Composer:
         self._outbox: Outbox | None = None
         replayed = context.limits.replay_events
         names = grant.channel_names
-        self._recovery = RecoveryState(names, last_event_id or None, grant.replay, replayed)
+        resumption = Resumption(context.hub, names, last_event_id) if last_event_id else None
+        self._recovery = RecoveryState(names, resumption, grant.replay, replayed)
         # Whether something waits in the outbox, and whether a gap does.
         self._queued = self._gap_waits = False
         # The position of what was sent last on the one channel, if the recovery state has not been told yet.
@@ -148,14 +150,6 @@ class Composer:
         self._tell(self._recovery.place(self._context.hub.catch_up([channel]), late=True))
         return self.end_reason is None
 
-    def _history(self) -> HistoryReader:
-        if self._reader is None:
-            context = self._context
-            self._reader = HistoryReader(
-                context.hub, self._recovery, self._grant.channel_names, context.limits
-            )
-        return self._reader
-
     def _tell(self, gaps: list[ChannelGap]) -> None:
         """Tell of gaps before anything of their channels that history has."""
         for channel, reason in gaps:
@@ -180,8 +174,9 @@ class Composer:
 
         Returns False while logs have to be asked first: await `work`, and call again.
         """
-        if self._resuming and self._resumable is None:
-            self._resumable = self._history().resumable()
+        resumption = self._recovery.resumption
+        if resumption is not None and self._resumable is None:
+            self._resumable = resumption.resumable()
             if self._resumable is None:
                 self.work = self._look_up
                 return False
@@ -233,7 +228,9 @@ class Composer:
     def _next_work(self) -> Work | None:
         if self._state is not None and self._owes_state:
             return self._read_state if self._state.wanted else None
-        if self._reader is not None and self._reader.must_seek:
+        if self._recovery.settled:
+            return None
+        if self._recovery.must_seek:
             return self._seek
         # A page for each message, so that a busy live channel does not keep one that is behind waiting.
         return self._read_on if self._recovery.behind and not self._head else None
@@ -262,10 +259,12 @@ class Composer:
 
     async def _look_up(self) -> None:
         """Ask the logs whether they have all that the client has missed."""
-        self._resumable = await self._history().look_up(self._context.timing.subscribe_timeout)
+        assert self._recovery.resumption is not None
+        self._resumable = await self._recovery.resumption.look_up(self._context.timing.subscribe_timeout)
 
     async def _seek(self) -> None:
-        self._tell(await self._history().seek())
+        assert self._recovery.resumption is not None
+        self._tell(self._recovery.place(await self._recovery.resumption.seek()))
 
     async def _read_state(self) -> None:
         assert self._state is not None
@@ -306,7 +305,9 @@ class Composer:
 
     async def _read_on(self) -> None:
         """Put a page of history at the head. A channel that has it all is live again at that moment."""
-        deliveries = await self._history().next_deliveries()
+        if self._reader is None:
+            self._reader = HistoryReader(self._context.hub, self._recovery, self._context.limits)
+        deliveries = await self._reader.next_deliveries()
         self._gap_waits = self._gap_waits or any(delivery.gap for delivery in deliveries)
         self._head += self._compose(deliveries)
         # The next page is read from there.

@@ -5,7 +5,7 @@ queued, for the history has it; the stream reads on from there at the pace of it
 at the moment when it has all that the hub has delivered. Resuming begins behind; so does a client that was
 too slow for its outbox. There is no third state, and so no seam at which an event could be missed or doubled.
 
-`history_reader.py` reads what this file says is to be read.
+`resumption.py` asks the logs for the positions of a client that comes back; `history_reader.py` reads on.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,11 +15,11 @@ from typing import NamedTuple
 from ..brokers import Page
 from ..grant import Replay
 from ..hub.delivery import Delivery
-from ..wire.cursor import Cursor, Position, event_id
+from ..wire.cursor import Position, event_id
 from ..wire.reasons import GapReason
+from .resumption import Ends, Resumption
 
 ChannelGap = tuple[str, GapReason]
-Ends = Mapping[str, Position | None]
 
 # Most streams have none of most things below. This one is shared, so each change makes a new mapping.
 _NONE: Mapping[str, Position] = MappingProxyType({})
@@ -33,102 +33,8 @@ class PageSlice(NamedTuple):
     records: tuple[tuple[Position, bytes], ...]
 
 
-class Resumption:
-    """The positions that a client has brought, and what the logs say of them: until all channels have begun.
-
-    `cursor` is None where the client's last event id is no cursor. A position is *found* when the log has it;
-    *refuted* when the log was asked and has not.
-    """
-
-    __slots__ = ("_after_loss", "_brought", "_cursor", "_found", "deferred", "missed", "suspect")
-
-    def __init__(self, cursor: Cursor | None) -> None:
-        self._cursor = cursor
-        self._brought: dict[str, tuple[Position, ...]] = {}
-        # By channel, for each log that was asked; None where the client is not in the log any more.
-        self._found: dict[str, Position | None] = {}
-        # Where the logs go on for a client that had events which they have lost.
-        self._after_loss: dict[str, Position] = {}
-        #: The channels that the stream begins in when their logs have been asked.
-        self.deferred: tuple[str, ...] = ()
-        #: Whether the client has missed what a log has not got any more.
-        self.missed = False
-        #: Whether a log has refuted a position of this client, or lately one of another beyond the same log.
-        self.suspect = False
-
-    def brought(self, channel: str) -> tuple[Position, ...]:
-        """Return the positions that the client has brought for a channel."""
-        if channel not in self._brought:
-            self._brought[channel] = () if self._cursor is None else self._cursor.positions_in(channel)
-        return self._brought[channel]
-
-    def place_of(self, channel: str, end: Position) -> Position | None:
-        """Return where the client is in the log that ends at `end`, as far as that is known here."""
-        if channel in self._found:
-            return self._found[channel]
-        for place in self.brought(channel):
-            if place.epoch == end.epoch:
-                return place
-        return None
-
-    def must_ask(self, channel: str, end: Position) -> bool:
-        """Return whether only the log can tell whether the client is in it, and has missed what is gone."""
-        if channel in self._found or not self.brought(channel):
-            return False
-        return self.place_of(channel, end) != end
-
-    def has_asked(self, channel: str) -> bool:
-        """Return whether the log was asked."""
-        return channel in self._found
-
-    def find_in(self, channel: str, page: Page) -> bool:
-        """Find the client in a page of a log that was asked; return whether it is there."""
-        found = None
-        for place in self.brought(channel):
-            if page.has(place):
-                # If events after it may be lost, the client stays there and is told when it reads on.
-                found = page.seen_from(place).place_of(place) or place
-                break
-            # The client is told of a loss, and goes on as a stream does that is open at that moment.
-            self._after_loss[channel] = page.start_after_loss(place)
-        self._found[channel] = found
-        placed = None if found is None else page.place_of(found)
-        self.suspect = self.suspect or found is None
-        self.missed = self.missed or placed is None or placed.offset < page.first - 1
-        return found is not None
-
-    def defer(self, ends: Ends) -> Ends:
-        """Return those channels in which the client's place is known or taken; the others are deferred.
-
-        A log may continue under another epoch, and only a read can tell whether it has the client's position.
-        Where that read has failed it is repeated later, and no gap is told meanwhile.
-        """
-        self.deferred = tuple([name for name in self.deferred if name not in ends])
-        unknown = [name for name, end in ends.items() if end is not None and self._is_unknown(name, end)]
-        if not unknown:
-            return ends
-        self.deferred += tuple(unknown)
-        return {name: end for name, end in ends.items() if name not in unknown}
-
-    def _is_unknown(self, channel: str, end: Position) -> bool:
-        if not self.must_ask(channel, end):
-            return False
-        place = self.place_of(channel, end)
-        # A log that cannot be asked is read on from a position in its epoch. But for a suspect client each of
-        # these reads would be its own.
-        return place is None or (self.suspect and place.offset > end.offset)
-
-    def after_loss(self, channel: str) -> Position | None:
-        """Return where the log goes on for a client whose position it has refuted."""
-        return self._after_loss.get(channel)
-
-    def knows(self, channel: str) -> bool:
-        """Return whether the client may have missed something in the channel before this stream."""
-        return self._cursor is None or self._cursor.knows(channel)
-
-
 class RecoveryState:
-    """The positions of one stream. `last_event_id` is text from outside, None if the client is new."""
+    """The positions of one stream. `resumption` is None if the client is new."""
 
     __slots__ = (
         "_ahead",
@@ -141,18 +47,21 @@ class RecoveryState:
         "_sent",
         "_unplaced",
         "behind",
+        "read_at",
         "resumption",
         "settled",
     )
 
     def __init__(
-        self, channels: tuple[str, ...], last_event_id: str | None, replay: Replay, most_replayed: int
+        self, channels: tuple[str, ...], resumption: Resumption | None, replay: Replay, most_replayed: int
     ) -> None:
         #: Whether every channel is live and nothing live can be a repeat: then all that comes is admitted.
         self.settled = False
-        self._cursor = None if last_event_id is None else Cursor.parse(last_event_id)
+        #: When history may be read, by the loop's clock.
+        self.read_at = 0.0
         #: What a client that comes back has brought. None for a new client, and when every channel has begun.
-        self.resumption = None if last_event_id is None else Resumption(self._cursor)
+        self.resumption = resumption
+        self._cursor = None if resumption is None else resumption.cursor
         self._channels = channels
         self._replay = replay
         self._most_replayed = most_replayed
@@ -168,6 +77,14 @@ class RecoveryState:
         self.behind: tuple[str, ...] = ()
         # From where on the client has a claim to every event; a replay may begin before that.
         self._claimed = _NONE
+
+    @property
+    def must_seek(self) -> bool:
+        """Whether the resumption has to `seek` for deferred channels before more history is read."""
+        resumption = self.resumption
+        if resumption is None or not resumption.deferred:
+            return False
+        return resumption.is_due or not self.behind
 
     @property
     def id(self) -> str:
@@ -212,7 +129,7 @@ class RecoveryState:
         first are deferred. `late` channels came to be subscribed only after the stream had opened.
         """
         if self.resumption is not None:
-            ends = self.resumption.defer(ends)
+            ends, self.read_at = self.resumption.defer(ends), self.resumption.read_at
         self._unplaced = tuple([name for name in self._unplaced if name not in ends])
         gaps = [(channel, self._place(channel, end, late)) for channel, end in ends.items()]
         self._settle()
