@@ -47,7 +47,8 @@ from livepush_asgi.request import StreamRequest
 from livepush_asgi.slots.redis import SlotCap
 from livepush_asgi.types import Receive, Scope, Send
 
-from .valkey import ValkeyProcess, free_port
+from .server_process import free_port
+from .valkey import ValkeyProcess
 
 CLIENTS = 40
 PUBLISHERS = 3

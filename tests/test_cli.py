@@ -16,7 +16,8 @@ from livepush_asgi.cli.names import is_local
 from livepush_asgi.event import PAYLOAD_MARK, split_position
 
 from .command import ENVIRONMENT, REPOSITORY, Serving, run
-from .valkey import ValkeyProcess, free_port
+from .server_process import free_port
+from .valkey import ValkeyProcess
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])

@@ -19,8 +19,9 @@ from livepush_asgi import Grant, LivePush, MemoryBroker, RedisBroker, RedisStrea
 from livepush_asgi.brokers.workers import asked_for
 from livepush_asgi.testing import Client
 
+from .server_process import free_port
 from .serving import REPOSITORY
-from .valkey import ValkeyProcess, free_port
+from .valkey import ValkeyProcess
 
 Act = Callable[[MemoryBroker], Awaitable[object]]
 ACTS: list[Act] = [

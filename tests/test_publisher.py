@@ -30,8 +30,9 @@ from livepush_asgi.event import from_payload, split_position
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
 
 from .nats_server import NatsProcess
+from .server_process import free_port
 from .serving import REPOSITORY
-from .valkey import ValkeyProcess, free_port, until
+from .valkey import ValkeyProcess, until
 
 
 def over(url: str, kind: type[RedisBroker] | type[RedisStreamsBroker] = RedisBroker) -> Publisher:

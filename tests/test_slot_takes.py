@@ -15,7 +15,8 @@ from livepush_asgi.slots.redis import OnError
 
 from .own_slots import OwnSlotCap
 from .relay import Relay
-from .valkey import ValkeyProcess, free_port, until
+from .server_process import free_port
+from .valkey import ValkeyProcess, until
 
 KEY = "tenant"
 
