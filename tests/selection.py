@@ -31,7 +31,8 @@ def marks_of(test: pytest.Function) -> list[str]:
 
 def is_for_uvloop(test: pytest.Function) -> bool:
     """Return whether a test runs in memory and in real time takes no more than a few seconds."""
-    return _backend(test) == "asyncio" and test.get_closest_marker("virtual_time") is None
+    in_memory = _backend(test) == "asyncio" and test.get_closest_marker("real_time") is None
+    return in_memory and test.get_closest_marker("virtual_time") is None
 
 
 def is_for_eager_tasks(test: pytest.Function) -> bool:
@@ -49,6 +50,6 @@ def _uses(test: pytest.Function, fixtures: set[str], helpers: set[str]) -> bool:
 
 
 def _backend(test: pytest.Function) -> object:
-    """Return the parameter of the fixture in `conftest.py`, None for tests that override the fixture."""
+    """Return the parameter `anyio_backend`, None for tests that override the fixture of `conftest.py`."""
     callspec = getattr(test, "callspec", None)
     return callspec.params.get("anyio_backend") if callspec is not None else None

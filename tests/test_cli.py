@@ -137,6 +137,7 @@ def test_a_redis_that_is_away_gives_one_line_without_the_password(arguments: tup
     assert "hidden" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_redis_that_does_not_answer_is_not_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]

@@ -22,10 +22,7 @@ from .valkey import until
 
 configure()
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 class House:

@@ -31,11 +31,8 @@ from .apps.django_project import configure
 from .serving import REPOSITORY
 from .valkey import until
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    # All three are made for asyncio, and Django closes responses in a thread.
-    return "asyncio"
+# All three are made for asyncio, and Django closes responses in a thread.
+pytestmark = pytest.mark.real_time
 
 
 class House:

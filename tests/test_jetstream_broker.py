@@ -25,10 +25,7 @@ from .valkey import until
 
 LONG = 10.0
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture
@@ -398,6 +395,7 @@ async def test_a_killed_server_keeps_the_logs_and_live_delivery_goes_on(own_nats
     await subscription.close()
 
 
+@pytest.mark.slow
 async def test_publishers_under_kills_leave_no_hole_and_lose_nothing_that_was_confirmed(
     own_nats: NatsProcess,
 ) -> None:

@@ -31,10 +31,7 @@ from .valkey import until
 LONG = 10.0
 MARKED = to_payload(b"event: paid\ndata: \xc3\xa9\n\n")
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture

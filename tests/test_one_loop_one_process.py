@@ -153,11 +153,8 @@ def test_one_of_several_workers_warns_once(tmp_path: Path, workers: int, lines: 
     assert lines <= found <= lines * workers
 
 
+@pytest.mark.real_time
 class TestOnAServer:
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
-
     @pytest.mark.parametrize("kind", [RedisBroker, RedisStreamsBroker])
     async def test_commands_stay_in_their_database(
         self, valkey: ValkeyProcess, kind: type[RedisBroker] | type[RedisStreamsBroker]

@@ -63,9 +63,7 @@ async def heard(broker: Broker, channel: str, count: int, act: Callable[[], obje
     return [event.data for event in events]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 def test_events_go_out_in_order_as_they_were_given() -> None:

@@ -32,10 +32,7 @@ from .valkey import ValkeyProcess, until
 LONG = 10.0
 MARKED = to_payload(b"event: paid\ndata: \xc3\xa9\n\n")
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @asynccontextmanager
@@ -401,6 +398,7 @@ async def test_unix_socket(valkey: ValkeyProcess) -> None:
         await subscription.close()
 
 
+@pytest.mark.slow
 async def test_sentinel_moves_the_broker_to_the_new_master(tmp_path: Path) -> None:
     with (
         ValkeyProcess(tmp_path / "1", "repl-diskless-sync-delay 0") as master,

@@ -28,10 +28,7 @@ from .valkey_cluster import ValkeyCluster, valkey_cluster
 
 LONG = 10.0
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -29,10 +29,7 @@ from .valkey import ValkeyProcess, until
 LONG = 10.0
 MARKED = to_payload(b"event: paid\ndata: \xc3\xa9\n\n")
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @asynccontextmanager

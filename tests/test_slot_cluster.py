@@ -22,10 +22,7 @@ from .valkey_cluster import ValkeyCluster, valkey_cluster
 
 KEYS = [f"key {number}" for number in range(60)]
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

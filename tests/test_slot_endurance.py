@@ -18,10 +18,7 @@ from .valkey import ValkeyProcess, until
 
 KEY = "tenant"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 
 @pytest.fixture

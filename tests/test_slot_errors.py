@@ -20,10 +20,7 @@ from .valkey import ValkeyProcess, until
 
 BAD, GOOD = "spoilt", "healthy"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture
@@ -66,6 +63,7 @@ async def poison(cap: SlotCap, leases: list[Lease], enough: anyio.Event) -> None
         await anyio.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["open", "closed"])
 @pytest.mark.parametrize("part", ["", ":since", ":gone"])
 async def test_a_spoilt_key_that_is_taken_again_and_again_disturbs_no_other(

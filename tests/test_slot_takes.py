@@ -20,10 +20,7 @@ from .valkey import ValkeyProcess, until
 
 KEY = "tenant"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture
@@ -202,6 +199,7 @@ async def test_a_crowd_whose_reply_is_lost_is_not_lost_itself(
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_a_take_has_its_own_time_and_not_that_of_those_before_it(
     own_valkey: ValkeyProcess, admin: redis.Redis
 ) -> None:

@@ -20,10 +20,7 @@ from livepush_asgi.cli.tail import BATCH_LINES, Source, records
 from .command import EventSource, Serving, event_source
 from .valkey import ValkeyProcess
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture
