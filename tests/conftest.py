@@ -2,12 +2,14 @@
 on asyncio alone: sockets, threads and processes know no virtual time.
 """
 
+import asyncio
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis import Redis
@@ -19,6 +21,7 @@ from .nats_server import NatsProcess
 from .programs import EVERYTHING, need
 from .selection import marks_of
 from .valkey import ValkeyProcess
+from .valkey_cluster import ValkeyCluster, valkey_cluster
 from .virtual_clock import VirtualClockLoop
 
 # Rewrite the assertions of the contract like those of test modules, so that failures show values.
@@ -131,6 +134,29 @@ def own_valkey(tmp_path: Path) -> Iterator[ValkeyProcess]:
         yield server
 
 
+@pytest.fixture
+def admin(own_valkey: ValkeyProcess) -> Iterator[Redis]:
+    """A client of the test's own server, as another program would use it."""
+    with Redis.from_url(own_valkey.url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
+    """A cluster without replicas, for tests that leave it running."""
+    with valkey_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        asyncio.run(cluster.gather())
+        yield cluster
+
+
+@pytest.fixture
+def cluster(three_nodes: ValkeyCluster) -> ValkeyCluster:
+    """The same without data."""
+    for number in range(3):
+        three_nodes.ask(number, "FLUSHALL")
+    return three_nodes
+
+
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsProcess]:
     """A running server with JetStream, for tests that leave it running; each takes a prefix of its own."""
@@ -143,6 +169,12 @@ def own_nats(tmp_path: Path) -> Iterator[NatsProcess]:
     """A running server that the test may kill, stop and configure."""
     with NatsProcess(tmp_path / "nats", jetstream=True) as server:
         yield server
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of subjects and streams that no other test uses."""
+    return f"test-{uuid4().hex}"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import anyio
 import nats
@@ -21,37 +20,10 @@ from livepush_asgi.errors import BrokerUnavailableError, PositionConflictError
 from livepush_asgi.event import positioned
 
 from .nats_server import NatsProcess
+from .subscriptions import LONG, Transcript, transcript_of
 from .valkey import until
 
-LONG = 10.0
-
 pytestmark = pytest.mark.real_time
-
-
-@pytest.fixture
-def prefix() -> str:
-    """Subjects and a stream that no other test uses."""
-    return f"test-{uuid4().hex}"
-
-
-class Transcript:
-    """A sink that writes down what it hears; None stands for a loss."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes | None] = []
-
-    def deliver(self, payload: bytes, /) -> None:
-        self.heard.append(payload)
-
-    def lost(self) -> None:
-        self.heard.append(None)
-
-
-async def transcript_of(broker: HistoryBroker, channel: str) -> tuple[Subscription, Transcript]:
-    subscription, transcript = await broker.subscribe(channel), Transcript()
-    assert isinstance(subscription, ForwardingSubscription)
-    subscription.forward(transcript)
-    return subscription, transcript
 
 
 async def fill(broker: HistoryBroker, channel: str, count: int, text: str = "") -> list[Position]:

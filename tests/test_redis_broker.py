@@ -23,13 +23,13 @@ from livepush_asgi import Broker, RedisBroker
 from livepush_asgi.broker import ForwardingSubscription, Subscription
 from livepush_asgi.brokers.batch import Batch
 from livepush_asgi.brokers.redis_connection import pool_of, unavailable
-from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
+from livepush_asgi.errors import BrokerUnavailableError
 from livepush_asgi.event import to_payload
 
 from .relay import Authority, Relay
+from .subscriptions import LONG, Transcript, messages, next_loss
 from .valkey import ValkeyProcess, until
 
-LONG = 10.0
 MARKED = to_payload(b"event: paid\ndata: \xc3\xa9\n\n")
 
 pytestmark = pytest.mark.real_time
@@ -60,28 +60,6 @@ def connections_on(server: ValkeyProcess) -> int:
     """How many connections the server has, this one not counted."""
     with raw(server) as client:
         return int(client.info("clients")["connected_clients"]) - 1
-
-
-async def messages(subscription: Subscription, count: int) -> list[bytes | None]:
-    return [await subscription.get_message(timeout=LONG) for _ in range(count)]
-
-
-async def next_loss(subscription: Subscription) -> None:
-    with pytest.raises(MessagesLostError):
-        await subscription.get_message(timeout=LONG)
-
-
-class Transcript:
-    """A sink that writes down what it hears; None stands for a loss."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes | None] = []
-
-    def deliver(self, payload: bytes, /) -> None:
-        self.heard.append(payload)
-
-    def lost(self) -> None:
-        self.heard.append(None)
 
 
 # --- what every broker promises ---------------------------------------------------------------------------

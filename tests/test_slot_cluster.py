@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,21 +23,6 @@ from .valkey_cluster import ValkeyCluster, valkey_cluster
 KEYS = [f"key {number}" for number in range(60)]
 
 pytestmark = [pytest.mark.real_time, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
-    """A cluster without replicas, which tests leave as it was."""
-    with valkey_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        asyncio.run(cluster.gather())
-        yield cluster
-
-
-@pytest.fixture
-def cluster(three_nodes: ValkeyCluster) -> ValkeyCluster:
-    for number in range(3):
-        three_nodes.ask(number, "FLUSHALL")
-    return three_nodes
 
 
 @asynccontextmanager

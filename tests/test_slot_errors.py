@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -21,12 +21,6 @@ from .valkey import ValkeyProcess, until
 BAD, GOOD = "spoilt", "healthy"
 
 pytestmark = pytest.mark.real_time
-
-
-@pytest.fixture
-def admin(own_valkey: ValkeyProcess) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(own_valkey.url, decode_responses=True) as client:
-        yield client
 
 
 def live(admin: redis.Redis, slot_key: str = GOOD) -> list[str]:

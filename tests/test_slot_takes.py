@@ -1,7 +1,6 @@
 """Slots that many take at once: one call to a real server for all of them, and what it answers to each."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -21,12 +20,6 @@ from .valkey import ValkeyProcess, until
 KEY = "tenant"
 
 pytestmark = pytest.mark.real_time
-
-
-@pytest.fixture
-def admin(own_valkey: ValkeyProcess) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(own_valkey.url, decode_responses=True) as client:
-        yield client
 
 
 def live(admin: redis.Redis, slot_key: str = KEY) -> list[str]:
