@@ -26,7 +26,7 @@ from .subscriptions import LONG, Transcript, transcript_of
 from .valkey import ValkeyProcess, until
 from .valkey_cluster import ValkeyCluster, valkey_cluster
 
-pytestmark = [pytest.mark.real_time, pytest.mark.slow]
+pytestmark = pytest.mark.real_time
 
 
 class TestRedisStreamsBrokerOnACluster(HistoryBrokerContract):
@@ -141,6 +141,7 @@ def offsets_in(transcript: Transcript) -> list[int | None]:
     return heard
 
 
+@pytest.mark.slow
 async def test_a_killed_node_is_replaced_by_its_replica(tmp_path: Path) -> None:
     channels = [f"channel {number}" for number in range(60)]
     with valkey_cluster(tmp_path, replicas=True) as cluster:
@@ -193,6 +194,7 @@ def ends_with(transcript: Transcript, payload: bytes) -> bool:
     return transcript.heard[-1:] == [payload]
 
 
+@pytest.mark.slow
 async def test_a_node_that_stands_still_is_replaced_and_no_event_is_doubled(tmp_path: Path) -> None:
     with valkey_cluster(tmp_path, replicas=True) as cluster:
         await cluster.gather()

@@ -22,7 +22,7 @@ from .valkey_cluster import ValkeyCluster, valkey_cluster
 
 KEYS = [f"key {number}" for number in range(60)]
 
-pytestmark = [pytest.mark.real_time, pytest.mark.slow]
+pytestmark = pytest.mark.real_time
 
 
 @asynccontextmanager
@@ -63,6 +63,7 @@ def keys_left(cluster: ValkeyCluster) -> list[object]:
     return [cluster.ask(number, "KEYS", "*") for number in range(3)]
 
 
+@pytest.mark.slow
 async def test_racing_takes_of_two_caps_give_exactly_the_cap_on_every_key(cluster: ValkeyCluster) -> None:
     owners = {key: owner(cluster, key) for key in KEYS}
     assert set(owners.values()) == {0, 1, 2}
@@ -140,6 +141,7 @@ async def test_a_slot_that_moves_takes_its_leases_along(cluster: ValkeyCluster) 
         await until(lambda: live(cluster, key) == [first.id])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["open", "closed"])
 async def test_a_node_that_is_killed_affects_its_own_keys_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, on_error: OnError
@@ -192,6 +194,7 @@ async def test_a_node_that_is_killed_affects_its_own_keys_only(
     assert len(lines) <= 4, lines
 
 
+@pytest.mark.slow
 async def test_a_replica_that_takes_over_counts_on(tmp_path: Path) -> None:
     with valkey_cluster(tmp_path, replicas=True) as cluster:
         await cluster.gather()
