@@ -1,6 +1,13 @@
 """The public names: those of the predecessor, those promised, and no others by accident."""
 
+import subprocess
+import sys
+
+import pytest
+
 import livepush_asgi
+
+from .serving import REPOSITORY
 
 PREDECESSOR = {
     "Broker",
@@ -33,3 +40,28 @@ def test_the_names_are_sorted_and_shown() -> None:
 
 def test_an_unknown_name_raises_as_python_does() -> None:
     assert not hasattr(livepush_asgi, "LivePull")
+
+
+WITHOUT = """
+import sys
+import livepush_asgi
+
+class Missing:
+    def find_spec(name, path, target=None):
+        if name == sys.argv[1]:
+            raise ModuleNotFoundError(name=name)
+
+sys.meta_path.insert(0, Missing)
+getattr(livepush_asgi, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["RedisBroker", "RedisStreamsBroker", "SlotCap", "NatsBroker", "JetStreamBroker"]
+)
+def test_a_name_whose_library_is_missing_says_what_to_install(name: str) -> None:
+    library = "nats" if name in ("NatsBroker", "JetStreamBroker") else "redis"
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT, library, name], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert f"ImportError: {name} needs {library}-py: pip install 'livepush_asgi[{library}]'" in run.stderr
