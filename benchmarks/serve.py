@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.valkey import free_port
+from tests.server_process import free_port
 
 REPOSITORY = Path(__file__).parent.parent
 STARTUP_TIMEOUT = 30.0

@@ -43,6 +43,14 @@ def run(*arguments: str, data: bytes = b"", timeout: float = 20.0) -> subprocess
     return subprocess.CompletedProcess(ended.args, ended.returncode, ended.stdout.decode(), errors)
 
 
+def complaints(errors: str) -> list[str]:
+    """Return the lines of a standard error output, without those on callbacks that a busy machine made slow.
+
+    Python's development mode (-X dev) has asyncio write them.
+    """
+    return [line for line in errors.splitlines() if not line.startswith("Executing <")]
+
+
 class Serving:
     """A command that serves, on any free port unless told otherwise, inside a `with` block."""
 

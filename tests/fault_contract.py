@@ -142,12 +142,9 @@ async def by_way_of(relay: Relay) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.real_time
 class FaultContract:
     """The tests. A subclass provides the fixture `server`, a running BrokerServer."""
-
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
 
     @pytest.fixture
     def log(self, server: BrokerServer, caplog: pytest.LogCaptureFixture) -> "Log":
@@ -175,6 +172,7 @@ class FaultContract:
             assert await here.up_to("end") == ["end"]
         log.says_away_and_back_once()
 
+    @pytest.mark.slow
     async def test_a_paused_server_is_noticed(self, server: BrokerServer, log: "Log") -> None:
         async with server.broker() as broker, house(broker) as here:
             await here.publish("news", "before")
@@ -216,6 +214,7 @@ class FaultContract:
                 assert await here.up_to(f"after {turn}") == [missed, f"after {turn}"]
         log.says_away_and_back_once(times=3)
 
+    @pytest.mark.slow
     async def test_a_way_that_lets_nothing_pass_is_noticed(self, server: BrokerServer, log: "Log") -> None:
         relay = Relay(server.port)
         async with (
@@ -274,6 +273,7 @@ class FaultContract:
             await here.publish("news", "after")
             assert await here.up_to("after") == ["before", "once", "after"]
 
+    @pytest.mark.slow
     async def test_without_a_server_streams_open_and_are_told_when_it_is_there(
         self, server: BrokerServer
     ) -> None:
@@ -293,6 +293,7 @@ class FaultContract:
                 if not isinstance(broker, HistoryBroker):
                     assert shown == [GAP, "hello"]
 
+    @pytest.mark.slow
     async def test_a_channel_that_is_not_allowed_disturbs_no_other_and_lives_when_it_is(
         self, server: BrokerServer
     ) -> None:

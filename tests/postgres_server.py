@@ -14,7 +14,7 @@ from typing import IO, Self
 
 import psutil
 
-from .valkey import free_port
+from .server_process import free_port
 
 TIMEOUT = 60.0
 BETWEEN_LOOKS = 0.02

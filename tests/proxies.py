@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from .programs import NODE_MODULES, need, need_node_package
+from .server_process import free_port
 from .serving import WireStream
-from .valkey import free_port
 
 CONFIGURATIONS = Path(__file__).parent.parent / "docs" / "proxies"
 STARTUP_TIMEOUT = 60.0

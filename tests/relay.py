@@ -10,7 +10,7 @@ import trustme
 from anyio.abc import ByteStream, TaskStatus
 from anyio.streams.tls import TLSListener
 
-from .valkey import free_port
+from .server_process import free_port
 
 # How often a relay that holds everything looks whether it still has to, and how long a server may take to
 # answer the request that `cut_after` names: seconds.

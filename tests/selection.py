@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 # Fixtures, helper modules and classes that start a broker or a database from a wheel.
-BROKER_FIXTURES = {"valkey_process", "own_valkey", "valkey_on_disk", "nats_server", "own_nats"}
+BROKER_FIXTURES = {"valkey_process", "own_valkey", "valkey_on_disk", "nats_server", "own_nats", "three_nodes"}
 BROKER_HELPERS = {"tests.fault_contract", "tests.postgres_server", "tests.valkey_cluster"}
 BROKERS = {"ValkeyProcess", "NatsProcess"}
 # Fixtures and helper modules that start a proxy, a browser, Node.js or a server other than uvicorn, or that
@@ -31,7 +31,8 @@ def marks_of(test: pytest.Function) -> list[str]:
 
 def is_for_uvloop(test: pytest.Function) -> bool:
     """Return whether a test runs in memory and in real time takes no more than a few seconds."""
-    return _backend(test) == "asyncio" and test.get_closest_marker("virtual_time") is None
+    in_memory = _backend(test) == "asyncio" and test.get_closest_marker("real_time") is None
+    return in_memory and test.get_closest_marker("virtual_time") is None
 
 
 def is_for_eager_tasks(test: pytest.Function) -> bool:
@@ -49,6 +50,6 @@ def _uses(test: pytest.Function, fixtures: set[str], helpers: set[str]) -> bool:
 
 
 def _backend(test: pytest.Function) -> object:
-    """Return the parameter of the fixture in `conftest.py`, None for tests that override the fixture."""
+    """Return the parameter `anyio_backend`, None for tests that override the fixture of `conftest.py`."""
     callspec = getattr(test, "callspec", None)
     return callspec.params.get("anyio_backend") if callspec is not None else None

@@ -15,7 +15,7 @@ from typing import Self
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
 
 from . import event_loops
-from .valkey import free_port
+from .server_process import free_port
 
 REPOSITORY = Path(__file__).parent.parent
 STARTUP_TIMEOUT = 20.0

@@ -47,7 +47,8 @@ from livepush_asgi.grant import StreamRequest
 from livepush_asgi.runtime.asgi import Receive, Scope, Send
 from livepush_asgi.slots.redis import SlotCap
 
-from .valkey import ValkeyProcess, free_port
+from .server_process import free_port
+from .valkey import ValkeyProcess
 
 CLIENTS = 40
 PUBLISHERS = 3

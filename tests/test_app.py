@@ -11,6 +11,7 @@ from livepush_asgi import (
     BrokerUnavailableError,
     CapExceededError,
     Cors,
+    DrainPolicy,
     EndReason,
     Event,
     Grant,
@@ -213,6 +214,14 @@ async def test_head_of_what_is_refused_has_the_status_and_no_body() -> None:
         answer = await client.request("HEAD", "/")
     assert (answer.status, answer.body) == (403, b"")
     assert int(answer.headers["content-length"]) > 0
+
+
+async def test_head_is_refused_while_draining() -> None:
+    push = LivePush(MemoryBroker(), public("news"), drain=DrainPolicy(window=0, signals=False))
+    async with push.lifespan(), Client(push) as client:
+        await push.drain()
+        answer = await client.request("HEAD", "/")
+    assert (answer.status, answer.body) == (503, b"")
 
 
 async def test_options_names_the_methods_without_asking_authorize() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from .chromium import Browser, Page
 from .command import Serving
-from .valkey import free_port
+from .server_process import free_port
 
 
 @pytest.fixture(scope="module")

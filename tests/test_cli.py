@@ -14,7 +14,8 @@ from livepush_asgi.cli.redis_url import without_password
 from livepush_asgi.wire.event import PAYLOAD_MARK, split_position
 
 from .command import ENVIRONMENT, REPOSITORY, Serving, run
-from .valkey import ValkeyProcess, free_port
+from .server_process import free_port
+from .valkey import ValkeyProcess
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
@@ -114,6 +115,7 @@ def test_a_redis_that_is_away_gives_one_line_without_the_password(arguments: tup
     assert "hidden" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_redis_that_does_not_answer_is_not_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]

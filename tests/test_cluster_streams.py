@@ -34,10 +34,7 @@ KILLED = 0
 # What a step of it may take on a busy machine, in seconds.
 LONG = 60.0
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 
 def nobody(request: object) -> Refusal:

@@ -23,14 +23,6 @@ from .valkey import ValkeyProcess
 TEN = History(events=10)
 
 
-class OnAServer:
-    """Sockets know no virtual time, and the client libraries no trio."""
-
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
-
-
 class TestMemoryBroker(HistoryBrokerContract):
     @pytest.fixture
     def broker(self) -> HistoryBroker:
@@ -69,7 +61,9 @@ class TestOwnBroker(BrokerContract):
         return OwnBroker()
 
 
-class TestFolderBroker(OnAServer, BrokerContract):
+# Sockets know no virtual time, and the client libraries no trio.
+@pytest.mark.real_time
+class TestFolderBroker(BrokerContract):
     @pytest.fixture
     def broker(self) -> Iterator[Broker]:
         # Not tmp_path: the path of a socket has room for about a hundred characters.
@@ -77,14 +71,16 @@ class TestFolderBroker(OnAServer, BrokerContract):
             yield FolderBroker(Path(path))
 
 
-class TestRedisBroker(OnAServer, BrokerContract):
+@pytest.mark.real_time
+class TestRedisBroker(BrokerContract):
     @pytest.fixture
     async def broker(self, valkey: ValkeyProcess) -> AsyncIterator[Broker]:
         async with valkey.client() as client:
             yield RedisBroker(client)
 
 
-class TestRedisStreamsBroker(OnAServer, HistoryBrokerContract):
+@pytest.mark.real_time
+class TestRedisStreamsBroker(HistoryBrokerContract):
     @pytest.fixture
     async def broker(self, valkey: ValkeyProcess) -> AsyncIterator[HistoryBroker]:
         async with valkey.client() as client:
@@ -96,13 +92,15 @@ class TestRedisStreamsBroker(OnAServer, HistoryBrokerContract):
             yield RedisStreamsBroker(client, history=TEN)
 
 
-class TestNatsBroker(OnAServer, BrokerContract):
+@pytest.mark.real_time
+class TestNatsBroker(BrokerContract):
     @pytest.fixture
     def broker(self, nats_server: NatsProcess) -> Broker:
         return NatsBroker(nats_server.url)
 
 
-class TestJetStreamBroker(OnAServer, HistoryBrokerContract):
+@pytest.mark.real_time
+class TestJetStreamBroker(HistoryBrokerContract):
     @pytest.fixture
     def broker(self, nats_server: NatsProcess) -> HistoryBroker:
         return JetStreamBroker(nats_server.url, prefix=f"test-{uuid4().hex}")

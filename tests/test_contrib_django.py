@@ -13,29 +13,15 @@ from django.test import override_settings
 from django.urls import path
 from django.utils.decorators import async_only_middleware, sync_only_middleware
 
-from livepush_asgi import MemorySlotCap, SSEStreamService
 from livepush_asgi.contrib.django import sse_streaming_response
-from livepush_asgi.testing import Client, MockBroker
+from livepush_asgi.testing import Client
 
 from .apps.django_project import configure
-from .valkey import until
+from .house import House
 
 configure()
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class House:
-    def __init__(self) -> None:
-        self.broker = MockBroker()
-        self.slots = MemorySlotCap(1)
-        self.service = SSEStreamService(self.broker, self.slots)
-
-    async def until_free(self) -> None:
-        await until(lambda: self.slots.held("k") == 0, within=1)
+pytestmark = pytest.mark.real_time
 
 
 HOUSE = House()

@@ -26,31 +26,16 @@ from livepush_asgi import (
     Grant,
     LivePush,
     MemoryBroker,
-    MemorySlotCap,
     RefusalCause,
-    SSEStreamService,
     public,
 )
 from livepush_asgi.contrib import fastapi as for_fastapi
 from livepush_asgi.contrib import starlette as for_starlette
-from livepush_asgi.testing import Client, MockBroker
+from livepush_asgi.testing import Client
 from livepush_asgi.testing import Stream as ClientStream
 
+from .house import House
 from .virtual_clock import let_pass
-
-
-class House:
-    """A service with one slot, and what happened to it."""
-
-    def __init__(self) -> None:
-        self.broker = MockBroker()
-        self.slots = MemorySlotCap(1)
-        self.service = SSEStreamService(self.broker, self.slots)
-        self.log: list[str] = []
-        self.expires_at: float | None = None
-
-    def grant(self) -> Grant:
-        return Grant(channels="c", slot_key="k", expires_at=self.expires_at)
 
 
 def starlette_app(house: House, *middleware: Middleware) -> ASGIApp:

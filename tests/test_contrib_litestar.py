@@ -16,10 +16,7 @@ from livepush_asgi.testing import Client, Stream
 
 from .valkey import until
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 # A response that is broken off leaves Litestar's file unclosed, of which Python 3.13 complains.

@@ -20,37 +20,23 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from quart import Quart, Response, request
 
-from livepush_asgi import BrokerUnavailableError, Grant, MemorySlotCap, RefusalCause, SSEStreamService
+from livepush_asgi import BrokerUnavailableError, Grant, RefusalCause
 from livepush_asgi.contrib import django as for_django
 from livepush_asgi.contrib import litestar as for_litestar
 from livepush_asgi.contrib import quart as for_quart
 from livepush_asgi.runtime.asgi import ASGIApp
-from livepush_asgi.testing import Client, MockBroker
+from livepush_asgi.testing import Client
 
 from .apps.django_project import configure
+from .house import House
 from .serving import REPOSITORY
 from .valkey import until
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    # All three are made for asyncio, and Django closes responses in a thread.
-    return "asyncio"
+# All three are made for asyncio, and Django closes responses in a thread.
+pytestmark = pytest.mark.real_time
 
 
-class House:
-    def __init__(self) -> None:
-        self.broker = MockBroker()
-        self.slots = MemorySlotCap(1)
-        self.service = SSEStreamService(self.broker, self.slots)
-        self.log: list[str] = []
-        self.expires_at: float | None = None
-
-    def grant(self) -> Grant:
-        return Grant(channels=["c", "d"], slot_key="k", expires_at=self.expires_at)
-
-
-HOUSE = House()
+HOUSE = House("c", "d")
 
 
 async def django_route(request: HttpRequest) -> HttpResponseBase:
@@ -117,7 +103,7 @@ APPS: dict[str, Callable[[], ASGIApp]] = {
 @pytest.fixture(params=APPS)
 def app(request: pytest.FixtureRequest) -> Iterator[ASGIApp]:
     global HOUSE
-    HOUSE = House()
+    HOUSE = House("c", "d")
     configure()
     with override_settings(ROOT_URLCONF=__name__):
         yield APPS[request.param]()
@@ -207,7 +193,7 @@ async def test_a_response_that_is_dropped_gives_its_slot_back(app: ASGIApp) -> N
 
 async def test_quarts_response_timeout_does_not_end_a_stream() -> None:
     global HOUSE
-    HOUSE = House()
+    HOUSE = House("c", "d")
     async with Client(quart_app()) as client, client.open("/route") as stream:
         await stream.next_event(control=True)
         start = time.monotonic()
@@ -222,7 +208,7 @@ async def test_quarts_response_timeout_does_not_end_a_stream() -> None:
 
 async def test_litestars_dependencies_end_before_the_stream_begins() -> None:
     global HOUSE
-    HOUSE = House()
+    HOUSE = House("c", "d")
     async with Client(litestar_app()) as client, client.open("/route") as stream:
         await stream.next_event(control=True)
         assert HOUSE.log == ["opened", "closed"]
@@ -231,7 +217,7 @@ async def test_litestars_dependencies_end_before_the_stream_begins() -> None:
 
 async def test_litestars_own_headers_cookies_and_tasks_are_kept() -> None:
     global HOUSE
-    HOUSE = House()
+    HOUSE = House("c", "d")
 
     async def afterwards() -> None:
         HOUSE.log.append("background")
@@ -257,7 +243,7 @@ async def test_litestars_own_headers_cookies_and_tasks_are_kept() -> None:
 
 async def test_litestar_answers_a_head_where_a_handler_says_so() -> None:
     global HOUSE
-    HOUSE = House()
+    HOUSE = House("c", "d")
 
     @route_handler("/route", http_method=[HttpMethod.GET, HttpMethod.HEAD])
     async def route(request: Request[Any, Any, State]) -> for_litestar.EventStreamResponse:

@@ -24,10 +24,7 @@ from examples.custom_broker import FolderBroker
 print(asyncio.run(FolderBroker(sys.argv[1]).publish("news", "from another process")))
 """
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture
@@ -105,6 +102,7 @@ os._exit(1)
     assert sockets_in(folder) == []
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stands_still_makes_publishing_fail_and_not_hang(folder: Path) -> None:
     broker = FolderBroker(folder)
     subscription = await broker.subscribe("a")

@@ -18,10 +18,7 @@ from livepush_asgi.testing import ParsedEvent
 from .command import Serving, event_source
 from .valkey import ValkeyProcess
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +238,7 @@ class Audience:
                 self.closed.append(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_ending_the_process_closes_every_stream_with_a_word(number: signal.Signals) -> None:
     with Serving("demo") as demo:

@@ -26,10 +26,7 @@ POSTGRES = pytest.param(
 )
 Authorize = Callable[[StreamRequest], Any]
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from livepush_asgi.cli.doctor.findings import Diagnosis, Severity, diagnose
 
 from .command import run
 from .relay import Authority, Relay
+from .server_process import free_port
 from .serving import Serving, uvicorn
 from .spoiling_relay import Spoil, SpoilingRelay
-from .valkey import free_port
 
 # An application runs eight probes at a time, and may hear late that one has ended.
 AT_ONCE = 7

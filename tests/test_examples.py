@@ -30,10 +30,7 @@ USED_ELSEWHERE = {
     "litestar_app.py": "test_frameworks.py",
 }
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 async def test_the_fifteen_lines_push_to_a_page(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """The public names: those of the predecessor, those promised, and no others by accident."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import livepush_asgi
 
-REPOSITORY = Path(__file__).parent.parent
+from .serving import REPOSITORY
+
 PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.testing"}
 SHOWN = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/*.py")]
 
@@ -54,3 +57,28 @@ def test_examples_and_documents_import_from_public_places_only(path: Path) -> No
     modules = set(re.findall(r"^ *(?:from|import) (livepush_asgi[\w.]*)", path.read_text(), re.M))
     frameworks = {module for module in modules if module.startswith("livepush_asgi.contrib.")}
     assert modules - frameworks <= PUBLIC_MODULES
+
+
+WITHOUT = """
+import sys
+import livepush_asgi
+
+class Missing:
+    def find_spec(name, path, target=None):
+        if name == sys.argv[1]:
+            raise ModuleNotFoundError(name=name)
+
+sys.meta_path.insert(0, Missing)
+getattr(livepush_asgi, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["RedisBroker", "RedisStreamsBroker", "SlotCap", "NatsBroker", "JetStreamBroker"]
+)
+def test_a_name_whose_library_is_missing_says_what_to_install(name: str) -> None:
+    library = "nats" if name in ("NatsBroker", "JetStreamBroker") else "redis"
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT, library, name], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert f"ImportError: {name} needs {library}-py: pip install 'livepush_asgi[{library}]'" in run.stderr

@@ -15,10 +15,7 @@ from .valkey import ValkeyProcess
 # How long the server stays away, in seconds: nothing is waited for but the time itself.
 OUTAGE = 5.0
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 
 @pytest.fixture

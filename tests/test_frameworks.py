@@ -30,10 +30,7 @@ FRAMEWORKS = {
 CASES = [(name, path) for name, mounted in FRAMEWORKS.items() for path in (mounted, "/route")]
 CASES.append(("plain_asgi", "/events"))
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 
 @asynccontextmanager

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import anyio
 import nats
@@ -23,40 +22,10 @@ from livepush_asgi.wire.event import positioned
 from .fault_contract import by_way_of
 from .nats_server import NatsProcess
 from .relay import Relay
+from .subscriptions import LONG, Transcript, transcript_of
 from .valkey import until
 
-LONG = 10.0
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def prefix() -> str:
-    """Subjects and a stream that no other test uses."""
-    return f"test-{uuid4().hex}"
-
-
-class Transcript:
-    """A sink that writes down what it hears; None stands for a loss."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes | None] = []
-
-    def deliver(self, payload: bytes, /) -> None:
-        self.heard.append(payload)
-
-    def lost(self) -> None:
-        self.heard.append(None)
-
-
-async def transcript_of(broker: HistoryBroker, channel: str) -> tuple[Subscription, Transcript]:
-    subscription, transcript = await broker.subscribe(channel), Transcript()
-    assert isinstance(subscription, ForwardingSubscription)
-    subscription.forward(transcript)
-    return subscription, transcript
+pytestmark = pytest.mark.real_time
 
 
 async def fill(broker: HistoryBroker, channel: str, count: int, text: str = "") -> list[Position]:
@@ -400,6 +369,7 @@ async def test_a_killed_server_keeps_the_logs_and_live_delivery_goes_on(own_nats
     await subscription.close()
 
 
+@pytest.mark.slow
 async def test_publishers_under_kills_leave_no_hole_and_lose_nothing_that_was_confirmed(
     own_nats: NatsProcess,
 ) -> None:

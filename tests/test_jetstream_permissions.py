@@ -18,10 +18,7 @@ authorization {{ users: [
 ] }}
 """
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 def broker_of(server: NatsProcess, user: str) -> JetStreamBroker:

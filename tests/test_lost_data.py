@@ -17,10 +17,7 @@ from .valkey import ValkeyProcess
 CHANNELS = [f"c{number}" for number in range(10)]
 STREAMS = 100
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 def nobody(request: object) -> Refusal:

@@ -34,10 +34,7 @@ from .valkey import ValkeyProcess
 NAMES = ("staging", "production")
 BROKERS = [RedisBroker, RedisStreamsBroker]
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @asynccontextmanager

@@ -10,7 +10,6 @@ import textwrap
 import time
 from itertools import pairwise
 from pathlib import Path
-from uuid import uuid4
 
 import anyio
 import nats
@@ -22,25 +21,16 @@ from livepush_asgi import Broker, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Subscription
 from livepush_asgi.brokers.nats.settings import Timeouts
 from livepush_asgi.brokers.nats.subjects import subject_of
-from livepush_asgi.errors import BrokerUnavailableError, MessagesLostError
+from livepush_asgi.errors import BrokerUnavailableError
 from livepush_asgi.wire.event import to_payload
 
 from .nats_server import NatsProcess
+from .subscriptions import LONG, Transcript, messages, next_loss, transcript_of
 from .valkey import until
 
-LONG = 10.0
 MARKED = to_payload(b"event: paid\ndata: \xc3\xa9\n\n")
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def prefix() -> str:
-    """Subjects that no other test uses."""
-    return f"test-{uuid4().hex}"
+pytestmark = pytest.mark.real_time
 
 
 def quick(server: NatsProcess) -> NatsBroker:
@@ -48,37 +38,8 @@ def quick(server: NatsProcess) -> NatsBroker:
     return NatsBroker(server.url, ping_interval=0.2, ping_timeout=0.2)
 
 
-async def messages(subscription: Subscription, count: int) -> list[bytes | None]:
-    return [await subscription.get_message(timeout=LONG) for _ in range(count)]
-
-
-async def next_loss(subscription: Subscription) -> None:
-    with pytest.raises(MessagesLostError):
-        await subscription.get_message(timeout=LONG)
-
-
 def tasks_of_brokers() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("livepush")]
-
-
-class Transcript:
-    """A sink that writes down what it hears; None stands for a loss."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes | None] = []
-
-    def deliver(self, payload: bytes, /) -> None:
-        self.heard.append(payload)
-
-    def lost(self) -> None:
-        self.heard.append(None)
-
-
-async def transcript_of(broker: Broker, channel: str) -> tuple[Subscription, Transcript]:
-    subscription, transcript = await broker.subscribe(channel), Transcript()
-    assert isinstance(subscription, ForwardingSubscription)
-    subscription.forward(transcript)
-    return subscription, transcript
 
 
 # --- subjects ---------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from livepush_asgi import BrokerUnavailableError, MessagesLostError, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, Subscription
 
 from .nats_server import NatsProcess
-from .valkey import free_port, until
+from .server_process import free_port
+from .valkey import until
 
 LONG = 10.0
 

@@ -19,8 +19,9 @@ from livepush_asgi import Grant, LivePush, MemoryBroker, RedisBroker, RedisStrea
 from livepush_asgi.brokers.workers import asked_for
 from livepush_asgi.testing import Client
 
+from .server_process import free_port
 from .serving import REPOSITORY
-from .valkey import ValkeyProcess, free_port
+from .valkey import ValkeyProcess
 
 Act = Callable[[MemoryBroker], Awaitable[object]]
 ACTS: list[Act] = [
@@ -152,11 +153,8 @@ def test_one_of_several_workers_warns_once(tmp_path: Path, workers: int, lines: 
     assert lines <= found <= lines * workers
 
 
+@pytest.mark.real_time
 class TestOnAServer:
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
-
     @pytest.mark.parametrize("kind", [RedisBroker, RedisStreamsBroker])
     async def test_commands_stay_in_their_database(
         self, valkey: ValkeyProcess, kind: type[RedisBroker] | type[RedisStreamsBroker]

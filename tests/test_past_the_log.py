@@ -129,11 +129,8 @@ async def test_nothing_is_refused_of_what_is_published_in_memory(caplog: pytest.
     assert refusals(caplog) == []
 
 
+@pytest.mark.real_time
 class TestOnAServer:
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
-
     async def test_a_redis_broker_beside_redis_streams_brokers(
         self, caplog: pytest.LogCaptureFixture, valkey: ValkeyProcess
     ) -> None:

@@ -23,10 +23,7 @@ from .valkey import until
 LONG = 30.0
 CHANNEL = "news"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A run without a program leaves out what needs it and says why; where everything is wanted it fails."""
+"""A run skips a test whose program is missing, and says why; with `--everything` the test fails."""
 
 import os
 import subprocess
@@ -51,4 +51,4 @@ def test_what_is_missing_is_left_out_with_its_reason(tmp_path: Path) -> None:
 def test_nothing_may_be_missing_where_everything_is_wanted(tmp_path: Path) -> None:
     status, output = run(tmp_path, "1")
     assert (status, "2 failed, 1 passed" in output) == (1, True)
-    assert f"{PROGRAM}, and LIVEPUSH_EVERYTHING is set" in output
+    assert f"{PROGRAM}, and --everything asks for it" in output

@@ -36,10 +36,7 @@ PADDED = "/events?pad=2000"
 # Without the request for no transformation, as other components' streams are and some proxies pass it on.
 BARE = f"{PADDED}&without=cache-control&without=x-accel-buffering"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 class Way(NamedTuple):

@@ -15,10 +15,7 @@ DJANGO = "tests.apps.gzip_django:app"
 JSON = "application/json"
 DEADLINE = 30.0
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 async def publish(server: Serving, data: bytes) -> None:

@@ -14,10 +14,7 @@ from .serving import uvicorn
 DOCUMENT = Path(__file__).parent.parent / "docs" / "proxies.md"
 BLOCKS = re.findall(r"^```\w+ file=(\S+)\n(.*?)^```$", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.mark.parametrize(("name", "text"), BLOCKS, ids=[name for name, _ in BLOCKS])

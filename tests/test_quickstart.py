@@ -8,10 +8,7 @@ from redis import Redis
 from .serving import uvicorn
 from .valkey import ValkeyProcess
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 async def test_the_quickstart_streams_what_anybody_publishes(valkey: ValkeyProcess, tmp_path: Path) -> None:

@@ -23,9 +23,13 @@ def test_every_file_that_is_linked_is_there() -> None:
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
 
 
-def test_the_test_command_is_what_continuous_integration_runs() -> None:
-    assert "python -m pytest" in README
-    assert "\npython -m pytest\n" in (REPOSITORY / ".ci" / "run").read_text()
+def test_both_commands_do_all_of_their_own_set_up() -> None:
+    demo, tests = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)[:2]
+    for command in (demo, tests):
+        assert command.count("\n") == 1
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
+    # Continuous integration ends with the very same command, and leaves nothing out.
+    assert (REPOSITORY / ".ci" / "run").read_text().endswith(f"\n{tests.strip()} --everything\n")
 
 
 # A broker with history is no application: it has to do what the package's own have to.

@@ -16,10 +16,7 @@ from .valkey import ValkeyProcess, until
 # More than the kernel takes at once, so that the rest waits in the process.
 LARGE = b"\r\n$3\r\n\x00\xff" * 800_000
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 def batches() -> list[str]:

@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from livepush_asgi import BrokerUnavailableError, RedisStreamsBroker
-from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Page, Record
+from livepush_asgi.brokers import HistoryBroker, Page, Record
 from livepush_asgi.brokers.history import History
 from livepush_asgi.testing import HistoryBrokerContract
 from livepush_asgi.wire.cursor import Position
@@ -23,30 +22,11 @@ from livepush_asgi.wire.event import positioned, split_position
 
 from .relay import Relay
 from .serving import REPOSITORY
+from .subscriptions import LONG, Transcript, transcript_of
 from .valkey import ValkeyProcess, until
 from .valkey_cluster import ValkeyCluster, valkey_cluster
 
-LONG = 10.0
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
-    """A cluster without replicas, which tests leave as it was."""
-    with valkey_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        asyncio.run(cluster.gather())
-        yield cluster
-
-
-@pytest.fixture
-def cluster(three_nodes: ValkeyCluster) -> ValkeyCluster:
-    for number in range(3):
-        three_nodes.ask(number, "FLUSHALL")
-    return three_nodes
+pytestmark = pytest.mark.real_time
 
 
 class TestRedisStreamsBrokerOnACluster(HistoryBrokerContract):
@@ -57,27 +37,6 @@ class TestRedisStreamsBrokerOnACluster(HistoryBrokerContract):
     @pytest.fixture
     def bounded_broker(self, cluster: ValkeyCluster) -> HistoryBroker:
         return RedisStreamsBroker(cluster.client(), history=History(events=10))
-
-
-class Transcript:
-    """A sink that writes down what it hears; None stands for a loss."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes | None] = []
-
-    def deliver(self, payload: bytes, /) -> None:
-        self.heard.append(payload)
-
-    def lost(self) -> None:
-        self.heard.append(None)
-
-
-async def transcript_of(broker: RedisStreamsBroker, channel: str) -> Transcript:
-    subscription = await broker.subscribe(channel)
-    assert isinstance(subscription, ForwardingSubscription)
-    transcript = Transcript()
-    subscription.forward(transcript)
-    return transcript
 
 
 def shard_channels_on(cluster: ValkeyCluster, number: int) -> set[str]:
@@ -94,7 +53,7 @@ async def test_what_is_appended_is_delivered_and_read(
     client = cluster.client(protocol=protocol, decode_responses=decode_responses)
     broker = RedisStreamsBroker(client)
     names = ["", "%", "{", "}", "{}", "{a}", "a{b}c", "é", *(f"channel {number}" for number in range(92))]
-    transcripts = {name: await transcript_of(broker, name) for name in names}
+    transcripts = {name: (await transcript_of(broker, name))[1] for name in names}
     expected: dict[str, list[bytes | None]] = {name: [] for name in names}
     for number in range(1, 4):
         for name in names:
@@ -147,7 +106,8 @@ async def test_a_channel_is_followed_to_the_node_that_gets_its_slot(cluster: Val
     home = cluster.owner_of(slot)
     away = (home + 1) % 3
     broker, other = RedisStreamsBroker(cluster.client()), RedisStreamsBroker(cluster.client())
-    transcript, bystander = await transcript_of(broker, "news"), await transcript_of(broker, "else")
+    _, transcript = await transcript_of(broker, "news")
+    _, bystander = await transcript_of(broker, "else")
     first = await broker.append("news", b"1", idempotency_key="a")
     await other.append("news", b"2")
     for target in (away, home):
@@ -181,13 +141,14 @@ def offsets_in(transcript: Transcript) -> list[int | None]:
     return heard
 
 
+@pytest.mark.slow
 async def test_a_killed_node_is_replaced_by_its_replica(tmp_path: Path) -> None:
     channels = [f"channel {number}" for number in range(60)]
     with valkey_cluster(tmp_path, replicas=True) as cluster:
         await cluster.gather()
         broker = RedisStreamsBroker(cluster.client(), publish_timeout=20.0)
         other = RedisStreamsBroker(cluster.client(), publish_timeout=20.0)
-        transcripts = {channel: await transcript_of(broker, channel) for channel in channels}
+        transcripts = {channel: (await transcript_of(broker, channel))[1] for channel in channels}
         acknowledged: dict[str, list[Position]] = {channel: [] for channel in channels}
 
         async def publish(channel: str) -> None:
@@ -233,6 +194,7 @@ def ends_with(transcript: Transcript, payload: bytes) -> bool:
     return transcript.heard[-1:] == [payload]
 
 
+@pytest.mark.slow
 async def test_a_node_that_stands_still_is_replaced_and_no_event_is_doubled(tmp_path: Path) -> None:
     with valkey_cluster(tmp_path, replicas=True) as cluster:
         await cluster.gather()
@@ -241,7 +203,7 @@ async def test_a_node_that_stands_still_is_replaced_and_no_event_is_doubled(tmp_
         broker = RedisStreamsBroker(
             cluster.client(), publish_timeout=20.0, ping_interval=0.3, ping_timeout=0.3
         )
-        transcript = await transcript_of(broker, "news")
+        _, transcript = await transcript_of(broker, "news")
         before = [await broker.append("news", b"%d" % number) for number in range(1, 6)]
         with cluster.admin(home + 3) as replica:
             replica.readonly()
@@ -270,7 +232,7 @@ async def test_a_call_that_is_repeated_because_nobody_answered_is_one_event(clus
     home = cluster.owner_of(key_slot(b"news"))
     broker = RedisStreamsBroker(cluster.client(), publish_timeout=2.0)
     first = await broker.append("news", b"1")
-    transcript = await transcript_of(broker, "news")
+    _, transcript = await transcript_of(broker, "news")
     before = connections_to(cluster.nodes[home])
     cluster.nodes[home].pause()
     async with anyio.create_task_group() as tasks:

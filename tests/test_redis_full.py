@@ -14,10 +14,7 @@ LIMIT = 8 * 1024 * 1024
 # What commands and connections need while they run.
 SLACK = 1024 * 1024
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 def used(admin: redis.Redis) -> int:

@@ -34,10 +34,7 @@ MISSING = {
     "resetkeys": "~livepush:log:*",
 }
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture

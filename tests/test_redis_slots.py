@@ -20,16 +20,14 @@ from livepush_asgi.errors import CapExceededError, SlotsUnavailableError
 from livepush_asgi.slots import Lease, Slots
 from livepush_asgi.slots.redis import OnError, SlotStatistics
 
+from .command import complaints
 from .own_slots import OwnSlotCap
 from .relay import Relay
 from .valkey import ValkeyProcess, until
 
 KEY = "tenant"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @asynccontextmanager
@@ -177,6 +175,7 @@ async def test_scripts_that_the_server_forgot_are_told_again(valkey: ValkeyProce
 # --- leases live as long as their streams -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_stream_that_outlives_three_ttls_still_counts(valkey: ValkeyProcess) -> None:
     async with client_on(valkey) as client, client_on(valkey) as another:
         cap, elsewhere = OwnSlotCap(client, cap=2, ttl=1), OwnSlotCap(another, cap=2, ttl=1)
@@ -502,6 +501,7 @@ async def test_a_take_whose_reply_is_lost_is_not_lost_itself(
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_closing_waits_no_longer_than_2_seconds_for_a_server(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
         cap = OwnSlotCap(client, cap=2)
@@ -582,7 +582,7 @@ def test_when_the_event_loop_ends_nothing_is_left_open(own_valkey: ValkeyProcess
     """
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(code)]
     run = subprocess.run(command, capture_output=True, text=True)
-    unexpected = [line for line in run.stderr.splitlines() if "cannot be asked" not in line]
+    unexpected = [line for line in complaints(run.stderr) if "cannot be asked" not in line]
     assert (run.returncode, unexpected) == (0, [])
 
 

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from livepush_asgi import BrokerUnavailableError, Grant, LivePush, RedisBroker, RedisStreamsBroker
-from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Page, Record
+from livepush_asgi.brokers import HistoryBroker, Page, Record
 from livepush_asgi.brokers.history import History
 from livepush_asgi.errors import PositionConflictError
 from livepush_asgi.testing import Client
@@ -24,15 +24,12 @@ from livepush_asgi.wire.cursor import MOST_OFFSET, Position
 from livepush_asgi.wire.event import positioned, split_position, to_payload
 
 from .serving import REPOSITORY
+from .subscriptions import LONG, transcript_of
 from .valkey import ValkeyProcess, until
 
-LONG = 10.0
 MARKED = to_payload(b"event: paid\ndata: \xc3\xa9\n\n")
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @asynccontextmanager
@@ -50,27 +47,6 @@ async def broker_on(
 def raw(server: ValkeyProcess) -> redis.Redis:
     """A client as another program would use it."""
     return redis.Redis.from_url(server.url, decode_responses=True)
-
-
-class Transcript:
-    """A sink that writes down what it hears; None stands for a loss."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes | None] = []
-
-    def deliver(self, payload: bytes, /) -> None:
-        self.heard.append(payload)
-
-    def lost(self) -> None:
-        self.heard.append(None)
-
-
-async def transcript_of(broker: RedisStreamsBroker, channel: str) -> Transcript:
-    subscription = await broker.subscribe(channel)
-    assert isinstance(subscription, ForwardingSubscription)
-    transcript = Transcript()
-    subscription.forward(transcript)
-    return transcript
 
 
 def append_only_file(directory: Path) -> Path:
@@ -106,7 +82,7 @@ async def test_what_is_appended_is_delivered_and_read_unchanged(
 ) -> None:
     async with broker_on(valkey, protocol=protocol, decode_responses=decode_responses) as broker:
         assert isinstance(broker, HistoryBroker)
-        transcript = await transcript_of(broker, "naïve {channel}")
+        _, transcript = await transcript_of(broker, "naïve {channel}")
         sent = [MARKED, b"plain", b"", b"\xff\x00\r\n", *(b"%d" % n for n in range(20))]
         positions = await fill(broker, "naïve {channel}", sent)
         (epoch,) = {position.epoch for position in positions}
@@ -195,7 +171,7 @@ async def test_publish_appends_too_and_counts_who_listens(valkey: ValkeyProcess)
 
 async def test_what_is_published_past_the_log_is_delivered_without_a_position(valkey: ValkeyProcess) -> None:
     async with broker_on(valkey) as broker, valkey.client() as client:
-        transcript = await transcript_of(broker, "news")
+        _, transcript = await transcript_of(broker, "news")
         position = await broker.append("news", b"1")
         with raw(valkey) as other:
             other.publish("news", "from redis-cli")
@@ -220,7 +196,7 @@ async def test_eight_publishers_in_two_processes_leave_no_hole(valkey: ValkeyPro
     asyncio.run(main())
     """
     async with broker_on(valkey, History(events=2000)) as broker:
-        transcript = await transcript_of(broker, "news")
+        _, transcript = await transcript_of(broker, "news")
         command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
         processes = [
             await anyio.open_process(command, env={"PYTHONPATH": str(REPOSITORY)}, stderr=None)
@@ -393,7 +369,7 @@ async def test_what_cannot_be_written_is_refused_and_nobody_else_hears_of_it(
 
 async def test_an_idempotency_key_is_one_event(valkey: ValkeyProcess) -> None:
     async with broker_on(valkey, History(events=2)) as broker:
-        transcript = await transcript_of(broker, "news")
+        _, transcript = await transcript_of(broker, "news")
         first = await broker.append("news", b"1", idempotency_key="a")
         assert await broker.append("news", b"again", idempotency_key="a") == first
         together = [broker.append("news", str(n).encode(), idempotency_key="b") for n in range(20)]
@@ -599,7 +575,7 @@ async def test_without_a_server_all_raise_in_time(own_valkey: ValkeyProcess) -> 
 
 async def test_a_lost_connection_is_a_loss_and_then_all_goes_on(valkey: ValkeyProcess) -> None:
     async with broker_on(valkey) as broker:
-        transcript = await transcript_of(broker, "news")
+        _, transcript = await transcript_of(broker, "news")
         first = await broker.append("news", b"1")
         await until(lambda: len(transcript.heard) == 1)
         with raw(valkey) as client:

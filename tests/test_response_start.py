@@ -12,10 +12,7 @@ from .valkey import ValkeyProcess
 
 TIMES = 40
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.mark.parametrize("history", ["", "yes"], ids=["pubsub", "streams"])

@@ -29,10 +29,7 @@ from .valkey import ValkeyProcess, until
 
 MakeBroker = Callable[[AsyncExitStack], Broker]
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture(params=["redis", "redis streams", "nats", "jetstream"])

@@ -18,10 +18,7 @@ from .visit import Visit, reader
 PATIENCE = 60.0
 STREAMS = 200
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture(autouse=True)

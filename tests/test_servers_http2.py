@@ -16,10 +16,7 @@ PATIENCE = 60.0
 STREAMS = 30
 BETWEEN_LOOKS = 0.05
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 def certified(pem: Path) -> ssl.SSLContext:

@@ -69,6 +69,7 @@ async def test_no_more_is_read_than_is_delivered() -> None:
         assert broker.bytes < 1.01 * delivered
 
 
+@pytest.mark.slow
 async def test_a_thousand_clients_that_come_back_at_once_read_each_page_once() -> None:
     broker = CountedBroker()
     async with application(broker) as (push, client):

@@ -43,12 +43,10 @@ async def test_stopping_one_leaves_the_slots_of_the_other_in_memory() -> None:
     assert cap.held("k") == 0
 
 
+@pytest.mark.real_time
+@pytest.mark.slow
 class TestOverAServer:
     """The same with leases on a server, which have to be renewed."""
-
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
 
     @pytest.fixture
     async def cap(self, valkey: ValkeyProcess) -> AsyncIterator[SlotCap]:

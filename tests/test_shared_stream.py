@@ -10,10 +10,7 @@ from .chromium import Browser, Page
 from .serving import Serving, uvicorn
 from .valkey import until
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,25 +22,7 @@ from .valkey_cluster import ValkeyCluster, valkey_cluster
 
 KEYS = [f"key {number}" for number in range(60)]
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
-    """A cluster without replicas, which tests leave as it was."""
-    with valkey_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        asyncio.run(cluster.gather())
-        yield cluster
-
-
-@pytest.fixture
-def cluster(three_nodes: ValkeyCluster) -> ValkeyCluster:
-    for number in range(3):
-        three_nodes.ask(number, "FLUSHALL")
-    return three_nodes
+pytestmark = pytest.mark.real_time
 
 
 @asynccontextmanager
@@ -81,6 +63,7 @@ def keys_left(cluster: ValkeyCluster) -> list[object]:
     return [cluster.ask(number, "KEYS", "*") for number in range(3)]
 
 
+@pytest.mark.slow
 async def test_racing_takes_of_two_caps_give_exactly_the_cap_on_every_key(cluster: ValkeyCluster) -> None:
     owners = {key: owner(cluster, key) for key in KEYS}
     assert set(owners.values()) == {0, 1, 2}
@@ -158,6 +141,7 @@ async def test_a_slot_that_moves_takes_its_leases_along(cluster: ValkeyCluster) 
         await until(lambda: live(cluster, key) == [first.id])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["open", "closed"])
 async def test_a_node_that_is_killed_affects_its_own_keys_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, on_error: OnError
@@ -210,6 +194,7 @@ async def test_a_node_that_is_killed_affects_its_own_keys_only(
     assert len(lines) <= 4, lines
 
 
+@pytest.mark.slow
 async def test_a_replica_that_takes_over_counts_on(tmp_path: Path) -> None:
     with valkey_cluster(tmp_path, replicas=True) as cluster:
         await cluster.gather()

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from threading import Thread
 
 import anyio
@@ -18,16 +17,7 @@ from .valkey import ValkeyProcess, until
 
 KEY = "tenant"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def admin(own_valkey: ValkeyProcess) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(own_valkey.url, decode_responses=True) as client:
-        yield client
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 
 def live(admin: redis.Redis, slot_key: str = KEY) -> list[str]:

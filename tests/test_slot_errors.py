@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,16 +21,7 @@ from .valkey import ValkeyProcess, until
 
 BAD, GOOD = "spoilt", "healthy"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def admin(own_valkey: ValkeyProcess) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(own_valkey.url, decode_responses=True) as client:
-        yield client
+pytestmark = pytest.mark.real_time
 
 
 def live(admin: redis.Redis, slot_key: str = GOOD) -> list[str]:
@@ -67,6 +58,7 @@ async def poison(cap: SlotCap, leases: list[Lease], enough: anyio.Event) -> None
         await anyio.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["open", "closed"])
 @pytest.mark.parametrize("part", ["", ":since", ":gone"])
 async def test_a_spoilt_key_that_is_taken_again_and_again_disturbs_no_other(

@@ -19,10 +19,7 @@ from .valkey import ValkeyProcess, until
 
 KEY = "tenant"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Slots that many take at once: one call to a real server for all of them, and what it answers to each."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -15,20 +14,12 @@ from livepush_asgi.slots.redis import OnError
 
 from .own_slots import OwnSlotCap
 from .relay import Relay
-from .valkey import ValkeyProcess, free_port, until
+from .server_process import free_port
+from .valkey import ValkeyProcess, until
 
 KEY = "tenant"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def admin(own_valkey: ValkeyProcess) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(own_valkey.url, decode_responses=True) as client:
-        yield client
+pytestmark = pytest.mark.real_time
 
 
 def live(admin: redis.Redis, slot_key: str = KEY) -> list[str]:
@@ -202,6 +193,7 @@ async def test_a_crowd_whose_reply_is_lost_is_not_lost_itself(
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_a_take_has_its_own_time_and_not_that_of_those_before_it(
     own_valkey: ValkeyProcess, admin: redis.Redis
 ) -> None:

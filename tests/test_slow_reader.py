@@ -22,10 +22,7 @@ SHARE = 100
 HISTORY = History(events=20_000, size=128 * 1024 * 1024)
 MOST_GROWTH_KIB = 12 * 1024
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 
 class Reader:

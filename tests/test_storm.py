@@ -24,10 +24,7 @@ from .valkey import ValkeyProcess
 OUTAGE, PAUSE = 2.0, 10.0
 COMMON = {"CAP": "1000", "HEARTBEAT": str(HEARTBEAT)}
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -14,10 +14,7 @@ from .valkey import ValkeyProcess
 # Renewals come after twenty seconds at the earliest: what shows sooner was told, not found out.
 TTL = 60.0
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @asynccontextmanager

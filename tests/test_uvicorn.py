@@ -16,10 +16,7 @@ from .serving import Serving, WireStream, uvicorn
 
 APP = "tests.apps.push:app"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 async def statistics(server: Serving) -> dict[str, object]:
@@ -118,6 +115,7 @@ async def test_closing_the_socket_while_idle_frees_the_slot(tmp_path: Path) -> N
                     pass
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the option")
 @pytest.mark.parametrize("hidden", ["", "1"], ids=["its own receive", "behind a middleware"])
 @pytest.mark.parametrize("options", OPTIONS)

@@ -15,10 +15,7 @@ from .valkey import ValkeyProcess
 
 LONG = 10.0
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture(params=["redis", "nats"])

@@ -63,11 +63,8 @@ async def test_a_wrapper_of_the_memory_broker_delivers_each_event_once_with_its_
     await check_delivery(Prefixed(MemoryBroker()))
 
 
+@pytest.mark.real_time
 class TestOnAServer:
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
-
     @asynccontextmanager
     async def _broker(self, valkey: ValkeyProcess) -> AsyncIterator[HistoryBroker]:
         async with valkey.client() as client:

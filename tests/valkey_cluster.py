@@ -7,7 +7,8 @@ from pathlib import Path
 import redis
 from redis.asyncio import RedisCluster
 
-from .valkey import ValkeyProcess, free_port, until
+from .server_process import free_port
+from .valkey import ValkeyProcess, until
 
 SLOTS = 16384
 # A node that is silent for so long has failed, in milliseconds.

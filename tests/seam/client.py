@@ -100,14 +100,10 @@ class Connection:
         return start.get("status") == 200 and not refused
 
     @property
-    def begun(self) -> bool:
-        """Whether the application has sent the first bytes of a stream: so much is no soft refusal."""
-        return self.started and len(self._exchange.messages) > 1
-
-    @property
     def streaming(self) -> bool:
-        """Whether the application is at work on a stream."""
-        return self.started and not self.refused and not self.task.done()
+        """Whether the application is at work on a stream: it has sent more than the start of a response."""
+        begun = self.started and len(self._exchange.messages) > 1
+        return begun and not self.refused and not self.task.done()
 
     @property
     def state(self) -> bool:

@@ -369,4 +369,12 @@ FOUND: dict[str, Tale] = {
             ("connect", 0, 1, Plan(replay="all")),
         ],
     ),
+    "a client did not read its soft refusal, and the model took that for an open stream": Tale(
+        Setup(),
+        [
+            ("connect", 0, 0, Plan(expires=0.1, window=0)),
+            ("stop", 0),
+            ("pass", 9.0),
+        ],
+    ),
 }

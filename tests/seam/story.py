@@ -428,10 +428,11 @@ class Story:
                 self._check_ending(connection)
 
     def _check_ending(self, connection: Connection) -> None:
+        late = connection.cut_at is not None and self.now() > connection.cut_at + DEADLINE
+        if late and not connection.task.done():
+            raise PromiseBroken(f"{DEADLINE} s after the client had left the application was still at it")
         if not connection.streaming:
             return
-        if connection.cut_at is not None and self.now() > connection.cut_at + DEADLINE:
-            raise PromiseBroken(f"{DEADLINE} s after the client had left the application was still at it")
         self._check_expiry(connection)
         for revocation in self.revocations:
             # A process that had not heard of it has had time to.
@@ -456,7 +457,6 @@ class Story:
                 # A client that has just left may leave its application at work for a moment.
                 open_ = sum(
                     connection.streaming
-                    and connection.begun
                     and connection.plan.slot == key
                     and (connection.cut_at is None or self.now() > connection.cut_at + 1)
                     for client in self.clients
