@@ -85,8 +85,13 @@ async def test_a_withdrawn_login_is_retried_until_it_is_valid_again(own_nats: Na
     subscription = await broker.subscribe("news")
     own_nats.configure(login.format("other"))
     await until(lambda: not broker.healthy)
-    with pytest.raises(BrokerUnavailableError, match="check the user name"):
-        await broker.publish("news", "never")
+    errors = [""]
+    while "check the user name" not in errors[-1] and len(errors) < 10:
+        # The server may close the connection before its reason is read.
+        with pytest.raises(BrokerUnavailableError) as raised:
+            await broker.publish("news", "never")
+        errors.append(str(raised.value))
+    assert "check the user name" in errors[-1]
     own_nats.configure(login.format("word"))
     await next_loss(subscription)
     await check_works(broker, subscription, "news")

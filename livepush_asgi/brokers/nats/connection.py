@@ -197,6 +197,9 @@ class Connection:
             # nats-py leaves the socket of an attempt that failed open.
             self._client.abort()
             fault = error if str(error) else no_answer(self._timeouts.ping_timeout)
+            if isinstance(error, ConnectionResetError) and self._fault is not None:
+                # A server that refuses the login may close before its reason is read. It was read before.
+                fault = self._fault
             self._note_away(fault)
             self._outgoing.close(fault)
 
