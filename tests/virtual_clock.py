@@ -4,10 +4,13 @@ For tests in memory only: time that a socket, a thread or another process needs 
 """
 
 import asyncio
+import gc
 import math
 import selectors
 
 import anyio
+
+from livepush_asgi.runtime.scheduler import Timer
 
 from .event_loops import prepare
 
@@ -63,3 +66,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 async def let_pass(seconds: float) -> None:
     """Move the virtual clock on. Nothing is waited for: what is due by then has happened."""
     await anyio.sleep(seconds)
+
+
+def live_timers() -> int:
+    """Return how many timers of the component are held anywhere in this process."""
+    gc.collect()
+    return sum(type(each) is Timer for each in gc.get_objects())
