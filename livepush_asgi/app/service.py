@@ -95,7 +95,7 @@ class StreamBody:
         limited, self._limited = self._limited, None
         if limited is not None:
             stuck = self._stream.reason not in (None, EndReason.DISCONNECT)
-            self._run.call_threadsafe(partial(self._run.context.connections.release, limited, stuck=stuck))
+            self._run.call_threadsafe(partial(self._run.context.tcp_timeouts.release, limited, stuck=stuck))
 
     async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
         """Send the stream as a whole ASGI response instead: no iterator, no polling."""
@@ -106,7 +106,7 @@ class StreamBody:
 
     def _release(self, *, stuck: bool) -> None:
         limited, self._limited = self._limited, None
-        self._run.context.connections.release(limited, stuck=stuck)
+        self._run.context.tcp_timeouts.release(limited, stuck=stuck)
 
     def __del__(self) -> None:
         # The collector may run in any thread; `close` hands the work over to the event loop.
@@ -125,7 +125,7 @@ class SSEStreamService:
     """Streams over a broker with a slot cap, for routes that authenticate by themselves.
 
     An application that has a LivePush opens streams with `SSEStreamService.of(push)`, and has one
-    hub, one clock and one drain for both. `namespace` and `inline_send` are what they are for a LivePush.
+    hub, one scheduler and one drain for both. `namespace` and `inline_send` are what they are for a LivePush.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class SSEStreamService:
             stream.end(EndReason.DISCONNECT if left else EndReason.ERROR)
             stream.close()
             raise
-        limited = run.context.connections.limit(client)
+        limited = run.context.tcp_timeouts.limit(client)
         return SSEStream(sse_headers(), StreamBody(stream, run, is_disconnected, limited))
 
     async def aclose(self) -> None:

@@ -40,7 +40,7 @@ def drive(
     when the client has left, some drop what is sent, some tell it by `receive` only. `client` is
     `scope["client"]`.
     """
-    limited = stream.context.connections.limit(client, receive)
+    limited = stream.context.tcp_timeouts.limit(client, receive)
     driver = _AsyncioDriver if stream.context.on_asyncio else _AnyioDriver
     return driver(stream, send, limited).run(headers, receive)
 
@@ -89,7 +89,7 @@ class _Driver(InlineSend):
 
     def _release(self, *, stuck: bool) -> None:
         limited, self._limited = self._limited, None
-        self._stream.context.connections.release(limited, stuck=stuck)
+        self._stream.context.tcp_timeouts.release(limited, stuck=stuck)
 
     def _close(self) -> None:
         self._stream.driver = None

@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 
 from ..brokers import Broker, HistoryBroker
 from ..runtime.event_loop import BackgroundFunction, Caller, soon_caller
-from ..runtime.scheduler import Clock
+from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, RESERVED_PREFIX
 from .channel import CLOSE_TIMEOUT, Channel, Coalescer
@@ -33,19 +33,19 @@ class Hub:
     """Joins local listeners to the broker: one subscription per channel, counted, released after `linger`."""
 
     def __init__(
-        self, broker: Broker, clock: Clock, tasks: TaskGroup, linger: float, call_in_task: Caller
+        self, broker: Broker, scheduler: Scheduler, tasks: TaskGroup, linger: float, call_in_task: Caller
     ) -> None:
         self._broker = broker
         # Asked once: it costs as much as subscribing a channel in memory.
         self._log = broker if isinstance(broker, HistoryBroker) else None
-        self._history = None if self._log is None else SharedReads(self._log, clock, self.end_of)
-        self._clock = clock
+        self._history = None if self._log is None else SharedReads(self._log, scheduler, self.end_of)
+        self._scheduler = scheduler
         #: The event loop's monotonic clock, in seconds.
-        self.now = clock.now
+        self.now = scheduler.now
         self._tasks = tasks
         self._call_in_task = call_in_task
         self._linger = linger
-        self._coalescer = Coalescer(soon_caller(), clock.now)
+        self._coalescer = Coalescer(soon_caller(), scheduler.now)
         self._channels: dict[str, Channel] = {}
         # The former channels of a name, and what says that each is closed.
         self._closing: dict[str, dict[Channel, anyio.Event]] = {}
@@ -97,7 +97,7 @@ class Hub:
         """Let the listener hear the channel no more; the last one starts the time to linger."""
         channel = self._channels.get(name)
         if channel is not None and not channel.remove(listener) and channel.lingering is None:
-            channel.lingering = self._clock.call_later(self._linger, self._release, channel)
+            channel.lingering = self._scheduler.call_later(self._linger, self._release, channel)
 
     def listeners(self, name: str) -> tuple[Listener, ...]:
         """Return the listeners of a channel."""
@@ -154,7 +154,7 @@ class Hub:
         channel.check_at = self._next_check()
         if not self._looking:
             self._looking = True
-            self._clock.call_later(LOOK_INTERVAL, self._look)
+            self._scheduler.call_later(LOOK_INTERVAL, self._look)
         return channel
 
     def _next_check(self) -> float:
@@ -169,7 +169,7 @@ class Hub:
                 channel.check_at = self._next_check()
         self._looking = bool(self._channels)
         if self._looking:
-            self._clock.call_later(LOOK_INTERVAL, self._look)
+            self._scheduler.call_later(LOOK_INTERVAL, self._look)
 
     def _start(self, function: BackgroundFunction) -> None:
         # A broker may deliver from a plain callback of the event loop, where anyio starts no task.

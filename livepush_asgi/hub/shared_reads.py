@@ -15,7 +15,7 @@ from collections.abc import Callable
 import anyio
 
 from ..brokers import READ_BYTES, HistoryBroker, Page
-from ..runtime.scheduler import Clock
+from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
 
 # How long a page is kept for others, in seconds, and how many bytes of payload all of them have at most.
@@ -57,11 +57,13 @@ class _Read:
 class SharedReads:
     """Reads the logs of `broker`. `end_of` says how far this process has delivered a channel's log."""
 
-    def __init__(self, broker: HistoryBroker, clock: Clock, end_of: Callable[[str], Position | None]) -> None:
+    def __init__(
+        self, broker: HistoryBroker, scheduler: Scheduler, end_of: Callable[[str], Position | None]
+    ) -> None:
         #: Whether the logs are in this process, so that a read waits for nothing and costs next to nothing.
         self.in_process: bool = getattr(broker, "in_process", False)
         self._broker = broker
-        self._clock = clock
+        self._scheduler = scheduler
         self._end_of = end_of
         self._under_way: dict[Request, _Read] = {}
         # Those that have brought a page. The oldest is the first.
@@ -74,7 +76,7 @@ class SharedReads:
         When the caller that reads is cancelled, another one reads for those that wait.
         """
         request = (channel, after.offset, limit, max_bytes)
-        for read in (self._known(request, self._clock.now() - KEEP), self._under_way.get(request)):
+        for read in (self._known(request, self._scheduler.now() - KEEP), self._under_way.get(request)):
             if read is not None:
                 await read.wait()
                 if read.page is not None and self._is_right(channel, after.epoch, read.page):
@@ -112,7 +114,7 @@ class SharedReads:
             if read.error is not None:
                 raise read.error.with_traceback(None)
         channel, after, limit, max_bytes = request
-        read = self._under_way[request] = _Read(self._clock.now())
+        read = self._under_way[request] = _Read(self._scheduler.now())
         try:
             page = read.page = await self._broker.read(channel, after, limit, max_bytes=max_bytes)
         except Exception as error:
@@ -137,7 +139,7 @@ class SharedReads:
     def _keep(self, request: Request, read: _Read) -> None:
         self._drop(request)
         if not self._kept:
-            self._clock.call_later(KEEP, self._expire)
+            self._scheduler.call_later(KEEP, self._expire)
         self._kept[request] = read
         self._bytes += _size(read)
         while self._bytes > MOST_BYTES:
@@ -148,13 +150,13 @@ class SharedReads:
             self._bytes -= _size(read)
 
     def _expire(self) -> None:
-        latest = self._clock.now() - KEEP
+        latest = self._scheduler.now() - KEEP
         for request, read in list(self._kept.items()):
             if read.began > latest:
                 break
             self._drop(request)
         if self._kept:
-            self._clock.call_later(KEEP, self._expire)
+            self._scheduler.call_later(KEEP, self._expire)
 
 
 def _bounds(channel: str) -> Request:

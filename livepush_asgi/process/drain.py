@@ -6,7 +6,7 @@ from functools import partial
 
 import anyio
 
-from ..runtime.scheduler import Clock
+from ..runtime.scheduler import Scheduler
 from ..settings import DrainPolicy
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason
@@ -27,10 +27,12 @@ LAST_BYTES = 0.2
 class Drain:
     """Ends the streams of a run within the window of its policy, and holds signals until that is done."""
 
-    def __init__(self, policy: DrainPolicy, streams: set[Stream], clock: Clock, signals: SignalWatch) -> None:
+    def __init__(
+        self, policy: DrainPolicy, streams: set[Stream], scheduler: Scheduler, signals: SignalWatch
+    ) -> None:
         self._policy = policy
         self._streams = streams
-        self._clock = clock
+        self._scheduler = scheduler
         self._signals = signals
         self._empty = anyio.Event()
         #: Set when no stream is left.
@@ -48,7 +50,7 @@ class Drain:
         if streams:
             logger.warning("draining: %d streams end within %.1f s", len(streams), span)
         for stream in streams:
-            self._clock.call_later(random.uniform(0.0, span), partial(stream.end, EndReason.DRAIN))
+            self._scheduler.call_later(random.uniform(0.0, span), partial(stream.end, EndReason.DRAIN))
         with anyio.move_on_after(window):
             while streams:
                 self._empty = anyio.Event()

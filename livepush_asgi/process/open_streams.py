@@ -15,7 +15,7 @@ from ..grant import Authorize, Grant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Scope
 from ..runtime.event_loop import spawn
-from ..runtime.scheduler import Clock
+from ..runtime.scheduler import Scheduler
 from ..slots import Lease
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason, StreamState
@@ -151,9 +151,11 @@ Reauthorize = Callable[[StreamRequest, Authorize | None], Awaitable[Grant | None
 class Reauthorization:
     """Authorizes the open streams again, in place, where revocations may be lost. One pass at a time."""
 
-    def __init__(self, streams: OpenStreams, clock: Clock, tasks: TaskGroup, decide: Reauthorize) -> None:
+    def __init__(
+        self, streams: OpenStreams, scheduler: Scheduler, tasks: TaskGroup, decide: Reauthorize
+    ) -> None:
         self._streams = streams
-        self._clock = clock
+        self._scheduler = scheduler
         self._tasks = tasks
         self._decide = decide
         self._due = False
@@ -187,7 +189,7 @@ class Reauthorization:
             SPREAD,
         )
         for stream in others:
-            self._clock.call_later(random.uniform(0.0, SPREAD), partial(stream.end, EndReason.REVOKED))
+            self._scheduler.call_later(random.uniform(0.0, SPREAD), partial(stream.end, EndReason.REVOKED))
         async with anyio.create_task_group() as workers:
             for _ in range(min(CONCURRENCY, len(again))):
                 workers.start_soon(self._work, again)

@@ -11,7 +11,7 @@ from ..brokers import Broker
 from ..hub.delivery import Batch
 from ..hub.hub import Hub
 from ..runtime.event_loop import Caller, now
-from ..runtime.scheduler import Clock
+from ..runtime.scheduler import Scheduler
 from ..slots import Lease
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL
@@ -42,7 +42,7 @@ class Revoker:
         self,
         broker: Broker,
         hub: Hub,
-        clock: Clock,
+        scheduler: Scheduler,
         tasks: TaskGroup,
         call_in_task: Caller,
         streams: OpenStreams,
@@ -55,7 +55,7 @@ class Revoker:
         self.listening = False
         self._broker = broker
         self._hub = hub
-        self._clock = clock
+        self._scheduler = scheduler
         self._tasks = tasks
         self._call_in_task = call_in_task
         self._streams = streams
@@ -88,7 +88,7 @@ class Revoker:
         self.log.add(revocation)
         pending = _PendingRevocation(revocation, {self._process, *self._known})
         self._pending[pending.id] = pending
-        echo_timer = self._clock.call_later(ECHO_TIMEOUT, self._end_here, pending)
+        echo_timer = self._scheduler.call_later(ECHO_TIMEOUT, self._end_here, pending)
         try:
             await self._send(pending, timeout, deadline)
             await pending.ending.closed.wait()
@@ -241,7 +241,7 @@ class Revoker:
             self._known.add(process)
         if answer and not self._here_due:
             self._here_due = True
-            self._clock.call_later(self._here_at + HERE_INTERVAL - now(), self._say_here)
+            self._scheduler.call_later(self._here_at + HERE_INTERVAL - now(), self._say_here)
 
     def _on_bye(self, processes: list[object]) -> None:
         for process in map(str, processes):

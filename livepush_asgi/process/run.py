@@ -21,8 +21,8 @@ from ..hub.hub import Hub
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import Callbacks
 from ..runtime.event_loop import loop_identity, make_alarm, on_asyncio, spawn, threadsafe_caller
-from ..runtime.scheduler import Clock
-from ..runtime.tcp_timeout import Connections
+from ..runtime.scheduler import Scheduler
+from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, Slots
 from ..slots.memory import MemorySlotCap
@@ -59,7 +59,7 @@ class Run:
         inline_send: bool = True,
     ) -> None:
         self.timing = timing
-        self.clock = Clock()
+        self.scheduler = Scheduler()
         self._limits = limits
         self._inline_send = inline_send
         # In memory no command is lost, so no stream has to be authorized again.
@@ -92,7 +92,7 @@ class Run:
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
         )
-        self._drain = Drain(drain_policy, self.streams, self.clock, self._signals)
+        self._drain = Drain(drain_policy, self.streams, self.scheduler, self._signals)
         self._counters = counters
         self._started = anyio.Event()
         #: Whether it has drained and gives everything back: no stream is left, and no task may be started.
@@ -228,7 +228,7 @@ class Run:
         try:
             async with anyio.create_task_group() as self._tasks:
                 self._set_up()
-                self._tasks.start_soon(self.clock.run, name="livepush clock")
+                self._tasks.start_soon(self.scheduler.run, name="livepush scheduler")
                 if self._handles_signals:
                     self._signals.install()
                 self.running = True
@@ -249,15 +249,15 @@ class Run:
 
     def _set_up(self) -> None:
         tasks, broker = self._tasks, self._broker
-        self.hub = Hub(broker, self.clock, tasks, self.timing.linger, self.call_threadsafe)
+        self.hub = Hub(broker, self.scheduler, tasks, self.timing.linger, self.call_threadsafe)
         alarm = make_alarm()
         self.callbacks = Callbacks(alarm, tasks)
         self.context = StreamContext(
             hub=self.hub,
             alarm=alarm,
             callbacks=Callbacks(alarm, tasks),
-            clock=self.clock,
-            connections=Connections(self.clock, self.timing),
+            scheduler=self.scheduler,
+            tcp_timeouts=TcpTimeouts(self.scheduler, self.timing),
             timing=self.timing,
             limits=self._limits,
             on_asyncio=on_asyncio(),
@@ -266,11 +266,11 @@ class Run:
         self.revoker = Revoker(
             broker,
             self.hub,
-            self.clock,
+            self.scheduler,
             tasks,
             self.call_threadsafe,
             self._open,
-            Reauthorization(self._open, self.clock, tasks, self._reauthorize),
+            Reauthorization(self._open, self.scheduler, tasks, self._reauthorize),
             self.timing.subscribe_timeout,
         )
 

@@ -69,7 +69,7 @@ class Timer:
         return self.when < other.when
 
 
-class Clock:
+class Scheduler:
     """Calls plain functions when they are due, or up to `RESOLUTION` later, while `run` is running."""
 
     def __init__(self) -> None:

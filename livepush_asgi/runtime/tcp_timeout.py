@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ..settings import Timing
 from .asgi import Receive
-from .scheduler import Clock
+from .scheduler import Scheduler
 
 #: Host and port.
 Address = tuple[str, int]
@@ -49,15 +49,15 @@ class Connection(Protocol):
 Limited = Connection | Address
 
 
-class Connections:
+class TcpTimeouts:
     """Sets the option on the connections of streams, to the send timeout, and takes it back.
 
     uvicorn gives access to the socket. Other servers hide it; but it is an open file of this process, and the
     client's address is known, so one look through all open files finds the connections that are new.
     """
 
-    def __init__(self, clock: Clock, timing: Timing) -> None:
-        self._clock = clock
+    def __init__(self, scheduler: Scheduler, timing: Timing) -> None:
+        self._scheduler = scheduler
         # The kernel takes whole milliseconds.
         self._limit = max(1, round(timing.send_timeout * 1000))
         # Before the first heartbeat nothing is sent that could stay unacknowledged.
@@ -88,7 +88,7 @@ class Connections:
                 self._sought.add(address)
                 if not self._looking:
                     self._looking = True
-                    self._clock.call_later(self._delay, self._look)
+                    self._scheduler.call_later(self._delay, self._look)
         return address
 
     def release(self, limited: Limited | None, *, stuck: bool) -> None:
@@ -124,7 +124,7 @@ class Connections:
             if name is None or not sought:
                 return
             self._limit_if_sought(int(name), sought)
-        self._clock.call_later(0.0, lambda: self._go_on(sought, files))
+        self._scheduler.call_later(0.0, lambda: self._go_on(sought, files))
 
     def _limit_if_sought(self, file: int, sought: set[Address]) -> None:
         address = _peer(file)

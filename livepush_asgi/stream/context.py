@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from ..hub.hub import Hub
 from ..runtime.callbacks import Callbacks
 from ..runtime.event_loop import Alarm
-from ..runtime.scheduler import Clock
-from ..runtime.tcp_timeout import Connections
+from ..runtime.scheduler import Scheduler
+from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import Limits, Timing
 
 
@@ -18,8 +18,8 @@ class StreamContext:
     alarm: Alarm
     #: Awaits snapshots.
     callbacks: Callbacks
-    clock: Clock
-    connections: Connections
+    scheduler: Scheduler
+    tcp_timeouts: TcpTimeouts
     timing: Timing
     limits: Limits
     on_asyncio: bool

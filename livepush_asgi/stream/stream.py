@@ -107,7 +107,7 @@ class Stream:
         self._subscribe_timer: Timer | None = None
         if self._unsubscribed:
             wait = context.timing.subscribe_timeout
-            self._subscribe_timer = context.clock.call_later(wait, Stream._open_anyway, self)
+            self._subscribe_timer = context.scheduler.call_later(wait, Stream._open_anyway, self)
 
     # What the hub calls.
 
@@ -314,7 +314,7 @@ class Stream:
     # Deadlines: one timer for the heartbeat, the send timeout, the lifetime and the expiry.
 
     def _set_deadlines(self) -> None:
-        timing, self._now = self.context.timing, self.context.clock.now
+        timing, self._now = self.context.timing, self.context.scheduler.now
         now = self._now()
         self._busy_since = now
         self._last_chunk_at = now
@@ -356,7 +356,7 @@ class Stream:
         self._check_in(due)
 
     def _check_in(self, delay: float) -> None:
-        self._check_timer: Timer = self.context.clock.call_later(delay, Stream._check, self)
+        self._check_timer: Timer = self.context.scheduler.call_later(delay, Stream._check, self)
 
     def _beat(self) -> None:
         if self._parked:

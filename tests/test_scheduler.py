@@ -12,14 +12,14 @@ import anyio
 import pytest
 
 from livepush_asgi import DrainPolicy, Grant, LivePush, MemoryBroker, Timing
-from livepush_asgi.runtime.scheduler import RESOLUTION, Clock
+from livepush_asgi.runtime.scheduler import RESOLUTION, Scheduler
 from livepush_asgi.testing import Client
 
 from .virtual_clock import VirtualClockLoop, let_pass, live_timers
 
 
 async def test_functions_are_called_in_the_order_of_their_times() -> None:
-    clock, called, start = Clock(), list[tuple[float, float]](), anyio.current_time()
+    clock, called, start = Scheduler(), list[tuple[float, float]](), anyio.current_time()
 
     def note(delay: float) -> None:
         called.append((delay, anyio.current_time() - start))
@@ -37,7 +37,7 @@ async def test_functions_are_called_in_the_order_of_their_times() -> None:
 
 
 async def test_a_cancelled_timer_is_not_called() -> None:
-    clock, called = Clock(), []
+    clock, called = Scheduler(), []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(clock.run)
         timer = clock.call_later(1, lambda: called.append("cancelled"))
@@ -49,7 +49,7 @@ async def test_a_cancelled_timer_is_not_called() -> None:
 
 
 async def test_a_function_that_raises_does_not_stop_the_clock(caplog: pytest.LogCaptureFixture) -> None:
-    clock, called = Clock(), []
+    clock, called = Scheduler(), []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(clock.run)
         clock.call_later(1, lambda: called.append(1 // 0))
@@ -61,7 +61,7 @@ async def test_a_function_that_raises_does_not_stop_the_clock(caplog: pytest.Log
 
 
 async def test_a_function_may_make_further_appointments() -> None:
-    clock, called = Clock(), []
+    clock, called = Scheduler(), []
 
     def again() -> None:
         called.append(anyio.current_time())
@@ -77,7 +77,7 @@ async def test_a_function_may_make_further_appointments() -> None:
 
 async def test_a_time_that_rounding_would_move_forward_is_still_kept() -> None:
     """k * 0.05 may be smaller than the time it was rounded from; then the clock would turn on the spot."""
-    clock, called = Clock(), list[int]()
+    clock, called = Scheduler(), list[int]()
     times = [math.nextafter(number * RESOLUTION, math.inf) for number in range(1, 200)]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(clock.run)
@@ -90,7 +90,7 @@ async def test_a_time_that_rounding_would_move_forward_is_still_kept() -> None:
 
 
 async def test_cancelled_timers_leave_the_clock_at_once_and_not_when_they_are_due() -> None:
-    clock, month = Clock(), 30 * 86400.0
+    clock, month = Scheduler(), 30 * 86400.0
     kept = [clock.call_later(month, lambda: None) for _ in range(10)]
     for _ in range(1000):
         clock.call_later(month, lambda: None).cancel()
@@ -102,7 +102,7 @@ async def test_cancelled_timers_leave_the_clock_at_once_and_not_when_they_are_du
 
 
 async def test_what_is_left_after_many_were_cancelled_is_called_in_order() -> None:
-    clock, called = Clock(), list[int]()
+    clock, called = Scheduler(), list[int]()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(clock.run)
         timers = [clock.call_later(500 - number, partial(called.append, number)) for number in range(500)]
@@ -116,7 +116,7 @@ async def test_what_is_left_after_many_were_cancelled_is_called_in_order() -> No
 
 
 async def test_a_timer_may_cancel_another_one_that_is_due_as_well() -> None:
-    clock, called = Clock(), list[str]()
+    clock, called = Scheduler(), list[str]()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(clock.run)
         # One turn of the clock finds both.
@@ -153,7 +153,7 @@ def test_a_timer_that_is_due_again_at_once_does_not_stop_the_loop(
     called = 0
 
     async def main() -> None:
-        clock = Clock()
+        clock = Scheduler()
 
         def again() -> None:
             nonlocal called
@@ -174,7 +174,7 @@ def test_a_timer_that_is_due_again_at_once_does_not_stop_the_loop(
 
 @pytest.mark.parametrize("delay", [math.inf, 1e308, 1e18, math.nan])
 async def test_a_time_that_no_process_lives_to_see_never_comes(delay: float) -> None:
-    clock, called = Clock(), list[str]()
+    clock, called = Scheduler(), list[str]()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(clock.run)
         await anyio.lowlevel.checkpoint()
