@@ -42,7 +42,7 @@ class Coalescer:
     """
 
     def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
-        #: How many events of the application were given to listeners.
+        #: How many events of the application were added, each counted once for each of its listeners.
         self.delivered = 0
         self._call_soon = call_soon
         self._now = now
@@ -85,10 +85,8 @@ class Coalescer:
         failure: BaseException | None = None
         now = self._now()
         for channel, deliveries in by_channel.items():
-            batch, listeners = Batch(deliveries, now), channel.listeners
-            if not channel.name.startswith(RESERVED_PREFIX):
-                self.delivered += len(deliveries) * len(listeners)
-            for listener in listeners:
+            batch = Batch(deliveries, now)
+            for listener in channel.listeners:
                 if listener.several and len(by_channel) > 1:
                     several.setdefault(listener, set()).add(channel)
                     continue
@@ -284,6 +282,9 @@ class Channel:
             self._complain(error)
             self._tell_gap(GapReason.BROKER, position)
             return
+        # A message between processes is no event of the application.
+        if not self.name.startswith(RESERVED_PREFIX):
+            self._coalescer.delivered += len(self._listeners)
         self._coalescer.add(self, delivery)
 
     def _tell_gap(self, reason: GapReason, position: Position | None) -> None:
