@@ -42,19 +42,13 @@ class Coalescer:
     """
 
     def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
-        self._given_out = 0
+        #: How many events of the application were added, each counted once for each of its listeners.
+        self.delivered = 0
         self._call_soon = call_soon
         self._now = now
         self._pending: list[tuple[Channel, Delivery]] = []
         self._called = False
         self._flushing = False
-
-    @property
-    def delivered(self) -> int:
-        """How many events of the application listeners were given, or are about to be given in this turn."""
-        return self._given_out + sum(
-            [len(channel.listeners) for channel, _ in self._pending if channel.counts]
-        )
 
     def add(self, channel: "Channel", delivery: Delivery) -> None:
         """Deliver something at the end of this turn, behind all that was added before."""
@@ -91,10 +85,8 @@ class Coalescer:
         failure: BaseException | None = None
         now = self._now()
         for channel, deliveries in by_channel.items():
-            batch, listeners = Batch(deliveries, now), channel.listeners
-            if channel.counts:
-                self._given_out += len(deliveries) * len(listeners)
-            for listener in listeners:
+            batch = Batch(deliveries, now)
+            for listener in channel.listeners:
                 if listener.several and len(by_channel) > 1:
                     several.setdefault(listener, set()).add(channel)
                     continue
@@ -293,6 +285,8 @@ class Channel:
             self._complain(error)
             self._tell_gap(GapReason.BROKER, position)
             return
+        if self.counts:
+            self._coalescer.delivered += len(self._listeners)
         self._coalescer.add(self, delivery)
 
     def _tell_gap(self, reason: GapReason, position: Position | None) -> None:
