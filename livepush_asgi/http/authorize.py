@@ -111,7 +111,7 @@ class Decider:
         receive: Receive | None = None,
         authorize: Authorize | None = None,
     ) -> Grant:
-        """Return the grant, by a route's own `authorize` if it is given.
+        """Return the grant, by a route's own `authorize` if it is given. It may have expired already.
 
         Raises Refused, NotRunningError in a drain, and ClientLeftError.
         """
@@ -133,10 +133,6 @@ class Decider:
             raise Refused(decision, RefusalCause.AUTHORIZE)
         if not isinstance(decision, Grant):
             raise self._wrong(decision)
-        try:
-            check_expiry(decision)
-        except GrantExpiredError as error:
-            raise refused_for(error, self._soft_refusals) from None
         return decision
 
     async def decide_again(
@@ -144,9 +140,11 @@ class Decider:
     ) -> Grant | None:
         """Return the grant for a stream that is open already, None if there is none any more."""
         try:
-            return await self.decide(request, run, authorize=authorize)
-        except Refused:
+            grant = await self.decide(request, run, authorize=authorize)
+            check_expiry(grant)
+        except (Refused, GrantExpiredError):
             return None
+        return grant
 
     def _call(self, authorize: Authorize, request: StreamRequest) -> object:
         begun = time.perf_counter()

@@ -159,13 +159,14 @@ class _AsyncioDriver(_Driver):
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
         # One coroutine from start to end: each one takes 500 bytes, in ten thousand streams.
         stream, send = self._stream, self._send
+        inline = stream.context.inline_send and can_step(send)
         try:
             self._begin(receive)
             # The response starts when the stream has opened: what is published then reaches the client.
             chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
-            stream.inline = stream.context.inline_send and can_step(send)
+            stream.inline = inline
             while stream.state is not StreamState.CLOSED:
                 if chunk or stream.finished:
                     await send(_body(chunk, more=not stream.finished))

@@ -12,7 +12,7 @@ from ..runtime.callbacks import ClientLeftError
 from ..settings import Timing
 from ..stream.stream import Stream
 from ..wire.reasons import RefusalCause
-from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, refused_for
+from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, check_expiry, refused_for
 from .cors import Cors, RawHeader
 from .driver import GONE, STREAM_HEADERS
 from .probe import QUERY as PROBE
@@ -84,10 +84,10 @@ class Endpoint:
         send: Send,
     ) -> None:
         try:
-            await self.decider.decide(request, _taking(run), receive)
+            check_expiry(await self.decider.decide(request, _taking(run), receive))
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
-        except NotRunningError as error:
+        except REFUSED_ERRORS as error:
             await refuse(send, refused_for(error), headers, body=False)
         except ClientLeftError:
             await _answer_nobody(send)

@@ -122,8 +122,12 @@ class Hub:
         Channels that were never subscribed are left out.
         """
         self._coalescer.flush()
-        channels = self._channels
-        return {name: channels[name].position for name in names if name in channels and channels[name].ready}
+        ends = {}
+        for name in names:
+            channel = self._channels.get(name)
+            if channel is not None and channel.ready:
+                ends[name] = channel.position
+        return ends
 
     def refresh(self, name: str, epoch: str) -> None:
         """Have a channel's log read if it is in an epoch of which this process has not heard."""

@@ -91,17 +91,14 @@ def threadsafe_caller() -> Caller:
     return call
 
 
-def soon_caller() -> Caller:
+def soon_caller() -> Callable[[Callable[[], object]], object]:
     """Return a function that makes the running loop call another one in its next turn. Not thread-safe."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return _trio_caller()
 
-    def call(function: Callable[[], object]) -> None:
-        loop.call_soon(function)
-
-    return call
+    return loop.call_soon
 
 
 def _trio_caller() -> Caller:

@@ -99,10 +99,12 @@ class Stream:
         # Whether the driver's task sleeps, so that its `send` may be called inline.
         self._parked = False
         self._composer = Composer(context, grant, control_events=control_events, last_event_id=last_event_id)
-        self._unsubscribed = tuple([name for name in names if not context.hub.attach(name, self)])
-        for channel in names:
-            if channel not in self._unsubscribed:
-                self._composer.begin(channel)
+        self._unsubscribed: tuple[str, ...] = ()
+        for name in names:
+            if context.hub.attach(name, self):
+                self._composer.begin(name)
+            else:
+                self._unsubscribed += (name,)
         self._set_deadlines()
         self._subscribe_timer: Timer | None = None
         if self._unsubscribed:
@@ -237,13 +239,14 @@ class Stream:
             if not composer.open():
                 self._start_work()
                 return b""
-            self._cancel_subscribe_timer()
+            if self._subscribe_timer is not None:
+                self._cancel_subscribe_timer()
             self.state = StreamState.LIVE
         chunk = composer.ready()
         if composer.end_reason is not None:
             # A gap must be reported and control events are off, or the snapshot failed.
             self.end(composer.end_reason)
-        else:
+        elif composer.work is not None:
             # Before this chunk is sent, so that a busy channel does not keep history waiting.
             self._start_work()
         return chunk
@@ -328,7 +331,8 @@ class Stream:
             if expires_at <= self._end_at:
                 self._end_at, self._end_reason = expires_at, EndReason.EXPIRED
         first = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout)
-        self._check_in(min(first, self._end_at - now))
+        delay = min(first, self._end_at - now)
+        self._check_timer: Timer = self.context.scheduler.call_later(delay, Stream._check, self)
 
     @property
     def stalled(self) -> bool:
@@ -353,10 +357,7 @@ class Stream:
                 idle = 0.0
                 self._beat()
             due = min(due, timing.heartbeat_interval - idle)
-        self._check_in(due)
-
-    def _check_in(self, delay: float) -> None:
-        self._check_timer: Timer = self.context.scheduler.call_later(delay, Stream._check, self)
+        self._check_timer = self.context.scheduler.call_later(due, Stream._check, self)
 
     def _beat(self) -> None:
         if self._parked:
