@@ -23,7 +23,7 @@ from ..app.livepush import LivePush
 from ..app.service import SSEStream, SSEStreamService
 from ..grant import Authorize, Decision, Grant, Refusal, StreamRequest
 from ..runtime.asgi import Scope
-from .opening import SoftRefusal, headers_of, open_for_route, text_of
+from .route import SoftRefusal, headers_of, open_for_route, text_of
 
 CONTENT_TYPE = "text/event-stream"
 

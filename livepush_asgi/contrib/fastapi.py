@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from ..app.livepush import LivePush
 from ..app.service import SSEStreamService
 from ..grant import Authorize, Grant, Refusal
-from .opening import headers_of, open_for_route
+from .route import headers_of, open_for_route
 from .starlette import EventStreamResponse as StarletteResponse
 
 

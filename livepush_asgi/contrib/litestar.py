@@ -20,7 +20,7 @@ from ..app.livepush import LivePush
 from ..app.service import SSEStream, SSEStreamService
 from ..grant import Authorize, Grant, Refusal
 from ..runtime.asgi import Scope as ASGIScope
-from .opening import SoftRefusal, SoftRefusalBody, headers_of, open_for_route
+from .route import SoftRefusal, SoftRefusalBody, headers_of, open_for_route
 
 CONTENT_TYPE = "text/event-stream"
 # What the application's users and authentication are, nothing here looks at.

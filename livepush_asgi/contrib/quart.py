@@ -12,7 +12,7 @@ from ..app.livepush import LivePush
 from ..app.service import SSEStreamService
 from ..grant import Authorize, Grant, Refusal
 from ..runtime.asgi import Scope
-from .opening import headers_of, open_for_route, text_of
+from .route import headers_of, open_for_route, text_of
 
 CONTENT_TYPE = "text/event-stream"
 

@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
 from ..app.livepush import LivePush
 from ..app.service import SSEStream, SSEStreamService
 from ..grant import Authorize, Grant, Refusal
-from .opening import SoftRefusal, headers_of, open_for_route
+from .route import SoftRefusal, headers_of, open_for_route
 
 
 class EventStreamResponse(StreamingResponse):
