@@ -244,6 +244,13 @@ async def test_head_gets_the_headers_and_holds_nothing(house: House) -> None:
     assert house.slots.held("k") == 0
 
 
+async def test_head_of_an_ending_process_has_no_body(house: House) -> None:
+    await house.service.aclose()
+    async with Client(starlette_app(house)) as client:
+        answer = await client.request("HEAD", "/route")
+    assert (answer.status, answer.body, answer.headers["content-type"]) == (200, b"", "text/event-stream")
+
+
 async def test_dependencies_end_before_the_stream_begins(house: House) -> None:
     """A database session of a `yield` dependency must not be held for as long as its stream lives."""
     app = FastAPI()

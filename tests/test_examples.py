@@ -3,6 +3,7 @@ and the custom broker in files of their own.
 """
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ USED_ELSEWHERE = {
     "plain_asgi.py": "test_frameworks.py",
     "starlette_app.py": "test_frameworks.py",
     "fastapi_app.py": "test_frameworks.py",
+    "fastapi_rooms.py": "test_examples.py",
     "django_app.py": "test_frameworks.py",
     "quart_app.py": "test_frameworks.py",
     "litestar_app.py": "test_frameworks.py",
@@ -49,6 +51,22 @@ async def test_plain_asgi_lets_in_who_has_the_token(tmp_path: Path) -> None:
         await stream.next_event("livepush.open")
         await server.open("/", method="POST", body=b"x" * 100_000)
         assert (await stream.next_event()).data == "x" * 100_000
+
+
+async def test_a_member_who_is_removed_from_a_room_loses_the_stream_and_gets_no_other(tmp_path: Path) -> None:
+    async with uvicorn("fastapi_rooms:app", tmp_path / "log", "--app-dir", "examples") as server:
+        assert (await server.open("/rooms/garden/events?user=1")).status == 403
+        removed, other = [await server.open(f"/rooms/kitchen/events?user={user}") for user in (1, 2)]
+        for stream in (removed, other):
+            await stream.next_event("livepush.open")
+        await server.open("/rooms/kitchen", method="POST", body=b"tea", content_type="text/plain")
+        assert [(await stream.next_event()).data for stream in (removed, other)] == ["tea", "tea"]
+        answer = await server.open("/rooms/kitchen/members/1", method="DELETE")
+        assert json.loads(await answer.read_body()) == {"streams": 1, "processes": 1}
+        assert json.loads((await removed.next_event("livepush.close")).data)["reason"] == "revoked"
+        assert (await server.open("/rooms/kitchen/events?user=1")).status == 403
+        await server.open("/rooms/kitchen", method="POST", body=b"coffee", content_type="text/plain")
+        assert (await other.next_event()).data == "coffee"
 
 
 async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
 EXAMPLES = {path.name: path.read_text() for path in (REPOSITORY / "examples").glob("*.py")}
 BROKERS = (REPOSITORY / "docs" / "brokers.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README + BROKERS, re.DOTALL)
+AUTHORIZE = (REPOSITORY / "docs" / "authorize.md").read_text()
+ROUTES = AUTHORIZE.partition("## Authorize a stream of a route")[2].partition("\n## ")[0]
+SNIPPETS = re.findall(r"```python\n(.*?)```", README + BROKERS + ROUTES, re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.split("\n")[0][:40].strip())

@@ -253,7 +253,11 @@ async def asynchronous_orm(request: StreamRequest) -> Grant:
     return await sync_to_async(plain_orm)(request)
 
 
-@pytest.mark.parametrize("decide", [plain_orm, asynchronous_orm])
+def returned_coroutine(request: StreamRequest) -> Awaitable[Grant]:
+    return asynchronous_orm(request)
+
+
+@pytest.mark.parametrize("decide", [plain_orm, asynchronous_orm, returned_coroutine])
 async def test_djangos_orm_decides_and_leaves_no_connection_open(decide: Decide) -> None:
     global HOUSE
     HOUSE = House()

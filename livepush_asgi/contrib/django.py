@@ -1,8 +1,8 @@
 """Django: an event stream as the response of an asynchronous view, under ASGI.
 
 Django gives each request a thread and keeps it, with the database connections opened in it, until the
-response has ended. So the connections are closed here before the stream begins; the idle thread stays.
-Where thousands listen, put LivePushMiddleware in front of Django: its streams have no threads. Its
+response has ended. `sse_streaming_response` closes the connections before the stream begins; the idle thread
+stays. For thousands of clients put LivePushMiddleware in front of Django: its streams have no threads. Its
 `authorize` runs outside of Django's request cycle, which replaces broken connections: decorate it with
 `uses_database`.
 """
@@ -10,7 +10,7 @@ Where thousands listen, put LivePushMiddleware in front of Django: its streams h
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from inspect import isawaitable, iscoroutinefunction
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, cast, overload
 
 try:
     from asgiref.sync import sync_to_async
@@ -20,12 +20,10 @@ except ModuleNotFoundError as error:
     raise ImportError("this needs Django: pip install 'livepush_asgi[django]'") from error
 
 from ..app.livepush import LivePush
-from ..app.service import SSEStream, SSEStreamService
-from ..grant import Authorize, Decision, Grant, Refusal, StreamRequest
+from ..app.service import SSEStreamService
+from ..grant import Authorize, Grant, Refusal
 from ..runtime.asgi import Scope
-from .opening import SoftRefusal, headers_of, open_for_route, text_of
-
-CONTENT_TYPE = "text/event-stream"
+from .route import CONTENT_TYPE, RouteStream, open_for_route, refusal_headers, refusal_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,44 +51,51 @@ def uses_database(function: Callable[P, object]) -> Callable[P, Awaitable[object
     runs on the event loop, and what it passes to `sync_to_async`, or asks the asynchronous ORM for, runs
     in that thread.
     """
-    if iscoroutinefunction(function):
+    return _closing(function, close_old_connections)
 
-        @wraps(function)
-        async def asynchronous(*arguments: P.args, **options: P.kwargs) -> object:
-            await sync_to_async(close_old_connections)()
-            try:
-                return await function(*arguments, **options)
-            finally:
-                await sync_to_async(close_old_connections)()
 
-        return asynchronous
+def _closing(function: Callable[P, object], close: Callable[[], None]) -> Callable[P, Awaitable[object]]:
+    """Return the function with `close` called before and after it, in asgiref's thread."""
+    asynchronous = iscoroutinefunction(function)
 
+    @sync_to_async
     def in_the_thread(*arguments: P.args, **options: P.kwargs) -> object:
-        close_old_connections()
+        close()
         try:
             return function(*arguments, **options)
         finally:
-            close_old_connections()
+            close()
 
     @wraps(function)
-    async def synchronous(*arguments: P.args, **options: P.kwargs) -> object:
-        return await sync_to_async(in_the_thread)(*arguments, **options)
+    async def with_database(*arguments: P.args, **options: P.kwargs) -> object:
+        if asynchronous:
+            await sync_to_async(close)()
+            result = function(*arguments, **options)
+        else:
+            result = await in_the_thread(*arguments, **options)
+        if not isawaitable(result):
+            return result
+        # A lambda or a callable object may return a coroutine too.
+        try:
+            return await result
+        finally:
+            await sync_to_async(close)()
 
-    return synchronous
+    return with_database
 
 
-# Django ships no types, so its class is Any to mypy.
+# Django ships no types: its class is Any to mypy.
 class EventStreamResponse(StreamingHttpResponse):  # type: ignore[misc]
     """A streaming response that no middleware compresses."""
 
-    def __init__(self, stream: SSEStream | SoftRefusal) -> None:
+    def __init__(self, stream: RouteStream) -> None:
         super().__init__(stream.body, content_type=CONTENT_TYPE, headers=stream.headers)
 
     def has_header(self, header: str) -> bool:
         """Return whether a middleware has to leave this header alone."""
-        # GZipMiddleware compresses each chunk into a gzip file of its own, of which browsers read the
-        # first and drop the rest: every event would be lost without a word. It knows no `no-transform`;
-        # it leaves alone what has an encoding, and asks here.
+        # GZipMiddleware would compress each chunk into a gzip file of its own. Browsers read the first and
+        # drop the rest, so every event would be lost in silence. GZipMiddleware ignores `no-transform`, but
+        # leaves a response alone that has an encoding, and asks here.
         return header.lower() == "content-encoding" or bool(super().has_header(header))
 
 
@@ -105,67 +110,42 @@ async def sse_streaming_response(
 ) -> HttpResponseBase:
     """Open a stream and return it as the response of a view.
 
-    `authorize` gets a StreamRequest and decides, as the one of a LivePush does, and no revocation is missed
-    then. It may use Django's ORM: see `uses_database`. A decision that is made before this call goes in as a
-    `channel` (with a `slot_key`) or a `grant`.
+    With `authorize`, a function as LivePush takes it, no revocation is missed. Without it, decide before this
+    call and pass a `channel` (with a `slot_key`) or a `grant`. `authorize` may use Django's ORM as it is.
 
-    When the cap is full it is a 429 with `Retry-After: 5`; a 503 when the slots or the broker are
-    away; a 401 for a grant that has expired; and what `authorize` refuses with. For a cause in the
-    component's `soft_refusals`, and while the process is ending, it is a soft refusal. The request's database
-    connections are closed, but those in a transaction; a later query opens one again. Django cancels the
-    response when the client has gone.
+    A client that gets no stream gets a 429 with `Retry-After: 5` when the cap is full, a 503 when the slots
+    or the broker are away, a 401 for a grant that has expired, and the status that `authorize` refuses with.
+    For a cause in the component's `soft_refusals`, and while the process is ending, the response is a soft
+    refusal. The request's database connections are closed, except in a transaction; a later query opens one
+    again. Django cancels the response when the client has gone.
     """
     await sync_to_async(_close_connections)()
+    decide = None if authorize is None else cast("Authorize", _closing(authorize, _close_connections))
     try:
-        stream = await open_for_route(
-            service,
-            _scope_of(request),
-            channel=channel,
-            slot_key=slot_key,
-            grant=grant,
-            authorize=None if authorize is None else _with_database(authorize),
-        )
+        stream = await open_for_route(service, _scope_of(request), channel, slot_key, grant, decide)
     except Refusal as refusal:
-        return HttpResponse(
-            text_of(refusal),
-            status=refusal.status,
-            content_type="text/plain; charset=utf-8",
-            headers=headers_of(refusal),
-        )
-    if request.method == "HEAD":
-        await stream.body.aclose()
-        return HttpResponse(content_type=CONTENT_TYPE, headers=stream.headers)
+        text, headers = refusal_text(refusal), refusal_headers(refusal)
+        return HttpResponse(text, "text/plain; charset=utf-8", refusal.status, headers=headers)
     return EventStreamResponse(stream)
 
 
 def _scope_of(request: HttpRequest) -> Scope:
     # Only a request that came by ASGI has a scope.
     scope: Scope | None = getattr(request, "scope", None)
-    if scope is not None:
-        return scope
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in request.headers.items()]
-    query = request.META.get("QUERY_STRING", "").encode()
-    return {"type": "http", "path": request.path, "headers": headers, "query_string": query}
-
-
-def _with_database(authorize: Authorize) -> Authorize:
-    """Let `authorize` use Django's ORM, and close the connections that it has opened."""
-    decide = uses_database(authorize)
-
-    async def decide_and_close(request: StreamRequest) -> Decision:
-        try:
-            decision = await decide(request)
-            # What a partial or a callable object returns may be a coroutine still.
-            return await decision if isawaitable(decision) else decision
-        finally:
-            await sync_to_async(_close_connections)()
-
-    return decide_and_close
+    return scope or {
+        "type": "http",
+        "method": request.method,
+        "path": request.path,
+        "query_string": request.META.get("QUERY_STRING", "").encode(),
+        "headers": [
+            (name.lower().encode(), text.encode("latin-1")) for name, text in request.headers.items()
+        ],
+    }
 
 
 def _close_connections() -> None:
-    # Persistent ones (CONN_MAX_AGE) too: their thread serves no other request. In a transaction is what
-    # a test case has around its tests.
+    # Persistent connections (CONN_MAX_AGE) too: their thread serves no other request. A connection in a
+    # transaction belongs to a test case, which has one around each test.
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close()

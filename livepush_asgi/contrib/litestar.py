@@ -1,10 +1,10 @@
 """Litestar: an event stream as the response of a route handler.
 
-Litestar ends `yield` dependencies when the handler has returned, so none is open while a stream lives.
+Litestar ends `yield` dependencies when the handler has returned: none is open while a stream lives.
 """
 
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 try:
     from litestar import Request, Response
@@ -17,25 +17,23 @@ except ModuleNotFoundError as error:
     raise ImportError("this needs Litestar: pip install 'livepush_asgi[litestar]'") from error
 
 from ..app.livepush import LivePush
-from ..app.service import SSEStream, SSEStreamService
+from ..app.service import SSEStreamService
 from ..grant import Authorize, Grant, Refusal
-from ..runtime.asgi import Scope as ASGIScope
-from .opening import SoftRefusal, SoftRefusalBody, headers_of, open_for_route
+from .route import CONTENT_TYPE, FiniteBody, FiniteStream, RouteStream, open_for_route, refusal_headers
 
-CONTENT_TYPE = "text/event-stream"
-# What the application's users and authentication are, nothing here looks at.
+# Nothing here depends on the types of the application's users and authentication.
 AnyRequest = Request[Any, Any, State]
 
 
 class EventStreamResponse(Response[bytes]):
     """A response that carries its stream as raw ASGI. Annotate the handler's return with it."""
 
-    def __init__(self, stream: SSEStream | SoftRefusal, status_code: int | None = None) -> None:
+    def __init__(self, stream: RouteStream) -> None:
         headers = {**stream.headers, "content-type": CONTENT_TYPE}
-        super().__init__(b"", headers=headers, media_type=CONTENT_TYPE, status_code=status_code)
+        super().__init__(b"", headers=headers, media_type=CONTENT_TYPE)
         self.stream = stream
 
-    # Any: what is handed over here is between Litestar and its own class, and differs by release.
+    # Any: Litestar passes these arguments to its own class, and they differ by release.
     def to_asgi_response(self, app: Any, request: Any, **options: Any) -> ASGIResponse:
         """Return the response that Litestar sends, with the application's own headers and cookies."""
         return _ASGIEventStream(
@@ -43,8 +41,6 @@ class EventStreamResponse(Response[bytes]):
             background=self.background or options.get("background"),
             cookies=[*self.cookies, *(options.get("cookies") or ())],
             headers={**(options.get("headers") or {}), **self.headers},
-            # Litestar says so only for a handler that answers nothing else.
-            is_head_response=request.method == "HEAD" or self.status_code == HTTPStatus.NO_CONTENT,
             media_type=CONTENT_TYPE,
             status_code=self.status_code or options.get("status_code"),
         )
@@ -52,14 +48,9 @@ class EventStreamResponse(Response[bytes]):
 
 class _ASGIEventStream(ASGIStreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream past Litestar's iteration; to a HEAD only its headers."""
+        """Send the stream past Litestar's iteration."""
         body: Any = self.iterator
-        if self.is_head_response:
-            await body.aclose()
-            await self.start_response(send)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        else:
-            await body.respond(receive, send, self.encode_headers())
+        await body.respond(receive, send, self.encode_headers())
         await self.after_response()
 
 
@@ -74,26 +65,19 @@ async def sse_streaming_response(
 ) -> EventStreamResponse:
     """Open a stream and return it as the response of a route handler.
 
-    `authorize` gets a StreamRequest and decides, as the one of a LivePush does, and no revocation is missed
-    then. A decision that is made before this call goes in as a `channel` (with a `slot_key`) or a `grant`.
+    With `authorize`, a function as LivePush takes it, no revocation is missed. Without it, decide before this
+    call and pass a `channel` (with a `slot_key`) or a `grant`.
 
-    Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the
-    broker are away, 401 for a grant that has expired, and what `authorize` refuses with. For a cause in the
+    Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the broker are
+    away, 401 for a grant that has expired, and the status that `authorize` refuses with. For a cause in the
     component's `soft_refusals`, and while the process is ending, the response is a soft refusal.
     """
     try:
-        stream = await open_for_route(
-            service,
-            cast("ASGIScope", request.scope),
-            channel=channel,
-            slot_key=slot_key,
-            grant=grant,
-            authorize=authorize,
-        )
+        stream = await open_for_route(service, request.scope, channel, slot_key, grant, authorize)
     except Refusal as refusal:
-        detail, headers = refusal.detail or "", headers_of(refusal)
+        detail, headers = refusal.detail or "", refusal_headers(refusal)
         if refusal.status == HTTPStatus.NO_CONTENT:
             # Litestar gives every HTTPException a body, and a 204 must have none.
-            return EventStreamResponse(SoftRefusal(headers, SoftRefusalBody(b"")), refusal.status)
+            return EventStreamResponse(FiniteStream(headers, FiniteBody(status=refusal.status)))
         raise HTTPException(detail, status_code=refusal.status, headers=headers) from refusal
     return EventStreamResponse(stream)

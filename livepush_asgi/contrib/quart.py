@@ -1,7 +1,5 @@
 """Quart: an event stream as the response of a route."""
 
-from typing import cast
-
 try:
     from quart import Request, Response
     from werkzeug.exceptions import HTTPException, default_exceptions
@@ -11,10 +9,7 @@ except ModuleNotFoundError as error:
 from ..app.livepush import LivePush
 from ..app.service import SSEStreamService
 from ..grant import Authorize, Grant, Refusal
-from ..runtime.asgi import Scope
-from .opening import headers_of, open_for_route, text_of
-
-CONTENT_TYPE = "text/event-stream"
+from .route import CONTENT_TYPE, open_for_route, refusal_headers, refusal_text
 
 
 async def sse_streaming_response(
@@ -28,37 +23,22 @@ async def sse_streaming_response(
 ) -> Response:
     """Open a stream and return it as the response of a route. `RESPONSE_TIMEOUT` does not end it.
 
-    `authorize` gets a StreamRequest and decides, as the one of a LivePush does, and no revocation is missed
-    then. A decision that is made before this call goes in as a `channel` (with a `slot_key`) or a `grant`.
+    With `authorize`, a function as LivePush takes it, no revocation is missed. Without it, decide before this
+    call and pass a `channel` (with a `slot_key`) or a `grant`.
 
-    Raises TooManyRequests (429 with `Retry-After: 5`) when the cap is full, ServiceUnavailable when the
-    slots or the broker are away, Unauthorized for a grant that has expired, and what `authorize` refuses
-    with. For a cause in the component's `soft_refusals`, and while the process is ending, the response is a
-    soft refusal. Quart cancels it when the client has gone.
+    Raises TooManyRequests (429 with `Retry-After: 5`) when the cap is full, ServiceUnavailable when the slots
+    or the broker are away, Unauthorized for a grant that has expired, and the exception of the status that
+    `authorize` refuses with. For a cause in the component's `soft_refusals`, and while the process is ending,
+    the response is a soft refusal. Quart cancels the response when the client has gone.
     """
     try:
-        stream = await open_for_route(
-            service,
-            cast("Scope", request.scope),
-            channel=channel,
-            slot_key=slot_key,
-            grant=grant,
-            authorize=authorize,
-        )
+        stream = await open_for_route(service, request.scope, channel, slot_key, grant, authorize)
     except Refusal as refusal:
-        raise _exception_of(refusal) from refusal
-    if request.method == "HEAD":
-        await stream.body.aclose()
-        return Response(b"", content_type=CONTENT_TYPE, headers=stream.headers)
+        # Werkzeug sends header fields only as part of a whole response.
+        text, headers = refusal_text(refusal), refusal_headers(refusal)
+        answer = Response(text, refusal.status, headers, content_type="text/plain; charset=utf-8")
+        exception = default_exceptions.get(refusal.status, HTTPException)
+        raise exception(refusal.detail, response=answer) from refusal
     response = Response(stream.body, content_type=CONTENT_TYPE, headers=stream.headers)
     response.timeout = None
     return response
-
-
-def _exception_of(refusal: Refusal) -> HTTPException:
-    # Werkzeug has a class for most statuses. Only a response of its own has the refusal's header fields.
-    kind = default_exceptions.get(refusal.status, HTTPException)
-    response = Response(
-        text_of(refusal), refusal.status, headers_of(refusal), content_type="text/plain; charset=utf-8"
-    )
-    return kind(refusal.detail, response=response)
