@@ -132,4 +132,4 @@ def _soft_refusal(refused: Refused, push: LivePush, terms: Grant | Authorize) ->
     granted = terms.control_events if isinstance(terms, Grant) else None
     control_events = push.control_events if granted is None else granted
     block = soft_block(refused, refused.cause, push.timing, control_events=control_events)
-    return FiniteStream({**sse_headers(), **refused.headers}, FiniteBody(block))
+    return FiniteStream({**sse_headers(), **refusal_headers(refused)}, FiniteBody(block))
