@@ -263,6 +263,23 @@ async def test_a_client_that_is_cut_off_after_a_gap_gets_the_state_that_the_gap_
             await nothing_more(again)
 
 
+async def test_a_gap_that_waits_behind_several_messages_brings_the_state_again() -> None:
+    states = iter(["the state", "the state again"])
+    house = Processes("c", snapshot=lambda: next(states), message_bytes=20)
+    async with house.running() as (one, _), one.open("/", window=0) as stream:
+        await opened(stream)
+        assert (await stream.next_event()).data == "the state"
+        for number in range(3):
+            await house.pushes[0].publish("c", f"event {number}, more than half a message")
+        await let_pass(1)
+        house.server.lose_log("c")
+        await house.pushes[0].publish("c", "the last")
+        await let_pass(1)
+        assert [event.data[:7] for event in await stream.events(3)] == ["event 0", "event 1", "event 2"]
+        assert await gap(stream) == ("c", "epoch")
+        assert [event.data for event in await stream.events(2)] == ["the state again", "the last"]
+
+
 async def test_a_channel_that_is_new_to_a_client_brings_the_state_again() -> None:
     house = Processes("a", snapshot=lambda: state_of(1))
     async with house.running() as (one, _):
