@@ -210,6 +210,28 @@ async def test_a_grant_that_goes_on_to_other_channels_is_no_gap() -> None:
             await nothing_more(third)
 
 
+async def test_an_id_that_is_beyond_what_an_ended_stream_did_not_send_is_not_sent() -> None:
+    house = Processes("a", "b")
+    for broker in house.brokers:
+        broker.refused.add("b")
+    async with house.running() as (one, other):
+        async with one.open("/") as stream:
+            await opened(stream)
+        for number in range(5):
+            await house.pushes[0].publish("a", number)
+        house.grant = Grant(channels=["a", "b"], expires_at=time.time() + 2)
+        async with other.open("/", last_event_id=stream.last_event_id, window=0) as expired:
+            # The page of history is there, and the client does not even take the open event.
+            await let_pass(3)
+            house.brokers[1].refused.clear()
+            await let_pass(8)
+            assert (await opened(expired))["not_live"] == ["b"]
+            assert await expired.wait_ended() == "expired"
+        house.grant = Grant(channels=["a", "b"])
+        async with other.open("/", last_event_id=expired.last_event_id) as again:
+            assert [event.data for event in await again.events(5)] == list("01234")
+
+
 # The state, when it is cut off.
 
 
