@@ -119,6 +119,9 @@ class FaultyBroker:
         """End all faults. A reader that could not hear commands is told that it has missed some."""
         self.losing, self.repeating = 0, False
         deaf = [channel for channel, faults in self.faults.items() if faults.cut]
+        for faults in self.faults.values():
+            # A subscription that was made meanwhile keeps them: it closes at once from now on.
+            faults.slow = 0.0
         self.faults.clear()
         for mailbox in list(self._mailboxes):
             if mailbox.channel.startswith(RESERVED_PREFIX) and RESERVED_PREFIX in deaf:

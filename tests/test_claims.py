@@ -210,6 +210,28 @@ async def test_a_grant_that_goes_on_to_other_channels_is_no_gap() -> None:
             await nothing_more(third)
 
 
+async def test_an_id_that_is_beyond_what_an_ended_stream_did_not_send_is_not_sent() -> None:
+    house = Processes("a", "b")
+    for broker in house.brokers:
+        broker.refused.add("b")
+    async with house.running() as (one, other):
+        async with one.open("/") as stream:
+            await opened(stream)
+        for number in range(5):
+            await house.pushes[0].publish("a", number)
+        house.grant = Grant(channels=["a", "b"], expires_at=time.time() + 2)
+        async with other.open("/", last_event_id=stream.last_event_id, window=0) as expired:
+            # The page of history is there, and the client does not even take the open event.
+            await let_pass(3)
+            house.brokers[1].refused.clear()
+            await let_pass(8)
+            assert (await opened(expired))["not_live"] == ["b"]
+            assert await expired.wait_ended() == "expired"
+        house.grant = Grant(channels=["a", "b"])
+        async with other.open("/", last_event_id=expired.last_event_id) as again:
+            assert [event.data for event in await again.events(5)] == list("01234")
+
+
 # The state, when it is cut off.
 
 
@@ -261,6 +283,23 @@ async def test_a_client_that_is_cut_off_after_a_gap_gets_the_state_that_the_gap_
                 len(read) - 2 :
             ]
             await nothing_more(again)
+
+
+async def test_a_gap_that_waits_behind_several_messages_brings_the_state_again() -> None:
+    states = iter(["the state", "the state again"])
+    house = Processes("c", snapshot=lambda: next(states), message_bytes=20)
+    async with house.running() as (one, _), one.open("/", window=0) as stream:
+        await opened(stream)
+        assert (await stream.next_event()).data == "the state"
+        for number in range(3):
+            await house.pushes[0].publish("c", f"event {number}, more than half a message")
+        await let_pass(1)
+        house.server.lose_log("c")
+        await house.pushes[0].publish("c", "the last")
+        await let_pass(1)
+        assert [event.data[:7] for event in await stream.events(3)] == ["event 0", "event 1", "event 2"]
+        assert await gap(stream) == ("c", "epoch")
+        assert [event.data for event in await stream.events(2)] == ["the state again", "the last"]
 
 
 async def test_a_channel_that_is_new_to_a_client_brings_the_state_again() -> None:

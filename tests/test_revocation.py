@@ -706,6 +706,25 @@ async def test_a_stream_that_opened_without_commands_is_authorized_when_they_are
             assert (await stream.next_event()).data == "x"
 
 
+async def test_a_decision_that_began_without_commands_is_made_again_when_they_are_heard() -> None:
+    """Another process may have revoked it meanwhile."""
+    broker, door = LateBroker(), Door()
+    push = LivePush(broker, door)
+    async with push.lifespan(), Client(push) as client:
+
+        async def hear() -> None:
+            await door.called.wait()
+            broker.away = False
+            broker.ready.set()
+            await let_pass(3)
+            door.decision = Refusal(403)
+            door.open.set()
+
+        async with later(hear):
+            assert (await client.request("GET", "/")).status == 403
+        assert door.calls == 2
+
+
 async def test_a_broker_that_hangs_holds_the_first_stream_up_for_the_subscribe_timeout_only() -> None:
     broker = LateBroker()
     broker.away = False

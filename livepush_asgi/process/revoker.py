@@ -179,6 +179,8 @@ class Revoker:
                 # They were opened when no command could be heard.
                 self.gap(channel, GapReason.BROKER)
             else:
+                # There may be requests whose decision began when no command could be heard.
+                self.log.add(None)
                 self._call_in_task(self._say_hello)
 
     def catch_up(self) -> None:

@@ -337,7 +337,8 @@ class Composer:
                     self._passed = delivery.position
                     break
             return b"".join([delivery.block for delivery in deliveries])
-        self._gap_waits = False
+        # A gap may be in what is left.
+        self._gap_waits = self._gap_waits and self._queued
         self._note_passed()
         blocks = []
         for delivery in deliveries:

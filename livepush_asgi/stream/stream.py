@@ -294,7 +294,9 @@ class Stream:
     def _last_chunk(self) -> bytes:
         if self.finished:
             return b""
-        chunk, opened = self._composer.flush(), self._composer.opened
+        # What comes to be composed after `discard` may have an id that is beyond what was discarded.
+        chunk = self._composer.flush() if self.reason in _FLUSHING else b""
+        opened = self._composer.opened
         self.finished = True
         assert self.reason is not None
         if self.reason is EndReason.DISCONNECT:

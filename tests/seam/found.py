@@ -377,4 +377,12 @@ FOUND: dict[str, Tale] = {
             ("pass", 9.0),
         ],
     ),
+    "a broker that was healed was still slow to close what it had subscribed before": Tale(
+        Setup(seed=400799, linger=5.0),
+        [
+            ("connect", 0, 2, Plan(window=0)),
+            ("fault", "slow", 2, "a", 2.0),
+            ("read", 0, 2),
+        ],
+    ),
 }
