@@ -26,10 +26,7 @@ from .valkey import ValkeyProcess
 
 CHANNEL = "logs"
 
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 class Publishing:
