@@ -20,11 +20,17 @@ from .valkey import ValkeyProcess
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
 def test_without_a_command_the_commands_are_shown(arguments: tuple[str, ...]) -> None:
-    shown = run_process(*arguments)
+    shown = run(*arguments)
     assert shown.returncode == 0
-    assert "Usage: python -m livepush_asgi" in shown.stdout
     for command in ("demo", "publish", "doctor"):
         assert f"│ {command} " in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_the_usage_names_the_program() -> None:
+    shown = run_process("demo", "--help")
+    assert shown.returncode == 0
+    assert "Usage: python -m livepush_asgi demo [OPTIONS]" in shown.stdout
     assert shown.stderr == ""
 
 
@@ -37,9 +43,9 @@ def test_without_a_command_the_commands_are_shown(arguments: tuple[str, ...]) ->
     ],
 )
 def test_each_command_has_help_with_examples(command: str, example: str) -> None:
-    shown = run_process(command, "--help")
+    shown = run(command, "--help")
     assert shown.returncode == 0
-    assert f"Usage: python -m livepush_asgi {command} [OPTIONS]" in shown.stdout
+    assert f" {command} [OPTIONS]" in shown.stdout
     assert f"  {example}\n" in "".join(f"{line.rstrip()}\n" for line in shown.stdout.splitlines())
 
 

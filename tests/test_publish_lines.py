@@ -116,10 +116,10 @@ def test_the_end_of_the_input_is_the_end(valkey: ValkeyProcess, data: bytes, sai
 
 def test_a_long_input_keeps_its_order(valkey: ValkeyProcess) -> None:
     # More than two pieces of the input.
-    lines = [f"line {number} of many" for number in range(8_000)]
+    lines = [f"line {number} of many".ljust(100, ".") for number in range(2_000)]
     data = "\n".join(lines).encode()
-    ended = run_process("publish", CHANNEL, "-", "--redis", valkey.url, data=data, timeout=60)
-    assert (ended.returncode, ended.stdout) == (0, "8000 events\n")
+    ended = run_process("publish", CHANNEL, "-", "--redis", valkey.url, data=data)
+    assert (ended.returncode, ended.stdout) == (0, "2000 events\n")
     assert log_of(valkey) == lines
 
 
