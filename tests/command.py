@@ -1,5 +1,7 @@
-"""The command line in a process of its own, as its users run it."""
+"""The command line, called in this process, or in a process of its own as its users run it."""
 
+import contextlib
+import io
 import os
 import queue
 import re
@@ -14,6 +16,7 @@ from types import TracebackType
 from typing import IO, Self
 
 import httpx
+import pytest
 
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
 
@@ -27,8 +30,28 @@ ENVIRONMENT = {
 ENVIRONMENT |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
 
-def run(*arguments: str, data: bytes = b"", timeout: float = 20.0) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in this process, which takes a tenth of the time that a process takes."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as output,
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
+        for name in {*os.environ} - {*ENVIRONMENT}:
+            patch.delenv(name)
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        # Imported here, because its consoles look at the environment when they are made.
+        from livepush_asgi.cli import commands
+
+        status = commands.run(arguments)
+    return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
+
+
+def run_process(
+    *arguments: str, data: bytes = b"", timeout: float = 20.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in a process of its own."""
     ended = subprocess.run(
         [*COMMAND, *arguments],
         input=data,

@@ -15,29 +15,20 @@ from pathlib import Path
 import nats
 import pytest
 
-from livepush_asgi import BrokerUnavailableError, MessagesLostError, NatsBroker
+from livepush_asgi import BrokerUnavailableError, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, Subscription
 
 from .nats_server import NatsProcess
 from .server_process import free_port
+from .subscriptions import LONG, next_loss
 from .valkey import until
 
-LONG = 10.0
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+pytestmark = pytest.mark.real_time
 
 
 def quick(url: str) -> NatsBroker:
     """A broker that notices within 0.4 s that the server is silent."""
     return NatsBroker(url, ping_interval=0.2, ping_timeout=0.2)
-
-
-async def next_loss(subscription: Subscription) -> None:
-    with pytest.raises(MessagesLostError):
-        await subscription.get_message(timeout=LONG)
 
 
 async def check_works(broker: NatsBroker, subscription: Subscription, channel: str) -> None:

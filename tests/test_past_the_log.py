@@ -1,11 +1,11 @@
 """Publishers with the wrong kind of broker: what is in no log is refused by every process, visibly."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
+import anyio.to_thread
 import pytest
 from redis import Redis
 
@@ -157,7 +157,7 @@ class TestOnAServer:
             await opened(stream)
             begin = await push.publish("news", "begin")
             assert (await stream.next_event(LONG)).data == "begin"
-            ended = await asyncio.to_thread(run, "publish", "news", "hello", "--redis", valkey.url)
+            ended = await anyio.to_thread.run_sync(run, "publish", "news", "hello", "--redis", valkey.url)
             assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1 listener\n", "")
             assert (await stream.next_event(LONG, control=True)).data == "hello"
             if kind is RedisStreamsBroker:
@@ -169,6 +169,6 @@ class TestOnAServer:
             broker = RedisStreamsBroker(client, history=History(events=3000))
             for number in range(1500):
                 await broker.append("news", b"%d" % number)
-        run("publish", "news", "hello", "--redis", valkey.url)
+        await anyio.to_thread.run_sync(run, "publish", "news", "hello", "--redis", valkey.url)
         with Redis.from_url(valkey.url) as other:
             assert other.xlen("livepush:log:{news}") == 1501

@@ -26,6 +26,7 @@ def run(directory: Path, everything: str) -> tuple[int, str]:
     """Return the exit status and the output of a run of tests that need what is not there."""
     (directory / "test_needs.py").write_text(TESTS)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "LIVEPUSH_EVERYTHING": everything}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     command = [
         sys.executable,
         "-m",

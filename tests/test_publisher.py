@@ -330,7 +330,7 @@ elif way == "raise":
 
 
 @pytest.mark.parametrize("kind", ["managed", "redis", "streams", "nats", "jetstream"])
-@pytest.mark.parametrize("way", ["end", "cycle", "raise"])
+@pytest.mark.parametrize("way", ["end", "cycle", pytest.param("raise", marks=pytest.mark.slow)])
 def test_a_process_may_end_without_closing_it(
     valkey: ValkeyProcess, nats_server: NatsProcess, kind: str, way: str
 ) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from .test_rooms import ARROWS
+
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
 EXAMPLES = {path.name: path.read_text() for path in (REPOSITORY / "examples").glob("*.py")}
@@ -41,3 +43,9 @@ LONGER = {"postgres_broker.py": 185}
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_at_most_sixty_lines(name: str) -> None:
     assert len(EXAMPLES[name].splitlines()) <= LONGER.get(name, 60)
+
+
+def test_the_list_of_rooms_for_contributors_is_that_of_the_package() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text().split("## Find the room")[1].split("\n\n")[1]
+    rooms = re.findall(r"`(\w+)(?:/|\.py)`", text.split("A room imports")[0])
+    assert sorted(rooms) == sorted(ARROWS)

@@ -35,6 +35,7 @@ PURE = [
     *("errors", "grant", "settings", "http/cors"),
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = [path for path in FILES if path.name == "__init__.py"]
 
 
 def room_of(path: Path) -> str:
@@ -120,6 +121,43 @@ def test_only_one_room_writes_the_fields_of_an_event_stream() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_file_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def docstring_of(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+@pytest.mark.parametrize("room", [room for room in ARROWS if (PACKAGE / room).is_dir()])
+def test_the_docstring_of_a_room_is_true_about_who_may_import_it(room: str) -> None:
+    """The sentence begins with "Only stream/ and the rooms above it", "Every room but wire/" or "Nothing"."""
+    sentence = re.search(
+        r"(Only|Every|Nothing)([^.;]*) may\s+import it\b", docstring_of(PACKAGE / room / "__init__.py")
+    )
+    if sentence is None:
+        return
+    importers = {other for other, allowed in ARROWS.items() if room in allowed.split()}
+    named, order = re.findall(r"(\w+)/", sentence[2]), list(ARROWS)
+    if sentence[1] == "Every":
+        assert importers.isdisjoint(named)
+    else:
+        above = order[order.index(named[0]) :] if "the rooms above it" in sentence[2] else []
+        assert set(named) <= importers <= {*named, *above}
+
+
+@pytest.mark.parametrize("path", FOLDERS, ids=lambda path: str(path.parent.relative_to(PACKAGE.parent)))
+def test_what_the_docstring_of_a_folder_names_is_there(path: Path) -> None:
+    named = re.findall(r"[\w/]+(?:\.py|\.md|/(?=[\s`.,;:)]))", docstring_of(path))
+    places = [path.parent, PACKAGE, PACKAGE.parent]
+    assert not [name for name in named if not any((place / name).exists() for place in places)]
+
+
+def test_the_map_of_the_package_has_every_room_from_top_to_bottom() -> None:
+    row = re.compile(r"^    (\w+(?:/|\.py)(?:, \w+(?:/|\.py))*)(?: {2}|$)", re.MULTILINE)
+    names = ", ".join(row.findall(docstring_of(PACKAGE / "__init__.py"))).split(", ")
+    rooms = [name.removesuffix("/").removesuffix(".py") for name in names]
+    assert sorted(rooms) == sorted(ARROWS)
+    for room, allowed in ARROWS.items():
+        assert all(rooms.index(room) < rooms.index(other) for other in allowed.split()), room
 
 
 def test_importing_the_package_imports_no_extra() -> None:

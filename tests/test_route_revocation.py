@@ -54,14 +54,11 @@ from .valkey import until
 
 configure()
 
+# Django, Quart and Litestar are made for asyncio.
+pytestmark = pytest.mark.real_time
+
 GRANT = Grant(channels=["c", "d"], slot_key="k")
 Decide = Callable[[StreamRequest], Any]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    # Django, Quart and Litestar are made for asyncio.
-    return "asyncio"
 
 
 class House:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,20 @@ def test_the_program_uses_every_public_name() -> None:
     assert used >= {*livepush_asgi.__all__, *testing.__all__}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "command",
-    [["mypy", "--strict", str(PROGRAM)], ["pyright", "--pythonpath", sys.executable]],
+    ("checker", "arguments"),
+    [("mypy", ["--strict", str(PROGRAM)]), ("pyright", ["--pythonpath", sys.executable])],
     ids=["mypy", "pyright"],
 )
-def test_the_program_passes(command: list[str]) -> None:
+def test_the_program_passes(checker: str, arguments: list[str]) -> None:
+    if find_spec(checker) is None:
+        pytest.fail(f"{checker} is not installed: pip install -e '.[test]'")
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", checker, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr

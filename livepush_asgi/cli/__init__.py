@@ -1,8 +1,8 @@
 """The command line: `demo`, `publish` and `doctor`, for people who try, feed or examine an application.
 
-Start with `commands`. `demo/` is a page to look at, `publish` sends events from a terminal, `doctor/`
-measures what proxies do to events. The rest of the package imports nothing from here. The libraries that
-this folder needs come with the extra `cli`.
+Nothing in the package may import it. Start with `commands.py`, the options of all commands. `demo/` serves
+a page, `publish.py` publishes events from a terminal, `doctor/` measures what proxies do to events. The extra
+`cli` installs the libraries that this folder needs.
 """
 
 import sys

@@ -1,5 +1,5 @@
 """Frameworks: the stream as the response of a route, with the framework's own authentication.
 
-One file per framework, imported by applications alone. Each makes of `route.open_for_route`, where to start
-reading, the framework's response and errors. Only cli/ stands as high as this room.
+One file per framework, for applications. Nothing in the package may import it. Start with `opening.py`: its
+`open_for_route` opens a stream, and each framework's file turns the result into a response or an error.
 """

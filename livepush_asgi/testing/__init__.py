@@ -1,11 +1,11 @@
-"""What users test with: a client for endless streams, an event-stream parser, a broker, rules for brokers.
+"""Help for tests: a client for endless streams, an event-stream parser, a mock broker, tests for brokers.
 
-Applications and adapters import it in their tests; inside the package only cli/ does, for the parser. It
-needs no pytest. `Client(lifespan=True)` needs asgi-lifespan: `pip install 'livepush_asgi[testing]'`.
+Applications and adapters import it in their tests. Only cli/ may import it, which uses the parser. It needs
+no pytest. `Client(lifespan=True)` needs asgi-lifespan: `pip install 'livepush_asgi[testing]'`.
 
-Start with `client.py`. `exchange.py` is the server's side of a request and `stream.py` the client's;
-`scope.py` and `lifespan.py` do what else a server does. `contract.py` and `history_contract.py` are the rules
-of the broker ports as tests, with their helpers in `checks.py`.
+Start with `client.py`, which calls an application. `exchange.py` is the server's side of a request,
+`stream.py` the client's side; `scope.py` builds the ASGI scope and `lifespan.py` runs the lifespan.
+`contract.py` and `history_contract.py` test whether a broker keeps to its port, with helpers in `checks.py`.
 """
 
 from .client import Answer, Client

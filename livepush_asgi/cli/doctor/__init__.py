@@ -1,7 +1,7 @@
 """The doctor: measures what happens to events between an application and a browser, and explains it.
 
-Start with `examine`, which asks through `client` and gathers observations, and with `findings`, which
-explains them by `pace` and `proxies`. `report` writes the result. Only `cli.commands` imports this folder.
+Start with `examine.py`, which sends requests through `client.py` and gathers observations, and with
+`findings.py`, which explains them with the help of `pace.py` and `proxies.py`. `report.py` writes the result.
 """
 
 import anyio
@@ -15,7 +15,7 @@ __all__ = ["Question", "consult", "header_of"]
 
 
 def consult(question: Question, *, json: bool) -> tuple[str, int]:
-    """Examine a URL, and return the report and the exit status. Takes seconds, and the silence to test."""
+    """Examine a URL, and return the report and the exit status. Takes some seconds and `question.idle`."""
     evidence = anyio.run(examine, question)
     diagnosis = diagnose(evidence)
     report = (as_json if json else as_text)(question.url, evidence, diagnosis)
