@@ -12,7 +12,7 @@ import nats
 import pytest
 from nats.js import JetStreamContext
 
-from livepush_asgi import JetStreamBroker, NatsBroker
+from livepush_asgi import BrokerTimeouts, JetStreamBroker, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Page, Record, Subscription
 from livepush_asgi.brokers.history import History
 from livepush_asgi.errors import BrokerUnavailableError, PositionConflictError
@@ -377,7 +377,9 @@ async def test_publishers_under_kills_leave_no_hole_and_lose_nothing_that_was_co
     done = anyio.Event()
 
     async def publish(name: int) -> None:
-        broker = JetStreamBroker(own_nats.url, ping_interval=0.2, ping_timeout=0.2, publish_timeout=0.5)
+        broker = JetStreamBroker(
+            own_nats.url, timeouts=BrokerTimeouts(ping_interval=0.2, ping=0.2, publish=0.5)
+        )
         number = 0
         while not done.is_set():
             payload = f"{name} {number}".encode()
@@ -491,7 +493,7 @@ async def test_an_event_that_was_removed_is_gone_and_what_follows_is_found(
 
 
 async def test_of_many_who_wait_for_a_silent_server_all_hear_of_it_together(own_nats: NatsProcess) -> None:
-    broker = JetStreamBroker(own_nats.url, publish_timeout=0.5)
+    broker = JetStreamBroker(own_nats.url, timeouts=BrokerTimeouts(publish=0.5))
     await broker.append("news", b"x")
     own_nats.pause()
     started = time.monotonic()
@@ -522,7 +524,7 @@ async def test_an_append_that_always_comes_second_raises_in_time(
     async with by_way_of(relay), anyio.create_task_group() as tasks:
         tasks.start_soon(append_for_ever)
         far = JetStreamBroker(
-            f"nats://127.0.0.1:{relay.port}", prefix=prefix, publish_timeout=0.5, linger=0.1
+            f"nats://127.0.0.1:{relay.port}", prefix=prefix, timeouts=BrokerTimeouts(publish=0.5), linger=0.1
         )
         with anyio.fail_after(LONG), pytest.raises(BrokerUnavailableError, match=r"not done within 0\.5 s"):
             await far.append("news", b"late")

@@ -15,7 +15,14 @@ import redis
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from livepush_asgi import BrokerUnavailableError, Grant, LivePush, RedisBroker, RedisStreamsBroker
+from livepush_asgi import (
+    BrokerTimeouts,
+    BrokerUnavailableError,
+    Grant,
+    LivePush,
+    RedisBroker,
+    RedisStreamsBroker,
+)
 from livepush_asgi.brokers import HistoryBroker, Page, Record
 from livepush_asgi.brokers.history import History
 from livepush_asgi.errors import PositionConflictError
@@ -554,7 +561,7 @@ async def test_a_repeated_append_after_the_loss_is_an_event_again(tmp_path: Path
 
 async def test_without_a_server_all_raise_in_time(own_valkey: ValkeyProcess) -> None:
     async with own_valkey.client() as client:
-        broker = RedisStreamsBroker(client, publish_timeout=0.3, subscribe_timeout=0.3)
+        broker = RedisStreamsBroker(client, timeouts=BrokerTimeouts(publish=0.3, subscribe=0.3))
         position = await broker.append("news", b"1")
         assert broker.healthy
         own_valkey.pause()
@@ -639,8 +646,5 @@ def test_when_the_event_loop_ends_nothing_is_left_open(valkey: ValkeyProcess) ->
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match=r"redis\.asyncio\.Redis"):
         RedisStreamsBroker(redis.Redis())  # type: ignore[arg-type]
-    for option in ("subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout"):
-        with pytest.raises(ValueError, match=option):
-            RedisStreamsBroker(Redis(), **{option: 0.0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="key_prefix"):
         RedisStreamsBroker(Redis(), key_prefix="{app}:")
