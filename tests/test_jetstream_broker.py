@@ -306,7 +306,7 @@ async def test_a_key_adds_one_event_however_often_it_comes(nats_server: NatsProc
     (first,) = set(await asyncio.gather(*calls))
     assert first.offset == 1
     after = await brokers[0].append("news", b"y")
-    assert await brokers[1].append("news", b"x", idempotency_key="k 1", expected=after) == first
+    assert await brokers[1].append("news", b"x", idempotency_key="k 1", expected_position=after) == first
     assert (await brokers[1].append("news", b"x", idempotency_key="k 2")).offset == 3
     assert (await brokers[1].append("other", b"x", idempotency_key="k 1")).offset == 1
     assert [record.payload for record in await everything(brokers[0], "news")] == [b"x", b"y", b"x"]
@@ -324,25 +324,25 @@ async def test_an_event_that_was_to_follow_another_follows_it_or_is_not_added(
 ) -> None:
     one = JetStreamBroker(nats_server.url, prefix=prefix)
     other = JetStreamBroker(nats_server.url, prefix=prefix)
-    first = await one.append("news", b"1", expected=Position("any", 0))
+    first = await one.append("news", b"1", expected_position=Position("any", 0))
     with pytest.raises(PositionConflictError) as raised:
-        await other.append("news", b"not", expected=Position("any", 0))
+        await other.append("news", b"not", expected_position=Position("any", 0))
     assert raised.value.last == first
-    second = await other.append("news", b"2", expected=first)
+    second = await other.append("news", b"2", expected_position=first)
     with pytest.raises(PositionConflictError) as raised:
-        await one.append("news", b"not", expected=first)
+        await one.append("news", b"not", expected_position=first)
     assert raised.value.last == second
     with pytest.raises(PositionConflictError):
-        await one.append("news", b"not", expected=Position("wrong", 2))
+        await one.append("news", b"not", expected_position=Position("wrong", 2))
     with pytest.raises(PositionConflictError):
-        await one.append("empty", b"not", expected=Position("any", 1))
+        await one.append("empty", b"not", expected_position=Position("any", 1))
     assert [record.payload for record in await everything(one, "news")] == [b"1", b"2"]
 
 
 async def test_of_many_that_were_to_follow_the_same_one_does(nats_server: NatsProcess, prefix: str) -> None:
     brokers = [JetStreamBroker(nats_server.url, prefix=prefix) for _ in range(8)]
     first = await brokers[0].append("news", b"1")
-    calls = (broker.append("news", b"2", expected=first) for broker in brokers)
+    calls = (broker.append("news", b"2", expected_position=first) for broker in brokers)
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(isinstance(result, PositionConflictError) for result in results) == 7
     assert [result for result in results if isinstance(result, Position)] == [Position(first.epoch, 2)]

@@ -232,11 +232,11 @@ class OwnBroker:
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         last = self._newest[channel].offset if channel in self._newest else 0
         position = Position("epoch", last + 1)
-        if expected is not None and expected.offset != last:
+        if expected_position is not None and expected_position.offset != last:
             raise PositionConflictError(channel, position)
         self._newest[channel] = Record(position.offset, payload)
         for mailbox in list(self._subscriptions):

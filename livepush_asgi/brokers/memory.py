@@ -195,14 +195,14 @@ class MemoryBroker:
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
         now = self._now()
         log = self._log(channel, now)
         if idempotency_key is not None and (known := log.known(idempotency_key)) is not None:
             return known
-        if expected is not None and not log.ends_at(expected):
+        if expected_position is not None and not log.ends_at(expected_position):
             raise PositionConflictError(channel, log.end)
         position = log.append(payload, now, idempotency_key)
         if log is not self._newest:

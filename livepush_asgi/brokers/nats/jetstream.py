@@ -87,12 +87,13 @@ class JetStreamBroker(NatsBroker):
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
         subject = subject_of(self._stream_settings.log_prefix, channel)
         return await self._attempt(
-            "publish", lambda: self._logs.append(channel, subject, payload, idempotency_key, expected)
+            "publish",
+            lambda: self._logs.append(channel, subject, payload, idempotency_key, expected_position),
         )
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:

@@ -82,10 +82,10 @@ class RedisStreamsBroker(ListeningBroker):
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
-        return (await self._append(channel, Addition(payload, idempotency_key, expected))).position
+        return (await self._append(channel, Addition(payload, idempotency_key, expected_position))).position
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
