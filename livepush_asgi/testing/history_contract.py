@@ -166,7 +166,7 @@ class HistoryBrokerContract(BrokerContract):
         same(told, [Position(page.epoch, 1)] * 20)
 
     async def test_an_append_adds_behind_the_expected_position_alone(self, broker: HistoryBroker) -> None:
-        """With `expected_position` an event is added right after it or not at all; offset 0 is an empty log."""
+        """An event is added right after `expected_position` or not at all; offset 0 is an empty log."""
         channel = new_channel()
         first = await broker.append(channel, b"1", expected_position=Position("any", 0))
         second = await broker.append(channel, b"2", expected_position=first)

@@ -148,12 +148,12 @@ class Listener:
 
     async def _use_connection(self) -> None:
         """Connect, subscribe and read until the connection breaks; return when there are no mailboxes."""
-        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        connection: AbstractConnection = self._pool.make_connection()
         # The retries of redis-py would hide an outage.
         connection.retry = Retry(NoBackoff(), 0)
         try:
             async with asyncio.timeout(self._timeouts.ping):
-                await connection.connect()  # type: ignore[no-untyped-call]
+                await connection.connect()
             await _first_to_end(self._read(connection), self._write(connection), self._test(connection))
         finally:
             self._is_up = False
