@@ -147,10 +147,10 @@ class PostgresBroker:
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         key = None if idempotency_key is None else short(idempotency_key)
-        after = None if expected is None else str(expected)
+        after = None if expected_position is None else str(expected_position)
         async with self._connected() as db:
             ((epoch, number, conflict),) = await db.fetch(
                 APPEND, short(channel), payload, key, after, self._events

@@ -42,6 +42,7 @@ from .brokers import (
 from .brokers.history import History
 from .brokers.mailbox import Mailbox
 from .brokers.memory import MemoryBroker
+from .brokers.timeouts import BrokerTimeouts
 from .errors import (
     AuthorizeError,
     BrokerUnavailableError,
@@ -80,6 +81,7 @@ __all__ = [
     "Authorize",
     "AuthorizeError",
     "Broker",
+    "BrokerTimeouts",
     "BrokerUnavailableError",
     "CapExceededError",
     "Cors",

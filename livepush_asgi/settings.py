@@ -3,10 +3,11 @@
 import math
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 Overflow = Literal["resume", "close", "drop_oldest", "latest"]
 OVERFLOWS = ("resume", "close", "drop_oldest", "latest")
+T = TypeVar("T")
 # The longest times, in seconds. A longer one is most likely in milliseconds.
 _HOUR = 3600
 _LONGEST = {
@@ -52,12 +53,12 @@ class Timing:
 
     def __post_init__(self) -> None:
         for name in ("retry", "send_timeout", "subscribe_timeout", "snapshot_timeout", "authorize_timeout"):
-            _check_seconds(name, getattr(self, name))
+            check_seconds(name, getattr(self, name), _LONGEST[name])
         for name in ("heartbeat_interval", "max_lifetime"):
             if getattr(self, name) is not None:
-                _check_seconds(name, getattr(self, name))
+                check_seconds(name, getattr(self, name), _LONGEST[name])
         if self.linger != 0:
-            _check_seconds("linger", self.linger)
+            check_seconds("linger", self.linger, _LONGEST["linger"])
 
     def own_retry(self) -> int:
         """Return one client's reconnection time in milliseconds."""
@@ -118,7 +119,7 @@ class DrainPolicy:
 
     def __post_init__(self) -> None:
         if self.window != 0:
-            _check_seconds("window", self.window)
+            check_seconds("window", self.window, _LONGEST["window"])
 
 
 def _whole(name: str, value: object) -> None:
@@ -126,9 +127,18 @@ def _whole(name: str, value: object) -> None:
         raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
 
 
-def _check_seconds(name: str, value: object) -> None:
-    longest = _LONGEST[name]
+def check_seconds(name: str, value: object, longest: float) -> None:
+    """Raise ValueError unless `value` is a time in seconds, more than 0 and at most `longest`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= longest:
         late = isinstance(value, (int, float)) and longest < value < math.inf
         hint = "; is it in milliseconds? divide by 1000" if late else ""
         raise ValueError(f"{name} is in seconds, more than 0 and at most {longest:,}, not {value!r}{hint}")
+
+
+def value_or_default(name: str, value: T | None, kind: type[T]) -> T:
+    """Return `value`, or `kind()` if it is None. Raises TypeError for a value of another class."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {kind.__name__}(...), not {value!r:.100}")
+    return value

@@ -151,10 +151,10 @@ class FaultyBroker:
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         assert idempotency_key is None
-        assert expected is None
+        assert expected_position is None
         faults = await self._reach(channel)
         self._refuse(faults.append, "append")
         position = self.server.log(channel).append(payload, 0.0)
@@ -270,9 +270,11 @@ class WrappedBroker:
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
-        return await self._inner.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
+        return await self._inner.append(
+            channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+        )
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         return await self._inner.read(channel, after, limit, max_bytes=max_bytes)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from redis.crc import key_slot
 
-from livepush_asgi import LivePush, RedisStreamsBroker, Refusal
+from livepush_asgi import BrokerTimeouts, LivePush, RedisStreamsBroker, Refusal
 from livepush_asgi.testing import EventStreamParser
 from livepush_asgi.wire.event import from_payload
 
@@ -112,7 +112,7 @@ class Publishers:
     """One for each channel, which publishes numbers one after the other."""
 
     def __init__(self, cluster: ValkeyCluster) -> None:
-        self._broker = RedisStreamsBroker(cluster.client(), publish_timeout=20.0)
+        self._broker = RedisStreamsBroker(cluster.client(), timeouts=BrokerTimeouts(publish=20.0))
         self._push = LivePush(self._broker, nobody)
         #: How many events the node that is killed has taken, or its replica.
         self.taken = 0

@@ -94,14 +94,14 @@ class LooksFirst(MemoryBroker):
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         key = (channel if self._per_channel else "", idempotency_key or "")
         if key in self._keys:
             return self._keys[key]
-        if expected is not None:
+        if expected_position is not None:
             page = await self.read(channel, 0, 0)
-            if page.last and expected != Position(page.epoch, page.last):
+            if page.last and expected_position != Position(page.epoch, page.last):
                 raise PositionConflictError(channel, page.last)
         await anyio.lowlevel.checkpoint()
         position = await super().append(channel, payload)
@@ -117,11 +117,13 @@ class SeesNoEpoch(MemoryBroker):
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
-        if expected is not None:
-            expected = Position((await self.read(channel, 0, 0)).epoch, expected.offset)
-        return await super().append(channel, payload, idempotency_key=idempotency_key, expected=expected)
+        if expected_position is not None:
+            expected_position = Position((await self.read(channel, 0, 0)).epoch, expected_position.offset)
+        return await super().append(
+            channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+        )
 
 
 class KnowsNoZero(MemoryBroker):

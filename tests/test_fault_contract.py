@@ -8,11 +8,13 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from livepush_asgi import JetStreamBroker, NatsBroker, RedisBroker, RedisStreamsBroker
+from livepush_asgi import BrokerTimeouts, JetStreamBroker, NatsBroker, RedisBroker, RedisStreamsBroker
 
 from .fault_contract import PING_INTERVAL, PING_TIMEOUT, TIMEOUT, FaultContract, WatchedBroker
 from .nats_server import NatsProcess
 from .valkey import ValkeyProcess
+
+TIMEOUTS = BrokerTimeouts(subscribe=TIMEOUT, publish=TIMEOUT, ping_interval=PING_INTERVAL, ping=PING_TIMEOUT)
 
 
 class ValkeyOfBrokers(ValkeyProcess):
@@ -42,10 +44,7 @@ class ValkeyOfBrokers(ValkeyProcess):
         async with Redis.from_url(f"redis://{login}127.0.0.1:{port or self.port}") as client:
             yield self.kind(
                 client,
-                subscribe_timeout=TIMEOUT,
-                publish_timeout=TIMEOUT,
-                ping_interval=PING_INTERVAL,
-                ping_timeout=PING_TIMEOUT,
+                timeouts=TIMEOUTS,
             )
 
 
@@ -87,10 +86,7 @@ class NatsOfBrokers(NatsProcess):
         yield self.kind(
             f"nats://127.0.0.1:{port or self.port}",
             options={"user": "admin" if is_admin else "web", "password": "word"},
-            subscribe_timeout=TIMEOUT,
-            publish_timeout=TIMEOUT,
-            ping_interval=PING_INTERVAL,
-            ping_timeout=PING_TIMEOUT,
+            timeouts=TIMEOUTS,
             linger=0.1,
         )
 

@@ -12,7 +12,7 @@ import nats
 import pytest
 from nats.js import JetStreamContext
 
-from livepush_asgi import JetStreamBroker, NatsBroker
+from livepush_asgi import BrokerTimeouts, JetStreamBroker, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Page, Record, Subscription
 from livepush_asgi.brokers.history import History
 from livepush_asgi.errors import BrokerUnavailableError, PositionConflictError
@@ -306,7 +306,7 @@ async def test_a_key_adds_one_event_however_often_it_comes(nats_server: NatsProc
     (first,) = set(await asyncio.gather(*calls))
     assert first.offset == 1
     after = await brokers[0].append("news", b"y")
-    assert await brokers[1].append("news", b"x", idempotency_key="k 1", expected=after) == first
+    assert await brokers[1].append("news", b"x", idempotency_key="k 1", expected_position=after) == first
     assert (await brokers[1].append("news", b"x", idempotency_key="k 2")).offset == 3
     assert (await brokers[1].append("other", b"x", idempotency_key="k 1")).offset == 1
     assert [record.payload for record in await everything(brokers[0], "news")] == [b"x", b"y", b"x"]
@@ -324,25 +324,25 @@ async def test_an_event_that_was_to_follow_another_follows_it_or_is_not_added(
 ) -> None:
     one = JetStreamBroker(nats_server.url, prefix=prefix)
     other = JetStreamBroker(nats_server.url, prefix=prefix)
-    first = await one.append("news", b"1", expected=Position("any", 0))
+    first = await one.append("news", b"1", expected_position=Position("any", 0))
     with pytest.raises(PositionConflictError) as raised:
-        await other.append("news", b"not", expected=Position("any", 0))
+        await other.append("news", b"not", expected_position=Position("any", 0))
     assert raised.value.last == first
-    second = await other.append("news", b"2", expected=first)
+    second = await other.append("news", b"2", expected_position=first)
     with pytest.raises(PositionConflictError) as raised:
-        await one.append("news", b"not", expected=first)
+        await one.append("news", b"not", expected_position=first)
     assert raised.value.last == second
     with pytest.raises(PositionConflictError):
-        await one.append("news", b"not", expected=Position("wrong", 2))
+        await one.append("news", b"not", expected_position=Position("wrong", 2))
     with pytest.raises(PositionConflictError):
-        await one.append("empty", b"not", expected=Position("any", 1))
+        await one.append("empty", b"not", expected_position=Position("any", 1))
     assert [record.payload for record in await everything(one, "news")] == [b"1", b"2"]
 
 
 async def test_of_many_that_were_to_follow_the_same_one_does(nats_server: NatsProcess, prefix: str) -> None:
     brokers = [JetStreamBroker(nats_server.url, prefix=prefix) for _ in range(8)]
     first = await brokers[0].append("news", b"1")
-    calls = (broker.append("news", b"2", expected=first) for broker in brokers)
+    calls = (broker.append("news", b"2", expected_position=first) for broker in brokers)
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(isinstance(result, PositionConflictError) for result in results) == 7
     assert [result for result in results if isinstance(result, Position)] == [Position(first.epoch, 2)]
@@ -377,7 +377,9 @@ async def test_publishers_under_kills_leave_no_hole_and_lose_nothing_that_was_co
     done = anyio.Event()
 
     async def publish(name: int) -> None:
-        broker = JetStreamBroker(own_nats.url, ping_interval=0.2, ping_timeout=0.2, publish_timeout=0.5)
+        broker = JetStreamBroker(
+            own_nats.url, timeouts=BrokerTimeouts(ping_interval=0.2, ping=0.2, publish=0.5)
+        )
         number = 0
         while not done.is_set():
             payload = f"{name} {number}".encode()
@@ -491,7 +493,7 @@ async def test_an_event_that_was_removed_is_gone_and_what_follows_is_found(
 
 
 async def test_of_many_who_wait_for_a_silent_server_all_hear_of_it_together(own_nats: NatsProcess) -> None:
-    broker = JetStreamBroker(own_nats.url, publish_timeout=0.5)
+    broker = JetStreamBroker(own_nats.url, timeouts=BrokerTimeouts(publish=0.5))
     await broker.append("news", b"x")
     own_nats.pause()
     started = time.monotonic()
@@ -522,7 +524,7 @@ async def test_an_append_that_always_comes_second_raises_in_time(
     async with by_way_of(relay), anyio.create_task_group() as tasks:
         tasks.start_soon(append_for_ever)
         far = JetStreamBroker(
-            f"nats://127.0.0.1:{relay.port}", prefix=prefix, publish_timeout=0.5, linger=0.1
+            f"nats://127.0.0.1:{relay.port}", prefix=prefix, timeouts=BrokerTimeouts(publish=0.5), linger=0.1
         )
         with anyio.fail_after(LONG), pytest.raises(BrokerUnavailableError, match=r"not done within 0\.5 s"):
             await far.append("news", b"late")

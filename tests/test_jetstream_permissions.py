@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from livepush_asgi import BrokerUnavailableError, Grant, JetStreamBroker, LivePush
+from livepush_asgi import BrokerTimeouts, BrokerUnavailableError, Grant, JetStreamBroker, LivePush
 from livepush_asgi.testing import Client
 
 from .nats_server import NatsProcess
@@ -23,7 +23,9 @@ pytestmark = pytest.mark.real_time
 
 def broker_of(server: NatsProcess, user: str) -> JetStreamBroker:
     return JetStreamBroker(
-        server.url, options={"user": user, "password": "word"}, publish_timeout=1.0, subscribe_timeout=1.0
+        server.url,
+        options={"user": user, "password": "word"},
+        timeouts=BrokerTimeouts(publish=1.0, subscribe=1.0),
     )
 
 

@@ -10,16 +10,17 @@ import textwrap
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import anyio
 import nats
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.client import Client
 
-from livepush_asgi import Broker, NatsBroker
+from livepush_asgi import Broker, BrokerTimeouts, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Subscription
-from livepush_asgi.brokers.nats.settings import Timeouts
 from livepush_asgi.brokers.nats.subjects import subject_of
 from livepush_asgi.errors import BrokerUnavailableError
 from livepush_asgi.wire.event import to_payload
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.real_time
 
 def quick(server: NatsProcess) -> NatsBroker:
     """A broker that notices within 0.4 s that the server is silent."""
-    return NatsBroker(server.url, ping_interval=0.2, ping_timeout=0.2)
+    return NatsBroker(server.url, timeouts=BrokerTimeouts(ping_interval=0.2, ping=0.2))
 
 
 def tasks_of_brokers() -> list[str]:
@@ -138,7 +139,7 @@ async def test_500_channels_need_one_connection_for_everything(own_nats: NatsPro
 
 
 async def test_10000_channels_are_subscribed_in_a_moment(own_nats: NatsProcess) -> None:
-    broker = NatsBroker(own_nats.url, subscribe_timeout=LONG)
+    broker = NatsBroker(own_nats.url, timeouts=BrokerTimeouts(subscribe=LONG))
     # The time that it takes this process: the machine may have others to serve.
     started = time.process_time()
     subscriptions = await asyncio.gather(*(broker.subscribe(f"channel {n}") for n in range(10_000)))
@@ -255,7 +256,9 @@ async def test_a_publish_that_a_silent_server_has_not_confirmed_raises(own_nats:
 
 async def test_without_a_server_every_call_raises_in_time_and_leaves_nothing(tmp_path: Path) -> None:
     port = NatsProcess(tmp_path).port
-    broker = NatsBroker(f"nats://someone:secret-word@127.0.0.1:{port}", subscribe_timeout=0.3)
+    broker = NatsBroker(
+        f"nats://someone:secret-word@127.0.0.1:{port}", timeouts=BrokerTimeouts(subscribe=0.3)
+    )
     started = time.monotonic()
     with pytest.raises(BrokerUnavailableError) as raised:
         await broker.subscribe("news")
@@ -269,7 +272,9 @@ async def test_without_a_server_every_call_raises_in_time_and_leaves_nothing(tmp
 
 
 async def test_a_cancelled_subscribe_leaves_nothing(tmp_path: Path) -> None:
-    broker = NatsBroker(f"nats://127.0.0.1:{NatsProcess(tmp_path).port}", subscribe_timeout=LONG)
+    broker = NatsBroker(
+        f"nats://127.0.0.1:{NatsProcess(tmp_path).port}", timeouts=BrokerTimeouts(subscribe=LONG)
+    )
     with anyio.move_on_after(0.1):
         await broker.subscribe("news")
     await until(lambda: not tasks_of_brokers())
@@ -302,7 +307,9 @@ async def test_wrong_credentials_are_told(own_nats: NatsProcess) -> None:
     own_nats.kill()
     own_nats.configure("authorization { user: someone, password: word }")
     own_nats.start()
-    broker = NatsBroker(own_nats.url, options={"user": "someone", "password": "wrong"}, subscribe_timeout=0.5)
+    broker = NatsBroker(
+        own_nats.url, options={"user": "someone", "password": "wrong"}, timeouts=BrokerTimeouts(subscribe=0.5)
+    )
     with pytest.raises(BrokerUnavailableError, match="check the user name"):
         await broker.publish("news", "x")
     with pytest.raises(BrokerUnavailableError, match="check the user name"):
@@ -339,19 +346,19 @@ def test_options_that_would_do_nothing_good_are_refused(options: dict[str, objec
         NatsBroker(options=options)
 
 
-@pytest.mark.parametrize(
-    "name", ["subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout", "linger"]
-)
-def test_times_are_more_than_nothing(name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        Timeouts(**{name: 0.0})
-    with pytest.raises(ValueError, match="linger"):
+def test_times_are_more_than_nothing_and_in_seconds() -> None:
+    with pytest.raises(ValueError, match="linger is in seconds"):
         NatsBroker(linger=-1)
+    with pytest.raises(ValueError, match="divide by 1000"):
+        NatsBroker(linger=10_000)
+    with pytest.raises(TypeError, match="BrokerTimeouts"):
+        NatsBroker(timeouts=5.0)  # type: ignore[arg-type]
 
 
-def test_a_broker_needs_a_server() -> None:
+@pytest.mark.parametrize("servers", [[], [""], None, Client, Client()], ids=str)
+def test_a_broker_needs_a_server(servers: Any) -> None:
     with pytest.raises(ValueError, match="servers are a URL or several"):
-        NatsBroker([])
+        NatsBroker(servers)
 
 
 # --- event loops ------------------------------------------------------------------------------------------
@@ -403,8 +410,8 @@ def test_a_loop_that_stops_without_a_word_leaves_no_trace_in_the_next(nats_serve
 def test_when_the_event_loop_ends_nothing_is_left_open(own_nats: NatsProcess, state: str) -> None:
     code = f"""
     import asyncio, gc, sys
-    from livepush_asgi import NatsBroker
-    broker = NatsBroker({own_nats.url!r}, ping_interval=0.2, ping_timeout=0.2)
+    from livepush_asgi import BrokerTimeouts, NatsBroker
+    broker = NatsBroker({own_nats.url!r}, timeouts=BrokerTimeouts(ping_interval=0.2, ping=0.2))
     async def use():
         subscription = await broker.subscribe("news")
         await broker.publish("news", "x")

@@ -15,7 +15,7 @@ from pathlib import Path
 import nats
 import pytest
 
-from livepush_asgi import BrokerUnavailableError, NatsBroker
+from livepush_asgi import BrokerTimeouts, BrokerUnavailableError, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, Subscription
 
 from .nats_server import NatsProcess
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.real_time
 
 def quick(url: str) -> NatsBroker:
     """A broker that notices within 0.4 s that the server is silent."""
-    return NatsBroker(url, ping_interval=0.2, ping_timeout=0.2)
+    return NatsBroker(url, timeouts=BrokerTimeouts(ping_interval=0.2, ping=0.2))
 
 
 async def check_works(broker: NatsBroker, subscription: Subscription, channel: str) -> None:
@@ -173,7 +173,9 @@ async def test_a_subscription_is_confirmed_behind_what_waits_to_be_sent() -> Non
     """nats-py sends a PING ahead of the commands that its flusher holds back while the socket is full."""
     server = SlowServer()
     async with server.serve():
-        broker = NatsBroker(f"nats://127.0.0.1:{server.port}", subscribe_timeout=LONG, linger=0.1)
+        broker = NatsBroker(
+            f"nats://127.0.0.1:{server.port}", timeouts=BrokerTimeouts(subscribe=LONG), linger=0.1
+        )
         publishing = asyncio.create_task(broker.publish("other", b"x" * 7_000_000))
         await asyncio.wait({publishing}, timeout=0.2)
         subscribing = asyncio.create_task(broker.subscribe("news"))

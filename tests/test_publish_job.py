@@ -158,11 +158,13 @@ class UnsureBroker(MemoryBroker):
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         if self.stuck:
             await anyio.sleep_forever()
-        position = await super().append(channel, payload, idempotency_key=idempotency_key, expected=expected)
+        position = await super().append(
+            channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+        )
         if self.unsure:
             self.unsure -= 1
             raise BrokerUnavailableError("no answer")

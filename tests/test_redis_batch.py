@@ -7,7 +7,7 @@ import anyio
 import pytest
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 
-from livepush_asgi import BrokerUnavailableError, History, RedisBroker, RedisStreamsBroker
+from livepush_asgi import BrokerTimeouts, BrokerUnavailableError, History, RedisBroker, RedisStreamsBroker
 from livepush_asgi.brokers.redis.pipeline import Pipeline, pack
 
 from .relay import Authority, Relay
@@ -136,7 +136,7 @@ async def test_the_shorter_timeout_counts_the_clients_own_or_that_of_the_broker(
     own_valkey: ValkeyProcess, own: float | None, publish_timeout: float, told: str
 ) -> None:
     async with Redis.from_url(own_valkey.url, socket_timeout=own) as client:
-        broker = RedisStreamsBroker(client, publish_timeout=publish_timeout)
+        broker = RedisStreamsBroker(client, timeouts=BrokerTimeouts(publish=publish_timeout))
         await broker.publish("slow", "1")
         own_valkey.pause()
         with anyio.fail_after(20), pytest.raises(BrokerUnavailableError, match=told):

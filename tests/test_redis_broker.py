@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,7 @@ import redis
 from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster
 from redis.asyncio.sentinel import Sentinel
 
-from livepush_asgi import Broker, RedisBroker
+from livepush_asgi import Broker, BrokerTimeouts, RedisBroker, RedisStreamsBroker
 from livepush_asgi.brokers import ForwardingSubscription, Subscription
 from livepush_asgi.brokers.redis.connection import pool_of, unavailable
 from livepush_asgi.brokers.redis.pipeline import Pipeline
@@ -44,7 +45,7 @@ async def broker_on(
     client = server.client(protocol=protocol, decode_responses=decode_responses)
     silence = 0.1 if quick else 10.0
     async with client:
-        yield RedisBroker(client, ping_interval=silence, ping_timeout=silence)
+        yield RedisBroker(client, timeouts=BrokerTimeouts(ping_interval=silence, ping=silence))
 
 
 def raw(server: ValkeyProcess) -> redis.Redis:
@@ -123,7 +124,7 @@ async def test_500_channels_need_one_connection_to_listen_and_one_to_publish(val
 
 async def test_10000_channels_are_subscribed_in_a_moment(valkey: ValkeyProcess) -> None:
     async with valkey.client() as client:
-        broker = RedisBroker(client, subscribe_timeout=LONG)
+        broker = RedisBroker(client, timeouts=BrokerTimeouts(subscribe=LONG))
         # The time that it takes this process: the machine may have others to serve.
         started = time.process_time()
         subscriptions = await asyncio.gather(*(broker.subscribe(f"channel {n}") for n in range(10_000)))
@@ -256,7 +257,7 @@ async def test_silence_is_no_loss_over_resp2_either(valkey: ValkeyProcess) -> No
 async def test_without_a_server_subscribing_raises_in_time_and_leaves_nothing(tmp_path: Path) -> None:
     server = ValkeyProcess(tmp_path, "requirepass secret-word")
     client = Redis.from_url(f"redis://:secret-word@127.0.0.1:{server.port}")
-    broker = RedisBroker(client, subscribe_timeout=0.3)
+    broker = RedisBroker(client, timeouts=BrokerTimeouts(subscribe=0.3))
     started = time.monotonic()
     with pytest.raises(BrokerUnavailableError) as raised:
         await broker.subscribe("news")
@@ -292,7 +293,7 @@ async def test_a_subscription_that_is_cancelled_leaves_nothing(own_valkey: Valke
 
 async def test_publishing_without_a_server_raises_in_time(own_valkey: ValkeyProcess) -> None:
     async with own_valkey.client() as client:
-        broker = RedisBroker(client, publish_timeout=0.3)
+        broker = RedisBroker(client, timeouts=BrokerTimeouts(publish=0.3))
         assert await broker.publish("news", "x") == 0
         own_valkey.pause()
         with anyio.fail_after(1), pytest.raises(BrokerUnavailableError, match=r"no answer within 0\.3 s"):
@@ -309,7 +310,7 @@ async def test_publishing_without_a_server_raises_in_time(own_valkey: ValkeyProc
 async def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
     with ValkeyProcess(tmp_path, "requirepass the-right-one") as server:
         async with Redis.from_url(f"redis://:the-wrong-one@127.0.0.1:{server.port}") as client:
-            broker = RedisBroker(client, subscribe_timeout=0.3, publish_timeout=0.3)
+            broker = RedisBroker(client, timeouts=BrokerTimeouts(subscribe=0.3, publish=0.3))
             for attempt in (broker.subscribe("news"), broker.publish("news", "x")):
                 with pytest.raises(
                     BrokerUnavailableError, match="check the user name and the password"
@@ -322,7 +323,7 @@ async def test_a_channel_that_is_not_permitted_disturbs_no_other(own_valkey: Val
     with raw(own_valkey) as admin:
         admin.execute_command("ACL", "SETUSER", "web", "on", ">pw", "+@all", "resetchannels", "&open:*")
         async with Redis.from_url(f"redis://web:pw@127.0.0.1:{own_valkey.port}") as client:
-            broker = RedisBroker(client, ping_interval=0.1, ping_timeout=1.0)
+            broker = RedisBroker(client, timeouts=BrokerTimeouts(ping_interval=0.1, ping=1.0))
             outcomes = await asyncio.gather(
                 broker.subscribe("open:1"),
                 broker.subscribe("secret"),
@@ -364,7 +365,7 @@ async def test_tls(own_valkey: ValkeyProcess, tmp_path: Path) -> None:
             await subscription.close()
         async with Redis.from_url(url) as distrusting:
             with pytest.raises(BrokerUnavailableError, match="certificate"):
-                await RedisBroker(distrusting, subscribe_timeout=0.5).subscribe("news")
+                await RedisBroker(distrusting, timeouts=BrokerTimeouts(subscribe=0.5)).subscribe("news")
         tasks.cancel_scope.cancel()
 
 
@@ -537,10 +538,10 @@ def test_when_the_event_loop_ends_nothing_is_left_open(own_valkey: ValkeyProcess
     code = f"""
     import asyncio, gc, os, signal
     from redis.asyncio import Redis
-    from livepush_asgi import RedisBroker
+    from livepush_asgi import BrokerTimeouts, RedisBroker
     async def main():
         client = Redis.from_url({own_valkey.url!r})
-        broker = RedisBroker(client, ping_interval={silence}, ping_timeout={silence})
+        broker = RedisBroker(client, timeouts=BrokerTimeouts(ping_interval={silence}, ping={silence}))
         await asyncio.gather(*(broker.subscribe(f"channel {{n}}") for n in range(100)))
         await broker.publish("channel 1", "x")
         await client.aclose()
@@ -598,7 +599,22 @@ def test_only_an_asyncio_client_of_one_server_will_do() -> None:
         RedisBroker(RedisCluster(host="localhost"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("option", ["subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout"])
-def test_a_timeout_is_more_than_nothing(option: str) -> None:
-    with pytest.raises(ValueError, match=option):
-        RedisBroker(Redis(), **{option: 0})
+@pytest.mark.parametrize(
+    ("kind", "client", "options", "fix"),
+    [
+        (RedisBroker, "redis://:secret@localhost", {}, "not a URL: pass Redis.from_url(url)"),
+        (RedisBroker, Redis, {}, "Redis is a class: pass Redis.from_url('redis://localhost')"),
+        (RedisBroker, redis.Redis(), {}, "import its class from redis.asyncio"),
+        (RedisBroker, None, {}, "not a builtins.NoneType"),
+        (RedisStreamsBroker, RedisCluster, {}, "RedisCluster is a class: pass RedisCluster.from_url("),
+        (RedisStreamsBroker, Redis(), {"history": 1000}, "history is a History(...), not 1000"),
+        (RedisBroker, Redis(), {"timeouts": 5.0}, "timeouts is a BrokerTimeouts(...), not 5.0"),
+        (RedisBroker, Redis(), {"timeouts": BrokerTimeouts}, "timeouts is a BrokerTimeouts(...)"),
+    ],
+)
+def test_a_wrong_object_is_refused_with_the_fix(
+    kind: Any, client: Any, options: dict[str, Any], fix: str
+) -> None:
+    with pytest.raises(TypeError, match=re.escape(fix)) as raised:
+        kind(client, **options)
+    assert "secret" not in str(raised.value)

@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
-from livepush_asgi import BrokerUnavailableError, RedisStreamsBroker
+from livepush_asgi import BrokerTimeouts, BrokerUnavailableError, RedisStreamsBroker
 from livepush_asgi.brokers import HistoryBroker, Page, Record
 from livepush_asgi.brokers.history import History
 from livepush_asgi.testing import HistoryBrokerContract
@@ -146,8 +146,8 @@ async def test_a_killed_node_is_replaced_by_its_replica(tmp_path: Path) -> None:
     channels = [f"channel {number}" for number in range(60)]
     with valkey_cluster(tmp_path, replicas=True) as cluster:
         await cluster.gather()
-        broker = RedisStreamsBroker(cluster.client(), publish_timeout=20.0)
-        other = RedisStreamsBroker(cluster.client(), publish_timeout=20.0)
+        broker = RedisStreamsBroker(cluster.client(), timeouts=BrokerTimeouts(publish=20.0))
+        other = RedisStreamsBroker(cluster.client(), timeouts=BrokerTimeouts(publish=20.0))
         transcripts = {channel: (await transcript_of(broker, channel))[1] for channel in channels}
         acknowledged: dict[str, list[Position]] = {channel: [] for channel in channels}
 
@@ -201,7 +201,7 @@ async def test_a_node_that_stands_still_is_replaced_and_no_event_is_doubled(tmp_
         slot = key_slot(b"news")
         home = cluster.owner_of(slot)
         broker = RedisStreamsBroker(
-            cluster.client(), publish_timeout=20.0, ping_interval=0.3, ping_timeout=0.3
+            cluster.client(), timeouts=BrokerTimeouts(publish=20.0, ping_interval=0.3, ping=0.3)
         )
         _, transcript = await transcript_of(broker, "news")
         before = [await broker.append("news", b"%d" % number) for number in range(1, 6)]
@@ -230,7 +230,7 @@ async def test_a_node_that_stands_still_is_replaced_and_no_event_is_doubled(tmp_
 
 async def test_a_call_that_is_repeated_because_nobody_answered_is_one_event(cluster: ValkeyCluster) -> None:
     home = cluster.owner_of(key_slot(b"news"))
-    broker = RedisStreamsBroker(cluster.client(), publish_timeout=2.0)
+    broker = RedisStreamsBroker(cluster.client(), timeouts=BrokerTimeouts(publish=2.0))
     first = await broker.append("news", b"1")
     _, transcript = await transcript_of(broker, "news")
     before = connections_to(cluster.nodes[home])
@@ -267,7 +267,7 @@ async def test_a_call_whose_answers_are_all_lost_is_one_event(cluster: ValkeyClu
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(relay.serve)
-        broker = RedisStreamsBroker(client, publish_timeout=1.0)
+        broker = RedisStreamsBroker(client, timeouts=BrokerTimeouts(publish=1.0))
         await broker.append("news", b"1")
         with pytest.raises(BrokerUnavailableError, match="Connection closed by server"):
             await broker.append("news", b"cut me")
@@ -280,7 +280,7 @@ async def test_a_call_whose_answers_are_all_lost_is_one_event(cluster: ValkeyClu
 async def test_without_a_cluster_all_raise_in_time(tmp_path: Path) -> None:
     server = ValkeyProcess(tmp_path)
     client = RedisCluster(host="127.0.0.1", port=server.port)
-    broker = RedisStreamsBroker(client, subscribe_timeout=0.3, publish_timeout=0.3)
+    broker = RedisStreamsBroker(client, timeouts=BrokerTimeouts(subscribe=0.3, publish=0.3))
     for call in (broker.subscribe("news"), broker.append("news", b"x"), broker.read("news", 0, 1)):
         with (
             anyio.fail_after(1),
@@ -300,7 +300,7 @@ async def test_a_channel_that_a_node_refuses_raises_at_once_and_says_what_to_all
     for number in range(3):
         cluster.ask(number, "ACL", "SETUSER", "web", "on", ">word", "+@all", "~*", "resetchannels", "&open")
     client = RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port, username="web", password="word")
-    broker = RedisStreamsBroker(client, subscribe_timeout=60.0)
+    broker = RedisStreamsBroker(client, timeouts=BrokerTimeouts(subscribe=60.0))
     with anyio.fail_after(LONG), pytest.raises(BrokerUnavailableError, match="ACL SETUSER web &secret"):
         await broker.subscribe("secret")
     subscription = await broker.subscribe("open")

@@ -15,7 +15,14 @@ import redis
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from livepush_asgi import BrokerUnavailableError, Grant, LivePush, RedisBroker, RedisStreamsBroker
+from livepush_asgi import (
+    BrokerTimeouts,
+    BrokerUnavailableError,
+    Grant,
+    LivePush,
+    RedisBroker,
+    RedisStreamsBroker,
+)
 from livepush_asgi.brokers import HistoryBroker, Page, Record
 from livepush_asgi.brokers.history import History
 from livepush_asgi.errors import PositionConflictError
@@ -388,13 +395,13 @@ async def test_an_idempotency_key_is_one_event(valkey: ValkeyProcess) -> None:
 async def test_an_event_may_be_appended_after_a_certain_one_only(valkey: ValkeyProcess) -> None:
     async with broker_on(valkey) as broker:
         begin = Position("any", 0)
-        first = await broker.append("news", b"1", expected=begin)
-        second = await broker.append("news", b"2", expected=first)
+        first = await broker.append("news", b"1", expected_position=begin)
+        second = await broker.append("news", b"2", expected_position=first)
         for wrong in (begin, first, Position("any", 2), Position(second.epoch, 3)):
             with pytest.raises(PositionConflictError) as raised:
-                await broker.append("news", b"x", expected=wrong)
+                await broker.append("news", b"x", expected_position=wrong)
             assert raised.value.last == second
-        attempts = [broker.append("news", b"3", expected=second) for _ in range(10)]
+        attempts = [broker.append("news", b"3", expected_position=second) for _ in range(10)]
         outcomes = await asyncio.gather(*attempts, return_exceptions=True)
         assert [isinstance(outcome, Position) for outcome in outcomes] == [True] + [False] * 9
         assert (await broker.read("news", 0, 9)).records == records(1, 3)
@@ -474,8 +481,8 @@ async def test_a_server_that_lost_the_end_of_a_log_goes_on_in_another_epoch(tmp_
             page = await broker.read("news", 0, 10)
             assert (page.epoch, page.last, page.place_of(gone[3])) == (before[0].epoch, 5, None)
             with pytest.raises(PositionConflictError):
-                await broker.append("news", b"x", expected=gone[3])
-            again = [await broker.append("news", b"6", expected=before[4])]
+                await broker.append("news", b"x", expected_position=gone[3])
+            again = [await broker.append("news", b"6", expected_position=before[4])]
             again += await fill(broker, "news", numbered(7, 12))
             again += await fill(broker, "quiet", [b"a", b"b", b"c"])
             assert not set(again) & set(gone)
@@ -554,7 +561,7 @@ async def test_a_repeated_append_after_the_loss_is_an_event_again(tmp_path: Path
 
 async def test_without_a_server_all_raise_in_time(own_valkey: ValkeyProcess) -> None:
     async with own_valkey.client() as client:
-        broker = RedisStreamsBroker(client, publish_timeout=0.3, subscribe_timeout=0.3)
+        broker = RedisStreamsBroker(client, timeouts=BrokerTimeouts(publish=0.3, subscribe=0.3))
         position = await broker.append("news", b"1")
         assert broker.healthy
         own_valkey.pause()
@@ -639,8 +646,5 @@ def test_when_the_event_loop_ends_nothing_is_left_open(valkey: ValkeyProcess) ->
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match=r"redis\.asyncio\.Redis"):
         RedisStreamsBroker(redis.Redis())  # type: ignore[arg-type]
-    for option in ("subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout"):
-        with pytest.raises(ValueError, match=option):
-            RedisStreamsBroker(Redis(), **{option: 0.0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="key_prefix"):
         RedisStreamsBroker(Redis(), key_prefix="{app}:")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from livepush_asgi import (
+    BrokerTimeouts,
     Cors,
     DrainPolicy,
     Grant,
@@ -43,6 +44,14 @@ from livepush_asgi import (
         lambda: Timing(snapshot_timeout=60_000),
         lambda: Timing(linger=5000),
         lambda: DrainPolicy(window=5000),
+        lambda: BrokerTimeouts(subscribe=0),
+        lambda: BrokerTimeouts(publish=-1.0),
+        lambda: BrokerTimeouts(ping_interval=float("nan")),
+        lambda: BrokerTimeouts(ping=True),
+        lambda: BrokerTimeouts(subscribe=2000),
+        lambda: BrokerTimeouts(publish=5000),
+        lambda: BrokerTimeouts(ping_interval=10_000),
+        lambda: BrokerTimeouts(ping=5000),
         lambda: Limits(outbox_events=0),
         lambda: Limits(outbox_bytes=1.5),  # type: ignore[arg-type]
         lambda: Limits(overflow="forget"),  # type: ignore[arg-type]

@@ -32,10 +32,13 @@ class Prefixed:
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         return await self._inner.append(
-            f"staging:{channel}", payload, idempotency_key=idempotency_key, expected=expected
+            f"staging:{channel}",
+            payload,
+            idempotency_key=idempotency_key,
+            expected_position=expected_position,
         )
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:

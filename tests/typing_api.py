@@ -23,6 +23,7 @@ from livepush_asgi import (
     Authorize,
     AuthorizeError,
     Broker,
+    BrokerTimeouts,
     BrokerUnavailableError,
     CapExceededError,
     Cors,
@@ -135,9 +136,9 @@ WAYS_TO_AUTHORIZE: list[Authorize] = [
 def make(redis: "Redis") -> LivePush:
     brokers: list[Broker] = [
         MemoryBroker(history=History(events=10, size=1000, age=None, channels=5, total_size=10_000)),
-        RedisBroker(redis),
+        RedisBroker(redis, timeouts=BrokerTimeouts(subscribe=2, publish=5.0, ping_interval=10, ping=5)),
         RedisStreamsBroker(redis, history=History()),
-        NatsBroker("nats://127.0.0.1:4222"),
+        NatsBroker("nats://127.0.0.1:4222", timeouts=BrokerTimeouts(), linger=10),
         JetStreamBroker(["nats://127.0.0.1:4222"], history=History()),
         MockBroker(limit=10),
         OwnBroker(),
@@ -231,11 +232,11 @@ class OwnBroker:
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         last = self._newest[channel].offset if channel in self._newest else 0
         position = Position("epoch", last + 1)
-        if expected is not None and expected.offset != last:
+        if expected_position is not None and expected_position.offset != last:
             raise PositionConflictError(channel, position)
         self._newest[channel] = Record(position.offset, payload)
         for mailbox in list(self._subscriptions):

@@ -82,11 +82,14 @@ class _HistoryBrokerInNamespace(_BrokerInNamespace):
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         try:
             return await self._log.append(
-                self._name(channel), payload, idempotency_key=idempotency_key, expected=expected
+                self._name(channel),
+                payload,
+                idempotency_key=idempotency_key,
+                expected_position=expected_position,
             )
         except PositionConflictError as error:
             raise PositionConflictError(channel, error.last) from error

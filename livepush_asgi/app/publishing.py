@@ -33,7 +33,7 @@ class Publication(NamedTuple):
     #: The id that the publisher gave to the event.
     own_id: str | None
     idempotency_key: str | None
-    expected: Position | None
+    expected_position: Position | None
 
 
 def prepare(
@@ -63,13 +63,15 @@ def prepare(
 
 async def publish(broker: Broker, publication: Publication) -> str | None:
     """Publish once, and return the event id. Raises what the broker raises."""
-    channel, payload, own_id, idempotency_key, expected = publication
+    channel, payload, own_id, idempotency_key, expected_position = publication
     # A proxy broker may have its methods on the instance only.
     if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
         log = cast("HistoryBroker", broker)
-        position = await log.append(channel, payload, idempotency_key=idempotency_key, expected=expected)
+        position = await log.append(
+            channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+        )
         return own_id or event_id(channel, position)
-    if idempotency_key is not None or expected is not None:
+    if idempotency_key is not None or expected_position is not None:
         raise TypeError(
             f"{type(broker).__name__} keeps no history: it takes no idempotency_key and no expected_position"
         )

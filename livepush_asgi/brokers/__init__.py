@@ -186,13 +186,13 @@ class HistoryBroker(Broker, Protocol):
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         """Add an event to the log and send it to every subscription, in one step; return its position.
 
         A second append with the same `idempotency_key`, while the first is remembered (for at least
         as long as the log keeps it, or a time that the adapter names), adds nothing and returns the
-        first one's position. With `expected` it adds only if that is the log's last position; offset
+        first one's position. With `expected_position` it adds only if that is the log's last position; offset
         0 with any epoch means a log in which nothing was ever added. Raises PositionConflictError if
         it is not, BrokerUnavailableError if the backend is away, and the event may have been added.
         """

@@ -11,6 +11,7 @@ import anyio.lowlevel
 
 from ..errors import PositionConflictError
 from ..runtime.event_loop import is_running, loop_identity, time_source
+from ..settings import value_or_default
 from ..wire.cursor import Position, new_epoch
 from . import READ_BYTES, Page, Record, Subscription
 from .history import History
@@ -157,7 +158,7 @@ class MemoryBroker:
     in_process = True
 
     def __init__(self, history: History | None = None) -> None:
-        self._history = history or History()
+        self._history = value_or_default("history", history, History)
         # One bound method for all subscriptions, of which there may be ten thousand.
         self._on_close = self._forget
         # Ordered by last use, the one that was idle longest first.
@@ -194,14 +195,14 @@ class MemoryBroker:
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
         now = self._now()
         log = self._log(channel, now)
         if idempotency_key is not None and (known := log.known(idempotency_key)) is not None:
             return known
-        if expected is not None and not log.ends_at(expected):
+        if expected_position is not None and not log.ends_at(expected_position):
             raise PositionConflictError(channel, log.end)
         position = log.append(payload, now, idempotency_key)
         if log is not self._newest:

@@ -25,7 +25,6 @@ from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, Slots
-from ..slots.memory import MemorySlotCap
 from ..stream.context import StreamContext
 from ..stream.stream import Stream
 from .drain import Drain
@@ -311,7 +310,7 @@ class Run:
 
     async def _take(self, slots: Slots, key: str, relay: ReplacementRelay, receive: Receive | None) -> Lease:
         take = slots.take(key, relay.replaced)
-        if type(slots) is MemorySlotCap or getattr(slots, "bounded", False):
+        if getattr(slots, "bounded", False):
             # It does not wait for long, and what has changed meanwhile is looked at afterwards.
             lease = await take
         else:

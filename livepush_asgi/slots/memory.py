@@ -37,6 +37,11 @@ class MemorySlotCap:
         """How many slots each key has."""
         return self._cap
 
+    @property
+    def bounded(self) -> bool:
+        """Whether `take` never waits. False for a subclass with a `take` of its own. See `Slots`."""
+        return type(self).take is MemorySlotCap.take
+
     def held(self, slot_key: str) -> int:
         """Return how many slots of the key are taken."""
         return len(self._leases.get(slot_key, ()))

@@ -144,7 +144,9 @@ class HistoryBrokerContract(BrokerContract):
         first = await broker.append(channel, b"x", idempotency_key="a b.*\u00e9")
         second = await broker.append(channel, b"y", idempotency_key="another")
         same(await broker.append(channel, b"x", idempotency_key="a b.*\u00e9"), first)
-        same(await broker.append(channel, b"x", idempotency_key="a b.*\u00e9", expected=second), first)
+        same(
+            await broker.append(channel, b"x", idempotency_key="a b.*\u00e9", expected_position=second), first
+        )
         elsewhere = await broker.append(other, b"x", idempotency_key="a b.*\u00e9")
         same((first.offset, second.offset), (1, 2))
         same(await broker.read(other, 0, 10), Page(elsewhere.epoch, 1, 1, (Record(1, b"x"),)))
@@ -164,17 +166,17 @@ class HistoryBrokerContract(BrokerContract):
         same(told, [Position(page.epoch, 1)] * 20)
 
     async def test_an_append_adds_behind_the_expected_position_alone(self, broker: HistoryBroker) -> None:
-        """With `expected`, an event is added right after that position or not at all; 0 is an empty log."""
+        """An event is added right after `expected_position` or not at all; offset 0 is an empty log."""
         channel = new_channel()
-        first = await broker.append(channel, b"1", expected=Position("any", 0))
-        second = await broker.append(channel, b"2", expected=first)
+        first = await broker.append(channel, b"1", expected_position=Position("any", 0))
+        second = await broker.append(channel, b"2", expected_position=first)
         same((first.offset, second.offset), (1, 2))
         epoch = second.epoch
         wrong = [Position("any", 0), Position(epoch, 0), first, Position(epoch, 3), Position("another", 2)]
         for position in wrong:
             same(await conflicts(broker, channel, position), True)
         same((await broker.read(channel, 0, 10)).records, (Record(1, b"1"), Record(2, b"2")))
-        same(await broker.append(channel, b"3", expected=second), Position(epoch, 3))
+        same(await broker.append(channel, b"3", expected_position=second), Position(epoch, 3))
 
     async def test_one_of_many_follows_the_expected_position(self, broker: HistoryBroker) -> None:
         """Of concurrent appends that expect the same position, one succeeds."""
@@ -204,10 +206,10 @@ async def fill(broker: HistoryBroker, channel: str, count: int) -> list[Position
     return [await broker.append(channel, b"%d" % number) for number in range(1, count + 1)]
 
 
-async def conflicts(broker: HistoryBroker, channel: str, expected: Position) -> bool:
-    """Append with `expected` and return whether there was a conflict."""
+async def conflicts(broker: HistoryBroker, channel: str, expected_position: Position) -> bool:
+    """Append with `expected_position` and return whether there was a conflict."""
     try:
-        await broker.append(channel, b"conflicting", expected=expected)
+        await broker.append(channel, b"conflicting", expected_position=expected_position)
     except PositionConflictError:
         return True
     return False

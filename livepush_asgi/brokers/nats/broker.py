@@ -7,10 +7,11 @@ from nats.aio.msg import Msg
 
 from ...runtime.event_loop import asyncio_loop
 from .. import Subscription
+from ..timeouts import BrokerTimeouts
 from .connection import Connection
 from .failures import FAILURES, unavailable
 from .outgoing import Call
-from .settings import Settings, Timeouts
+from .settings import Settings
 from .stream import MARK
 from .subjects import check_prefix, subject_of
 
@@ -22,13 +23,12 @@ class NatsBroker:
     credentials, TLS, a name. The channel `events.42` is the subject `livepush.events.42`; characters that
     NATS does not allow in a subject are written as %XX. `prefix` stands for `livepush`.
 
-    However many channels and clients, there is one connection. The first use opens it, and it is closed when
-    nothing has needed it for `linger`. When it breaks it is made again until that works, each subscription is
-    told that messages may be lost, and goes on. Each payload is sent at most once. A server that finds a
-    reader too slow cuts its connection, so that is told as well.
+    However many channels and clients there are, there is one connection. The first use opens it, and the
+    broker closes it when nothing has used it for `linger` seconds. When it breaks, the broker reconnects
+    until that works; each subscription then reports that messages may be lost, and goes on. Each payload is
+    sent at most once. A server cuts the connection of a reader that is too slow; that is reported as well.
 
-    All timeouts are in seconds. The connection is tested every `ping_interval`, and is given up after
-    `ping_timeout` without an answer. Use one broker on one event loop at a time.
+    `timeouts` says how long the broker waits for the server. Use one broker on one event loop at a time.
     """
 
     def __init__(
@@ -38,21 +38,11 @@ class NatsBroker:
         prefix: str = "livepush",
         # Any, because that is what nats.connect takes: it has an option of every type.
         options: Mapping[str, Any] | None = None,
-        subscribe_timeout: float = 2.0,
-        publish_timeout: float = 5.0,
-        ping_interval: float = 10.0,
-        ping_timeout: float = 5.0,
+        timeouts: BrokerTimeouts | None = None,
         linger: float = 10.0,
     ) -> None:
         self._prefix = check_prefix(prefix)
-        timeouts = Timeouts(
-            subscribe_timeout=subscribe_timeout,
-            publish_timeout=publish_timeout,
-            ping_interval=ping_interval,
-            ping_timeout=ping_timeout,
-            linger=linger,
-        )
-        self._settings = Settings(servers, options or {}, timeouts)
+        self._settings = Settings(servers, options or {}, timeouts, linger)
         self._connection: Connection | None = None
 
     @property
@@ -76,7 +66,8 @@ class NatsBroker:
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription, confirmed by the server.
 
-        Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
+        Raises BrokerUnavailableError if the server refuses, or does not confirm within
+        `BrokerTimeouts.subscribe`.
         """
         try:
             return await self._connect().subscribe(channel, subject_of(self._prefix, channel))

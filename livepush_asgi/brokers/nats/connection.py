@@ -39,9 +39,9 @@ class Connection:
         self._settings = settings
         self._timeouts = settings.timeouts
         self._decode = decode
-        self._client = Client(self._timeouts.ping_timeout)
+        self._client = Client(self._timeouts.ping)
         self._subscriptions = SubscriptionTable()
-        self._outgoing = OutgoingQueue(self._client, self._timeouts.publish_timeout)
+        self._outgoing = OutgoingQueue(self._client, self._timeouts.publish)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._is_up = False
         self._fault: Exception | None = None
@@ -72,7 +72,7 @@ class Connection:
         subscriber = self.loop.create_future()
         subscription = Subscription(channel, subject, subscriber, self._leave)
         self._subscriptions.add(subscription)
-        timeout = self._timeouts.subscribe_timeout
+        timeout = self._timeouts.subscribe
         try:
             async with asyncio.timeout(timeout):
                 if self._is_up:
@@ -118,12 +118,12 @@ class Connection:
 
     async def _watch(self) -> None:
         """Test the connection, until it is idle for `linger`."""
-        timeouts = self._timeouts
+        linger = self._settings.linger
         pinged_at = self.loop.time()
-        while self._is_needed or self.loop.time() - self._used_at < timeouts.linger:
-            next_ping = pinged_at + timeouts.ping_interval - self.loop.time()
+        while self._is_needed or self.loop.time() - self._used_at < linger:
+            next_ping = pinged_at + self._timeouts.ping_interval - self.loop.time()
             if next_ping > 0:
-                await asyncio.sleep(min(next_ping, timeouts.linger))
+                await asyncio.sleep(min(next_ping, linger))
                 continue
             pinged_at = self.loop.time()
             if self._is_up:
@@ -196,7 +196,7 @@ class Connection:
         elif not self._is_up:
             # nats-py leaves the socket of an attempt that failed open.
             self._client.abort()
-            fault = error if str(error) else no_answer(self._timeouts.ping_timeout)
+            fault = error if str(error) else no_answer(self._timeouts.ping)
             if isinstance(error, ConnectionResetError) and self._fault is not None:
                 # A server that refuses the login may close before its reason is read. It was read before.
                 fault = self._fault

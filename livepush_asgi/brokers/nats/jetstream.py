@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
 
+from ...settings import value_or_default
 from ...wire.cursor import Position
 from .. import READ_BYTES, Page
 from ..history import History
+from ..timeouts import BrokerTimeouts
 from .broker import NatsBroker
 from .failures import FAILURES, unavailable
 from .log import Logs
@@ -37,8 +39,8 @@ class JetStreamBroker(NatsBroker):
     else may publish on the subjects of the logs either: it would begin them anew.
 
     A log that is neither read nor added to for twice the history's age is forgotten, and what comes
-    then has another epoch. An append or a read raises after `publish_timeout`; that includes the time for
-    which an append waits for others of its channel. For the rest see `NatsBroker`.
+    then has another epoch. An append or a read raises after `BrokerTimeouts.publish`, which
+    includes the time for which an append waits for others of its channel. For the rest see `NatsBroker`.
     """
 
     def __init__(
@@ -53,29 +55,17 @@ class JetStreamBroker(NatsBroker):
         prefix: str = "livepush",
         # Any, because that is what nats.connect takes: it has an option of every type.
         options: Mapping[str, Any] | None = None,
-        subscribe_timeout: float = 2.0,
-        publish_timeout: float = 5.0,
-        ping_interval: float = 10.0,
-        ping_timeout: float = 5.0,
+        timeouts: BrokerTimeouts | None = None,
         linger: float = 10.0,
     ) -> None:
-        super().__init__(
-            servers,
-            prefix=prefix,
-            options=options,
-            subscribe_timeout=subscribe_timeout,
-            publish_timeout=publish_timeout,
-            ping_interval=ping_interval,
-            ping_timeout=ping_timeout,
-            linger=linger,
-        )
+        super().__init__(servers, prefix=prefix, options=options, timeouts=timeouts, linger=linger)
         name = prefix.replace(".", "_") if stream is None else stream
         if not _STREAM_NAME.fullmatch(name):
             raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {name!r}")
         self._stream_settings = StreamSettings(
             name=name,
             prefix=prefix,
-            history=history or History(),
+            history=value_or_default("history", history, History),
             size=max_size,
             replicas=replicas,
             idempotency_window=idempotency_window,
@@ -97,12 +87,13 @@ class JetStreamBroker(NatsBroker):
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
         subject = subject_of(self._stream_settings.log_prefix, channel)
         return await self._attempt(
-            "publish", lambda: self._logs.append(channel, subject, payload, idempotency_key, expected)
+            "publish",
+            lambda: self._logs.append(channel, subject, payload, idempotency_key, expected_position),
         )
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
@@ -111,7 +102,7 @@ class JetStreamBroker(NatsBroker):
         return await self._attempt("read", lambda: self._logs.read(subject, after, limit, max_bytes))
 
     async def _attempt(self, what: str, act: Callable[[], Awaitable[Result]]) -> Result:
-        timeout = self._settings.timeouts.publish_timeout
+        timeout = self._settings.timeouts.publish
         # Raises where no loop of asyncio runs, before anything else does.
         self._connect()
         try:

@@ -48,7 +48,7 @@ class Logs:
         self._heads: OrderedDict[str, Head] = OrderedDict()
 
     async def append(
-        self, channel: str, subject: str, payload: bytes, key: str | None, expected: Position | None
+        self, channel: str, subject: str, payload: bytes, key: str | None, expected_position: Position | None
     ) -> Position:
         """Add an event and return its position. See `broker.HistoryBroker`."""
         async with self._stream.lock(subject):
@@ -58,9 +58,9 @@ class Logs:
                     return known
                 # The first attempt trusts the remembered end: if that is wrong, nothing is added.
                 head = self._heads.get(subject) if attempt == 0 else None
-                if head is None or not _is_end(expected, head):
+                if head is None or not _is_end(expected_position, head):
                     head = await self._find(subject) or _new_head()
-                if not _is_end(expected, head):
+                if not _is_end(expected_position, head):
                     raise PositionConflictError(channel, head.position)
                 position = Position(head.position.epoch, head.position.offset + 1)
                 headers[POSITION] = str(position)
@@ -134,12 +134,12 @@ def _new_head() -> Head:
     return Head(Position(new_epoch(), 0), 0)
 
 
-def _is_end(expected: Position | None, head: Head) -> bool:
-    if expected is None:
+def _is_end(expected_position: Position | None, head: Head) -> bool:
+    if expected_position is None:
         return True
-    if expected.offset == 0:
+    if expected_position.offset == 0:
         return head.position.offset == 0
-    return expected == head.position
+    return expected_position == head.position
 
 
 def _is_behind(position: Position, known: Position) -> bool:

@@ -3,12 +3,15 @@
 import inspect
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 
+from ...settings import check_seconds, value_or_default
+from ..timeouts import BrokerTimeouts
+
+_LONGEST_LINGER = 3600
 # How nats-py is used here.
 _OWN_OPTIONS = {
     "allow_reconnect": True,
@@ -27,51 +30,40 @@ _MANAGED = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """How long to wait for the server, in seconds.
-
-    The connection is tested every `ping_interval`, and given up after `ping_timeout` without an answer; each
-    step of opening one may take as long. A connection that nobody needs is kept for `linger`, so that a
-    program that only publishes does not connect each time.
-    """
-
-    subscribe_timeout: float = 2.0
-    publish_timeout: float = 5.0
-    ping_interval: float = 10.0
-    ping_timeout: float = 5.0
-    linger: float = 10.0
-
-    def __post_init__(self) -> None:
-        for name in ("subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout", "linger"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is in seconds and more than 0, not {getattr(self, name)!r}")
-
-
 class Settings:
-    """Servers, options for `nats.connect` and time-outs, all checked."""
+    """Servers, options for `nats.connect` and time-outs, all checked.
+
+    `linger` is in seconds: a connection without work is kept for this long, so that a program that only
+    publishes does not connect each time.
+    """
 
     def __init__(
         self,
         servers: str | Sequence[str],
         # Any, because that is what nats.connect takes: it has an option of every type.
         options: Mapping[str, Any],
-        timeouts: Timeouts,
+        timeouts: BrokerTimeouts | None,
+        linger: float,
     ) -> None:
-        self.servers = [servers] if isinstance(servers, str) else list(servers)
+        self.timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
+        check_seconds("linger", linger, _LONGEST_LINGER)
+        self.linger = linger
+        given = [servers] if isinstance(servers, str) else servers
+        self.servers = list(given) if isinstance(given, Sequence) else []
         if not self.servers or not all(isinstance(url, str) and url for url in self.servers):
-            raise ValueError(f"servers are a URL or several, not {servers!r}")
+            raise ValueError(
+                f"servers are a URL or several of one cluster, 'nats://127.0.0.1:4222', not {servers!r:.100}"
+            )
         _check_options(options)
         #: For `nats.connect`.
         self.options = {
-            "connect_timeout": timeouts.ping_timeout,
+            "connect_timeout": self.timeouts.ping,
             **_login_of(self.servers),
             **options,
             **_OWN_OPTIONS,
             # Between two attempts to reach the same server. Random, so that processes come back apart.
             "reconnect_time_wait": random.uniform(0.25, 0.75),
         }
-        self.timeouts = timeouts
 
     @property
     def address(self) -> str:

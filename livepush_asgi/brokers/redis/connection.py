@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import math
 import re
-from dataclasses import dataclass
 
+from redis import Redis as BlockingRedis
+from redis import RedisCluster as BlockingCluster
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
@@ -38,37 +39,31 @@ _FORBIDDEN_COMMAND = re.compile(r"run the '([^']+)'")
 _NAMED_RULES = re.compile(r"\[(\+.*)\]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """Seconds to wait for the server.
-
-    A listening connection is tested every `ping_interval`, and given up when nothing arrives within
-    `ping_timeout`. Connecting may take `ping_timeout`, too.
-    """
-
-    subscribe_timeout: float
-    publish_timeout: float
-    ping_interval: float
-    ping_timeout: float
-
-    def __post_init__(self) -> None:
-        for name in ("subscribe_timeout", "publish_timeout", "ping_interval", "ping_timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is in seconds and more than 0, not {getattr(self, name)!r}")
-
-
 def pool_of(redis: Redis | ConnectionPool) -> ConnectionPool:
     """Return the client's pool. Raises TypeError unless it is redis-py's asyncio client of one server."""
     if isinstance(redis, ConnectionPool):
         return redis
-    if isinstance(redis, RedisCluster):
-        raise TypeError("a RedisCluster has no one connection to listen on; pass a Redis to one of its nodes")
-    if not isinstance(redis, Redis):
-        raise TypeError(
-            f"redis.asyncio.Redis is needed, not {type(redis).__module__}'s {type(redis).__name__}"
+    if isinstance(redis, Redis):
+        pool: ConnectionPool = redis.connection_pool
+        return pool
+    raise TypeError(f"a redis.asyncio.Redis is needed, {_mistake(redis)}")
+
+
+def _mistake(client: object) -> str:
+    """Return what was given instead of a client, and the fix. Without its text, which may have a password."""
+    if isinstance(client, RedisCluster):
+        return (
+            "and a RedisCluster has no one connection to listen on: take RedisStreamsBroker, or pass a Redis "
+            "to one of its nodes"
         )
-    pool: ConnectionPool = redis.connection_pool
-    return pool
+    if isinstance(client, str):
+        return "not a URL: pass Redis.from_url(url)"
+    if isinstance(client, type):
+        name = client.__name__
+        return f"and {name} is a class: pass {name}.from_url('redis://localhost')"
+    if isinstance(client, BlockingRedis | BlockingCluster):
+        return "and this client blocks the event loop: import its class from redis.asyncio"
+    return f"not a {type(client).__module__}.{type(client).__name__}"
 
 
 def live_name_of(channel: str, pool: ConnectionPool) -> str:

@@ -18,10 +18,10 @@ from redis.exceptions import ResponseError
 from ...runtime.event_loop import asyncio_loop, start_task
 from ..backoff import Backoff
 from ..mailbox import Mailbox
+from ..timeouts import BrokerTimeouts
 from .connection import (
     FAILURES,
     Reply,
-    Timeouts,
     address_of,
     drop,
     named_timeout,
@@ -49,7 +49,7 @@ class Listener:
     def __init__(
         self,
         redis: Redis | ConnectionPool,
-        timeouts: Timeouts,
+        timeouts: BrokerTimeouts,
         *,
         sharded: bool = False,
         on_trouble: Callable[[], None] = lambda: None,
@@ -93,13 +93,13 @@ class Listener:
         self._table.add(mailbox, confirmed)
         self._changed.set()
         try:
-            async with asyncio.timeout(self._timeouts.subscribe_timeout):
+            async with asyncio.timeout(self._timeouts.subscribe):
                 await confirmed
         except FAILURES as error:
             self.leave(mailbox)
             cause: BaseException = error
             if isinstance(error, TimeoutError):
-                cause = self._fault or no_answer(self._timeouts.subscribe_timeout)
+                cause = self._fault or no_answer(self._timeouts.subscribe)
             raise unavailable("subscribe", self._pool, cause, mailbox.channel) from cause
         except BaseException:
             self.leave(mailbox)
@@ -148,12 +148,12 @@ class Listener:
 
     async def _use_connection(self) -> None:
         """Connect, subscribe and read until the connection breaks; return when there are no mailboxes."""
-        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        connection: AbstractConnection = self._pool.make_connection()
         # The retries of redis-py would hide an outage.
         connection.retry = Retry(NoBackoff(), 0)
         try:
-            async with asyncio.timeout(self._timeouts.ping_timeout):
-                await connection.connect()  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(self._timeouts.ping):
+                await connection.connect()
             await _first_to_end(self._read(connection), self._write(connection), self._test(connection))
         finally:
             self._is_up = False
@@ -194,7 +194,7 @@ class Listener:
             if self._table.retry_refused():
                 self._changed.set()
             self._received.clear()
-            async with asyncio.timeout(self._timeouts.ping_timeout):
+            async with asyncio.timeout(self._timeouts.ping):
                 await send(connection, pack((b"PING",)))
                 await self._received.wait()
 
@@ -227,7 +227,7 @@ class Listener:
                     await self._changed.wait()
 
     def _note_lost(self, error: Exception) -> None:
-        self._fault = error = named_timeout(error, self._timeouts.ping_timeout)
+        self._fault = error = named_timeout(error, self._timeouts.ping)
         self._on_trouble()
         if self._lost_at is None and self._table.wanted:
             self._lost_at = time.monotonic()

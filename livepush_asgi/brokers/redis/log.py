@@ -31,7 +31,7 @@ class Addition(NamedTuple):
 
     payload: bytes
     idempotency_key: str | None = None
-    expected: Position | None = None
+    expected_position: Position | None = None
 
 
 class Added(NamedTuple):
@@ -137,7 +137,7 @@ class Logs:
                 keys.append(f"{key}:key:{addition.idempotency_key}")
                 # Lua counts from 1.
                 index = len(keys)
-            expected = "" if addition.expected is None else str(addition.expected)
+            expected = "" if addition.expected_position is None else str(addition.expected_position)
             arguments += (addition.payload, index, expected)
         self._server.start(Call(self._scripts.append, tag_of(queue.channel), keys, arguments), queue)
 

@@ -197,7 +197,7 @@ class Pipeline:
                         receiver.set_result(reply)
 
     async def _acquire(self) -> AbstractConnection:
-        connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        connection: AbstractConnection = await self._pool.get_connection()
         try:
             if is_broken(connection):
                 await _reconnect(connection)
@@ -238,4 +238,4 @@ def _fail(calls: Iterable[_Call], error: Exception) -> None:
 
 async def _reconnect(connection: AbstractConnection) -> None:
     await drop(connection)
-    await connection.connect()  # type: ignore[no-untyped-call]
+    await connection.connect()

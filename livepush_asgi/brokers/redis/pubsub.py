@@ -1,15 +1,52 @@
 """RedisBroker: pub/sub over Redis or Valkey, with one connection to listen and one to publish."""
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 
+from ...settings import value_or_default
 from .. import Subscription
 from ..mailbox import Mailbox
-from .connection import FAILURES, Timeouts, live_name_of, pool_of, unavailable
+from ..timeouts import BrokerTimeouts
+from .connection import FAILURES, live_name_of, pool_of, unavailable
 from .listener import Listener
 from .pipeline import Pipeline
+from .sharded_listener import ShardedListener
 
 
-class RedisBroker:
+class ListeningBroker:
+    """The part that RedisBroker and RedisStreamsBroker share: their subscriptions."""
+
+    def __init__(self, pool: ConnectionPool, listener: Listener | ShardedListener) -> None:
+        self._pool = pool
+        self._listener = listener
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the server has confirmed every channel and the connection is up; True without channels."""
+        return self._listener.healthy
+
+    async def subscribe(self, channel: str) -> Subscription:
+        """Return a subscription, confirmed by the server.
+
+        Raises BrokerUnavailableError if the server refuses, or does not confirm within
+        `BrokerTimeouts.subscribe`.
+        """
+        mailbox = Mailbox(self._live_name(channel), self._listener.leave)
+        await self._listener.listen(mailbox)
+        return mailbox
+
+    async def aclose(self) -> None:
+        """Close the idle connections of the client's pool.
+
+        Call it after the last use, and only if nothing else uses the client and nothing else closes it.
+        """
+        await self._pool.disconnect()
+
+    def _live_name(self, channel: str) -> str:
+        """Return the name under which the channel's payloads are published."""
+        return live_name_of(channel, self._pool)
+
+
+class RedisBroker(ListeningBroker):
     """Pub/sub over a `redis.asyncio.Redis`: from a URL, TLS, a Unix socket, or Sentinel's `master_for`.
 
     However many channels and clients there are, one connection listens. The first subscription opens it, with
@@ -22,41 +59,14 @@ class RedisBroker:
     databases of their own. Only the component's own channels, `livepush.*`, have the database's number
     behind their names there.
 
-    The client belongs to its owner, who closes it after the last use. All timeouts are in seconds. The
-    listening connection is tested every `ping_interval`, and is given up when nothing arrives within
-    `ping_timeout`. Use one broker on one event loop at a time.
+    The application closes the client, after the last use of the broker. `timeouts` says how long the broker
+    waits for the server. Use one broker on one event loop at a time.
     """
 
-    def __init__(
-        self,
-        redis: Redis,
-        *,
-        subscribe_timeout: float = 2.0,
-        publish_timeout: float = 5.0,
-        ping_interval: float = 10.0,
-        ping_timeout: float = 5.0,
-    ) -> None:
-        timeouts = Timeouts(
-            subscribe_timeout=subscribe_timeout,
-            publish_timeout=publish_timeout,
-            ping_interval=ping_interval,
-            ping_timeout=ping_timeout,
-        )
-        self._pool = pool_of(redis)
-        self._pipeline = Pipeline(redis, timeout=publish_timeout, linger=2)
-        self._listener = Listener(redis, timeouts)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the listening connection is up and every channel confirmed, or none is needed."""
-        return self._listener.healthy
-
-    async def aclose(self) -> None:
-        """Close the idle connections of the client, for a client that nobody else uses.
-
-        Not needed where the client's owner closes it. Call it when nobody publishes or listens any more.
-        """
-        await self._pool.disconnect()
+    def __init__(self, redis: Redis, *, timeouts: BrokerTimeouts | None = None) -> None:
+        timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
+        super().__init__(pool_of(redis), Listener(redis, timeouts))
+        self._pipeline = Pipeline(redis, timeout=timeouts.publish, linger=2)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish a payload and return how many connections listened, those of other processes too.
@@ -65,17 +75,8 @@ class RedisBroker:
         at all, and the caller decides whether to publish it again.
         """
         try:
-            listening = await self._pipeline.submit(b"PUBLISH", live_name_of(channel, self._pool), payload)
+            listening = await self._pipeline.submit(b"PUBLISH", self._live_name(channel), payload)
         except FAILURES as error:
             raise unavailable("publish", self._pool, error, channel) from error
         assert isinstance(listening, int)
         return listening
-
-    async def subscribe(self, channel: str) -> Subscription:
-        """Return a subscription, confirmed by the server.
-
-        Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
-        """
-        mailbox = Mailbox(live_name_of(channel, self._pool), self._listener.leave)
-        await self._listener.listen(mailbox)
-        return mailbox

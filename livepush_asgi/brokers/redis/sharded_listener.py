@@ -13,7 +13,8 @@ from dataclasses import replace
 from ...errors import BrokerUnavailableError
 from ...runtime.event_loop import start_task
 from ..mailbox import Mailbox
-from .connection import FAILURES, Timeouts, unavailable
+from ..timeouts import BrokerTimeouts
+from .connection import FAILURES, unavailable
 from .listener import Listener
 from .topology import Address, Node, Topology
 
@@ -26,11 +27,11 @@ _PAUSE = 0.2
 class ShardedListener:
     """A Listener for each node. For one event loop at a time."""
 
-    def __init__(self, cluster: Topology, timeouts: Timeouts) -> None:
+    def __init__(self, cluster: Topology, timeouts: BrokerTimeouts) -> None:
         self._cluster = cluster
         self._timeouts = timeouts
         # A node that is away gets half of the time, so that some is left for the node that took over.
-        self._timeouts_of_one = replace(timeouts, subscribe_timeout=timeouts.subscribe_timeout / 2)
+        self._timeouts_of_one = replace(timeouts, subscribe=timeouts.subscribe / 2)
         self._listeners: dict[Address, Listener] = {}
         # The listener of each mailbox, None while it moves.
         self._homes: dict[Mailbox, Listener | None] = {}
@@ -50,7 +51,7 @@ class ShardedListener:
         """
         self._leave_loop()
         try:
-            home = await self._cluster.retry(lambda: self._try(mailbox), self._timeouts.subscribe_timeout)
+            home = await self._cluster.retry(lambda: self._try(mailbox), self._timeouts.subscribe)
         except FAILURES as error:
             raise unavailable("subscribe", self._cluster.first.pool, error, mailbox.channel) from error
         self._homes[mailbox] = home

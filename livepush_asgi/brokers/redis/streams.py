@@ -1,21 +1,23 @@
 """RedisStreamsBroker: pub/sub over Redis or Valkey with history, a log of each channel in a stream."""
 
-from redis.asyncio import ConnectionPool, Redis, RedisCluster
+from redis.asyncio import Redis, RedisCluster
 
+from ...settings import value_or_default
 from ...wire.cursor import Position
-from .. import READ_BYTES, Page, Subscription
+from .. import READ_BYTES, Page
 from ..history import History
-from ..mailbox import Mailbox
-from .connection import FAILURES, Reply, Timeouts, live_name_of, pool_of, unavailable
+from ..timeouts import BrokerTimeouts
+from .connection import FAILURES, Reply, live_name_of, pool_of, unavailable
 from .listener import Listener
 from .log import Added, Addition, Logs, Server
 from .pipeline import Pipeline, Receiver
+from .pubsub import ListeningBroker
 from .script import Call
 from .sharded_listener import ShardedListener
 from .slot_router import SlotRouter
 
 
-class RedisStreamsBroker:
+class RedisStreamsBroker(ListeningBroker):
     """Pub/sub with history over a `redis.asyncio.Redis`. Needs Redis 7.0, or Valkey.
 
     `RedisBroker` describes the client, the connections, the timeouts and what happens when the server is
@@ -49,44 +51,21 @@ class RedisStreamsBroker:
         *,
         history: History | None = None,
         key_prefix: str = "livepush:log:",
-        subscribe_timeout: float = 2.0,
-        publish_timeout: float = 5.0,
-        ping_interval: float = 10.0,
-        ping_timeout: float = 5.0,
+        timeouts: BrokerTimeouts | None = None,
     ) -> None:
-        timeouts = Timeouts(
-            subscribe_timeout=subscribe_timeout,
-            publish_timeout=publish_timeout,
-            ping_interval=ping_interval,
-            ping_timeout=ping_timeout,
-        )
+        timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
+        history = value_or_default("history", history, History)
         if "{" in key_prefix or "}" in key_prefix:
             raise ValueError(f"key_prefix has no braces, the channel's name stands in them: {key_prefix!r}")
-        self._pool: ConnectionPool
         self._server: Server
-        self._listener: Listener | ShardedListener
         if isinstance(redis, RedisCluster):
-            self._server = router = SlotRouter(redis, timeout=publish_timeout)
-            self._pool = router.cluster.first.pool
-            self._listener = ShardedListener(router.cluster, timeouts)
+            self._server = router = SlotRouter(redis, timeout=timeouts.publish)
+            super().__init__(router.cluster.first.pool, ShardedListener(router.cluster, timeouts))
         else:
-            self._server = _OneServer(redis, publish_timeout)
-            self._pool = pool_of(redis)
-            self._listener = Listener(redis, timeouts)
-        self._logs = Logs(self._server, history or History(), key_prefix)
+            self._server = _OneServer(redis, timeouts.publish)
+            super().__init__(pool_of(redis), Listener(redis, timeouts))
+        self._logs = Logs(self._server, history, key_prefix)
         self._keys = f"{key_prefix}*"
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the listening connection is up and every channel confirmed, or none is needed."""
-        return self._listener.healthy
-
-    async def aclose(self) -> None:
-        """Close the idle connections of the client, for a client that nobody else uses.
-
-        Not needed where the client's owner closes it. Call it when nobody publishes or listens any more.
-        """
-        await self._pool.disconnect()
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload and return how many connections listened, those of other processes too.
@@ -97,25 +76,16 @@ class RedisStreamsBroker:
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
         return (await self._append(channel, Addition(data))).receivers
 
-    async def subscribe(self, channel: str) -> Subscription:
-        """Return a subscription, confirmed by the server.
-
-        Raises BrokerUnavailableError if that takes longer than `subscribe_timeout`, or is refused.
-        """
-        mailbox = Mailbox(self._server.live_name(channel), self._listener.leave)
-        await self._listener.listen(mailbox)
-        return mailbox
-
     async def append(
         self,
         channel: str,
         payload: bytes,
         *,
         idempotency_key: str | None = None,
-        expected: Position | None = None,
+        expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `broker.HistoryBroker`."""
-        return (await self._append(channel, Addition(payload, idempotency_key, expected))).position
+        return (await self._append(channel, Addition(payload, idempotency_key, expected_position))).position
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `broker.HistoryBroker`."""
@@ -123,6 +93,9 @@ class RedisStreamsBroker:
             return await self._logs.read(channel, after, limit, max_bytes)
         except FAILURES as error:
             raise unavailable("read", self._pool, error, keys=self._keys) from error
+
+    def _live_name(self, channel: str) -> str:
+        return self._server.live_name(channel)
 
     async def _append(self, channel: str, addition: Addition) -> Added:
         try:
