@@ -83,7 +83,7 @@ class LivePush:
         self.limits = limits or Limits()
         self.drain_policy = drain or DrainPolicy()
         self.control_events = control_events
-        self._inline = inline_send
+        self._inline_send = inline_send
         #: The causes of refusal that are answered 200 with a `livepush.refused` event.
         self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
         self._counters = Counters()
@@ -127,7 +127,7 @@ class LivePush:
         """
         run = self._run
         if run is None or not run.running or run.loop is not loop_identity():
-            run = await self._running()
+            run = await self._current_run()
         opened = await self._endpoint(run, scope, receive, send)
         return None if opened is None else drive(*opened, receive, send, scope.get("client"))
 
@@ -161,7 +161,7 @@ class LivePush:
         Raises InvalidEventError for an event that cannot be written, PositionConflictError, and
         BrokerUnavailableError when the broker is away: the event may have been published.
         """
-        if get_ident() != self._thread and (loop := self._other_loop()) is not None:
+        if get_ident() != self._thread and (loop := self._loop_elsewhere()) is not None:
             again = partial(
                 self.publish,
                 channel,
@@ -231,7 +231,7 @@ class LivePush:
         cannot be told; the streams of this process have ended all the same.
         """
         revocation = Revocation(slot_key, channel)
-        if get_ident() != self._thread and (loop := self._other_loop()) is not None:
+        if get_ident() != self._thread and (loop := self._loop_elsewhere()) is not None:
             return await run_on(
                 loop, partial(self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout)
             )
@@ -291,7 +291,7 @@ class LivePush:
                 self.drain_policy,
                 self._counters,
                 lambda request, authorize: self._endpoint.decider.decide_again(request, run, authorize),
-                inline_send=self._inline,
+                inline_send=self._inline_send,
             )
             run.launch()
         await self._run.wait_started()
@@ -303,7 +303,7 @@ class LivePush:
             await run.stop()
             self._stopped_in = run.loop
 
-    async def _running(self) -> Run | None:
+    async def _current_run(self) -> Run | None:
         run = self._run
         if run is not None and run.running and run.loop is loop_identity():
             return run
@@ -312,7 +312,7 @@ class LivePush:
         await self.start()
         return self._run
 
-    def _other_loop(self) -> object | None:
+    def _loop_elsewhere(self) -> object | None:
         """Return the event loop that this runs on; None if it is the caller's, or if this does not run.
 
         `async_to_sync(push.publish)` may begin an event loop of its own, and the broker belongs to one loop.
@@ -363,7 +363,7 @@ class LivePush:
     async def _opening(self) -> AsyncIterator[Run]:
         """Give the run for a new stream, and count the cause if there is none."""
         try:
-            run = await self._running()
+            run = await self._current_run()
             if run is None:
                 raise NotRunningError(NOT_RUNNING)
             yield run

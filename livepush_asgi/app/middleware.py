@@ -79,9 +79,9 @@ class _Lifespan:
             # By the ASGI specification an application that raises here does not support the lifespan.
             logger.debug("the application has no lifespan: %r", error)
         if not self._failed and not self._asked_to_stop:
-            await self._go_on_alone()
+            await self._serve_alone()
 
-    async def _go_on_alone(self) -> None:
+    async def _serve_alone(self) -> None:
         if not self._asked_to_start:
             await self._receive()
         if not self._started:

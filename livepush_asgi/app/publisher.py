@@ -112,8 +112,8 @@ class Publisher:
             thread, self._thread = self._thread, None
             if thread is None:
                 return
-            self._dropped.detach()
-            self._changed.wait_for(lambda: not thread.borrowed)
+            self._finalizer.detach()
+            self._changed.wait_for(lambda: not thread.users)
         thread.stop()
         thread.wait_ended()
 
@@ -123,31 +123,31 @@ class Publisher:
             raise RuntimeError(
                 f"Publisher.{name} blocks, and this thread runs an event loop: use `await push.{name}(...)`"
             )
-        thread = self._borrow()
+        thread = self._acquire_thread()
         try:
             return thread.call(partial(function, thread))
         finally:
-            self._give_back(thread)
+            self._release_thread(thread)
 
-    def _borrow(self) -> "_LoopThread":
+    def _acquire_thread(self) -> "_LoopThread":
         with self._changed:
             if self._thread is None:
                 self._thread = _LoopThread(self._make_broker, self._namespace)
-                self._dropped = finalize(self, self._thread.stop)
-                self._dropped.atexit = False
-            self._thread.borrowed += 1
+                self._finalizer = finalize(self, self._thread.stop)
+                self._finalizer.atexit = False
+            self._thread.users += 1
             return self._thread
 
-    def _give_back(self, thread: "_LoopThread") -> None:
+    def _release_thread(self, thread: "_LoopThread") -> None:
         with self._changed:
-            thread.borrowed -= 1
+            thread.users -= 1
             self._changed.notify_all()
 
-    def _leave_to_parent(self) -> None:
+    def _forget_thread(self) -> None:
         # A thread that the fork did not copy may have held the lock.
         self._changed = threading.Condition()
         if self._thread is not None:
-            self._dropped.detach()
+            self._finalizer.detach()
         self._thread = None
 
 
@@ -156,7 +156,7 @@ class _LoopThread:
 
     def __init__(self, make_broker: MakeBroker, namespace: str | None) -> None:
         #: How many threads are publishing.
-        self.borrowed = 0
+        self.users = 0
         self.sender = CommandSender()
         self._started: Future[tuple[BlockingPortal, Broker, Callable[[], None]]] = Future()
         self._ended: Future[None] = Future()
@@ -234,14 +234,14 @@ _publishers: WeakSet[Publisher] = WeakSet()
 _running: set[_LoopThread] = set()
 # What a forked process has inherited is kept as it is: closing or collecting it here would act upon
 # sockets and a selector that the parent uses.
-_parents: list[_LoopThread] = []
+_inherited: list[_LoopThread] = []
 
 
-def _begin_anew() -> None:
-    _parents.extend(_running)
+def _reset_after_fork() -> None:
+    _inherited.extend(_running)
     _running.clear()
     for publisher in list(_publishers):
-        publisher._leave_to_parent()
+        publisher._forget_thread()
 
 
 def _close_all() -> None:
@@ -258,4 +258,4 @@ def _close_all() -> None:
 
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -142,7 +142,7 @@ class SSEStreamService:
     ) -> None:
         self.push = LivePush(
             broker,
-            _nobody,
+            _refuse_all,
             slots=slot_cap,
             timing=Timing(heartbeat_interval=heartbeat_seconds, retry=RETRY),
             limits=limits,
@@ -221,7 +221,7 @@ class SSEStreamService:
                     raise failure
             if stream.finished:
                 # It was cut while it waited: by a revocation, or because the process ends.
-                raise _refused_by(stream.reason)
+                raise _error_for(stream.reason)
         except BaseException as error:
             # A framework cancels the view when the client leaves.
             left = isinstance(error, anyio.get_cancelled_exc_class())
@@ -240,11 +240,11 @@ class SSEStreamService:
         return self.push.statistics()
 
 
-def _refused_by(reason: EndReason | None) -> LivePushError:
+def _error_for(reason: EndReason | None) -> LivePushError:
     if reason is EndReason.REVOKED:
         return GrantRevokedError("the stream was revoked while it was being opened")
     return NotRunningError("no new streams: this process is giving up its streams, or has stopped")
 
 
-def _nobody(request: StreamRequest) -> Refusal:
+def _refuse_all(request: StreamRequest) -> Refusal:
     return Refusal(404)

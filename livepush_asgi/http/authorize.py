@@ -37,14 +37,14 @@ ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
 INVALID = "The request names no valid channel or key."
 # A plain `authorize` runs on the event loop. It is reported when it takes so many seconds so often in a row:
 # on a busy machine a single call may take long without blocking.
-BLOCKING = 0.02
+BLOCKING_TIME = 0.02
 BLOCKING_CALLS = 5
 BLOCKED = (
     "authorize blocks the event loop, and every stream with it, the last time for %.3f s: decorate it with "
     "asgiref.sync's sync_to_async (with uses_database for Django's ORM), or make it asynchronous"
 )
 # A failure of the same kind is logged once in so many seconds.
-QUIET_TIME = 60.0
+LOG_INTERVAL = 60.0
 MOST_KINDS = 100
 
 # How a client is refused for each error. A class stands before the one that it is derived from.
@@ -132,7 +132,7 @@ class Decider:
         if isinstance(decision, Refusal):
             raise Refused(decision, RefusalCause.AUTHORIZE)
         if not isinstance(decision, Grant):
-            raise self._wrong(decision)
+            raise self._wrong_type(decision)
         try:
             check_expiry(decision)
         except GrantExpiredError as error:
@@ -154,7 +154,7 @@ class Decider:
             return authorize(request)
         finally:
             took = time.perf_counter() - begun
-            self._blocking = self._blocking + 1 if took > BLOCKING else 0
+            self._blocking = self._blocking + 1 if took > BLOCKING_TIME else 0
             if self._blocking >= BLOCKING_CALLS:
                 self._failures.warn("blocking", BLOCKED, took)
 
@@ -170,24 +170,24 @@ class Decider:
             self._failures.error(
                 error, "authorize raised what is no refusal (%s); the client got a 500", wrong
             )
-            raise self._failed(500) from None
+            raise self._error_refusal(500) from None
         if refusal is not None:
             return refusal
         if isinstance(error, TimeoutError):
             self._failures.error(error, "authorize took longer than its time; the client got a 503")
-            raise self._failed(503) from None
+            raise self._error_refusal(503) from None
         self._failures.error(error, "authorize raised; the client got a 500")
-        raise self._failed(500) from None
+        raise self._error_refusal(500) from None
 
-    def _wrong(self, decision: object) -> Refused:
+    def _wrong_type(self, decision: object) -> Refused:
         error = AuthorizeError(
             f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
             "Is a `return` missing, or an `await` in front of what it calls?"
         )
         self._failures.warn(type(decision), "%s", error, level=logging.ERROR)
-        return self._failed(500)
+        return self._error_refusal(500)
 
-    def _failed(self, status: int) -> Refused:
+    def _error_refusal(self, status: int) -> Refused:
         cause = RefusalCause.ERROR
         return Refused(Refusal(status, soft=cause in self._soft_refusals), cause)
 
@@ -201,19 +201,19 @@ class _FailureLog:
 
     def warn(self, kind: object, text: str, argument: object, *, level: int = logging.WARNING) -> None:
         """Log a line."""
-        if (more := self._due(kind)) is not None:
+        if (more := self._suffix_if_due(kind)) is not None:
             logger.log(level, text + more, argument)
 
     def error(self, error: Exception, text: str, *arguments: object) -> None:
         """Log an exception with its traceback. Its kind is its type and the line that raised it."""
-        if (more := self._due((type(error), *_origin(error.__traceback__)))) is not None:
+        if (more := self._suffix_if_due((type(error), *_raising_line(error.__traceback__)))) is not None:
             logger.error(text + more, *arguments, exc_info=error)
 
-    def _due(self, kind: object) -> str | None:
+    def _suffix_if_due(self, kind: object) -> str | None:
         moment = now()
         since, count = self._logged.get(kind, (None, 0))
         # An event loop that is not the first one has another clock.
-        if since is not None and 0 <= moment - since < QUIET_TIME:
+        if since is not None and 0 <= moment - since < LOG_INTERVAL:
             self._logged[kind] = (since, count + 1)
             return None
         if len(self._logged) >= MOST_KINDS:
@@ -222,7 +222,7 @@ class _FailureLog:
         return f" ({count} more of these since the last line)" if count else ""
 
 
-def _origin(traceback: TracebackType | None) -> tuple[str, int]:
+def _raising_line(traceback: TracebackType | None) -> tuple[str, int]:
     if traceback is None:
         return "", 0
     while traceback.tb_next is not None:

@@ -19,7 +19,7 @@ from ..wire.reasons import EndReason, StreamState
 
 # What `send` raises when the client is gone: OSError by specification 2.4, anyio's own errors where the
 # server or a middleware is written with it.
-GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
+DISCONNECT_ERRORS = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
@@ -69,19 +69,19 @@ class _Driver(InlineSend):
     def client_left(self) -> None:
         """End the stream: the client has left."""
         # Where the client took nothing, the kernel may have given it up before the send timeout was over.
-        self._leave(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
+        self._end_stream(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
 
     def receive_failed(self, error: Exception) -> None:
         """End the stream: `receive` has raised."""
         self._failure = self._failure or error
-        self._leave(EndReason.ERROR)
+        self._end_stream(EndReason.ERROR)
 
-    def _leave(self, reason: EndReason) -> None:
+    def _end_stream(self, reason: EndReason) -> None:
         self._stream.abort(reason)
 
     def send_failed(self, error: Exception) -> None:
         """End the stream: `send` has raised. In most cases that only means that the client has left."""
-        if isinstance(error, GONE):
+        if isinstance(error, DISCONNECT_ERRORS):
             self._stream.end(EndReason.DISCONNECT)
         elif self._stream.reason is not EndReason.DISCONNECT:
             self._stream.end(EndReason.ERROR)
@@ -98,7 +98,7 @@ class _Driver(InlineSend):
         self._release(stuck=self._stream.reason is not EndReason.DISCONNECT)
         self._stream.close()
 
-    def _raise(self) -> None:
+    def _raise_failure(self) -> None:
         """Raise what has failed, for the server to log. Outside of the task group, which would wrap it."""
         if self._failure is not None:
             raise self._failure
@@ -119,7 +119,7 @@ class _AnyioDriver(_Driver):
                 tasks.cancel_scope.cancel()
         finally:
             self._close()
-        self._raise()
+        self._raise_failure()
 
     async def _write(self, headers: RawHeaders) -> None:
         stream, send = self._stream, self._send
@@ -174,7 +174,7 @@ class _AsyncioDriver(_Driver):
                 # The sleeping stream must not hold it.
                 chunk = b""
                 chunk = await stream.next_chunk()
-                if self.begun is not None:
+                if self.unfinished is not None:
                     await self.finish()
             if stream.state is not StreamState.CLOSED:
                 self._release(stuck=False)
@@ -186,7 +186,7 @@ class _AsyncioDriver(_Driver):
         finally:
             self._close()
             await self._end_watcher()
-        self._raise()
+        self._raise_failure()
 
     def _begin(self, receive: Receive) -> None:
         task = asyncio.current_task()
@@ -195,7 +195,7 @@ class _AsyncioDriver(_Driver):
         self._stream.driver = self
         if self._stream.context.inline_send and can_step(receive):
             self._disconnect = DisconnectWatcher(receive, self)
-            self._disconnect.listen()
+            self._disconnect.start()
         else:
             self._watcher = task.get_loop().create_task(self._watch(receive))
         # Set last: an eager watcher may have seen the client leave, and a running task cannot be interrupted.
@@ -214,7 +214,7 @@ class _AsyncioDriver(_Driver):
             # The watcher ends even if this wait is cancelled.
             await asyncio.wait([watcher])
 
-    def _leave(self, reason: EndReason) -> None:
+    def _end_stream(self, reason: EndReason) -> None:
         if self._disconnect is None:
             self._stream.abort(reason)
         elif self._stream.state is not StreamState.CLOSED:
@@ -230,7 +230,7 @@ class _AsyncioDriver(_Driver):
         disconnect, self._disconnect = self._disconnect, None
         if disconnect is not None:
             disconnect.close()
-        self.give_up()
+        self.abandon()
 
     def interrupt(self) -> None:
         # The task itself sees at its next step that the stream is closed.

@@ -14,7 +14,7 @@ from ..stream.stream import Stream
 from ..wire.reasons import RefusalCause
 from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, refused_for
 from .cors import Cors, RawHeader
-from .driver import GONE, STREAM_HEADERS
+from .driver import DISCONNECT_ERRORS, STREAM_HEADERS
 from .probe import QUERY as PROBE
 from .probe import ProbePlan, Probes
 from .responses import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
@@ -84,13 +84,13 @@ class Endpoint:
         send: Send,
     ) -> None:
         try:
-            await self.decider.decide(request, _taking(run), receive)
+            await self.decider.decide(request, _accepting(run), receive)
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except NotRunningError as error:
             await refuse(send, refused_for(error), headers, body=False)
         except ClientLeftError:
-            await _answer_nobody(send)
+            await _answer_closed(send)
         else:
             await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -110,7 +110,7 @@ class Endpoint:
         except REFUSED_ERRORS as error:
             refused = refused_for(error, self._soft_refusals)
         except ClientLeftError:
-            await _answer_nobody(send)
+            await _answer_closed(send)
             return None
         self._count_refusal(refused.cause)
         await self._refuse(refused, headers, send)
@@ -127,7 +127,7 @@ class Endpoint:
     ) -> None:
         # Neither a stream nor a refused one: a probe is no client, and shows in no number.
         try:
-            run = _taking(run)
+            run = _accepting(run)
             plan = await _plan_of(probes, request)
         except NotRunningError as error:
             await self._refuse(refused_for(error), headers, send)
@@ -135,7 +135,7 @@ class Endpoint:
         except Refused as refused:
             await self._refuse(refused, headers, send)
             return
-        await probes.carry(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
+        await probes.send(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
 
     async def open(
         self,
@@ -196,16 +196,16 @@ class Opened(NamedTuple):
     headers: list[RawHeader]
 
 
-def _taking(run: Run | None) -> Run:
+def _accepting(run: Run | None) -> Run:
     """Return the run if it takes new streams. Raises NotRunningError."""
     if run is None or run.draining:
         raise NotRunningError(NOT_RUNNING)
     return run
 
 
-async def _answer_nobody(send: Send) -> None:
+async def _answer_closed(send: Send) -> None:
     """Answer a client that has left."""
-    with suppress(*GONE):
+    with suppress(*DISCONNECT_ERRORS):
         await refuse(send, Refusal(CLIENT_CLOSED_REQUEST), [])
 
 

@@ -20,7 +20,7 @@ _DJANGO = {
     "django.core.exceptions.SuspiciousOperation": 400,
 }
 # They belong to the body that the framework would have sent.
-_OF_THE_BODY = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
+_BODY_HEADERS = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 
 
 def refusal_of(error: Exception) -> Refusal | None:
@@ -48,7 +48,7 @@ def _refusal(error: Exception, status: object, detail: object) -> Refusal:
         raise ValueError(f"{type(error).__name__} has no status")
     if detail is not None and not isinstance(detail, str):
         detail = json.dumps(detail, default=str)
-    headers = {name: value for name, value in _headers(error) if name not in _OF_THE_BODY}
+    headers = {name: value for name, value in _headers(error) if name not in _BODY_HEADERS}
     retry_after = headers.get("retry-after", "")
     seconds = int(headers.pop("retry-after")) if retry_after.isascii() and retry_after.isdigit() else None
     return Refusal(status, detail or None, retry_after=seconds, headers=headers)

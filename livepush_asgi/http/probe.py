@@ -19,7 +19,7 @@ import anyio.lowlevel
 from ..grant import Decision, Grant, Refusal, StreamRequest
 from ..runtime.asgi import Receive, Scope, Send
 from ..wire.event import HEARTBEAT, encode_block
-from .driver import GONE, STREAM_HEADERS, RawHeaders
+from .driver import DISCONNECT_ERRORS, STREAM_HEADERS, RawHeaders
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -33,7 +33,7 @@ MOST_AT_ONCE = 8
 # In seconds: how often a probe checks whether the process drains.
 DRAIN_CHECK = 0.25
 # Request header fields that proxies add. Their names tell which proxies a request came through.
-TELLING = re.compile(
+PROXY_HEADERS = re.compile(
     r"via|forwarded|x-forwarded-.*|x-real-ip|x-request-start|x-amzn-trace-id|x-amz-cf-id|cf-ray|cdn-loop"
     r"|x-vercel-id|fly-.*|x-envoy-.*|x-azure-.*|x-cloud-trace-context|x-arr-.*|x-varnish"
 )
@@ -97,11 +97,11 @@ class Probes:
             raise Refusal(429, "Too many probes.", retry_after=5)
         return plan
 
-    async def carry(
+    async def send(
         self,
         plan: ProbePlan,
         scope: Scope,
-        over: Callable[[], bool],
+        stopped: Callable[[], bool],
         headers: RawHeaders,
         receive: Receive,
         send: Send,
@@ -112,8 +112,8 @@ class Probes:
             async with anyio.create_task_group() as tasks:
                 tasks.cancel_scope.deadline = anyio.current_time() + plan.seconds + GRACE
                 tasks.start_soon(_watch, receive, tasks.cancel_scope)
-                probe = _Probe(plan, self._heartbeat_interval, over, send)
-                await probe.run(_seen(scope), [*STREAM_HEADERS, *headers])
+                probe = _Probe(plan, self._heartbeat_interval, stopped, send)
+                await probe.run(_request_facts(scope), [*STREAM_HEADERS, *headers])
                 tasks.cancel_scope.cancel()
         finally:
             self._running -= 1
@@ -142,11 +142,11 @@ class _Probe:
     """One probe. Its events carry the milliseconds since its start, by the monotonic clock."""
 
     def __init__(
-        self, plan: ProbePlan, heartbeat_interval: float | None, over: Callable[[], bool], send: Send
+        self, plan: ProbePlan, heartbeat_interval: float | None, stopped: Callable[[], bool], send: Send
     ) -> None:
         self._plan = plan
         self._heartbeat_interval = heartbeat_interval
-        self._over = over
+        self._stopped = stopped
         self._send = send
         self._start = anyio.current_time()
         self._number = 0
@@ -160,10 +160,10 @@ class _Probe:
             facts = {**plan, "heartbeat": self._heartbeat_interval, **seen}
             # As large as the other events: some proxies decide by the first piece whether they compress.
             await self._send_event(facts, pad_to=self._plan.size)
-            complete = await self._send_series() and await self._pause()
+            complete = await self._send_series() and await self._send_idle()
             end = "complete" if complete else "drain"
             await self._send_event({"end": end, "events": self._number - 1, "bytes": self._bytes}, more=False)
-        except GONE:
+        except DISCONNECT_ERRORS:
             return
 
     async def _send_series(self) -> bool:
@@ -173,7 +173,7 @@ class _Probe:
             await self._send_event({}, pad_to=self._plan.size)
         return True
 
-    async def _pause(self) -> bool:
+    async def _send_idle(self) -> bool:
         end = self._now() + self._plan.idle / 1000
         while self._heartbeat_interval is not None and self._now() + self._heartbeat_interval < end:
             if not await self._wait_until(self._now() + self._heartbeat_interval):
@@ -182,7 +182,7 @@ class _Probe:
         return await self._wait_until(end)
 
     async def _wait_until(self, moment: float) -> bool:
-        while not self._over():
+        while not self._stopped():
             left = moment - self._now()
             if left <= 0:
                 return True
@@ -208,13 +208,13 @@ def _padding(size: int) -> bytes:
     return b":" + secrets.token_hex(size)[: size - 2].encode() + b"\n" if size >= 2 else b""
 
 
-def _seen(scope: Scope) -> dict[str, object]:
+def _request_facts(scope: Scope) -> dict[str, object]:
     """Return how a request came to the application: HTTP version, scheme and the signs of proxies."""
     fields = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
     return {
         "http": scope.get("http_version", ""),
         "scheme": scope.get("scheme", ""),
-        "telling": sorted({name for name, _ in fields if TELLING.fullmatch(name)}),
+        "telling": sorted({name for name, _ in fields if PROXY_HEADERS.fullmatch(name)}),
         "via": ", ".join(value for name, value in fields if name == "via")[:200],
     }
 

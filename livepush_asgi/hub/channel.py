@@ -42,17 +42,17 @@ class Coalescer:
     """
 
     def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
-        self._given_out = 0
+        self._delivered = 0
         self._call_soon = call_soon
         self._now = now
         self._pending: list[tuple[Channel, Delivery]] = []
-        self._called = False
+        self._end_scheduled = False
         self._flushing = False
 
     @property
     def delivered(self) -> int:
         """How many events of the application listeners were given, or are about to be given in this turn."""
-        return self._given_out + sum(
+        return self._delivered + sum(
             [len(channel.listeners) for channel, _ in self._pending if channel.counts]
         )
 
@@ -61,8 +61,8 @@ class Coalescer:
         self._pending.append((channel, delivery))
         if len(self._pending) >= MOST_PENDING:
             self.flush()
-        elif not self._called:
-            self._called = True
+        elif not self._end_scheduled:
+            self._end_scheduled = True
             self._call_soon(self._end_turn)
 
     def flush(self) -> None:
@@ -73,15 +73,15 @@ class Coalescer:
         self._flushing = True
         try:
             pending, self._pending = self._pending, []
-            self._give_out(pending)
+            self._deliver_batches(pending)
         finally:
             self._flushing = False
 
     def _end_turn(self) -> None:
-        self._called = False
+        self._end_scheduled = False
         self.flush()
 
-    def _give_out(self, pending: "list[tuple[Channel, Delivery]]") -> None:
+    def _deliver_batches(self, pending: "list[tuple[Channel, Delivery]]") -> None:
         by_channel: dict[Channel, list[Delivery]] = {}
         for channel, delivery in pending:
             by_channel.setdefault(channel, []).append(delivery)
@@ -93,7 +93,7 @@ class Coalescer:
         for channel, deliveries in by_channel.items():
             batch, listeners = Batch(deliveries, now), channel.listeners
             if channel.counts:
-                self._given_out += len(deliveries) * len(listeners)
+                self._delivered += len(deliveries) * len(listeners)
             for listener in listeners:
                 if listener.several and len(by_channel) > 1:
                     several.setdefault(listener, set()).add(channel)
@@ -121,11 +121,11 @@ class Channel:
         "_attempted",
         "_broker",
         "_coalescer",
-        "_complained",
         "_listeners",
         "_on_attempt",
         "_snapshot",
         "_subscription",
+        "_unreadable_logged",
         "check_at",
         "closed",
         "counts",
@@ -164,7 +164,7 @@ class Channel:
         self._subscription: Subscription | None = None
         # Made for the first task that waits; most channels never have one.
         self._attempted: anyio.Event | None = None
-        self._complained = False
+        self._unreadable_logged = False
 
     def add(self, listener: Listener) -> None:
         """Let a listener hear what is delivered from now on."""
@@ -191,7 +191,7 @@ class Channel:
         try:
             position, proper = split_position(payload)
         except InvalidEventError as error:
-            self._complain(error)
+            self._log_unreadable(error)
             self.lost()
         else:
             self.deliver_at(position, proper)
@@ -202,7 +202,7 @@ class Channel:
 
     def lost(self) -> None:
         """Tell every listener that events may be missing."""
-        self._tell_gap(GapReason.BROKER, None)
+        self._deliver_gap(GapReason.BROKER, None)
 
     def check(self) -> None:
         """Look whether something has been missed. Without a log there is nothing to look at."""
@@ -226,8 +226,8 @@ class Channel:
                 backoff.reset()
                 await self._read()
             except Exception as error:
-                self._note(error)
-            await self._give_back()
+                self._attempt_ended(error)
+            await self._close_subscription()
             await anyio.sleep(backoff.next_delay())
 
     async def close(self) -> None:
@@ -235,7 +235,7 @@ class Channel:
         self.closed = True
         if self._attempted is not None:
             self._attempted.set()
-        await self._give_back()
+        await self._close_subscription()
 
     async def _subscribe(self) -> bool:
         """Subscribe, and return whether the subscription delivers by itself."""
@@ -246,7 +246,7 @@ class Channel:
             forward(self)
         await self._catch_up()
         is_first, self.ready = not self.ready, True
-        self._note(None)
+        self._attempt_ended(None)
         if is_first:
             for listener in self.listeners:
                 listener.subscribed(self.name)
@@ -275,7 +275,7 @@ class Channel:
                 size += len(payload)
                 self.deliver(payload)
 
-    async def _give_back(self) -> None:
+    async def _close_subscription(self) -> None:
         subscription, self._subscription = self._subscription, None
         if subscription is None:
             return
@@ -290,25 +290,25 @@ class Channel:
         try:
             delivery = delivery_of(self.name, payload, position)
         except InvalidEventError as error:
-            self._complain(error)
-            self._tell_gap(GapReason.BROKER, position)
+            self._log_unreadable(error)
+            self._deliver_gap(GapReason.BROKER, position)
             return
         self._coalescer.add(self, delivery)
 
-    def _tell_gap(self, reason: GapReason, position: Position | None) -> None:
+    def _deliver_gap(self, reason: GapReason, position: Position | None) -> None:
         """Tell every listener that events are missing, in a log those up to `position`."""
         self._coalescer.flush()
         for listener in self.listeners:
             listener.gap(self.name, reason, position)
 
-    def _note(self, error: Exception | None) -> None:
+    def _attempt_ended(self, error: Exception | None) -> None:
         """Take note of how an attempt at the broker has ended."""
         self.error = error
         self._on_attempt(self)
         if self._attempted is not None:
             self._attempted.set()
 
-    def _complain(self, error: InvalidEventError) -> None:
-        if not self._complained:
-            self._complained = True
+    def _log_unreadable(self, error: InvalidEventError) -> None:
+        if not self._unreadable_logged:
+            self._unreadable_logged = True
             logger.warning("a payload on %r cannot be delivered: %s (told once)", self.name, error)

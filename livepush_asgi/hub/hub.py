@@ -23,7 +23,7 @@ logger = logging.getLogger("livepush_asgi")
 # How long a channel may look quiet before its log is asked, in seconds.
 CHECK_INTERVAL = 40.0
 # How often it is seen which channels have to be asked, in seconds: one timer for ten thousand of them.
-LOOK_INTERVAL = 1.0
+SCAN_INTERVAL = 1.0
 # How long a channel that is wanted again waits for its former subscription to be closed, in seconds. A
 # broker is promised that it is; a subscription whose broker does not answer is lost anyway.
 CLOSE_WAIT = CLOSE_TIMEOUT + 1.0
@@ -50,10 +50,10 @@ class Hub:
         # The former channels of a name, and what says that each is closed.
         self._closing: dict[str, dict[Channel, anyio.Event]] = {}
         self._failing: set[Channel] = set()
-        self._looking = False
+        self._check_scheduled = False
         # Made once, and not for each of ten thousand channels.
-        self._on_attempt = self._note
-        self._spawn = self._start
+        self._on_attempt = self._log_health
+        self._spawn = self._start_task
 
     @property
     def channels(self) -> int:
@@ -84,9 +84,9 @@ class Hub:
         """
         channel = self._channels.get(name)
         if channel is None:
-            channel = self._channels[name] = self._make(name)
+            channel = self._channels[name] = self._make_channel(name)
             channel.scope = anyio.CancelScope()
-            self._tasks.start_soon(self._keep, channel, channel.scope, name=f"livepush channel {name}")
+            self._tasks.start_soon(self._run_channel, channel, channel.scope, name=f"livepush channel {name}")
         elif channel.lingering is not None:
             channel.lingering.cancel()
             channel.lingering = None
@@ -145,37 +145,37 @@ class Hub:
             for channel in self._channels.values():
                 closing.start_soon(channel.close)
 
-    def _make(self, name: str) -> Channel:
+    def _make_channel(self, name: str) -> Channel:
         # Among the component's own channels only the command channel is read from its log.
         reserved = name.startswith(RESERVED_PREFIX) and name != COMMAND_CHANNEL
         if self._log is None or reserved:
             return Channel(name, self._broker, self._coalescer, self._on_attempt)
         channel = LoggedChannel(name, self._log, self._coalescer, self._on_attempt, self._spawn)
         channel.check_at = self._next_check()
-        if not self._looking:
-            self._looking = True
-            self._scheduler.call_later(LOOK_INTERVAL, self._look)
+        if not self._check_scheduled:
+            self._check_scheduled = True
+            self._scheduler.call_later(SCAN_INTERVAL, self._check_channels)
         return channel
 
     def _next_check(self) -> float:
         # At a random moment, so that ten thousand quiet channels are not asked all at once.
         return self.now() + CHECK_INTERVAL * random.uniform(0.5, 1.0)
 
-    def _look(self) -> None:
+    def _check_channels(self) -> None:
         now = self.now()
         for channel in list(self._channels.values()):
             if channel.check_at <= now:
                 channel.check()
                 channel.check_at = self._next_check()
-        self._looking = bool(self._channels)
-        if self._looking:
-            self._scheduler.call_later(LOOK_INTERVAL, self._look)
+        self._check_scheduled = bool(self._channels)
+        if self._check_scheduled:
+            self._scheduler.call_later(SCAN_INTERVAL, self._check_channels)
 
-    def _start(self, function: BackgroundFunction) -> None:
+    def _start_task(self, function: BackgroundFunction) -> None:
         # A broker may deliver from a plain callback of the event loop, where anyio starts no task.
         self._call_in_task(partial(self._tasks.start_soon, function))
 
-    async def _keep(self, channel: Channel, scope: anyio.CancelScope) -> None:
+    async def _run_channel(self, channel: Channel, scope: anyio.CancelScope) -> None:
         try:
             with scope:
                 if channel.name in self._closing:
@@ -210,7 +210,7 @@ class Hub:
             if not closing:
                 del self._closing[channel.name]
 
-    def _note(self, channel: Channel) -> None:
+    def _log_health(self, channel: Channel) -> None:
         """Log one line when the first channel fails and one when the last has recovered."""
         if channel.error is None:
             if channel in self._failing:

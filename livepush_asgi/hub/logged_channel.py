@@ -103,12 +103,12 @@ class LoggedChannel(Channel):
             try:
                 if await self._read_page():
                     if failed:
-                        self._note(None)
+                        self._attempt_ended(None)
                     return
                 backoff.reset()
             except Exception as error:
                 failed = True
-                self._note(error)
+                self._attempt_ended(error)
                 await anyio.sleep(backoff.next_delay())
 
     async def _read_page(self) -> bool:
@@ -117,7 +117,7 @@ class LoggedChannel(Channel):
         before = self.position
         page = await self._log.read(self.name, before.offset, PAGE, max_bytes=PAGE_BYTES)
         # From here to the return nothing waits, so that no live payload falls between.
-        self._go_through(page.seen_from(before))
+        self._deliver_page(page.seen_from(before))
         arrived = self.position.epoch == page.epoch and self.position.offset >= page.last
         if arrived and not (self._seen is not None and self._is_ahead(self._seen)):
             self._filling, self._seen = False, None
@@ -128,20 +128,20 @@ class LoggedChannel(Channel):
             await anyio.sleep(AHEAD_RETRY)
         return False
 
-    def _go_through(self, page: Page) -> None:
+    def _deliver_page(self, page: Page) -> None:
         assert self.position is not None
         placed = page.place_of(self.position)
         if placed is None:
             # Another log, or one that lost its end. This page may start anywhere in it; the next will
             # start where the loss is.
             self.position = page.start_after_loss(self.position)
-            self._tell_gap(GapReason.EPOCH, self.position)
+            self._deliver_gap(GapReason.EPOCH, self.position)
             return
         # Where a log goes on under a new epoch and has lost nothing, no gap is told.
         self.position = placed
         if page.first - 1 > placed.offset:
             self.position = placed.at(page.first - 1)
-            self._tell_gap(GapReason.EXPIRED, self.position)
+            self._deliver_gap(GapReason.EXPIRED, self.position)
         for record in page.records:
             if record.offset > self.position.offset:
                 self.position = placed.at(record.offset)

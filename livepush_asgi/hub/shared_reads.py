@@ -19,10 +19,10 @@ from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
 
 # How long a page is kept for others, in seconds, and how many bytes of payload all of them have at most.
-KEEP = 2.0
+MAX_AGE = 2.0
 MOST_BYTES = 8 * 1024 * 1024
 # Bytes that a page takes beside its payloads, so that empty pages are bounded too.
-PAGE_COST = 1024
+PAGE_OVERHEAD = 1024
 
 # The channel, the offset to read after, and how many events and bytes at most.
 Request = tuple[str, int, int, int]
@@ -67,7 +67,7 @@ class SharedReads:
         self._end_of = end_of
         self._under_way: dict[Request, _Read] = {}
         # Those that have brought a page. The oldest is the first.
-        self._kept: dict[Request, _Read] = {}
+        self._cached: dict[Request, _Read] = {}
         self._bytes = 0
 
     async def read(self, channel: str, after: Position, limit: int, max_bytes: int) -> Page:
@@ -76,10 +76,10 @@ class SharedReads:
         When the caller that reads is cancelled, another one reads for those that wait.
         """
         request = (channel, after.offset, limit, max_bytes)
-        for read in (self._known(request, self._scheduler.now() - KEEP), self._under_way.get(request)):
+        for read in (self._known(request, self._scheduler.now() - MAX_AGE), self._under_way.get(request)):
             if read is not None:
                 await read.wait()
-                if read.page is not None and self._is_right(channel, after.epoch, read.page):
+                if read.page is not None and self._is_current(channel, after.epoch, read.page):
                     return read.page
         return await self._read_anew(request)
 
@@ -97,12 +97,12 @@ class SharedReads:
 
     def refute(self, channel: str) -> None:
         """Take note that the known bounds do not have a position that a client has brought."""
-        if (read := self._kept.get(_bounds(channel))) is not None:
+        if (read := self._cached.get(_bounds(channel))) is not None:
             read.refuted = True
 
     def has_refuted(self, channel: str) -> bool:
         """Return whether the known bounds do not have a position that a client has brought."""
-        read = self._kept.get(_bounds(channel))
+        read = self._cached.get(_bounds(channel))
         return read is not None and read.refuted
 
     async def _read_anew(self, request: Request) -> Page:
@@ -123,40 +123,40 @@ class SharedReads:
         finally:
             del self._under_way[request]
             read.end()
-        self._keep(request, read)
+        self._cache(request, read)
         return page
 
-    def _is_right(self, channel: str, epoch: str, page: Page) -> bool:
+    def _is_current(self, channel: str, epoch: str, page: Page) -> bool:
         end = self._end_of(channel)
         if end is None or not page.epoch == epoch == end.epoch:
             return False
         return bool(page.records) or page.last >= end.offset
 
     def _known(self, request: Request, since: float) -> _Read | None:
-        read = self._kept.get(request)
+        read = self._cached.get(request)
         return read if read is not None and read.began >= since else None
 
-    def _keep(self, request: Request, read: _Read) -> None:
+    def _cache(self, request: Request, read: _Read) -> None:
         self._drop(request)
-        if not self._kept:
-            self._scheduler.call_later(KEEP, self._expire)
-        self._kept[request] = read
+        if not self._cached:
+            self._scheduler.call_later(MAX_AGE, self._expire)
+        self._cached[request] = read
         self._bytes += _size(read)
         while self._bytes > MOST_BYTES:
-            self._drop(next(iter(self._kept)))
+            self._drop(next(iter(self._cached)))
 
     def _drop(self, request: Request) -> None:
-        if (read := self._kept.pop(request, None)) is not None:
+        if (read := self._cached.pop(request, None)) is not None:
             self._bytes -= _size(read)
 
     def _expire(self) -> None:
-        latest = self._scheduler.now() - KEEP
-        for request, read in list(self._kept.items()):
+        latest = self._scheduler.now() - MAX_AGE
+        for request, read in list(self._cached.items()):
             if read.began > latest:
                 break
             self._drop(request)
-        if self._kept:
-            self._scheduler.call_later(KEEP, self._expire)
+        if self._cached:
+            self._scheduler.call_later(MAX_AGE, self._expire)
 
 
 def _bounds(channel: str) -> Request:
@@ -164,4 +164,4 @@ def _bounds(channel: str) -> Request:
 
 
 def _size(read: _Read) -> int:
-    return PAGE_COST + sum([len(record.payload) for record in read.page.records]) if read.page else 0
+    return PAGE_OVERHEAD + sum([len(record.payload) for record in read.page.records]) if read.page else 0

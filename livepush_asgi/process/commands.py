@@ -41,7 +41,7 @@ def new_id() -> str:
     return urandom(8).hex()
 
 
-def message_of(block: bytes) -> Message:
+def decode_message(block: bytes) -> Message:
     """Return what a process has sent. Raises ValueError for what is no message."""
     text = data_of(block)
     message = json.loads(text)
@@ -67,7 +67,7 @@ async def send_revocation(
         return await send(broker, message)
 
 
-async def say_bye(broker: Broker, processes: Iterable[str]) -> None:
+async def send_bye(broker: Broker, processes: Iterable[str]) -> None:
     """Have no process wait for these any more. Never raises for a broker that is away."""
     if gone := list(processes):
         with anyio.move_on_after(BYE_TIMEOUT), suppress(Exception):
@@ -122,7 +122,7 @@ class Confirmations:
         self.missing.discard(process)
         self._changed.set()
 
-    def hear(self, message: Message) -> None:
+    def receive(self, message: Message) -> None:
         """Take a confirmation. One that is not `done` says that the process will send another."""
         match message:
             case {"id": self.id, "process": str(process), "done": bool(done), "known": list(known)}:
@@ -161,21 +161,21 @@ class CommandSender:
                 confirmations.set_count(count)
                 # A broker that counts would count the program itself, which is subscribed to this channel.
                 if count or not await send(broker, {}, REPLY_CHANNEL):
-                    await _gather(subscription, confirmations, deadline)
+                    await _collect(subscription, confirmations, deadline)
             finally:
                 with anyio.move_on_after(timeout, shield=True):
                     await subscription.close()
-        await say_bye(broker, confirmations.missing)
+        await send_bye(broker, confirmations.missing)
         return Disconnected(0, len(confirmations.confirmed))
 
 
-async def _gather(subscription: Subscription, confirmations: Confirmations, deadline: float) -> None:
+async def _collect(subscription: Subscription, confirmations: Confirmations, deadline: float) -> None:
     while not confirmations.complete and (left := deadline - now()) > 0:
         settle_time = confirmations.settle_time
         try:
             payload = await subscription.get_message(timeout=min(left, settle_time or left))
             if payload is not None:
-                confirmations.hear(message_of(from_payload(split_position(payload)[1])))
+                confirmations.receive(decode_message(from_payload(split_position(payload)[1])))
             elif settle_time is not None:
                 return
         except (MessagesLostError, ValueError):

@@ -17,11 +17,11 @@ logger = logging.getLogger("livepush_asgi")
 # The part of the window in which streams are told to end. The rest is for what they still have to send.
 SPREAD = 0.8
 # Fewer streams than this are no storm when they come back: they are given up in a part of the window.
-STORM = 10
+FULL_SPREAD_FROM = 10
 # How long a server may take to end by itself, in seconds, before the default action of a signal ends it.
 EXIT_TIMEOUT = 1.0
 # How long a server that cuts its connections at a signal has for the last bytes of the streams, in seconds.
-LAST_BYTES = 0.2
+LAST_CHUNK_TIME = 0.2
 
 
 class Drain:
@@ -46,7 +46,7 @@ class Drain:
     async def run(self) -> None:
         """End every stream at a random moment of the window, cut those that are left, and pass signals on."""
         streams, window = self._streams, self._policy.window
-        span = SPREAD * window * min(1.0, len(streams) / STORM)
+        span = SPREAD * window * min(1.0, len(streams) / FULL_SPREAD_FROM)
         if streams:
             logger.warning("draining: %d streams end within %.1f s", len(streams), span)
         for stream in streams:
@@ -55,20 +55,20 @@ class Drain:
             while streams:
                 self._empty = anyio.Event()
                 await self._empty.wait()
-        self.cut()
-        await self.pass_signals_on()
+        self.abort_remaining()
+        await self.release_signals()
 
-    def cut(self) -> None:
+    def abort_remaining(self) -> None:
         """Cut every stream that is left. Returns at once."""
         for stream in list(self._streams):
             stream.abort(EndReason.DRAIN)
         self.done.set()
 
-    async def pass_signals_on(self) -> None:
+    async def release_signals(self) -> None:
         """Let the server have the signals that were held. Its streams have ended."""
         if self._signals.fatal:
             # The server may have been told to end in another way, and be about to stop this run.
             await anyio.sleep(EXIT_TIMEOUT)
         elif self._signals.holding:
-            await anyio.sleep(LAST_BYTES)
+            await anyio.sleep(LAST_CHUNK_TIME)
         self._signals.release()

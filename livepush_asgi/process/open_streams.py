@@ -35,17 +35,17 @@ class EndingStreams:
     """Streams that were told to end. `closed` is set when all of them have."""
 
     def __init__(self, streams: Iterable[Stream]) -> None:
-        self.left = {stream for stream in streams if stream.state is not StreamState.CLOSED}
+        self.remaining = {stream for stream in streams if stream.state is not StreamState.CLOSED}
         #: How many of them were not ending before.
-        self.count = sum(stream.reason is None for stream in self.left)
+        self.count = sum(stream.reason is None for stream in self.remaining)
         self.closed = anyio.Event()
-        if not self.left:
+        if not self.remaining:
             self.closed.set()
 
     def discard(self, stream: Stream) -> None:
         """Take note that a stream has closed."""
-        self.left.discard(stream)
-        if not self.left:
+        self.remaining.discard(stream)
+        if not self.remaining:
             self.closed.set()
 
 
@@ -105,18 +105,18 @@ class OpenStreams:
             listeners = hub.listeners(revocation.channel or "")
             found = [listener for listener in listeners if isinstance(listener, Stream)]
         ending = EndingStreams(stream for stream in found if revocation.matches(stream.grant))
-        if ending.left:
+        if ending.remaining:
             self._ending.add(ending)
-            for stream in list(ending.left):
+            for stream in list(ending.remaining):
                 stream.end(EndReason.REVOKED)
             # A task of the event loop: the run may end, and the task that revokes may be cancelled.
-            spawn(partial(self._cut, ending), "livepush revocation")
+            spawn(partial(self._abort_remaining, ending), "livepush revocation")
         return ending
 
-    async def _cut(self, ending: EndingStreams) -> None:
+    async def _abort_remaining(self, ending: EndingStreams) -> None:
         with anyio.move_on_after(FLUSH_TIMEOUT):
             await ending.closed.wait()
-        for stream in list(ending.left):
+        for stream in list(ending.remaining):
             stream.abort(EndReason.REVOKED)
         self._ending.discard(ending)
 
@@ -171,10 +171,10 @@ class Reauthorization:
     async def _run(self) -> None:
         while self._due:
             self._due = False
-            await self._pass()
+            await self._reauthorize_all()
         self._running = False
 
-    async def _pass(self) -> None:
+    async def _reauthorize_all(self) -> None:
         requests = self._streams.requests
         streams = [stream for stream in self._streams.all if stream.reason is None]
         again = deque([stream for stream in streams if stream in requests])
@@ -192,9 +192,9 @@ class Reauthorization:
             self._scheduler.call_later(random.uniform(0.0, SPREAD), partial(stream.end, EndReason.REVOKED))
         async with anyio.create_task_group() as workers:
             for _ in range(min(CONCURRENCY, len(again))):
-                workers.start_soon(self._work, again)
+                workers.start_soon(self._worker, again)
 
-    async def _work(self, streams: deque[Stream]) -> None:
+    async def _worker(self, streams: deque[Stream]) -> None:
         while streams:
             stream = streams.popleft()
             # It may have closed meanwhile.

@@ -16,7 +16,7 @@ from ..slots import Lease
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL
 from ..wire.reasons import EndReason, GapReason
-from .commands import Confirmations, Message, message_of, new_id, say_bye, send, send_revocation
+from .commands import Confirmations, Message, decode_message, new_id, send, send_bye, send_revocation
 from .open_streams import EndingStreams, OpenStreams, Reauthorization
 from .revocation import Disconnected, Revocation, RevocationLog
 
@@ -88,7 +88,7 @@ class Revoker:
         self.log.add(revocation)
         pending = _PendingRevocation(revocation, {self._process, *self._known})
         self._pending[pending.id] = pending
-        echo_timer = self._scheduler.call_later(ECHO_TIMEOUT, self._end_here, pending)
+        echo_timer = self._scheduler.call_later(ECHO_TIMEOUT, self._end_local, pending)
         try:
             await self._send(pending, timeout, deadline)
             await pending.ending.closed.wait()
@@ -96,12 +96,12 @@ class Revoker:
             await pending.wait(deadline)
         finally:
             echo_timer.cancel()
-            self._end_here(pending)
+            self._end_local(pending)
             del self._pending[pending.id]
             if not self._pending:
                 self._hub.detach(REPLY_CHANNEL, self)
         self._known = (self._known | pending.confirmed) - pending.missing - {self._process}
-        await say_bye(self._broker, pending.missing)
+        await send_bye(self._broker, pending.missing)
         return Disconnected(pending.ending.count, len(pending.confirmed))
 
     async def _send(self, pending: "_PendingRevocation", timeout: float, deadline: float) -> None:
@@ -113,7 +113,7 @@ class Revoker:
                 await self._subscribe(REPLY_CHANNEL)
             count = await send_revocation(self._broker, pending.revocation, pending.id, deadline)
         except Exception:
-            self._end_here(pending)
+            self._end_local(pending)
             await pending.ending.closed.wait()
             raise
         # A process that does not listen is not counted, but confirms.
@@ -121,16 +121,16 @@ class Revoker:
         if self.listening:
             # In memory the command is back already.
             self._hub.flush()
-            self.catch_up()
+            self.handle_messages()
             with anyio.move_on_after(timeout):
-                await pending.ended_here.wait()
-        self._end_here(pending)
+                await pending.ended_local.wait()
+        self._end_local(pending)
 
-    def _end_here(self, pending: "_PendingRevocation") -> None:
+    def _end_local(self, pending: "_PendingRevocation") -> None:
         """End the matching streams of this process, once."""
-        if not pending.ended_here.is_set():
+        if not pending.ended_local.is_set():
             pending.ending = self._streams.revoke(self._hub, pending.revocation)
-            pending.ended_here.set()
+            pending.ended_local.set()
 
     async def _subscribe(self, channel: str) -> None:
         self._hub.attach(channel, self)
@@ -152,24 +152,24 @@ class Revoker:
         else:
             self._replacement_logged = False
 
-    async def leave(self) -> None:
+    async def announce_exit(self) -> None:
         """Tell the other processes not to wait for confirmations from this one."""
         if self.listening:
-            await say_bye(self._broker, [self._process])
+            await send_bye(self._broker, [self._process])
 
     # What the hub calls, possibly outside of any task.
 
     def receive(self, batch: Batch, /) -> None:
         """Keep messages for `catch_up`: the streams get first what has come in the same turn."""
         self._messages.extend(delivery.bare or delivery.block for delivery in batch.deliveries)
-        self._call_in_task(self.catch_up)
+        self._call_in_task(self.handle_messages)
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
         """Hear that messages may have been lost."""
         if channel == COMMAND_CHANNEL:
             self.log.add(None)
             self._call_in_task(self._reauthorization.begin)
-            self._call_in_task(self._say_hello)
+            self._call_in_task(self._send_hello)
 
     def subscribed(self, channel: str, /) -> None:
         """Hear that messages are heard from now on."""
@@ -179,20 +179,20 @@ class Revoker:
                 # They were opened when no command could be heard.
                 self.gap(channel, GapReason.BROKER)
             else:
-                self._call_in_task(self._say_hello)
+                self._call_in_task(self._send_hello)
 
-    def catch_up(self) -> None:
+    def handle_messages(self) -> None:
         """Carry out the messages that have come."""
         while self._messages:
             try:
-                self._obey(message_of(self._messages.popleft()))
+                self._handle(decode_message(self._messages.popleft()))
             except Exception:
                 # Any client of the broker may send an unreadable message, as often as it likes.
                 if not self._unreadable_logged:
                     self._unreadable_logged = True
                     logger.exception("a message of another process cannot be carried out (logged once)")
 
-    def _obey(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         match message:
             case {
                 "command": "disconnect",
@@ -211,11 +211,11 @@ class Revoker:
             case {"command": "bye", "processes": list(processes)}:
                 self._on_bye(processes)
             case {"id": str(id)} if id in self._pending:
-                self._pending[id].hear(message)
+                self._pending[id].receive(message)
 
     def _on_disconnect(self, revocation: Revocation, id: str, introduce: bool) -> None:
         if id in self._pending:
-            self._end_here(self._pending[id])
+            self._end_local(self._pending[id])
             return
         self.log.add(revocation)
         ending = self._streams.revoke(self._hub, revocation)
@@ -224,7 +224,7 @@ class Revoker:
     async def _confirm(self, ending: EndingStreams, id: str, known: list[str]) -> None:
         confirmation = {"id": id, "process": self._process, "known": known}
         try:
-            if ending.left:
+            if ending.remaining:
                 # Their clients may take a moment, and the sender may not know that there is this process.
                 await send(self._broker, {**confirmation, "done": False}, REPLY_CHANNEL)
             await ending.closed.wait()
@@ -241,7 +241,7 @@ class Revoker:
             self._known.add(process)
         if answer and not self._here_due:
             self._here_due = True
-            self._scheduler.call_later(self._here_at + HERE_INTERVAL - now(), self._say_here)
+            self._scheduler.call_later(self._here_at + HERE_INTERVAL - now(), self._send_here)
 
     def _on_bye(self, processes: list[object]) -> None:
         for process in map(str, processes):
@@ -250,12 +250,12 @@ class Revoker:
                 pending.forget(process)
         if self._process in processes:
             # Another process has waited in vain for a confirmation of this one.
-            self._say_hello()
+            self._send_hello()
 
-    def _say_hello(self) -> None:
+    def _send_hello(self) -> None:
         self._tasks.start_soon(self._announce, "hello")
 
-    def _say_here(self) -> None:
+    def _send_here(self) -> None:
         self._here_due, self._here_at = False, now()
         self._tasks.start_soon(self._announce, "here")
 
@@ -272,5 +272,5 @@ class _PendingRevocation(Confirmations):
     def __init__(self, revocation: Revocation, expected: Iterable[str]) -> None:
         super().__init__(expected)
         self.revocation = revocation
-        self.ended_here = anyio.Event()
+        self.ended_local = anyio.Event()
         self.ending = EndingStreams(())

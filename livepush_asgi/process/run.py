@@ -40,7 +40,7 @@ logger = logging.getLogger("livepush_asgi")
 CLEANUP_TIMEOUT = 3.0
 # When the process has fewer streams than this part of its cap, the log says that there is room again.
 # Between the two nothing is logged: streams come and go there all the time.
-RECOVERED = 0.9
+ROOM_AGAIN = 0.9
 NOT_RUNNING = "no new streams: this process is giving up its streams, or has stopped"
 
 
@@ -68,7 +68,7 @@ class Run:
         #: How many requests were admitted and have neither become a stream nor been refused.
         self.pending = 0
         # Whether the log says that the process has all the streams it may have.
-        self._full = False
+        self._full_logged = False
         #: Whether it has started and not ended. Every request asks.
         self.running = False
         self.draining = False
@@ -87,7 +87,7 @@ class Run:
         self._broker = broker
         self._slots = slots
         # Made once, and not for each stream.
-        self._on_closed = self._closed
+        self._on_closed = self._stream_closed
         self._handles_signals = drain_policy.signals
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
@@ -148,15 +148,15 @@ class Run:
         one. Raises CapExceededError, SlotsUnavailableError, NotRunningError, GrantRevokedError if a
         revocation after `decided_at` matches, and ClientLeftError; no slot is held then.
         """
-        self._check(grant, decided_at, request)
+        self._check_admissible(grant, decided_at, request)
         if grant.slot_key is None or self._slots is None:
             stream = self._make_stream(grant, control_events, last_event_id)
         else:
             relay = ReplacementRelay()
-            lease = await self._take(self._slots, grant.slot_key, relay, receive)
+            lease = await self._take_slot(self._slots, grant.slot_key, relay, receive)
             try:
                 # The slot may have taken a while.
-                self._check(grant, decided_at, request)
+                self._check_admissible(grant, decided_at, request)
                 stream = self._make_stream(grant, control_events, last_event_id)
             except BaseException:
                 lease.give_back()
@@ -187,25 +187,25 @@ class Run:
         limit = self._limits.streams
         if limit is not None:
             count = len(self.streams) + self.pending
-            if count >= limit or self._full:
+            if count >= limit or self._full_logged:
                 self._check_limit(limit, count)
         self.pending += 1
 
     def _check_limit(self, limit: int, count: int) -> None:
         if count >= limit:
-            if not self._full:
-                self._full = True
+            if not self._full_logged:
+                self._full_logged = True
                 logger.warning(
                     "new streams are refused: this process has the %d that Limits(streams=...) allows; "
                     "raise that if it has the memory, or run more processes",
                     limit,
                 )
             raise ProcessFullError(limit)
-        if count < RECOVERED * limit:
-            self._full = False
+        if count < ROOM_AGAIN * limit:
+            self._full_logged = False
             logger.warning("there is room again for new streams: %d of %d are open", count, limit)
 
-    def _closed(self, stream: Stream) -> None:
+    def _stream_closed(self, stream: Stream) -> None:
         self._open.discard(stream)
         assert stream.reason is not None
         self._counters.ended[stream.reason] += 1
@@ -277,7 +277,7 @@ class Run:
     def _on_signal(self) -> None:
         self.drain_soon()
         if self._drain.done.is_set():
-            self._tasks.start_soon(self._drain.pass_signals_on)
+            self._tasks.start_soon(self._drain.release_signals)
 
     async def _call_functions(self) -> None:
         while not self.stopping:
@@ -288,7 +288,7 @@ class Run:
 
     async def _clean_up(self) -> None:
         self.callbacks.stop()
-        self._drain.cut()
+        self._drain.abort_remaining()
         self._counters.delivered += self.hub.delivered
         with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):
             await self.hub.aclose()
@@ -298,9 +298,9 @@ class Run:
                 except Exception:
                     # `stop` waits for the end of this run, and the next `start` too.
                     logger.exception("closing the slots raised; the component stops all the same")
-            await self.revoker.leave()
+            await self.revoker.announce_exit()
 
-    def _check(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
+    def _check_admissible(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
         if self.draining or not self.running:
             raise NotRunningError(NOT_RUNNING)
         if grant.expiry is not None and grant.expiry <= time.time():
@@ -309,7 +309,9 @@ class Run:
         if log.number != decided_at and log.outdates(decided_at, grant, request):
             raise GrantRevokedError("the stream was revoked while it was being opened")
 
-    async def _take(self, slots: Slots, key: str, relay: ReplacementRelay, receive: Receive | None) -> Lease:
+    async def _take_slot(
+        self, slots: Slots, key: str, relay: ReplacementRelay, receive: Receive | None
+    ) -> Lease:
         take = slots.take(key, relay.replaced)
         if type(slots) is MemorySlotCap or getattr(slots, "bounded", False):
             # It does not wait for long, and what has changed meanwhile is looked at afterwards.

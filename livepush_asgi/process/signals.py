@@ -33,7 +33,7 @@ class SignalWatch:
         self._on_signal = on_signal
         self._hold = hold
         self._window = window
-        self._found: dict[signal.Signals, Handler] = {}
+        self._earlier: dict[signal.Signals, Handler] = {}
         # When each signal that is held came first.
         self._held: dict[signal.Signals, float] = {}
         self._active = False
@@ -48,7 +48,7 @@ class SignalWatch:
                 self._install(number)
         except ValueError as error:
             self._active = False
-            self._found.clear()
+            self._earlier.clear()
             logger.warning(
                 "streams are not drained at SIGTERM and SIGINT, since the event loop runs in %r: %s. Run the "
                 "server in the main thread; or, if something else calls drain() or stop() before the process "
@@ -62,7 +62,7 @@ class SignalWatch:
         # None: a handler that was not installed from Python cannot be called from here. An ignored
         # signal stays ignored.
         if found is not None and found != signal.SIG_IGN:
-            self._found[number] = found
+            self._earlier[number] = found
             signal.signal(number, self._handle)
 
     def remove(self) -> None:
@@ -73,7 +73,7 @@ class SignalWatch:
         self._active = False
         if threading.current_thread() is not threading.main_thread():
             return
-        for number, found in self._found.items():
+        for number, found in self._earlier.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, found)
 
@@ -85,7 +85,7 @@ class SignalWatch:
     @property
     def fatal(self) -> bool:
         """Whether a signal is held that will end the process on the spot."""
-        return any(self._found[number] == signal.SIG_DFL for number in self._held)
+        return any(self._earlier[number] == signal.SIG_DFL for number in self._held)
 
     def release(self, *, ending: bool = False) -> None:
         """Pass on the signals that are held, and from now on those that come.
@@ -96,15 +96,15 @@ class SignalWatch:
         if held:
             self.remove()
         for number in held:
-            if not (ending and self._found[number] == signal.SIG_DFL):
+            if not (ending and self._earlier[number] == signal.SIG_DFL):
                 signal.raise_signal(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number)
-        found = self._found.get(name)
+        found = self._earlier.get(name)
         if self._active:
             self._on_signal()
-            if self._hold_back(name):
+            if self._hold_signal(name):
                 return
         self._held.pop(name, None)
         if callable(found):
@@ -117,9 +117,9 @@ class SignalWatch:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    def _hold_back(self, name: signal.Signals) -> bool:
+    def _hold_signal(self, name: signal.Signals) -> bool:
         now = time.monotonic()
-        if self._found[name] == signal.SIG_DFL:
+        if self._earlier[name] == signal.SIG_DFL:
             return now - self._held.setdefault(name, now) < self._window
         if self._hold and not self._held:
             self._held[name] = now

@@ -9,7 +9,7 @@ anyio cancels in every turn of the loop: a `finally` of the callback could not g
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -54,7 +54,7 @@ class Callbacks:
         if self._stopped:
             if isinstance(awaitable, Coroutine):
                 awaitable.close()
-            raise _refused()
+            raise _draining_error()
         call = _Call(awaitable, discard)
         self._start(call)
         try:
@@ -72,15 +72,15 @@ class Callbacks:
         """End every wait, and each that begins later, with NotRunningError."""
         self._stopped = True
         for wait in list(self._waiting):
-            wait.fail(_refused())
+            wait.fail(_draining_error())
 
     async def _wait(self, call: "_Call[T]", receive: Receive | None, timeout: float | None) -> None:
         if self._stopped:
-            raise _refused()
+            raise _draining_error()
         wait = _Wait(self._alarm)
         self._waiting.add(wait)
         call.on_done = wait.wake
-        watcher = _watch(receive, wait)
+        watcher = _watch_disconnect(receive, wait)
         try:
             if not await wait.wait(timeout):
                 raise TimeoutError(f"a callback took longer than {timeout} s")
@@ -90,7 +90,7 @@ class Callbacks:
                 watcher.close()
 
 
-def _refused() -> NotRunningError:
+def _draining_error() -> NotRunningError:
     return NotRunningError("no new streams: this process is giving up its streams")
 
 
@@ -171,15 +171,11 @@ class _Call(Generic[T]):
                 self._discard(value)
 
 
-class _Starter(Protocol):
-    def __call__(self, call: _Call[Any], /) -> None: ...
-
-
 # asyncio itself keeps only weak references to its tasks.
 _calls: set[asyncio.Task[None]] = set()
 
 
-def _start_on_asyncio(call: _Call[Any], /) -> None:
+def _start_on_asyncio(call: _Call[Any]) -> None:
     task = _new_task(call.run())
     if not task.done():
         call.cancel = task.cancel
@@ -198,8 +194,8 @@ else:
         return asyncio.get_running_loop().create_task(coroutine)
 
 
-def _starter_on_trio(tasks: TaskGroup) -> _Starter:
-    def start(call: _Call[Any], /) -> None:
+def _starter_on_trio(tasks: TaskGroup) -> Callable[[_Call[Any]], None]:
+    def start(call: _Call[Any]) -> None:
         scope = anyio.CancelScope()
         call.cancel = scope.cancel
 
@@ -212,9 +208,9 @@ def _starter_on_trio(tasks: TaskGroup) -> _Starter:
     return start
 
 
-def _watch(receive: Receive | None, wait: _Wait) -> DisconnectWatcher | None:
+def _watch_disconnect(receive: Receive | None, wait: _Wait) -> DisconnectWatcher | None:
     if receive is None or not on_asyncio() or not can_step(receive):
         return None
     watcher = DisconnectWatcher(receive, wait)
-    watcher.listen()
+    watcher.start()
     return watcher

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 from .asgi import Message, Receive
 
 
-class _Local(threading.local):
+class _ThreadContext(threading.local):
     """One empty context for all the callbacks of a thread, which runs one of them at a time."""
 
     def __init__(self) -> None:
         self.context = Context()
 
 
-_local = _Local()
+_thread = _ThreadContext()
 
 
 class DisconnectHandler(Protocol):
@@ -46,14 +46,14 @@ class DisconnectWatcher:
         self._handler = handler
         self._coroutine: Coroutine[Any, Any, Message] | None = None
 
-    def listen(self) -> None:
+    def start(self) -> None:
         """Begin to wait. Returns at once; the handler may have been called by then."""
         # The first message is the request, which is there already; the second one is waited for.
         for _ in range(2):
-            self._ask()
+            self._call_receive()
             if not self._step():
                 return
-        self._ask_soon()
+        self._call_receive_soon()
 
     def close(self) -> None:
         """Listen no more. Returns at once; harmless the second time."""
@@ -61,19 +61,19 @@ class DisconnectWatcher:
         if coroutine is not None:
             coroutine.close()
 
-    def _ask(self) -> None:
+    def _call_receive(self) -> None:
         # One Coroutine, by `can_step`: the type of `receive` has to be wider.
         coroutine: Any = self._receive()
         self._coroutine = coroutine
 
-    def _ask_soon(self) -> None:
+    def _call_receive_soon(self) -> None:
         # In the loop's next turn, for a `receive` that never waits.
-        self._ask()
-        asyncio.get_running_loop().call_soon(self._go_on, context=_local.context)
+        self._call_receive()
+        asyncio.get_running_loop().call_soon(self._resume, context=_thread.context)
 
-    def _go_on(self, done: asyncio.Future[object] | None = None) -> None:
+    def _resume(self, done: asyncio.Future[object] | None = None) -> None:
         if self._step():
-            self._ask_soon()
+            self._call_receive_soon()
 
     def _step(self) -> bool:
         """Go on with the wait; return True if it brought another message than `http.disconnect`."""
@@ -84,7 +84,7 @@ class DisconnectWatcher:
             future = coroutine.send(None)
         except StopIteration as returned:
             self._coroutine = None
-            return self._is_another(returned.value)
+            return self._is_other_message(returned.value)
         except asyncio.CancelledError:
             # The server has cancelled what it waited for: the connection is gone.
             self._coroutine = None
@@ -99,13 +99,13 @@ class DisconnectWatcher:
     def _wait_for(self, future: Any) -> None:
         if future is None:
             # It only lets other tasks run, as `asyncio.sleep(0)` does.
-            asyncio.get_running_loop().call_soon(self._go_on, context=_local.context)
+            asyncio.get_running_loop().call_soon(self._resume, context=_thread.context)
         else:
             # As a task does: https://docs.python.org/3/library/asyncio-extending.html
             future._asyncio_future_blocking = False
-            future.add_done_callback(self._go_on, context=_local.context)
+            future.add_done_callback(self._resume, context=_thread.context)
 
-    def _is_another(self, message: Message) -> bool:
+    def _is_other_message(self, message: Message) -> bool:
         if message["type"] != "http.disconnect":
             return True
         self._handler.client_left()

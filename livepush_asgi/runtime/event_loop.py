@@ -179,7 +179,7 @@ async def pause() -> None:
 
 
 # A sleep with a timeout may take up to this much longer, in seconds.
-GRAIN = 0.05
+TIMEOUT_RESOLUTION = 0.05
 
 #: The sleep of one task: a future of asyncio or an event of anyio.
 Sleep = Any
@@ -214,7 +214,7 @@ class _AsyncioAlarm:
         # Return the future itself: ten thousand sleeping streams do without a coroutine each.
         if timeout is not None:
             # On a grid, so that the sleeps of many streams end in few turns of the loop.
-            when = math.ceil((self._loop.time() + timeout) / GRAIN) * GRAIN
+            when = math.ceil((self._loop.time() + timeout) / TIMEOUT_RESOLUTION) * TIMEOUT_RESOLUTION
             timer = self._loop.call_at(when, self._end, sleep, False)
             sleep.add_done_callback(lambda done: timer.cancel())
         return sleep

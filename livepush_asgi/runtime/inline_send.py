@@ -23,7 +23,7 @@ logger = logging.getLogger("livepush_asgi")
 # functions of these servers are like that. A function that a middleware has put around them may not be, so it
 # is not stepped. Another server can mark its own functions with an attribute `livepush_inline = True`.
 # https://github.com/encode/uvicorn/tree/master/uvicorn/protocols/http
-_KNOWN = frozenset(
+_STEPPABLE = frozenset(
     {
         (f"uvicorn.protocols.http.{module}", f"RequestResponseCycle.{name}")
         for module in ("httptools_impl", "h11_impl")
@@ -35,29 +35,29 @@ _KNOWN = frozenset(
 TESTED_UVICORN = ((0, 34), (0, 54))
 
 # The known functions that were seen: every request asks for two of them.
-_found: set[types.FunctionType] = set()
+_verified: set[types.FunctionType] = set()
 
 
 def can_step(function: object) -> bool:
     """Return whether this `send` or `receive` may be stepped outside of the stream's task."""
     function = getattr(function, "__func__", function)
-    if isinstance(function, types.FunctionType) and function in _found:
+    if isinstance(function, types.FunctionType) and function in _verified:
         return True
     # `functools.wraps` copies the name and the attributes of a function to one that may do anything.
     if hasattr(function, "__wrapped__"):
         return False
-    if isinstance(function, types.FunctionType) and _is_known(function):
+    if isinstance(function, types.FunctionType) and _is_steppable(function):
         return True
     return getattr(function, "livepush_inline", False) is True
 
 
-def _is_known(function: types.FunctionType) -> bool:
+def _is_steppable(function: types.FunctionType) -> bool:
     # By what it was compiled from, and not by the names that it was given later.
-    if (function.__globals__.get("__name__"), function.__code__.co_qualname) not in _KNOWN:
+    if (function.__globals__.get("__name__"), function.__code__.co_qualname) not in _STEPPABLE:
         return False
     if not _is_tested(str(getattr(sys.modules.get("uvicorn"), "__version__", ""))):
         return False
-    _found.add(function)
+    _verified.add(function)
     return True
 
 
@@ -81,12 +81,12 @@ def _is_tested(version: str) -> bool:
 class InlineSend(ABC):
     """Sends chunks by stepping `send`, where `can_step` is true of it. Base of a stream's driver."""
 
-    __slots__ = ("_send", "_yielded", "begun")
+    __slots__ = ("_send", "_yielded", "unfinished")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         #: The `send` of a chunk that is on its way: until `finish` has returned nothing else may be sent.
-        self.begun: Coroutine[Any, Any, None] | None = None
+        self.unfinished: Coroutine[Any, Any, None] | None = None
         self._yielded: object = None
 
     @abstractmethod
@@ -112,24 +112,24 @@ class InlineSend(ABC):
         except Exception as error:
             self.send_failed(error)
             return True
-        self.begun = coroutine
+        self.unfinished = coroutine
         return False
 
     async def finish(self) -> None:
         """Wait for what was begun. Raises what `send` raises."""
-        coroutine, self.begun = self.begun, None
+        coroutine, self.unfinished = self.unfinished, None
         if coroutine is not None:
-            await _go_on(coroutine, self._yielded)
+            await _resume(coroutine, self._yielded)
 
-    def give_up(self) -> None:
+    def abandon(self) -> None:
         """Give up what was begun and not finished."""
-        coroutine, self.begun = self.begun, None
+        coroutine, self.unfinished = self.unfinished, None
         if coroutine is not None:
             coroutine.close()
 
 
 @types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, None], yielded: object) -> Generator[Any, Any, None]:
+def _resume(coroutine: Coroutine[Any, Any, None], yielded: object) -> Generator[Any, Any, None]:
     """Hand on what a coroutine waits for, until it returns."""
     try:
         while True:

@@ -17,7 +17,7 @@ RESOLUTION = 0.05
 # A longer delay, in seconds, never ends: more than thirty years. So no deadline of a loop overflows.
 NEVER = 1e9
 # A smaller heap is not compacted: that would cost more than it frees.
-WORTH_COMPACTING = 64
+COMPACT_FROM = 64
 
 
 class Timer:
@@ -49,7 +49,7 @@ class Timer:
         if on_cancel is not None:
             on_cancel()
 
-    def leave(self) -> None:
+    def mark_removed(self) -> None:
         """Take note that the scheduler does not hold this timer any more."""
         self._on_cancel = None
 
@@ -79,10 +79,10 @@ class Scheduler:
         # How many of them are cancelled.
         self._cancelled = 0
         # Made once, and not for each timer.
-        self._on_cancel = self._note_cancelled
-        self._earlier = anyio.Event()
+        self._on_cancel = self._count_cancelled
+        self._earlier_timer_set = anyio.Event()
         self._sleeping_until = math.inf
-        self._called_at = -math.inf
+        self._last_call_at = -math.inf
 
     def __len__(self) -> int:
         """Return how many timers are held. At most half of them, or a few dozen, are cancelled."""
@@ -99,16 +99,16 @@ class Scheduler:
         timer = Timer(self.now() + max(0.0, delay), function, subject, self._on_cancel)
         heapq.heappush(self._timers, timer)
         if timer.when < self._sleeping_until - RESOLUTION:
-            self._earlier.set()
+            self._earlier_timer_set.set()
         return timer
 
     async def run(self) -> None:
         """Call the timers as they become due, until cancelled."""
         while True:
-            self._earlier = anyio.Event()
+            self._earlier_timer_set = anyio.Event()
             self._sleeping_until = self._next_wakeup()
             with anyio.CancelScope(deadline=self._sleeping_until):
-                await self._earlier.wait()
+                await self._earlier_timer_set.wait()
             self._call_due()
 
     def _next_wakeup(self) -> float:
@@ -116,17 +116,17 @@ class Scheduler:
             return math.inf
         # A timer that was set again while it was called may be due already. It waits all the same, so that
         # the loop moves on even if its clock stands still between two turns.
-        when = max(self._timers[0].when, self._called_at + RESOLUTION / 2)
+        when = max(self._timers[0].when, self._last_call_at + RESOLUTION / 2)
         # The rounded product may be a hair before `when`, which would then never be due.
         return max(when, math.ceil(when / RESOLUTION) * RESOLUTION)
 
     def _call_due(self) -> None:
-        self._called_at = now = self.now()
+        self._last_call_at = now = self.now()
         # Collected first, so that a timer that is set meanwhile is not called in this turn.
         due = []
         while self._timers and self._timers[0].when <= now:
             timer = heapq.heappop(self._timers)
-            timer.leave()
+            timer.mark_removed()
             if timer.cancelled:
                 self._cancelled -= 1
             else:
@@ -134,10 +134,10 @@ class Scheduler:
         for timer in due:
             timer.call()
 
-    def _note_cancelled(self) -> None:
+    def _count_cancelled(self) -> None:
         self._cancelled += 1
         # Each pass over the heap removes more than half of it, so a cancellation costs O(1) on average.
-        if self._cancelled > len(self._timers) // 2 and len(self._timers) >= WORTH_COMPACTING:
+        if self._cancelled > len(self._timers) // 2 and len(self._timers) >= COMPACT_FROM:
             self._timers = [timer for timer in self._timers if not timer.cancelled]
             heapq.heapify(self._timers)
             self._cancelled = 0

@@ -21,7 +21,7 @@ Address = tuple[str, int]
 _OPTION: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 _OPEN_FILES = "/proc/self/fd"
 # So many files are looked at in one go: less than a millisecond.
-_AT_ONCE = 200
+_FILES_PER_BATCH = 200
 
 
 def address_of(client: object) -> Address | None:
@@ -29,7 +29,7 @@ def address_of(client: object) -> Address | None:
     match client:
         # Zero is a server's "unknown"; granian writes the number as text.
         case [str(host), int() | str() as port] if str(port).isdecimal() and int(port):
-            return _plain(host), int(port)
+            return _normalized(host), int(port)
     return None
 
 
@@ -63,9 +63,9 @@ class TcpTimeouts:
         # Before the first heartbeat nothing is sent that could stay unacknowledged.
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
         self._sought: set[Address] = set()
-        self._looking = False
+        self._scan_scheduled = False
         # How many streams a connection carries that has an address alone: several over HTTP/2.
-        self._carried: dict[Address, int] = {}
+        self._stream_counts: dict[Address, int] = {}
         # The open files that were limited.
         self._files: dict[Address, int] = {}
 
@@ -83,12 +83,12 @@ class TcpTimeouts:
             return connection
         address = address_of(client)
         if address is not None:
-            carried = self._carried[address] = self._carried.get(address, 0) + 1
+            carried = self._stream_counts[address] = self._stream_counts.get(address, 0) + 1
             if carried == 1:
                 self._sought.add(address)
-                if not self._looking:
-                    self._looking = True
-                    self._scheduler.call_later(self._delay, self._look)
+                if not self._scan_scheduled:
+                    self._scan_scheduled = True
+                    self._scheduler.call_later(self._delay, self._scan_files)
         return address
 
     def release(self, limited: Limited | None, *, stuck: bool) -> None:
@@ -98,33 +98,33 @@ class TcpTimeouts:
         soon drops what the client does not take.
         """
         if isinstance(limited, tuple):
-            self._leave(limited, stuck)
+            self._release_address(limited, stuck)
         elif limited is not None and not stuck:
             _change(limited, self._limit, 0)
 
-    def _leave(self, address: Address, stuck: bool) -> None:
-        carried = self._carried.pop(address)
+    def _release_address(self, address: Address, stuck: bool) -> None:
+        carried = self._stream_counts.pop(address)
         if carried > 1:
-            self._carried[address] = carried - 1
+            self._stream_counts[address] = carried - 1
             return
         self._sought.discard(address)
         file = self._files.pop(address, None)
         if file is not None and not stuck:
             _change_file(file, address, self._limit, 0)
 
-    def _look(self) -> None:
-        self._looking = False
+    def _scan_files(self) -> None:
+        self._scan_scheduled = False
         sought, self._sought = self._sought, set()
         with contextlib.suppress(OSError):
-            self._go_on(sought, iter(os.listdir(_OPEN_FILES)))
+            self._scan_batch(sought, iter(os.listdir(_OPEN_FILES)))
 
-    def _go_on(self, sought: set[Address], files: Iterator[str]) -> None:
-        for _ in range(_AT_ONCE):
+    def _scan_batch(self, sought: set[Address], files: Iterator[str]) -> None:
+        for _ in range(_FILES_PER_BATCH):
             name = next(files, None)
             if name is None or not sought:
                 return
             self._limit_if_sought(int(name), sought)
-        self._scheduler.call_later(0.0, lambda: self._go_on(sought, files))
+        self._scheduler.call_later(0.0, lambda: self._scan_batch(sought, files))
 
     def _limit_if_sought(self, file: int, sought: set[Address]) -> None:
         address = _peer(file)
@@ -132,7 +132,7 @@ class TcpTimeouts:
             return
         sought.discard(address)
         # Its stream may have ended since the look began.
-        if address in self._carried and _change_file(file, address, 0, self._limit):
+        if address in self._stream_counts and _change_file(file, address, 0, self._limit):
             self._files[address] = file
 
 
@@ -176,9 +176,11 @@ def _peer(file: int) -> Address | None:
         return None
     finally:
         connection.detach()
-    return (_plain(found[0]), found[1]) if isinstance(found, tuple) and isinstance(found[0], str) else None
+    return (
+        (_normalized(found[0]), found[1]) if isinstance(found, tuple) and isinstance(found[0], str) else None
+    )
 
 
-def _plain(host: str) -> str:
+def _normalized(host: str) -> str:
     """Return an address without the IPv6 prefix of a mapped IPv4 address and without an interface name."""
     return host.removeprefix("::ffff:").partition("%")[0]

@@ -22,11 +22,11 @@ READ_TIMEOUT, RETRY = 10.0, 0.5
 class HistoryReader:
     """Reads what `state` says is behind."""
 
-    __slots__ = ("_failures", "_hub", "_limits", "_state")
+    __slots__ = ("_failures", "_hub", "_limits", "_recovery")
 
     def __init__(self, hub: Hub, state: RecoveryState, limits: Limits) -> None:
         self._hub = hub
-        self._state = state
+        self._recovery = state
         self._limits = limits
         # How many attempts in a row have brought nothing.
         self._failures = 0
@@ -36,14 +36,14 @@ class HistoryReader:
 
         Waits a while first if no channel could be read on in its last turn. Never raises but when cancelled.
         """
-        delay = self._state.read_at - self._hub.now()
-        if self._failures >= max(1, len(self._state.behind)):
+        delay = self._recovery.read_at - self._hub.now()
+        if self._failures >= max(1, len(self._recovery.behind)):
             delay = RETRY
         if delay > 0:
             await anyio.sleep(delay)
-        if not self._state.behind:
+        if not self._recovery.behind:
             return []
-        channel, place = self._state.next_behind()
+        channel, place = self._recovery.next_behind()
         try:
             with anyio.fail_after(READ_TIMEOUT):
                 page = await self._hub.history.read(channel, place, PAGE, self._limits.message_bytes)
@@ -53,14 +53,14 @@ class HistoryReader:
             self._failures += 1
             return []
         live_end = self._hub.catch_up([channel]).get(channel)
-        if live_end is None or channel not in self._state.behind:
+        if live_end is None or channel not in self._recovery.behind:
             # The hub delivers the channel no more, so the stream need not hurry to its end.
             self._failures += live_end is None
             return []
         self._hub.refresh(channel, page.epoch)
-        part = self._state.take_page(channel, page, live_end)
+        part = self._recovery.take_page(channel, page, live_end)
         # Nothing new: the hub has delivered what the log does not show yet, or not any more.
-        is_futile = part.gap is None and not part.records and channel in self._state.behind
+        is_futile = part.gap is None and not part.records and channel in self._recovery.behind
         self._failures = self._failures + 1 if is_futile else 0
         return _deliveries(channel, part)
 

@@ -104,10 +104,6 @@ class Outbox:
             self._items, self._bytes = None, 0
         return list(channels)
 
-    def clear(self) -> None:
-        """Discard what waits."""
-        self._items, self._bytes, self._dropped = None, 0, None
-
     def _make_room(self, needed: int) -> None:
         if self._limits.overflow != "drop_oldest":
             raise OutboxFullError
@@ -154,11 +150,6 @@ class LatestOutbox(Outbox):
         taken = super().take()
         self._by_name = {_key_of(item): item for item in self._items or ()}
         return taken
-
-    def clear(self) -> None:
-        """Discard what waits."""
-        super().clear()
-        self._by_name.clear()
 
 
 def _key_of(delivery: Delivery) -> tuple[str, bytes]:

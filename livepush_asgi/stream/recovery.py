@@ -38,14 +38,14 @@ class RecoveryState:
 
     __slots__ = (
         "_ahead",
-        "_begun",
         "_channels",
-        "_claimed",
         "_cursor",
+        "_guaranteed",
         "_most_replayed",
         "_replay",
         "_sent",
-        "_unplaced",
+        "_start_ends",
+        "_unstarted",
         "behind",
         "read_at",
         "resumption",
@@ -66,17 +66,17 @@ class RecoveryState:
         self._replay = replay
         self._most_replayed = most_replayed
         # Where the logs ended when the stream began to listen.
-        self._begun = _NONE
+        self._start_ends = _NONE
         # Up to where the client has been sent each channel.
         self._sent: dict[str, Position] = {}
         # The channels that the stream has not begun in. A tuple, because an empty set is 216 bytes.
-        self._unplaced = channels
+        self._unstarted = channels
         # Where history has gone further than the hub: what the hub delivers up to there are repeats.
         self._ahead = _NONE
         #: The channels that are read from history, in turn.
         self.behind: tuple[str, ...] = ()
         # From where on the client has a claim to every event; a replay may begin before that.
-        self._claimed = _NONE
+        self._guaranteed = _NONE
 
     @property
     def must_seek(self) -> bool:
@@ -93,7 +93,7 @@ class RecoveryState:
         Every channel is in it. A channel that has no position, or that the stream has not begun in, has an
         entry without one, or the one that the client brought: without one the next stream tells of a gap.
         """
-        if len(self._channels) == 1 and not self._unplaced:
+        if len(self._channels) == 1 and not self._unstarted:
             (channel,) = self._channels
             return event_id(channel, self._sent.get(channel))
         entries = [entry for channel in self._channels for entry in self._entries_of(channel)]
@@ -101,13 +101,13 @@ class RecoveryState:
         return ",".join(dict.fromkeys(entries))
 
     def _entries_of(self, channel: str) -> Iterable[str]:
-        if self.resumption is not None and channel in self._unplaced:
-            brought = self.resumption.brought(channel)
-            if brought:
-                return [event_id(channel, place) for place in brought]
+        if self.resumption is not None and channel in self._unstarted:
+            cursor_positions = self.resumption.cursor_positions(channel)
+            if cursor_positions:
+                return [event_id(channel, place) for place in cursor_positions]
         return (event_id(channel, self._sent.get(channel)),)
 
-    def came_with(self, id: str) -> bool:
+    def has_cursor(self, id: str) -> bool:
         """Return whether the client has brought this id."""
         return self._cursor is not None and str(self._cursor) == id
 
@@ -117,12 +117,12 @@ class RecoveryState:
         cursor = self._cursor
         return cursor is not None and not cursor.state_owed and all(map(cursor.knows, self._channels))
 
-    def begin(self, channel: str, end: Position | None) -> None:
+    def record_start(self, channel: str, end: Position | None) -> None:
         """Take note of where the log ends when the stream begins to listen: a new client begins here."""
         if end is not None:
-            self._begun = _with(self._begun, channel, end)
+            self._start_ends = _with(self._start_ends, channel, end)
 
-    def place(self, ends: Ends, *, late: bool = False) -> list[ChannelGap]:
+    def start_channels(self, ends: Ends, *, late: bool = False) -> list[ChannelGap]:
         """Begin in channels whose logs end so, None for no log. Return the gaps to tell.
 
         What the hub has delivered before does not count: the log has it. Channels whose logs have to be asked
@@ -130,40 +130,40 @@ class RecoveryState:
         """
         if self.resumption is not None:
             ends, self.read_at = self.resumption.defer(ends), self.resumption.read_at
-        self._unplaced = tuple([name for name in self._unplaced if name not in ends])
-        gaps = [(channel, self._place(channel, end, late)) for channel, end in ends.items()]
+        self._unstarted = tuple([name for name in self._unstarted if name not in ends])
+        gaps = [(channel, self._start_channel(channel, end, late)) for channel, end in ends.items()]
         self._settle()
         return [(channel, gap) for channel, gap in gaps if gap is not None]
 
-    def _place(self, channel: str, end: Position | None, late: bool) -> GapReason | None:
+    def _start_channel(self, channel: str, end: Position | None, late: bool) -> GapReason | None:
         resumption = self.resumption
         if end is not None:
             if resumption is not None:
                 place = resumption.place_of(channel, end)
                 if place is not None:
                     # It may be ahead of this process: another one, which had heard more, has served it.
-                    return self._start(channel, end, place)
+                    return self._start_at(channel, end, place)
                 place = resumption.after_loss(channel)
                 if place is not None:
-                    return self._start(channel, end, place) or GapReason.EPOCH
-            self._begin_in(channel, end)
+                    return self._start_at(channel, end, place) or GapReason.EPOCH
+            self._start_new(channel, end)
         if resumption is not None and resumption.knows(channel):
             return GapReason.UNKNOWN
         # The channel is new to the client, which has missed nothing before this stream.
         return GapReason.BROKER if late else None
 
-    def _begin_in(self, channel: str, end: Position) -> None:
+    def _start_new(self, channel: str, end: Position) -> None:
         """Begin where a client does that brings no position of its own for this log."""
-        if self._replay == "new" and self._begun.get(channel) is end:
+        if self._replay == "new" and self._start_ends.get(channel) is end:
             # Nothing was delivered since the stream began to listen: the case of nearly all.
             self._sent[channel] = end
             return
-        begun = self._begun.get(channel, end)
+        begun = self._start_ends.get(channel, end)
         claimed = begun.offset if begun.epoch == end.epoch else end.offset
         first = max(0, claimed - self._replayed())
-        self._start(channel, end, end if first == end.offset else end.at(first))
+        self._start_at(channel, end, end if first == end.offset else end.at(first))
         if self._sent[channel].offset < claimed:
-            self._claimed = _with(self._claimed, channel, end.at(claimed))
+            self._guaranteed = _with(self._guaranteed, channel, end.at(claimed))
 
     def _replayed(self) -> int:
         """Return how many events a new client is sent from before its stream."""
@@ -177,7 +177,7 @@ class RecoveryState:
             case number:
                 return min(number, self._most_replayed)
 
-    def _start(self, channel: str, end: Position, place: Position) -> GapReason | None:
+    def _start_at(self, channel: str, end: Position, place: Position) -> GapReason | None:
         gap = None
         if end.offset - place.offset > self._most_replayed:
             gap, place = GapReason.OVERFLOW, end.at(end.offset - self._most_replayed)
@@ -195,11 +195,11 @@ class RecoveryState:
         position, channel = delivery.position, delivery.channel
         if position is None:
             return True
-        if channel in self._unplaced or channel in self.behind:
+        if channel in self._unstarted or channel in self.behind:
             return False
-        return channel not in self._ahead or self._is_news(channel, position)
+        return channel not in self._ahead or self._is_new(channel, position)
 
-    def _is_news(self, channel: str, position: Position) -> bool:
+    def _is_new(self, channel: str, position: Position) -> bool:
         """Return whether what the hub delivers is beyond what history had already brought."""
         ahead = self._ahead[channel]
         if ahead.epoch != position.epoch:
@@ -248,7 +248,7 @@ class RecoveryState:
                 self._ahead = _with(self._ahead, channel, end)
             self._settle()
         # From now on its place is its claim.
-        self._claimed = _without(self._claimed, channel)
+        self._guaranteed = _without(self._guaranteed, channel)
         return PageSlice(gap, start, records)
 
     def _compare(self, channel: str, place: Position, page: Page) -> tuple[GapReason | None, Position]:
@@ -258,14 +258,14 @@ class RecoveryState:
             return GapReason.EPOCH, page.start_after_loss(place)
         if placed.offset >= page.first - 1:
             return None, placed
-        claimed = page.place_of(self._claimed.get(channel, place))
+        claimed = page.place_of(self._guaranteed.get(channel, place))
         is_missing = claimed is None or claimed.offset < page.first - 1
         return GapReason.EXPIRED if is_missing else None, Position(page.epoch, page.first - 1)
 
     def _settle(self) -> None:
-        if not self._unplaced:
-            self.resumption, self._begun = None, _NONE
-        self.settled = not (self._unplaced or self.behind or self._ahead)
+        if not self._unstarted:
+            self.resumption, self._start_ends = None, _NONE
+        self.settled = not (self._unstarted or self.behind or self._ahead)
 
 
 def _with(places: Mapping[str, Position], channel: str, place: Position) -> Mapping[str, Position]:

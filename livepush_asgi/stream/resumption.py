@@ -32,8 +32,8 @@ class Resumption:
 
     __slots__ = (
         "_after_loss",
-        "_brought",
         "_channels",
+        "_cursor_positions",
         "_found",
         "_hub",
         "_missed",
@@ -53,7 +53,7 @@ class Resumption:
         self.deferred: tuple[str, ...] = ()
         self._hub = hub
         self._channels = channels
-        self._brought: dict[str, tuple[Position, ...]] = {}
+        self._cursor_positions: dict[str, tuple[Position, ...]] = {}
         # By channel, for each log that was asked; None where the client is not in the log any more.
         self._found: dict[str, Position | None] = {}
         # Where the logs go on for a client that had events which they have lost.
@@ -74,17 +74,17 @@ class Resumption:
         """Return whether the client may have missed something in the channel before this stream."""
         return self.cursor is None or self.cursor.knows(channel)
 
-    def brought(self, channel: str) -> tuple[Position, ...]:
+    def cursor_positions(self, channel: str) -> tuple[Position, ...]:
         """Return the positions that the client has brought for a channel."""
-        if channel not in self._brought:
-            self._brought[channel] = () if self.cursor is None else self.cursor.positions_in(channel)
-        return self._brought[channel]
+        if channel not in self._cursor_positions:
+            self._cursor_positions[channel] = () if self.cursor is None else self.cursor.positions_in(channel)
+        return self._cursor_positions[channel]
 
     def place_of(self, channel: str, end: Position) -> Position | None:
         """Return where the client is in the log that ends at `end`, as far as that is known here."""
         if channel in self._found:
             return self._found[channel]
-        for place in self.brought(channel):
+        for place in self.cursor_positions(channel):
             if place.epoch == end.epoch:
                 return place
         return None
@@ -99,21 +99,21 @@ class Resumption:
         None if the logs have to be asked first: then await `look_up`.
         """
         if self._unasked is None:
-            beyond, within = self._find_in_known(self._channels, self._hub.now() - BOUNDS_AGE)
+            beyond, within = self._find_in_known_bounds(self._channels, self._hub.now() - BOUNDS_AGE)
             self._unasked = beyond + within
         if not self._unasked:
             return not self._missed
-        return False if self._asks_later else None
+        return False if self._must_defer else None
 
     async def look_up(self, timeout: float) -> bool:
         """Ask the logs of which that is not known; False if one takes longer than `timeout` seconds."""
         unasked = self._unasked or []
         # Other streams may have asked since.
-        beyond, within = self._find_in_known(unasked, self._hub.now() - BOUNDS_AGE)
+        beyond, within = self._find_in_known_bounds(unasked, self._hub.now() - BOUNDS_AGE)
         left = beyond + within
         count = 1 if beyond and not self._hub.history.in_process else len(left)
         with anyio.move_on_after(timeout):
-            while left and not self._asks_later:
+            while left and not self._must_defer:
                 await self._ask(left[:count])
                 left, count = left[count:], 4 * count
         self._seek_at = self._hub.now() + RETRY
@@ -145,18 +145,18 @@ class Resumption:
         deferred = self.deferred
         with anyio.move_on_after(SEEK_TIMEOUT):
             # What any stream has read since this one opened is as good as a read of its own.
-            beyond, within = self._find_in_known(deferred, self._opened_at)
+            beyond, within = self._find_in_known_bounds(deferred, self._opened_at)
             await self._ask(beyond + within)
         self._seek_at = self._hub.now() + RETRY
         return self._hub.catch_up(deferred)
 
     @property
-    def _asks_later(self) -> bool:
+    def _must_defer(self) -> bool:
         return self._suspect and not self._hub.history.in_process
 
     def _must_ask(self, channel: str, end: Position) -> bool:
         """Return whether only the log can tell whether the client is in it, and has missed what is gone."""
-        if channel in self._found or not self.brought(channel):
+        if channel in self._found or not self.cursor_positions(channel):
             return False
         return self.place_of(channel, end) != end
 
@@ -168,7 +168,7 @@ class Resumption:
         # these reads would be its own.
         return place is None or (self._suspect and place.offset > end.offset)
 
-    def _find_in_known(self, channels: Sequence[str], since: float) -> tuple[list[str], list[str]]:
+    def _find_in_known_bounds(self, channels: Sequence[str], since: float) -> tuple[list[str], list[str]]:
         """Find the client in logs whose bounds were read since then; return the channels of the others.
 
         First those in which the position is beyond what this process has heard, then the rest.
@@ -185,7 +185,7 @@ class Resumption:
             # only this process writes the log.
             is_new = since >= self._opened_at or (history.in_process and is_beyond)
             if page is not None and (place is None or is_new or page.has(place)):
-                self._find_in(channel, page)
+                self._find_position(channel, page)
             elif is_beyond:
                 beyond.append(channel)
                 self._suspect |= page is not None and history.has_refuted(channel)
@@ -196,25 +196,25 @@ class Resumption:
     async def _ask(self, channels: list[str]) -> None:
         if len(channels) == 1 or self._hub.history.in_process:
             for channel in channels:
-                await self._look_into(channel)
+                await self._ask_one(channel)
         else:
             async with anyio.create_task_group() as asking:
                 for channel in channels:
-                    asking.start_soon(self._look_into, channel)
+                    asking.start_soon(self._ask_one, channel)
 
-    async def _look_into(self, channel: str) -> None:
+    async def _ask_one(self, channel: str) -> None:
         try:
             page = await self._hub.history.read_bounds(channel)
         except Exception as error:
             logger.debug("the history of %r cannot be read: %s", channel, error)
         else:
-            self._find_in(channel, page)
+            self._find_position(channel, page)
 
-    def _find_in(self, channel: str, page: Page) -> None:
+    def _find_position(self, channel: str, page: Page) -> None:
         """Find the client in a page of a log that was asked."""
         self._hub.refresh(channel, page.epoch)
-        brought, history = self.brought(channel), self._hub.history
-        place = next((place for place in brought if page.has(place)), None)
+        cursor_positions, history = self.cursor_positions(channel), self._hub.history
+        place = next((place for place in cursor_positions if page.has(place)), None)
         if place is not None:
             # If events after it may be lost, the client stays there and is told when it reads on.
             place = self._found[channel] = page.seen_from(place).place_of(place) or place
@@ -222,7 +222,7 @@ class Resumption:
             self._missed = self._missed or placed is None or placed.offset < page.first - 1
             return
         # The client is told of a loss, and goes on as a stream does that is open at that moment.
-        self._found[channel], self._after_loss[channel] = None, page.start_after_loss(brought[-1])
+        self._found[channel], self._after_loss[channel] = None, page.start_after_loss(cursor_positions[-1])
         self._missed = self._suspect = True
         history.refute(channel)
         if not history.in_process:

@@ -14,7 +14,7 @@ class State:
     or what an Event takes as data.
     """
 
-    __slots__ = ("_asked", "_blocks", "_snapshot", "owed")
+    __slots__ = ("_blocks", "_request_count", "_snapshot", "owed")
 
     def __init__(self, snapshot: Callable[[], object]) -> None:
         self._snapshot = snapshot
@@ -23,15 +23,15 @@ class State:
         # The blocks that are still to be taken; None until the callback has returned.
         self._blocks: list[bytes] | None = None
         # How often the state was asked for: what was read for an earlier time is discarded.
-        self._asked = 0
+        self._request_count = 0
 
-    def owe(self) -> None:
+    def restart(self) -> None:
         """Have the state sent, from its beginning."""
         self.owed, self._blocks = True, None
-        self._asked += 1
+        self._request_count += 1
 
     @property
-    def wanted(self) -> bool:
+    def must_read(self) -> bool:
         """Whether the callback has to be called."""
         return self.owed and self._blocks is None
 
@@ -40,13 +40,13 @@ class State:
 
         Raises what the callback raises, InvalidEventError, and TimeoutError after `timeout` seconds.
         """
-        asked = self._asked
+        request = self._request_count
         found = self._snapshot()
         if inspect.isawaitable(found):
             found = await callbacks.result(found, timeout=timeout)
         events = found if isinstance(found, (list, tuple)) else [found]
         blocks = [_event_of(item).encode() for item in events]
-        if asked == self._asked:
+        if request == self._request_count:
             self._blocks = blocks
 
     def take(self, most: int) -> list[bytes]:

@@ -102,12 +102,12 @@ class Stream:
         self._unsubscribed = tuple([name for name in names if not context.hub.attach(name, self)])
         for channel in names:
             if channel not in self._unsubscribed:
-                self._composer.begin(channel)
+                self._composer.channel_subscribed(channel)
         self._set_deadlines()
         self._subscribe_timer: Timer | None = None
         if self._unsubscribed:
             wait = context.timing.subscribe_timeout
-            self._subscribe_timer = context.scheduler.call_later(wait, Stream._open_anyway, self)
+            self._subscribe_timer = context.scheduler.call_later(wait, Stream._open_without_broker, self)
 
     # What the hub calls.
 
@@ -145,9 +145,9 @@ class Stream:
             return
         self._unsubscribed = tuple(name for name in self._unsubscribed if name != channel)
         if self.state is StreamState.OPENING:
-            self._composer.begin(channel)
+            self._composer.channel_subscribed(channel)
             self._wake()
-        elif not self._composer.begin_late(channel):
+        elif not self._composer.channel_subscribed_late(channel):
             self.end(EndReason.BROKER)
         else:
             self._wake()
@@ -250,16 +250,16 @@ class Stream:
 
     @property
     def _waits_for_broker(self) -> bool:
-        return bool(self._unsubscribed) and not self._composer.hurried
+        return bool(self._unsubscribed) and not self._composer.without_broker
 
     def _start_work(self) -> None:
         """Start a task for the composer's work, in the context of this one, unless one runs already."""
         work = self._composer.work
         if work is not None and self._work is None:
             self._work = anyio.CancelScope()
-            spawn(partial(self._do, work, self._work), "livepush history", copy_context())
+            spawn(partial(self._run_work, work, self._work), "livepush history", copy_context())
 
-    async def _do(self, work: Work, scope: anyio.CancelScope) -> None:
+    async def _run_work(self, work: Work, scope: anyio.CancelScope) -> None:
         try:
             with scope:
                 await work()
@@ -307,8 +307,8 @@ class Stream:
         if timer is not None:
             timer.cancel()
 
-    def _open_anyway(self) -> None:
-        self._composer.hurried = True
+    def _open_without_broker(self) -> None:
+        self._composer.without_broker = True
         self._wake()
 
     # Deadlines: one timer for the heartbeat, the send timeout, the lifetime and the expiry.
@@ -328,7 +328,7 @@ class Stream:
             if expires_at <= self._end_at:
                 self._end_at, self._end_reason = expires_at, EndReason.EXPIRED
         first = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout)
-        self._check_in(min(first, self._end_at - now))
+        self._schedule_check(min(first, self._end_at - now))
 
     @property
     def stalled(self) -> bool:
@@ -336,7 +336,7 @@ class Stream:
         busy_since, most = self._busy_since, self.context.timing.send_timeout
         return busy_since is not None and self._now() - busy_since > 0.5 * most
 
-    def _check(self) -> None:
+    def _check_deadlines(self) -> None:
         """Do what is due: end the stream, give up a send, send a heartbeat. Then set the timer again."""
         timing, now = self.context.timing, self._now()
         if now >= self._end_at:
@@ -351,14 +351,14 @@ class Stream:
             idle = now - self._last_chunk_at
             if idle >= timing.heartbeat_interval:
                 idle = 0.0
-                self._beat()
+                self._send_heartbeat()
             due = min(due, timing.heartbeat_interval - idle)
-        self._check_in(due)
+        self._schedule_check(due)
 
-    def _check_in(self, delay: float) -> None:
-        self._check_timer: Timer = self.context.scheduler.call_later(delay, Stream._check, self)
+    def _schedule_check(self, delay: float) -> None:
+        self._check_timer: Timer = self.context.scheduler.call_later(delay, Stream._check_deadlines, self)
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         if self._parked:
             self._send_inline(HEARTBEAT, self._now())
         else:

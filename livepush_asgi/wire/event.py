@@ -109,11 +109,6 @@ def id_line(id: str) -> bytes:
     return f"id: {id}\n".encode()
 
 
-def comment_line(text: str) -> bytes:
-    """Return a comment, which no client shows. It has no blank line behind it: see `HEARTBEAT`."""
-    return f":{text}\n".encode()
-
-
 def name_line(block: bytes) -> bytes:
     """Return the field line of the event name in a block of a payload, b"" if the event has no name."""
     return block[: block.index(b"\n")] if block.startswith(b"event: ") else b""
