@@ -1,4 +1,4 @@
-"""Endpoint: one HTTP request, from its method to its stream or its refusal."""
+"""Endpoint: handles one HTTP request, from its method to its stream or its refusal."""
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -19,14 +19,14 @@ from .probe import QUERY as PROBE
 from .probe import ProbePlan, Probes
 from .responses import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
 
-# How often a request is authorized before it is refused because each decision was revoked meanwhile.
+# How often a request is authorized before it is refused, if a revocation outdates each decision.
 ATTEMPTS = 3
-# nginx's status for a client that has left. The client gets no answer, but middleware may need one.
+# The status that nginx logs for a client that has disconnected. Middleware may need a response.
 CLIENT_CLOSED_REQUEST = 499
 
 
 class Endpoint:
-    """Answers HTTP requests for streams. Holds configuration only; each request is a call of its own."""
+    """Answers HTTP requests for streams. It holds configuration only, and no state of a request."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class Endpoint:
         self._probes = probes
 
     async def __call__(self, run: Run | None, scope: Scope, receive: Receive, send: Send) -> "Opened | None":
-        """Answer one request, or return the stream that is its answer: the caller has to carry it.
+        """Answer one request, or return the stream for it, which the caller has to drive.
 
-        `run` is None if the component has stopped.
+        `run` is None if the LivePush has stopped.
         """
         request = StreamRequest(scope)
         method = scope["method"]
@@ -125,7 +125,7 @@ class Endpoint:
         receive: Receive,
         send: Send,
     ) -> None:
-        # Neither a stream nor a refused one: a probe is no client, and shows in no number.
+        # A probe counts in no statistics, neither as a stream nor as a refusal.
         try:
             run = _accepting(run)
             plan = await _plan_of(probes, request)
@@ -144,10 +144,10 @@ class Endpoint:
         receive: Receive | None = None,
         authorize: Authorize | None = None,
     ) -> Stream:
-        """Return the stream that a request gets, by the application's `authorize` or one of its own.
+        """Authorize a request, by the `authorize` of its route or of the application, and open its stream.
 
-        A decision that a revocation outdates is made again. Raises Refused, one of REFUSED_ERRORS, and
-        ClientLeftError.
+        If a revocation outdates the decision, the request is authorized again. Raises Refused, one of
+        REFUSED_ERRORS, and ClientLeftError.
         """
         if run is None:
             raise NotRunningError(NOT_RUNNING)
@@ -190,21 +190,21 @@ class Endpoint:
 
 
 class Opened(NamedTuple):
-    """A stream, and the headers of its response."""
+    """An open stream, and the headers of its response."""
 
     stream: Stream
     headers: list[RawHeader]
 
 
 def _accepting(run: Run | None) -> Run:
-    """Return the run if it takes new streams. Raises NotRunningError."""
+    """Return the run. Raises NotRunningError if it does not accept new streams."""
     if run is None or run.draining:
         raise NotRunningError(NOT_RUNNING)
     return run
 
 
 async def _answer_closed(send: Send) -> None:
-    """Answer a client that has left."""
+    """Send a response after the client has disconnected."""
     with suppress(*DISCONNECT_ERRORS):
         await refuse(send, Refusal(CLIENT_CLOSED_REQUEST), [])
 

@@ -1,5 +1,6 @@
-"""Channel: one channel in this process. It keeps one subscription up, for all the local listeners; what it
-delivers goes through the process's Coalescer.
+"""Channel: one channel in this process, with one subscription for all its listeners.
+
+Its deliveries go through the Coalescer of the process.
 """
 
 import logging
@@ -20,25 +21,25 @@ from .delivery import Batch, Delivery, Listener, delivery_of
 
 logger = logging.getLogger("livepush_asgi")
 
-# How long one `get_message` of a subscription without `forward` may wait, in seconds. Nothing depends
-# on it but how often such an adapter's wait is renewed.
+# The timeout of one `get_message` of a subscription without `forward`, in seconds. It only decides how often
+# `get_message` is called again.
 POLL_TIMEOUT = 60.0
-# The first and the longest delay before the broker is tried again, in seconds.
+# The first and the longest delay before a retry, in seconds.
 RETRY_FIRST, RETRY_MOST = 0.2, 5.0
-# How much a task that asks for messages delivers before it gives the streams their turn to send it.
+# How much a task that calls `get_message` delivers before it lets the streams send.
 MESSAGES_PER_TURN, BYTES_PER_TURN = 32, 128 * 1024
-# At so many deliveries the end of the turn is not waited for: a publisher that never lets go of the loop
-# must not fill the memory.
+# With this many pending deliveries the Coalescer does not wait for the end of the turn: a publisher that
+# blocks the event loop must not fill the memory.
 MOST_PENDING = 256
-# What closing a subscription may cost in time, in seconds, when the broker does not answer.
+# How long closing a subscription may take, in seconds, if the broker does not answer.
 CLOSE_TIMEOUT = 2.0
 
 
 class Coalescer:
-    """Gathers what channels deliver in one turn of the event loop: each listener gets it as one batch.
+    """Coalesces the deliveries of all channels in one turn of the event loop into one batch per listener.
 
-    So the cost of an event is paid once for all of the turn: joined once, put once, sent once. `call_soon`
-    has the loop call a function in its next turn.
+    So each turn joins blocks once, and each stream queues and sends once. `call_soon` schedules a function in
+    the next turn of the loop.
     """
 
     def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
@@ -51,13 +52,13 @@ class Coalescer:
 
     @property
     def delivered(self) -> int:
-        """How many events of the application listeners were given, or are about to be given in this turn."""
+        """How many events of the application were delivered or are pending, counted once per listener."""
         return self._delivered + sum(
             [len(channel.listeners) for channel, _ in self._pending if channel.counts]
         )
 
     def add(self, channel: "Channel", delivery: Delivery) -> None:
-        """Deliver something at the end of this turn, behind all that was added before."""
+        """Deliver at the end of this turn, after all earlier deliveries."""
         self._pending.append((channel, delivery))
         if len(self._pending) >= MOST_PENDING:
             self.flush()
@@ -66,8 +67,8 @@ class Coalescer:
             self._call_soon(self._end_turn)
 
     def flush(self) -> None:
-        """Deliver now what is pending: before a listener is added or placed in a log, for instance."""
-        # While a batch is given out nothing newer may overtake it.
+        """Deliver now what is pending: before a listener is added or started in a log, for example."""
+        # While a batch is being delivered, nothing newer may overtake it.
         if not self._pending or self._flushing:
             return
         self._flushing = True
@@ -85,9 +86,9 @@ class Coalescer:
         by_channel: dict[Channel, list[Delivery]] = {}
         for channel, delivery in pending:
             by_channel.setdefault(channel, []).append(delivery)
-        # The listeners to several channels, each with those of these channels that it hears.
+        # The listeners that are attached to several channels, each with its channels in this turn.
         several: dict[Listener, set[Channel]] = {}
-        # Raised when all listeners have their batches.
+        # Raised after all listeners have received their batches.
         failure: BaseException | None = None
         now = self._now()
         for channel, deliveries in by_channel.items():
@@ -112,9 +113,9 @@ class Coalescer:
 
 
 class Channel:
-    """A channel, its listeners, and the subscription that feeds them. It is that subscription's sink.
+    """A channel, its listeners, and its subscription. The channel is the sink of the subscription.
 
-    `on_attempt` is called after each attempt at the broker.
+    `on_attempt` is called after each attempt to subscribe or to read.
     """
 
     __slots__ = (
@@ -141,20 +142,21 @@ class Channel:
         self, name: str, broker: Broker, coalescer: Coalescer, on_attempt: Callable[["Channel"], None]
     ) -> None:
         self.name = name
-        #: Whether its events are the application's, and not messages between processes.
+        #: Whether it counts in the statistics: its events are not messages between processes.
         self.counts = not name.startswith(RESERVED_PREFIX)
-        #: Up to where its log has been delivered, pending deliveries included; None without a log.
+        #: The position up to which its log has been delivered, including pending deliveries; None without a
+        #: log.
         self.position: Position | None = None
-        #: Whether the channel was ever subscribed; what happens to it afterwards is told.
+        #: Whether the channel was ever subscribed. Later losses are reported as gaps.
         self.ready = False
         self.closed = False
-        #: The error of the last attempt at the broker; None when it succeeded.
+        #: The error of the last attempt to subscribe or to read; None if it succeeded.
         self.error: Exception | None = None
-        #: When to `check` it next, by the loop's clock.
+        #: The time of the next `check`, by the loop's clock.
         self.check_at = math.inf
-        #: The timer that ends it; None while there are listeners.
+        #: The timer that closes the channel; None while there are listeners.
         self.lingering: Timer | None = None
-        #: What cancels its task; None when that has ended, as it soon does where the subscription forwards.
+        #: The cancel scope of its task; None after the task has ended, at once if the subscription forwards.
         self.scope: anyio.CancelScope | None = None
         self._broker = broker
         self._coalescer = coalescer
@@ -162,32 +164,31 @@ class Channel:
         self._listeners: dict[Listener, None] = {}
         self._snapshot: tuple[Listener, ...] | None = ()
         self._subscription: Subscription | None = None
-        # Made for the first task that waits; most channels never have one.
+        # Created for the first task that waits; most channels never need it.
         self._attempted: anyio.Event | None = None
         self._unreadable_logged = False
 
     def add(self, listener: Listener) -> None:
-        """Let a listener hear what is delivered from now on."""
+        """Add a listener. It receives later deliveries only."""
         self._coalescer.flush()
         self._listeners[listener] = None
         self._snapshot = None
 
     def remove(self, listener: Listener) -> bool:
-        """Let a listener hear no more; return whether any is left."""
+        """Remove a listener. Return whether the channel still has listeners."""
         self._listeners.pop(listener, None)
         self._snapshot = None
         return bool(self._listeners)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """The listeners of this moment."""
-        # A snapshot, because a listener may go while it is being served (a finalizer, for one).
+        """A snapshot of the listeners: a delivery or a finalizer may remove a listener meanwhile."""
         if self._snapshot is None:
             self._snapshot = tuple(self._listeners)
         return self._snapshot
 
     def deliver(self, payload: bytes, /) -> None:
-        """Pass a payload on to every listener. Plain synchronous code: no listener is waited for."""
+        """Deliver a payload to every listener. Never waits for a listener."""
         try:
             position, proper = split_position(payload)
         except InvalidEventError as error:
@@ -197,26 +198,26 @@ class Channel:
             self.deliver_at(position, proper)
 
     def deliver_at(self, position: Position | None, payload: bytes, /) -> None:
-        """Pass on a payload whose position is known. Without a log to read, it is of no use."""
+        """Deliver a payload with a position. A channel without a log ignores the position."""
         self._dispatch(payload, None)
 
     def lost(self) -> None:
-        """Tell every listener that events may be missing."""
+        """Send every listener a gap: events may be missing."""
         self._deliver_gap(GapReason.BROKER, None)
 
     def check(self) -> None:
-        """Look whether something has been missed. Without a log there is nothing to look at."""
+        """Check the log for missed events. A channel without a log does nothing."""
 
     async def wait_attempted(self) -> None:
-        """Wait until the first attempt to subscribe has ended, well or not."""
+        """Wait until the first attempt to subscribe has succeeded or failed."""
         if not (self.ready or self.error or self.closed):
             self._attempted = self._attempted or anyio.Event()
             await self._attempted.wait()
 
     async def run(self) -> None:
-        """Subscribe, and again whenever that fails or the subscription ends; until cancelled.
+        """Subscribe, and again after each failure, until cancelled.
 
-        Returns early when the subscription delivers by itself.
+        Returns when subscribed if the subscription forwards its messages.
         """
         backoff = Backoff(RETRY_FIRST, RETRY_MOST)
         while True:
@@ -231,16 +232,16 @@ class Channel:
             await anyio.sleep(backoff.next_delay())
 
     async def close(self) -> None:
-        """Give the subscription back. Bounded in time; never raises but when cancelled."""
+        """Close the subscription. Bounded in time; raises only when cancelled."""
         self.closed = True
         if self._attempted is not None:
             self._attempted.set()
         await self._close_subscription()
 
     async def _subscribe(self) -> bool:
-        """Subscribe, and return whether the subscription delivers by itself."""
+        """Subscribe, and return whether the subscription forwards its messages."""
         subscription = self._subscription = await self._broker.subscribe(self.name)
-        # Asking a protocol costs as much as all the rest of a subscription in memory.
+        # `isinstance` of a protocol costs as much as the rest of a subscription in memory.
         forward: Callable[[Sink], None] | None = getattr(subscription, "forward", None)
         if forward is not None:
             forward(self)
@@ -253,7 +254,7 @@ class Channel:
         return forward is not None
 
     async def _catch_up(self) -> None:
-        """Put right what a new subscription may have missed. Called each time that there is one."""
+        """Called after each subscription: report or read what may have been missed before it."""
         if self.ready:
             self.lost()
 
@@ -261,7 +262,7 @@ class Channel:
         assert self._subscription is not None
         messages = size = 0
         while True:
-            # A subscription that always has something may never wait by itself.
+            # A subscription that always has a message may never wait by itself.
             if messages >= MESSAGES_PER_TURN or size >= BYTES_PER_TURN:
                 messages = size = 0
                 await anyio.lowlevel.checkpoint()
@@ -286,7 +287,7 @@ class Channel:
                 logger.warning("closing the subscription to %r failed", self.name, exc_info=True)
 
     def _dispatch(self, payload: bytes, position: Position | None) -> None:
-        """Give what was published to every listener, or tell them that it cannot be given."""
+        """Deliver a payload to every listener, or send them a gap if it is no event."""
         try:
             delivery = delivery_of(self.name, payload, position)
         except InvalidEventError as error:
@@ -296,13 +297,13 @@ class Channel:
         self._coalescer.add(self, delivery)
 
     def _deliver_gap(self, reason: GapReason, position: Position | None) -> None:
-        """Tell every listener that events are missing, in a log those up to `position`."""
+        """Send every listener a gap: events are missing, in a log those up to `position`."""
         self._coalescer.flush()
         for listener in self.listeners:
             listener.gap(self.name, reason, position)
 
     def _attempt_ended(self, error: Exception | None) -> None:
-        """Take note of how an attempt at the broker has ended."""
+        """Record the result of an attempt to subscribe or to read."""
         self.error = error
         self._on_attempt(self)
         if self._attempted is not None:
@@ -311,4 +312,6 @@ class Channel:
     def _log_unreadable(self, error: InvalidEventError) -> None:
         if not self._unreadable_logged:
             self._unreadable_logged = True
-            logger.warning("a payload on %r cannot be delivered: %s (told once)", self.name, error)
+            logger.warning(
+                "a payload on %r cannot be delivered: %s (logged once per channel)", self.name, error
+            )

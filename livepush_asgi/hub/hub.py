@@ -1,4 +1,4 @@
-"""Hub: the only place that knows who listens to what in this process."""
+"""Hub: the channels of this process and their listeners."""
 
 import logging
 import random
@@ -20,23 +20,23 @@ from .shared_reads import SharedReads
 
 logger = logging.getLogger("livepush_asgi")
 
-# How long a channel may look quiet before its log is asked, in seconds.
+# How long a channel may receive nothing before its log is read, in seconds.
 CHECK_INTERVAL = 40.0
-# How often it is seen which channels have to be asked, in seconds: one timer for ten thousand of them.
+# How often channels are checked for that, in seconds: one timer serves all channels.
 SCAN_INTERVAL = 1.0
-# How long a channel that is wanted again waits for its former subscription to be closed, in seconds. A
-# broker is promised that it is; a subscription whose broker does not answer is lost anyway.
+# How long a new channel waits until an earlier subscription of the same name has closed, in seconds. A broker
+# is promised one subscription per channel; a subscription whose broker does not answer is lost anyway.
 CLOSE_WAIT = CLOSE_TIMEOUT + 1.0
 
 
 class Hub:
-    """Joins local listeners to the broker: one subscription per channel, counted, released after `linger`."""
+    """Attaches listeners to channels. A channel is subscribed until `linger` seconds after its last listener."""
 
     def __init__(
         self, broker: Broker, scheduler: Scheduler, tasks: TaskGroup, linger: float, call_in_task: Caller
     ) -> None:
         self._broker = broker
-        # Asked once: it costs as much as subscribing a channel in memory.
+        # `isinstance` of a protocol costs as much as subscribing a channel in memory.
         self._log = broker if isinstance(broker, HistoryBroker) else None
         self._history = None if self._log is None else SharedReads(self._log, scheduler, self.end_of)
         self._scheduler = scheduler
@@ -47,11 +47,11 @@ class Hub:
         self._linger = linger
         self._coalescer = Coalescer(soon_caller(), scheduler.now)
         self._channels: dict[str, Channel] = {}
-        # The former channels of a name, and what says that each is closed.
+        # The closing channels of a name, each with an event that is set when it has closed.
         self._closing: dict[str, dict[Channel, anyio.Event]] = {}
         self._failing: set[Channel] = set()
         self._check_scheduled = False
-        # Made once, and not for each of ten thousand channels.
+        # One bound method for all channels.
         self._on_attempt = self._log_health
         self._spawn = self._start_task
 
@@ -62,12 +62,12 @@ class Hub:
 
     @property
     def delivered(self) -> int:
-        """How many events were put into outboxes since the start: each counts once for each stream."""
+        """How many events were delivered since the start: an event counts once for each stream."""
         return self._coalescer.delivered
 
     @property
     def healthy(self) -> bool:
-        """Whether every channel that has listeners is subscribed."""
+        """Whether every channel is subscribed and the broker is healthy."""
         return not self._failing and getattr(self._broker, "healthy", True)
 
     @property
@@ -77,10 +77,10 @@ class Hub:
         return self._history
 
     def attach(self, name: str, listener: Listener) -> bool:
-        """Let the listener hear the channel, and return whether it is subscribed already.
+        """Attach the listener to the channel, and return whether the channel is subscribed.
 
-        If it is not, `subscribed` of the listener is called when it is: what is published from then
-        on reaches the listener.
+        If it is not, `listener.subscribed` is called when it is. The listener receives every event that is
+        published from then on.
         """
         channel = self._channels.get(name)
         if channel is None:
@@ -94,7 +94,7 @@ class Hub:
         return channel.ready
 
     def detach(self, name: str, listener: Listener) -> None:
-        """Let the listener hear the channel no more; the last one starts the time to linger."""
+        """Detach the listener. Without listeners the channel closes after the linger time."""
         channel = self._channels.get(name)
         if channel is not None and not channel.remove(listener) and channel.lingering is None:
             channel.lingering = self._scheduler.call_later(self._linger, self._release, channel)
@@ -105,34 +105,34 @@ class Hub:
         return () if channel is None else channel.listeners
 
     def end_of(self, name: str) -> Position | None:
-        """Return up to where this process has delivered the channel's log, None if it has none.
+        """Return the position up to which this process has delivered the channel's log, or None.
 
-        Deliveries of this turn may be pending: where a listener is placed in the log, `catch_up` first.
+        Deliveries of this turn may be pending; `catch_up` delivers them first.
         """
         channel = self._channels.get(name)
         return None if channel is None else channel.position
 
     def flush(self) -> None:
-        """Have every listener take what this turn of the loop has brought for it."""
+        """Deliver to every listener now what is pending in this turn."""
         self._coalescer.flush()
 
     def catch_up(self, names: Iterable[str]) -> dict[str, Position | None]:
-        """Flush, and return up to where the listeners of each channel now have its log, None without a log.
+        """Flush, and return the position up to which each channel's log is delivered, or None without a log.
 
-        Channels that were never subscribed are left out.
+        The result leaves out channels that were never subscribed.
         """
         self._coalescer.flush()
         channels = self._channels
         return {name: channels[name].position for name in names if name in channels and channels[name].ready}
 
     def refresh(self, name: str, epoch: str) -> None:
-        """Have a channel's log read if it is in an epoch of which this process has not heard."""
+        """Read a channel's log if it has an epoch that this process does not know."""
         end = self.end_of(name)
         if end is not None and end.epoch != epoch:
             self._channels[name].lost()
 
     async def wait_attempted(self, names: Iterable[str]) -> Exception | None:
-        """Wait until each channel was tried once, and return the first error, if any."""
+        """Wait for the first attempt to subscribe each channel, and return the first error, if any."""
         for channel in [self._channels[name] for name in names if name in self._channels]:
             await channel.wait_attempted()
             if channel.error is not None:
@@ -140,7 +140,7 @@ class Hub:
         return None
 
     async def aclose(self) -> None:
-        """Give every subscription back, when the tasks of the hub have ended."""
+        """Close every subscription. Call it after the tasks of the hub have ended."""
         async with anyio.create_task_group() as closing:
             for channel in self._channels.values():
                 closing.start_soon(channel.close)
@@ -158,7 +158,7 @@ class Hub:
         return channel
 
     def _next_check(self) -> float:
-        # At a random moment, so that ten thousand quiet channels are not asked all at once.
+        # At a random moment, so that the logs of many quiet channels are not all read at once.
         return self.now() + CHECK_INTERVAL * random.uniform(0.5, 1.0)
 
     def _check_channels(self) -> None:
@@ -185,12 +185,12 @@ class Hub:
                 await channel.run()
         finally:
             channel.scope = None
-            # Cancelled in the middle of subscribing, the channel may have got a subscription all the same.
+            # A task that was cancelled while it subscribed may have got a subscription all the same.
             if channel.closed:
                 await self._close(channel)
 
     def _release(self, channel: Channel) -> None:
-        """Have a channel closed that has no listeners. The next listener gets a new one."""
+        """Close a channel without listeners. The next listener gets a new channel."""
         del self._channels[channel.name]
         self._failing.discard(channel)
         channel.closed = True
@@ -198,7 +198,7 @@ class Hub:
         if channel.scope is not None:
             channel.scope.cancel()
         else:
-            # Its task has ended long ago where the subscription forwards.
+            # Its subscription forwards, so its task has ended.
             self._tasks.start_soon(self._close, channel)
 
     async def _close(self, channel: Channel) -> None:
@@ -211,7 +211,7 @@ class Hub:
                 del self._closing[channel.name]
 
     def _log_health(self, channel: Channel) -> None:
-        """Log one line when the first channel fails and one when the last has recovered."""
+        """Log one line when the first channel fails, and one when the last has recovered."""
         if channel.error is None:
             if channel in self._failing:
                 self._failing.discard(channel)
@@ -219,5 +219,5 @@ class Hub:
                     logger.warning("the broker delivers again")
         elif not channel.closed:
             if not self._failing:
-                logger.error("cannot subscribe at the broker, trying until it works: %s", channel.error)
+                logger.error("cannot subscribe or read at the broker, retrying: %s", channel.error)
             self._failing.add(channel)

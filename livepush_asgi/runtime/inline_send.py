@@ -1,7 +1,7 @@
-"""InlineSend: calls an ASGI `send` outside of the stream's task, in the middle of a delivery.
+"""InlineSend: calls an ASGI `send` outside of the stream's task, during a delivery.
 
-Waking a task costs more than sending. Where `send` usually returns without waiting, its coroutine is stepped
-by hand. Only if it does wait does the stream's task go on with it.
+Waking a task costs more than sending. `send` usually returns without waiting, so `InlineSend` steps its
+coroutine directly. If `send` does wait, the stream's task finishes the coroutine.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from .asgi import Send
 
 logger = logging.getLogger("livepush_asgi")
 
-# A `send` may be begun here and finished in another task if it waits for nothing but futures of asyncio and
-# uses nothing that belongs to a task, such as a cancel scope or a timeout. The same holds for `receive`. The
-# functions of these servers are like that. A function that a middleware has put around them may not be, so it
-# is not stepped. Another server can mark its own functions with an attribute `livepush_inline = True`.
+# A `send` may start outside of its task if it waits for asyncio futures only and uses nothing that belongs to
+# a task, such as a cancel scope or a timeout. The same holds for `receive`. These functions fulfil that. A
+# function that a middleware has put around them may not, so it is not stepped. Another server can mark its
+# own functions with an attribute `livepush_inline = True`.
 # https://github.com/encode/uvicorn/tree/master/uvicorn/protocols/http
 _STEPPABLE = frozenset(
     {
@@ -31,10 +31,10 @@ _STEPPABLE = frozenset(
     }
 )
 
-# The first and the last version of uvicorn (without the patch number) whose functions were tested.
+# The first and the last tested version of uvicorn, without the patch number.
 TESTED_UVICORN = ((0, 34), (0, 54))
 
-# The known functions that were seen: every request asks for two of them.
+# The functions that passed the check: every request checks two.
 _verified: set[types.FunctionType] = set()
 
 
@@ -43,7 +43,7 @@ def can_step(function: object) -> bool:
     function = getattr(function, "__func__", function)
     if isinstance(function, types.FunctionType) and function in _verified:
         return True
-    # `functools.wraps` copies the name and the attributes of a function to one that may do anything.
+    # `functools.wraps` copies the name and the attributes of a function to a wrapper, which may do anything.
     if hasattr(function, "__wrapped__"):
         return False
     if isinstance(function, types.FunctionType) and _is_steppable(function):
@@ -52,7 +52,7 @@ def can_step(function: object) -> bool:
 
 
 def _is_steppable(function: types.FunctionType) -> bool:
-    # By what it was compiled from, and not by the names that it was given later.
+    # Compare the names in the code object: `functools.wraps` does not change them.
     if (function.__globals__.get("__name__"), function.__code__.co_qualname) not in _STEPPABLE:
         return False
     if not _is_tested(str(getattr(sys.modules.get("uvicorn"), "__version__", ""))):
@@ -67,10 +67,10 @@ def _is_tested(version: str) -> bool:
     first, last = TESTED_UVICORN
     if found is not None and first <= (int(found[1]), int(found[2])) <= last:
         return True
-    # Cached, so that it is said once.
+    # `lru_cache` limits this line to one per version.
     logger.info(
-        "uvicorn %s is not among the versions whose `send` is known to run outside of its task "
-        "(%d.%d to %d.%d): each stream's own task sends, which costs more processor time",
+        "uvicorn %s is not among the versions whose `send` was tested outside of its task "
+        "(%d.%d to %d.%d): each stream's own task sends, which takes more processor time",
         version or "of an unknown version",
         *first,
         *last,
@@ -79,35 +79,37 @@ def _is_tested(version: str) -> bool:
 
 
 class InlineSend(ABC):
-    """Sends chunks by stepping `send`, where `can_step` is true of it. Base of a stream's driver."""
+    """Sends chunks by stepping `send`. Requires `can_step(send)`. Base class of the drivers."""
 
     __slots__ = ("_send", "_yielded", "unfinished")
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        #: The `send` of a chunk that is on its way: until `finish` has returned nothing else may be sent.
+        #: A `send` that has started and waits. Until `finish` returns, the driver must not send anything
+        #: else.
         self.unfinished: Coroutine[Any, Any, None] | None = None
         self._yielded: object = None
 
     @abstractmethod
     def send_failed(self, error: Exception) -> None:
-        """Take note that `send` has raised. Returns at once."""
+        """Called when `send` has raised. Returns at once."""
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Stop driving the stream, in the middle of a send too. Returns at once; harmless the second time."""
+        """Stop the driver, even during a send. Returns at once; harmless the second time."""
 
     def begin(self, chunk: bytes) -> bool:
-        """Send a chunk, or as much of it as goes without waiting; return whether that was all."""
-        # One Coroutine, by `can_step`: the type of `send` has to be wider.
+        """Start to send a chunk. Return True if `send` has returned, False if `finish` has to be awaited."""
+        # `can_step` guarantees a coroutine; the type of `send` is wider.
         coroutine: Any = self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         try:
             self._yielded = coroutine.send(None)
         except StopIteration:
             return True
         except asyncio.CancelledError:
-            # No task runs here that could be cancelled: the server has given up what `send` waited for.
-            self.send_failed(ConnectionAbortedError("the server has given up the connection"))
+            # No task runs here that could be cancelled: the server has cancelled the future that `send`
+            # awaits.
+            self.send_failed(ConnectionAbortedError("the server has closed the connection"))
             return True
         except Exception as error:
             self.send_failed(error)
@@ -116,13 +118,13 @@ class InlineSend(ABC):
         return False
 
     async def finish(self) -> None:
-        """Wait for what was begun. Raises what `send` raises."""
+        """Finish the `send` that `begin` has started. Raises what `send` raises."""
         coroutine, self.unfinished = self.unfinished, None
         if coroutine is not None:
             await _resume(coroutine, self._yielded)
 
     def abandon(self) -> None:
-        """Give up what was begun and not finished."""
+        """Close the `send` that `begin` has started and `finish` has not finished."""
         coroutine, self.unfinished = self.unfinished, None
         if coroutine is not None:
             coroutine.close()
@@ -130,7 +132,7 @@ class InlineSend(ABC):
 
 @types.coroutine
 def _resume(coroutine: Coroutine[Any, Any, None], yielded: object) -> Generator[Any, Any, None]:
-    """Hand on what a coroutine waits for, until it returns."""
+    """Run a coroutine from its first `yield` to its end, as `yield from` would."""
     try:
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Resumption: whether the logs have the positions that a client has brought, when it comes back."""
+"""Resumption: checks the positions of a client that reconnects against the logs."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,22 @@ logger = logging.getLogger("livepush_asgi")
 
 Ends = Mapping[str, Position | None]
 
-# How long the bounds of a log are good for, in seconds, so that a crowd of clients asks for them once. A
-# client that comes back with an epoch which began within that time is told of a gap that there is not.
+# How long the bounds of a log stay valid, in seconds, so that many clients share one read. A client that
+# reconnects with an epoch which began within that time is sent a false gap.
 BOUNDS_AGE = 0.05
-# How long to wait, in seconds, before logs are asked again, and how long for all their answers.
+# How long to wait before logs are read again, and how long these reads may take, in seconds.
 RETRY, SEEK_TIMEOUT = 0.5, 10.0
 
 
 class Resumption:
-    """The positions of one client, until its stream has begun in all channels.
+    """The positions of one client, until all channels of its stream have started.
 
-    A log that is asked *finds* a position or *refutes* it. One in another epoch, or beyond what this process
-    has heard, only the log can tell from a forged one. These logs are asked before the stream opens: over a
-    network the first one alone, then four, sixteen and so on side by side, until one refutes a position. The
-    other channels are *deferred*: their logs are asked a while later, once for all streams that wait. So a
-    hostile id costs one read instead of one for each channel, and a flood of them shares it.
+    The bounds of a log *confirm* a position or *refute* it. A position in another epoch, or beyond the events
+    that this process has received, may be forged; only the log can tell. The bounds of these logs are read
+    before the stream opens: over a network the first one alone, then four, sixteen and so on concurrently,
+    until one refutes a position. The other channels are *deferred*: their logs are read later, once for all
+    waiting streams. So a hostile id costs one read instead of one for each channel, and a flood of such ids
+    shares that read.
     """
 
     __slots__ = (
@@ -47,41 +48,42 @@ class Resumption:
     )
 
     def __init__(self, hub: Hub, channels: tuple[str, ...], last_event_id: str) -> None:
-        #: None where the last event id is no cursor.
+        #: None if the last event id is no cursor.
         self.cursor = Cursor.parse(last_event_id)
-        #: The channels that the stream begins in when their logs have been asked.
+        #: The channels that start only after their logs have been read.
         self.deferred: tuple[str, ...] = ()
         self._hub = hub
         self._channels = channels
         self._cursor_positions: dict[str, tuple[Position, ...]] = {}
-        # By channel, for each log that was asked; None where the client is not in the log any more.
+        # The confirmed position in each log that was read; None if the log has refuted it.
         self._found: dict[str, Position | None] = {}
-        # Where the logs go on for a client that had events which they have lost.
+        # The position where a log goes on for a client whose position it has refuted.
         self._after_loss: dict[str, Position] = {}
-        # Whether the client has missed what a log has not got any more.
+        # Whether the client has missed an event that its log does not have any more.
         self._missed = False
-        # Whether a log has refuted a position of this client, or lately one of another beyond the same log.
+        # Whether a log has refuted a position of this client, or lately that of another client.
         self._suspect = False
-        # The channels whose logs have to be asked before the stream opens; None until that is known.
+        # The channels whose logs have to be read before the stream opens; None until that is known.
         self._unasked: list[str] | None = None
         self._opened_at = hub.now()
-        # When the deferred channels are due.
+        # When to read the logs of the deferred channels.
         self._seek_at = self._opened_at + RETRY
-        #: When history may be read: a client with a wrong position that leaves at once costs no page.
+        #: The earliest time to read history: a client with a wrong position that disconnects at once costs no
+        #: page.
         self.read_at = self._opened_at
 
     def knows(self, channel: str) -> bool:
-        """Return whether the client may have missed something in the channel before this stream."""
+        """Return whether the client may have missed an event of the channel before this stream."""
         return self.cursor is None or self.cursor.knows(channel)
 
     def cursor_positions(self, channel: str) -> tuple[Position, ...]:
-        """Return the positions that the client has brought for a channel."""
+        """Return the positions of a channel in the client's cursor."""
         if channel not in self._cursor_positions:
             self._cursor_positions[channel] = () if self.cursor is None else self.cursor.positions_in(channel)
         return self._cursor_positions[channel]
 
     def place_of(self, channel: str, end: Position) -> Position | None:
-        """Return where the client is in the log that ends at `end`, as far as that is known here."""
+        """Return the client's position in the log that ends at `end`, if it is known without a read."""
         if channel in self._found:
             return self._found[channel]
         for place in self.cursor_positions(channel):
@@ -90,13 +92,13 @@ class Resumption:
         return None
 
     def after_loss(self, channel: str) -> Position | None:
-        """Return where the log goes on for a client whose position it has refuted."""
+        """Return the position where the log goes on for a client whose position it has refuted."""
         return self._after_loss.get(channel)
 
     def resumable(self) -> bool | None:
-        """Return whether history still has what the client's cursor asks for, in every channel.
+        """Return whether history still has every event after the client's positions.
 
-        None if the logs have to be asked first: then await `look_up`.
+        None if the logs have to be read first: then await `look_up`.
         """
         if self._unasked is None:
             beyond, within = self._find_in_known_bounds(self._channels, self._hub.now() - BOUNDS_AGE)
@@ -106,9 +108,9 @@ class Resumption:
         return False if self._must_defer else None
 
     async def look_up(self, timeout: float) -> bool:
-        """Ask the logs of which that is not known; False if one takes longer than `timeout` seconds."""
+        """Read the logs of unknown positions. Return `resumable`, or False after `timeout` seconds."""
         unasked = self._unasked or []
-        # Other streams may have asked since.
+        # Other streams may have read the bounds since.
         beyond, within = self._find_in_known_bounds(unasked, self._hub.now() - BOUNDS_AGE)
         left = beyond + within
         count = 1 if beyond and not self._hub.history.in_process else len(left)
@@ -120,9 +122,9 @@ class Resumption:
         return not self._missed and all(channel in self._found for channel in unasked)
 
     def defer(self, ends: Ends) -> Ends:
-        """Return those channels in which the client's place is known or taken; the others are deferred.
+        """Return the channels that can start, and defer the others.
 
-        No gap is told of a deferred channel before its log was asked.
+        A deferred channel gets no gap before its log has been read.
         """
         self.deferred = tuple([name for name in self.deferred if name not in ends])
         unknown = [name for name, end in ends.items() if end is not None and self._is_unknown(name, end)]
@@ -133,18 +135,18 @@ class Resumption:
 
     @property
     def is_due(self) -> bool:
-        """Whether the time of the deferred channels has come."""
+        """Whether to read the logs of the deferred channels now."""
         return self._hub.now() >= self._seek_at
 
     async def seek(self) -> Ends:
-        """Ask the logs of the deferred channels when they are due, and return where these end.
+        """Wait, read the bounds of the deferred channels' logs, and return the current end of each log.
 
-        A log that cannot be asked now is asked again. Never raises but when cancelled.
+        A log that cannot be read is read again later. Raises only when cancelled.
         """
         await anyio.sleep(max(0.0, self._seek_at - self._hub.now()))
         deferred = self.deferred
         with anyio.move_on_after(SEEK_TIMEOUT):
-            # What any stream has read since this one opened is as good as a read of its own.
+            # Bounds that another stream has read since this one opened are recent enough.
             beyond, within = self._find_in_known_bounds(deferred, self._opened_at)
             await self._ask(beyond + within)
         self._seek_at = self._hub.now() + RETRY
@@ -155,7 +157,7 @@ class Resumption:
         return self._suspect and not self._hub.history.in_process
 
     def _must_ask(self, channel: str, end: Position) -> bool:
-        """Return whether only the log can tell whether the client is in it, and has missed what is gone."""
+        """Return whether only the log can confirm the client's position."""
         if channel in self._found or not self.cursor_positions(channel):
             return False
         return self.place_of(channel, end) != end
@@ -164,14 +166,14 @@ class Resumption:
         if not self._must_ask(channel, end):
             return False
         place = self.place_of(channel, end)
-        # A log that cannot be asked is read on from a position in its epoch. But for a suspect client each of
-        # these reads would be its own.
+        # A position in the log's epoch needs no confirmation: reading on from it finds what is missing. But a
+        # suspect client could cause a read of its own for each channel, so its channels wait.
         return place is None or (self._suspect and place.offset > end.offset)
 
     def _find_in_known_bounds(self, channels: Sequence[str], since: float) -> tuple[list[str], list[str]]:
-        """Find the client in logs whose bounds were read since then; return the channels of the others.
+        """Check positions against the bounds that were read after `since`. Return the unchecked channels.
 
-        First those in which the position is beyond what this process has heard, then the rest.
+        The first list has the channels whose position is beyond the events that this process has received.
         """
         within, beyond = list[str](), list[str]()
         for channel in channels:
@@ -181,8 +183,8 @@ class Resumption:
             history, place = self._hub.history, self.place_of(channel, end)
             is_beyond = place is None or place.offset > end.offset
             page = history.known_bounds(channel, since)
-            # Bounds that were read before the stream opened say nothing of a position beyond them, unless
-            # only this process writes the log.
+            # Bounds that were read before the stream opened cannot refute a position beyond them, unless only
+            # this process writes the log.
             is_new = since >= self._opened_at or (history.in_process and is_beyond)
             if page is not None and (place is None or is_new or page.has(place)):
                 self._find_position(channel, page)
@@ -206,22 +208,22 @@ class Resumption:
         try:
             page = await self._hub.history.read_bounds(channel)
         except Exception as error:
-            logger.debug("the history of %r cannot be read: %s", channel, error)
+            logger.debug("the history of %r cannot be read, retrying: %s", channel, error)
         else:
             self._find_position(channel, page)
 
     def _find_position(self, channel: str, page: Page) -> None:
-        """Find the client in a page of a log that was asked."""
+        """Confirm or refute the client's position, given the bounds of its log."""
         self._hub.refresh(channel, page.epoch)
         cursor_positions, history = self.cursor_positions(channel), self._hub.history
         place = next((place for place in cursor_positions if page.has(place)), None)
         if place is not None:
-            # If events after it may be lost, the client stays there and is told when it reads on.
+            # If events after it may be lost, reading on from there sends the gap.
             place = self._found[channel] = page.seen_from(place).place_of(place) or place
             placed = page.place_of(place)
             self._missed = self._missed or placed is None or placed.offset < page.first - 1
             return
-        # The client is told of a loss, and goes on as a stream does that is open at that moment.
+        # The client is sent a gap, and goes on where an open stream would after the loss.
         self._found[channel], self._after_loss[channel] = None, page.start_after_loss(cursor_positions[-1])
         self._missed = self._suspect = True
         history.refute(channel)
