@@ -124,7 +124,7 @@ class _AnyioDriver(_Driver):
     async def _write(self, headers: RawHeaders) -> None:
         stream, send = self._stream, self._send
         try:
-            # The response starts when the stream has opened: what is published then reaches the client.
+            # Start the response when the stream has opened: every later event reaches the client.
             chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             while stream.state is not StreamState.CLOSED:
@@ -161,7 +161,7 @@ class _AsyncioDriver(_Driver):
         stream, send = self._stream, self._send
         try:
             self._begin(receive)
-            # The response starts when the stream has opened: what is published then reaches the client.
+            # Start the response when the stream has opened: every later event reaches the client.
             chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive

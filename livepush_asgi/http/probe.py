@@ -37,7 +37,7 @@ PROXY_HEADERS = re.compile(
     r"via|forwarded|x-forwarded-.*|x-real-ip|x-request-start|x-amzn-trace-id|x-amz-cf-id|cf-ray|cdn-loop"
     r"|x-vercel-id|fly-.*|x-envoy-.*|x-azure-.*|x-cloud-trace-context|x-arr-.*|x-varnish"
 )
-# How much longer than its plan a probe may take, in seconds. Then a client that does not read is cut off.
+# How much longer than its plan a probe may take, in seconds. Then the probe ends.
 GRACE = 30.0
 
 ProbeDecision = bool | Decision

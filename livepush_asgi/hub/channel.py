@@ -67,7 +67,7 @@ class Coalescer:
             self._call_soon(self._end_turn)
 
     def flush(self) -> None:
-        """Deliver now what is pending: before a listener is added or started in a log, for example."""
+        """Deliver all pending deliveries now: before a listener is added or started in a log, for example."""
         # While a batch is being delivered, nothing newer may overtake it.
         if not self._pending or self._flushing:
             return

@@ -30,7 +30,7 @@ CLOSE_WAIT = CLOSE_TIMEOUT + 1.0
 
 
 class Hub:
-    """Attaches listeners to channels. A channel is subscribed until `linger` seconds after its last listener."""
+    """Attaches listeners to channels. A channel without listeners closes after `linger` seconds."""
 
     def __init__(
         self, broker: Broker, scheduler: Scheduler, tasks: TaskGroup, linger: float, call_in_task: Caller
@@ -113,7 +113,7 @@ class Hub:
         return None if channel is None else channel.position
 
     def flush(self) -> None:
-        """Deliver to every listener now what is pending in this turn."""
+        """Deliver the pending deliveries of this turn to every listener now."""
         self._coalescer.flush()
 
     def catch_up(self, names: Iterable[str]) -> dict[str, Position | None]:
@@ -219,5 +219,5 @@ class Hub:
                     logger.warning("the broker delivers again")
         elif not channel.closed:
             if not self._failing:
-                logger.error("cannot subscribe or read at the broker, retrying: %s", channel.error)
+                logger.error("cannot subscribe at the broker, trying until it works: %s", channel.error)
             self._failing.add(channel)

@@ -3,7 +3,7 @@
 The methods are synchronous, except `work`: reading history, or calling the snapshot. The stream runs `work`
 in a task of its own, meanwhile sends what is ready, and cancels the task when the stream ends.
 
-Until the client has been sent the whole state, each id carries the mark of `owed`. A client that is cut off
+Until the client has been sent the whole state, each id carries the mark of `owed`. A client that disconnects
 before the end of a snapshot reconnects with such an id, and is sent the state again.
 """
 

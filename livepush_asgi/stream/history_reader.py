@@ -49,7 +49,7 @@ class HistoryReader:
                 page = await self._hub.history.read(channel, place, PAGE, self._limits.message_bytes)
         except Exception as error:
             if not self._failures:
-                logger.debug("history cannot be read, retrying: %s", error)
+                logger.debug("history cannot be read, trying until it works: %s", error)
             self._failures += 1
             return []
         live_end = self._hub.catch_up([channel]).get(channel)

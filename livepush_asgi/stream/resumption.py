@@ -34,14 +34,14 @@ class Resumption:
     __slots__ = (
         "_after_loss",
         "_channels",
+        "_confirmed",
         "_cursor_positions",
-        "_found",
         "_hub",
         "_missed",
         "_opened_at",
         "_seek_at",
         "_suspect",
-        "_unasked",
+        "_unread",
         "cursor",
         "deferred",
         "read_at",
@@ -56,7 +56,7 @@ class Resumption:
         self._channels = channels
         self._cursor_positions: dict[str, tuple[Position, ...]] = {}
         # The confirmed position in each log that was read; None if the log has refuted it.
-        self._found: dict[str, Position | None] = {}
+        self._confirmed: dict[str, Position | None] = {}
         # The position where a log goes on for a client whose position it has refuted.
         self._after_loss: dict[str, Position] = {}
         # Whether the client has missed an event that its log does not have any more.
@@ -64,7 +64,7 @@ class Resumption:
         # Whether a log has refuted a position of this client, or lately that of another client.
         self._suspect = False
         # The channels whose logs have to be read before the stream opens; None until that is known.
-        self._unasked: list[str] | None = None
+        self._unread: list[str] | None = None
         self._opened_at = hub.now()
         # When to read the logs of the deferred channels.
         self._seek_at = self._opened_at + RETRY
@@ -84,8 +84,8 @@ class Resumption:
 
     def place_of(self, channel: str, end: Position) -> Position | None:
         """Return the client's position in the log that ends at `end`, if it is known without a read."""
-        if channel in self._found:
-            return self._found[channel]
+        if channel in self._confirmed:
+            return self._confirmed[channel]
         for place in self.cursor_positions(channel):
             if place.epoch == end.epoch:
                 return place
@@ -100,26 +100,26 @@ class Resumption:
 
         None if the logs have to be read first: then await `look_up`.
         """
-        if self._unasked is None:
-            beyond, within = self._find_in_known_bounds(self._channels, self._hub.now() - BOUNDS_AGE)
-            self._unasked = beyond + within
-        if not self._unasked:
+        if self._unread is None:
+            beyond, within = self._check_known_bounds(self._channels, self._hub.now() - BOUNDS_AGE)
+            self._unread = beyond + within
+        if not self._unread:
             return not self._missed
         return False if self._must_defer else None
 
     async def look_up(self, timeout: float) -> bool:
         """Read the logs of unknown positions. Return `resumable`, or False after `timeout` seconds."""
-        unasked = self._unasked or []
+        unread = self._unread or []
         # Other streams may have read the bounds since.
-        beyond, within = self._find_in_known_bounds(unasked, self._hub.now() - BOUNDS_AGE)
-        left = beyond + within
-        count = 1 if beyond and not self._hub.history.in_process else len(left)
+        beyond, within = self._check_known_bounds(unread, self._hub.now() - BOUNDS_AGE)
+        pending = beyond + within
+        count = 1 if beyond and not self._hub.history.in_process else len(pending)
         with anyio.move_on_after(timeout):
-            while left and not self._must_defer:
-                await self._ask(left[:count])
-                left, count = left[count:], 4 * count
+            while pending and not self._must_defer:
+                await self._read_logs(pending[:count])
+                pending, count = pending[count:], 4 * count
         self._seek_at = self._hub.now() + RETRY
-        return not self._missed and all(channel in self._found for channel in unasked)
+        return not self._missed and all(channel in self._confirmed for channel in unread)
 
     def defer(self, ends: Ends) -> Ends:
         """Return the channels that can start, and defer the others.
@@ -147,8 +147,8 @@ class Resumption:
         deferred = self.deferred
         with anyio.move_on_after(SEEK_TIMEOUT):
             # Bounds that another stream has read since this one opened are recent enough.
-            beyond, within = self._find_in_known_bounds(deferred, self._opened_at)
-            await self._ask(beyond + within)
+            beyond, within = self._check_known_bounds(deferred, self._opened_at)
+            await self._read_logs(beyond + within)
         self._seek_at = self._hub.now() + RETRY
         return self._hub.catch_up(deferred)
 
@@ -156,21 +156,21 @@ class Resumption:
     def _must_defer(self) -> bool:
         return self._suspect and not self._hub.history.in_process
 
-    def _must_ask(self, channel: str, end: Position) -> bool:
+    def _needs_read(self, channel: str, end: Position) -> bool:
         """Return whether only the log can confirm the client's position."""
-        if channel in self._found or not self.cursor_positions(channel):
+        if channel in self._confirmed or not self.cursor_positions(channel):
             return False
         return self.place_of(channel, end) != end
 
     def _is_unknown(self, channel: str, end: Position) -> bool:
-        if not self._must_ask(channel, end):
+        if not self._needs_read(channel, end):
             return False
         place = self.place_of(channel, end)
-        # A position in the log's epoch needs no confirmation: reading on from it finds what is missing. But a
+        # A position in the log's epoch needs no confirmation: reading on from it finds the gap. But a
         # suspect client could cause a read of its own for each channel, so its channels wait.
         return place is None or (self._suspect and place.offset > end.offset)
 
-    def _find_in_known_bounds(self, channels: Sequence[str], since: float) -> tuple[list[str], list[str]]:
+    def _check_known_bounds(self, channels: Sequence[str], since: float) -> tuple[list[str], list[str]]:
         """Check positions against the bounds that were read after `since`. Return the unchecked channels.
 
         The first list has the channels whose position is beyond the events that this process has received.
@@ -178,7 +178,7 @@ class Resumption:
         within, beyond = list[str](), list[str]()
         for channel in channels:
             end = self._hub.end_of(channel)
-            if end is None or not self._must_ask(channel, end):
+            if end is None or not self._needs_read(channel, end):
                 continue
             history, place = self._hub.history, self.place_of(channel, end)
             is_beyond = place is None or place.offset > end.offset
@@ -187,7 +187,7 @@ class Resumption:
             # this process writes the log.
             is_new = since >= self._opened_at or (history.in_process and is_beyond)
             if page is not None and (place is None or is_new or page.has(place)):
-                self._find_position(channel, page)
+                self._check_position(channel, page)
             elif is_beyond:
                 beyond.append(channel)
                 self._suspect |= page is not None and history.has_refuted(channel)
@@ -195,36 +195,37 @@ class Resumption:
                 within.append(channel)
         return beyond, within
 
-    async def _ask(self, channels: list[str]) -> None:
+    async def _read_logs(self, channels: list[str]) -> None:
         if len(channels) == 1 or self._hub.history.in_process:
             for channel in channels:
-                await self._ask_one(channel)
+                await self._read_log(channel)
         else:
-            async with anyio.create_task_group() as asking:
+            async with anyio.create_task_group() as readers:
                 for channel in channels:
-                    asking.start_soon(self._ask_one, channel)
+                    readers.start_soon(self._read_log, channel)
 
-    async def _ask_one(self, channel: str) -> None:
+    async def _read_log(self, channel: str) -> None:
         try:
             page = await self._hub.history.read_bounds(channel)
         except Exception as error:
-            logger.debug("the history of %r cannot be read, retrying: %s", channel, error)
+            logger.debug("the history of %r cannot be read: %s", channel, error)
         else:
-            self._find_position(channel, page)
+            self._check_position(channel, page)
 
-    def _find_position(self, channel: str, page: Page) -> None:
+    def _check_position(self, channel: str, page: Page) -> None:
         """Confirm or refute the client's position, given the bounds of its log."""
         self._hub.refresh(channel, page.epoch)
         cursor_positions, history = self.cursor_positions(channel), self._hub.history
         place = next((place for place in cursor_positions if page.has(place)), None)
         if place is not None:
             # If events after it may be lost, reading on from there sends the gap.
-            place = self._found[channel] = page.seen_from(place).place_of(place) or place
+            place = self._confirmed[channel] = page.seen_from(place).place_of(place) or place
             placed = page.place_of(place)
             self._missed = self._missed or placed is None or placed.offset < page.first - 1
             return
         # The client is sent a gap, and goes on where an open stream would after the loss.
-        self._found[channel], self._after_loss[channel] = None, page.start_after_loss(cursor_positions[-1])
+        self._confirmed[channel] = None
+        self._after_loss[channel] = page.start_after_loss(cursor_positions[-1])
         self._missed = self._suspect = True
         history.refute(channel)
         if not history.in_process:

@@ -21,7 +21,7 @@ def opening(
 ) -> bytes:
     """Return the open event, with the reconnection time `retry` (ms) and the cursor `id`, and the gap events.
 
-    The last gap event carries the cursor. So a client that is cut off before it has received every gap event
+    The last gap event carries the cursor. So a client that disconnects before it has received every gap event
     reconnects with its old cursor, and is sent the gaps again. `not_live` names the channels that the broker
     does not deliver yet. Without `id` the client keeps its last event id.
     """

@@ -1,8 +1,8 @@
 """Position and Cursor: the place of a client in the logs of its channels, and the event id that encodes it.
 
 The log of a channel numbers its events 1, 2, 3 ... without holes, so that a missing event is visible. After a
-log was lost and begun anew, the offset 7 names another event. So a position also holds the log's epoch, a
-random name that is drawn when the log begins.
+log was lost and a new one has begun, the offset 7 names another event. So a position also holds the log's
+epoch, a random name that is drawn when the log begins.
 
 A cursor has one entry for each channel of a stream: `tag~epoch.offset`, or `tag~` for a channel without a
 known position. The tag is a digest of the channel's name, so an id reveals no channel name. The tag also

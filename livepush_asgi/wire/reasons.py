@@ -33,7 +33,7 @@ class GapReason(StrEnum):
     EXPIRED = "expired"
     #: The client's last event id holds no position in this channel.
     UNKNOWN = "unknown"
-    #: The channel's log was lost and begun anew.
+    #: The channel's log was lost, and a new one has begun.
     EPOCH = "epoch"
     #: The client was too slow, and the overflow policy dropped events.
     OVERFLOW = "overflow"
