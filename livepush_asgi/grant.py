@@ -194,7 +194,7 @@ class Refusal(Exception):
         self.detail = detail
         self.soft = soft
         self.retry_after = retry_after
-        self.headers = {_name(name): _value(value) for name, value in (headers or {}).items()}
+        self.headers = {_checked_name(name): _checked_value(value) for name, value in (headers or {}).items()}
         super().__init__(f"{self.status} {detail or self.title}")
 
     @property
@@ -211,7 +211,7 @@ Authorize = Callable[[StreamRequest], Decision | Awaitable[Decision]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Public:
+class _GrantToAll:
     grant: Grant
 
     def __call__(self, request: StreamRequest) -> Grant:
@@ -220,7 +220,7 @@ class _Public:
 
 def public(*channels: str, slot_key: str | None = None) -> Authorize:
     """Return an `authorize` that grants these channels to every client. All share the slots of `slot_key`."""
-    return _Public(Grant(channels=channels, slot_key=slot_key))
+    return _GrantToAll(Grant(channels=channels, slot_key=slot_key))
 
 
 def check_channel(channel: object) -> None:
@@ -274,13 +274,13 @@ def _timestamp(moment: datetime | float) -> float:
     return float(moment)
 
 
-def _name(text: str) -> str:
+def _checked_name(text: str) -> str:
     if not _TOKEN.fullmatch(text):
         raise ValueError(f"this cannot name a header field: {text!r}")
     return text
 
 
-def _value(text: str) -> str:
+def _checked_value(text: str) -> str:
     if any(character in text for character in "\r\n\0"):
         raise ValueError(f"a header field cannot hold line ends: {text!r}")
     text.encode("latin-1")

@@ -93,9 +93,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("outbox_events", "outbox_bytes", "message_bytes", "replay_events"):
-            _whole(name, getattr(self, name))
+            _check_count(name, getattr(self, name))
         if self.streams is not None:
-            _whole("streams", self.streams)
+            _check_count("streams", self.streams)
         if self.overflow not in OVERFLOWS:
             raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, not {self.overflow!r}")
 
@@ -120,7 +120,7 @@ class DrainPolicy:
             _check_seconds("window", self.window)
 
 
-def _whole(name: str, value: object) -> None:
+def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
 

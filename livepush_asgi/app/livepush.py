@@ -97,7 +97,7 @@ class LivePush:
         self._counters = Counters()
         self._sender = CommandSender()
         self._run: Run | None = None
-        self._stopped_in: object = None
+        self._stopped_loop: object = None
         # The thread in which it was started. Comparing threads is faster than comparing event loops.
         self._thread: int | None = None
         self._endpoint = Endpoint(
@@ -169,7 +169,7 @@ class LivePush:
         Raises InvalidEventError for an invalid event, PositionConflictError, and BrokerUnavailableError if
         the broker is unavailable: the event may have been published.
         """
-        if get_ident() != self._thread and (loop := self._loop_elsewhere()) is not None:
+        if get_ident() != self._thread and (loop := self._other_loop()) is not None:
             again = partial(
                 self.publish,
                 channel,
@@ -239,7 +239,7 @@ class LivePush:
         to the other processes; the streams of this process have ended all the same.
         """
         revocation = Revocation(slot_key, channel)
-        if get_ident() != self._thread and (loop := self._loop_elsewhere()) is not None:
+        if get_ident() != self._thread and (loop := self._other_loop()) is not None:
             return await run_on(
                 loop, partial(self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout)
             )
@@ -288,7 +288,7 @@ class LivePush:
 
     async def start(self) -> None:
         """Start in the running event loop. Harmless if it runs there already."""
-        self._stopped_in = None
+        self._stopped_loop = None
         self._thread = get_ident()
         if self._run is None or self._run.ended or self._run.loop is not loop_identity():
             self._run = run = Run(
@@ -309,18 +309,18 @@ class LivePush:
         run = self._run
         if run is not None and run.loop is loop_identity():
             await run.stop()
-            self._stopped_in = run.loop
+            self._stopped_loop = run.loop
 
     async def _current_run(self) -> Run | None:
         run = self._run
         if run is not None and run.running and run.loop is loop_identity():
             return run
-        if self._stopped_in is not None and self._stopped_in is loop_identity():
+        if self._stopped_loop is not None and self._stopped_loop is loop_identity():
             return None
         await self.start()
         return self._run
 
-    def _loop_elsewhere(self) -> object | None:
+    def _other_loop(self) -> object | None:
         """Return the event loop of the run if it is not the caller's; None otherwise, or without a run.
 
         `async_to_sync(push.publish)` may start an event loop of its own, but the broker belongs to one loop.
@@ -346,7 +346,7 @@ class LivePush:
         in a drain.
         """
         control_events = self.control_events if grant.control_events is None else grant.control_events
-        async with self._opening() as run:
+        async with self._counting_refusals() as run:
             check_expiry(grant)
             run.admit()
             try:
@@ -364,11 +364,11 @@ class LivePush:
 
         Raises Refused if the request is refused.
         """
-        async with self._opening() as run:
+        async with self._counting_refusals() as run:
             return await self._endpoint.open(run, request, authorize=authorize), run
 
     @asynccontextmanager
-    async def _opening(self) -> AsyncIterator[Run]:
+    async def _counting_refusals(self) -> AsyncIterator[Run]:
         """Yield the run for a new stream, and count a refusal that the body raises."""
         try:
             run = await self._current_run()

@@ -29,8 +29,8 @@ from .publishing import prepare, publish_with_retries
 # How long the exit of the process waits for open publishers to close, in seconds.
 EXIT_TIMEOUT = 2.0
 
-Opened = Broker | AbstractAsyncContextManager[Broker]
-MakeBroker = Callable[[], Opened | Awaitable[Opened]]
+BrokerSource = Broker | AbstractAsyncContextManager[Broker]
+MakeBroker = Callable[[], BrokerSource | Awaitable[BrokerSource]]
 T = TypeVar("T")
 
 

@@ -46,7 +46,9 @@ class Endpoint:
         self._count_refusal = count_refusal
         self._probes = probes
 
-    async def __call__(self, run: Run | None, scope: Scope, receive: Receive, send: Send) -> "Opened | None":
+    async def __call__(
+        self, run: Run | None, scope: Scope, receive: Receive, send: Send
+    ) -> "OpenedStream | None":
         """Answer one request, or return the stream for it, which the caller has to drive.
 
         `run` is None if the LivePush has stopped.
@@ -84,7 +86,7 @@ class Endpoint:
         send: Send,
     ) -> None:
         try:
-            await self.decider.decide(request, _accepting(run), receive)
+            await self.decider.decide(request, _require_accepting(run), receive)
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except NotRunningError as error:
@@ -102,9 +104,9 @@ class Endpoint:
         headers: list[RawHeader],
         receive: Receive,
         send: Send,
-    ) -> "Opened | None":
+    ) -> "OpenedStream | None":
         try:
-            return Opened(await self.open(run, request, receive), [*STREAM_HEADERS, *headers])
+            return OpenedStream(await self.open(run, request, receive), [*STREAM_HEADERS, *headers])
         except Refused as error:
             refused = error
         except REFUSED_ERRORS as error:
@@ -127,7 +129,7 @@ class Endpoint:
     ) -> None:
         # A probe counts in no statistics, neither as a stream nor as a refusal.
         try:
-            run = _accepting(run)
+            run = _require_accepting(run)
             plan = await _plan_of(probes, request)
         except NotRunningError as error:
             await self._refuse(refused_for(error), headers, send)
@@ -189,14 +191,14 @@ class Endpoint:
         await refuse_softly(send, refused, block, headers)
 
 
-class Opened(NamedTuple):
+class OpenedStream(NamedTuple):
     """An open stream, and the headers of its response."""
 
     stream: Stream
     headers: list[RawHeader]
 
 
-def _accepting(run: Run | None) -> Run:
+def _require_accepting(run: Run | None) -> Run:
     """Return the run. Raises NotRunningError if it does not accept new streams."""
     if run is None or run.draining:
         raise NotRunningError(NOT_RUNNING)

@@ -54,7 +54,7 @@ class Coalescer:
     def delivered(self) -> int:
         """How many events of the application were delivered or are pending, counted once per listener."""
         return self._delivered + sum(
-            [len(channel.listeners) for channel, _ in self._pending if channel.counts]
+            [len(channel.listeners) for channel, _ in self._pending if channel.counted]
         )
 
     def add(self, channel: "Channel", delivery: Delivery) -> None:
@@ -87,23 +87,23 @@ class Coalescer:
         for channel, delivery in pending:
             by_channel.setdefault(channel, []).append(delivery)
         # The listeners that are attached to several channels, each with its channels in this turn.
-        several: dict[Listener, set[Channel]] = {}
+        by_listener: dict[Listener, set[Channel]] = {}
         # Raised after all listeners have received their batches.
         failure: BaseException | None = None
         now = self._now()
         for channel, deliveries in by_channel.items():
             batch, listeners = Batch(deliveries, now), channel.listeners
-            if channel.counts:
+            if channel.counted:
                 self._delivered += len(deliveries) * len(listeners)
             for listener in listeners:
-                if listener.several and len(by_channel) > 1:
-                    several.setdefault(listener, set()).add(channel)
+                if listener.multi_channel and len(by_channel) > 1:
+                    by_listener.setdefault(listener, set()).add(channel)
                     continue
                 try:
                     listener.receive(batch)
                 except BaseException as error:
                     failure = failure or error
-        for listener, channels in several.items():
+        for listener, channels in by_listener.items():
             try:
                 listener.receive(Batch([item for channel, item in pending if channel in channels], now))
             except BaseException as error:
@@ -129,9 +129,9 @@ class Channel:
         "_unreadable_logged",
         "check_at",
         "closed",
-        "counts",
+        "counted",
         "error",
-        "lingering",
+        "linger_timer",
         "name",
         "position",
         "ready",
@@ -142,8 +142,8 @@ class Channel:
         self, name: str, broker: Broker, coalescer: Coalescer, on_attempt: Callable[["Channel"], None]
     ) -> None:
         self.name = name
-        #: Whether it counts in the statistics: its events are not messages between processes.
-        self.counts = not name.startswith(RESERVED_PREFIX)
+        #: Whether the statistics count it: its events are not messages between processes.
+        self.counted = not name.startswith(RESERVED_PREFIX)
         #: The position up to which its log has been delivered, including pending deliveries; None without a
         #: log.
         self.position: Position | None = None
@@ -155,7 +155,7 @@ class Channel:
         #: The time of the next `check`, by the loop's clock.
         self.check_at = math.inf
         #: The timer that closes the channel; None while there are listeners.
-        self.lingering: Timer | None = None
+        self.linger_timer: Timer | None = None
         #: The cancel scope of its task; None after the task has ended, at once if the subscription forwards.
         self.scope: anyio.CancelScope | None = None
         self._broker = broker

@@ -73,7 +73,7 @@ class Listener(Protocol):
     """Receives the deliveries of channels, as a stream does. The methods return at once and never raise."""
 
     #: Whether it is attached to several channels. Then it receives their deliveries in one order.
-    several: bool
+    multi_channel: bool
 
     def receive(self, batch: Batch, /) -> None:
         """Called with all deliveries of one turn of the event loop."""

@@ -58,7 +58,7 @@ class Hub:
     @property
     def channels(self) -> int:
         """How many of the application's channels this process is subscribed to."""
-        return sum([channel.counts for channel in self._channels.values()])
+        return sum([channel.counted for channel in self._channels.values()])
 
     @property
     def delivered(self) -> int:
@@ -87,17 +87,17 @@ class Hub:
             channel = self._channels[name] = self._make_channel(name)
             channel.scope = anyio.CancelScope()
             self._tasks.start_soon(self._run_channel, channel, channel.scope, name=f"livepush channel {name}")
-        elif channel.lingering is not None:
-            channel.lingering.cancel()
-            channel.lingering = None
+        elif channel.linger_timer is not None:
+            channel.linger_timer.cancel()
+            channel.linger_timer = None
         channel.add(listener)
         return channel.ready
 
     def detach(self, name: str, listener: Listener) -> None:
         """Detach the listener. Without listeners the channel closes after the linger time."""
         channel = self._channels.get(name)
-        if channel is not None and not channel.remove(listener) and channel.lingering is None:
-            channel.lingering = self._scheduler.call_later(self._linger, self._release, channel)
+        if channel is not None and not channel.remove(listener) and channel.linger_timer is None:
+            channel.linger_timer = self._scheduler.call_later(self._linger, self._release, channel)
 
     def listeners(self, name: str) -> tuple[Listener, ...]:
         """Return the listeners of a channel."""

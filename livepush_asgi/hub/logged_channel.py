@@ -29,7 +29,7 @@ AHEAD_RETRY = 0.1
 class LoggedChannel(Channel):
     """A channel with a log. `spawn` starts a task of the run."""
 
-    __slots__ = ("_filling", "_log", "_quiet", "_refused", "_seen", "_spawn")
+    __slots__ = ("_idle", "_last_seen", "_log", "_reading_log", "_refused", "_spawn")
 
     def __init__(
         self,
@@ -43,37 +43,37 @@ class LoggedChannel(Channel):
         self._log = broker
         self._spawn = spawn
         # While the log is read, live payloads are not delivered; the log is read up to the last one seen.
-        self._filling = True
-        self._seen: Position | None = None
+        self._reading_log = True
+        self._last_seen: Position | None = None
         # Whether no live payload was delivered since the last `check`.
-        self._quiet = True
+        self._idle = True
         self._refused = False
 
     def deliver_at(self, position: Position | None, payload: bytes, /) -> None:
         """Deliver a payload if its position is the next; read the log if events are missing before it."""
         if position is None:
             self._refuse()
-        elif self._filling:
-            self._seen = position
+        elif self._reading_log:
+            self._last_seen = position
         elif self._is_next(position):
-            self._quiet = False
+            self._idle = False
             self.position = position
             self._dispatch(payload, position)
         elif self._is_ahead(position):
             self.lost()
-            self._seen = position
+            self._last_seen = position
 
     def lost(self) -> None:
         """Read lost events from the log. A gap is sent only if the log does not have them."""
-        if not self._filling and not self.closed:
-            self._filling = True
-            self._spawn(self._fill)
+        if not self._reading_log and not self.closed:
+            self._reading_log = True
+            self._spawn(self._read_log)
 
     def check(self) -> None:
         """Read the log if no live payload came since the last call: the subscription may be broken."""
-        if self._quiet:
+        if self._idle:
             self.lost()
-        self._quiet = True
+        self._idle = True
 
     async def _catch_up(self) -> None:
         """Read the end of the log, or the events that were published without a subscription."""
@@ -82,8 +82,8 @@ class LoggedChannel(Channel):
             return
         page = await self._log.read(self.name, MOST_OFFSET, 0)
         self.position = Position(page.epoch, page.last)
-        self._filling = False
-        if self._seen is not None and self._is_ahead(self._seen):
+        self._reading_log = False
+        if self._last_seen is not None and self._is_ahead(self._last_seen):
             self.lost()
 
     def _refuse(self) -> None:
@@ -97,7 +97,7 @@ class LoggedChannel(Channel):
                 self.name,
             )
 
-    async def _fill(self) -> None:
+    async def _read_log(self) -> None:
         backoff, failed = Backoff(RETRY_FIRST, RETRY_MOST), False
         while not self.closed:
             try:
@@ -119,12 +119,12 @@ class LoggedChannel(Channel):
         # From here to the return nothing is awaited, so that no live payload comes in between.
         self._deliver_page(page.seen_from(before))
         arrived = self.position.epoch == page.epoch and self.position.offset >= page.last
-        if arrived and not (self._seen is not None and self._is_ahead(self._seen)):
-            self._filling, self._seen = False, None
+        if arrived and not (self._last_seen is not None and self._is_ahead(self._last_seen)):
+            self._reading_log, self._last_seen = False, None
             return True
         if self.position == before:
             # A live payload is ahead of the log. The log will show it, or has lost it.
-            self._seen = None
+            self._last_seen = None
             await anyio.sleep(AHEAD_RETRY)
         return False
 

@@ -30,10 +30,10 @@ Request = tuple[str, int, int, int]
 class _Read:
     """A read of a log, and its page or error when it has ended."""
 
-    __slots__ = ("_ended", "_has_ended", "began", "error", "page", "refuted")
+    __slots__ = ("_ended", "_has_ended", "error", "page", "refuted", "started_at")
 
-    def __init__(self, began: float) -> None:
-        self.began = began
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
         self.page: Page | None = None
         self.error: Exception | None = None
         #: Whether the page has refuted the position of a client.
@@ -64,7 +64,7 @@ class SharedReads:
         self._broker = broker
         self._scheduler = scheduler
         self._end_of = end_of
-        self._under_way: dict[Request, _Read] = {}
+        self._in_flight: dict[Request, _Read] = {}
         # The reads with a page, the oldest first.
         self._cached: dict[Request, _Read] = {}
         self._bytes = 0
@@ -75,19 +75,19 @@ class SharedReads:
         If the caller that reads is cancelled, one of the waiting callers reads.
         """
         request = (channel, after.offset, limit, max_bytes)
-        for read in (self._known(request, self._scheduler.now() - MAX_AGE), self._under_way.get(request)):
+        for read in (self._known(request, self._scheduler.now() - MAX_AGE), self._in_flight.get(request)):
             if read is not None:
                 await read.wait()
                 if read.page is not None and self._is_current(channel, after.epoch, read.page):
                     return read.page
-        return await self._read_anew(request)
+        return await self._read_now(request)
 
     async def read_bounds(self, channel: str) -> Page:
         """Return an empty page with the current bounds of a log. Raises what the broker raises."""
         request = _bounds(channel)
-        if (read := self._under_way.get(request)) is not None:
+        if (read := self._in_flight.get(request)) is not None:
             await read.wait()
-        return await self._read_anew(request)
+        return await self._read_now(request)
 
     def known_bounds(self, channel: str, since: float) -> Page | None:
         """Return the last result of `read_bounds`, or None if that read began before `since`."""
@@ -104,23 +104,23 @@ class SharedReads:
         read = self._cached.get(_bounds(channel))
         return read is not None and read.refuted
 
-    async def _read_anew(self, request: Request) -> Page:
+    async def _read_now(self, request: Request) -> Page:
         # A read that starts while the caller waits is as new as a read of its own.
-        while (read := self._under_way.get(request)) is not None:
+        while (read := self._in_flight.get(request)) is not None:
             await read.wait()
             if read.page is not None:
                 return read.page
             if read.error is not None:
                 raise read.error.with_traceback(None)
         channel, after, limit, max_bytes = request
-        read = self._under_way[request] = _Read(self._scheduler.now())
+        read = self._in_flight[request] = _Read(self._scheduler.now())
         try:
             page = read.page = await self._broker.read(channel, after, limit, max_bytes=max_bytes)
         except Exception as error:
             read.error = error
             raise
         finally:
-            del self._under_way[request]
+            del self._in_flight[request]
             read.end()
         self._cache(request, read)
         return page
@@ -133,7 +133,7 @@ class SharedReads:
 
     def _known(self, request: Request, since: float) -> _Read | None:
         read = self._cached.get(request)
-        return read if read is not None and read.began >= since else None
+        return read if read is not None and read.started_at >= since else None
 
     def _cache(self, request: Request, read: _Read) -> None:
         self._drop(request)
@@ -151,7 +151,7 @@ class SharedReads:
     def _expire(self) -> None:
         latest = self._scheduler.now() - MAX_AGE
         for request, read in list(self._cached.items()):
-            if read.began > latest:
+            if read.started_at > latest:
                 break
             self._drop(request)
         if self._cached:

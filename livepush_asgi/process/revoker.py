@@ -37,7 +37,7 @@ class Revoker:
     It is a listener of the hub. `call_in_task` schedules a function in a task of the run.
     """
 
-    several = True
+    multi_channel = True
 
     def __init__(
         self,

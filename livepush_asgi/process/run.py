@@ -51,7 +51,7 @@ def check_expiry(grant: Grant) -> None:
 
 
 class Run:
-    """One run of a LivePush. `start` it once; `stop` it, or let the event loop end."""
+    """One run of a LivePush. `launch` it once; `stop` it, or let the event loop end."""
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ class TcpTimeouts:
         self._limit = max(1, round(timing.send_timeout * 1000))
         # Before its first heartbeat a stream sends nothing that could stay unacknowledged.
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
-        self._sought: set[Address] = set()
+        self._unmatched: set[Address] = set()
         self._scan_scheduled = False
         # How many streams the connection from an address carries: over HTTP/2 there may be several.
         self._stream_counts: dict[Address, int] = {}
@@ -86,7 +86,7 @@ class TcpTimeouts:
         if address is not None:
             carried = self._stream_counts[address] = self._stream_counts.get(address, 0) + 1
             if carried == 1:
-                self._sought.add(address)
+                self._unmatched.add(address)
                 if not self._scan_scheduled:
                     self._scan_scheduled = True
                     self._scheduler.call_later(self._delay, self._scan_files)
@@ -108,14 +108,14 @@ class TcpTimeouts:
         if carried > 1:
             self._stream_counts[address] = carried - 1
             return
-        self._sought.discard(address)
+        self._unmatched.discard(address)
         file = self._files.pop(address, None)
         if file is not None and not stuck:
             _change_file(file, address, self._limit, 0)
 
     def _scan_files(self) -> None:
         self._scan_scheduled = False
-        sought, self._sought = self._sought, set()
+        sought, self._unmatched = self._unmatched, set()
         with contextlib.suppress(OSError):
             self._scan_batch(sought, iter(os.listdir(_OPEN_FILES)))
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ..grant import Grant
 from ..hub.delivery import Batch, Delivery, gap_delivery
 from ..settings import Limits
-from ..wire.control import gap_block, id_block, opening, retry_line
+from ..wire.control import gap_block, id_block, open_block, retry_line
 from ..wire.cursor import Position, owed
 from ..wire.event import HEARTBEAT, with_id
 from ..wire.reasons import EndReason, GapReason
@@ -35,7 +35,7 @@ class Composer:
     __slots__ = (
         "_context",
         "_control_events",
-        "_gap_waits",
+        "_gap_queued",
         "_grant",
         "_head",
         "_outbox",
@@ -44,7 +44,7 @@ class Composer:
         "_recovery",
         "_resumable",
         "_resuming",
-        "_single",
+        "_single_channel",
         "_state",
         "_state_owed",
         "_unrecorded",
@@ -83,13 +83,13 @@ class Composer:
         resumption = Resumption(context.hub, names, last_event_id) if last_event_id else None
         self._recovery = RecoveryState(names, resumption, grant.replay, replayed)
         # Whether the outbox holds a delivery, and whether it holds a gap.
-        self._outbox_filled = self._gap_waits = False
+        self._outbox_filled = self._gap_queued = False
         # The position of the last delivery on a single channel, if it is not recorded in the recovery state
         # yet.
         self._unrecorded: Position | None = None
         # Created on first use: a new client that keeps up never reads history.
         self._reader: HistoryReader | None = None
-        self._single = len(names) == 1
+        self._single_channel = len(names) == 1
         # Blocks that are sent before the outbox: the open event, a page of history.
         self._head = b""
         self._state = None if grant.snapshot is None else State(grant.snapshot)
@@ -114,7 +114,7 @@ class Composer:
         """Return deliveries to send past the outbox, or b"" if other bytes have to be sent first."""
         if (
             self._head
-            or self._gap_waits
+            or self._gap_queued
             or self._outbox_filled
             or not self._recovery.settled
             or self._state_owed
@@ -123,7 +123,7 @@ class Composer:
         if batch.size > self._context.limits.message_bytes:
             return b""
         self.heartbeat_due = False
-        if not self._single:
+        if not self._single_channel:
             return self._compose(batch.deliveries)
         # This runs once for every event and stream, so the position is recorded only when it is needed.
         self._unrecorded = batch.position or self._unrecorded
@@ -134,7 +134,7 @@ class Composer:
         self._record_position()
         gap = gap_delivery(channel, reason, position)
         if self._recovery.admits(gap):
-            self._gap_waits = self._outbox_filled = True
+            self._gap_queued = self._outbox_filled = True
             if self._outbox is None:
                 self._outbox = _make_outbox(self._context.limits)
             self._put(self._outbox, gap)
@@ -203,7 +203,7 @@ class Composer:
                 self._head += self._end_at_gap()
             return True
         not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
-        self._head = opening(retry, self._id, gaps, resumed=resumed, not_live=not_live)
+        self._head = open_block(retry, self._id, gaps, resumed=resumed, not_live=not_live)
         return True
 
     def _end_at_gap(self) -> bytes:
@@ -301,7 +301,7 @@ class Composer:
         """Empty the outbox and read on from history. Return False if history does not have the deliveries."""
         if self._context.limits.overflow != "resume":
             return False
-        channels = outbox.give_up_positioned()
+        channels = outbox.discard_for_history()
         if delivery.position is not None:
             channels.append(delivery.channel)
         elif channels:
@@ -315,7 +315,7 @@ class Composer:
         if self._reader is None:
             self._reader = HistoryReader(self._context.hub, self._recovery, self._context.limits)
         deliveries = await self._reader.next_deliveries()
-        self._gap_waits = self._gap_waits or any(delivery.gap for delivery in deliveries)
+        self._gap_queued = self._gap_queued or any(delivery.gap for delivery in deliveries)
         self._head += self._compose(deliveries)
         # The next page starts at the recorded position.
         self._record_position()
@@ -337,14 +337,14 @@ class Composer:
 
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         """Join the blocks of deliveries, and record the positions that the client reaches with them."""
-        if self._single and not self._gap_waits and not self._state_owed:
+        if self._single_channel and not self._gap_queued and not self._state_owed:
             # Each block has its id, and the last position is the client's.
             for delivery in reversed(deliveries):
                 if delivery.position is not None:
                     self._unrecorded = delivery.position
                     break
             return b"".join([delivery.block for delivery in deliveries])
-        self._gap_waits = False
+        self._gap_queued = False
         self._record_position()
         blocks = []
         for delivery in deliveries:
@@ -356,7 +356,7 @@ class Composer:
                 blocks.append(self._end_at_gap())
                 break
             block = delivery.block
-            if delivery.position is not None and (not self._single or self._state_owed):
+            if delivery.position is not None and (not self._single_channel or self._state_owed):
                 block = with_id(delivery.bare, self._id)
             blocks.append(block)
         return b"".join(blocks)

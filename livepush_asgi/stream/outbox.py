@@ -90,7 +90,7 @@ class Outbox:
         dropped, self._dropped = self._dropped, None
         return dropped or {}
 
-    def give_up_positioned(self) -> list[str]:
+    def discard_for_history(self) -> list[str]:
         """Discard all deliveries, and return the channels to read on from history.
 
         Deliveries without a position cannot be read again; they count as dropped. If no delivery has a

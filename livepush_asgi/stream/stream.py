@@ -18,7 +18,7 @@ from ..runtime.event_loop import Sleep, spawn
 from ..runtime.inline_send import InlineSend
 from ..runtime.scheduler import Timer
 from ..slots import Lease
-from ..wire.control import close_block, opening, retry_line
+from ..wire.control import close_block, open_block, retry_line
 from ..wire.cursor import Position
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, StreamState
@@ -62,8 +62,8 @@ class Stream:
         "grant",
         "inline",
         "lease",
+        "multi_channel",
         "reason",
-        "several",
         "state",
     )
 
@@ -78,7 +78,7 @@ class Stream:
     ) -> None:
         self.grant = grant
         names = grant.channel_names
-        self.several = len(names) > 1
+        self.multi_channel = len(names) > 1
         self.state = StreamState.OPENING
         self.reason: EndReason | None = None
         #: Whether `next_chunk` has returned the last chunk.
@@ -300,7 +300,7 @@ class Stream:
             return b""
         retry = self.context.timing.own_retry()
         if self._control_events and not opened:
-            chunk = opening(retry, None, resumed=False)
+            chunk = open_block(retry, None, resumed=False)
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
 
     def _cancel_subscribe_timer(self) -> None:

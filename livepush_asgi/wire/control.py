@@ -11,7 +11,7 @@ from .event import encode_block, id_line
 from .reasons import EndReason, GapReason
 
 
-def opening(
+def open_block(
     retry: int,
     id: str | None,
     gaps: Sequence[tuple[str, GapReason]] = (),

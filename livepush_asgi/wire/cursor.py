@@ -71,7 +71,7 @@ class Position:
         match = _POSITION.fullmatch(text)
         if match is None:
             raise ValueError("this is no position")
-        return _place(match[1], int(match[2]))
+        return _make_position(match[1], int(match[2]))
 
     @classmethod
     def of_id(cls, id: str) -> "Position":
@@ -82,7 +82,7 @@ class Position:
         """Return the position with this offset in the same log. Raises what `Position(...)` raises."""
         if type(offset) is not int:
             raise TypeError(f"an offset is an int, not {offset!r}")
-        return _place(self.epoch, offset)
+        return _make_position(self.epoch, offset)
 
 
 # A frozen dataclass has no setters, and the slot descriptors are faster than `object.__setattr__`: two
@@ -91,7 +91,7 @@ _set_epoch = Position.__dict__["epoch"].__set__
 _set_offset = Position.__dict__["offset"].__set__
 
 
-def _place(epoch: str, offset: int) -> Position:
+def _make_position(epoch: str, offset: int) -> Position:
     """Return a position without validating the epoch, which must be valid."""
     if not 0 <= offset <= MOST_OFFSET:
         raise ValueError(f"an offset is from 0 to {MOST_OFFSET}, not {offset!r}")
@@ -163,7 +163,7 @@ class Cursor:
         """
         return tuple(
             [
-                _place(match[1], int(match[2]))
+                _make_position(match[1], int(match[2]))
                 for part in self.entries.get(tag_of(channel), "").split(",")
                 if (match := _POSITION.fullmatch(part)) and int(match[2]) <= MOST_OFFSET
             ]
