@@ -43,10 +43,10 @@ class HistoryReader:
             await anyio.sleep(delay)
         if not self._recovery.behind:
             return []
-        channel, place = self._recovery.next_behind()
+        channel, position = self._recovery.next_behind()
         try:
             with anyio.fail_after(READ_TIMEOUT):
-                page = await self._hub.history.read(channel, place, PAGE, self._limits.message_bytes)
+                page = await self._hub.history.read(channel, position, PAGE, self._limits.message_bytes)
         except Exception as error:
             if not self._failures:
                 logger.debug("history cannot be read, trying until it works: %s", error)

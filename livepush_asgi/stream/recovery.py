@@ -106,7 +106,7 @@ class RecoveryState:
         if self.resumption is not None and channel in self._unstarted:
             cursor_positions = self.resumption.cursor_positions(channel)
             if cursor_positions:
-                return [event_id(channel, place) for place in cursor_positions]
+                return [event_id(channel, position) for position in cursor_positions]
         return (event_id(channel, self._sent.get(channel)),)
 
     def has_cursor(self, id: str) -> bool:
@@ -141,13 +141,13 @@ class RecoveryState:
         resumption = self.resumption
         if end is not None:
             if resumption is not None:
-                place = resumption.place_of(channel, end)
-                if place is not None:
+                position = resumption.known_position(channel, end)
+                if position is not None:
                     # The position may be ahead of this process, if another process has received more events.
-                    return self._start_at(channel, end, place)
-                place = resumption.after_loss(channel)
-                if place is not None:
-                    return self._start_at(channel, end, place) or GapReason.EPOCH
+                    return self._start_at(channel, end, position)
+                position = resumption.after_loss(channel)
+                if position is not None:
+                    return self._start_at(channel, end, position) or GapReason.EPOCH
             self._start_new(channel, end)
         if resumption is not None and resumption.knows(channel):
             return GapReason.UNKNOWN
@@ -160,12 +160,12 @@ class RecoveryState:
             # Nothing was delivered since the stream was attached: the usual case.
             self._sent[channel] = end
             return
-        begun = self._start_ends.get(channel, end)
-        claimed = begun.offset if begun.epoch == end.epoch else end.offset
-        first = max(0, claimed - self._replayed())
+        start_end = self._start_ends.get(channel, end)
+        guaranteed = start_end.offset if start_end.epoch == end.epoch else end.offset
+        first = max(0, guaranteed - self._replayed())
         self._start_at(channel, end, end if first == end.offset else end.at(first))
-        if self._sent[channel].offset < claimed:
-            self._guaranteed = _with(self._guaranteed, channel, end.at(claimed))
+        if self._sent[channel].offset < guaranteed:
+            self._guaranteed = _with(self._guaranteed, channel, end.at(guaranteed))
 
     def _replayed(self) -> int:
         """Return how many earlier events a new client is sent."""
@@ -179,12 +179,12 @@ class RecoveryState:
             case number:
                 return min(number, self._most_replayed)
 
-    def _start_at(self, channel: str, end: Position, place: Position) -> GapReason | None:
+    def _start_at(self, channel: str, end: Position, position: Position) -> GapReason | None:
         gap = None
-        if end.offset - place.offset > self._most_replayed:
-            gap, place = GapReason.OVERFLOW, end.at(end.offset - self._most_replayed)
-        self._sent[channel] = place
-        if place != end:
+        if end.offset - position.offset > self._most_replayed:
+            gap, position = GapReason.OVERFLOW, end.at(end.offset - self._most_replayed)
+        self._sent[channel] = position
+        if position != end:
             self.behind += (channel,)
         return gap
 
@@ -253,15 +253,15 @@ class RecoveryState:
         self._guaranteed = _without(self._guaranteed, channel)
         return PageSlice(gap, start, records)
 
-    def _compare(self, channel: str, place: Position, page: Page) -> tuple[GapReason | None, Position]:
+    def _compare(self, channel: str, position: Position, page: Page) -> tuple[GapReason | None, Position]:
         """Return the gap between a position and a page, if any, and the position where the page goes on."""
-        placed = page.place_of(place)
+        placed = page.place_of(position)
         if placed is None:
-            return GapReason.EPOCH, page.start_after_loss(place)
+            return GapReason.EPOCH, page.start_after_loss(position)
         if placed.offset >= page.first - 1:
             return None, placed
-        claimed = page.place_of(self._guaranteed.get(channel, place))
-        is_missing = claimed is None or claimed.offset < page.first - 1
+        guaranteed = page.place_of(self._guaranteed.get(channel, position))
+        is_missing = guaranteed is None or guaranteed.offset < page.first - 1
         return GapReason.EXPIRED if is_missing else None, Position(page.epoch, page.first - 1)
 
     def _settle(self) -> None:
@@ -270,14 +270,14 @@ class RecoveryState:
         self.settled = not (self._unstarted or self.behind or self._ahead)
 
 
-def _with(places: Mapping[str, Position], channel: str, place: Position) -> Mapping[str, Position]:
-    if not isinstance(places, dict):
-        return {channel: place}
-    places[channel] = place
-    return places
+def _with(positions: Mapping[str, Position], channel: str, position: Position) -> Mapping[str, Position]:
+    if not isinstance(positions, dict):
+        return {channel: position}
+    positions[channel] = position
+    return positions
 
 
-def _without(places: Mapping[str, Position], channel: str) -> Mapping[str, Position]:
-    if channel not in places:
-        return places
-    return {name: place for name, place in places.items() if name != channel} or _NONE
+def _without(positions: Mapping[str, Position], channel: str) -> Mapping[str, Position]:
+    if channel not in positions:
+        return positions
+    return {name: position for name, position in positions.items() if name != channel} or _NONE

@@ -82,13 +82,13 @@ class Resumption:
             self._cursor_positions[channel] = () if self.cursor is None else self.cursor.positions_in(channel)
         return self._cursor_positions[channel]
 
-    def place_of(self, channel: str, end: Position) -> Position | None:
+    def known_position(self, channel: str, end: Position) -> Position | None:
         """Return the client's position in the log that ends at `end`, if it is known without a read."""
         if channel in self._confirmed:
             return self._confirmed[channel]
-        for place in self.cursor_positions(channel):
-            if place.epoch == end.epoch:
-                return place
+        for position in self.cursor_positions(channel):
+            if position.epoch == end.epoch:
+                return position
         return None
 
     def after_loss(self, channel: str) -> Position | None:
@@ -160,15 +160,15 @@ class Resumption:
         """Return whether only the log can confirm the client's position."""
         if channel in self._confirmed or not self.cursor_positions(channel):
             return False
-        return self.place_of(channel, end) != end
+        return self.known_position(channel, end) != end
 
     def _is_unknown(self, channel: str, end: Position) -> bool:
         if not self._needs_read(channel, end):
             return False
-        place = self.place_of(channel, end)
+        position = self.known_position(channel, end)
         # A position in the log's epoch needs no confirmation: reading on from it finds the gap. But a
         # suspect client could cause a read of its own for each channel, so its channels wait.
-        return place is None or (self._suspect and place.offset > end.offset)
+        return position is None or (self._suspect and position.offset > end.offset)
 
     def _check_known_bounds(self, channels: Sequence[str], since: float) -> tuple[list[str], list[str]]:
         """Check positions against the bounds that were read after `since`. Return the unchecked channels.
@@ -180,13 +180,13 @@ class Resumption:
             end = self._hub.end_of(channel)
             if end is None or not self._needs_read(channel, end):
                 continue
-            history, place = self._hub.history, self.place_of(channel, end)
-            is_beyond = place is None or place.offset > end.offset
+            history, position = self._hub.history, self.known_position(channel, end)
+            is_beyond = position is None or position.offset > end.offset
             page = history.known_bounds(channel, since)
             # Bounds that were read before the stream opened cannot refute a position beyond them, unless only
             # this process writes the log.
             is_new = since >= self._opened_at or (history.in_process and is_beyond)
-            if page is not None and (place is None or is_new or page.has(place)):
+            if page is not None and (position is None or is_new or page.has(position)):
                 self._check_position(channel, page)
             elif is_beyond:
                 beyond.append(channel)
@@ -216,11 +216,11 @@ class Resumption:
         """Confirm or refute the client's position, given the bounds of its log."""
         self._hub.refresh(channel, page.epoch)
         cursor_positions, history = self.cursor_positions(channel), self._hub.history
-        place = next((place for place in cursor_positions if page.has(place)), None)
-        if place is not None:
+        position = next((position for position in cursor_positions if page.has(position)), None)
+        if position is not None:
             # If events after it may be lost, reading on from there sends the gap.
-            place = self._confirmed[channel] = page.seen_from(place).place_of(place) or place
-            placed = page.place_of(place)
+            position = self._confirmed[channel] = page.seen_from(position).place_of(position) or position
+            placed = page.place_of(position)
             self._missed = self._missed or placed is None or placed.offset < page.first - 1
             return
         # The client is sent a gap, and goes on where an open stream would after the loss.
