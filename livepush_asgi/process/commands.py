@@ -80,7 +80,7 @@ def _unavailable_at(deadline: float) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise BrokerUnavailableError(
-            "the broker did not accept the revocation in time; other processes may not have received it"
+            "the broker did not take the revocation in time; other processes may not have received it"
         )
 
 

@@ -131,10 +131,10 @@ class ReplacementRelay:
         self._stream: Stream | None = None
         self._replaced = False
 
-    def connect(self, stream: Stream, lease: Lease | None) -> None:
+    def connect(self, stream: Stream, lease: Lease) -> None:
         """Pass a replacement of the lease on to this stream."""
         self._stream = stream
-        if lease is not None and lease.on_replaced is not None:
+        if lease.on_replaced is not None:
             # From now on the cap calls the stream directly, unless the cap has kept the callback.
             lease.on_replaced = stream.replaced
         if self._replaced:

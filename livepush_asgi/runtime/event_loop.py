@@ -67,8 +67,8 @@ def asyncio_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError(
-            "the adapters for Redis and NATS need asyncio, and no asyncio event loop runs here: serve with "
-            "an asyncio worker, or use MemoryBroker and MemorySlotCap"
+            "the adapters for Redis and NATS work on asyncio, and no event loop of it runs here: serve with "
+            "an asyncio worker, or take MemoryBroker and MemorySlotCap"
         ) from None
 
 
