@@ -4,21 +4,21 @@ LivePushError
 ├── InvalidEventError         an event that would break the stream (also a ValueError)
 ├── InvalidGrantError         a channel name, slot key or replay that no grant can have (also a ValueError)
 ├── CapExceededError          no slot is free for this key
-│   └── ProcessFullError      the process has all the streams that it may have
+│   └── ProcessFullError      the process has as many streams as it may have
 ├── SlotsUnavailableError     a slot cannot be counted, and the cap fails closed or is set up wrong
 ├── BrokerUnavailableError    the broker cannot be reached
-├── PositionConflictError     an event was to follow a position that is not the last one
-├── MessagesLostError         messages of a subscription may have been lost; it goes on
+├── PositionConflictError     the log has gone on past the expected position
+├── MessagesLostError         a subscription may have lost messages; it goes on
 ├── SubscriptionClosedError   a closed subscription was read
-├── GrantExpiredError         a stream was asked for with a grant that is over
+├── GrantExpiredError         the grant of a new stream has expired
 ├── GrantRevokedError         a stream was revoked while it was being opened
-├── AuthorizeError            `authorize` returned something else than a Grant or a Refusal
+├── AuthorizeError            `authorize` returned neither a Grant nor a Refusal
 └── NotRunningError           LivePush was used after it stopped
 """
 
 
 class LivePushError(Exception):
-    """Base of every error that this package raises on its own account."""
+    """Base class of the errors of this package."""
 
 
 class InvalidEventError(LivePushError, ValueError):
@@ -26,16 +26,16 @@ class InvalidEventError(LivePushError, ValueError):
 
 
 class InvalidGrantError(LivePushError, ValueError):
-    """Raised for text that cannot name a channel or a slot key, and for other terms a client may send.
+    """Raised for a text that cannot name a channel or a slot key, and for an invalid `replay`.
 
-    Raised inside `authorize` it becomes that client's 400.
+    If `authorize` raises it, the client gets a 400.
     """
 
 
 class CapExceededError(LivePushError):
     """Raised when every slot of a key is taken.
 
-    Carries `slot_key` and `cap`; `retry_after` is the hint in seconds for an HTTP 429.
+    `retry_after` is the value for the header `Retry-After`, in seconds.
     """
 
     retry_after = 5
@@ -49,7 +49,7 @@ class CapExceededError(LivePushError):
 class ProcessFullError(CapExceededError):
     """Raised when the process has as many streams as `Limits.streams` allows, whatever their slot keys.
 
-    `cap` is that number, `slot_key` is empty.
+    `cap` is that limit, and `slot_key` is empty.
     """
 
     def __init__(self, cap: int) -> None:
@@ -61,33 +61,35 @@ class ProcessFullError(CapExceededError):
 
 
 class SlotsUnavailableError(LivePushError):
-    """Raised when a slot cannot be counted and is not given.
+    """Raised when the cap cannot count the slots of a key, and so refuses the stream.
 
-    The slot store is away or refuses the slot key, and the cap is configured to fail closed; or the cap can
-    never count, as with a client of one node of a cluster. The message says which.
+    Either the slot store is unavailable or rejects the slot key, and the cap fails closed; or the cap is
+    misconfigured, for example with a client for one node of a cluster. The message names the cause.
     """
 
     retry_after = 5
 
 
 class BrokerUnavailableError(LivePushError):
-    """Raised when the broker cannot be reached. What was being published may or may not have arrived."""
+    """Raised when the broker cannot be reached. The event may have been published all the same."""
 
 
 class PositionConflictError(LivePushError):
-    """Raised when an event was to follow a certain position, and another event came first.
+    """Raised by `publish` when another event was published after `expected_position`.
 
-    `last` is the position that the log has reached, as far as the broker told it.
+    `last` is the last position of the log, if the broker returned it.
     """
 
     def __init__(self, channel: str, last: object) -> None:
         self.channel = channel
         self.last = last
-        super().__init__(f"{channel!r} has gone on to {last}; read what came, and decide anew")
+        super().__init__(
+            f"the log of {channel!r} has gone on to {last}; read the new events, and decide again"
+        )
 
 
 class MessagesLostError(LivePushError):
-    """Raised by a subscription when messages may have been lost. The subscription goes on afterwards."""
+    """Raised by a subscription that may have lost messages. It can be read further."""
 
 
 class SubscriptionClosedError(LivePushError):
@@ -95,11 +97,11 @@ class SubscriptionClosedError(LivePushError):
 
 
 class GrantExpiredError(LivePushError):
-    """Raised when a stream is opened with a grant whose `expires_at` is past."""
+    """Raised when a stream is opened with a grant whose `expires_at` is in the past."""
 
 
 class GrantRevokedError(LivePushError):
-    """Raised when `disconnect` named a stream while it was being opened."""
+    """Raised when `disconnect` revokes a stream while it is being opened."""
 
 
 class AuthorizeError(LivePushError, TypeError):

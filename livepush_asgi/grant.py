@@ -1,4 +1,4 @@
-"""StreamRequest, Grant and Refusal: what `authorize` gets and returns. Values and pure functions."""
+"""StreamRequest, Grant and Refusal: the argument and the results of `authorize`."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -29,12 +29,12 @@ class StreamRequest:
 
     @cached_property
     def path(self) -> str:
-        """The path below the mount point, "/" at least, without a slash at its end."""
+        """The path below the mount point: "/", or a path without a slash at its end."""
         return path_below(self.scope)
 
     @cached_property
     def headers(self) -> Mapping[str, str]:
-        """The header fields by lower-case name; repeated ones are joined with a comma."""
+        """The header fields by lower-case name. Repeated fields are joined with a comma."""
         found: dict[str, str] = {}
         for raw_name, raw_value in self.scope["headers"]:
             name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -44,8 +44,8 @@ class StreamRequest:
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The query parameters by name. A repeated one has its last value; `query_all` returns all."""
-        # Cached by hand: every connect reads it, and `cached_property` takes a lock on Python 3.11.
+        """The query parameters by name. For a repeated parameter the last value wins; see `query_all`."""
+        # Every connect reads it, and on Python 3.11 `cached_property` takes a lock.
         if self._query is None:
             self._query = dict(self._query_pairs())
         return self._query
@@ -56,7 +56,7 @@ class StreamRequest:
 
     @cached_property
     def cookies(self) -> Mapping[str, str]:
-        """The cookies by name; a part without `=` is no cookie (RFC 6265, section 4.2.1)."""
+        """The cookies by name. A part without `=` is no cookie (RFC 6265, section 4.2.1)."""
         pairs = (part.split("=", 1) for part in self.headers.get("cookie", "").split(";") if "=" in part)
         return {name.strip(): value.strip().strip('"') for name, value in pairs}
 
@@ -64,8 +64,8 @@ class StreamRequest:
     def last_event_id(self) -> str | None:
         """The id after which the client resumes: the header `Last-Event-ID`, or the query's `last_event_id`.
 
-        The query parameter is for clients that cannot set headers. The header wins, because `EventSource`
-        repeats the URL unchanged when it reconnects. It is untrusted text from the client.
+        The query parameter is for clients that cannot set headers. The header takes precedence, because
+        `EventSource` repeats the URL unchanged when it reconnects. The value is untrusted text.
         https://html.spec.whatwg.org/multipage/server-sent-events.html#last-event-id
         """
         for name, value in self.scope["headers"]:
@@ -76,17 +76,17 @@ class StreamRequest:
     def _query_pairs(self) -> list[tuple[str, str]]:
         if not self.scope.get("query_string"):
             return []
-        # Browsers percent-encode it, so it is ASCII; curl sends UTF-8 as it was typed.
+        # Browsers percent-encode the query to ASCII. curl sends UTF-8 unchanged.
         text = bytes(self.scope.get("query_string", b"")).decode("utf-8", "replace")
         return parse_qsl(text, keep_blank_values=True)
 
 
 def path_below(scope: Scope) -> str:
-    """Return the path below the mount point, "/" at least, without a slash at its end.
+    """Return the path below the mount point: "/", or a path without a slash at its end.
 
-    By the ASGI specification `path` contains `root_path`, and Starlette's mounts follow it. Litestar's mounts
-    cut the prefix off, leave `root_path` alone and add a slash. So `root_path` is removed only where `path`
-    begins with it, and only whole segments: `/eventsX` is not below `/events`.
+    By the ASGI specification `path` contains `root_path`, and mounts of Starlette follow it. Mounts of
+    Litestar remove the prefix, leave `root_path` unchanged and add a slash. So this function removes
+    `root_path` only if `path` begins with it, and only whole segments: `/eventsX` is not below `/events`.
     """
     path = str(scope["path"])
     root = str(scope.get("root_path", "")).rstrip("/")
@@ -96,9 +96,9 @@ def path_below(scope: Scope) -> str:
 
 
 def is_foreign(scope: Scope) -> bool:
-    """Return whether a mount has caught a path that is not below it.
+    """Return whether a mount has matched a path that is not below it.
 
-    Litestar's mount at `/events` also catches `/eventsX`, and passes on the rest of the path, `X/`.
+    A mount of Litestar at `/events` also matches `/eventsX`, and passes on the rest of the path, `X/`.
     """
     path = str(scope["path"])
     return bool(path) and not path.startswith("/")
@@ -110,22 +110,21 @@ Snapshot = Callable[[], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What a client may have: the channels of its stream, and the terms.
+    """Permission for one stream: its channels, and the terms.
 
-    `slot_key` is the key whose slot the stream takes; without a key it takes none. `expires_at` (an aware
-    datetime, or seconds since the epoch) is when the login behind the stream ends; the stream ends then too.
-    `control_events` overrides the application's setting, for a client that cannot have the `livepush.*`
-    events.
+    The stream takes a slot of `slot_key`; without a slot key it takes none. The stream ends at `expires_at`,
+    the end of the client's login (an aware datetime, or seconds since the epoch). `control_events` overrides
+    the setting of the LivePush, for a client that does not accept `livepush.*` events.
 
-    `replay` says where a client without a position of its own begins in channels with history: at "new"
-    events, at the "last" event (the latest value), at the oldest of "all" that are kept, or at the N newest.
-    `snapshot` is a function, async or not, that returns the state as one event or a list of them, each an
-    Event or what an Event takes as data. It is called before the first event of a stream that did not resume,
-    and again after a gap. The stream is subscribed by then, so changes that are published while the snapshot
-    is read are delivered after it.
+    `replay` decides where a client without a position begins in channels with history: "new" sends only new
+    events, "last" begins with the last event (the latest value), "all" with the oldest event that is kept,
+    and a number N with the N newest events. `snapshot` is a function, async or not, that returns the state:
+    one event or a list of them, each an Event or data for one. The component calls it before the first event
+    of a stream that did not resume, and again after a gap. The stream is subscribed before the call, so
+    changes that are published during the call are delivered after the snapshot.
 
-    Raises InvalidGrantError, a ValueError, for text that cannot name a channel or slot key, and TypeError for
-    a name that is not text and a snapshot that cannot be called.
+    Raises InvalidGrantError, a ValueError, for a text that cannot name a channel or slot key. Raises
+    TypeError for a name that is not text, and for a snapshot that is not callable.
     """
 
     channels: str | Iterable[str]
@@ -134,7 +133,7 @@ class Grant:
     control_events: bool | None = None
     replay: Replay = "new"
     snapshot: Snapshot | None = None
-    #: The channels, each once, in the order given.
+    #: The channels in the order given, without duplicates.
     channel_names: tuple[str, ...] = field(init=False, repr=False, compare=False)
     #: `expires_at` in seconds since the epoch.
     expiry: float | None = field(init=False, repr=False, compare=False)
@@ -144,7 +143,9 @@ class Grant:
         for channel in given:
             check_channel(channel)
         if not given:
-            raise InvalidGrantError("a Grant names at least one channel; to let nobody in, return a Refusal")
+            raise InvalidGrantError(
+                "a Grant names at least one channel; to refuse a client, return a Refusal"
+            )
         if len(given) > MOST_POSITIONS:
             raise InvalidGrantError(
                 f"a stream has at most {MOST_POSITIONS} channels, or its id outgrows a header"
@@ -168,12 +169,12 @@ class Grant:
 
 
 class Refusal(Exception):
-    """The answer to a client that gets no stream. Return it from `authorize`, or raise it.
+    """The answer to a client that gets no stream. `authorize` returns or raises it.
 
-    `status` is the HTTP status. 204 makes `EventSource` stop without an error. 4xx and 5xx are sent with a
-    small `application/problem+json`, in which `detail` is text for the client. A browser's `EventSource` does
-    not reconnect after any status but 200; `soft=True` answers 200 with a reconnection time and a
-    `livepush.refused` event, and ends the response. `retry_after` is in seconds.
+    `status` is the HTTP status. After a 204 `EventSource` stops without an error. A 4xx or 5xx has an
+    `application/problem+json` body, with `detail` as text for the client. A browser's `EventSource`
+    reconnects only after a 200; `soft=True` answers 200 with a reconnection time and a `livepush.refused`
+    event, and ends the response. `retry_after` is in seconds.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class Refusal(Exception):
         self.detail = detail
         self.soft = soft
         self.retry_after = retry_after
-        self.headers = {_name(name): _value(value) for name, value in (headers or {}).items()}
+        self.headers = {_checked_name(name): _checked_value(value) for name, value in (headers or {}).items()}
         super().__init__(f"{self.status} {detail or self.title}")
 
     @property
@@ -210,7 +211,7 @@ Authorize = Callable[[StreamRequest], Decision | Awaitable[Decision]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Public:
+class _GrantToAll:
     grant: Grant
 
     def __call__(self, request: StreamRequest) -> Grant:
@@ -218,12 +219,12 @@ class _Public:
 
 
 def public(*channels: str, slot_key: str | None = None) -> Authorize:
-    """Return an `authorize` that grants these channels to everybody. All share the slots of `slot_key`."""
-    return _Public(Grant(channels=channels, slot_key=slot_key))
+    """Return an `authorize` that grants these channels to every client. All share the slots of `slot_key`."""
+    return _GrantToAll(Grant(channels=channels, slot_key=slot_key))
 
 
 def check_channel(channel: object) -> None:
-    """Raise InvalidGrantError for text that cannot name a channel, TypeError for anything but text."""
+    """Raise InvalidGrantError for a text that cannot name a channel, and TypeError for another type."""
     if not isinstance(channel, str):
         raise TypeError(f"a channel name is a str, not {type(channel).__name__}")
     if not channel:
@@ -234,7 +235,7 @@ def check_channel(channel: object) -> None:
 
 
 def check_slot_key(slot_key: object) -> None:
-    """Raise InvalidGrantError for text that cannot be a slot key, TypeError for anything but text."""
+    """Raise InvalidGrantError for a text that cannot be a slot key, and TypeError for another type."""
     if not isinstance(slot_key, str):
         raise TypeError(f"a slot key is a str, or None for no slot, not {type(slot_key).__name__}")
     if not slot_key:
@@ -273,13 +274,13 @@ def _timestamp(moment: datetime | float) -> float:
     return float(moment)
 
 
-def _name(text: str) -> str:
+def _checked_name(text: str) -> str:
     if not _TOKEN.fullmatch(text):
         raise ValueError(f"this cannot name a header field: {text!r}")
     return text
 
 
-def _value(text: str) -> str:
+def _checked_value(text: str) -> str:
     if any(character in text for character in "\r\n\0"):
         raise ValueError(f"a header field cannot hold line ends: {text!r}")
     text.encode("latin-1")

@@ -1,4 +1,4 @@
-"""Timing, Limits and DrainPolicy: the numbers of a LivePush, checked once when they are made."""
+"""Timing, Limits and DrainPolicy: the settings of a LivePush. The constructors validate them."""
 
 import math
 import random
@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 Overflow = Literal["resume", "close", "drop_oldest", "latest"]
 OVERFLOWS = ("resume", "close", "drop_oldest", "latest")
 T = TypeVar("T")
-# The longest times, in seconds. A longer one is most likely in milliseconds.
+# The longest time for each setting, in seconds. A longer one is most likely in milliseconds.
 _HOUR = 3600
 _LONGEST = {
     "heartbeat_interval": _HOUR,
@@ -25,20 +25,20 @@ _LONGEST = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """The times of a stream, in seconds. None turns a heartbeat or a lifetime off.
+    """The times of a stream, in seconds. None turns the heartbeat or the maximum lifetime off.
 
-    `heartbeat_interval`: a stream without an event for this long sends a comment. 15 s is below the idle
-    limits of common proxies (30 s and 60 s).
-    `retry`: the reconnection time. Each client is told its own, from half to one and a half of it, so that
-    clients do not all come back at once.
-    `send_timeout`: a stream whose client takes nothing for this long ends as `slow`.
-    `max_lifetime`: a stream ends at a random moment in the last fifth of it. A client whose login was
-    withdrawn keeps its stream until then, unless its Grant has an `expires_at` or `disconnect` is called; so
-    the default is two hours and not None. `EventSource` comes back by itself, is authorized again, and
-    resumes where the broker keeps history. Ten thousand streams cost one and a half reconnects a second.
-    `subscribe_timeout`: a new stream that waits for the broker for this long opens without it.
+    `heartbeat_interval`: a stream that has sent nothing for this long sends a comment. 15 s is below the
+    idle timeouts of common proxies (30 s and 60 s).
+    `retry`: the reconnection time. Each client gets a random time between 0.5 and 1.5 times this value, so
+    that clients do not all reconnect at once.
+    `send_timeout`: a stream whose client accepts no data for this long ends as `slow`.
+    `max_lifetime`: a stream ends at a random moment in the last fifth of this time. A client whose login was
+    withdrawn keeps its stream until then, unless its Grant has an `expires_at` or the application calls
+    `disconnect`. So the default is two hours and not None. `EventSource` reconnects by itself, is authorized
+    again, and resumes if the broker keeps history. Ten thousand streams cause 1.5 reconnects a second.
+    `subscribe_timeout`: a new stream waits this long for the broker, and then opens without it.
     `snapshot_timeout`: a snapshot callback that takes longer is cancelled, and its stream ends as `error`.
-    `authorize_timeout`: a client whose `authorize` or slot takes longer is refused.
+    `authorize_timeout`: a client is refused if `authorize` or taking its slot takes longer.
     `linger`: a channel stays subscribed for this long after its last stream has closed.
     """
 
@@ -61,29 +61,28 @@ class Timing:
             check_seconds("linger", self.linger, _LONGEST["linger"])
 
     def own_retry(self) -> int:
-        """Return one client's reconnection time in milliseconds."""
+        """Return a random reconnection time for one client, in milliseconds."""
         return max(1, round(1000 * self.retry * (0.5 + random.random())))
 
     def own_lifetime(self) -> float | None:
-        """Return one stream's lifetime in seconds: from 80 to 100 % of the maximum."""
+        """Return a random lifetime for one stream, in seconds: 80 to 100 % of the maximum."""
         return None if self.max_lifetime is None else self.max_lifetime * random.uniform(0.8, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many streams a process may have, how much may wait for one client, and what happens at the limit.
+    """The limits on the streams of a process and on the outbox of a client, and the overflow policy.
 
-    An outbox holds at most `outbox_events` events and `outbox_bytes` bytes (or one event of any size). When
-    it is full, `overflow` decides. "resume" empties it and reads on from history at the client's pace, so
-    nothing is lost; without history it does what "close" does. "close" ends the stream as `slow`.
-    "drop_oldest" makes room, and a gap event tells the client where events are missing. "latest" keeps only
-    the newest waiting event of each channel and event name: for prices, cursors and progress, where an older
-    value is worth nothing.
+    An outbox holds at most `outbox_events` events and `outbox_bytes` bytes, or a single event of any size.
+    `overflow` decides what happens when it is full. "resume" empties it and reads on from history at the
+    client's pace, so no event is lost; without history it acts as "close". "close" ends the stream as
+    `slow`. "drop_oldest" drops the oldest events, and the client is sent a gap in their place. "latest" keeps
+    only the newest waiting event of each channel and event name: for prices, cursors and progress, where a
+    newer value replaces the older one.
 
-    `replay_events` bounds, for each channel, what a client that comes back is sent from history; a client
-    that missed more is told of a gap and gets the newest. `message_bytes` bounds one message to the server,
-    because servers buffer a message whole. `streams` bounds the streams of the process, whatever their slot
-    keys.
+    `replay_events` bounds the events of each channel that a client is sent from history; a client that
+    missed more is sent a gap and the newest events. `message_bytes` bounds one ASGI message, because servers
+    buffer a message whole. `streams` bounds the streams of the process, whatever their slot keys.
     """
 
     outbox_events: int = 1000
@@ -95,22 +94,22 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("outbox_events", "outbox_bytes", "message_bytes", "replay_events"):
-            _whole(name, getattr(self, name))
+            _check_count(name, getattr(self, name))
         if self.streams is not None:
-            _whole("streams", self.streams)
+            _check_count("streams", self.streams)
         if self.overflow not in OVERFLOWS:
             raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, not {self.overflow!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainPolicy:
-    """How a process gives up its streams when it ends.
+    """How a process drains: how it ends its streams before it exits.
 
-    Each stream ends at a random moment of the `window`, in seconds. Keep it shorter than the time that the
-    server or its supervisor allows before it kills the process. With `signals`, SIGTERM and SIGINT start a
-    drain; then the handlers that were installed before are called: at once, or, with `hold`, when the streams
-    have ended. `hold` is for a server that cuts every connection at the signal, as Daphne does. A second
-    signal is passed on at once.
+    Each stream ends at a random moment of the `window`, in seconds. Keep the window shorter than the time
+    after which the server or its supervisor kills the process. With `signals`, SIGTERM and SIGINT start a
+    drain, and then call the handlers that were installed before: at once, or, with `hold`, when the streams
+    have ended. `hold` is for a server that closes every connection at the signal, as Daphne does. A second
+    signal calls the earlier handlers at once.
     """
 
     window: float = 3.0
@@ -122,7 +121,7 @@ class DrainPolicy:
             check_seconds("window", self.window, _LONGEST["window"])
 
 
-def _whole(name: str, value: object) -> None:
+def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
 

@@ -301,7 +301,7 @@ async def test_a_send_that_is_cancelled_ends_its_stream_and_nobody_else_misses_a
 def test_a_listener_that_raises_keeps_nothing_from_the_others(several: bool) -> None:
     class Ear:
         def __init__(self, error: BaseException | None = None) -> None:
-            self.several = several
+            self.multi_channel = several
             self.error = error
             self.heard: list[bytes] = []
 

@@ -1,4 +1,4 @@
-"""What a LivePush is made of, checked when it is made: each error names the likely mistake and the fix."""
+"""Validation of the arguments of LivePush. Each error names the likely mistake and the fix."""
 
 from collections.abc import Collection, Mapping
 
@@ -9,12 +9,12 @@ from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Slots
 from ..wire.reasons import RefusalCause
 
-# The argument of LivePush, and the class of its value.
+# The class of the value, by argument of LivePush.
 _KINDS: Mapping[str, type] = {"timing": Timing, "limits": Limits, "drain": DrainPolicy, "cors": Cors}
 
 
 def check_broker(broker: object) -> None:
-    """Raise TypeError for what is no broker."""
+    """Raise TypeError if this is no broker."""
     if isinstance(broker, type):
         raise TypeError(f"a broker is an object, and {broker.__name__} is a class: {broker.__name__}(...)")
     if not isinstance(broker, Broker):
@@ -23,21 +23,21 @@ def check_broker(broker: object) -> None:
 
 
 def check_callbacks(authorize: object, probe: object) -> None:
-    """Raise TypeError for what cannot be called with a request."""
+    """Raise TypeError if `authorize` or `probe` is not callable."""
     if not callable(authorize):
         raise TypeError(
             f"authorize is a function that returns a Grant or a Refusal, not {authorize!r:.100}; "
-            "to let all in: public(...)"
+            "to grant channels to every client: public(...)"
         )
     if probe is not None and not callable(probe):
         raise TypeError(
             f"probe is a function that says who may probe, not {probe!r:.100}; "
-            "to let all: lambda request: True"
+            "to allow all: lambda request: True"
         )
 
 
 def check_slots(slots: object) -> None:
-    """Raise TypeError for what is no cap."""
+    """Raise TypeError if this is neither a cap nor None."""
     if isinstance(slots, type) or not (slots is None or isinstance(slots, Slots)):
         raise TypeError(
             f"slots is a cap on the streams of each slot key, such as MemorySlotCap(3), not {slots!r:.100}"
@@ -45,7 +45,7 @@ def check_slots(slots: object) -> None:
 
 
 def check_settings(**settings: object) -> None:
-    """Raise TypeError for a value of another class than its argument takes."""
+    """Raise TypeError for a value of the wrong class."""
     for name, value in settings.items():
         kind = _KINDS[name]
         if value is not None and not isinstance(value, kind):
@@ -53,7 +53,7 @@ def check_settings(**settings: object) -> None:
 
 
 def check_soft_refusals(causes: Collection[RefusalCause]) -> None:
-    """Raise TypeError for what is no collection, ValueError for a cause that cannot be soft."""
+    """Raise TypeError if this is no collection, and ValueError for a cause that cannot be soft."""
     if isinstance(causes, str) or not isinstance(causes, Collection):
         raise TypeError(f"soft_refusals is a set such as {{RefusalCause.CAP}}, not {causes!r:.100}")
     if unknown := set(causes) - SOFT_CAUSES:

@@ -1,4 +1,4 @@
-"""LivePush: the ASGI application, and the object through which a program publishes."""
+"""LivePush: the ASGI application that serves streams, and publishes to them."""
 
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Coroutine
@@ -10,14 +10,14 @@ from typing import Any
 from ..brokers import Broker, HistoryBroker
 from ..errors import NotRunningError
 from ..grant import Authorize, Grant, StreamRequest, check_channel
-from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, Refused, check_expiry, refused_for
+from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, Refused, refused_for
 from ..http.cors import Cors
 from ..http.driver import drive
 from ..http.endpoint import Endpoint
 from ..http.probe import ProbeRule, Probes
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.revocation import Disconnected, Revocation
-from ..process.run import NOT_RUNNING, Run
+from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
 from ..runtime.asgi import Receive, Scope, Send
 from ..runtime.event_loop import is_running, loop_identity, run_on
@@ -34,26 +34,34 @@ logger = logging.getLogger("livepush_asgi")
 
 
 class LivePush:
-    """Server push as an ASGI application: mount it, or put it in front of another with LivePushMiddleware.
+    """Server push as an ASGI application: mount it, or serve it at a path with LivePushMiddleware.
 
-    `authorize` decides about each request: it gets a StreamRequest and returns (or raises) a Grant
-    or a Refusal; it may be `async`. The HTTP errors of Starlette, FastAPI, Litestar, Quart and Django
-    mean what they say when it raises one. `slots` caps the open streams of a key. `soft_refusals` names
-    the causes, of those that are not `authorize`'s own, which are answered 200 with a
-    `livepush.refused` event, so that `EventSource` comes back; among them `RefusalCause.ERROR`, for an
-    `authorize` that raises or takes too long, otherwise a 500 or 503. A drain always is soft, and a full
-    process where a full cap is. Without
-    `control_events` no `livepush.*` event is sent, and what they would tell ends the stream.
-    `probe` decides, like `authorize` or with True and False, who may measure the way to a client
-    with `python -m livepush_asgi doctor`; without it nobody may. `namespace` keeps applications apart that
-    share a server, such as "staging" and "production": channels, logs, slot keys and `disconnect` of one
-    never meet those of another. At the broker a channel is then named `<namespace>:<channel>`.
-    Under the versions of uvicorn that it was tested with, an event is sent without waking the stream's task,
-    which is several times cheaper; `inline_send=False` has the task send always: for a patched server, or
-    to rule this out as the cause of something.
+    `authorize` decides about each request. It takes a StreamRequest, returns or raises a Grant or a Refusal,
+    and may be `async`. If it raises an HTTP error of Starlette, FastAPI, Litestar, Quart or Django, the
+    client gets that status.
 
-    It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with
-    the first request where no lifespan reaches it. One object serves one event loop at a time.
+    `slots` caps the open streams of each slot key.
+
+    `soft_refusals` names the causes for which a client gets a 200 with a `livepush.refused` event, so that
+    `EventSource` reconnects. Among them is `RefusalCause.ERROR`, for an `authorize` that raises or takes too
+    long; without it the client gets a 500 or 503. A refusal in a drain is always soft, and
+    `RefusalCause.CAP` includes a full process.
+
+    Without `control_events` no `livepush.*` event is sent, and a stream that would send a gap ends instead.
+
+    `probe` decides which requests may measure the path to a client with `python -m livepush_asgi doctor`. It
+    returns a bool, or a Grant or Refusal as `authorize` does. Without it no request may.
+
+    `namespace` separates applications that share a server, such as "staging" and "production": their
+    channels, logs, slot keys and `disconnect` calls. At the broker a channel is then named
+    `<namespace>:<channel>`.
+
+    Under the tested versions of uvicorn an event is sent without waking the stream's task, which is several
+    times cheaper. `inline_send=False` turns this off: for a patched server, or to find the cause of a
+    problem.
+
+    It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with the
+    first request if it gets no lifespan. One object serves one event loop at a time.
     """
 
     def __init__(
@@ -83,14 +91,14 @@ class LivePush:
         self.limits = limits or Limits()
         self.drain_policy = drain or DrainPolicy()
         self.control_events = control_events
-        self._inline = inline_send
-        #: The causes of refusal that are answered 200 with a `livepush.refused` event.
+        self._inline_send = inline_send
+        #: The causes for which a client gets a 200 with a `livepush.refused` event.
         self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
         self._counters = Counters()
         self._sender = CommandSender()
         self._run: Run | None = None
-        self._stopped_in: object = None
-        # The thread it was started in. Asking for the thread is cheaper than asking for the event loop.
+        self._stopped_loop: object = None
+        # The thread in which it was started. Comparing threads is faster than comparing event loops.
         self._thread: int | None = None
         self._endpoint = Endpoint(
             authorize,
@@ -103,10 +111,10 @@ class LivePush:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection: a stream, or the lifespan. WebSockets are closed."""
+        """Serve one ASGI connection: a stream, or the lifespan. Closes WebSockets."""
         if scope["type"] == "http":
             streaming = await self._answer(scope, receive, send)
-            # Ten thousand open streams need not hold ten thousand scopes.
+            # An open stream need not keep its scope in memory.
             del scope
             if streaming is not None:
                 await streaming
@@ -121,13 +129,13 @@ class LivePush:
             raise ValueError(f"ASGI has no scope type {scope['type']!r} that LivePush could serve")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
-        """Answer one HTTP request, or return the stream that is its answer: to be awaited, until it ends.
+        """Answer one HTTP request, or return a coroutine that sends its stream.
 
         For middleware: await the returned coroutine instead of `push(...)`; it saves a frame per stream.
         """
         run = self._run
         if run is None or not run.running or run.loop is not loop_identity():
-            run = await self._running()
+            run = await self._current_run()
         opened = await self._endpoint(run, scope, receive, send)
         return None if opened is None else drive(*opened, receive, send, scope.get("client"))
 
@@ -143,23 +151,23 @@ class LivePush:
         expected_position: Position | str | None = None,
         retry_for: float = 0.0,
     ) -> str | None:
-        """Publish one event to a channel, from any process, running or not; return its event id.
+        """Publish one event to a channel and return its event id. It need not be started for that.
 
-        `data` is an Event, or what an Event takes as data. Events that one task publishes to a channel one
-        after the other arrive in that order. With history the id is the event's position, unless the event
-        has its own; from an id of its own no client can resume. Without history the id is the event's own, or
-        None.
+        `data` is an Event, or data for one. Events that one task publishes to a channel one after the other
+        arrive in that order. With history, the returned id encodes the event's position, unless the event has
+        an `id` of its own; a client cannot resume from such an id. Without history, the returned id is the
+        event's `id`, or None.
 
-        A synchronous view publishes with `async_to_sync(push.publish)(channel, data)` of asgiref.sync. While
-        this runs, a call on another event loop is handed over to its own.
+        A synchronous view publishes with `async_to_sync(push.publish)(channel, data)` of asgiref.sync. If
+        the LivePush runs on another event loop, that loop publishes.
 
-        Only with history: a publish that is repeated with the same `idempotency_key` makes one event, and
-        with `expected_position` (an id that `publish` returned) the event is published only if no other
-        event came since; offset 0 means that there was none at all. While the broker is away the publish is
-        repeated for `retry_for` seconds; without a key the event may then be published twice.
+        With history only: publishing again with the same `idempotency_key` publishes no second event. With
+        `expected_position` (an id that `publish` returned), the event is published only if it directly
+        follows that event; offset 0 stands for an empty log. While the broker is unavailable, `publish`
+        retries for `retry_for` seconds; without a key, this may publish the event twice.
 
-        Raises InvalidEventError for an event that cannot be written, PositionConflictError, and
-        BrokerUnavailableError when the broker is away: the event may have been published.
+        Raises InvalidEventError for an invalid event, PositionConflictError, and BrokerUnavailableError if
+        the broker is unavailable: the event may have been published.
         """
         if get_ident() != self._thread and (loop := self._other_loop()) is not None:
             again = partial(
@@ -191,23 +199,23 @@ class LivePush:
         end_event: str = "end",
         retry_for: float = 0.0,
     ) -> bool:
-        """Publish what an async iterator yields, as one job that has the channel to itself; wait for its end.
+        """Publish the items of an async iterator as one job, on a channel of its own, and wait for its end.
 
-        The channel gets an event `start`, one event for each item (an Event, or data, which is named
+        The channel gets an event `start`, one event for each item (an Event, or data for one with the name
         `event`), and an event `end_event` with the data `{"count": ..., "error": null}`. `error` is "failed"
-        if the iterator or a publish raised, which is raised here too, and "cancelled" if this call was
-        cancelled. A client with `Grant(channels=channel, replay="all")` gets all of it, whenever it comes, if
-        the broker's history is long enough. Items should have no id of their own: from such an id no client
-        can resume.
+        if the iterator or a publish raised; the exception is raised here too. `error` is "cancelled" if this
+        call was cancelled. A client with `Grant(channels=channel, replay="all")` gets the whole job, even if
+        it connects later, as long as the broker's history has it. Items should have no id of their own: a
+        client cannot resume from such an id.
 
-        Returns False, with the iterator untouched, if the channel has an event in its log: the job was
-        started before. It may also have started when this call raises BrokerUnavailableError or is cancelled.
-        Each publish is repeated for `retry_for` seconds while the broker is away; that publishes no event
-        twice. Needs a broker with history, and raises TypeError with any other.
+        Returns False without reading the iterator if the channel's log has an event: the job was started
+        before. The job may also have started if this call raises BrokerUnavailableError or is cancelled.
+        While the broker is unavailable, each publish is retried for `retry_for` seconds, which publishes no
+        event twice. Raises TypeError if the broker keeps no history.
         """
         if not isinstance(self.broker, HistoryBroker):
             raise TypeError(
-                f"{type(self.broker).__name__} keeps no history, so nobody could resume the job; "
+                f"{type(self.broker).__name__} keeps no history, so no client could resume the job; "
                 "MemoryBroker, RedisStreamsBroker and JetStreamBroker keep one"
             )
         check_channel(channel)
@@ -218,17 +226,17 @@ class LivePush:
     async def disconnect(
         self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
     ) -> Disconnected:
-        """End the streams of a slot key, or on a channel (or both), in every process; say what was reached.
+        """End the streams of a slot key, on a channel, or both, in every process; return how many ended.
 
-        They end with the reason `revoked`, behind what was published before, and at the latest after a
-        second; the clients come back, and `authorize` decides anew. A stream that is being opened at this
-        moment is authorized again before it is let in. Returns when every process that is known, or that the
-        broker counts, has confirmed that no matching stream is open any more, at the latest `timeout` seconds
-        after the command was sent: at once with one process. A process that could not be reached ends or
-        authorizes its streams again when it is back.
+        The streams end with the reason `revoked`, after the events that were published before, and within a
+        second. Their clients reconnect, and `authorize` decides again. A stream that is being opened is
+        authorized again before it opens. The call returns when every known process, and as many as the broker
+        counts, have confirmed that no matching stream is open; or `timeout` seconds after the command was
+        sent. With one process it returns at once. A process that was not reached ends its streams, or
+        authorizes them again, when it has reconnected to the broker.
 
-        Raises InvalidGrantError for what no Grant can name, and BrokerUnavailableError if the other processes
-        cannot be told; the streams of this process have ended all the same.
+        Raises InvalidGrantError for an invalid name, and BrokerUnavailableError if the command cannot be sent
+        to the other processes; the streams of this process have ended all the same.
         """
         revocation = Revocation(slot_key, channel)
         if get_ident() != self._thread and (loop := self._other_loop()) is not None:
@@ -241,21 +249,21 @@ class LivePush:
         return await self._sender.revoke(self.broker, revocation, timeout)
 
     async def drain(self) -> None:
-        """Refuse new streams and end the open ones, spread over the drain window. Returns when all have."""
+        """Refuse new streams, end the open ones spread over the window, and wait until all have ended."""
         if self._run is not None:
             await self._run.drain()
 
     @property
     def healthy(self) -> bool:
-        """Whether all that was published since the streams opened is on its way to them: for a health check.
+        """Whether the streams receive every published event: for a health check.
 
-        False while a channel cannot be subscribed or its history not be read, or the broker's connection
-        is down. The streams stay open all the while.
+        False while a channel cannot be subscribed, its history cannot be read, or the broker's connection is
+        down. The streams stay open meanwhile.
         """
         return self.statistics()["healthy"]
 
     def statistics(self) -> Statistics:
-        """Return the numbers to watch."""
+        """Return the current state and the counts of this process."""
         run = self._run if self._run is not None and self._run.running else None
         return Statistics(
             streams=len(run.streams) if run else 0,
@@ -271,7 +279,7 @@ class LivePush:
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Run from start to stop: `FastAPI(lifespan=push.lifespan)`, `async with push.lifespan():`."""
+        """Start; stop at the end: `FastAPI(lifespan=push.lifespan)` or `async with push.lifespan():`."""
         await self.start()
         try:
             yield
@@ -279,8 +287,8 @@ class LivePush:
             await self.stop()
 
     async def start(self) -> None:
-        """Start in the running event loop. Harmless when it runs there already."""
-        self._stopped_in = None
+        """Start in the running event loop. Harmless if it runs there already."""
+        self._stopped_loop = None
         self._thread = get_ident()
         if self._run is None or self._run.ended or self._run.loop is not loop_identity():
             self._run = run = Run(
@@ -291,31 +299,31 @@ class LivePush:
                 self.drain_policy,
                 self._counters,
                 lambda request, authorize: self._endpoint.decider.decide_again(request, run, authorize),
-                inline_send=self._inline,
+                inline_send=self._inline_send,
             )
             run.launch()
         await self._run.wait_started()
 
     async def stop(self) -> None:
-        """Drain, give back every subscription and slot, and refuse what comes until started again."""
+        """Drain, close every subscription and the slots, and refuse requests until `start`."""
         run = self._run
         if run is not None and run.loop is loop_identity():
             await run.stop()
-            self._stopped_in = run.loop
+            self._stopped_loop = run.loop
 
-    async def _running(self) -> Run | None:
+    async def _current_run(self) -> Run | None:
         run = self._run
         if run is not None and run.running and run.loop is loop_identity():
             return run
-        if self._stopped_in is not None and self._stopped_in is loop_identity():
+        if self._stopped_loop is not None and self._stopped_loop is loop_identity():
             return None
         await self.start()
         return self._run
 
     def _other_loop(self) -> object | None:
-        """Return the event loop that this runs on; None if it is the caller's, or if this does not run.
+        """Return the event loop of the run if it is not the caller's; None otherwise, or without a run.
 
-        `async_to_sync(push.publish)` may begin an event loop of its own, and the broker belongs to one loop.
+        `async_to_sync(push.publish)` may start an event loop of its own, but the broker belongs to one loop.
         """
         run = self._run
         if run is None or run.loop is loop_identity():
@@ -331,14 +339,14 @@ class LivePush:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _open_granted(self, grant: Grant, last_event_id: str | None = None) -> tuple[Stream, Run]:
-        """Open a stream on a decision that was made before. The caller has to close it.
+        """Open a stream for a Grant that the caller has decided on. The caller has to close the stream.
 
-        Raises CapExceededError (ProcessFullError if the whole process is full), SlotsUnavailableError,
-        GrantExpiredError, GrantRevokedError if `disconnect` named the stream meanwhile, and NotRunningError
-        while draining.
+        Raises CapExceededError (ProcessFullError if the process is full), SlotsUnavailableError,
+        GrantExpiredError, GrantRevokedError if `disconnect` revokes the stream meanwhile, and NotRunningError
+        in a drain.
         """
         control_events = self.control_events if grant.control_events is None else grant.control_events
-        async with self._opening() as run:
+        async with self._counting_refusals() as run:
             check_expiry(grant)
             run.admit()
             try:
@@ -352,18 +360,18 @@ class LivePush:
             return stream, run
 
     async def _open_authorized(self, authorize: Authorize, request: StreamRequest) -> tuple[Stream, Run]:
-        """Open a stream on the decision of an `authorize` of its own. Otherwise as `_open_granted`.
+        """Open the stream that this `authorize` grants. Otherwise as `_open_granted`.
 
-        Raises Refused for a request that gets no stream.
+        Raises Refused if the request is refused.
         """
-        async with self._opening() as run:
+        async with self._counting_refusals() as run:
             return await self._endpoint.open(run, request, authorize=authorize), run
 
     @asynccontextmanager
-    async def _opening(self) -> AsyncIterator[Run]:
-        """Give the run for a new stream, and count the cause if there is none."""
+    async def _counting_refusals(self) -> AsyncIterator[Run]:
+        """Yield the run for a new stream, and count a refusal that the body raises."""
         try:
-            run = await self._running()
+            run = await self._current_run()
             if run is None:
                 raise NotRunningError(NOT_RUNNING)
             yield run

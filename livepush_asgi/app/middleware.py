@@ -1,4 +1,4 @@
-"""LivePushMiddleware: a LivePush on a path in front of another application."""
+"""LivePushMiddleware: serves a LivePush at a path in front of another application."""
 
 import logging
 from typing import cast
@@ -13,8 +13,9 @@ logger = logging.getLogger("livepush_asgi")
 class LivePushMiddleware:
     """Serve `push` at `path` and below it; pass every other connection on to `app` untouched.
 
-    It also starts and stops `push` with the lifespan, and answers the lifespan itself where `app` does not
-    (Django raises). Make it the outermost middleware: one that buffers or compresses must be inside it.
+    It also starts and stops `push` with the lifespan, and answers the lifespan itself if `app` does not
+    support it, as Django. Make it the outermost middleware: a middleware that buffers or compresses must be
+    inside it.
     """
 
     def __init__(self, app: AnyASGIApp, push: LivePush, path: str = "/events") -> None:
@@ -38,14 +39,14 @@ class LivePushMiddleware:
             return
         if scope["type"] in ("http", "websocket"):
             below = path_below(scope)
-            # Whole segments only: `/eventsX` is the application's own.
+            # Compare whole segments: `/eventsX` belongs to the application.
             if below == self.path or below.startswith(self.path + "/"):
                 root = str(scope.get("root_path", "")).rstrip("/")
                 scope = {**scope, "root_path": root + self.path, "path": root + below}
                 if scope["type"] == "websocket":
                     await self.push(scope, receive, send)
                 elif streaming := await self.push._answer(scope, receive, send):
-                    # The stream may last for hours; it must not hold what this call holds.
+                    # The stream may last for hours and must not keep the scope in memory.
                     del scope
                     await streaming
                 return
@@ -53,10 +54,10 @@ class LivePushMiddleware:
 
 
 class _Lifespan:
-    """One lifespan: the application's own with the component's inside it, or the component's alone.
+    """One lifespan of the application, with that of the LivePush inside it.
 
-    The component starts after the application and stops before it, so that the clients and pools which the
-    application opens and closes are there all the time.
+    The LivePush starts after the application and stops before it, so that it can use the clients and pools
+    which the application opens and closes. If the application has no lifespan, the LivePush runs alone.
     """
 
     def __init__(self, app: ASGIApp, push: LivePush, receive: Receive, send: Send) -> None:
@@ -76,12 +77,12 @@ class _Lifespan:
             if self._started or self._failed:
                 await self._push.stop()
                 raise
-            # By the ASGI specification an application that raises here does not support the lifespan.
+            # By the ASGI specification, an application that raises here does not support the lifespan.
             logger.debug("the application has no lifespan: %r", error)
         if not self._failed and not self._asked_to_stop:
-            await self._go_on_alone()
+            await self._serve_alone()
 
-    async def _go_on_alone(self) -> None:
+    async def _serve_alone(self) -> None:
         if not self._asked_to_start:
             await self._receive()
         if not self._started:

@@ -1,7 +1,7 @@
-"""Namespaces: applications that share a server, each with channels and slot keys of its own.
+"""Namespaces: prefixes that keep the channels and slot keys of applications on one server apart.
 
-The names that leave the process get their prefix here and nowhere else; the rest of the component, the
-application and the clients know the plain ones.
+The wrappers here add the prefix to each name that leaves the process. The rest of the component, the
+application and the clients use the names without prefix.
 """
 
 import re
@@ -17,7 +17,7 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def check_namespace(namespace: object) -> None:
-    """Raise for what is neither a namespace nor None."""
+    """Raise TypeError or ValueError if this is neither a namespace nor None."""
     if namespace is None:
         return
     if not isinstance(namespace, str):
@@ -30,7 +30,7 @@ def check_namespace(namespace: object) -> None:
 
 
 def broker_in(broker: Broker, namespace: str | None) -> Broker:
-    """Return a broker whose channels are those of a namespace; without one, the broker itself."""
+    """Return a broker that adds the namespace to each channel, or the broker itself if it is None."""
     check_namespace(namespace)
     if namespace is None:
         return broker
@@ -40,7 +40,7 @@ def broker_in(broker: Broker, namespace: str | None) -> Broker:
 
 
 def slots_in(slots: Slots | None, namespace: str | None) -> Slots | None:
-    """Return a cap whose keys are those of a namespace; without one, the cap itself."""
+    """Return a cap that adds the namespace to each slot key, or the cap itself if it is None."""
     check_namespace(namespace)
     return slots if slots is None or namespace is None else _SlotsInNamespace(slots, namespace)
 
@@ -65,7 +65,7 @@ class _BrokerInNamespace:
         return await self._broker.subscribe(self._name(channel))
 
     def _name(self, channel: str) -> str:
-        # A reserved name stays reserved, so that no channel of another application can be the same.
+        # A reserved name keeps its prefix, so that no channel of an application can have the same name.
         if channel.startswith(RESERVED_PREFIX):
             return f"{RESERVED_PREFIX}{self._namespace}:{channel.removeprefix(RESERVED_PREFIX)}"
         return f"{self._namespace}:{channel}"
@@ -99,7 +99,7 @@ class _HistoryBrokerInNamespace(_BrokerInNamespace):
 
 
 class _Key(str):
-    """A slot key as the cap has it. `plain` is the application's own name for it."""
+    """A slot key with the namespace. `plain` is the key without it, for the hooks of the application."""
 
     __slots__ = ("plain",)
 

@@ -1,4 +1,4 @@
-"""Publisher: publishing from code that has no event loop, such as Celery tasks, sync views and scripts."""
+"""Publisher: publishes from code without an event loop, such as Celery tasks, sync views and scripts."""
 
 import asyncio
 import atexit
@@ -26,30 +26,30 @@ from ..wire.cursor import Position
 from .namespace import broker_in, check_namespace
 from .publishing import prepare, publish_with_retries
 
-# How long the end of the process waits until what is open is closed, in seconds.
+# How long the exit of the process waits for open publishers to close, in seconds.
 EXIT_TIMEOUT = 2.0
 
-Opened = Broker | AbstractAsyncContextManager[Broker]
-MakeBroker = Callable[[], Opened | Awaitable[Opened]]
+BrokerSource = Broker | AbstractAsyncContextManager[Broker]
+MakeBroker = Callable[[], BrokerSource | Awaitable[BrokerSource]]
 T = TypeVar("T")
 
 
 class Publisher:
-    """Publishes over any broker that has a server, and blocks until it is done. Threads may share it.
+    """Publishes over any broker that has a server. The methods block. Threads may share a publisher.
 
-    `make_broker` makes the broker, or an async context manager of one, which `close` then leaves:
+    `make_broker` returns the broker, or an async context manager of one, which `close` exits:
 
         @asynccontextmanager
         async def make_broker():
             async with Redis.from_url(url) as redis:
                 yield RedisBroker(redis)
 
-    It is called in the thread of an event loop that begins with the first publish, once per process: a
-    fork begins anew. Keep a publisher for the life of a process, or use it in a `with` block. One that is
-    dropped without `close` is closed in its thread, and at the end of the process what is still open is
-    closed, within two seconds. A broker that `make_broker` returns itself is closed by its `aclose`, if it
-    has one: a plain `lambda: RedisBroker(Redis.from_url(url))` leaves nothing open. `namespace` is that of
-    the application's LivePush.
+    The first publish starts an event loop in a thread and calls `make_broker` there. This happens once per
+    process; a forked process starts its own. Keep a publisher for the life of a process, or use it in a
+    `with` block. A publisher that is garbage-collected without `close` is closed in its thread, and the exit
+    of the process closes the others, within two seconds. If `make_broker` returns a broker that has an
+    `aclose`, the publisher closes it, so `lambda: RedisBroker(Redis.from_url(url))` leaks nothing.
+    `namespace` is that of the application's LivePush.
     """
 
     def __init__(self, make_broker: MakeBroker, *, namespace: str | None = None) -> None:
@@ -86,7 +86,7 @@ class Publisher:
     ) -> str | None:
         """Publish one event and return its event id, as `LivePush.publish` does, with the same errors.
 
-        Raises RuntimeError on the thread of an event loop, which it would stop.
+        Raises RuntimeError in the thread of an event loop, which the call would block.
         """
         publication = prepare(channel, data, event, id, retry, idempotency_key, expected_position)
         return self._call(
@@ -96,10 +96,11 @@ class Publisher:
     def disconnect(
         self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
     ) -> Disconnected:
-        """End the streams of a slot key, or on a channel (or both), as `LivePush.disconnect` does.
+        """End the streams of a slot key, on a channel, or both, as `LivePush.disconnect` does.
 
-        Blocks until the processes have confirmed, at most about `timeout` seconds. `streams` is 0: none is
-        here. Raises RuntimeError on the thread of an event loop, which it would stop.
+        Blocks until the processes have confirmed, for about `timeout` seconds at most. `streams` is 0,
+        because a publisher has no streams. Raises RuntimeError in the thread of an event loop, which the call
+        would block.
         """
         revocation = Revocation(slot_key, channel)
         return self._call(
@@ -107,47 +108,47 @@ class Publisher:
         )
 
     def close(self) -> None:
-        """Wait for what other threads publish, and end the event loop. The next publish begins anew."""
+        """Wait for other threads that publish, and close the broker. A later publish opens a new one."""
         with self._changed:
             thread, self._thread = self._thread, None
             if thread is None:
                 return
-            self._dropped.detach()
-            self._changed.wait_for(lambda: not thread.borrowed)
+            self._finalizer.detach()
+            self._changed.wait_for(lambda: not thread.users)
         thread.stop()
         thread.wait_ended()
 
     def _call(self, name: str, function: Callable[["_LoopThread"], Awaitable[T]]) -> T:
-        """Await what the function returns for the thread, in its event loop."""
+        """Call a function with the loop thread, and await its result in the event loop."""
         if _in_event_loop():
             raise RuntimeError(
                 f"Publisher.{name} blocks, and this thread runs an event loop: use `await push.{name}(...)`"
             )
-        thread = self._borrow()
+        thread = self._acquire_thread()
         try:
             return thread.call(partial(function, thread))
         finally:
-            self._give_back(thread)
+            self._release_thread(thread)
 
-    def _borrow(self) -> "_LoopThread":
+    def _acquire_thread(self) -> "_LoopThread":
         with self._changed:
             if self._thread is None:
                 self._thread = _LoopThread(self._make_broker, self._namespace)
-                self._dropped = finalize(self, self._thread.stop)
-                self._dropped.atexit = False
-            self._thread.borrowed += 1
+                self._finalizer = finalize(self, self._thread.stop)
+                self._finalizer.atexit = False
+            self._thread.users += 1
             return self._thread
 
-    def _give_back(self, thread: "_LoopThread") -> None:
+    def _release_thread(self, thread: "_LoopThread") -> None:
         with self._changed:
-            thread.borrowed -= 1
+            thread.users -= 1
             self._changed.notify_all()
 
-    def _leave_to_parent(self) -> None:
+    def _forget_thread(self) -> None:
         # A thread that the fork did not copy may have held the lock.
         self._changed = threading.Condition()
         if self._thread is not None:
-            self._dropped.detach()
+            self._finalizer.detach()
         self._thread = None
 
 
@@ -155,13 +156,13 @@ class _LoopThread:
     """An event loop in a daemon thread, and the broker that lives there."""
 
     def __init__(self, make_broker: MakeBroker, namespace: str | None) -> None:
-        #: How many threads are publishing.
-        self.borrowed = 0
+        #: How many threads are using it now.
+        self.users = 0
         self.sender = CommandSender()
         self._started: Future[tuple[BlockingPortal, Broker, Callable[[], None]]] = Future()
         self._ended: Future[None] = Future()
-        # anyio's start_blocking_portal is a generator. Collected while the process ends, it would wait for
-        # a thread that runs no more.
+        # `start_blocking_portal` of anyio is a generator. If it were collected at exit, it would wait for a
+        # thread that has ended.
         self._thread = threading.Thread(
             target=self._run, args=(make_broker,), name="livepush-publisher", daemon=True
         )
@@ -171,7 +172,7 @@ class _LoopThread:
         _running.add(self)
 
     def call(self, function: Callable[[], Awaitable[T]]) -> T:
-        """Call a function in the event loop, and wait for what it returns."""
+        """Call a function in the event loop, and wait for its result."""
         return self._portal.call(function)
 
     def stop(self) -> None:
@@ -179,7 +180,7 @@ class _LoopThread:
         self._stop()
 
     def wait_ended(self, timeout: float | None = None) -> None:
-        """Wait until the event loop has ended. Raises what closing the broker has raised."""
+        """Wait until the event loop has ended. Raises the exception of closing the broker, if any."""
         self._ended.result(timeout)
         self._thread.join()
 
@@ -213,7 +214,7 @@ async def _open(make_broker: MakeBroker, stack: AsyncExitStack) -> Broker:
     if isinstance(made, AbstractAsyncContextManager):
         made = await stack.enter_async_context(made)
     elif hasattr(made, "aclose"):
-        # No other code has this broker, or could close it on this event loop.
+        # No other code can close this broker on this event loop.
         stack.push_async_callback(made.aclose)
     if not isinstance(made, Broker):
         raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")
@@ -224,7 +225,7 @@ def _in_event_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        # trio runs only where it has been imported.
+        # If trio is not imported, it cannot be running.
         trio = sys.modules.get("trio")
         return trio is not None and bool(trio.lowlevel.in_trio_run())
     return True
@@ -232,30 +233,30 @@ def _in_event_loop() -> bool:
 
 _publishers: WeakSet[Publisher] = WeakSet()
 _running: set[_LoopThread] = set()
-# What a forked process has inherited is kept as it is: closing or collecting it here would act upon
-# sockets and a selector that the parent uses.
-_parents: list[_LoopThread] = []
+# The threads that a forked process has inherited. They are kept, because closing or collecting them would
+# affect sockets and a selector that the parent process uses.
+_inherited: list[_LoopThread] = []
 
 
-def _begin_anew() -> None:
-    _parents.extend(_running)
+def _reset_after_fork() -> None:
+    _inherited.extend(_running)
     _running.clear()
     for publisher in list(_publishers):
-        publisher._leave_to_parent()
+        publisher._forget_thread()
 
 
 def _close_all() -> None:
-    """Close what is open when the process ends. Daemon threads still run then."""
+    """Close all publishers at exit. Daemon threads still run at that time."""
     threads = list(_running)
     for thread in threads:
         thread.stop()
     deadline = time.monotonic() + EXIT_TIMEOUT
     for thread in threads:
-        # From Python 3.12 on an event loop cannot start the thread any more that ends its executor.
+        # From Python 3.12 on, an event loop cannot start the thread that shuts down its executor at exit.
         with suppress(TimeoutError, Exception):
             thread.wait_ended(max(0.0, deadline - time.monotonic()))
 
 
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,4 +1,4 @@
-"""Publishing: one event, repeated while the broker is away, and a job, which is many events with an end."""
+"""Publishing: one event, with retries, or a job: a series of events with a start and an end."""
 
 import logging
 import random
@@ -17,7 +17,7 @@ from ..wire.event import Event, to_payload
 
 logger = logging.getLogger("livepush_asgi")
 
-# The pauses between two attempts, in seconds.
+# The first and the longest delay between two attempts, in seconds.
 RETRY_FIRST, RETRY_MOST = 0.05, 2.0
 #: The name of the first event of a job.
 START_EVENT = "start"
@@ -26,11 +26,11 @@ END_TIMEOUT = 5.0
 
 
 class Publication(NamedTuple):
-    """One event on its way to a broker, encoded."""
+    """One encoded event, ready for a broker."""
 
     channel: str
     payload: bytes
-    #: The id that the publisher gave to the event.
+    #: The event id that the caller has given, if any.
     own_id: str | None
     idempotency_key: str | None
     expected_position: Position | None
@@ -45,10 +45,10 @@ def prepare(
     idempotency_key: str | None,
     expected_position: Position | str | None,
 ) -> Publication:
-    """Check and encode what `LivePush.publish` was given.
+    """Validate and encode the arguments of `LivePush.publish`.
 
-    Raises what `check_channel` and Event raise, ValueError for an `expected_position` that is none, and
-    TypeError if both an Event and one of `event`, `id` and `retry` are given.
+    Raises what `check_channel` and Event raise, ValueError for an `expected_position` that is no event id of
+    `publish`, and TypeError if both an Event and one of `event`, `id` and `retry` are given.
     """
     check_channel(channel)
     if not isinstance(data, Event):
@@ -62,9 +62,9 @@ def prepare(
 
 
 async def publish(broker: Broker, publication: Publication) -> str | None:
-    """Publish once, and return the event id. Raises what the broker raises."""
+    """Publish once and return the event id. Raises what the broker raises."""
     channel, payload, own_id, idempotency_key, expected_position = publication
-    # A proxy broker may have its methods on the instance only.
+    # A broker that wraps another may define its methods on the instance only.
     if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
         log = cast("HistoryBroker", broker)
         position = await log.append(
@@ -80,7 +80,7 @@ async def publish(broker: Broker, publication: Publication) -> str | None:
 
 
 async def publish_with_retries(broker: Broker, publication: Publication, retry_for: float) -> str | None:
-    """Publish, and again for `retry_for` seconds while the broker is away; return the event id."""
+    """Publish, retry for `retry_for` seconds while the broker is unavailable, and return the event id."""
     deadline, delay = anyio.current_time() + retry_for, RETRY_FIRST
     while True:
         try:
@@ -94,7 +94,7 @@ async def publish_with_retries(broker: Broker, publication: Publication, retry_f
 
 @lru_cache(maxsize=64)
 def _keeps_history(kind: type) -> bool:
-    # Cached, because asking a protocol costs as much as the rest of a publish.
+    # Cached, because `issubclass` of a protocol costs as much as the rest of a publish.
     return issubclass(kind, HistoryBroker)
 
 
@@ -111,17 +111,17 @@ async def publish_job(
     end_event: str,
     retry_for: float,
 ) -> bool:
-    """Publish what `items` yields between a start and an end event. See `LivePush.publish_job`."""
+    """Publish the items between a start and an end event. See `LivePush.publish_job`."""
     if not isinstance(items, AsyncIterable):
-        raise TypeError(f"a job publishes what an async iterator yields, not a {type(items).__name__}")
-    # A name that no event can have is found before the job starts.
+        raise TypeError(f"a job publishes the items of an async iterator, not a {type(items).__name__}")
+    # Validate the event names before the job starts.
     for name in (event, end_event):
         Event("", name)
     try:
         start = await publish(
             channel,
             Event({}, START_EVENT),
-            # The key belongs to this call, so that a retry is no second start.
+            # The key is unique to this call, so that a retry publishes no second start event.
             idempotency_key=token_urlsafe(12),
             expected_position=Position("any", 0),
             retry_for=retry_for,
@@ -133,7 +133,7 @@ async def publish_job(
 
 
 class _Job:
-    """A job that has started. Its idempotency keys come from its start, so a retry is no second event."""
+    """A job that has started. Its idempotency keys contain the id of its start event."""
 
     def __init__(self, publish: Publish, channel: str, start: str, end_event: str, retry_for: float) -> None:
         self._publish = publish
@@ -158,7 +158,7 @@ class _Job:
                 await items.aclose()
 
     async def _end_early(self, error: str) -> None:
-        """Publish the end of a job that failed or was cancelled, even while this task is being cancelled."""
+        """Publish the end event of a job that failed or was cancelled. Shielded from cancellation."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(END_TIMEOUT):
             try:
                 await self._end(error, END_TIMEOUT)

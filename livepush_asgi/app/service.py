@@ -1,5 +1,6 @@
-"""SSEStreamService: a stream as headers and an async iterator of bytes, for frameworks whose views return a
-streaming response. It has the interface of mgf-livepush.
+"""SSEStreamService: a stream as headers and an async iterator of bytes.
+
+For frameworks whose views return a streaming response. It has the interface of mgf-livepush.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ from ..brokers import Broker
 from ..errors import GrantRevokedError, LivePushError, NotRunningError
 from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..http.driver import STREAM_HEADERS, RawHeaders, drive
-from ..process.run import Run
+from ..process.run import NOT_RUNNING, Run
 from ..process.statistics import Statistics
 from ..runtime.asgi import Receive, Send
 from ..runtime.tcp_timeout import Limited
@@ -24,23 +25,23 @@ from .livepush import LivePush
 
 IsDisconnected = Callable[[], Awaitable[bool]]
 
-# How often a framework is asked whether the client has gone, in seconds. Where the framework neither cancels
-# nor closes the body, asking is the only way to learn it.
+# How often `is_disconnected` is called, in seconds. It is needed where the framework neither cancels nor
+# closes the body after a disconnect.
 DISCONNECT_POLL = 0.5
-# What mgf-livepush told its clients, in seconds: it pairs with the Retry-After of a full cap.
+# The reconnection time of mgf-livepush, in seconds. It equals the Retry-After of a full cap.
 RETRY = 5.0
 
 
 def sse_headers() -> dict[str, str]:
-    """Return the headers that keep proxies from caching, changing or holding back a stream."""
+    """Return the headers that keep proxies from caching, transforming or buffering a stream."""
     return {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 
 class StreamBody:
-    """The bytes of one stream. Iterate it once.
+    """The bytes of one stream, as an async iterator. Iterate it once.
 
-    It gives its slot and channels back when it ends, when it is closed (`aclose`) or cancelled, when the
-    garbage collector finds it, and when it was not iterated for as long as the send timeout.
+    It closes its stream when the stream ends, on `aclose`, when the iteration is cancelled, when it is
+    garbage-collected, and when it was not iterated for the send timeout.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class StreamBody:
         self._stream = stream
         self._run = run
         self._is_disconnected = is_disconnected
-        # Without `is_disconnected` only the heartbeat wakes an idle stream.
+        # Without `is_disconnected` an idle stream need not wake up before its heartbeat.
         self._poll_interval = None if is_disconnected is None else DISCONNECT_POLL
         self._limited = limited
 
@@ -75,7 +76,7 @@ class StreamBody:
                 if chunk:
                     return chunk
         except BaseException:
-            # Cancelled: the framework ends the response, and some frameworks do not close what they iterate.
+            # Some frameworks do not close the body after they cancelled its iteration.
             await self.aclose()
             raise
         self._stream.close()
@@ -83,13 +84,13 @@ class StreamBody:
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Give everything back. Returns at once; harmless the second time."""
+        """Close the stream. Returns at once; harmless the second time."""
         self._stream.end(EndReason.DISCONNECT)
         self._stream.close()
         self._release(stuck=self._stream.reason is not EndReason.DISCONNECT)
 
     def close(self) -> None:
-        """Give everything back soon. May be called from any thread; harmless the second time."""
+        """Close the stream soon. Any thread may call this; harmless the second time."""
         if not self._stream.finished:
             self._run.call_threadsafe(partial(self._stream.abort, EndReason.DISCONNECT))
         limited, self._limited = self._limited, None
@@ -98,8 +99,8 @@ class StreamBody:
             self._run.call_threadsafe(partial(self._run.context.tcp_timeouts.release, limited, stuck=stuck))
 
     async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
-        """Send the stream as a whole ASGI response instead: no iterator, no polling."""
-        # From here on the limit is that of the response.
+        """Send the stream as an ASGI response, instead of iterating it. Does not poll `is_disconnected`."""
+        # `drive` sets the TCP timeout itself.
         client = self._limited
         self._release(stuck=False)
         await drive(self._stream, headers, receive, send, client)
@@ -109,13 +110,13 @@ class StreamBody:
         self._run.context.tcp_timeouts.release(limited, stuck=stuck)
 
     def __del__(self) -> None:
-        # The collector may run in any thread; `close` hands the work over to the event loop.
+        # The garbage collector may run in any thread, so use `close` and not `aclose`.
         self.close()
 
 
 @dataclass
 class SSEStream:
-    """What `open_stream` gives: the headers to set on the response and the bytes of its body."""
+    """The result of `open_stream`: the headers and the body of the response."""
 
     headers: dict[str, str]
     body: StreamBody
@@ -124,8 +125,8 @@ class SSEStream:
 class SSEStreamService:
     """Streams over a broker with a slot cap, for routes that authenticate by themselves.
 
-    An application that has a LivePush opens streams with `SSEStreamService.of(push)`, and has one
-    hub, one scheduler and one drain for both. `namespace` and `inline_send` are what they are for a LivePush.
+    An application that has a LivePush opens streams with `SSEStreamService.of(push)`, so that both share one
+    hub, one scheduler and one drain. `namespace` and `inline_send` are those of LivePush.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class SSEStreamService:
     ) -> None:
         self.push = LivePush(
             broker,
-            _nobody,
+            _refuse_all,
             slots=slot_cap,
             timing=Timing(heartbeat_interval=heartbeat_seconds, retry=RETRY),
             limits=limits,
@@ -170,18 +171,18 @@ class SSEStreamService:
     ) -> SSEStream:
         """Take a slot, subscribe, and return the stream.
 
-        The caller has decided already that the client may have it. A revocation between that decision and
-        this call is missed; `open_authorized` misses none.
+        The caller has authorized the client. A revocation between that decision and this call is missed;
+        `open_authorized` misses none.
 
-        `is_disconnected` is asked twice a second; leave it out where the framework cancels or closes the body
-        when the client has gone. `last_event_id` is what the client sent as such: without it, a client that
-        comes back is not told what it missed. `client` is `scope["client"]`: with it, a client that vanishes
-        is noticed even while only heartbeats are sent.
+        `is_disconnected` is called twice a second; leave it out if the framework cancels or closes the body
+        after a disconnect. `last_event_id` is the last event id of the client; without it, a client that
+        reconnects does not resume. `client` is `scope["client"]`; with it, a client that vanishes is detected
+        even while the stream sends only heartbeats.
 
-        Raises CapExceededError when the cap is full, before anything else is taken; what the broker raises
-        when it cannot subscribe; GrantRevokedError if `disconnect` names the stream while it is opened; and
-        NotRunningError while draining. If the broker does not answer within `Timing.subscribe_timeout`, the
-        stream opens all the same.
+        Raises CapExceededError if all slots are taken, before it subscribes; what the broker raises if it
+        cannot subscribe; GrantRevokedError if `disconnect` revokes the stream while it is opened; and
+        NotRunningError in a drain. If the broker does not answer within `Timing.subscribe_timeout`, the
+        stream opens without it.
         """
         grant = Grant(channels=channel, slot_key=slot_key)
         return await self.open_granted(grant, is_disconnected, last_event_id, client)
@@ -193,18 +194,18 @@ class SSEStreamService:
         last_event_id: str | None = None,
         client: object = None,
     ) -> SSEStream:
-        """Open a stream for a Grant: several channels, an expiry. Otherwise as `open_stream`."""
+        """Open a stream for a Grant, with several channels for example. Otherwise as `open_stream`."""
         stream, run = await self.push._open_granted(grant, last_event_id=last_event_id)
         return await self._wait_open(stream, run, is_disconnected, client)
 
     async def open_authorized(
         self, authorize: Authorize, request: StreamRequest, is_disconnected: IsDisconnected | None = None
     ) -> SSEStream:
-        """Open the stream that `authorize` grants: a function as LivePush takes it, for this request alone.
+        """Open the stream that `authorize` grants. It has the signature of the `authorize` of LivePush.
 
-        No revocation is missed. If `disconnect` names the stream while `authorize` decides, or while the
-        stream waits for its slot, `authorize` is called again. While the stream is open, `authorize` is
-        called again if revocations may have been lost; unless it returns an equal Grant, the stream ends.
+        No revocation is missed. If `disconnect` revokes the stream while `authorize` decides, or while the
+        stream waits for its slot, `authorize` is called again. It is also called again for the open stream
+        if revocations may have been lost; the stream then ends unless `authorize` returns an equal Grant.
 
         Raises a Refusal if `authorize` refuses, raises or takes too long. Otherwise as `open_stream`.
         """
@@ -215,13 +216,13 @@ class SSEStreamService:
         self, stream: Stream, run: Run, is_disconnected: IsDisconnected | None, client: object
     ) -> SSEStream:
         try:
-            # A mount waits for a broker that does not answer as long as this.
+            # A stream of a LivePush waits for the broker for the same time.
             with anyio.move_on_after(self.push.timing.subscribe_timeout):
                 if (failure := await run.hub.wait_attempted(stream.grant.channel_names)) is not None:
                     raise failure
             if stream.finished:
-                # It was cut while it waited: by a revocation, or because the process ends.
-                raise _refused_by(stream.reason)
+                # A revocation or a drain ended the stream while it waited.
+                raise _error_for(stream.reason)
         except BaseException as error:
             # A framework cancels the view when the client leaves.
             left = isinstance(error, anyio.get_cancelled_exc_class())
@@ -232,7 +233,7 @@ class SSEStreamService:
         return SSEStream(sse_headers(), StreamBody(stream, run, is_disconnected, limited))
 
     async def aclose(self) -> None:
-        """End every stream and give everything back."""
+        """Drain and stop."""
         await self.push.stop()
 
     def statistics(self) -> Statistics:
@@ -240,11 +241,11 @@ class SSEStreamService:
         return self.push.statistics()
 
 
-def _refused_by(reason: EndReason | None) -> LivePushError:
+def _error_for(reason: EndReason | None) -> LivePushError:
     if reason is EndReason.REVOKED:
         return GrantRevokedError("the stream was revoked while it was being opened")
-    return NotRunningError("no new streams: this process is giving up its streams, or has stopped")
+    return NotRunningError(NOT_RUNNING)
 
 
-def _nobody(request: StreamRequest) -> Refusal:
+def _refuse_all(request: StreamRequest) -> Refusal:
     return Refusal(404)

@@ -1,6 +1,6 @@
-"""One HTTP request: how it is authorized, answered and refused, and how a stream is sent as ASGI messages.
+"""One HTTP request: its authorization, its response or refusal, and a stream as ASGI messages.
 
-Only app/, contrib/, cli/ and testing/ may import it. Start with `endpoint.py`, which follows a request
-from its method to its stream or its refusal. `authorize.py` calls the application; `responses.py` writes
-every answer that is no stream; `driver.py` sends a stream.
+Only app/, contrib/, cli/ and testing/ may import it. Start with `endpoint.py`, which handles a request from
+its method to its stream or its refusal. `authorize.py` calls the application; `responses.py` sends every
+response that is no stream; `driver.py` sends a stream.
 """

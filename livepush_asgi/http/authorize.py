@@ -18,7 +18,7 @@ from ..errors import (
 )
 from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..process.revocation import deciding
-from ..process.run import Run
+from ..process.run import Run, check_expiry
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import ClientLeftError
 from ..runtime.event_loop import now
@@ -27,27 +27,27 @@ from .framework_errors import refusal_of
 
 logger = logging.getLogger("livepush_asgi")
 
-#: The causes that an application may choose to be soft.
+#: The causes for which an application may choose soft refusals.
 SOFT_CAUSES = frozenset(
     {RefusalCause.CAP, RefusalCause.FULL, RefusalCause.SLOTS, RefusalCause.EXPIRED, RefusalCause.ERROR}
 )
-#: The causes that are always soft: the client did nothing wrong and may come back in a moment.
+#: The causes with soft refusals only: the client did nothing wrong and may reconnect in a moment.
 ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
-#: The detail of a 400: the client's text can name no channel or slot key.
+#: The detail of a 400: `authorize` raised InvalidGrantError.
 INVALID = "The request names no valid channel or key."
-# A plain `authorize` runs on the event loop. It is reported when it takes so many seconds so often in a row:
-# on a busy machine a single call may take long without blocking.
-BLOCKING = 0.02
+# A synchronous `authorize` runs on the event loop. A warning is logged if it takes longer than BLOCKING_TIME,
+# in seconds, BLOCKING_CALLS times in a row: on a busy machine a single call may take long without blocking.
+BLOCKING_TIME = 0.02
 BLOCKING_CALLS = 5
 BLOCKED = (
     "authorize blocks the event loop, and every stream with it, the last time for %.3f s: decorate it with "
     "asgiref.sync's sync_to_async (with uses_database for Django's ORM), or make it asynchronous"
 )
-# A failure of the same kind is logged once in so many seconds.
-QUIET_TIME = 60.0
+# A failure of the same kind is logged once in this time, in seconds.
+LOG_INTERVAL = 60.0
 MOST_KINDS = 100
 
-# How a client is refused for each error. A class stands before the one that it is derived from.
+# The status, detail and cause of the refusal for each error. A class precedes its base class.
 _REFUSALS: dict[type[Exception], tuple[int, str, RefusalCause]] = {
     ProcessFullError: (429, "The server has all the streams it can hold.", RefusalCause.FULL),
     CapExceededError: (429, "Too many open streams.", RefusalCause.CAP),
@@ -61,7 +61,7 @@ REFUSED_ERRORS = tuple(_REFUSALS)
 
 
 class Refused(Refusal):
-    """A refusal, and why there is one. Raised when a request gets no stream."""
+    """A refusal with its cause. Raised when a request is refused a stream."""
 
     def __init__(self, refusal: Refusal, cause: RefusalCause) -> None:
         super().__init__(
@@ -75,7 +75,7 @@ class Refused(Refusal):
 
 
 def refused_for(error: Exception, soft_refusals: Collection[RefusalCause] = ()) -> Refused:
-    """Return how a client is refused because of one of REFUSED_ERRORS."""
+    """Return the refusal for one of REFUSED_ERRORS."""
     status, detail, cause = next(found for kind, found in _REFUSALS.items() if isinstance(error, kind))
     # An application that chose soft refusals for a full cap gets them for a full process too.
     causes = {cause, RefusalCause.CAP} if cause is RefusalCause.FULL else {cause}
@@ -83,17 +83,11 @@ def refused_for(error: Exception, soft_refusals: Collection[RefusalCause] = ()) 
     return Refused(Refusal(status, detail, soft=soft, retry_after=getattr(error, "retry_after", None)), cause)
 
 
-def check_expiry(grant: Grant) -> None:
-    """Raise GrantExpiredError if the grant is over."""
-    if grant.expiry is not None and grant.expiry <= time.time():
-        raise GrantExpiredError("the grant was over before its stream was opened")
-
-
 class Decider:
-    """Asks `authorize` about a request, for at most `timeout` seconds.
+    """Calls `authorize` for a request, and waits for at most `timeout` seconds.
 
-    A plain function is called on the event loop: a thread costs as much as the rest of a connect. One that
-    blocks is passed through asgiref's `sync_to_async` by the application.
+    A synchronous function runs on the event loop, because a thread costs as much as the rest of a connect.
+    The application wraps a function that blocks in `sync_to_async` of asgiref.
     """
 
     def __init__(self, authorize: Authorize, soft_refusals: Collection[RefusalCause], timeout: float) -> None:
@@ -101,7 +95,7 @@ class Decider:
         self._soft_refusals = soft_refusals
         self._timeout = timeout
         self._failures = _FailureLog()
-        # How many of the last calls in a row have blocked.
+        # How many calls in a row have blocked.
         self._blocking = 0
 
     async def decide(
@@ -111,7 +105,9 @@ class Decider:
         receive: Receive | None = None,
         authorize: Authorize | None = None,
     ) -> Grant:
-        """Return the grant, by a route's own `authorize` if it is given. It may have expired already.
+        """Return the grant of `authorize`, or of the application's `authorize` if None is given.
+
+        It may have expired already: see `check_expiry`.
 
         Raises Refused, NotRunningError in a drain, and ClientLeftError.
         """
@@ -132,13 +128,13 @@ class Decider:
         if isinstance(decision, Refusal):
             raise Refused(decision, RefusalCause.AUTHORIZE)
         if not isinstance(decision, Grant):
-            raise self._wrong(decision)
+            raise self._wrong_type(decision)
         return decision
 
     async def decide_again(
         self, request: StreamRequest, run: Run, authorize: Authorize | None = None
     ) -> Grant | None:
-        """Return the grant for a stream that is open already, None if there is none any more."""
+        """Return the current grant for an open stream, or None if `authorize` now refuses it."""
         try:
             grant = await self.decide(request, run, authorize=authorize)
             check_expiry(grant)
@@ -152,66 +148,68 @@ class Decider:
             return authorize(request)
         finally:
             took = time.perf_counter() - begun
-            self._blocking = self._blocking + 1 if took > BLOCKING else 0
+            self._blocking = self._blocking + 1 if took > BLOCKING_TIME else 0
             if self._blocking >= BLOCKING_CALLS:
                 self._failures.warn("blocking", BLOCKED, took)
 
     def _refusal_for(self, error: Exception) -> Refusal:
         if isinstance(error, InvalidGrantError):
             self._failures.warn(
-                "invalid", "a client asked for what no grant can have, and got a 400: %s", error
+                "invalid", "authorize raised InvalidGrantError; the client got a 400: %s", error
             )
             return Refusal(400, INVALID)
         try:
             refusal = refusal_of(error)
         except Exception as wrong:
             self._failures.error(
-                error, "authorize raised what is no refusal (%s); the client got a 500", wrong
+                error, "authorize raised an HTTP error that is no refusal (%s); the client got a 500", wrong
             )
-            raise self._failed(500) from None
+            raise self._error_refusal(500) from None
         if refusal is not None:
             return refusal
         if isinstance(error, TimeoutError):
-            self._failures.error(error, "authorize took longer than its time; the client got a 503")
-            raise self._failed(503) from None
+            self._failures.error(
+                error, "authorize took longer than Timing.authorize_timeout; the client got a 503"
+            )
+            raise self._error_refusal(503) from None
         self._failures.error(error, "authorize raised; the client got a 500")
-        raise self._failed(500) from None
+        raise self._error_refusal(500) from None
 
-    def _wrong(self, decision: object) -> Refused:
+    def _wrong_type(self, decision: object) -> Refused:
         error = AuthorizeError(
             f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
             "Is a `return` missing, or an `await` in front of what it calls?"
         )
         self._failures.warn(type(decision), "%s", error, level=logging.ERROR)
-        return self._failed(500)
+        return self._error_refusal(500)
 
-    def _failed(self, status: int) -> Refused:
+    def _error_refusal(self, status: int) -> Refused:
         cause = RefusalCause.ERROR
         return Refused(Refusal(status, soft=cause in self._soft_refusals), cause)
 
 
 class _FailureLog:
-    """Logs each kind of failure once in a while, and not for each of ten thousand clients."""
+    """Logs each kind of failure once in LOG_INTERVAL, however many clients meet it."""
 
     def __init__(self) -> None:
-        # When each kind was logged, and how often it came since.
+        # When each kind was logged last, and how often it has occurred since.
         self._logged: dict[object, tuple[float, int]] = {}
 
     def warn(self, kind: object, text: str, argument: object, *, level: int = logging.WARNING) -> None:
-        """Log a line."""
-        if (more := self._due(kind)) is not None:
+        """Log a failure of this kind."""
+        if (more := self._suffix_if_due(kind)) is not None:
             logger.log(level, text + more, argument)
 
     def error(self, error: Exception, text: str, *arguments: object) -> None:
         """Log an exception with its traceback. Its kind is its type and the line that raised it."""
-        if (more := self._due((type(error), *_origin(error.__traceback__)))) is not None:
+        if (more := self._suffix_if_due((type(error), *_raising_line(error.__traceback__)))) is not None:
             logger.error(text + more, *arguments, exc_info=error)
 
-    def _due(self, kind: object) -> str | None:
+    def _suffix_if_due(self, kind: object) -> str | None:
         moment = now()
         since, count = self._logged.get(kind, (None, 0))
-        # An event loop that is not the first one has another clock.
-        if since is not None and 0 <= moment - since < QUIET_TIME:
+        # The clock of another event loop may be behind.
+        if since is not None and 0 <= moment - since < LOG_INTERVAL:
             self._logged[kind] = (since, count + 1)
             return None
         if len(self._logged) >= MOST_KINDS:
@@ -220,7 +218,7 @@ class _FailureLog:
         return f" ({count} more of these since the last line)" if count else ""
 
 
-def _origin(traceback: TracebackType | None) -> tuple[str, int]:
+def _raising_line(traceback: TracebackType | None) -> tuple[str, int]:
     if traceback is None:
         return "", 0
     while traceback.tb_next is not None:

@@ -1,4 +1,7 @@
-"""CORS: which pages of other origins may read the streams. https://fetch.spec.whatwg.org/#http-cors-protocol"""
+"""Cors: the origins whose pages may read the streams.
+
+https://fetch.spec.whatwg.org/#http-cors-protocol
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,12 +11,12 @@ RawHeader = tuple[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Cors:
-    """An allow-list of origins, such as "https://app.example.com", written as browsers send them.
+    """An allow-list of origins, such as "https://app.example.com", as browsers send them.
 
-    "*" allows every origin, but only without credentials: with them, every page of the web could read a
+    "*" allows every origin, but only without credentials: otherwise every page of the web could read a
     visitor's streams. `credentials` allows cookies (`new EventSource(url, {withCredentials: true})`).
-    `headers` are the request headers that a preflight allows, for clients that set their own. `max_age` is
-    how long, in seconds, a browser may cache the preflight.
+    `headers` are the request headers that a preflight allows. `max_age` is the time in seconds for which a
+    browser may cache the preflight.
     """
 
     origins: Iterable[str]
@@ -29,10 +32,12 @@ class Cors:
         for origin in self.origins:
             _check_origin(origin)
         if self.credentials and "*" in self.origins:
-            raise ValueError('"*" with credentials lets every page of the web in; name the origins')
+            raise ValueError(
+                '"*" with credentials lets every page of the web read the streams; name the origins'
+            )
 
     def answer(self, origin: str | None) -> list[RawHeader]:
-        """Return the header fields of an answer to a page of this origin."""
+        """Return the header fields of a response to a page of this origin."""
         vary = (b"vary", b"Origin")
         if "*" in self.origins:
             return [(b"access-control-allow-origin", b"*"), _EXPOSED]
@@ -42,7 +47,7 @@ class Cors:
         return [*fields, (b"access-control-allow-credentials", b"true")] if self.credentials else fields
 
     def preflight(self, origin: str | None) -> list[RawHeader]:
-        """Return the header fields of an answer to a preflight."""
+        """Return the header fields of a response to a preflight."""
         fields = self.answer(origin)
         if not any(name == b"access-control-allow-origin" for name, _ in fields):
             return fields

@@ -1,4 +1,4 @@
-"""Drive a stream over ASGI: send its start and its chunks, and watch for the client's disconnect.
+"""Drivers: send a stream as ASGI messages, and watch for the client's disconnect.
 
 https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
@@ -17,13 +17,13 @@ from ..runtime.tcp_timeout import Limited
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason, StreamState
 
-# What `send` raises when the client is gone: OSError by specification 2.4, anyio's own errors where the
-# server or a middleware is written with it.
-GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
+# The errors of `send` after a disconnect: OSError by specification 2.4, and the errors of anyio if the server
+# or a middleware uses it.
+DISCONNECT_ERRORS = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
-# No `Connection`, `Transfer-Encoding` or `Content-Length`: they are the server's, and wrong on HTTP/2.
+# The server sets `Connection`, `Transfer-Encoding` and `Content-Length`; they are wrong on HTTP/2.
 STREAM_HEADERS: RawHeaders = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -34,10 +34,10 @@ STREAM_HEADERS: RawHeaders = (
 def drive(
     stream: Stream, headers: RawHeaders, receive: Receive, send: Send, client: object = None
 ) -> Coroutine[Any, Any, None]:
-    """Send the stream until it ends or the client is gone, and close it whatever happens.
+    """Send the stream until it ends or the client disconnects, and close it in any case.
 
-    `receive` is watched all the time, whatever spec version the server names: some servers raise from `send`
-    when the client has left, some drop what is sent, some tell it by `receive` only. `client` is
+    The driver always watches `receive`, whatever spec version the server names: after a disconnect some
+    servers raise from `send`, some drop the messages, and some report it through `receive` only. `client` is
     `scope["client"]`.
     """
     limited = stream.context.tcp_timeouts.limit(client, receive)
@@ -46,7 +46,7 @@ def drive(
 
 
 class _Driver(InlineSend):
-    """What both drivers have in common: what becomes of errors, and the watch for the disconnect."""
+    """The common part of both drivers: errors, and the watch for the disconnect."""
 
     __slots__ = ("_failure", "_limited", "_stream")
 
@@ -59,7 +59,7 @@ class _Driver(InlineSend):
     async def _watch(self, receive: Receive) -> None:
         try:
             while (await receive())["type"] != "http.disconnect":
-                # A request body is ignored. The checkpoint is for a `receive` that never waits.
+                # Ignore the request body. The checkpoint is for a `receive` that never waits.
                 await anyio.lowlevel.checkpoint()
         except Exception as error:
             self.receive_failed(error)
@@ -67,21 +67,21 @@ class _Driver(InlineSend):
             self.client_left()
 
     def client_left(self) -> None:
-        """End the stream: the client has left."""
-        # Where the client took nothing, the kernel may have given it up before the send timeout was over.
-        self._leave(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
+        """End the stream: the client has disconnected."""
+        # If the client accepted no data, the kernel may have closed the connection before the send timeout.
+        self._end_stream(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
 
     def receive_failed(self, error: Exception) -> None:
         """End the stream: `receive` has raised."""
         self._failure = self._failure or error
-        self._leave(EndReason.ERROR)
+        self._end_stream(EndReason.ERROR)
 
-    def _leave(self, reason: EndReason) -> None:
+    def _end_stream(self, reason: EndReason) -> None:
         self._stream.abort(reason)
 
     def send_failed(self, error: Exception) -> None:
-        """End the stream: `send` has raised. In most cases that only means that the client has left."""
-        if isinstance(error, GONE):
+        """End the stream: `send` has raised, in most cases because the client has disconnected."""
+        if isinstance(error, DISCONNECT_ERRORS):
             self._stream.end(EndReason.DISCONNECT)
         elif self._stream.reason is not EndReason.DISCONNECT:
             self._stream.end(EndReason.ERROR)
@@ -93,19 +93,19 @@ class _Driver(InlineSend):
 
     def _close(self) -> None:
         self._stream.driver = None
-        # If it has not ended it was cancelled from outside: the server took the connection away.
+        # A stream that has not ended was cancelled from outside: the server closed the connection.
         self._stream.end(EndReason.DISCONNECT)
         self._release(stuck=self._stream.reason is not EndReason.DISCONNECT)
         self._stream.close()
 
-    def _raise(self) -> None:
-        """Raise what has failed, for the server to log. Outside of the task group, which would wrap it."""
+    def _raise_failure(self) -> None:
+        """Raise the failure, for the server to log. Called outside of the task group, which would wrap it."""
         if self._failure is not None:
             raise self._failure
 
 
 class _AnyioDriver(_Driver):
-    """Two tasks of anyio: one writes, one watches."""
+    """A driver of two tasks: one sends the chunks, one watches for the disconnect."""
 
     __slots__ = ("_scope",)
 
@@ -119,12 +119,12 @@ class _AnyioDriver(_Driver):
                 tasks.cancel_scope.cancel()
         finally:
             self._close()
-        self._raise()
+        self._raise_failure()
 
     async def _write(self, headers: RawHeaders) -> None:
         stream, send = self._stream, self._send
         try:
-            # The response starts when the stream has opened: what is published then reaches the client.
+            # Start the response when the stream has opened: every later event reaches the client.
             chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             while stream.state is not StreamState.CLOSED:
@@ -142,9 +142,9 @@ class _AnyioDriver(_Driver):
 
 
 class _AsyncioDriver(_Driver):
-    """The same for asyncio alone, without a task group: that is half of what an idle stream would hold.
+    """A driver for asyncio without a task group, which would double the memory of an idle stream.
 
-    Most chunks are sent inline, without waking any task.
+    It sends most chunks inline, without waking a task.
     """
 
     __slots__ = ("_cancelled_before", "_disconnect", "_interrupted", "_task", "_watcher")
@@ -157,12 +157,12 @@ class _AsyncioDriver(_Driver):
         self._watcher: asyncio.Task[None] | None = None
 
     async def run(self, headers: RawHeaders, receive: Receive) -> None:
-        # One coroutine from start to end: each one takes 500 bytes, in ten thousand streams.
+        # One coroutine for the whole stream: each coroutine takes 500 bytes per stream.
         stream, send = self._stream, self._send
         inline = stream.context.inline_send and can_step(send)
         try:
             self._begin(receive)
-            # The response starts when the stream has opened: what is published then reaches the client.
+            # Start the response when the stream has opened: every later event reaches the client.
             chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
@@ -172,10 +172,10 @@ class _AsyncioDriver(_Driver):
                     await send(_body(chunk, more=not stream.finished))
                 if stream.finished:
                     break
-                # The sleeping stream must not hold it.
+                # The sleeping stream must not keep the chunk in memory.
                 chunk = b""
                 chunk = await stream.next_chunk()
-                if self.begun is not None:
+                if self.unfinished is not None:
                     await self.finish()
             if stream.state is not StreamState.CLOSED:
                 self._release(stuck=False)
@@ -187,7 +187,7 @@ class _AsyncioDriver(_Driver):
         finally:
             self._close()
             await self._end_watcher()
-        self._raise()
+        self._raise_failure()
 
     def _begin(self, receive: Receive) -> None:
         task = asyncio.current_task()
@@ -196,14 +196,15 @@ class _AsyncioDriver(_Driver):
         self._stream.driver = self
         if self._stream.context.inline_send and can_step(receive):
             self._disconnect = DisconnectWatcher(receive, self)
-            self._disconnect.listen()
+            self._disconnect.start()
         else:
             self._watcher = task.get_loop().create_task(self._watch(receive))
-        # Set last: an eager watcher may have seen the client leave, and a running task cannot be interrupted.
+        # Set last: an eager watcher may see the disconnect at once, and `interrupt` must not cancel this
+        # task.
         self._task = task
 
     def _is_cancelled_from_outside(self) -> bool:
-        # As asyncio.timeout does: a cancellation of ours ends here, one from outside goes on.
+        # As in `asyncio.timeout`: a cancellation by `interrupt` ends here, and one from outside goes on.
         task = asyncio.current_task()
         assert task is not None
         return not self._interrupted or task.uncancel() > self._cancelled_before
@@ -215,26 +216,26 @@ class _AsyncioDriver(_Driver):
             # The watcher ends even if this wait is cancelled.
             await asyncio.wait([watcher])
 
-    def _leave(self, reason: EndReason) -> None:
+    def _end_stream(self, reason: EndReason) -> None:
         if self._disconnect is None:
             self._stream.abort(reason)
         elif self._stream.state is not StreamState.CLOSED:
-            # This runs outside of any task: the stream's task gives back what was taken, in its next step.
+            # This runs outside of any task. The stream's task closes the stream in its next step.
             self._stream.end(reason)
             self.interrupt()
 
     def _close(self) -> None:
-        # First give back what was taken: closing an unfinished `send` may raise.
+        # Close the stream first: closing an unfinished `send` may raise.
         super()._close()
-        # Break the reference cycles, so that nothing of a stream is left for the garbage collector.
+        # Break the reference cycles, so that the stream needs no garbage collection.
         self._stream.inline, self._task = False, None
         disconnect, self._disconnect = self._disconnect, None
         if disconnect is not None:
             disconnect.close()
-        self.give_up()
+        self.abandon()
 
     def interrupt(self) -> None:
-        # The task itself sees at its next step that the stream is closed.
+        # The task itself checks in its next step whether the stream is closed, so it need not be cancelled.
         task = self._task
         if task is not None and not self._interrupted and asyncio.current_task() is not task:
             self._interrupted = True

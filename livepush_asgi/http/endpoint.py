@@ -1,4 +1,4 @@
-"""Endpoint: one HTTP request, from its method to its stream or its refusal."""
+"""Endpoint: handles one HTTP request, from its method to its stream or its refusal."""
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -6,27 +6,27 @@ from typing import NamedTuple
 
 from ..errors import GrantRevokedError, NotRunningError
 from ..grant import Authorize, Refusal, StreamRequest, is_foreign
-from ..process.run import NOT_RUNNING, Run
+from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..runtime.asgi import Receive, Scope, Send
 from ..runtime.callbacks import ClientLeftError
 from ..settings import Timing
 from ..stream.stream import Stream
 from ..wire.reasons import RefusalCause
-from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, check_expiry, refused_for
+from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, refused_for
 from .cors import Cors, RawHeader
-from .driver import GONE, STREAM_HEADERS
+from .driver import DISCONNECT_ERRORS, STREAM_HEADERS
 from .probe import QUERY as PROBE
 from .probe import ProbePlan, Probes
 from .responses import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
 
-# How often a request is authorized before it is refused because each decision was revoked meanwhile.
+# How often a request is authorized before it is refused, if a revocation outdates each decision.
 ATTEMPTS = 3
-# nginx's status for a client that has left. The client gets no answer, but middleware may need one.
+# The status that nginx logs for a client that has disconnected. Middleware may need a response.
 CLIENT_CLOSED_REQUEST = 499
 
 
 class Endpoint:
-    """Answers HTTP requests for streams. Holds configuration only; each request is a call of its own."""
+    """Answers HTTP requests for streams. It holds configuration only, and no state of a request."""
 
     def __init__(
         self,
@@ -46,10 +46,12 @@ class Endpoint:
         self._count_refusal = count_refusal
         self._probes = probes
 
-    async def __call__(self, run: Run | None, scope: Scope, receive: Receive, send: Send) -> "Opened | None":
-        """Answer one request, or return the stream that is its answer: the caller has to carry it.
+    async def __call__(
+        self, run: Run | None, scope: Scope, receive: Receive, send: Send
+    ) -> "OpenedStream | None":
+        """Answer one request, or return the stream for it, which the caller has to drive.
 
-        `run` is None if the component has stopped.
+        `run` is None if the LivePush has stopped.
         """
         request = StreamRequest(scope)
         method = scope["method"]
@@ -84,13 +86,13 @@ class Endpoint:
         send: Send,
     ) -> None:
         try:
-            check_expiry(await self.decider.decide(request, _taking(run), receive))
+            check_expiry(await self.decider.decide(request, _require_accepting(run), receive))
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except REFUSED_ERRORS as error:
             await refuse(send, refused_for(error), headers, body=False)
         except ClientLeftError:
-            await _answer_nobody(send)
+            await _answer_closed(send)
         else:
             await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -102,15 +104,15 @@ class Endpoint:
         headers: list[RawHeader],
         receive: Receive,
         send: Send,
-    ) -> "Opened | None":
+    ) -> "OpenedStream | None":
         try:
-            return Opened(await self.open(run, request, receive), [*STREAM_HEADERS, *headers])
+            return OpenedStream(await self.open(run, request, receive), [*STREAM_HEADERS, *headers])
         except Refused as error:
             refused = error
         except REFUSED_ERRORS as error:
             refused = refused_for(error, self._soft_refusals)
         except ClientLeftError:
-            await _answer_nobody(send)
+            await _answer_closed(send)
             return None
         self._count_refusal(refused.cause)
         await self._refuse(refused, headers, send)
@@ -125,9 +127,9 @@ class Endpoint:
         receive: Receive,
         send: Send,
     ) -> None:
-        # Neither a stream nor a refused one: a probe is no client, and shows in no number.
+        # A probe counts in no statistics, neither as a stream nor as a refusal.
         try:
-            run = _taking(run)
+            run = _require_accepting(run)
             plan = await _plan_of(probes, request)
         except NotRunningError as error:
             await self._refuse(refused_for(error), headers, send)
@@ -135,7 +137,7 @@ class Endpoint:
         except Refused as refused:
             await self._refuse(refused, headers, send)
             return
-        await probes.carry(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
+        await probes.send(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
 
     async def open(
         self,
@@ -144,10 +146,10 @@ class Endpoint:
         receive: Receive | None = None,
         authorize: Authorize | None = None,
     ) -> Stream:
-        """Return the stream that a request gets, by the application's `authorize` or one of its own.
+        """Authorize a request, by the `authorize` of its route or of the application, and open its stream.
 
-        A decision that a revocation outdates is made again. Raises Refused, one of REFUSED_ERRORS, and
-        ClientLeftError.
+        If a revocation outdates the decision, the request is authorized again. Raises Refused, one of
+        REFUSED_ERRORS, and ClientLeftError.
         """
         if run is None:
             raise NotRunningError(NOT_RUNNING)
@@ -189,23 +191,23 @@ class Endpoint:
         await refuse_softly(send, refused, block, headers)
 
 
-class Opened(NamedTuple):
-    """A stream, and the headers of its response."""
+class OpenedStream(NamedTuple):
+    """An open stream, and the headers of its response."""
 
     stream: Stream
     headers: list[RawHeader]
 
 
-def _taking(run: Run | None) -> Run:
-    """Return the run if it takes new streams. Raises NotRunningError."""
+def _require_accepting(run: Run | None) -> Run:
+    """Return the run. Raises NotRunningError if it does not accept new streams."""
     if run is None or run.draining:
         raise NotRunningError(NOT_RUNNING)
     return run
 
 
-async def _answer_nobody(send: Send) -> None:
-    """Answer a client that has left."""
-    with suppress(*GONE):
+async def _answer_closed(send: Send) -> None:
+    """Send a response after the client has disconnected."""
+    with suppress(*DISCONNECT_ERRORS):
         await refuse(send, Refusal(CLIENT_CLOSED_REQUEST), [])
 
 

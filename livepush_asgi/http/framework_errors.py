@@ -1,32 +1,32 @@
-"""Translates HTTP errors of frameworks that `authorize` raises into refusals, and imports no framework."""
+"""Translates the HTTP errors of frameworks into refusals, without importing a framework."""
 
 import json
 from collections.abc import Iterable, Mapping
 
 from ..grant import Refusal
 
-# The classes by module and name, as they stand among the bases of what is raised.
+# Classes whose status is in `status_code`, by module and name.
 _STATUS_CODE = {
     "starlette.exceptions.HTTPException",
     "litestar.exceptions.http_exceptions.HTTPException",
     "rest_framework.exceptions.APIException",
 }
 _WERKZEUG = "werkzeug.exceptions.HTTPException"
-# Django's own have no status: its handler knows them.
+# The exceptions of Django have no status; its request handler assigns these.
 _DJANGO = {
     "django.core.exceptions.PermissionDenied": 403,
     "django.http.response.Http404": 404,
     "django.core.exceptions.BadRequest": 400,
     "django.core.exceptions.SuspiciousOperation": 400,
 }
-# They belong to the body that the framework would have sent.
-_OF_THE_BODY = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
+# Header fields that describe the body which the framework would have sent.
+_BODY_HEADERS = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 
 
 def refusal_of(error: Exception) -> Refusal | None:
-    """Return the refusal that a framework's HTTP error stands for, None for any other exception.
+    """Return the refusal for an HTTP error of a framework, or None for any other exception.
 
-    Raises ValueError for one that is no refusal, such as a redirect.
+    Raises ValueError for an HTTP error that is no refusal, such as a redirect.
     """
     for kind in type(error).__mro__:
         name = f"{kind.__module__}.{kind.__qualname__}"
@@ -37,7 +37,7 @@ def refusal_of(error: Exception) -> Refusal | None:
             status = _attribute(error, "code") if response is None else _attribute(response, "status_code")
             return _refusal(error, status, _attribute(error, "description"))
         if name in _DJANGO:
-            # The text of a 404 says which model was searched, and is for nobody outside.
+            # The text of a 404 names the model, and must not reach the client.
             detail = str(error) if name.endswith("PermissionDenied") else None
             return _refusal(error, _DJANGO[name], detail)
     return None
@@ -48,7 +48,7 @@ def _refusal(error: Exception, status: object, detail: object) -> Refusal:
         raise ValueError(f"{type(error).__name__} has no status")
     if detail is not None and not isinstance(detail, str):
         detail = json.dumps(detail, default=str)
-    headers = {name: value for name, value in _headers(error) if name not in _OF_THE_BODY}
+    headers = {name: value for name, value in _headers(error) if name not in _BODY_HEADERS}
     retry_after = headers.get("retry-after", "")
     seconds = int(headers.pop("retry-after")) if retry_after.isascii() and retry_after.isdigit() else None
     return Refusal(status, detail or None, retry_after=seconds, headers=headers)

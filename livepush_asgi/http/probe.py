@@ -1,7 +1,7 @@
-"""Probe: a timed series of events, with which `python -m livepush_asgi doctor` measures the path to a client.
+"""Probe: a timed series of events, by which `python -m livepush_asgi doctor` measures the path to a client.
 
-A client asks for it in the query, `?livepush_probe=EVENTS-INTERVAL-IDLE-SIZE`: proxies that drop unknown
-header fields let the query through, and it needs no CORS preflight.
+A client requests it in the query, `?livepush_probe=EVENTS-INTERVAL-IDLE-SIZE`: proxies that drop unknown
+header fields keep the query, and a query needs no CORS preflight.
 """
 
 import inspect
@@ -19,7 +19,7 @@ import anyio.lowlevel
 from ..grant import Decision, Grant, Refusal, StreamRequest
 from ..runtime.asgi import Receive, Scope, Send
 from ..wire.event import HEARTBEAT, encode_block
-from .driver import GONE, STREAM_HEADERS, RawHeaders
+from .driver import DISCONNECT_ERRORS, STREAM_HEADERS, RawHeaders
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -28,26 +28,27 @@ EVENT = "livepush.probe"
 
 # The bounds of a plan. The largest one sends 0.4 MB in 100 s, and ten minutes of heartbeats.
 BOUNDS = {"events": (1, 100), "interval": (10, 1000), "idle": (0, 600_000), "size": (50, 4096)}
-# How many probes of one application run at a time: people start them, and each holds a connection.
+# How many probes of one application run at the same time. Each holds a connection.
 MOST_AT_ONCE = 8
-# In seconds: how often a probe checks whether the process drains.
+# How often a probe checks whether the process drains, in seconds.
 DRAIN_CHECK = 0.25
-# Request header fields that proxies add. Their names tell which proxies a request came through.
-TELLING = re.compile(
+# Request header fields that proxies add. Their names show which proxies a request passed.
+PROXY_HEADERS = re.compile(
     r"via|forwarded|x-forwarded-.*|x-real-ip|x-request-start|x-amzn-trace-id|x-amz-cf-id|cf-ray|cdn-loop"
     r"|x-vercel-id|fly-.*|x-envoy-.*|x-azure-.*|x-cloud-trace-context|x-arr-.*|x-varnish"
 )
-# In seconds: how much longer than its plan a probe may take. A client that reads nothing is cut off then.
+# How much longer than its plan a probe may take, in seconds. Then the probe ends.
 GRACE = 30.0
 
 ProbeDecision = bool | Decision
-#: Decides who may probe: like `authorize`, or with True and False. The channels of a Grant do not matter.
+#: Decides which requests may probe: it returns a bool, or a Grant or Refusal as `authorize` does. The
+#: channels of the Grant are ignored.
 ProbeRule = Callable[[StreamRequest], ProbeDecision | Awaitable[ProbeDecision]]
 
 
 @dataclass(frozen=True, slots=True)
 class ProbePlan:
-    """What a probe sends: `events` of `size` bytes, one per `interval`, then only heartbeats for `idle`.
+    """The contents of a probe: `events` of `size` bytes, one per `interval`, then only heartbeats for `idle`.
 
     Times are in milliseconds.
     """
@@ -64,7 +65,7 @@ class ProbePlan:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the value of the query parameter. Raises ValueError."""
+        """Parse the value of the query parameter. Raises ValueError."""
         if not re.fullmatch(r"[0-9]{1,6}(-[0-9]{1,6}){2,3}", text):
             raise ValueError("a probe is asked for as EVENTS-INTERVAL-IDLE or EVENTS-INTERVAL-IDLE-SIZE")
         return cls(*map(int, text.split("-")))
@@ -79,7 +80,7 @@ class ProbePlan:
 
 
 class Probes:
-    """The probes of one application: decides who may probe, and bounds how many run."""
+    """The probes of one application: checks which requests may probe, and bounds how many probes run."""
 
     def __init__(self, rule: ProbeRule, heartbeat_interval: float | None) -> None:
         self._rule = rule
@@ -87,7 +88,7 @@ class Probes:
         self._running = 0
 
     async def plan(self, request: StreamRequest) -> ProbePlan:
-        """Return the plan that a request asks for, if it may probe. Raises Refusal."""
+        """Return the plan of a request. Raises Refusal if the request may not probe."""
         await self._check(request)
         try:
             plan = ProbePlan.parse(request.query[QUERY])
@@ -97,23 +98,23 @@ class Probes:
             raise Refusal(429, "Too many probes.", retry_after=5)
         return plan
 
-    async def carry(
+    async def send(
         self,
         plan: ProbePlan,
         scope: Scope,
-        over: Callable[[], bool],
+        stopped: Callable[[], bool],
         headers: RawHeaders,
         receive: Receive,
         send: Send,
     ) -> None:
-        """Send a probe. It ends early when `over` returns True, and when the client leaves."""
+        """Send a probe. It ends early when `stopped` returns True, and when the client disconnects."""
         self._running += 1
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.cancel_scope.deadline = anyio.current_time() + plan.seconds + GRACE
                 tasks.start_soon(_watch, receive, tasks.cancel_scope)
-                probe = _Probe(plan, self._heartbeat_interval, over, send)
-                await probe.run(_seen(scope), [*STREAM_HEADERS, *headers])
+                probe = _Probe(plan, self._heartbeat_interval, stopped, send)
+                await probe.run(_request_facts(scope), [*STREAM_HEADERS, *headers])
                 tasks.cancel_scope.cancel()
         finally:
             self._running -= 1
@@ -131,7 +132,7 @@ class Probes:
         if isinstance(decision, Refusal):
             raise decision
         if decision is False:
-            # The answer does not tell that probes are enabled for others.
+            # The response must not reveal that other requests may probe.
             raise Refusal(404)
         if decision is not True and not isinstance(decision, Grant):
             logger.error("the rule for probes returned %s, not True or False", type(decision).__name__)
@@ -139,14 +140,14 @@ class Probes:
 
 
 class _Probe:
-    """One probe. Its events carry the milliseconds since its start, by the monotonic clock."""
+    """One probe. Its events carry the milliseconds since its start."""
 
     def __init__(
-        self, plan: ProbePlan, heartbeat_interval: float | None, over: Callable[[], bool], send: Send
+        self, plan: ProbePlan, heartbeat_interval: float | None, stopped: Callable[[], bool], send: Send
     ) -> None:
         self._plan = plan
         self._heartbeat_interval = heartbeat_interval
-        self._over = over
+        self._stopped = stopped
         self._send = send
         self._start = anyio.current_time()
         self._number = 0
@@ -158,12 +159,12 @@ class _Probe:
             self._start = anyio.current_time()
             plan = {name: getattr(self._plan, name) for name in BOUNDS}
             facts = {**plan, "heartbeat": self._heartbeat_interval, **seen}
-            # As large as the other events: some proxies decide by the first piece whether they compress.
+            # As large as the other events: some proxies decide by the first chunk whether they compress.
             await self._send_event(facts, pad_to=self._plan.size)
-            complete = await self._send_series() and await self._pause()
+            complete = await self._send_series() and await self._send_idle()
             end = "complete" if complete else "drain"
             await self._send_event({"end": end, "events": self._number - 1, "bytes": self._bytes}, more=False)
-        except GONE:
+        except DISCONNECT_ERRORS:
             return
 
     async def _send_series(self) -> bool:
@@ -173,7 +174,7 @@ class _Probe:
             await self._send_event({}, pad_to=self._plan.size)
         return True
 
-    async def _pause(self) -> bool:
+    async def _send_idle(self) -> bool:
         end = self._now() + self._plan.idle / 1000
         while self._heartbeat_interval is not None and self._now() + self._heartbeat_interval < end:
             if not await self._wait_until(self._now() + self._heartbeat_interval):
@@ -182,7 +183,7 @@ class _Probe:
         return await self._wait_until(end)
 
     async def _wait_until(self, moment: float) -> bool:
-        while not self._over():
+        while not self._stopped():
             left = moment - self._now()
             if left <= 0:
                 return True
@@ -204,17 +205,17 @@ class _Probe:
 
 
 def _padding(size: int) -> bytes:
-    """Return a comment line of `size` bytes. It is random, because compression must not shrink it."""
+    """Return a comment line of `size` random bytes, which compression cannot shrink."""
     return b":" + secrets.token_hex(size)[: size - 2].encode() + b"\n" if size >= 2 else b""
 
 
-def _seen(scope: Scope) -> dict[str, object]:
-    """Return how a request came to the application: HTTP version, scheme and the signs of proxies."""
+def _request_facts(scope: Scope) -> dict[str, object]:
+    """Return the HTTP version, the scheme and the header names of proxies that a request has."""
     fields = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
     return {
         "http": scope.get("http_version", ""),
         "scheme": scope.get("scheme", ""),
-        "telling": sorted({name for name, _ in fields if TELLING.fullmatch(name)}),
+        "telling": sorted({name for name, _ in fields if PROXY_HEADERS.fullmatch(name)}),
         "via": ", ".join(value for name, value in fields if name == "via")[:200],
     }
 

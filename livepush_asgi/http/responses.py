@@ -1,4 +1,4 @@
-"""Answers that are no stream: problems and soft refusals. Small, and without internals.
+"""Responses that are no stream: problem details and soft refusals. They reveal no internals.
 
 https://www.rfc-editor.org/rfc/rfc9457
 """
@@ -17,7 +17,7 @@ ALLOWED_METHODS = b"GET, HEAD, OPTIONS"
 
 
 async def answer(send: Send, status: int, headers: RawHeaders, body: bytes = b"") -> None:
-    """Send one whole answer. A 204 has no length, by RFC 9110, section 8.6."""
+    """Send a whole response. A 204 has no `Content-Length`, by RFC 9110, section 8.6."""
     fields = list(headers)
     if status != 204:
         fields.append((b"content-length", str(len(body)).encode()))
@@ -26,7 +26,7 @@ async def answer(send: Send, status: int, headers: RawHeaders, body: bytes = b""
 
 
 async def refuse(send: Send, refusal: Refusal, headers: RawHeaders, *, body: bool = True) -> None:
-    """Send a refusal as its status, with a problem in the body if `body` and the status allow one."""
+    """Send a refusal with its status, and with problem details if `body` and the status allow a body."""
     fields = [*_own_headers(refusal), *headers, (b"cache-control", b"no-store")]
     if refusal.status == 204:
         await answer(send, 204, fields)
@@ -45,11 +45,11 @@ async def refuse(send: Send, refusal: Refusal, headers: RawHeaders, *, body: boo
 
 
 def soft_block(refusal: Refusal, cause: RefusalCause, timing: Timing, *, control_events: bool) -> bytes:
-    """Return all that a soft refusal has to say: a reconnection time and one event."""
+    """Return the body of a soft refusal: a reconnection time, and an event if `control_events`."""
     if refusal.retry_after is None:
         retry = timing.own_retry()
     else:
-        # The hint is the least to wait; the rest keeps the refused from coming back together.
+        # The client waits at least `retry_after`; the random part spreads the reconnects.
         retry = round(1000 * refusal.retry_after * random.uniform(1.0, 1.5))
     if control_events:
         return refused_block(cause.value, refusal.status, refusal.detail, retry)
@@ -57,7 +57,7 @@ def soft_block(refusal: Refusal, cause: RefusalCause, timing: Timing, *, control
 
 
 async def refuse_softly(send: Send, refusal: Refusal, block: bytes, headers: RawHeaders) -> None:
-    """Send a refusal that `EventSource` survives: 200, its block, the end."""
+    """Send a soft refusal: status 200 and one block. `EventSource` reconnects after it."""
     fields = [*STREAM_HEADERS, *_own_headers(refusal), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": fields})
     await send({"type": "http.response.body", "body": block, "more_body": False})

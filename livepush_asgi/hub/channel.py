@@ -1,5 +1,6 @@
-"""Channel: one channel in this process. It keeps one subscription up, for all the local listeners; what it
-delivers goes through the process's Coalescer.
+"""Channel: one channel in this process, with one subscription for all its listeners.
+
+Its deliveries go through the Coalescer of the process.
 """
 
 import logging
@@ -20,81 +21,81 @@ from .delivery import Batch, Delivery, Listener, delivery_of
 
 logger = logging.getLogger("livepush_asgi")
 
-# How long one `get_message` of a subscription without `forward` may wait, in seconds. Nothing depends
-# on it but how often such an adapter's wait is renewed.
+# The timeout of one `get_message` of a subscription without `forward`, in seconds. It only decides how often
+# `get_message` is called again.
 POLL_TIMEOUT = 60.0
-# The first and the longest delay before the broker is tried again, in seconds.
+# The first and the longest delay before a retry, in seconds.
 RETRY_FIRST, RETRY_MOST = 0.2, 5.0
-# How much a task that asks for messages delivers before it gives the streams their turn to send it.
+# How much a task that calls `get_message` delivers before it lets the streams send.
 MESSAGES_PER_TURN, BYTES_PER_TURN = 32, 128 * 1024
-# At so many deliveries the end of the turn is not waited for: a publisher that never lets go of the loop
-# must not fill the memory.
+# With this many pending deliveries the Coalescer does not wait for the end of the turn: a publisher that
+# blocks the event loop must not fill the memory.
 MOST_PENDING = 256
-# What closing a subscription may cost in time, in seconds, when the broker does not answer.
+# How long closing a subscription may take, in seconds, if the broker does not answer.
 CLOSE_TIMEOUT = 2.0
 
 
 class Coalescer:
-    """Gathers what channels deliver in one turn of the event loop: each listener gets it as one batch.
+    """Coalesces the deliveries of all channels in one turn of the event loop into one batch per listener.
 
-    So the cost of an event is paid once for all of the turn: joined once, put once, sent once. `call_soon`
-    has the loop call a function in its next turn.
+    So each turn joins blocks once, and each stream queues and sends once. `call_soon` schedules a function in
+    the next turn of the loop.
     """
 
     def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
-        #: How many events of the application were added, each counted once for each of its listeners.
+        #: How many events of the application were added, counted once per listener.
         self.delivered = 0
         self._call_soon = call_soon
         self._now = now
         self._pending: list[tuple[Channel, Delivery]] = []
-        self._called = False
+        self._end_scheduled = False
         self._flushing = False
 
     def add(self, channel: "Channel", delivery: Delivery) -> None:
-        """Deliver something at the end of this turn, behind all that was added before."""
+        """Deliver at the end of this turn, after all earlier deliveries."""
         self._pending.append((channel, delivery))
         if len(self._pending) >= MOST_PENDING:
             self.flush()
-        elif not self._called:
-            self._called = True
+        elif not self._end_scheduled:
+            self._end_scheduled = True
             self._call_soon(self._end_turn)
 
     def flush(self) -> None:
-        """Deliver now what is pending: before a listener is added or placed in a log, for instance."""
-        # While a batch is given out nothing newer may overtake it.
+        """Deliver all pending deliveries now: before a listener is added or started in a log, for example."""
+        # While a batch is being delivered, nothing newer may overtake it.
         if not self._pending or self._flushing:
             return
         self._flushing = True
         try:
             pending, self._pending = self._pending, []
-            self._give_out(pending)
+            self._deliver_batches(pending)
         finally:
             self._flushing = False
 
     def _end_turn(self) -> None:
-        self._called = False
+        self._end_scheduled = False
         self.flush()
 
-    def _give_out(self, pending: "list[tuple[Channel, Delivery]]") -> None:
+    def _deliver_batches(self, pending: "list[tuple[Channel, Delivery]]") -> None:
         by_channel: dict[Channel, list[Delivery]] = {}
         for channel, delivery in pending:
             by_channel.setdefault(channel, []).append(delivery)
-        # The listeners to several channels, each with those of these channels that it hears.
-        several: dict[Listener, set[Channel]] = {}
-        # Raised when all listeners have their batches.
+        # The listeners that are attached to several channels, each with its channels in this turn.
+        by_listener: dict[Listener, set[Channel]] = {}
+        # Raised after all listeners have received their batches.
         failure: BaseException | None = None
         now = self._now()
         for channel, deliveries in by_channel.items():
             batch = Batch(deliveries, now)
             for listener in channel.listeners:
-                if listener.several and len(by_channel) > 1:
-                    several.setdefault(listener, set()).add(channel)
+                if listener.multi_channel and len(by_channel) > 1:
+                    by_listener.setdefault(listener, set()).add(channel)
                     continue
                 try:
                     listener.receive(batch)
                 except BaseException as error:
                     failure = failure or error
-        for listener, channels in several.items():
+        for listener, channels in by_listener.items():
             try:
                 listener.receive(Batch([item for channel, item in pending if channel in channels], now))
             except BaseException as error:
@@ -104,25 +105,25 @@ class Coalescer:
 
 
 class Channel:
-    """A channel, its listeners, and the subscription that feeds them. It is that subscription's sink.
+    """A channel, its listeners, and its subscription. The channel is the sink of the subscription.
 
-    `on_attempt` is called after each attempt at the broker.
+    `on_attempt` is called after each attempt to subscribe or to read.
     """
 
     __slots__ = (
         "_attempted",
         "_broker",
         "_coalescer",
-        "_complained",
         "_listeners",
         "_on_attempt",
         "_snapshot",
         "_subscription",
+        "_unreadable_logged",
         "check_at",
         "closed",
-        "counts",
+        "counted",
         "error",
-        "lingering",
+        "linger_timer",
         "name",
         "position",
         "ready",
@@ -133,20 +134,21 @@ class Channel:
         self, name: str, broker: Broker, coalescer: Coalescer, on_attempt: Callable[["Channel"], None]
     ) -> None:
         self.name = name
-        #: Whether its events are the application's, and not messages between processes.
-        self.counts = not name.startswith(RESERVED_PREFIX)
-        #: Up to where its log has been delivered, pending deliveries included; None without a log.
+        #: Whether the statistics count it: its events are not messages between processes.
+        self.counted = not name.startswith(RESERVED_PREFIX)
+        #: The position up to which its log has been delivered, including pending deliveries; None without a
+        #: log.
         self.position: Position | None = None
-        #: Whether the channel was ever subscribed; what happens to it afterwards is told.
+        #: Whether the channel was ever subscribed. Later losses are reported as gaps.
         self.ready = False
         self.closed = False
-        #: The error of the last attempt at the broker; None when it succeeded.
+        #: The error of the last attempt to subscribe or to read; None if it succeeded.
         self.error: Exception | None = None
-        #: When to `check` it next, by the loop's clock.
+        #: The time of the next `check`, by the loop's clock.
         self.check_at = math.inf
-        #: The timer that ends it; None while there are listeners.
-        self.lingering: Timer | None = None
-        #: What cancels its task; None when that has ended, as it soon does where the subscription forwards.
+        #: The timer that closes the channel; None while there are listeners.
+        self.linger_timer: Timer | None = None
+        #: The cancel scope of its task; None after the task has ended, at once if the subscription forwards.
         self.scope: anyio.CancelScope | None = None
         self._broker = broker
         self._coalescer = coalescer
@@ -154,61 +156,60 @@ class Channel:
         self._listeners: dict[Listener, None] = {}
         self._snapshot: tuple[Listener, ...] | None = ()
         self._subscription: Subscription | None = None
-        # Made for the first task that waits; most channels never have one.
+        # Created for the first task that waits; most channels never need it.
         self._attempted: anyio.Event | None = None
-        self._complained = False
+        self._unreadable_logged = False
 
     def add(self, listener: Listener) -> None:
-        """Let a listener hear what is delivered from now on."""
+        """Add a listener. It receives later deliveries only."""
         self._coalescer.flush()
         self._listeners[listener] = None
         self._snapshot = None
 
     def remove(self, listener: Listener) -> bool:
-        """Let a listener hear no more; return whether any is left."""
+        """Remove a listener. Return whether the channel still has listeners."""
         self._listeners.pop(listener, None)
         self._snapshot = None
         return bool(self._listeners)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """The listeners of this moment."""
-        # A snapshot, because a listener may go while it is being served (a finalizer, for one).
+        """A snapshot of the listeners: a delivery or a finalizer may remove a listener meanwhile."""
         if self._snapshot is None:
             self._snapshot = tuple(self._listeners)
         return self._snapshot
 
     def deliver(self, payload: bytes, /) -> None:
-        """Pass a payload on to every listener. Plain synchronous code: no listener is waited for."""
+        """Deliver a payload to every listener. Never waits for a listener."""
         try:
             position, proper = split_position(payload)
         except InvalidEventError as error:
-            self._complain(error)
+            self._log_unreadable(error)
             self.lost()
         else:
             self.deliver_at(position, proper)
 
     def deliver_at(self, position: Position | None, payload: bytes, /) -> None:
-        """Pass on a payload whose position is known. Without a log to read, it is of no use."""
+        """Deliver a payload with a position. A channel without a log ignores the position."""
         self._dispatch(payload, None)
 
     def lost(self) -> None:
-        """Tell every listener that events may be missing."""
-        self._tell_gap(GapReason.BROKER, None)
+        """Send every listener a gap: events may be missing."""
+        self._deliver_gap(GapReason.BROKER, None)
 
     def check(self) -> None:
-        """Look whether something has been missed. Without a log there is nothing to look at."""
+        """Check the log for missed events. A channel without a log does nothing."""
 
     async def wait_attempted(self) -> None:
-        """Wait until the first attempt to subscribe has ended, well or not."""
+        """Wait until the first attempt to subscribe has succeeded or failed."""
         if not (self.ready or self.error or self.closed):
             self._attempted = self._attempted or anyio.Event()
             await self._attempted.wait()
 
     async def run(self) -> None:
-        """Subscribe, and again whenever that fails or the subscription ends; until cancelled.
+        """Subscribe, and again after each failure, until cancelled.
 
-        Returns early when the subscription delivers by itself.
+        Returns when subscribed if the subscription forwards its messages.
         """
         backoff = Backoff(RETRY_FIRST, RETRY_MOST)
         while True:
@@ -218,34 +219,34 @@ class Channel:
                 backoff.reset()
                 await self._read()
             except Exception as error:
-                self._note(error)
-            await self._give_back()
+                self._attempt_ended(error)
+            await self._close_subscription()
             await anyio.sleep(backoff.next_delay())
 
     async def close(self) -> None:
-        """Give the subscription back. Bounded in time; never raises but when cancelled."""
+        """Close the subscription. Bounded in time; raises only when cancelled."""
         self.closed = True
         if self._attempted is not None:
             self._attempted.set()
-        await self._give_back()
+        await self._close_subscription()
 
     async def _subscribe(self) -> bool:
-        """Subscribe, and return whether the subscription delivers by itself."""
+        """Subscribe, and return whether the subscription forwards its messages."""
         subscription = self._subscription = await self._broker.subscribe(self.name)
-        # Asking a protocol costs as much as all the rest of a subscription in memory.
+        # `isinstance` of a protocol costs as much as the rest of a subscription in memory.
         forward: Callable[[Sink], None] | None = getattr(subscription, "forward", None)
         if forward is not None:
             forward(self)
         await self._catch_up()
         is_first, self.ready = not self.ready, True
-        self._note(None)
+        self._attempt_ended(None)
         if is_first:
             for listener in self.listeners:
                 listener.subscribed(self.name)
         return forward is not None
 
     async def _catch_up(self) -> None:
-        """Put right what a new subscription may have missed. Called each time that there is one."""
+        """Called after each subscription: report or read what may have been missed before it."""
         if self.ready:
             self.lost()
 
@@ -253,7 +254,7 @@ class Channel:
         assert self._subscription is not None
         messages = size = 0
         while True:
-            # A subscription that always has something may never wait by itself.
+            # A subscription that always has a message may never wait by itself.
             if messages >= MESSAGES_PER_TURN or size >= BYTES_PER_TURN:
                 messages = size = 0
                 await anyio.lowlevel.checkpoint()
@@ -267,7 +268,7 @@ class Channel:
                 size += len(payload)
                 self.deliver(payload)
 
-    async def _give_back(self) -> None:
+    async def _close_subscription(self) -> None:
         subscription, self._subscription = self._subscription, None
         if subscription is None:
             return
@@ -278,31 +279,33 @@ class Channel:
                 logger.warning("closing the subscription to %r failed", self.name, exc_info=True)
 
     def _dispatch(self, payload: bytes, position: Position | None) -> None:
-        """Give what was published to every listener, or tell them that it cannot be given."""
+        """Deliver a payload to every listener, or send them a gap if it is no event."""
         try:
             delivery = delivery_of(self.name, payload, position)
         except InvalidEventError as error:
-            self._complain(error)
-            self._tell_gap(GapReason.BROKER, position)
+            self._log_unreadable(error)
+            self._deliver_gap(GapReason.BROKER, position)
             return
-        if self.counts:
+        if self.counted:
             self._coalescer.delivered += len(self._listeners)
         self._coalescer.add(self, delivery)
 
-    def _tell_gap(self, reason: GapReason, position: Position | None) -> None:
-        """Tell every listener that events are missing, in a log those up to `position`."""
+    def _deliver_gap(self, reason: GapReason, position: Position | None) -> None:
+        """Send every listener a gap: events are missing, in a log those up to `position`."""
         self._coalescer.flush()
         for listener in self.listeners:
             listener.gap(self.name, reason, position)
 
-    def _note(self, error: Exception | None) -> None:
-        """Take note of how an attempt at the broker has ended."""
+    def _attempt_ended(self, error: Exception | None) -> None:
+        """Record the result of an attempt to subscribe or to read."""
         self.error = error
         self._on_attempt(self)
         if self._attempted is not None:
             self._attempted.set()
 
-    def _complain(self, error: InvalidEventError) -> None:
-        if not self._complained:
-            self._complained = True
-            logger.warning("a payload on %r cannot be delivered: %s (told once)", self.name, error)
+    def _log_unreadable(self, error: InvalidEventError) -> None:
+        if not self._unreadable_logged:
+            self._unreadable_logged = True
+            logger.warning(
+                "a payload on %r cannot be delivered: %s (logged once per channel)", self.name, error
+            )

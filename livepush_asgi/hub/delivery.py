@@ -1,4 +1,4 @@
-"""Delivery, Batch and Listener: what a channel gives to those that hear it."""
+"""Delivery, Batch and Listener: what a channel passes on, and to whom."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -10,11 +10,11 @@ from ..wire.reasons import GapReason
 
 
 class Delivery(NamedTuple):
-    """One block on its way to the listeners of a channel. The same object waits in every outbox.
+    """One block for the listeners of a channel. All outboxes share the same object.
 
-    `block` is what a stream on this one channel sends; with a `position`, that is its id. `bare` is
-    the block without it, for streams on several channels, whose ids hold several positions. A `gap` is
-    no event but the word that some are missing.
+    A stream on a single channel sends `block`; its id encodes the `position`, if there is one. A stream on
+    several channels sends `bare`, the block without this id, with an id of its own. A `gap` is no event: it
+    says that events are missing.
     """
 
     channel: str
@@ -25,7 +25,7 @@ class Delivery(NamedTuple):
 
 
 def delivery_of(channel: str, payload: bytes, position: Position | None) -> Delivery:
-    """Return a payload as streams send it. Raises InvalidEventError for one that is no event."""
+    """Return the delivery of a payload. Raises InvalidEventError for a payload that is no event."""
     block = from_payload(payload)
     if position is None:
         return Delivery(channel, block)
@@ -33,28 +33,28 @@ def delivery_of(channel: str, payload: bytes, position: Position | None) -> Deli
 
 
 def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> Delivery:
-    """Return the word that events are missing, in a log those up to a position."""
+    """Return the delivery of a gap: events are missing, in a log those up to a position."""
     bare = gap_block(channel, reason)
     block = bare if position is None else gap_block(channel, reason, event_id(channel, position))
     return Delivery(channel, block, position, bare, gap=True)
 
 
 class Batch:
-    """Deliveries of one turn, in order, for a listener to one channel or to several."""
+    """The deliveries of one turn of the event loop to a listener, in order."""
 
     __slots__ = ("_joined", "deliveries", "position", "size", "time")
 
     def __init__(self, deliveries: Sequence[Delivery], time: float) -> None:
         self.deliveries = deliveries
-        #: When it was given out, by the loop's clock.
+        #: When it was delivered, by the loop's clock.
         self.time = time
-        #: In bytes, of the blocks.
+        #: The total size of the blocks, in bytes.
         self.size: int
-        #: Of the last delivery that has one. For a stream on one channel.
+        #: The last position, for a stream on a single channel.
         self.position: Position | None
         self._joined: bytes | None = None
         if len(deliveries) == 1:
-            # With ten thousand channels most batches are such.
+            # The usual case with many channels.
             self.position, self._joined = deliveries[0].position, deliveries[0].block
             self.size = len(self._joined)
         else:
@@ -63,26 +63,26 @@ class Batch:
 
     @property
     def joined(self) -> bytes:
-        """The blocks as a stream on their one channel sends them. Joined once, for all the streams."""
+        """The joined blocks, for streams on a single channel. Joined once for all streams."""
         if self._joined is None:
             self._joined = b"".join([delivery.block for delivery in self.deliveries])
         return self._joined
 
 
 class Listener(Protocol):
-    """What hears a channel: a stream, for one. The calls return at once and never raise."""
+    """Receives the deliveries of channels, as a stream does. The methods return at once and never raise."""
 
-    #: Whether it hears several channels: then it gets them in the order in which they were delivered.
-    several: bool
+    #: Whether it is attached to several channels. Then it receives their deliveries in one order.
+    multi_channel: bool
 
     def receive(self, batch: Batch, /) -> None:
-        """Take what was published, all that one turn of the loop has brought."""
+        """Called with all deliveries of one turn of the event loop."""
         ...
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
-        """Hear that events may be missing at this point; in a log, up to this position."""
+        """Called when events may be missing at this point; in a log, up to this position."""
         ...
 
     def subscribed(self, channel: str, /) -> None:
-        """Hear that the channel is subscribed, for a listener that was attached before it was."""
+        """Called when a channel is subscribed, if the listener was attached before."""
         ...

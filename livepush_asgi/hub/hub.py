@@ -1,4 +1,4 @@
-"""Hub: the only place that knows who listens to what in this process."""
+"""Hub: the channels of this process and their listeners."""
 
 import logging
 import random
@@ -20,23 +20,23 @@ from .shared_reads import SharedReads
 
 logger = logging.getLogger("livepush_asgi")
 
-# How long a channel may look quiet before its log is asked, in seconds.
+# How long a channel may receive nothing before its log is read, in seconds.
 CHECK_INTERVAL = 40.0
-# How often it is seen which channels have to be asked, in seconds: one timer for ten thousand of them.
-LOOK_INTERVAL = 1.0
-# How long a channel that is wanted again waits for its former subscription to be closed, in seconds. A
-# broker is promised that it is; a subscription whose broker does not answer is lost anyway.
+# How often channels are checked for that, in seconds: one timer serves all channels.
+SCAN_INTERVAL = 1.0
+# How long a new channel waits until an earlier subscription of the same name has closed, in seconds. A broker
+# is promised one subscription per channel; a subscription whose broker does not answer is lost anyway.
 CLOSE_WAIT = CLOSE_TIMEOUT + 1.0
 
 
 class Hub:
-    """Joins local listeners to the broker: one subscription per channel, counted, released after `linger`."""
+    """Attaches listeners to channels. A channel without listeners closes after `linger` seconds."""
 
     def __init__(
         self, broker: Broker, scheduler: Scheduler, tasks: TaskGroup, linger: float, call_in_task: Caller
     ) -> None:
         self._broker = broker
-        # Asked once: it costs as much as subscribing a channel in memory.
+        # `isinstance` of a protocol costs as much as subscribing a channel in memory.
         self._log = broker if isinstance(broker, HistoryBroker) else None
         self._history = None if self._log is None else SharedReads(self._log, scheduler, self.end_of)
         self._scheduler = scheduler
@@ -47,27 +47,27 @@ class Hub:
         self._linger = linger
         self._coalescer = Coalescer(soon_caller(), scheduler.now)
         self._channels: dict[str, Channel] = {}
-        # The former channels of a name, and what says that each is closed.
+        # The closing channels of a name, each with an event that is set when it has closed.
         self._closing: dict[str, dict[Channel, anyio.Event]] = {}
         self._failing: set[Channel] = set()
-        self._looking = False
-        # Made once, and not for each of ten thousand channels.
-        self._on_attempt = self._note
-        self._spawn = self._start
+        self._check_scheduled = False
+        # One bound method for all channels.
+        self._on_attempt = self._log_health
+        self._spawn = self._start_task
 
     @property
     def channels(self) -> int:
         """How many of the application's channels this process is subscribed to."""
-        return sum([channel.counts for channel in self._channels.values()])
+        return sum([channel.counted for channel in self._channels.values()])
 
     @property
     def delivered(self) -> int:
-        """How many events were put into outboxes since the start: each counts once for each stream."""
+        """How many events were delivered since the start: an event counts once for each stream."""
         return self._coalescer.delivered
 
     @property
     def healthy(self) -> bool:
-        """Whether every channel that has listeners is subscribed."""
+        """Whether every channel is subscribed and the broker is healthy."""
         return not self._failing and getattr(self._broker, "healthy", True)
 
     @property
@@ -77,27 +77,27 @@ class Hub:
         return self._history
 
     def attach(self, name: str, listener: Listener) -> bool:
-        """Let the listener hear the channel, and return whether it is subscribed already.
+        """Attach the listener to the channel, and return whether the channel is subscribed.
 
-        If it is not, `subscribed` of the listener is called when it is: what is published from then
-        on reaches the listener.
+        If it is not, `listener.subscribed` is called when it is. The listener receives every event that is
+        published from then on.
         """
         channel = self._channels.get(name)
         if channel is None:
-            channel = self._channels[name] = self._make(name)
+            channel = self._channels[name] = self._make_channel(name)
             channel.scope = anyio.CancelScope()
-            self._tasks.start_soon(self._keep, channel, channel.scope, name=f"livepush channel {name}")
-        elif channel.lingering is not None:
-            channel.lingering.cancel()
-            channel.lingering = None
+            self._tasks.start_soon(self._run_channel, channel, channel.scope, name=f"livepush channel {name}")
+        elif channel.linger_timer is not None:
+            channel.linger_timer.cancel()
+            channel.linger_timer = None
         channel.add(listener)
         return channel.ready
 
     def detach(self, name: str, listener: Listener) -> None:
-        """Let the listener hear the channel no more; the last one starts the time to linger."""
+        """Detach the listener. Without listeners the channel closes after the linger time."""
         channel = self._channels.get(name)
-        if channel is not None and not channel.remove(listener) and channel.lingering is None:
-            channel.lingering = self._scheduler.call_later(self._linger, self._release, channel)
+        if channel is not None and not channel.remove(listener) and channel.linger_timer is None:
+            channel.linger_timer = self._scheduler.call_later(self._linger, self._release, channel)
 
     def listeners(self, name: str) -> tuple[Listener, ...]:
         """Return the listeners of a channel."""
@@ -105,21 +105,21 @@ class Hub:
         return () if channel is None else channel.listeners
 
     def end_of(self, name: str) -> Position | None:
-        """Return up to where this process has delivered the channel's log, None if it has none.
+        """Return the position up to which this process has delivered the channel's log, or None.
 
-        Deliveries of this turn may be pending: where a listener is placed in the log, `catch_up` first.
+        Deliveries of this turn may be pending; `catch_up` delivers them first.
         """
         channel = self._channels.get(name)
         return None if channel is None else channel.position
 
     def flush(self) -> None:
-        """Have every listener take what this turn of the loop has brought for it."""
+        """Deliver the pending deliveries of this turn to every listener now."""
         self._coalescer.flush()
 
     def catch_up(self, names: Iterable[str]) -> dict[str, Position | None]:
-        """Flush, and return up to where the listeners of each channel now have its log, None without a log.
+        """Flush, and return the position up to which each channel's log is delivered, or None without a log.
 
-        Channels that were never subscribed are left out.
+        The result leaves out channels that were never subscribed.
         """
         self._coalescer.flush()
         ends = {}
@@ -130,13 +130,13 @@ class Hub:
         return ends
 
     def refresh(self, name: str, epoch: str) -> None:
-        """Have a channel's log read if it is in an epoch of which this process has not heard."""
+        """Read a channel's log if it has an epoch that this process does not know."""
         end = self.end_of(name)
         if end is not None and end.epoch != epoch:
             self._channels[name].lost()
 
     async def wait_attempted(self, names: Iterable[str]) -> Exception | None:
-        """Wait until each channel was tried once, and return the first error, if any."""
+        """Wait for the first attempt to subscribe each channel, and return the first error, if any."""
         for channel in [self._channels[name] for name in names if name in self._channels]:
             await channel.wait_attempted()
             if channel.error is not None:
@@ -144,42 +144,42 @@ class Hub:
         return None
 
     async def aclose(self) -> None:
-        """Give every subscription back, when the tasks of the hub have ended."""
+        """Close every subscription. Call it after the tasks of the hub have ended."""
         async with anyio.create_task_group() as closing:
             for channel in self._channels.values():
                 closing.start_soon(channel.close)
 
-    def _make(self, name: str) -> Channel:
+    def _make_channel(self, name: str) -> Channel:
         # Among the component's own channels only the command channel is read from its log.
         reserved = name.startswith(RESERVED_PREFIX) and name != COMMAND_CHANNEL
         if self._log is None or reserved:
             return Channel(name, self._broker, self._coalescer, self._on_attempt)
         channel = LoggedChannel(name, self._log, self._coalescer, self._on_attempt, self._spawn)
         channel.check_at = self._next_check()
-        if not self._looking:
-            self._looking = True
-            self._scheduler.call_later(LOOK_INTERVAL, self._look)
+        if not self._check_scheduled:
+            self._check_scheduled = True
+            self._scheduler.call_later(SCAN_INTERVAL, self._check_channels)
         return channel
 
     def _next_check(self) -> float:
-        # At a random moment, so that ten thousand quiet channels are not asked all at once.
+        # At a random moment, so that the logs of many quiet channels are not all read at once.
         return self.now() + CHECK_INTERVAL * random.uniform(0.5, 1.0)
 
-    def _look(self) -> None:
+    def _check_channels(self) -> None:
         now = self.now()
         for channel in list(self._channels.values()):
             if channel.check_at <= now:
                 channel.check()
                 channel.check_at = self._next_check()
-        self._looking = bool(self._channels)
-        if self._looking:
-            self._scheduler.call_later(LOOK_INTERVAL, self._look)
+        self._check_scheduled = bool(self._channels)
+        if self._check_scheduled:
+            self._scheduler.call_later(SCAN_INTERVAL, self._check_channels)
 
-    def _start(self, function: BackgroundFunction) -> None:
+    def _start_task(self, function: BackgroundFunction) -> None:
         # A broker may deliver from a plain callback of the event loop, where anyio starts no task.
         self._call_in_task(partial(self._tasks.start_soon, function))
 
-    async def _keep(self, channel: Channel, scope: anyio.CancelScope) -> None:
+    async def _run_channel(self, channel: Channel, scope: anyio.CancelScope) -> None:
         try:
             with scope:
                 if channel.name in self._closing:
@@ -189,12 +189,12 @@ class Hub:
                 await channel.run()
         finally:
             channel.scope = None
-            # Cancelled in the middle of subscribing, the channel may have got a subscription all the same.
+            # A task that was cancelled while it subscribed may have got a subscription all the same.
             if channel.closed:
                 await self._close(channel)
 
     def _release(self, channel: Channel) -> None:
-        """Have a channel closed that has no listeners. The next listener gets a new one."""
+        """Close a channel without listeners. The next listener gets a new channel."""
         del self._channels[channel.name]
         self._failing.discard(channel)
         channel.closed = True
@@ -202,7 +202,7 @@ class Hub:
         if channel.scope is not None:
             channel.scope.cancel()
         else:
-            # Its task has ended long ago where the subscription forwards.
+            # Its subscription forwards, so its task has ended.
             self._tasks.start_soon(self._close, channel)
 
     async def _close(self, channel: Channel) -> None:
@@ -214,8 +214,8 @@ class Hub:
             if not closing:
                 del self._closing[channel.name]
 
-    def _note(self, channel: Channel) -> None:
-        """Log one line when the first channel fails and one when the last has recovered."""
+    def _log_health(self, channel: Channel) -> None:
+        """Log one line when the first channel fails, and one when the last has recovered."""
         if channel.error is None:
             if channel in self._failing:
                 self._failing.discard(channel)

@@ -1,9 +1,9 @@
-"""LoggedChannel: a channel of a broker with history. It delivers without holes, or says where there is one.
+"""LoggedChannel: a channel of a broker with history. It delivers every event in order, or sends a gap.
 
-Live payloads may be lost and repeated on their way; the log has them all. So each live position is held
-against the last one. The next in line is delivered, an older one is a repeat, and anything else is a hole:
-then nothing live counts until the log has been read up to what is known of it. A payload without a position
-is not in the log and is refused, with a log line that names the cause.
+Live payloads may be lost or repeated on their way; the log has them all. So the channel compares the position
+of each live payload with the last one. It delivers the next position, and drops an older one as a repeat. Any
+other position shows a loss: the channel then ignores live payloads until it has read the log up to the last
+known position. It drops a payload without a position, which is not in the log, and logs the cause.
 """
 
 import logging
@@ -20,16 +20,16 @@ from .channel import RETRY_FIRST, RETRY_MOST, Channel, Coalescer
 
 logger = logging.getLogger("livepush_asgi")
 
-# How much is read at once when a hole is filled: events, and bytes of their payloads.
+# The size of a page when the channel reads its log: events, and bytes of their payloads.
 PAGE, PAGE_BYTES = 500, 1024 * 1024
-# How long to wait, in seconds, for the log to show what was delivered live.
+# How long to wait, in seconds, for the log to show an event that was delivered live.
 AHEAD_RETRY = 0.1
 
 
 class LoggedChannel(Channel):
-    """A channel with a log. `spawn` starts a task that outlives the caller."""
+    """A channel with a log. `spawn` starts a task of the run."""
 
-    __slots__ = ("_filling", "_log", "_quiet", "_refused", "_seen", "_spawn")
+    __slots__ = ("_idle", "_last_seen", "_log", "_reading_log", "_refused", "_spawn")
 
     def __init__(
         self,
@@ -42,52 +42,52 @@ class LoggedChannel(Channel):
         super().__init__(name, broker, coalescer, on_attempt)
         self._log = broker
         self._spawn = spawn
-        # While the log is read, live payloads only say how far it has to be read: up to the last one seen.
-        self._filling = True
-        self._seen: Position | None = None
-        # Whether nothing was delivered since the last `check`.
-        self._quiet = True
+        # While the log is read, live payloads are not delivered; the log is read up to the last one seen.
+        self._reading_log = True
+        self._last_seen: Position | None = None
+        # Whether no live payload was delivered since the last `check`.
+        self._idle = True
         self._refused = False
 
     def deliver_at(self, position: Position | None, payload: bytes, /) -> None:
-        """Pass on what is next in line; begin to read the log where something is missing."""
+        """Deliver a payload if its position is the next; read the log if events are missing before it."""
         if position is None:
             self._refuse()
-        elif self._filling:
-            self._seen = position
+        elif self._reading_log:
+            self._last_seen = position
         elif self._is_next(position):
-            self._quiet = False
+            self._idle = False
             self.position = position
             self._dispatch(payload, position)
         elif self._is_ahead(position):
             self.lost()
-            self._seen = position
+            self._last_seen = position
 
     def lost(self) -> None:
-        """Read in the log what live payloads may have been lost. No gap is told that can be filled."""
-        if not self._filling and not self.closed:
-            self._filling = True
-            self._spawn(self._fill)
+        """Read lost events from the log. A gap is sent only if the log does not have them."""
+        if not self._reading_log and not self.closed:
+            self._reading_log = True
+            self._spawn(self._read_log)
 
     def check(self) -> None:
-        """Look into the log if nothing came for a while: the live way may be dead without a sign."""
-        if self._quiet:
+        """Read the log if no live payload came since the last call: the subscription may be broken."""
+        if self._idle:
             self.lost()
-        self._quiet = True
+        self._idle = True
 
     async def _catch_up(self) -> None:
-        """Find out where the log is, or read what the time without a subscription has brought."""
+        """Read the end of the log, or the events that were published without a subscription."""
         if self.position is not None:
             self.lost()
             return
         page = await self._log.read(self.name, MOST_OFFSET, 0)
         self.position = Position(page.epoch, page.last)
-        self._filling = False
-        if self._seen is not None and self._is_ahead(self._seen):
+        self._reading_log = False
+        if self._last_seen is not None and self._is_ahead(self._last_seen):
             self.lost()
 
     def _refuse(self) -> None:
-        """Drop a payload that is not in the log: clients that reconnect could never get it."""
+        """Log a payload that is not in the log and is dropped: a client that reconnects could not get it."""
         if not self._refused:
             self._refused = True
             logger.error(
@@ -97,51 +97,51 @@ class LoggedChannel(Channel):
                 self.name,
             )
 
-    async def _fill(self) -> None:
+    async def _read_log(self) -> None:
         backoff, failed = Backoff(RETRY_FIRST, RETRY_MOST), False
         while not self.closed:
             try:
                 if await self._read_page():
                     if failed:
-                        self._note(None)
+                        self._attempt_ended(None)
                     return
                 backoff.reset()
             except Exception as error:
                 failed = True
-                self._note(error)
+                self._attempt_ended(error)
                 await anyio.sleep(backoff.next_delay())
 
     async def _read_page(self) -> bool:
-        """Deliver a page of the log. Return whether the listeners now have all that is known of it."""
+        """Deliver a page of the log. Return whether the listeners now have every known event."""
         assert self.position is not None
         before = self.position
         page = await self._log.read(self.name, before.offset, PAGE, max_bytes=PAGE_BYTES)
-        # From here to the return nothing waits, so that no live payload falls between.
-        self._go_through(page.seen_from(before))
+        # From here to the return nothing is awaited, so that no live payload comes in between.
+        self._deliver_page(page.seen_from(before))
         arrived = self.position.epoch == page.epoch and self.position.offset >= page.last
-        if arrived and not (self._seen is not None and self._is_ahead(self._seen)):
-            self._filling, self._seen = False, None
+        if arrived and not (self._last_seen is not None and self._is_ahead(self._last_seen)):
+            self._reading_log, self._last_seen = False, None
             return True
         if self.position == before:
-            # Something live is ahead of the log. Either it comes, or the log has lost it again.
-            self._seen = None
+            # A live payload is ahead of the log. The log will show it, or has lost it.
+            self._last_seen = None
             await anyio.sleep(AHEAD_RETRY)
         return False
 
-    def _go_through(self, page: Page) -> None:
+    def _deliver_page(self, page: Page) -> None:
         assert self.position is not None
         placed = page.place_of(self.position)
         if placed is None:
-            # Another log, or one that lost its end. This page may start anywhere in it; the next will
-            # start where the loss is.
+            # The log is new, or has lost its end. This page may start anywhere in it; the next page starts at
+            # the loss.
             self.position = page.start_after_loss(self.position)
-            self._tell_gap(GapReason.EPOCH, self.position)
+            self._deliver_gap(GapReason.EPOCH, self.position)
             return
-        # Where a log goes on under a new epoch and has lost nothing, no gap is told.
+        # A log with a new epoch that has lost nothing needs no gap.
         self.position = placed
         if page.first - 1 > placed.offset:
             self.position = placed.at(page.first - 1)
-            self._tell_gap(GapReason.EXPIRED, self.position)
+            self._deliver_gap(GapReason.EXPIRED, self.position)
         for record in page.records:
             if record.offset > self.position.offset:
                 self.position = placed.at(record.offset)
@@ -152,6 +152,6 @@ class LoggedChannel(Channel):
         return known is not None and position.epoch == known.epoch and position.offset == known.offset + 1
 
     def _is_ahead(self, position: Position) -> bool:
-        """Return whether a position is none of those delivered: it is later, or of another epoch."""
+        """Return whether a position was not delivered yet: it is later, or of another epoch."""
         known = self.position
         return known is None or position.epoch != known.epoch or position.offset > known.offset

@@ -1,13 +1,12 @@
-"""SharedReads: identical reads of history, done once for all streams of the process.
+"""SharedReads: one read of history for all streams of the process that need the same page.
 
-After a restart or a deployment a thousand clients come back at the same position and read the same pages.
-Those that ask while the read is under way wait for its page (single-flight), and those that ask within a
-moment get the page that was read.
+After a restart or a deployment a thousand clients reconnect at the same position and read the same pages.
+Callers during a read wait for its page (single-flight), and callers shortly afterwards get the cached page.
 
-A page is the log at one moment, so one that another stream asked for may be older than the caller's request.
-It is right for a caller in the same epoch if it brings events, since the events of an epoch never change; or
-if it ends where this process has delivered the log to, since then there is nothing more to bring. Any other
-page is read anew. A caller in another epoch may know of a loss that came after the page.
+A page shows the log at one moment, so a cached page may be older than the caller's request. It is current for
+a caller in the same epoch if it has events, since the events of an epoch never change; or if it ends at the
+last position that this process has delivered, since the log then has no more. Any other page is read again. A
+caller in another epoch may know of a loss that came after the page.
 """
 
 from collections.abc import Callable
@@ -18,29 +17,29 @@ from ..brokers import READ_BYTES, HistoryBroker, Page
 from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
 
-# How long a page is kept for others, in seconds, and how many bytes of payload all of them have at most.
-KEEP = 2.0
+# How long a page is cached, in seconds, and the largest size of all cached pages, in bytes.
+MAX_AGE = 2.0
 MOST_BYTES = 8 * 1024 * 1024
-# Bytes that a page takes beside its payloads, so that empty pages are bounded too.
-PAGE_COST = 1024
+# The size of a page without its payloads, in bytes, so that empty pages are bounded too.
+PAGE_OVERHEAD = 1024
 
-# The channel, the offset to read after, and how many events and bytes at most.
+# The channel, the offset to read after, and the most events and bytes.
 Request = tuple[str, int, int, int]
 
 
 class _Read:
-    """A read of a log, under way or how it ended."""
+    """A read of a log, and its page or error when it has ended."""
 
-    __slots__ = ("_ended", "_has_ended", "began", "error", "page", "refuted")
+    __slots__ = ("_ended", "_has_ended", "error", "page", "refuted", "started_at")
 
-    def __init__(self, began: float) -> None:
-        self.began = began
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
         self.page: Page | None = None
         self.error: Exception | None = None
-        #: Whether a client has brought a position that the page does not have.
+        #: Whether the page has refuted the position of a client.
         self.refuted = False
         self._has_ended = False
-        # Made for the first that waits: it costs as much as a read in memory.
+        # Created for the first task that waits: it costs as much as a read in memory.
         self._ended: anyio.Event | None = None
 
     def end(self) -> None:
@@ -55,108 +54,108 @@ class _Read:
 
 
 class SharedReads:
-    """Reads the logs of `broker`. `end_of` says how far this process has delivered a channel's log."""
+    """Reads the logs of `broker`. `end_of` returns the last position of a channel that was delivered."""
 
     def __init__(
         self, broker: HistoryBroker, scheduler: Scheduler, end_of: Callable[[str], Position | None]
     ) -> None:
-        #: Whether the logs are in this process, so that a read waits for nothing and costs next to nothing.
+        #: Whether the logs are in the memory of this process, so that a read never waits.
         self.in_process: bool = getattr(broker, "in_process", False)
         self._broker = broker
         self._scheduler = scheduler
         self._end_of = end_of
-        self._under_way: dict[Request, _Read] = {}
-        # Those that have brought a page. The oldest is the first.
-        self._kept: dict[Request, _Read] = {}
+        self._in_flight: dict[Request, _Read] = {}
+        # The reads with a page, the oldest first.
+        self._cached: dict[Request, _Read] = {}
         self._bytes = 0
 
     async def read(self, channel: str, after: Position, limit: int, max_bytes: int) -> Page:
-        """Return a page of what comes after a position. Raises what the broker raises.
+        """Return a page of the events after a position. Raises what the broker raises.
 
-        When the caller that reads is cancelled, another one reads for those that wait.
+        If the caller that reads is cancelled, one of the waiting callers reads.
         """
         request = (channel, after.offset, limit, max_bytes)
-        for read in (self._known(request, self._scheduler.now() - KEEP), self._under_way.get(request)):
+        for read in (self._known(request, self._scheduler.now() - MAX_AGE), self._in_flight.get(request)):
             if read is not None:
                 await read.wait()
-                if read.page is not None and self._is_right(channel, after.epoch, read.page):
+                if read.page is not None and self._is_current(channel, after.epoch, read.page):
                     return read.page
-        return await self._read_anew(request)
+        return await self._read_now(request)
 
     async def read_bounds(self, channel: str) -> Page:
-        """Return an empty page that says where a log begins and ends now. Raises what the broker raises."""
+        """Return an empty page with the current bounds of a log. Raises what the broker raises."""
         request = _bounds(channel)
-        if (read := self._under_way.get(request)) is not None:
+        if (read := self._in_flight.get(request)) is not None:
             await read.wait()
-        return await self._read_anew(request)
+        return await self._read_now(request)
 
     def known_bounds(self, channel: str, since: float) -> Page | None:
-        """Return what `read_bounds` read last, None if that began before `since`."""
+        """Return the last result of `read_bounds`, or None if that read began before `since`."""
         read = self._known(_bounds(channel), since)
         return None if read is None else read.page
 
     def refute(self, channel: str) -> None:
-        """Take note that the known bounds do not have a position that a client has brought."""
-        if (read := self._kept.get(_bounds(channel))) is not None:
+        """Record that the known bounds have refuted the position of a client."""
+        if (read := self._cached.get(_bounds(channel))) is not None:
             read.refuted = True
 
     def has_refuted(self, channel: str) -> bool:
-        """Return whether the known bounds do not have a position that a client has brought."""
-        read = self._kept.get(_bounds(channel))
+        """Return whether the known bounds have refuted the position of a client."""
+        read = self._cached.get(_bounds(channel))
         return read is not None and read.refuted
 
-    async def _read_anew(self, request: Request) -> Page:
-        # A read that is under way from here on has begun after the caller asked, so it is as new as its own.
-        while (read := self._under_way.get(request)) is not None:
+    async def _read_now(self, request: Request) -> Page:
+        # A read that starts while the caller waits is as new as a read of its own.
+        while (read := self._in_flight.get(request)) is not None:
             await read.wait()
             if read.page is not None:
                 return read.page
             if read.error is not None:
                 raise read.error.with_traceback(None)
         channel, after, limit, max_bytes = request
-        read = self._under_way[request] = _Read(self._scheduler.now())
+        read = self._in_flight[request] = _Read(self._scheduler.now())
         try:
             page = read.page = await self._broker.read(channel, after, limit, max_bytes=max_bytes)
         except Exception as error:
             read.error = error
             raise
         finally:
-            del self._under_way[request]
+            del self._in_flight[request]
             read.end()
-        self._keep(request, read)
+        self._cache(request, read)
         return page
 
-    def _is_right(self, channel: str, epoch: str, page: Page) -> bool:
+    def _is_current(self, channel: str, epoch: str, page: Page) -> bool:
         end = self._end_of(channel)
         if end is None or not page.epoch == epoch == end.epoch:
             return False
         return bool(page.records) or page.last >= end.offset
 
     def _known(self, request: Request, since: float) -> _Read | None:
-        read = self._kept.get(request)
-        return read if read is not None and read.began >= since else None
+        read = self._cached.get(request)
+        return read if read is not None and read.started_at >= since else None
 
-    def _keep(self, request: Request, read: _Read) -> None:
+    def _cache(self, request: Request, read: _Read) -> None:
         self._drop(request)
-        if not self._kept:
-            self._scheduler.call_later(KEEP, self._expire)
-        self._kept[request] = read
+        if not self._cached:
+            self._scheduler.call_later(MAX_AGE, self._expire)
+        self._cached[request] = read
         self._bytes += _size(read)
         while self._bytes > MOST_BYTES:
-            self._drop(next(iter(self._kept)))
+            self._drop(next(iter(self._cached)))
 
     def _drop(self, request: Request) -> None:
-        if (read := self._kept.pop(request, None)) is not None:
+        if (read := self._cached.pop(request, None)) is not None:
             self._bytes -= _size(read)
 
     def _expire(self) -> None:
-        latest = self._scheduler.now() - KEEP
-        for request, read in list(self._kept.items()):
-            if read.began > latest:
+        latest = self._scheduler.now() - MAX_AGE
+        for request, read in list(self._cached.items()):
+            if read.started_at > latest:
                 break
             self._drop(request)
-        if self._kept:
-            self._scheduler.call_later(KEEP, self._expire)
+        if self._cached:
+            self._scheduler.call_later(MAX_AGE, self._expire)
 
 
 def _bounds(channel: str) -> Request:
@@ -164,4 +163,4 @@ def _bounds(channel: str) -> Request:
 
 
 def _size(read: _Read) -> int:
-    return PAGE_COST + sum([len(record.payload) for record in read.page.records]) if read.page else 0
+    return PAGE_OVERHEAD + sum([len(record.payload) for record in read.page.records]) if read.page else 0

@@ -1,14 +1,14 @@
 """Commands from process to process, over a reserved channel of the broker, and their confirmations.
 
-disconnect  end these streams, and confirm it
+disconnect  end these streams, and confirm
 replaced    these leases were lost to newer streams
-hello       a process hears commands from now on; the others answer `here`
-here        a process is there
-bye         these processes end, or have not confirmed; one that is alive says `hello` again
+hello       the sender receives commands from now on; the other processes answer `here`
+here        the sender is running
+bye         these processes end or did not confirm; a process that runs and is named sends `hello`
 
-So each process knows the others and waits until all of them have confirmed. What a broker counts is not
-enough: NATS counts nothing, and several LivePush objects may share one connection. Confirmations come on a
-channel of their own, to which a process is subscribed only while it waits for some.
+So each process knows the others and waits until all of them have confirmed. The subscriber count of a broker
+is not enough: NATS counts no subscribers, and several LivePush objects may share one connection.
+Confirmations use a channel of their own, which a process subscribes only while it waits for confirmations.
 """
 
 import json
@@ -27,22 +27,22 @@ from .revocation import Disconnected, Revocation
 
 # How long `disconnect` waits for confirmations by default, in seconds.
 CONFIRM_TIMEOUT = 2.0
-# How long to wait for another confirmation after the last one, in seconds, where the broker does not count
-# its subscribers. A process that is known is waited for all the same.
+# How long to wait for another confirmation after the last one, in seconds, if the broker does not count its
+# subscribers. A known process that has not confirmed is waited for until the timeout.
 SETTLE_TIME = 0.2
-# How long saying `bye` may take, in seconds, when the broker does not answer.
+# How long sending `bye` may take, in seconds, if the broker does not answer.
 BYE_TIMEOUT = 0.5
 
 Message = Mapping[str, object]
 
 
 def new_id() -> str:
-    """Return a name for a process, or for a revocation, that no other has."""
+    """Return a unique id for a process or a revocation."""
     return urandom(8).hex()
 
 
-def message_of(block: bytes) -> Message:
-    """Return what a process has sent. Raises ValueError for what is no message."""
+def decode_message(block: bytes) -> Message:
+    """Decode a message of another process. Raises ValueError for a block that is no message."""
     text = data_of(block)
     message = json.loads(text)
     if not isinstance(message, dict):
@@ -51,7 +51,7 @@ def message_of(block: bytes) -> Message:
 
 
 async def send(broker: Broker, message: Message, channel: str = COMMAND_CHANNEL) -> int:
-    """Send a message to every process that listens; return how many subscribers the broker counted.
+    """Send a message to every process. Return the subscriber count of the broker.
 
     Raises BrokerUnavailableError.
     """
@@ -61,14 +61,14 @@ async def send(broker: Broker, message: Message, channel: str = COMMAND_CHANNEL)
 async def send_revocation(
     broker: Broker, revocation: Revocation, id: str, deadline: float, *, introduce: bool = False
 ) -> int:
-    """Send a revocation. With `introduce` each confirmation names the processes that its sender knows."""
+    """Send a revocation. With `introduce`, each confirmation names the processes that its sender knows."""
     message = {"command": "disconnect", **asdict(revocation), "id": id, "introduce": introduce}
     with _unavailable_at(deadline):
         return await send(broker, message)
 
 
-async def say_bye(broker: Broker, processes: Iterable[str]) -> None:
-    """Have no process wait for these any more. Never raises for a broker that is away."""
+async def send_bye(broker: Broker, processes: Iterable[str]) -> None:
+    """Announce that these processes do not confirm. Ignores errors of the broker."""
     if gone := list(processes):
         with anyio.move_on_after(BYE_TIMEOUT), suppress(Exception):
             await send(broker, {"command": "bye", "processes": gone})
@@ -80,50 +80,50 @@ def _unavailable_at(deadline: float) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise BrokerUnavailableError(
-            "the broker did not take the revocation in time; other processes may not have heard of it"
+            "the broker did not take the revocation in time; other processes may not have received it"
         )
 
 
 class Confirmations:
-    """The confirmations of one revocation: those that have come, and those that are still expected."""
+    """The confirmations of one revocation: those received, and those still missing."""
 
     def __init__(self, expected: Iterable[str] = ()) -> None:
         self.id = new_id()
         self.confirmed: set[str] = set()
-        #: The processes that are known to be there and have not confirmed.
+        #: The known processes that have not confirmed.
         self.missing = set(expected)
-        # How many have to come at least, 0 where the broker does not count, None before the command is sent.
+        # The least number of confirmations: 0 if the broker does not count, None before the command is sent.
         self._count: int | None = None
         self._changed = anyio.Event()
 
     @property
     def complete(self) -> bool:
-        """Whether all have come."""
+        """Whether all confirmations have come."""
         return bool(self._count) and not self.missing and len(self.confirmed) >= (self._count or 0)
 
     @property
     def settle_time(self) -> float | None:
-        """How long to wait for another one, in seconds; None where one is known to be missing."""
+        """How long to wait for another confirmation, in seconds; None if one is known to be missing."""
         settled = self._count == 0 and self.confirmed and not self.missing
         return SETTLE_TIME if settled else None
 
     def set_count(self, count: int) -> None:
-        """Set how many have to come at least; 0 where the broker does not count."""
+        """Set the least number of confirmations; 0 if the broker does not count its subscribers."""
         self._count = count
         self._changed.set()
 
     def confirm(self, process: str) -> None:
-        """Take note that a process has carried the command out."""
+        """Record that a process has executed the command."""
         self.confirmed.add(process)
         self.forget(process)
 
     def forget(self, process: str) -> None:
-        """Wait for a process no more."""
+        """Stop waiting for a process."""
         self.missing.discard(process)
         self._changed.set()
 
-    def hear(self, message: Message) -> None:
-        """Take a confirmation. One that is not `done` says that the process will send another."""
+    def receive(self, message: Message) -> None:
+        """Record a confirmation. One that is not `done` announces another from the same process."""
         match message:
             case {"id": self.id, "process": str(process), "done": bool(done), "known": list(known)}:
                 self.missing |= {process, *map(str, known)} - self.confirmed
@@ -132,7 +132,7 @@ class Confirmations:
                     self.confirm(process)
 
     async def wait(self, deadline: float) -> None:
-        """Wait until all have come, another one is unlikely to come, or the time is over."""
+        """Wait until all confirmations have come, no other is expected, or the deadline has passed."""
         with anyio.move_on_after(deadline - now()):
             while not self.complete:
                 self._changed = anyio.Event()
@@ -143,14 +143,14 @@ class Confirmations:
 
 
 class CommandSender:
-    """Revokes for a program that runs no streams. It is subscribed to nothing between two revocations."""
+    """Revokes for a program without streams. It is subscribed to a channel only while it revokes."""
 
     def __init__(self) -> None:
         self._lock = anyio.Lock()
 
     async def revoke(self, broker: Broker, revocation: Revocation, timeout: float) -> Disconnected:
-        """Have every process end streams, and wait for confirmations. Raises BrokerUnavailableError."""
-        # One at a time: a broker has one subscription to a channel.
+        """End streams in every process, and wait for confirmations. Raises BrokerUnavailableError."""
+        # A broker has one subscription to a channel, so revoke one at a time.
         async with self._lock:
             confirmations, deadline = Confirmations(), now() + timeout
             with _unavailable_at(deadline):
@@ -159,23 +159,24 @@ class CommandSender:
                 id = confirmations.id
                 count = await send_revocation(broker, revocation, id, deadline, introduce=True)
                 confirmations.set_count(count)
-                # A broker that counts would count the program itself, which is subscribed to this channel.
+                # A count of 0 means that no process runs or that the broker does not count. Tell them apart
+                # by the reply channel, to which this program itself is subscribed.
                 if count or not await send(broker, {}, REPLY_CHANNEL):
-                    await _gather(subscription, confirmations, deadline)
+                    await _collect(subscription, confirmations, deadline)
             finally:
                 with anyio.move_on_after(timeout, shield=True):
                     await subscription.close()
-        await say_bye(broker, confirmations.missing)
+        await send_bye(broker, confirmations.missing)
         return Disconnected(0, len(confirmations.confirmed))
 
 
-async def _gather(subscription: Subscription, confirmations: Confirmations, deadline: float) -> None:
+async def _collect(subscription: Subscription, confirmations: Confirmations, deadline: float) -> None:
     while not confirmations.complete and (left := deadline - now()) > 0:
         settle_time = confirmations.settle_time
         try:
             payload = await subscription.get_message(timeout=min(left, settle_time or left))
             if payload is not None:
-                confirmations.hear(message_of(from_payload(split_position(payload)[1])))
+                confirmations.receive(decode_message(from_payload(split_position(payload)[1])))
             elif settle_time is not None:
                 return
         except (MessagesLostError, ValueError):

@@ -1,4 +1,4 @@
-"""Drain: a process that ends gives up its streams, spread over a window."""
+"""Drain: ends the streams of a process, spread over a window."""
 
 import logging
 import random
@@ -14,18 +14,18 @@ from .signals import SignalWatch
 
 logger = logging.getLogger("livepush_asgi")
 
-# The part of the window in which streams are told to end. The rest is for what they still have to send.
+# The part of the window in which streams are ended. In the rest they send their last events.
 SPREAD = 0.8
-# Fewer streams than this are no storm when they come back: they are given up in a part of the window.
-STORM = 10
-# How long a server may take to end by itself, in seconds, before the default action of a signal ends it.
+# Fewer streams than this end in a part of the window: their reconnects are no storm.
+FULL_SPREAD_FROM = 10
+# How long a server may take to exit by itself, in seconds, before the default action of a signal kills it.
 EXIT_TIMEOUT = 1.0
-# How long a server that cuts its connections at a signal has for the last bytes of the streams, in seconds.
-LAST_BYTES = 0.2
+# How long a server that closes its connections at a signal may take to send the last chunks, in seconds.
+LAST_CHUNK_TIME = 0.2
 
 
 class Drain:
-    """Ends the streams of a run within the window of its policy, and holds signals until that is done."""
+    """Ends the streams of a run within the window of its policy, and then releases the held signals."""
 
     def __init__(
         self, policy: DrainPolicy, streams: set[Stream], scheduler: Scheduler, signals: SignalWatch
@@ -35,18 +35,18 @@ class Drain:
         self._scheduler = scheduler
         self._signals = signals
         self._empty = anyio.Event()
-        #: Set when no stream is left.
+        #: Set when all streams have ended.
         self.done = anyio.Event()
 
     def stream_closed(self) -> None:
-        """Take note that a stream has closed."""
+        """Called when a stream has closed."""
         if not self._streams:
             self._empty.set()
 
     async def run(self) -> None:
-        """End every stream at a random moment of the window, cut those that are left, and pass signals on."""
+        """End each stream at a random moment of the window, abort late ones, and release the signals."""
         streams, window = self._streams, self._policy.window
-        span = SPREAD * window * min(1.0, len(streams) / STORM)
+        span = SPREAD * window * min(1.0, len(streams) / FULL_SPREAD_FROM)
         if streams:
             logger.warning("draining: %d streams end within %.1f s", len(streams), span)
         for stream in streams:
@@ -55,20 +55,20 @@ class Drain:
             while streams:
                 self._empty = anyio.Event()
                 await self._empty.wait()
-        self.cut()
-        await self.pass_signals_on()
+        self.abort_remaining()
+        await self.release_signals()
 
-    def cut(self) -> None:
-        """Cut every stream that is left. Returns at once."""
+    def abort_remaining(self) -> None:
+        """Abort every stream that has not closed. Returns at once."""
         for stream in list(self._streams):
             stream.abort(EndReason.DRAIN)
         self.done.set()
 
-    async def pass_signals_on(self) -> None:
-        """Let the server have the signals that were held. Its streams have ended."""
+    async def release_signals(self) -> None:
+        """Pass the held signals on to the server, after the end of its streams."""
         if self._signals.fatal:
-            # The server may have been told to end in another way, and be about to stop this run.
+            # The server may shut down in another way, and be about to stop this run.
             await anyio.sleep(EXIT_TIMEOUT)
         elif self._signals.holding:
-            await anyio.sleep(LAST_BYTES)
+            await anyio.sleep(LAST_CHUNK_TIME)
         self._signals.release()

@@ -1,4 +1,4 @@
-"""The open streams of a run: found by slot key and channel, told to end, and authorized again."""
+"""The open streams of a run: by slot key and by channel, their revocation, and their reauthorization."""
 
 import logging
 import random
@@ -23,50 +23,53 @@ from .revocation import Revocation
 
 logger = logging.getLogger("livepush_asgi")
 
-# How long a revoked stream may take to send what was published before, in seconds. Then it is cut.
+# How long a revoked stream may take to send the events that were published before, in seconds. Then it is
+# aborted.
 FLUSH_TIMEOUT = 1.0
-# How many streams are authorized again at a time.
+# How many streams are authorized again at the same time.
 CONCURRENCY = 20
-# Streams that cannot be authorized again end over so many seconds, so that they do not come back together.
+# Streams that cannot be authorized again end spread over this time, in seconds, so that their clients do not
+# all reconnect at once.
 SPREAD = 5.0
 
 
 class EndingStreams:
-    """Streams that were told to end. `closed` is set when all of them have."""
+    """Streams that are ending. `closed` is set when all of them have closed."""
 
     def __init__(self, streams: Iterable[Stream]) -> None:
-        self.left = {stream for stream in streams if stream.state is not StreamState.CLOSED}
-        #: How many of them were not ending before.
-        self.count = sum(stream.reason is None for stream in self.left)
+        self.remaining = {stream for stream in streams if stream.state is not StreamState.CLOSED}
+        #: How many of the streams were not ending before.
+        self.count = sum(stream.reason is None for stream in self.remaining)
         self.closed = anyio.Event()
-        if not self.left:
+        if not self.remaining:
             self.closed.set()
 
     def discard(self, stream: Stream) -> None:
-        """Take note that a stream has closed."""
-        self.left.discard(stream)
-        if not self.left:
+        """Called when a stream has closed."""
+        self.remaining.discard(stream)
+        if not self.remaining:
             self.closed.set()
 
 
 class OpenStreams:
-    """The open streams. Those of a channel are among the listeners that the hub has for it.
+    """The open streams, by slot key. The hub knows the streams of a channel: they are its listeners.
 
-    With `keep_requests` a stream is kept with the request by which it can be authorized again, which costs
-    about 0.7 KiB.
+    With `keep_requests`, the request of each stream is kept for its reauthorization. This costs about 0.7 KiB
+    per stream.
     """
 
     def __init__(self, *, keep_requests: bool) -> None:
         self.all: set[Stream] = set()
-        #: The scope of each stream's request, and its own `authorize` if it has one. Not in every stream.
+        #: The scope of a stream's request, and the `authorize` of its route, if any. Streams without a
+        #: request are not in it.
         self.requests: dict[Stream, tuple[Scope, Authorize | None]] = {}
         self._keep_requests = keep_requests
-        # Most keys have one stream, which needs no set of its own.
+        # Most keys have one stream, which needs no set.
         self._by_key: dict[str, Stream | set[Stream]] = {}
         self._ending: set[EndingStreams] = set()
 
     def add(self, stream: Stream, request: StreamRequest | None, authorize: Authorize | None) -> None:
-        """Take note of an open stream."""
+        """Add an open stream."""
         self.all.add(stream)
         if request is not None and self._keep_requests:
             self.requests[stream] = request.scope, authorize
@@ -79,7 +82,7 @@ class OpenStreams:
                 self._by_key[key] = {known, stream}
 
     def discard(self, stream: Stream) -> None:
-        """Forget a stream that has closed."""
+        """Remove a stream that has closed."""
         self.all.discard(stream)
         self.requests.pop(stream, None)
         key = stream.grant.slot_key
@@ -98,58 +101,58 @@ class OpenStreams:
         return list(known) if isinstance(known, set) else [] if known is None else [known]
 
     def revoke(self, hub: Hub, revocation: Revocation) -> EndingStreams:
-        """Tell the streams to end that a revocation matches. Returns at once; late ones are cut."""
+        """End the streams that a revocation matches. Returns at once; late streams are aborted."""
         if revocation.slot_key is not None:
             found = self.of_key(revocation.slot_key)
         else:
             listeners = hub.listeners(revocation.channel or "")
             found = [listener for listener in listeners if isinstance(listener, Stream)]
         ending = EndingStreams(stream for stream in found if revocation.matches(stream.grant))
-        if ending.left:
+        if ending.remaining:
             self._ending.add(ending)
-            for stream in list(ending.left):
+            for stream in list(ending.remaining):
                 stream.end(EndReason.REVOKED)
-            # A task of the event loop: the run may end, and the task that revokes may be cancelled.
-            spawn(partial(self._cut, ending), "livepush revocation")
+            # This task must outlive the run, and the task that revokes, which may be cancelled.
+            spawn(partial(self._abort_remaining, ending), "livepush revocation")
         return ending
 
-    async def _cut(self, ending: EndingStreams) -> None:
+    async def _abort_remaining(self, ending: EndingStreams) -> None:
         with anyio.move_on_after(FLUSH_TIMEOUT):
             await ending.closed.wait()
-        for stream in list(ending.left):
+        for stream in list(ending.remaining):
             stream.abort(EndReason.REVOKED)
         self._ending.discard(ending)
 
 
 class ReplacementRelay:
-    """Hears that a slot is replaced while its stream is not made yet, and tells the stream."""
+    """Receives `on_replaced` of a lease before its stream exists, and passes it on to the stream."""
 
     def __init__(self) -> None:
         self._stream: Stream | None = None
         self._replaced = False
 
-    def connect(self, stream: Stream, lease: Lease | None) -> None:
-        """Hand over to the stream what happens to its slot."""
+    def connect(self, stream: Stream, lease: Lease) -> None:
+        """Pass a replacement of the lease on to this stream."""
         self._stream = stream
-        if lease is not None and lease.on_replaced is not None:
-            # The relay is not needed any more, unless the cap has kept what it was given.
+        if lease.on_replaced is not None:
+            # From now on the cap calls the stream directly, unless the cap has kept the callback.
             lease.on_replaced = stream.replaced
         if self._replaced:
             stream.replaced()
 
     def replaced(self) -> None:
-        """Hear that the slot goes to a newer stream."""
+        """Called when a newer stream has taken the slot."""
         self._replaced = True
         if self._stream is not None:
             self._stream.replaced()
 
 
-#: Decides anew about a stream, by its own `authorize` or the application's. None ends the stream.
+#: Decides again about a stream, by the `authorize` of its route or of the application. None ends the stream.
 Reauthorize = Callable[[StreamRequest, Authorize | None], Awaitable[Grant | None]]
 
 
 class Reauthorization:
-    """Authorizes the open streams again, in place, where revocations may be lost. One pass at a time."""
+    """Authorizes the open streams again after revocations may have been lost. One pass at a time."""
 
     def __init__(
         self, streams: OpenStreams, scheduler: Scheduler, tasks: TaskGroup, decide: Reauthorize
@@ -162,7 +165,7 @@ class Reauthorization:
         self._running = False
 
     def begin(self) -> None:
-        """Have every open stream authorized again, soon. Returns at once."""
+        """Start to authorize every open stream again. Returns at once."""
         self._due = True
         if not self._running:
             self._running = True
@@ -171,10 +174,10 @@ class Reauthorization:
     async def _run(self) -> None:
         while self._due:
             self._due = False
-            await self._pass()
+            await self._reauthorize_all()
         self._running = False
 
-    async def _pass(self) -> None:
+    async def _reauthorize_all(self) -> None:
         requests = self._streams.requests
         streams = [stream for stream in self._streams.all if stream.reason is None]
         again = deque([stream for stream in streams if stream in requests])
@@ -192,26 +195,26 @@ class Reauthorization:
             self._scheduler.call_later(random.uniform(0.0, SPREAD), partial(stream.end, EndReason.REVOKED))
         async with anyio.create_task_group() as workers:
             for _ in range(min(CONCURRENCY, len(again))):
-                workers.start_soon(self._work, again)
+                workers.start_soon(self._worker, again)
 
-    async def _work(self, streams: deque[Stream]) -> None:
+    async def _worker(self, streams: deque[Stream]) -> None:
         while streams:
             stream = streams.popleft()
-            # It may have closed meanwhile.
+            # The stream may have closed meanwhile.
             if (kept := self._streams.requests.get(stream)) is None:
                 continue
             scope, authorize = kept
             try:
                 grant = await self._decide(StreamRequest(scope), authorize)
             except NotRunningError:
-                # A drain ends them all.
+                # The drain ends all streams.
                 return
             except Exception:
                 logger.exception("a stream cannot be authorized again, so it ends")
                 grant = None
             if grant is None or not _allows(grant, stream.grant):
                 stream.end(EndReason.REVOKED)
-            # An `authorize` that never waits must not hold up the event loop for ten thousand streams.
+            # An `authorize` that never waits must not block the event loop for ten thousand streams.
             await anyio.lowlevel.checkpoint()
 
 

@@ -1,4 +1,4 @@
-"""What a revocation is, which decisions it outdates, and what `disconnect` returns. Values alone."""
+"""Revocation, RevocationLog and Disconnected: the values of `LivePush.disconnect`."""
 
 from collections import deque
 from contextvars import ContextVar
@@ -8,18 +8,20 @@ from typing import NamedTuple
 
 from ..grant import Grant, check_channel, check_slot_key
 
-# How many revocations are remembered. A decision that began before the oldest of them is made again.
+# How many revocations the log keeps. A decision that began before the oldest of them is made again.
 REMEMBERED = 1000
 
-#: The request that `authorize` is deciding about. A revocation by that call does not outdate its own grant.
+#: The request that `authorize` is deciding about. A call of `disconnect` inside of `authorize` does not
+#: outdate the grant which that `authorize` returns.
 deciding: ContextVar[object] = ContextVar("livepush_deciding", default=None)
 
 
 class Disconnected(NamedTuple):
-    """The result of `disconnect`: `streams` that ended in this process, and `processes` that confirmed.
+    """The result of `disconnect`: how many streams ended here, and how many processes confirmed.
 
-    This process counts among `processes` if it runs. A process that did not confirm could not be reached in
-    time: it ends its streams, or authorizes them again, when it is back.
+    `streams` counts the streams of this process. `processes` includes this process if it runs. A process that
+    did not confirm was not reached in time. It ends its streams, or authorizes them again, when it has
+    reconnected to the broker.
     """
 
     streams: int
@@ -28,7 +30,7 @@ class Disconnected(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """Names streams that have to end: by slot key, by channel, or both. Raises for what no Grant can have."""
+    """The streams that have to end: those of a slot key, on a channel, or both. Validates the names."""
 
     slot_key: str | None = None
     channel: str | None = None
@@ -49,21 +51,22 @@ class Revocation:
 
 
 class RevocationLog:
-    """The newest revocations, numbered. Note `number` before a decision; call `outdates` after it."""
+    """The newest revocations, numbered. Read `number` before a decision, and call `outdates` after it."""
 
     def __init__(self) -> None:
         #: The number of the newest revocation.
         self.number = 0
-        # Each with the request whose `authorize` revoked. None stands for revocations that may be lost.
+        # Each revocation, and the request whose `authorize` called `disconnect`, if any. A revocation of None
+        # says that revocations may have been lost.
         self._newest: deque[tuple[Revocation | None, object]] = deque(maxlen=REMEMBERED)
 
     def add(self, revocation: Revocation | None) -> None:
-        """Remember a revocation; None where some may be lost."""
+        """Add a revocation, or None if revocations may have been lost."""
         self.number += 1
         self._newest.append((revocation, deciding.get()))
 
     def outdates(self, number: int, grant: Grant, request: object = None) -> bool:
-        """Return whether a grant was revoked since `number`, other than by the decision about `request`."""
+        """Return whether a grant may be revoked since `number`, except by the decision about `request`."""
         missed = self.number - number
         if missed > len(self._newest):
             return True

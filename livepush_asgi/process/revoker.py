@@ -1,4 +1,4 @@
-"""Revoker: ends the streams whose grant was taken back, here and in every other process."""
+"""Revoker: ends revoked streams in this process and in every other process."""
 
 import logging
 from collections import deque
@@ -16,27 +16,28 @@ from ..slots import Lease
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL
 from ..wire.reasons import EndReason, GapReason
-from .commands import Confirmations, Message, message_of, new_id, say_bye, send, send_revocation
+from .commands import Confirmations, Message, decode_message, new_id, send, send_bye, send_revocation
 from .open_streams import EndingStreams, OpenStreams, Reauthorization
 from .revocation import Disconnected, Revocation, RevocationLog
 
 logger = logging.getLogger("livepush_asgi")
 
-# How long the process waits for its own command, in seconds, before it ends its streams without it.
+# How long the process waits for the broker to deliver its own command, in seconds, before it ends its
+# streams.
 ECHO_TIMEOUT = 1.0
-# A process says `here` at most once in so many seconds, however many processes start together.
+# A process sends `here` at most once in this time, in seconds, however many processes start together.
 HERE_INTERVAL = 1.0
-# At most so many other processes are remembered: any client of the broker may say `hello`.
+# How many other processes are remembered at most: any client of the broker may send `hello`.
 MOST_KNOWN = 1000
 
 
 class Revoker:
-    """The revocations of one run. It sends commands, obeys those of other processes, and confirms them.
+    """The revocations of one run. It sends commands, executes those of other processes, and confirms them.
 
-    It is a listener of the hub. `call_in_task` has the run call a function soon.
+    It is a listener of the hub. `call_in_task` schedules a function in a task of the run.
     """
 
-    several = True
+    multi_channel = True
 
     def __init__(
         self,
@@ -49,9 +50,9 @@ class Revoker:
         reauthorization: Reauthorization,
         subscribe_timeout: float,
     ) -> None:
-        #: What has been revoked lately. A decision that began before a revocation may be outdated by it.
+        #: The latest revocations. A revocation may outdate a decision that began before it.
         self.log = RevocationLog()
-        #: Whether the command channel is, or once was, subscribed.
+        #: Whether the command channel was ever subscribed.
         self.listening = False
         self._broker = broker
         self._hub = hub
@@ -71,24 +72,24 @@ class Revoker:
         self._here_at = -HERE_INTERVAL
 
     async def listen(self) -> None:
-        """Wait until commands are heard, or until subscribing has failed once or takes too long."""
+        """Wait until this process receives commands, or until subscribing fails or takes too long."""
         if not self.listening:
             await self._subscribe(COMMAND_CHANNEL)
 
     async def revoke(self, revocation: Revocation, timeout: float) -> Disconnected:
         """End the matching streams in every process; wait for confirmations, at most `timeout` seconds.
 
-        The streams of this process end when its own command comes back from the broker: by then they have
-        what was published before. They end at once if this process hears no commands or cannot send them,
-        or if the caller is cancelled, and after ECHO_TIMEOUT in any case.
+        The streams of this process end when the broker delivers the command to this process: by then they
+        have received the events that were published before. They end at once if this process does not receive
+        commands or cannot send them, or if the caller is cancelled; and after ECHO_TIMEOUT in any case.
 
-        Raises BrokerUnavailableError if the other processes cannot be told.
+        Raises BrokerUnavailableError if the command cannot be sent.
         """
         deadline = now() + timeout
         self.log.add(revocation)
         pending = _PendingRevocation(revocation, {self._process, *self._known})
         self._pending[pending.id] = pending
-        echo_timer = self._scheduler.call_later(ECHO_TIMEOUT, self._end_here, pending)
+        echo_timer = self._scheduler.call_later(ECHO_TIMEOUT, self._end_local, pending)
         try:
             await self._send(pending, timeout, deadline)
             await pending.ending.closed.wait()
@@ -96,41 +97,41 @@ class Revoker:
             await pending.wait(deadline)
         finally:
             echo_timer.cancel()
-            self._end_here(pending)
+            self._end_local(pending)
             del self._pending[pending.id]
             if not self._pending:
                 self._hub.detach(REPLY_CHANNEL, self)
         self._known = (self._known | pending.confirmed) - pending.missing - {self._process}
-        await say_bye(self._broker, pending.missing)
+        await send_bye(self._broker, pending.missing)
         return Disconnected(pending.ending.count, len(pending.confirmed))
 
     async def _send(self, pending: "_PendingRevocation", timeout: float, deadline: float) -> None:
-        """Send the command, and end the streams of this process when it is back."""
+        """Send the command, and end the streams of this process when the broker delivers it."""
         try:
-            # The other half of the time is for sending.
+            # Leave half of the time for sending.
             with anyio.move_on_after(timeout / 2):
                 await self._subscribe(COMMAND_CHANNEL)
                 await self._subscribe(REPLY_CHANNEL)
             count = await send_revocation(self._broker, pending.revocation, pending.id, deadline)
         except Exception:
-            self._end_here(pending)
+            self._end_local(pending)
             await pending.ending.closed.wait()
             raise
-        # A process that does not listen is not counted, but confirms.
+        # The broker does not count this process if it is not subscribed, but this process confirms too.
         pending.set_count(count if self.listening or not count else count + 1)
         if self.listening:
-            # In memory the command is back already.
+            # A broker in memory has delivered the command already.
             self._hub.flush()
-            self.catch_up()
+            self.handle_messages()
             with anyio.move_on_after(timeout):
-                await pending.ended_here.wait()
-        self._end_here(pending)
+                await pending.ended_local.wait()
+        self._end_local(pending)
 
-    def _end_here(self, pending: "_PendingRevocation") -> None:
+    def _end_local(self, pending: "_PendingRevocation") -> None:
         """End the matching streams of this process, once."""
-        if not pending.ended_here.is_set():
+        if not pending.ended_local.is_set():
             pending.ending = self._streams.revoke(self._hub, pending.revocation)
-            pending.ended_here.set()
+            pending.ended_local.set()
 
     async def _subscribe(self, channel: str) -> None:
         self._hub.attach(channel, self)
@@ -138,12 +139,12 @@ class Revoker:
             await self._hub.wait_attempted([channel])
 
     async def announce_replaced(self, lease: Lease) -> None:
-        """Tell every process that streams have lost their slots. Never raises for a broker that is away."""
+        """Announce to every process which leases have lost their slots. Ignores errors of the broker."""
         leases = list(lease.replaced)
         try:
             await send(self._broker, {"command": "replaced", "leases": leases, "slot_key": lease.slot_key})
         except Exception as error:
-            # The processes that hold those slots learn it at their next renewal.
+            # The processes that hold those leases notice it at their next renewal.
             if not self._replacement_logged:
                 self._replacement_logged = True
                 logger.warning(
@@ -152,49 +153,49 @@ class Revoker:
         else:
             self._replacement_logged = False
 
-    async def leave(self) -> None:
-        """Tell the other processes not to wait for confirmations from this one."""
+    async def announce_exit(self) -> None:
+        """Announce to the other processes that this one will not confirm any more."""
         if self.listening:
-            await say_bye(self._broker, [self._process])
+            await send_bye(self._broker, [self._process])
 
-    # What the hub calls, possibly outside of any task.
+    # The hub calls these methods, possibly outside of any task.
 
     def receive(self, batch: Batch, /) -> None:
-        """Keep messages for `catch_up`: the streams get first what has come in the same turn."""
+        """Queue messages for `handle_messages`: the streams first receive the events of the same turn."""
         self._messages.extend(delivery.bare or delivery.block for delivery in batch.deliveries)
-        self._call_in_task(self.catch_up)
+        self._call_in_task(self.handle_messages)
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
-        """Hear that messages may have been lost."""
+        """Called when messages may have been lost."""
         if channel == COMMAND_CHANNEL:
             self.log.add(None)
             self._call_in_task(self._reauthorization.begin)
-            self._call_in_task(self._say_hello)
+            self._call_in_task(self._send_hello)
 
     def subscribed(self, channel: str, /) -> None:
-        """Hear that messages are heard from now on."""
+        """Called when a channel is subscribed."""
         if channel == COMMAND_CHANNEL:
             self.listening = True
             if self._streams.all:
-                # They were opened when no command could be heard.
+                # These streams were opened while this process received no commands.
                 self.gap(channel, GapReason.BROKER)
             else:
-                # There may be requests whose decision began when no command could be heard.
+                # Some decisions may have begun before commands could be received.
                 self.log.add(None)
-                self._call_in_task(self._say_hello)
+                self._call_in_task(self._send_hello)
 
-    def catch_up(self) -> None:
-        """Carry out the messages that have come."""
+    def handle_messages(self) -> None:
+        """Handle the queued messages."""
         while self._messages:
             try:
-                self._obey(message_of(self._messages.popleft()))
+                self._handle(decode_message(self._messages.popleft()))
             except Exception:
-                # Any client of the broker may send an unreadable message, as often as it likes.
+                # Any client of the broker may send unreadable messages, so log only the first.
                 if not self._unreadable_logged:
                     self._unreadable_logged = True
-                    logger.exception("a message of another process cannot be carried out (logged once)")
+                    logger.exception("cannot handle a message of another process (logged once)")
 
-    def _obey(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         match message:
             case {
                 "command": "disconnect",
@@ -213,11 +214,11 @@ class Revoker:
             case {"command": "bye", "processes": list(processes)}:
                 self._on_bye(processes)
             case {"id": str(id)} if id in self._pending:
-                self._pending[id].hear(message)
+                self._pending[id].receive(message)
 
     def _on_disconnect(self, revocation: Revocation, id: str, introduce: bool) -> None:
         if id in self._pending:
-            self._end_here(self._pending[id])
+            self._end_local(self._pending[id])
             return
         self.log.add(revocation)
         ending = self._streams.revoke(self._hub, revocation)
@@ -226,15 +227,15 @@ class Revoker:
     async def _confirm(self, ending: EndingStreams, id: str, known: list[str]) -> None:
         confirmation = {"id": id, "process": self._process, "known": known}
         try:
-            if ending.left:
-                # Their clients may take a moment, and the sender may not know that there is this process.
+            if ending.remaining:
+                # The streams may take a moment to close, and the sender may not know this process.
                 await send(self._broker, {**confirmation, "done": False}, REPLY_CHANNEL)
             await ending.closed.wait()
             await send(self._broker, {**confirmation, "done": True}, REPLY_CHANNEL)
         except Exception as error:
-            logger.warning("streams were revoked, but the sender cannot be told: %s", error)
+            logger.warning("streams were revoked, but the confirmation cannot be sent: %s", error)
 
-    # Which other processes there are.
+    # The other processes.
 
     def _on_process(self, process: str, *, answer: bool) -> None:
         if process == self._process:
@@ -243,7 +244,7 @@ class Revoker:
             self._known.add(process)
         if answer and not self._here_due:
             self._here_due = True
-            self._scheduler.call_later(self._here_at + HERE_INTERVAL - now(), self._say_here)
+            self._scheduler.call_later(self._here_at + HERE_INTERVAL - now(), self._send_here)
 
     def _on_bye(self, processes: list[object]) -> None:
         for process in map(str, processes):
@@ -251,13 +252,13 @@ class Revoker:
             for pending in self._pending.values():
                 pending.forget(process)
         if self._process in processes:
-            # Another process has waited in vain for a confirmation of this one.
-            self._say_hello()
+            # Another process did not receive the confirmation of this one in time.
+            self._send_hello()
 
-    def _say_hello(self) -> None:
+    def _send_hello(self) -> None:
         self._tasks.start_soon(self._announce, "hello")
 
-    def _say_here(self) -> None:
+    def _send_here(self) -> None:
         self._here_due, self._here_at = False, now()
         self._tasks.start_soon(self._announce, "here")
 
@@ -269,10 +270,10 @@ class Revoker:
 
 
 class _PendingRevocation(Confirmations):
-    """A revocation that this process has sent. Its own streams end when the command comes back."""
+    """A revocation that this process has sent. The local streams end when the broker delivers it."""
 
     def __init__(self, revocation: Revocation, expected: Iterable[str]) -> None:
         super().__init__(expected)
         self.revocation = revocation
-        self.ended_here = anyio.Event()
+        self.ended_local = anyio.Event()
         self.ending = EndingStreams(())

@@ -1,4 +1,4 @@
-"""Run: what lives from start to stop in one event loop. It owns the hub, the timers and the streams."""
+"""Run: one run of a LivePush in one event loop. It owns the hub, the timers and the streams."""
 
 import logging
 import time
@@ -35,16 +35,22 @@ from .statistics import Counters
 
 logger = logging.getLogger("livepush_asgi")
 
-# How long giving back subscriptions and slots may take at the end, in seconds.
+# How long closing the subscriptions and the slots may take at the end, in seconds.
 CLEANUP_TIMEOUT = 3.0
-# When the process has fewer streams than this part of its cap, the log says that there is room again.
-# Between the two nothing is logged: streams come and go there all the time.
-RECOVERED = 0.9
-NOT_RUNNING = "no new streams: this process is giving up its streams, or has stopped"
+# After the process was full, it logs that there is room again when its streams fall below this part of the
+# cap.
+ROOM_AGAIN = 0.9
+NOT_RUNNING = "no new streams: this process is draining or has stopped"
+
+
+def check_expiry(grant: Grant) -> None:
+    """Raise GrantExpiredError if the grant has expired."""
+    if grant.expiry is not None and grant.expiry <= time.time():
+        raise GrantExpiredError("the grant expired before its stream was opened")
 
 
 class Run:
-    """One run of a LivePush. `start` it once; `stop` it, or let the event loop end."""
+    """One run of a LivePush. `launch` it once; `stop` it, or let the event loop end."""
 
     def __init__(
         self,
@@ -61,14 +67,14 @@ class Run:
         self.scheduler = Scheduler()
         self._limits = limits
         self._inline_send = inline_send
-        # In memory no command is lost, so no stream has to be authorized again.
+        # A broker in this process loses no command, so no stream has to be authorized again.
         self._open = OpenStreams(keep_requests=not getattr(broker, "in_process", False))
         self.streams = self._open.all
-        #: How many requests were admitted and have neither become a stream nor been refused.
+        #: How many admitted requests have neither become a stream nor been refused yet.
         self.pending = 0
-        # Whether the log says that the process has all the streams it may have.
-        self._full = False
-        #: Whether it has started and not ended. Every request asks.
+        # Whether the process has logged that it is full.
+        self._full_logged = False
+        #: Whether the run has started and not ended. Every request reads it.
         self.running = False
         self.draining = False
         self.loop = loop_identity()
@@ -76,17 +82,17 @@ class Run:
         self._to_call: deque[Callable[[], object]] = deque()
         self._called = anyio.Event()
         self.hub: Hub
-        #: What all streams share.
+        #: The objects that all streams share.
         self.context: StreamContext
-        #: What requests wait for on their way to a stream.
+        #: Awaits `authorize` and slots for requests.
         self.callbacks: Callbacks
         self.revoker: Revoker
         self._reauthorize = reauthorize
         self._tasks: TaskGroup
         self._broker = broker
         self._slots = slots
-        # Made once, and not for each stream.
-        self._on_closed = self._closed
+        # One bound method for all streams.
+        self._on_closed = self._stream_closed
         self._handles_signals = drain_policy.signals
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
@@ -94,17 +100,17 @@ class Run:
         self._drain = Drain(drain_policy, self.streams, self.scheduler, self._signals)
         self._counters = counters
         self._started = anyio.Event()
-        #: Whether it has drained and gives everything back: no stream is left, and no task may be started.
+        #: Whether the run has drained and is closing its resources. No task may be started any more.
         self.stopping = False
         self._ended = anyio.Event()
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended, and will not start again."""
+        """Whether the run has ended. A run starts only once."""
         return self._ended.is_set()
 
     def launch(self) -> None:
-        """Start it as a task of the event loop. Returns at once."""
+        """Start the run as a task of the event loop. Returns at once."""
         spawn(self._main, "livepush")
 
     async def wait_started(self) -> None:
@@ -112,19 +118,19 @@ class Run:
         await self._started.wait()
 
     async def stop(self) -> None:
-        """Drain, give everything back and end."""
+        """Drain, close the subscriptions and the slots, and end the run."""
         await self.drain()
         self.stopping = True
         self._called.set()
         await self._ended.wait()
 
     def call_threadsafe(self, function: Callable[[], object]) -> None:
-        """Call a function soon, in a task of the run. For signal handlers, finalizers and other threads.
+        """Schedule a function in a task of the run. Any thread, signal handler or finalizer may call this.
 
-        In a task, because anyio does not work in a callback of the event loop.
+        The function runs in a task, because anyio does not work in a callback of the event loop.
         """
         if self.ended:
-            # No stream is left to give anything back.
+            # All streams have closed, so the function has nothing to do.
             return
         self._to_call.append(function)
         self._call_loop(lambda: self._called.set())
@@ -142,20 +148,20 @@ class Run:
     ) -> Stream:
         """Take a slot and return a stream that is attached to its channels. The caller has to close it.
 
-        `decided_at` is what `revoker.log.number` was before the decision, after `revoker.listen` had
-        returned. The stream can be authorized again by its `request`, and by its own `authorize` if it has
-        one. Raises CapExceededError, SlotsUnavailableError, NotRunningError, GrantRevokedError if a
-        revocation after `decided_at` matches, and ClientLeftError; no slot is held then.
+        `decided_at` is the value of `revoker.log.number` before the decision, read after `revoker.listen`
+        returned. A reauthorization uses `request`, and `authorize` of the route if given. Raises
+        CapExceededError, SlotsUnavailableError, NotRunningError, GrantRevokedError if a revocation after
+        `decided_at` matches, and ClientLeftError. If it raises, no slot is taken.
         """
-        self._check(grant, decided_at, request)
+        self._check_admissible(grant, decided_at, request)
         if grant.slot_key is None or self._slots is None:
             stream = self._make_stream(grant, control_events, last_event_id)
         else:
             relay = ReplacementRelay()
-            lease = await self._take(self._slots, grant.slot_key, relay, receive)
+            lease = await self._take_slot(self._slots, grant.slot_key, relay, receive)
             try:
-                # The slot may have taken a while.
-                self._check(grant, decided_at, request)
+                # Check again: taking the slot may have waited.
+                self._check_admissible(grant, decided_at, request)
                 stream = self._make_stream(grant, control_events, last_event_id)
             except BaseException:
                 lease.give_back()
@@ -176,49 +182,50 @@ class Run:
         )
 
     def admit(self) -> None:
-        """Let a request in that may become a stream; decrement `pending` when it has, or has been refused.
+        """Admit a request. The caller decrements `pending` when it has become a stream or was refused.
 
-        The cap counts such requests with the open streams, so that a wave of requests cannot pass it while
-        each waits for its login or slot. Raises ProcessFullError, and NotRunningError in a drain.
+        `Limits.streams` counts admitted requests with the open streams, so that a burst of requests cannot
+        exceed it while they wait for `authorize` or a slot. Raises ProcessFullError, and NotRunningError in a
+        drain.
         """
         if self.draining:
             raise NotRunningError(NOT_RUNNING)
         limit = self._limits.streams
         if limit is not None:
             count = len(self.streams) + self.pending
-            if count >= limit or self._full:
+            if count >= limit or self._full_logged:
                 self._check_limit(limit, count)
         self.pending += 1
 
     def _check_limit(self, limit: int, count: int) -> None:
         if count >= limit:
-            if not self._full:
-                self._full = True
+            if not self._full_logged:
+                self._full_logged = True
                 logger.warning(
                     "new streams are refused: this process has the %d that Limits(streams=...) allows; "
                     "raise that if it has the memory, or run more processes",
                     limit,
                 )
             raise ProcessFullError(limit)
-        if count < RECOVERED * limit:
-            self._full = False
+        if count < ROOM_AGAIN * limit:
+            self._full_logged = False
             logger.warning("there is room again for new streams: %d of %d are open", count, limit)
 
-    def _closed(self, stream: Stream) -> None:
+    def _stream_closed(self, stream: Stream) -> None:
         self._open.discard(stream)
         assert stream.reason is not None
         self._counters.ended[stream.reason] += 1
         self._drain.stream_closed()
 
     def drain_soon(self) -> None:
-        """Refuse new streams from now on, and end the open ones within the window."""
+        """Start a drain: refuse new streams, and end the open ones within the window. Returns at once."""
         if not self.draining and self.running:
             self.draining = True
             self.callbacks.stop()
             self._tasks.start_soon(self._drain.run)
 
     async def drain(self) -> None:
-        """Drain, and wait until no stream is left."""
+        """Drain, and wait until all streams have ended."""
         self.drain_soon()
         if self.running:
             await self._drain.done.wait()
@@ -235,9 +242,11 @@ class Run:
                 await self._call_functions()
                 self._tasks.cancel_scope.cancel()
         except Exception:
-            logger.exception("the streams of this process have to end: this is a defect of livepush_asgi")
+            logger.exception(
+                "all streams of this process end because of an error: this is a defect of livepush_asgi"
+            )
         finally:
-            # From here on no task may be started.
+            # From here on no code may start a task.
             self.draining = self.stopping = True
             self._signals.remove()
             await self._clean_up()
@@ -276,7 +285,7 @@ class Run:
     def _on_signal(self) -> None:
         self.drain_soon()
         if self._drain.done.is_set():
-            self._tasks.start_soon(self._drain.pass_signals_on)
+            self._tasks.start_soon(self._drain.release_signals)
 
     async def _call_functions(self) -> None:
         while not self.stopping:
@@ -287,7 +296,7 @@ class Run:
 
     async def _clean_up(self) -> None:
         self.callbacks.stop()
-        self._drain.cut()
+        self._drain.abort_remaining()
         self._counters.delivered += self.hub.delivered
         with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):
             await self.hub.aclose()
@@ -295,23 +304,25 @@ class Run:
                 try:
                     await self._slots.aclose()
                 except Exception:
-                    # `stop` waits for the end of this run, and the next `start` too.
+                    # Go on: `stop` and the next `start` wait for the end of this run.
                     logger.exception("closing the slots raised; the component stops all the same")
-            await self.revoker.leave()
+            await self.revoker.announce_exit()
 
-    def _check(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
+    def _check_admissible(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
         if self.draining or not self.running:
             raise NotRunningError(NOT_RUNNING)
-        if grant.expiry is not None and grant.expiry <= time.time():
-            raise GrantExpiredError("the grant was over before its stream was opened")
+        check_expiry(grant)
         log = self.revoker.log
         if log.number != decided_at and log.outdates(decided_at, grant, request):
             raise GrantRevokedError("the stream was revoked while it was being opened")
 
-    async def _take(self, slots: Slots, key: str, relay: ReplacementRelay, receive: Receive | None) -> Lease:
+    async def _take_slot(
+        self, slots: Slots, key: str, relay: ReplacementRelay, receive: Receive | None
+    ) -> Lease:
         take = slots.take(key, relay.replaced)
         if getattr(slots, "bounded", False):
-            # It does not wait for long, and what has changed meanwhile is looked at afterwards.
+            # This `take` never waits long, so it needs no timeout. The caller checks the grant again
+            # afterwards.
             lease = await take
         else:
             timeout = self.timing.authorize_timeout
@@ -320,7 +331,7 @@ class Run:
                     take, receive=receive, timeout=timeout, discard=Lease.give_back
                 )
             except TimeoutError as error:
-                raise SlotsUnavailableError(f"no answer about a slot within {timeout} s") from error
+                raise SlotsUnavailableError(f"the slot store did not answer within {timeout} s") from error
         if lease.replaced and self.running:
             self._tasks.start_soon(self.revoker.announce_replaced, lease)
         return lease

@@ -1,7 +1,7 @@
-"""SignalWatch: starts a drain at SIGTERM and SIGINT. The only file of the component that handles signals.
+"""SignalWatch: starts a drain at SIGTERM and SIGINT.
 
-Servers tell a streaming application nothing until its streams have ended: uvicorn sends `lifespan.shutdown`
-after all connections have closed. So the component has to handle the signal itself.
+Servers send `lifespan.shutdown` too late for a streaming application: uvicorn sends it after all connections
+have closed, which streams never do. So the component has to handle the signals itself.
 """
 
 import logging
@@ -17,24 +17,24 @@ logger = logging.getLogger("livepush_asgi")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# What signal.signal() takes and signal.getsignal() gives.
+# The argument of `signal.signal` and the result of `signal.getsignal`.
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class SignalWatch:
     """Calls a function at SIGTERM and SIGINT, and then the handler that was installed before.
 
-    The earlier handler is called at once, or, with `hold`, at `release`; a second signal is passed on at
-    once. Where the earlier handler is the default, which ends the process on the spot, signals are held for
-    `window` seconds even without `hold`, because some servers send them twice.
+    It calls the earlier handler at once, or, with `hold`, at `release`. At a second signal it calls the
+    earlier handler at once. If the earlier handler is the default, which kills the process immediately, it
+    holds signals for `window` seconds even without `hold`, because some servers send them twice.
     """
 
     def __init__(self, on_signal: Callable[[], None], *, hold: bool = False, window: float = 0.0) -> None:
         self._on_signal = on_signal
         self._hold = hold
         self._window = window
-        self._found: dict[signal.Signals, Handler] = {}
-        # When each signal that is held came first.
+        self._earlier: dict[signal.Signals, Handler] = {}
+        # The held signals, each with the time when it first came.
         self._held: dict[signal.Signals, float] = {}
         self._active = False
         self._on_asyncio = True
@@ -48,7 +48,7 @@ class SignalWatch:
                 self._install(number)
         except ValueError as error:
             self._active = False
-            self._found.clear()
+            self._earlier.clear()
             logger.warning(
                 "streams are not drained at SIGTERM and SIGINT, since the event loop runs in %r: %s. Run the "
                 "server in the main thread; or, if something else calls drain() or stop() before the process "
@@ -59,21 +59,21 @@ class SignalWatch:
 
     def _install(self, number: signal.Signals) -> None:
         found = signal.getsignal(number)
-        # None: a handler that was not installed from Python cannot be called from here. An ignored
+        # None stands for a handler that was not installed from Python and cannot be called here. An ignored
         # signal stays ignored.
         if found is not None and found != signal.SIG_IGN:
-            self._found[number] = found
+            self._earlier[number] = found
             signal.signal(number, self._handle)
 
     def remove(self) -> None:
-        """Restore the earlier handlers, unless another one was installed since.
+        """Restore the earlier handlers, unless another handler was installed since.
 
-        Another one may call ours, which from now on only passes the signal on.
+        That handler may call ours, which from now on only calls the earlier handler.
         """
         self._active = False
         if threading.current_thread() is not threading.main_thread():
             return
-        for number, found in self._found.items():
+        for number, found in self._earlier.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, found)
 
@@ -84,42 +84,43 @@ class SignalWatch:
 
     @property
     def fatal(self) -> bool:
-        """Whether a signal is held that will end the process on the spot."""
-        return any(self._found[number] == signal.SIG_DFL for number in self._held)
+        """Whether a held signal will kill the process at its release."""
+        return any(self._earlier[number] == signal.SIG_DFL for number in self._held)
 
     def release(self, *, ending: bool = False) -> None:
-        """Pass on the signals that are held, and from now on those that come.
+        """Send the held signals to the earlier handlers, and hold no signal from now on.
 
-        With `ending`, a held signal whose default action kills the process is dropped: it is ending anyway.
+        With `ending`, drop a held signal whose default action kills the process: the process is ending
+        anyway.
         """
         held, self._held = self._held, {}
         if held:
             self.remove()
         for number in held:
-            if not (ending and self._found[number] == signal.SIG_DFL):
+            if not (ending and self._earlier[number] == signal.SIG_DFL):
                 signal.raise_signal(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number)
-        found = self._found.get(name)
+        found = self._earlier.get(name)
         if self._active:
             self._on_signal()
-            if self._hold_back(name):
+            if self._hold_signal(name):
                 return
         self._held.pop(name, None)
         if callable(found):
-            # trio's handler of Ctrl+C raises KeyboardInterrupt in the task that the frame belongs to. That
-            # may be one stream in the middle of a send, and the server would not hear of it. Without a frame
-            # trio tells the main task.
+            # The SIGINT handler of trio raises KeyboardInterrupt in the task of the frame. That may be a
+            # stream during a send, and the server would not stop. Without a frame trio interrupts the main
+            # task.
             found(number, frame if self._on_asyncio else None)
         elif found == signal.SIG_DFL:
             # The default action cannot be called: restore it and send the signal again.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    def _hold_back(self, name: signal.Signals) -> bool:
+    def _hold_signal(self, name: signal.Signals) -> bool:
         now = time.monotonic()
-        if self._found[name] == signal.SIG_DFL:
+        if self._earlier[name] == signal.SIG_DFL:
             return now - self._held.setdefault(name, now) < self._window
         if self._hold and not self._held:
             self._held[name] = now

@@ -1,4 +1,4 @@
-"""Statistics: what a LivePush counts in this process."""
+"""Statistics and Counters: the numbers of a LivePush in this process."""
 
 from collections import Counter
 from typing import TypedDict
@@ -7,33 +7,33 @@ from ..wire.reasons import EndReason, RefusalCause
 
 
 class Statistics(TypedDict):
-    """What a LivePush has done in this process since it was made, and what it holds now.
+    """The numbers of a LivePush in this process: its current state, and counts since it was made.
 
-    A plain dictionary that JSON can hold: a health or metrics route may return it as it is.
+    JSON can encode this dictionary; a health or metrics route may return it unchanged.
     """
 
     #: Streams that are open now.
     streams: int
-    #: Channels that this process is subscribed to now.
+    #: Channels of the application that this process is subscribed to now.
     channels: int
     #: Whether every channel is subscribed and the broker's connection is up.
     healthy: bool
-    #: Whether new streams are refused because the process gives up its own.
+    #: Whether the process is draining and refuses new streams.
     draining: bool
     #: Streams that were opened.
     opened: int
-    #: Streams that have ended, by `EndReason`. Every reason is there.
+    #: Streams that have ended, by `EndReason`. It has every reason.
     ended: dict[str, int]
-    #: Requests that got no stream, by `RefusalCause`. Every cause is there.
+    #: Requests that were refused a stream, by `RefusalCause`. It has every cause.
     refused: dict[str, int]
     #: Events that this process published.
     published: int
-    #: Events put into outboxes: each counts once for each stream that it was for.
+    #: Events delivered to streams: an event counts once for each stream.
     delivered: int
 
 
 class Counters:
-    """What a LivePush counts over all its runs."""
+    """The counts of a LivePush, over all its runs."""
 
     __slots__ = ("delivered", "ended", "opened", "published", "refused")
 
@@ -45,9 +45,9 @@ class Counters:
         self.refused: Counter[RefusalCause] = Counter()
 
     def by_end_reason(self) -> dict[str, int]:
-        """Return how many streams have ended for each reason, by its text."""
+        """Return how many streams have ended for each reason."""
         return {reason.value: self.ended[reason] for reason in EndReason}
 
     def by_refusal_cause(self) -> dict[str, int]:
-        """Return how many requests were refused for each cause, by its text."""
+        """Return how many requests were refused for each cause."""
         return {cause.value: self.refused[cause] for cause in RefusalCause}

@@ -1,8 +1,8 @@
 """ASGI types.
 
-Scopes and messages are plain mappings, as Starlette, FastAPI, Litestar and Quart type them: the typed
-dictionaries of `asgiref.typing` are compatible with no mapping that can be changed, in neither direction.
-An application may be typed either way. asgiref is needed for type checking only.
+Scopes and messages are plain mappings, as in Starlette, FastAPI, Litestar and Quart. Type checkers do not
+accept a mutable mapping for a typed dictionary of `asgiref.typing`, nor the reverse, so `AnyASGIApp` allows
+both. Only type checking needs asgiref.
 
 https://asgi.readthedocs.io/en/latest/specs/main.html
 """
@@ -18,5 +18,5 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-#: What is taken from a caller. It is called as an ASGIApp.
+#: The type of an application that a caller passes in. The component calls it as an ASGIApp.
 AnyASGIApp: TypeAlias = "ASGIApp | ASGI3Application"

@@ -1,15 +1,15 @@
-"""Callbacks: awaits what a callback has returned, `authorize`, a snapshot or a slot's `take`, with bounds.
+"""Callbacks: awaits `authorize`, a snapshot or a slot's `take`, with a timeout.
 
-The awaitable runs in a task of its own. A wait for it ends when its time is over, when the process drains,
-and when the client leaves and `receive` can tell. The task is then cancelled once and not waited for: nothing
-depends on how the callback takes its cancellation, and what it returns later is discarded. (A cancel scope of
-anyio cancels in every turn of the loop: a `finally` of the callback could not give back a connection.)
+Each awaitable runs in a task of its own. The wait for it also ends when the process drains, and when the
+client disconnects. `Callbacks` then cancels the task once, does not wait for it, and discards its result. So
+nothing depends on how the callback handles the cancellation. (A cancel scope of anyio cancels again in every
+turn of the loop, so that a `finally` of the callback could not return a connection to its pool.)
 """
 
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -28,7 +28,7 @@ class ClientLeftError(LivePushError):
 
 
 class Callbacks:
-    """Awaits results of callbacks. One that comes at once costs no wait and no timer."""
+    """Awaits the results of callbacks. A callback that returns at once costs no wait and no timer."""
 
     def __init__(self, alarm: Alarm, tasks: TaskGroup) -> None:
         self._alarm = alarm
@@ -44,22 +44,21 @@ class Callbacks:
         timeout: float | None = None,
         discard: Callable[[T], object] | None = None,
     ) -> T:
-        """Return what the awaitable returns. A result that comes too late is given to `discard`.
+        """Return the result of the awaitable. A result that comes too late is passed to `discard`.
 
         Raises what the awaitable raises, TimeoutError after `timeout` seconds, NotRunningError after
-        `stop`, and ClientLeftError when `receive` says that the client has left. Only a `receive` that can be
-        stepped is asked: that of gunicorn, once its wait was given up, says ever after that the client has
-        left.
+        `stop`, and ClientLeftError when `receive` returns a disconnect. `receive` is called only if it
+        `can_step`: after a cancelled call, the `receive` of gunicorn always returns a disconnect.
         """
         if self._stopped:
             if isinstance(awaitable, Coroutine):
                 awaitable.close()
-            raise _refused()
+            raise _draining_error()
         call = _Call(awaitable, discard)
         self._start(call)
         try:
             if not call.done:
-                # The new task may not have begun. Most callbacks end in their first step.
+                # Let the new task start. Most callbacks end in their first step.
                 await pause()
             if not call.done:
                 await self._wait(call, receive, timeout)
@@ -69,18 +68,18 @@ class Callbacks:
         return call.result()
 
     def stop(self) -> None:
-        """End every wait, and each that begins later, with NotRunningError."""
+        """Raise NotRunningError in every wait, and in every later call of `result`."""
         self._stopped = True
         for wait in list(self._waiting):
-            wait.fail(_refused())
+            wait.fail(_draining_error())
 
     async def _wait(self, call: "_Call[T]", receive: Receive | None, timeout: float | None) -> None:
         if self._stopped:
-            raise _refused()
+            raise _draining_error()
         wait = _Wait(self._alarm)
         self._waiting.add(wait)
         call.on_done = wait.wake
-        watcher = _watch(receive, wait)
+        watcher = _watch_disconnect(receive, wait)
         try:
             if not await wait.wait(timeout):
                 raise TimeoutError(f"a callback took longer than {timeout} s")
@@ -90,12 +89,12 @@ class Callbacks:
                 watcher.close()
 
 
-def _refused() -> NotRunningError:
-    return NotRunningError("no new streams: this process is giving up its streams")
+def _draining_error() -> NotRunningError:
+    return NotRunningError("no new streams: this process is draining")
 
 
 class _Wait:
-    """The sleep of one task until its call is done or has to be given up. It handles a disconnect."""
+    """The sleep of one task until its call is done or has failed. It is the handler of a disconnect."""
 
     def __init__(self, alarm: Alarm) -> None:
         self._alarm = alarm
@@ -103,7 +102,7 @@ class _Wait:
         self._error: Exception | None = None
 
     async def wait(self, timeout: float | None) -> bool:
-        """Return True when done, False after the timeout; raise what it failed with."""
+        """Return True when the call is done and False after the timeout. Raises the error given to `fail`."""
         woken = await self._alarm.wait(self._sleep, timeout)
         if self._error is not None:
             raise self._error
@@ -120,11 +119,11 @@ class _Wait:
         self.fail(ClientLeftError("the client left before its stream was opened"))
 
     def receive_failed(self, error: Exception) -> None:
-        """Ignore it: a `receive` that raises does so again for the stream, which reports it."""
+        """Do nothing: `receive` will raise again for the stream, and the stream reports it."""
 
 
 class _Call(Generic[T]):
-    """An awaitable in a task of its own, and its result."""
+    """An awaitable that runs in a task of its own, and its result."""
 
     def __init__(self, awaitable: Awaitable[T], discard: Callable[[T], object] | None) -> None:
         self.done = False
@@ -142,8 +141,8 @@ class _Call(Generic[T]):
         except Exception as error:
             self._error = error
         except BaseException:
-            # The waiting task was not cancelled, so it gets another exception.
-            self._error = RuntimeError("a callback was cancelled, and not by the component")
+            # Only this task was cancelled; the waiting task must not raise a cancellation.
+            self._error = RuntimeError("a callback was cancelled by code outside of the component")
             raise
         finally:
             self.done = True
@@ -153,7 +152,7 @@ class _Call(Generic[T]):
                 self.on_done()
 
     def abandon(self) -> None:
-        """Cancel it, and discard what it returns all the same."""
+        """Cancel the task, and discard a result that it returns all the same."""
         self._abandoned = True
         if self.done:
             self._discard_value()
@@ -171,15 +170,11 @@ class _Call(Generic[T]):
                 self._discard(value)
 
 
-class _Starter(Protocol):
-    def __call__(self, call: _Call[Any], /) -> None: ...
-
-
 # asyncio itself keeps only weak references to its tasks.
 _calls: set[asyncio.Task[None]] = set()
 
 
-def _start_on_asyncio(call: _Call[Any], /) -> None:
+def _start_on_asyncio(call: _Call[Any]) -> None:
     task = _new_task(call.run())
     if not task.done():
         call.cancel = task.cancel
@@ -198,8 +193,8 @@ else:
         return asyncio.get_running_loop().create_task(coroutine)
 
 
-def _starter_on_trio(tasks: TaskGroup) -> _Starter:
-    def start(call: _Call[Any], /) -> None:
+def _starter_on_trio(tasks: TaskGroup) -> Callable[[_Call[Any]], None]:
+    def start(call: _Call[Any]) -> None:
         scope = anyio.CancelScope()
         call.cancel = scope.cancel
 
@@ -212,9 +207,9 @@ def _starter_on_trio(tasks: TaskGroup) -> _Starter:
     return start
 
 
-def _watch(receive: Receive | None, wait: _Wait) -> DisconnectWatcher | None:
+def _watch_disconnect(receive: Receive | None, wait: _Wait) -> DisconnectWatcher | None:
     if receive is None or not on_asyncio() or not can_step(receive):
         return None
     watcher = DisconnectWatcher(receive, wait)
-    watcher.listen()
+    watcher.start()
     return watcher

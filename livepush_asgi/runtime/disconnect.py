@@ -1,8 +1,7 @@
-"""DisconnectWatcher: hears from an ASGI `receive` that the client has left, without a task that waits for it.
+"""DisconnectWatcher: waits for the `http.disconnect` of an ASGI `receive`, without a task.
 
-A task that sleeps for hours, with its context and its coroutine, is a fifth of what a stream holds and a
-third of what it costs to open one. Where it is known how `receive` waits, a callback of the event loop waits
-instead.
+A task with its context and its coroutine takes a fifth of the memory of a stream, and a third of the time to
+open one. Where `can_step` knows how `receive` waits, a callback of the event loop steps it instead.
 """
 
 import asyncio
@@ -14,30 +13,30 @@ from typing import Any, Protocol
 from .asgi import Message, Receive
 
 
-class _Local(threading.local):
-    """One empty context for all the callbacks of a thread, which runs one of them at a time."""
+class _ThreadContext(threading.local):
+    """One empty context for all callbacks of a thread: a thread runs one callback at a time."""
 
     def __init__(self) -> None:
         self.context = Context()
 
 
-_local = _Local()
+_thread = _ThreadContext()
 
 
 class DisconnectHandler(Protocol):
-    """Is told of a disconnect. The calls come from the event loop, outside of any task."""
+    """Handles a disconnect. The event loop calls the methods outside of any task."""
 
     def client_left(self) -> None:
-        """Take note that the client has left."""
+        """Called when the client has disconnected."""
         ...
 
     def receive_failed(self, error: Exception) -> None:
-        """Take note that `receive` has raised."""
+        """Called when `receive` has raised."""
         ...
 
 
 class DisconnectWatcher:
-    """Waits for `http.disconnect`, from `listen` until `close`, where `can_step` is true of `receive`."""
+    """Waits for `http.disconnect`, from `start` until `close`. Requires `can_step(receive)`."""
 
     __slots__ = ("_coroutine", "_handler", "_receive")
 
@@ -46,37 +45,37 @@ class DisconnectWatcher:
         self._handler = handler
         self._coroutine: Coroutine[Any, Any, Message] | None = None
 
-    def listen(self) -> None:
-        """Begin to wait. Returns at once; the handler may have been called by then."""
-        # The first message is the request, which is there already; the second one is waited for.
+    def start(self) -> None:
+        """Start to wait. Returns at once; it may call the handler before it returns."""
+        # The first message is the request, which is there already; the second `receive` waits.
         for _ in range(2):
-            self._ask()
+            self._call_receive()
             if not self._step():
                 return
-        self._ask_soon()
+        self._call_receive_soon()
 
     def close(self) -> None:
-        """Listen no more. Returns at once; harmless the second time."""
+        """Stop waiting. Returns at once; harmless the second time."""
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
             coroutine.close()
 
-    def _ask(self) -> None:
-        # One Coroutine, by `can_step`: the type of `receive` has to be wider.
+    def _call_receive(self) -> None:
+        # `can_step` guarantees a coroutine; the type of `receive` is wider.
         coroutine: Any = self._receive()
         self._coroutine = coroutine
 
-    def _ask_soon(self) -> None:
-        # In the loop's next turn, for a `receive` that never waits.
-        self._ask()
-        asyncio.get_running_loop().call_soon(self._go_on, context=_local.context)
+    def _call_receive_soon(self) -> None:
+        # In the next turn of the loop: a `receive` that never waits must not block it.
+        self._call_receive()
+        asyncio.get_running_loop().call_soon(self._resume, context=_thread.context)
 
-    def _go_on(self, done: asyncio.Future[object] | None = None) -> None:
+    def _resume(self, done: asyncio.Future[object] | None = None) -> None:
         if self._step():
-            self._ask_soon()
+            self._call_receive_soon()
 
     def _step(self) -> bool:
-        """Go on with the wait; return True if it brought another message than `http.disconnect`."""
+        """Resume `receive`. Return True if it returned another message than `http.disconnect`."""
         coroutine = self._coroutine
         if coroutine is None:
             return False
@@ -84,9 +83,9 @@ class DisconnectWatcher:
             future = coroutine.send(None)
         except StopIteration as returned:
             self._coroutine = None
-            return self._is_another(returned.value)
+            return self._is_other_message(returned.value)
         except asyncio.CancelledError:
-            # The server has cancelled what it waited for: the connection is gone.
+            # The server has cancelled the future that `receive` waited for: the connection is closed.
             self._coroutine = None
             self._handler.client_left()
         except Exception as error:
@@ -98,14 +97,14 @@ class DisconnectWatcher:
 
     def _wait_for(self, future: Any) -> None:
         if future is None:
-            # It only lets other tasks run, as `asyncio.sleep(0)` does.
-            asyncio.get_running_loop().call_soon(self._go_on, context=_local.context)
+            # A bare `yield`, as of `asyncio.sleep(0)`, only lets other tasks run.
+            asyncio.get_running_loop().call_soon(self._resume, context=_thread.context)
         else:
-            # As a task does: https://docs.python.org/3/library/asyncio-extending.html
+            # As an asyncio task does: https://docs.python.org/3/library/asyncio-extending.html
             future._asyncio_future_blocking = False
-            future.add_done_callback(self._go_on, context=_local.context)
+            future.add_done_callback(self._resume, context=_thread.context)
 
-    def _is_another(self, message: Message) -> bool:
+    def _is_other_message(self, message: Message) -> bool:
         if message["type"] != "http.disconnect":
             return True
         self._handler.client_left()

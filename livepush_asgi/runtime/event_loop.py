@@ -1,4 +1,4 @@
-"""The event loop of asyncio or trio: what the component needs of it and anyio does not offer."""
+"""Functions of the asyncio or trio event loop that anyio does not offer."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.to_thread
 
-# `Any` is what asyncio and trio themselves declare for what a coroutine yields and is sent.
+# asyncio and trio themselves declare `Any` for the values that a coroutine yields and receives.
 T = TypeVar("T")
 BackgroundFunction = Callable[[], Coroutine[Any, Any, None]]
 Caller = Callable[[Callable[[], object]], None]
 
 
 def loop_identity() -> object:
-    """Return an object that is the same as long as the same event loop runs."""
+    """Return an object that identifies the running event loop."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -27,7 +27,7 @@ def loop_identity() -> object:
 
 
 def is_running(loop: object) -> bool:
-    """Return whether an event loop, as `loop_identity` returned it, still runs. From any thread."""
+    """Return whether an event loop, given by its `loop_identity`, still runs. Any thread may call this."""
     if isinstance(loop, asyncio.AbstractEventLoop):
         return loop.is_running()
     import trio
@@ -41,7 +41,7 @@ def is_running(loop: object) -> bool:
 
 
 async def run_on(loop: object, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Await a coroutine on another thread's event loop, as `loop_identity` returned it."""
+    """Await a coroutine on the event loop of another thread, given by its `loop_identity`."""
     if isinstance(loop, asyncio.AbstractEventLoop):
         return await anyio.to_thread.run_sync(
             lambda: asyncio.run_coroutine_threadsafe(function(), loop).result(), abandon_on_cancel=True
@@ -53,7 +53,7 @@ async def run_on(loop: object, function: Callable[[], Coroutine[Any, Any, T]]) -
 
 
 def on_asyncio() -> bool:
-    """Return whether the running loop is asyncio's, or one that is made for it."""
+    """Return whether an asyncio event loop runs, such as uvloop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -62,7 +62,7 @@ def on_asyncio() -> bool:
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop:
-    """Return the running loop, for what is written for asyncio alone. Raises RuntimeError on another kind."""
+    """Return the running asyncio loop. Raises RuntimeError on trio."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -73,10 +73,9 @@ def asyncio_loop() -> asyncio.AbstractEventLoop:
 
 
 def threadsafe_caller() -> Caller:
-    """Return a function that makes the running loop call another function soon.
+    """Return a function that schedules another function on the running loop.
 
-    It may be used from a signal handler, a finalizer or another thread. Once the loop has ended it does
-    nothing.
+    A signal handler, a finalizer or another thread may call it. After the end of the loop it does nothing.
     """
     try:
         loop = asyncio.get_running_loop()
@@ -92,7 +91,7 @@ def threadsafe_caller() -> Caller:
 
 
 def soon_caller() -> Callable[[Callable[[], object]], object]:
-    """Return a function that makes the running loop call another one in its next turn. Not thread-safe."""
+    """Return a function that schedules another function in the loop's next turn. Not thread-safe."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -118,9 +117,9 @@ def start_task(
 ) -> asyncio.Task[None]:
     """Start a task of the running asyncio loop whose first step runs in a later turn of the loop.
 
-    With `asyncio.eager_task_factory` the first step of a task made by `create_task` runs at once, before the
-    caller has stored the task and has set the state that the task looks at. So the loop's task factory is
-    not used here.
+    With `asyncio.eager_task_factory`, `create_task` runs the first step of a task at once, before the caller
+    has stored the task and set the state that the task reads. So this function does not use the loop's task
+    factory.
     """
     return asyncio.Task(coroutine, loop=asyncio_loop(), name=name, context=context)
 
@@ -130,9 +129,9 @@ _background: set[asyncio.Task[None]] = set()
 
 
 def spawn(function: BackgroundFunction, name: str, context: Context | None = None) -> None:
-    """Start a task that belongs to the loop and not to the caller, in `context` or an empty one.
+    """Start a task that outlives the caller, in `context` or an empty context.
 
-    It runs until it returns, or until the loop ends and cancels it. It must not raise.
+    The task runs until it returns, or until the loop ends and cancels it. The function must not raise.
     """
     context = Context() if context is None else context
     if not on_asyncio():
@@ -146,7 +145,7 @@ def spawn(function: BackgroundFunction, name: str, context: Context | None = Non
 
 
 def time_source() -> Callable[[], float]:
-    """Return a function that returns the time of the running loop's monotonic clock, in seconds."""
+    """Return the clock function of the running loop: monotonic, in seconds."""
     try:
         return asyncio.get_running_loop().time
     except RuntimeError:
@@ -156,7 +155,7 @@ def time_source() -> Callable[[], float]:
 
 
 def now() -> float:
-    """Return the time of the running loop's clock, in seconds. `time_source` is cheaper in hot paths."""
+    """Return the time of the running loop's clock, in seconds. In hot paths `time_source` is faster."""
     try:
         return asyncio.get_running_loop().time()
     except RuntimeError:
@@ -166,7 +165,7 @@ def now() -> float:
 
 
 async def pause() -> None:
-    """Let other tasks run. Unlike anyio's checkpoint it works outside of a task too."""
+    """Let other tasks run. Unlike a checkpoint of anyio, it also works outside of a task."""
     if on_asyncio():
         await asyncio.sleep(0)
     else:
@@ -175,10 +174,10 @@ async def pause() -> None:
         await trio.lowlevel.checkpoint()
 
 
-# A sleep with a timeout may take up to this much longer, in seconds.
-GRAIN = 0.05
+# The timeout of a sleep is up to this much later, in seconds.
+TIMEOUT_RESOLUTION = 0.05
 
-#: The sleep of one task: a future of asyncio or an event of anyio.
+#: The sleep of one task: an asyncio future or an anyio event.
 Sleep = Any
 
 
@@ -186,20 +185,20 @@ class Alarm(Protocol):
     """Lets tasks sleep until they are woken. Stateless; shared by all streams of a process."""
 
     def set(self) -> Sleep:
-        """Begin a sleep, and return it. From now on `wake` can end it."""
+        """Return a new sleep. From now on `wake` can end it."""
         ...
 
     def wait(self, sleep: Sleep, timeout: float | None = None) -> Awaitable[bool]:
-        """Sleep until woken, and return True; return False after `timeout` seconds."""
+        """Sleep. Return True when woken, and False after `timeout` seconds."""
         ...
 
     def wake(self, sleep: Sleep) -> None:
-        """End a sleep. Returns at once; harmless when the sleep has ended already."""
+        """End a sleep. Returns at once; harmless if the sleep has ended."""
         ...
 
 
 class _AsyncioAlarm:
-    """A sleep is a future: a stream sleeps once for every event, and anyio's Event costs several µs."""
+    """Sleeps on futures: a stream sleeps once for every event, and an anyio Event costs several µs."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -208,10 +207,10 @@ class _AsyncioAlarm:
         return self._loop.create_future()
 
     def wait(self, sleep: asyncio.Future[bool], timeout: float | None = None) -> Awaitable[bool]:
-        # Return the future itself: ten thousand sleeping streams do without a coroutine each.
+        # Return the future itself, which saves a coroutine for each sleeping stream.
         if timeout is not None:
-            # On a grid, so that the sleeps of many streams end in few turns of the loop.
-            when = math.ceil((self._loop.time() + timeout) / GRAIN) * GRAIN
+            # Round up, so that the sleeps of many streams end in few turns of the loop.
+            when = math.ceil((self._loop.time() + timeout) / TIMEOUT_RESOLUTION) * TIMEOUT_RESOLUTION
             timer = self._loop.call_at(when, self._end, sleep, False)
             sleep.add_done_callback(lambda done: timer.cancel())
         return sleep
@@ -247,7 +246,7 @@ def make_alarm() -> Alarm:
 
 
 class Waker:
-    """Lets one task of the running loop sleep until it is woken. A wake-up while it is awake is dropped."""
+    """Lets one task of the running loop sleep until woken. A `wake` while the task is awake has no effect."""
 
     __slots__ = ("_alarm", "_sleep")
 
@@ -256,7 +255,7 @@ class Waker:
         self._sleep: Sleep | None = None
 
     def wake(self) -> None:
-        """Wake the task, if it sleeps. Returns at once."""
+        """Wake the task if it sleeps. Returns at once."""
         if self._sleep is not None:
             self._alarm.wake(self._sleep)
 

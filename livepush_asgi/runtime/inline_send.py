@@ -1,7 +1,7 @@
-"""InlineSend: calls an ASGI `send` outside of the stream's task, in the middle of a delivery.
+"""InlineSend: calls an ASGI `send` outside of the stream's task, during a delivery.
 
-Waking a task costs more than sending. Where `send` usually returns without waiting, its coroutine is stepped
-by hand. Only if it does wait does the stream's task go on with it.
+Waking a task costs more than sending. `send` usually returns without waiting, so `InlineSend` steps its
+coroutine directly. If `send` does wait, the stream's task finishes the coroutine.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from .asgi import Send
 
 logger = logging.getLogger("livepush_asgi")
 
-# A `send` may be begun here and finished in another task if it waits for nothing but futures of asyncio and
-# uses nothing that belongs to a task, such as a cancel scope or a timeout. The same holds for `receive`. The
-# functions of these servers are like that. A function that a middleware has put around them may not be, so it
-# is not stepped. Another server can mark its own functions with an attribute `livepush_inline = True`.
+# A `send` may start outside of its task if it waits for asyncio futures only and uses nothing that belongs to
+# a task, such as a cancel scope or a timeout. The same holds for `receive`. These functions fulfil that. A
+# function that a middleware has put around them may not, so it is not stepped. Another server can mark its
+# own functions with an attribute `livepush_inline = True`.
 # https://github.com/encode/uvicorn/tree/master/uvicorn/protocols/http
-_KNOWN = frozenset(
+_STEPPABLE = frozenset(
     {
         (f"uvicorn.protocols.http.{module}", f"RequestResponseCycle.{name}")
         for module in ("httptools_impl", "h11_impl")
@@ -31,33 +31,33 @@ _KNOWN = frozenset(
     }
 )
 
-# The first and the last version of uvicorn (without the patch number) whose functions were tested.
+# The first and the last tested version of uvicorn, without the patch number.
 TESTED_UVICORN = ((0, 34), (0, 54))
 
-# The known functions that were seen: every request asks for two of them.
-_found: set[types.FunctionType] = set()
+# The functions that passed the check: every request checks two.
+_verified: set[types.FunctionType] = set()
 
 
 def can_step(function: object) -> bool:
     """Return whether this `send` or `receive` may be stepped outside of the stream's task."""
     function = getattr(function, "__func__", function)
-    if isinstance(function, types.FunctionType) and function in _found:
+    if isinstance(function, types.FunctionType) and function in _verified:
         return True
-    # `functools.wraps` copies the name and the attributes of a function to one that may do anything.
+    # `functools.wraps` copies the name and the attributes of a function to a wrapper, which may do anything.
     if hasattr(function, "__wrapped__"):
         return False
-    if isinstance(function, types.FunctionType) and _is_known(function):
+    if isinstance(function, types.FunctionType) and _is_steppable(function):
         return True
     return getattr(function, "livepush_inline", False) is True
 
 
-def _is_known(function: types.FunctionType) -> bool:
-    # By what it was compiled from, and not by the names that it was given later.
-    if (function.__globals__.get("__name__"), function.__code__.co_qualname) not in _KNOWN:
+def _is_steppable(function: types.FunctionType) -> bool:
+    # Compare the names in the code object: `functools.wraps` does not change them.
+    if (function.__globals__.get("__name__"), function.__code__.co_qualname) not in _STEPPABLE:
         return False
     if not _is_tested(str(getattr(sys.modules.get("uvicorn"), "__version__", ""))):
         return False
-    _found.add(function)
+    _verified.add(function)
     return True
 
 
@@ -67,10 +67,10 @@ def _is_tested(version: str) -> bool:
     first, last = TESTED_UVICORN
     if found is not None and first <= (int(found[1]), int(found[2])) <= last:
         return True
-    # Cached, so that it is said once.
+    # `lru_cache` limits this line to one per version.
     logger.info(
-        "uvicorn %s is not among the versions whose `send` is known to run outside of its task "
-        "(%d.%d to %d.%d): each stream's own task sends, which costs more processor time",
+        "uvicorn %s is not among the versions whose `send` was tested outside of its task "
+        "(%d.%d to %d.%d): each stream's own task sends, which takes more processor time",
         version or "of an unknown version",
         *first,
         *last,
@@ -79,58 +79,60 @@ def _is_tested(version: str) -> bool:
 
 
 class InlineSend(ABC):
-    """Sends chunks by stepping `send`, where `can_step` is true of it. Base of a stream's driver."""
+    """Sends chunks by stepping `send`. Requires `can_step(send)`. Base class of the drivers."""
 
-    __slots__ = ("_send", "_yielded", "begun")
+    __slots__ = ("_send", "_yielded", "unfinished")
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        #: The `send` of a chunk that is on its way: until `finish` has returned nothing else may be sent.
-        self.begun: Coroutine[Any, Any, None] | None = None
+        #: A `send` that has started and waits. Until `finish` returns, the driver must not send anything
+        #: else.
+        self.unfinished: Coroutine[Any, Any, None] | None = None
         self._yielded: object = None
 
     @abstractmethod
     def send_failed(self, error: Exception) -> None:
-        """Take note that `send` has raised. Returns at once."""
+        """Called when `send` has raised. Returns at once."""
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Stop driving the stream, in the middle of a send too. Returns at once; harmless the second time."""
+        """Stop the driver, even during a send. Returns at once; harmless the second time."""
 
     def begin(self, chunk: bytes) -> bool:
-        """Send a chunk, or as much of it as goes without waiting; return whether that was all."""
-        # One Coroutine, by `can_step`: the type of `send` has to be wider.
+        """Start to send a chunk. Return True if `send` has returned, False if `finish` has to be awaited."""
+        # `can_step` guarantees a coroutine; the type of `send` is wider.
         coroutine: Any = self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         try:
             self._yielded = coroutine.send(None)
         except StopIteration:
             return True
         except asyncio.CancelledError:
-            # No task runs here that could be cancelled: the server has given up what `send` waited for.
-            self.send_failed(ConnectionAbortedError("the server has given up the connection"))
+            # No task runs here that could be cancelled: the server has cancelled the future that `send`
+            # awaits.
+            self.send_failed(ConnectionAbortedError("the server has closed the connection"))
             return True
         except Exception as error:
             self.send_failed(error)
             return True
-        self.begun = coroutine
+        self.unfinished = coroutine
         return False
 
     async def finish(self) -> None:
-        """Wait for what was begun. Raises what `send` raises."""
-        coroutine, self.begun = self.begun, None
+        """Finish the `send` that `begin` has started. Raises what `send` raises."""
+        coroutine, self.unfinished = self.unfinished, None
         if coroutine is not None:
-            await _go_on(coroutine, self._yielded)
+            await _resume(coroutine, self._yielded)
 
-    def give_up(self) -> None:
-        """Give up what was begun and not finished."""
-        coroutine, self.begun = self.begun, None
+    def abandon(self) -> None:
+        """Close the `send` that `begin` has started and `finish` has not finished."""
+        coroutine, self.unfinished = self.unfinished, None
         if coroutine is not None:
             coroutine.close()
 
 
 @types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, None], yielded: object) -> Generator[Any, Any, None]:
-    """Hand on what a coroutine waits for, until it returns."""
+def _resume(coroutine: Coroutine[Any, Any, None], yielded: object) -> Generator[Any, Any, None]:
+    """Run a coroutine from its first `yield` to its end, as `yield from` would."""
     try:
         while True:
             try:

@@ -11,17 +11,17 @@ from .event_loop import time_source
 
 logger = logging.getLogger("livepush_asgi")
 
-# A timer is called up to this much late, in seconds, so that ten thousand streams do not wake the scheduler
-# ten thousand times in every heartbeat interval.
+# A timer fires up to this much late, in seconds, so that ten thousand streams do not wake the scheduler ten
+# thousand times in every heartbeat interval.
 RESOLUTION = 0.05
-# A longer delay, in seconds, never ends: more than thirty years. So no deadline of a loop overflows.
+# A longer delay, in seconds, never ends. So no deadline of an event loop overflows.
 NEVER = 1e9
-# A smaller heap is not compacted: that would cost more than it frees.
-WORTH_COMPACTING = 64
+# A smaller heap is not compacted: that would cost more time than it saves memory.
+COMPACT_FROM = 64
 
 
 class Timer:
-    """A function that the scheduler calls once, unless `cancel` is called before."""
+    """A function that the scheduler calls once, unless the timer is cancelled before."""
 
     __slots__ = ("_function", "_on_cancel", "_subject", "when")
 
@@ -43,18 +43,18 @@ class Timer:
         return self._function is None
 
     def cancel(self) -> None:
-        """Drop the function. Harmless the second time, and after the function was called."""
+        """Cancel the timer. Harmless the second time, and after the function was called."""
         self._function = self._subject = None
         on_cancel, self._on_cancel = self._on_cancel, None
         if on_cancel is not None:
             on_cancel()
 
-    def leave(self) -> None:
-        """Take note that the scheduler does not hold this timer any more."""
+    def mark_removed(self) -> None:
+        """Called when the scheduler has removed the timer from its heap."""
         self._on_cancel = None
 
     def call(self) -> None:
-        """Call the function, unless cancelled. Exceptions are logged."""
+        """Call the function unless the timer is cancelled. Logs exceptions."""
         try:
             if self._function is None:
                 return
@@ -70,22 +70,22 @@ class Timer:
 
 
 class Scheduler:
-    """Calls plain functions when they are due, or up to `RESOLUTION` later, while `run` is running."""
+    """Calls plain functions at their time, or up to `RESOLUTION` later, while `run` is running."""
 
     def __init__(self) -> None:
-        #: The loop's own monotonic clock.
+        #: The monotonic clock of the event loop.
         self.now = time_source()
         self._timers: list[Timer] = []
-        # How many of them are cancelled.
+        # How many timers in the heap are cancelled.
         self._cancelled = 0
-        # Made once, and not for each timer.
-        self._on_cancel = self._note_cancelled
-        self._earlier = anyio.Event()
+        # One bound method for all timers.
+        self._on_cancel = self._count_cancelled
+        self._earlier_timer_set = anyio.Event()
         self._sleeping_until = math.inf
-        self._called_at = -math.inf
+        self._last_call_at = -math.inf
 
     def __len__(self) -> int:
-        """Return how many timers are held. At most half of them, or a few dozen, are cancelled."""
+        """Return the size of the heap. At most half of its timers, or a few dozen, are cancelled."""
         return len(self._timers)
 
     def call_later(self, delay: float, function: Callable[..., None], subject: object = None) -> Timer:
@@ -99,34 +99,34 @@ class Scheduler:
         timer = Timer(self.now() + max(0.0, delay), function, subject, self._on_cancel)
         heapq.heappush(self._timers, timer)
         if timer.when < self._sleeping_until - RESOLUTION:
-            self._earlier.set()
+            self._earlier_timer_set.set()
         return timer
 
     async def run(self) -> None:
-        """Call the timers as they become due, until cancelled."""
+        """Call each timer when it is due, until cancelled."""
         while True:
-            self._earlier = anyio.Event()
+            self._earlier_timer_set = anyio.Event()
             self._sleeping_until = self._next_wakeup()
             with anyio.CancelScope(deadline=self._sleeping_until):
-                await self._earlier.wait()
+                await self._earlier_timer_set.wait()
             self._call_due()
 
     def _next_wakeup(self) -> float:
         if not self._timers:
             return math.inf
-        # A timer that was set again while it was called may be due already. It waits all the same, so that
-        # the loop moves on even if its clock stands still between two turns.
-        when = max(self._timers[0].when, self._called_at + RESOLUTION / 2)
-        # The rounded product may be a hair before `when`, which would then never be due.
+        # A function may set a timer that is due at once. Wait all the same, so that the loop moves on even if
+        # its clock does not advance between two turns.
+        when = max(self._timers[0].when, self._last_call_at + RESOLUTION / 2)
+        # Rounding may yield a time just before `when`, at which the timer would not be due.
         return max(when, math.ceil(when / RESOLUTION) * RESOLUTION)
 
     def _call_due(self) -> None:
-        self._called_at = now = self.now()
-        # Collected first, so that a timer that is set meanwhile is not called in this turn.
+        self._last_call_at = now = self.now()
+        # Collect first, so that timers which the functions set are not called in this turn.
         due = []
         while self._timers and self._timers[0].when <= now:
             timer = heapq.heappop(self._timers)
-            timer.leave()
+            timer.mark_removed()
             if timer.cancelled:
                 self._cancelled -= 1
             else:
@@ -134,10 +134,10 @@ class Scheduler:
         for timer in due:
             timer.call()
 
-    def _note_cancelled(self) -> None:
+    def _count_cancelled(self) -> None:
         self._cancelled += 1
-        # Each pass over the heap removes more than half of it, so a cancellation costs O(1) on average.
-        if self._cancelled > len(self._timers) // 2 and len(self._timers) >= WORTH_COMPACTING:
+        # Each compaction removes more than half of the heap, so a cancellation costs O(1) on average.
+        if self._cancelled > len(self._timers) // 2 and len(self._timers) >= COMPACT_FROM:
             self._timers = [timer for timer in self._timers if not timer.cancelled]
             heapq.heapify(self._timers)
             self._cancelled = 0

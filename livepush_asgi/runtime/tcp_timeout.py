@@ -1,7 +1,8 @@
-"""TCP_USER_TIMEOUT of the connections under the streams: how long data may be unacknowledged.
+"""TcpTimeouts: sets TCP_USER_TIMEOUT, the time for which data may be unacknowledged, on stream connections.
 
-ASGI does not tell when a client vanishes (a cut cable, a phone in a tunnel). The kernel sends its heartbeats
-again for a quarter of an hour before it gives up. With this option it gives up sooner. Linux only.
+ASGI does not report a client that vanishes (a cut cable, a phone in a tunnel). The kernel retransmits the
+heartbeats for a quarter of an hour before it closes the connection. This option shortens that time. Linux
+only.
 https://man7.org/linux/man-pages/man7/tcp.7.html
 """
 
@@ -20,61 +21,61 @@ Address = tuple[str, int]
 
 _OPTION: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 _OPEN_FILES = "/proc/self/fd"
-# So many files are looked at in one go: less than a millisecond.
-_AT_ONCE = 200
+# How many files are checked in one turn of the loop; this takes less than a millisecond.
+_FILES_PER_BATCH = 200
 
 
 def address_of(client: object) -> Address | None:
-    """Return where a client is connected from, of what `scope["client"]` says; None where it is not told."""
+    """Return the client address in `scope["client"]`, or None if the server does not provide one."""
     match client:
-        # Zero is a server's "unknown"; granian writes the number as text.
+        # Some servers use port 0 for an unknown address. granian writes the port as text.
         case [str(host), int() | str() as port] if str(port).isdecimal() and int(port):
-            return _plain(host), int(port)
+            return _normalized(host), int(port)
     return None
 
 
 class Connection(Protocol):
-    """A socket, or what an event loop gives for one."""
+    """A socket: that of Python, or that of an event loop."""
 
     def getsockopt(self, level: int, option: int, /) -> int:
-        """Return a number that the connection has."""
+        """Return the value of a socket option."""
         ...
 
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
-        """Set a number of the connection."""
+        """Set the value of a socket option."""
         ...
 
 
-#: A connection that was limited for a response: itself, or the address by which it is looked for.
+#: A connection with a timeout: the socket, or the address by which the socket is found.
 Limited = Connection | Address
 
 
 class TcpTimeouts:
-    """Sets the option on the connections of streams, to the send timeout, and takes it back.
+    """Sets the option to the send timeout on the connections of streams, and resets it.
 
-    uvicorn gives access to the socket. Other servers hide it; but it is an open file of this process, and the
-    client's address is known, so one look through all open files finds the connections that are new.
+    uvicorn gives access to the socket. Other servers do not. But the socket is an open file of this process
+    and the client's address is known, so a scan of all open files finds the sockets of new streams.
     """
 
     def __init__(self, scheduler: Scheduler, timing: Timing) -> None:
         self._scheduler = scheduler
         # The kernel takes whole milliseconds.
         self._limit = max(1, round(timing.send_timeout * 1000))
-        # Before the first heartbeat nothing is sent that could stay unacknowledged.
+        # Before its first heartbeat a stream sends nothing that could stay unacknowledged.
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
-        self._sought: set[Address] = set()
-        self._looking = False
-        # How many streams a connection carries that has an address alone: several over HTTP/2.
-        self._carried: dict[Address, int] = {}
-        # The open files that were limited.
+        self._unmatched: set[Address] = set()
+        self._scan_scheduled = False
+        # How many streams the connection from an address carries: over HTTP/2 there may be several.
+        self._stream_counts: dict[Address, int] = {}
+        # The file descriptors of the connections whose option was set.
         self._files: dict[Address, int] = {}
 
     def limit(self, client: object, receive: Receive | None = None) -> Limited | None:
-        """Limit one connection: at once if `receive` leads to its socket, else before its first heartbeat.
+        """Set the option of a connection: at once if `receive` gives access to the socket, or else in a scan.
 
-        `client` is `scope["client"]`. Nothing is done where that is not the address of the connection, behind
-        a proxy or on a Unix socket, nor to a connection that has a limit already. Pass the result to
-        `release` when the response has ended.
+        The scan runs before the first heartbeat. `client` is `scope["client"]`. The scan finds no socket if
+        that is not the address of the connection: behind a proxy, or on a Unix socket. A connection whose
+        option is set already stays unchanged. Pass the result to `release` when the response has ended.
         """
         if _OPTION is None:
             return None
@@ -83,76 +84,76 @@ class TcpTimeouts:
             return connection
         address = address_of(client)
         if address is not None:
-            carried = self._carried[address] = self._carried.get(address, 0) + 1
+            carried = self._stream_counts[address] = self._stream_counts.get(address, 0) + 1
             if carried == 1:
-                self._sought.add(address)
-                if not self._looking:
-                    self._looking = True
-                    self._scheduler.call_later(self._delay, self._look)
+                self._unmatched.add(address)
+                if not self._scan_scheduled:
+                    self._scan_scheduled = True
+                    self._scheduler.call_later(self._delay, self._scan_files)
         return address
 
     def release(self, limited: Limited | None, *, stuck: bool) -> None:
-        """Take the limit back: the connection may carry other responses, such as a download that pauses.
+        """Reset the option: the connection may carry other responses, such as a download that pauses.
 
-        Where the response was given up because the client is `stuck`, the limit stays, so that the kernel
-        soon drops what the client does not take.
+        If the stream ended because its client is `stuck`, the option stays, so that the kernel soon closes
+        the connection.
         """
         if isinstance(limited, tuple):
-            self._leave(limited, stuck)
+            self._release_address(limited, stuck)
         elif limited is not None and not stuck:
             _change(limited, self._limit, 0)
 
-    def _leave(self, address: Address, stuck: bool) -> None:
-        carried = self._carried.pop(address)
+    def _release_address(self, address: Address, stuck: bool) -> None:
+        carried = self._stream_counts.pop(address)
         if carried > 1:
-            self._carried[address] = carried - 1
+            self._stream_counts[address] = carried - 1
             return
-        self._sought.discard(address)
+        self._unmatched.discard(address)
         file = self._files.pop(address, None)
         if file is not None and not stuck:
             _change_file(file, address, self._limit, 0)
 
-    def _look(self) -> None:
-        self._looking = False
-        sought, self._sought = self._sought, set()
+    def _scan_files(self) -> None:
+        self._scan_scheduled = False
+        sought, self._unmatched = self._unmatched, set()
         with contextlib.suppress(OSError):
-            self._go_on(sought, iter(os.listdir(_OPEN_FILES)))
+            self._scan_batch(sought, iter(os.listdir(_OPEN_FILES)))
 
-    def _go_on(self, sought: set[Address], files: Iterator[str]) -> None:
-        for _ in range(_AT_ONCE):
+    def _scan_batch(self, sought: set[Address], files: Iterator[str]) -> None:
+        for _ in range(_FILES_PER_BATCH):
             name = next(files, None)
             if name is None or not sought:
                 return
             self._limit_if_sought(int(name), sought)
-        self._scheduler.call_later(0.0, lambda: self._go_on(sought, files))
+        self._scheduler.call_later(0.0, lambda: self._scan_batch(sought, files))
 
     def _limit_if_sought(self, file: int, sought: set[Address]) -> None:
         address = _peer(file)
         if address not in sought:
             return
         sought.discard(address)
-        # Its stream may have ended since the look began.
-        if address in self._carried and _change_file(file, address, 0, self._limit):
+        # The stream may have ended since the scan began.
+        if address in self._stream_counts and _change_file(file, address, 0, self._limit):
             self._files[address] = file
 
 
 def _connection_of(receive: Receive | None) -> Connection | None:
-    """Return the connection if `receive` is a method of an object that has the transport, as uvicorn's is."""
+    """Return the socket if `receive` is a method of an object with a `transport`, as in uvicorn."""
     look_up = getattr(getattr(getattr(receive, "__self__", None), "transport", None), "get_extra_info", None)
     found: Connection | None = look_up("socket") if callable(look_up) else None
     return found
 
 
 def _change_file(file: int, address: Address, before: int, after: int) -> bool:
-    # The server may close the file at any time, in a thread too, and a new file may get its number. So the
-    # address is checked on a duplicate, which stays the same connection.
+    # The server may close the file at any time, in another thread too, and a new file may get its number. So
+    # check the address on a duplicate, which stays the same connection.
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(file)) as connection:
         return _peer(connection.fileno()) == address and _change(connection, before, after)
     return False
 
 
 def _change(connection: Connection, before: int, after: int) -> bool:
-    """Change the limit, in milliseconds, if it is `before` now; return whether it was."""
+    """Change the option from `before` to `after`, in milliseconds. Return False if it was not `before`."""
     assert _OPTION is not None
     try:
         if connection.getsockopt(socket.IPPROTO_TCP, _OPTION) != before:
@@ -165,7 +166,7 @@ def _change(connection: Connection, before: int, after: int) -> bool:
 
 
 def _peer(file: int) -> Address | None:
-    """Return who is at the other end of an open file, None if it is no connection over IP."""
+    """Return the peer address of an open file, or None if the file is no IP connection."""
     try:
         connection = socket.socket(fileno=file)
     except OSError:
@@ -176,9 +177,11 @@ def _peer(file: int) -> Address | None:
         return None
     finally:
         connection.detach()
-    return (_plain(found[0]), found[1]) if isinstance(found, tuple) and isinstance(found[0], str) else None
+    return (
+        (_normalized(found[0]), found[1]) if isinstance(found, tuple) and isinstance(found[0], str) else None
+    )
 
 
-def _plain(host: str) -> str:
-    """Return an address without the IPv6 prefix of a mapped IPv4 address and without an interface name."""
+def _normalized(host: str) -> str:
+    """Return a host without the IPv6 prefix of a mapped IPv4 address and without an interface name."""
     return host.removeprefix("::ffff:").partition("%")[0]

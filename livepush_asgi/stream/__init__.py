@@ -1,7 +1,7 @@
-"""One client's stream: what it is sent next, what waits for it, and where it is in the logs of its channels.
+"""One client's stream: its next chunk, its outbox, and its recovery from history.
 
 Only process/ and the rooms above it may import it. Start with `stream.py`: one connection from start to end.
-`composer.py` decides what goes out next; `outbox.py` holds what a slow client has not taken yet.
-`recovery.py` knows where the client is in the logs, `resumption.py` whether they have the positions that it
-has brought, and `history_reader.py` reads what it has not got.
+`composer.py` composes the next chunk; `outbox.py` holds the events that wait for a slow client. `recovery.py`
+keeps the client's position in each log; `resumption.py` checks the positions of a client that reconnects;
+`history_reader.py` reads the events that the client has missed.
 """

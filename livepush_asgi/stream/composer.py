@@ -1,10 +1,10 @@
-"""Composer: what one stream sends next, from the outbox, the history, a snapshot and the heartbeats.
+"""Composer: composes the next chunk of a stream from the outbox, history, a snapshot and heartbeats.
 
-Only `work` is awaited: reading history, or calling for a snapshot. The stream runs it in a task beside
-itself, goes on sending what is ready, and cancels it when it ends.
+The methods are synchronous, except `work`: reading history, or calling the snapshot. The stream runs `work`
+in a task of its own, meanwhile sends what is ready, and cancels the task when the stream ends.
 
-Until the client has been sent the whole state, each id that it gets says so. A client that is cut off in a
-snapshot, or before it, comes back with such an id and is sent the state again.
+Until the client has been sent the whole state, each id carries the mark of `owed`. A client that disconnects
+before the end of a snapshot reconnects with such an id, and is sent the state again.
 """
 
 import logging
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ..grant import Grant
 from ..hub.delivery import Batch, Delivery, gap_delivery
 from ..settings import Limits
-from ..wire.control import gap_block, id_block, opening, retry_line
+from ..wire.control import gap_block, id_block, open_block, retry_line
 from ..wire.cursor import Position, owed
 from ..wire.event import HEARTBEAT, with_id
 from ..wire.reasons import EndReason, GapReason
@@ -30,28 +30,28 @@ Work = Callable[[], Awaitable[None]]
 
 
 class Composer:
-    """Composes the bytes of one stream, in the order in which they go out."""
+    """Composes the bytes of one stream, in the order in which they are sent."""
 
     __slots__ = (
         "_context",
         "_control_events",
-        "_gap_waits",
+        "_gap_queued",
         "_grant",
         "_head",
         "_outbox",
-        "_owes_state",
-        "_passed",
-        "_queued",
+        "_outbox_filled",
         "_reader",
         "_recovery",
         "_resumable",
         "_resuming",
-        "_single",
+        "_single_channel",
         "_state",
+        "_state_owed",
+        "_unrecorded",
         "end_reason",
         "heartbeat_due",
-        "hurried",
         "opened",
+        "without_broker",
         "work",
     )
 
@@ -63,72 +63,78 @@ class Composer:
         control_events: bool,
         last_event_id: str | None,
     ) -> None:
-        #: Whether to open without having heard from the broker.
-        self.hurried = False
-        #: Whether the open event has been prepared.
+        #: Whether to open even if channels are not subscribed yet.
+        self.without_broker = False
+        #: Whether the open event has been composed.
         self.opened = False
         self.heartbeat_due = False
-        #: Why the stream has to end: a gap must be told without control events, or the snapshot failed.
+        #: Why the stream has to end: a gap cannot be sent without control events, or the snapshot failed.
         self.end_reason: EndReason | None = None
         self._context = context
         self._grant = grant
         self._control_events = control_events
         self._resuming = bool(last_event_id)
-        # Whether history has all that a client that comes back has missed; None until the logs were asked.
+        # Whether history has every event that the client has missed; None until this is known.
         self._resumable: bool | None = None
-        # Made for the first event that has to wait: most clients take each at once.
+        # Created for the first event that has to wait: most clients accept each event at once.
         self._outbox: Outbox | None = None
         replayed = context.limits.replay_events
         names = grant.channel_names
         resumption = Resumption(context.hub, names, last_event_id) if last_event_id else None
         self._recovery = RecoveryState(names, resumption, grant.replay, replayed)
-        # Whether something waits in the outbox, and whether a gap does.
-        self._queued = self._gap_waits = False
-        # The position of what was sent last on the one channel, if the recovery state has not been told yet.
-        self._passed: Position | None = None
-        # Made for the first to need it: a client that is new and keeps up never reads any history.
+        # Whether the outbox holds a delivery, and whether it holds a gap.
+        self._outbox_filled = self._gap_queued = False
+        # The position of the last delivery on a single channel, if it is not recorded in the recovery state
+        # yet.
+        self._unrecorded: Position | None = None
+        # Created on first use: a new client that keeps up never reads history.
         self._reader: HistoryReader | None = None
-        self._single = len(names) == 1
-        # Blocks that go out before anything else: the open event, a page of history.
+        self._single_channel = len(names) == 1
+        # Blocks that are sent before the outbox: the open event, a page of history.
         self._head = b""
         self._state = None if grant.snapshot is None else State(grant.snapshot)
-        self._owes_state = False
-        #: What has to be awaited beside the stream, None if that is nothing. It raises only when cancelled.
+        self._state_owed = False
+        #: The work to run in a task, or None. It raises only when cancelled.
         self.work: Work | None = None
 
     def put(self, batch: Batch) -> None:
-        """Queue deliveries, or leave them to the history. Raises OutboxFullError."""
-        self._queued = True
+        """Queue deliveries, except those that the stream will read from history. Raises OutboxFullError."""
+        self._outbox_filled = True
         outbox = self._outbox
         if outbox is None:
             outbox = self._outbox = _make_outbox(self._context.limits)
         if self._recovery.settled and outbox.put_all(batch.deliveries, batch.size):
             return
-        self._note_passed()
+        self._record_position()
         for delivery in batch.deliveries:
             if self._recovery.settled or self._recovery.admits(delivery):
                 self._put(outbox, delivery)
 
     def pass_through(self, batch: Batch) -> bytes:
-        """Return deliveries to send at once, past the outbox; b"" if something has to go out before them."""
-        if self._head or self._gap_waits or self._queued or not self._recovery.settled or self._owes_state:
+        """Return deliveries to send past the outbox, or b"" if other bytes have to be sent first."""
+        if (
+            self._head
+            or self._gap_queued
+            or self._outbox_filled
+            or not self._recovery.settled
+            or self._state_owed
+        ):
             return b""
         if batch.size > self._context.limits.message_bytes:
             return b""
         self.heartbeat_due = False
-        if not self._single:
+        if not self._single_channel:
             return self._compose(batch.deliveries)
-        # This runs once for every event and stream: the recovery state is told of the position when it
-        # matters.
-        self._passed = batch.position or self._passed
+        # This runs once for every event and stream, so the position is recorded only when it is needed.
+        self._unrecorded = batch.position or self._unrecorded
         return batch.joined
 
     def put_gap(self, channel: str, reason: GapReason, position: Position | None) -> None:
-        """Queue the word that events are missing. Raises OutboxFullError."""
-        self._note_passed()
+        """Queue a gap. Raises OutboxFullError."""
+        self._record_position()
         gap = gap_delivery(channel, reason, position)
         if self._recovery.admits(gap):
-            self._gap_waits = self._queued = True
+            self._gap_queued = self._outbox_filled = True
             if self._outbox is None:
                 self._outbox = _make_outbox(self._context.limits)
             self._put(self._outbox, gap)
@@ -140,39 +146,39 @@ class Composer:
             if not self._fall_behind(outbox, delivery):
                 raise
 
-    def begin(self, channel: str) -> None:
-        """Take note that a channel is subscribed: what is published from now on is the client's."""
-        self._recovery.begin(channel, self._context.hub.end_of(channel))
+    def channel_subscribed(self, channel: str) -> None:
+        """Called when a channel is subscribed: the client gets the events that are published from now on."""
+        self._recovery.record_start(channel, self._context.hub.end_of(channel))
 
-    def begin_late(self, channel: str) -> bool:
-        """Begin in a channel that was not there when the stream opened. False if a gap cannot be told."""
-        self._note_passed()
-        self._tell(self._recovery.place(self._context.hub.catch_up([channel]), late=True))
+    def channel_subscribed_late(self, channel: str) -> bool:
+        """Start a channel that was subscribed late. Return False if the stream has to end."""
+        self._record_position()
+        self._add_gaps(self._recovery.start_channels(self._context.hub.catch_up([channel]), late=True))
         return self.end_reason is None
 
-    def _tell(self, gaps: list[ChannelGap]) -> None:
-        """Tell of gaps before anything of their channels that history has."""
+    def _add_gaps(self, gaps: list[ChannelGap]) -> None:
+        """Compose gap events, to be sent before the events that history has."""
         for channel, reason in gaps:
-            self._owe_state()
+            self._resend_state()
             if not self._control_events:
-                self._head += self._end_instead()
+                self._head += self._end_at_gap()
                 return
             self._head += gap_block(channel, reason, self._id)
 
     @property
     def _id(self) -> str:
-        self._note_passed()
-        return owed(self._recovery.id) if self._owes_state else self._recovery.id
+        self._record_position()
+        return owed(self._recovery.id) if self._state_owed else self._recovery.id
 
-    def _owe_state(self) -> None:
+    def _resend_state(self) -> None:
         if self._state is not None:
-            self._state.owe()
-            self._owes_state = True
+            self._state.restart()
+            self._state_owed = True
 
     def open(self) -> bool:
-        """Begin in every channel that is there, and prepare the open event.
+        """Start every subscribed channel, and compose the open event.
 
-        Returns False while logs have to be asked first: await `work`, and call again.
+        Returns False if logs have to be read first: then run `work`, and call again.
         """
         resumption = self._recovery.resumption
         if resumption is not None and self._resumable is None:
@@ -182,39 +188,40 @@ class Composer:
                 return False
         hub, names = self._context.hub, self._grant.channel_names
         ends = hub.catch_up(names)
-        gaps = self._recovery.place(ends)
+        gaps = self._recovery.start_channels(ends)
         resumed = self._resuming and self._resumable is not False and not gaps
         if self._state is not None and not (resumed and self._recovery.has_state):
-            self._owe_state()
+            self._resend_state()
             resumed = False
         retry = self._context.timing.own_retry()
         self.opened = True
         if not self._control_events:
             self._head = retry_line(retry)
-            # Where the broker has no positions the id stays the same. To end the stream again tells no more.
-            if gaps and not self._recovery.came_with(self._id):
-                self._head += self._end_instead()
+            # Without history the id stays the same. Then a client that reconnects would meet the same gap for
+            # ever, so do not end the stream again.
+            if gaps and not self._recovery.has_cursor(self._id):
+                self._head += self._end_at_gap()
             return True
         not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
-        self._head = opening(retry, self._id, gaps, resumed=resumed, not_live=not_live)
+        self._head = open_block(retry, self._id, gaps, resumed=resumed, not_live=not_live)
         return True
 
-    def _end_instead(self) -> bytes:
-        """Have the stream end, as its client cannot be told of a gap; return the id that is behind the gap.
+    def _end_at_gap(self) -> bytes:
+        """End the stream, because its client does not accept a gap event. Return the id that follows the gap.
 
-        With it the client is not told again when it comes back.
+        With this id the client does not meet the same gap again when it reconnects.
         """
         self.end_reason = EndReason.BROKER
         return id_block(self._id)
 
     def ready(self) -> bytes:
-        """Return what can go out at once, b"" if that is nothing. Sets `work`, and perhaps `end_reason`."""
+        """Return the next chunk, or b"" if nothing is ready. Sets `work`, and perhaps `end_reason`."""
         chunk, self._head = self._head, b""
         if self.end_reason is None:
-            if self._state is not None and self._owes_state:
-                # State first, then the changes.
-                chunk += self._next_of_state(self._state)
-            if self._queued and not self._owes_state:
+            if self._state is not None and self._state_owed:
+                # The state precedes the changes.
+                chunk += self._next_state_blocks(self._state)
+            if self._outbox_filled and not self._state_owed:
                 chunk += self._take_queued()
         if self.end_reason is not None:
             chunk += self._head
@@ -226,45 +233,45 @@ class Composer:
         return chunk
 
     def _next_work(self) -> Work | None:
-        if self._state is not None and self._owes_state:
-            return self._read_state if self._state.wanted else None
+        if self._state is not None and self._state_owed:
+            return self._read_state if self._state.must_read else None
         if self._recovery.settled:
             return None
         if self._recovery.must_seek:
             return self._seek
-        # A page for each message, so that a busy live channel does not keep one that is behind waiting.
-        return self._read_on if self._recovery.behind and not self._head else None
+        # Read one page per chunk, so that a busy live channel does not delay a channel that is behind.
+        return self._read_history if self._recovery.behind and not self._head else None
 
     def flush(self) -> bytes:
-        """Return everything in the outbox. Events that are still to be read from history are not sent.
+        """Return the whole outbox as one chunk. Events that are still to be read from history are not sent.
 
-        A client that has not been sent the whole state comes back for it, and for what waits behind it.
+        A client that has not been sent the whole state gets the state and the outbox when it reconnects.
         """
         if not self.opened:
             return b""
         chunk, self._head = self._head, b""
-        while self._queued and self.end_reason is None and not self._owes_state:
+        while self._outbox_filled and self.end_reason is None and not self._state_owed:
             chunk += self._take_queued()
         return chunk + self._head
 
     def discard(self) -> None:
-        """Forget what waits."""
+        """Discard everything that has not been sent."""
         self._head = b""
-        self._outbox, self._queued = None, False
+        self._outbox, self._outbox_filled = None, False
 
-    def _note_passed(self) -> None:
-        if self._passed is not None:
-            self._recovery.mark_sent(self._grant.channel_names[0], self._passed)
-            self._passed = None
+    def _record_position(self) -> None:
+        if self._unrecorded is not None:
+            self._recovery.mark_sent(self._grant.channel_names[0], self._unrecorded)
+            self._unrecorded = None
 
     async def _look_up(self) -> None:
-        """Ask the logs whether they have all that the client has missed."""
+        """Read from the logs whether they have every event that the client has missed."""
         assert self._recovery.resumption is not None
         self._resumable = await self._recovery.resumption.look_up(self._context.timing.subscribe_timeout)
 
     async def _seek(self) -> None:
         assert self._recovery.resumption is not None
-        self._tell(self._recovery.place(await self._recovery.resumption.seek()))
+        self._add_gaps(self._recovery.start_channels(await self._recovery.resumption.seek()))
 
     async def _read_state(self) -> None:
         assert self._state is not None
@@ -281,76 +288,76 @@ class Composer:
             context.snapshots_fail = False
             logger.warning("snapshots can be read again")
 
-    def _next_of_state(self, state: State) -> bytes:
-        """Return the next blocks of the state. The last one brings an id that resumes without it."""
+    def _next_state_blocks(self, state: State) -> bytes:
+        """Return the next blocks of the state. The last block has an id without the mark of `owed`."""
         blocks = state.take(self._context.limits.message_bytes)
-        self._owes_state = state.owed
+        self._state_owed = state.owed
         if blocks and not state.owed:
-            self._note_passed()
+            self._record_position()
             blocks[-1] = with_id(blocks[-1], self._recovery.id)
         return b"".join(blocks)
 
     def _fall_behind(self, outbox: Outbox, delivery: Delivery) -> bool:
-        """Empty the outbox and read on from history, if that has what waits."""
+        """Empty the outbox and read on from history. Return False if history does not have the deliveries."""
         if self._context.limits.overflow != "resume":
             return False
-        channels = outbox.give_up_positioned()
+        channels = outbox.discard_for_history()
         if delivery.position is not None:
             channels.append(delivery.channel)
         elif channels:
             outbox.put(delivery)
-        self._note_passed()
+        self._record_position()
         self._recovery.fall_behind(channels)
         return bool(channels)
 
-    async def _read_on(self) -> None:
-        """Put a page of history at the head. A channel that has it all is live again at that moment."""
+    async def _read_history(self) -> None:
+        """Read a page of history into the head. A channel whose last event is read becomes live again."""
         if self._reader is None:
             self._reader = HistoryReader(self._context.hub, self._recovery, self._context.limits)
         deliveries = await self._reader.next_deliveries()
-        self._gap_waits = self._gap_waits or any(delivery.gap for delivery in deliveries)
+        self._gap_queued = self._gap_queued or any(delivery.gap for delivery in deliveries)
         self._head += self._compose(deliveries)
-        # The next page is read from there.
-        self._note_passed()
+        # The next page starts at the recorded position.
+        self._record_position()
 
     def _take_queued(self) -> bytes:
-        """Return the next part of the outbox, behind a gap for each channel of which events were dropped."""
+        """Return the next part of the outbox, after a gap for each channel whose events were dropped."""
         assert self._outbox is not None
         dropped = self._outbox.take_dropped()
         if dropped and not self._control_events:
             self.end_reason = EndReason.SLOW
             return b""
         deliveries = self._outbox.take()
-        self._queued = bool(self._outbox)
+        self._outbox_filled = bool(self._outbox)
         if not dropped:
             return self._compose(deliveries)
-        self._owe_state()
+        self._resend_state()
         gaps = b"".join([gap_block(channel, GapReason.OVERFLOW) for channel in dropped])
         return gaps + self._compose(deliveries)
 
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
-        """Join deliveries and take note of where the client will be when it has them."""
-        if self._single and not self._gap_waits and not self._owes_state:
-            # Each has its id, and the last one says where the client is.
+        """Join the blocks of deliveries, and record the positions that the client reaches with them."""
+        if self._single_channel and not self._gap_queued and not self._state_owed:
+            # Each block has its id, and the last position is the client's.
             for delivery in reversed(deliveries):
                 if delivery.position is not None:
-                    self._passed = delivery.position
+                    self._unrecorded = delivery.position
                     break
             return b"".join([delivery.block for delivery in deliveries])
-        # A gap may be in what is left.
-        self._gap_waits = self._gap_waits and self._queued
-        self._note_passed()
+        # A gap may be among the deliveries that are still in the outbox.
+        self._gap_queued = self._gap_queued and self._outbox_filled
+        self._record_position()
         blocks = []
         for delivery in deliveries:
             if delivery.gap:
-                self._owe_state()
+                self._resend_state()
             if delivery.position is not None:
                 self._recovery.mark_sent(delivery.channel, delivery.position)
             if delivery.gap and not self._control_events:
-                blocks.append(self._end_instead())
+                blocks.append(self._end_at_gap())
                 break
             block = delivery.block
-            if delivery.position is not None and (not self._single or self._owes_state):
+            if delivery.position is not None and (not self._single_channel or self._state_owed):
                 block = with_id(delivery.bare, self._id)
             blocks.append(block)
         return b"".join(blocks)

@@ -1,4 +1,4 @@
-"""StreamContext: what the streams of one process share."""
+"""StreamContext: the objects that the streams of one process share."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from ..settings import Limits, Timing
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class StreamContext:
-    """What the streams of one process share. The run makes one; each stream refers to it."""
+    """The objects that the streams of one process share. The run creates one."""
 
     hub: Hub
     alarm: Alarm
@@ -23,7 +23,7 @@ class StreamContext:
     timing: Timing
     limits: Limits
     on_asyncio: bool
-    #: Whether `send` and `receive` may be called outside of the stream's task, where that is known to work.
+    #: Whether `send` and `receive` may be stepped outside of the stream's task, if they `can_step`.
     inline_send: bool
-    #: Whether the last snapshot callback failed: the first failure is logged, and the first success after it.
+    #: Whether the last snapshot failed. The first failure is logged, and the first success after it.
     snapshots_fail: bool = False

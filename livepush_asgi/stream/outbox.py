@@ -1,4 +1,4 @@
-"""Outbox: what waits for one client, bounded in events and in bytes."""
+"""Outbox: the deliveries that wait for one client, bounded in events and in bytes."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from ..wire.event import name_line
 
 
 class OutboxFullError(Exception):
-    """Raised by `put` when there is no room and the policy is not to make some."""
+    """Raised by `put` when the outbox is full and the overflow policy drops nothing."""
 
 
 class Outbox:
-    """A queue of deliveries with room for `limits.outbox_events` and `limits.outbox_bytes`.
+    """A queue of at most `limits.outbox_events` deliveries and `limits.outbox_bytes` bytes.
 
-    A single delivery larger than all the room is taken when nothing else waits, so that one large
-    event does not keep a stream from ever going on.
+    An empty outbox accepts a single delivery of any size, so that one large event does not block a stream
+    for ever.
     """
 
     __slots__ = ("_bytes", "_dropped", "_items", "_limits", "_most_bytes", "_most_events")
@@ -24,7 +24,7 @@ class Outbox:
         self._limits = limits
         self._most_bytes = limits.outbox_bytes
         self._most_events = limits.outbox_events
-        # None while nothing waits, which is nearly all the time, for ten thousand of them.
+        # None while the outbox is empty, as it nearly always is: this saves memory.
         self._items: list[Delivery] | None = None
         self._bytes = 0
         self._dropped: dict[str, int] | None = None
@@ -37,12 +37,12 @@ class Outbox:
 
     @property
     def waiting_bytes(self) -> int:
-        """How many bytes wait."""
+        """How many bytes the outbox holds."""
         return self._bytes
 
     def put(self, delivery: Delivery) -> None:
-        """Add a delivery. Raises OutboxFullError, or drops the oldest, as the policy says."""
-        # Written out, because this runs once for every event and stream.
+        """Add a delivery. If there is no room, drop the oldest or raise OutboxFullError, by the policy."""
+        # This runs once for every event and stream, so it calls as little as possible.
         items = self._items
         size = self._bytes + len(delivery.block)
         if items and (size > self._most_bytes or len(items) >= self._most_events):
@@ -67,7 +67,7 @@ class Outbox:
         return False
 
     def take(self) -> list[Delivery]:
-        """Return what waits, up to `limits.message_bytes` or one delivery."""
+        """Remove and return the next deliveries: up to `limits.message_bytes`, or one delivery."""
         taken, most = self._items or [], self._limits.message_bytes
         if self._bytes <= most:
             self._items, self._bytes = None, 0
@@ -83,17 +83,18 @@ class Outbox:
         return taken[:count]
 
     def take_dropped(self) -> dict[str, int]:
-        """Return how many deliveries of each channel were dropped since last asked.
+        """Return how many deliveries of each channel were dropped since the last call.
 
-        All of them were older than what `take` returns next.
+        All of them were older than the deliveries that `take` returns next.
         """
         dropped, self._dropped = self._dropped, None
         return dropped or {}
 
-    def give_up_positioned(self) -> list[str]:
-        """Discard what the history has, and return the channels to read on from there.
+    def discard_for_history(self) -> list[str]:
+        """Discard all deliveries, and return the channels to read on from history.
 
-        Deliveries without a position cannot be read again; they count as dropped.
+        Deliveries without a position cannot be read again; they count as dropped. If no delivery has a
+        position, nothing is discarded.
         """
         items = self._items or ()
         channels = dict.fromkeys(item.channel for item in items if item.position is not None)
@@ -103,10 +104,6 @@ class Outbox:
                     self._drop(item)
             self._items, self._bytes = None, 0
         return list(channels)
-
-    def clear(self) -> None:
-        """Discard what waits."""
-        self._items, self._bytes, self._dropped = None, 0, None
 
     def _make_room(self, needed: int) -> None:
         if self._limits.overflow != "drop_oldest":
@@ -124,9 +121,9 @@ class Outbox:
 
 
 class LatestOutbox(Outbox):
-    """An outbox in which a newer event takes the place of an older one of its channel and event name.
+    """An outbox in which a newer event replaces an older one of the same channel and event name.
 
-    So what waits is bounded by the number of names, and a slow client skips to the newest values.
+    So the number of names bounds the outbox, and a slow client skips to the newest values.
     """
 
     __slots__ = ("_by_name",)
@@ -136,7 +133,7 @@ class LatestOutbox(Outbox):
         self._by_name: dict[tuple[str, bytes], Delivery] = {}
 
     def put(self, delivery: Delivery) -> None:
-        """Add a delivery in place of an older one of its name. Raises OutboxFullError."""
+        """Add a delivery, and remove an older one of the same name. Raises OutboxFullError."""
         key = _key_of(delivery)
         older = self._by_name.pop(key, None)
         if older is not None and self._items:
@@ -146,19 +143,14 @@ class LatestOutbox(Outbox):
         self._by_name[key] = delivery
 
     def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
-        """Return False: each has to be held against what waits."""
+        """Return False: each delivery may replace an older one, so `put` has to add it."""
         return False
 
     def take(self) -> list[Delivery]:
-        """Return what waits, the newest of each name."""
+        """Remove and return the next deliveries, the newest of each name."""
         taken = super().take()
         self._by_name = {_key_of(item): item for item in self._items or ()}
         return taken
-
-    def clear(self) -> None:
-        """Discard what waits."""
-        super().clear()
-        self._by_name.clear()
 
 
 def _key_of(delivery: Delivery) -> tuple[str, bytes]:

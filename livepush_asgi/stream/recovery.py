@@ -1,11 +1,12 @@
-"""RecoveryState: where one client is in the logs of its channels. Plain synchronous code, no input or output.
+"""RecoveryState: the position of one client in the logs of its channels. Synchronous code without I/O.
 
-A channel of a stream is in one of two states. *Live*: what the hub delivers is queued. *Behind*: nothing is
-queued, for the history has it; the stream reads on from there at the pace of its client, and is live again
-at the moment when it has all that the hub has delivered. Resuming begins behind; so does a client that was
-too slow for its outbox. There is no third state, and so no seam at which an event could be missed or doubled.
+A started channel of a stream is live or behind. *Live*: the deliveries of the hub are queued. *Behind*: they
+are not queued, because history has them; the stream reads history at the pace of its client, and the channel
+is live again when the stream has read everything that the hub has delivered. The channels of a client that
+resumes begin behind, and those of a client that was too slow for its outbox fall behind. There is no third
+state, so no transition can lose or repeat an event.
 
-`resumption.py` asks the logs for the positions of a client that comes back; `history_reader.py` reads on.
+`resumption.py` looks up the positions of a client that reconnects; `history_reader.py` reads history.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,12 +22,12 @@ from .resumption import Ends, Resumption
 
 ChannelGap = tuple[str, GapReason]
 
-# Most streams have none of most things below. This one is shared, so each change makes a new mapping.
+# Most mappings of most streams are empty. All streams share this empty one, to save memory.
 _NONE: Mapping[str, Position] = MappingProxyType({})
 
 
 class PageSlice(NamedTuple):
-    """What a page of history adds to a stream: a gap, if any, and the records that follow `start`."""
+    """The part of a page of history that a stream sends: a gap, if any, and the records after `start`."""
 
     gap: GapReason | None
     start: Position
@@ -34,18 +35,18 @@ class PageSlice(NamedTuple):
 
 
 class RecoveryState:
-    """The positions of one stream. `resumption` is None if the client is new."""
+    """The positions of one stream. `resumption` is None for a new client."""
 
     __slots__ = (
         "_ahead",
-        "_begun",
         "_channels",
-        "_claimed",
         "_cursor",
+        "_guaranteed",
         "_most_replayed",
         "_replay",
         "_sent",
-        "_unplaced",
+        "_start_ends",
+        "_unstarted",
         "behind",
         "read_at",
         "resumption",
@@ -55,32 +56,33 @@ class RecoveryState:
     def __init__(
         self, channels: tuple[str, ...], resumption: Resumption | None, replay: Replay, most_replayed: int
     ) -> None:
-        #: Whether every channel is live and nothing live can be a repeat: then all that comes is admitted.
+        #: Whether every channel is live and no delivery can be a repeat, so that each delivery is admitted.
         self.settled = False
-        #: When history may be read, by the loop's clock.
+        #: The earliest time to read history, by the loop's clock.
         self.read_at = 0.0
-        #: What a client that comes back has brought. None for a new client, and when every channel has begun.
+        #: The positions of a client that reconnects. None for a new client, and after every channel has
+        #: started.
         self.resumption = resumption
         self._cursor = None if resumption is None else resumption.cursor
         self._channels = channels
         self._replay = replay
         self._most_replayed = most_replayed
-        # Where the logs ended when the stream began to listen.
-        self._begun = _NONE
-        # Up to where the client has been sent each channel.
+        # The end of each log at the time when the stream was attached to its channel.
+        self._start_ends = _NONE
+        # The position up to which the client has been sent each channel.
         self._sent: dict[str, Position] = {}
-        # The channels that the stream has not begun in. A tuple, because an empty set is 216 bytes.
-        self._unplaced = channels
-        # Where history has gone further than the hub: what the hub delivers up to there are repeats.
+        # The channels that have not started. A tuple, because an empty set takes 216 bytes.
+        self._unstarted = channels
+        # The position up to which history was read ahead of the hub: deliveries up to it are repeats.
         self._ahead = _NONE
-        #: The channels that are read from history, in turn.
+        #: The channels that are behind, in the order in which they are read.
         self.behind: tuple[str, ...] = ()
-        # From where on the client has a claim to every event; a replay may begin before that.
-        self._claimed = _NONE
+        # The position after which a missing event is a gap. A replay may start before it.
+        self._guaranteed = _NONE
 
     @property
     def must_seek(self) -> bool:
-        """Whether the resumption has to `seek` for deferred channels before more history is read."""
+        """Whether the resumption has to `seek` deferred channels before more history is read."""
         resumption = self.resumption
         if resumption is None or not resumption.deferred:
             return False
@@ -88,85 +90,85 @@ class RecoveryState:
 
     @property
     def id(self) -> str:
-        """The event id that names where the client is, in all channels.
+        """The event id that encodes the client's position in every channel.
 
-        Every channel is in it. A channel that has no position, or that the stream has not begun in, has an
-        entry without one, or the one that the client brought: without one the next stream tells of a gap.
+        A channel that has not started has the entries of the client's cursor. A channel without any position
+        has an entry without one; the next stream then sends a gap.
         """
-        if len(self._channels) == 1 and not self._unplaced:
+        if len(self._channels) == 1 and not self._unstarted:
             (channel,) = self._channels
             return event_id(channel, self._sent.get(channel))
         entries = [entry for channel in self._channels for entry in self._entries_of(channel)]
-        # Two channels with one tag may carry the same positions.
+        # Remove duplicates: two channels with the same tag may have the same positions.
         return ",".join(dict.fromkeys(entries))
 
     def _entries_of(self, channel: str) -> Iterable[str]:
-        if self.resumption is not None and channel in self._unplaced:
-            brought = self.resumption.brought(channel)
-            if brought:
-                return [event_id(channel, place) for place in brought]
+        if self.resumption is not None and channel in self._unstarted:
+            cursor_positions = self.resumption.cursor_positions(channel)
+            if cursor_positions:
+                return [event_id(channel, position) for position in cursor_positions]
         return (event_id(channel, self._sent.get(channel)),)
 
-    def came_with(self, id: str) -> bool:
-        """Return whether the client has brought this id."""
+    def has_cursor(self, id: str) -> bool:
+        """Return whether this id is the client's cursor."""
         return self._cursor is not None and str(self._cursor) == id
 
     @property
     def has_state(self) -> bool:
-        """Whether the client, by its id, was sent the whole state of every channel of this stream."""
+        """Whether the client's cursor says that it has the whole state of every channel of this stream."""
         cursor = self._cursor
         return cursor is not None and not cursor.state_owed and all(map(cursor.knows, self._channels))
 
-    def begin(self, channel: str, end: Position | None) -> None:
-        """Take note of where the log ends when the stream begins to listen: a new client begins here."""
+    def record_start(self, channel: str, end: Position | None) -> None:
+        """Record the end of a log when the stream is attached to its channel: a new client starts here."""
         if end is not None:
-            self._begun = _with(self._begun, channel, end)
+            self._start_ends = _with(self._start_ends, channel, end)
 
-    def place(self, ends: Ends, *, late: bool = False) -> list[ChannelGap]:
-        """Begin in channels whose logs end so, None for no log. Return the gaps to tell.
+    def start_channels(self, ends: Ends, *, late: bool = False) -> list[ChannelGap]:
+        """Start channels, given the current end of each log, or None without a log. Return the gaps.
 
-        What the hub has delivered before does not count: the log has it. Channels whose logs have to be asked
-        first are deferred. `late` channels came to be subscribed only after the stream had opened.
+        Earlier deliveries of the hub were not queued; the log has them. Channels whose logs have to be read
+        first are deferred. `late` channels were subscribed after the stream had opened.
         """
         if self.resumption is not None:
             ends, self.read_at = self.resumption.defer(ends), self.resumption.read_at
-        self._unplaced = tuple([name for name in self._unplaced if name not in ends])
-        gaps = [(channel, self._place(channel, end, late)) for channel, end in ends.items()]
+        self._unstarted = tuple([name for name in self._unstarted if name not in ends])
+        gaps = [(channel, self._start_channel(channel, end, late)) for channel, end in ends.items()]
         self._settle()
         return [(channel, gap) for channel, gap in gaps if gap is not None]
 
-    def _place(self, channel: str, end: Position | None, late: bool) -> GapReason | None:
+    def _start_channel(self, channel: str, end: Position | None, late: bool) -> GapReason | None:
         resumption = self.resumption
         if end is not None:
             if resumption is not None:
-                place = resumption.place_of(channel, end)
-                if place is not None:
-                    # It may be ahead of this process: another one, which had heard more, has served it.
-                    return self._start(channel, end, place)
-                place = resumption.after_loss(channel)
-                if place is not None:
-                    return self._start(channel, end, place) or GapReason.EPOCH
-            self._begin_in(channel, end)
+                position = resumption.known_position(channel, end)
+                if position is not None:
+                    # The position may be ahead of this process, if another process has received more events.
+                    return self._start_at(channel, end, position)
+                position = resumption.after_loss(channel)
+                if position is not None:
+                    return self._start_at(channel, end, position) or GapReason.EPOCH
+            self._start_new(channel, end)
         if resumption is not None and resumption.knows(channel):
             return GapReason.UNKNOWN
-        # The channel is new to the client, which has missed nothing before this stream.
+        # The client's cursor does not have the channel, so the client has missed nothing before this stream.
         return GapReason.BROKER if late else None
 
-    def _begin_in(self, channel: str, end: Position) -> None:
-        """Begin where a client does that brings no position of its own for this log."""
-        if self._replay == "new" and self._begun.get(channel) is end:
-            # Nothing was delivered since the stream began to listen: the case of nearly all.
+    def _start_new(self, channel: str, end: Position) -> None:
+        """Start a channel for a client without a position in this log."""
+        if self._replay == "new" and self._start_ends.get(channel) is end:
+            # Nothing was delivered since the stream was attached: the usual case.
             self._sent[channel] = end
             return
-        begun = self._begun.get(channel, end)
-        claimed = begun.offset if begun.epoch == end.epoch else end.offset
-        first = max(0, claimed - self._replayed())
-        self._start(channel, end, end if first == end.offset else end.at(first))
-        if self._sent[channel].offset < claimed:
-            self._claimed = _with(self._claimed, channel, end.at(claimed))
+        start_end = self._start_ends.get(channel, end)
+        guaranteed = start_end.offset if start_end.epoch == end.epoch else end.offset
+        first = max(0, guaranteed - self._replayed())
+        self._start_at(channel, end, end if first == end.offset else end.at(first))
+        if self._sent[channel].offset < guaranteed:
+            self._guaranteed = _with(self._guaranteed, channel, end.at(guaranteed))
 
     def _replayed(self) -> int:
-        """Return how many events a new client is sent from before its stream."""
+        """Return how many earlier events a new client is sent."""
         match self._replay:
             case "new":
                 return 0
@@ -177,33 +179,33 @@ class RecoveryState:
             case number:
                 return min(number, self._most_replayed)
 
-    def _start(self, channel: str, end: Position, place: Position) -> GapReason | None:
+    def _start_at(self, channel: str, end: Position, position: Position) -> GapReason | None:
         gap = None
-        if end.offset - place.offset > self._most_replayed:
-            gap, place = GapReason.OVERFLOW, end.at(end.offset - self._most_replayed)
-        self._sent[channel] = place
-        if place != end:
+        if end.offset - position.offset > self._most_replayed:
+            gap, position = GapReason.OVERFLOW, end.at(end.offset - self._most_replayed)
+        self._sent[channel] = position
+        if position != end:
             self.behind += (channel,)
         return gap
 
     def admits(self, delivery: Delivery) -> bool:
-        """Return whether what the hub delivers, a gap too, is to be queued.
+        """Return whether to queue a delivery of the hub, which may be a gap.
 
-        It is where the channel is live and this is no repeat; what a channel that is behind has missed is in
-        the history, gaps too.
+        True if the channel is live and the delivery is no repeat. If the channel is behind, the stream reads
+        the event from history, and finds a gap there too.
         """
         position, channel = delivery.position, delivery.channel
         if position is None:
             return True
-        if channel in self._unplaced or channel in self.behind:
+        if channel in self._unstarted or channel in self.behind:
             return False
-        return channel not in self._ahead or self._is_news(channel, position)
+        return channel not in self._ahead or self._is_new(channel, position)
 
-    def _is_news(self, channel: str, position: Position) -> bool:
-        """Return whether what the hub delivers is beyond what history had already brought."""
+    def _is_new(self, channel: str, position: Position) -> bool:
+        """Return whether a delivery of the hub is after the events that were read ahead from history."""
         ahead = self._ahead[channel]
         if ahead.epoch != position.epoch:
-            # The log goes on under another epoch. What of it the client has, only the log can say.
+            # The log has another epoch. Only the log can tell which of its events the client has.
             self.fall_behind([channel])
             return False
         if position.offset <= ahead.offset:
@@ -213,11 +215,11 @@ class RecoveryState:
         return True
 
     def mark_sent(self, channel: str, position: Position) -> None:
-        """Take note that the client was sent a channel up to here."""
+        """Record that the client has been sent a channel up to this position."""
         self._sent[channel] = position
 
     def fall_behind(self, channels: Iterable[str]) -> None:
-        """Read these channels from history, from where the client is."""
+        """Read these channels from history, from the client's position on."""
         for channel in channels:
             if channel not in self.behind:
                 self.behind += (channel,)
@@ -225,19 +227,19 @@ class RecoveryState:
         self._settle()
 
     def next_behind(self) -> tuple[str, Position]:
-        """Return the channel to read next, and the position after which; each has its turn."""
+        """Return the channel to read next and the client's position in it. The channel moves to the end."""
         channel, *others = self.behind
         self.behind = (*others, channel)
         return channel, self._sent[channel]
 
     def take_page(self, channel: str, page: Page, live_end: Position) -> PageSlice:
-        """Go through a page of history, and be live again if it reaches what was delivered live.
+        """Return the part of a page to send. The channel is live again if the page reaches `live_end`.
 
-        To be called at once when the page has come, with the live end of that moment.
+        `live_end` is the end of the hub's deliveries at this moment; nothing may be awaited in between.
         """
         page = page.seen_from(self._sent[channel])
         gap, start = self._compare(channel, self._sent[channel], page)
-        # In a log begun anew this page may start anywhere: the next one starts at the beginning.
+        # In a new log this page may start anywhere; the next page starts at the beginning.
         found = () if gap is GapReason.EPOCH else page.records
         records = tuple([(start.at(offset), payload) for offset, payload in found if offset > start.offset])
         self._sent[channel] = start
@@ -247,35 +249,35 @@ class RecoveryState:
             if end.offset > live_end.offset:
                 self._ahead = _with(self._ahead, channel, end)
             self._settle()
-        # From now on its place is its claim.
-        self._claimed = _without(self._claimed, channel)
+        # From now on every event after the client's position counts.
+        self._guaranteed = _without(self._guaranteed, channel)
         return PageSlice(gap, start, records)
 
-    def _compare(self, channel: str, place: Position, page: Page) -> tuple[GapReason | None, Position]:
-        """Return what is missing between a place and a page, and where the client goes on in the page."""
-        placed = page.place_of(place)
+    def _compare(self, channel: str, position: Position, page: Page) -> tuple[GapReason | None, Position]:
+        """Return the gap between a position and a page, if any, and the position where the page goes on."""
+        placed = page.place_of(position)
         if placed is None:
-            return GapReason.EPOCH, page.start_after_loss(place)
+            return GapReason.EPOCH, page.start_after_loss(position)
         if placed.offset >= page.first - 1:
             return None, placed
-        claimed = page.place_of(self._claimed.get(channel, place))
-        is_missing = claimed is None or claimed.offset < page.first - 1
+        guaranteed = page.place_of(self._guaranteed.get(channel, position))
+        is_missing = guaranteed is None or guaranteed.offset < page.first - 1
         return GapReason.EXPIRED if is_missing else None, Position(page.epoch, page.first - 1)
 
     def _settle(self) -> None:
-        if not self._unplaced:
-            self.resumption, self._begun = None, _NONE
-        self.settled = not (self._unplaced or self.behind or self._ahead)
+        if not self._unstarted:
+            self.resumption, self._start_ends = None, _NONE
+        self.settled = not (self._unstarted or self.behind or self._ahead)
 
 
-def _with(places: Mapping[str, Position], channel: str, place: Position) -> Mapping[str, Position]:
-    if not isinstance(places, dict):
-        return {channel: place}
-    places[channel] = place
-    return places
+def _with(positions: Mapping[str, Position], channel: str, position: Position) -> Mapping[str, Position]:
+    if not isinstance(positions, dict):
+        return {channel: position}
+    positions[channel] = position
+    return positions
 
 
-def _without(places: Mapping[str, Position], channel: str) -> Mapping[str, Position]:
-    if channel not in places:
-        return places
-    return {name: place for name, place in places.items() if name != channel} or _NONE
+def _without(positions: Mapping[str, Position], channel: str) -> Mapping[str, Position]:
+    if channel not in positions:
+        return positions
+    return {name: position for name, position in positions.items() if name != channel} or _NONE

@@ -1,4 +1,4 @@
-"""Resumption: whether the logs have the positions that a client has brought, when it comes back."""
+"""Resumption: checks the positions of a client that reconnects against the logs."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,116 +13,118 @@ logger = logging.getLogger("livepush_asgi")
 
 Ends = Mapping[str, Position | None]
 
-# How long the bounds of a log are good for, in seconds, so that a crowd of clients asks for them once. A
-# client that comes back with an epoch which began within that time is told of a gap that there is not.
+# How long the bounds of a log stay valid, in seconds, so that many clients share one read. A client that
+# reconnects with an epoch which began within that time is sent a false gap.
 BOUNDS_AGE = 0.05
-# How long to wait, in seconds, before logs are asked again, and how long for all their answers.
+# How long to wait before logs are read again, and how long these reads may take, in seconds.
 RETRY, SEEK_TIMEOUT = 0.5, 10.0
 
 
 class Resumption:
-    """The positions of one client, until its stream has begun in all channels.
+    """The positions of one client, until all channels of its stream have started.
 
-    A log that is asked *finds* a position or *refutes* it. One in another epoch, or beyond what this process
-    has heard, only the log can tell from a forged one. These logs are asked before the stream opens: over a
-    network the first one alone, then four, sixteen and so on side by side, until one refutes a position. The
-    other channels are *deferred*: their logs are asked a while later, once for all streams that wait. So a
-    hostile id costs one read instead of one for each channel, and a flood of them shares it.
+    The bounds of a log *confirm* a position or *refute* it. A position in another epoch, or beyond the events
+    that this process has received, may be forged; only the log can tell. The bounds of these logs are read
+    before the stream opens: over a network the first one alone, then four, sixteen and so on concurrently,
+    until one refutes a position. The other channels are *deferred*: their logs are read later, once for all
+    waiting streams. So a hostile id costs one read instead of one for each channel, and a flood of such ids
+    shares that read.
     """
 
     __slots__ = (
         "_after_loss",
-        "_brought",
         "_channels",
-        "_found",
+        "_confirmed",
+        "_cursor_positions",
         "_hub",
         "_missed",
         "_opened_at",
         "_seek_at",
         "_suspect",
-        "_unasked",
+        "_unread",
         "cursor",
         "deferred",
         "read_at",
     )
 
     def __init__(self, hub: Hub, channels: tuple[str, ...], last_event_id: str) -> None:
-        #: None where the last event id is no cursor.
+        #: None if the last event id is no cursor.
         self.cursor = Cursor.parse(last_event_id)
-        #: The channels that the stream begins in when their logs have been asked.
+        #: The channels that start only after their logs have been read.
         self.deferred: tuple[str, ...] = ()
         self._hub = hub
         self._channels = channels
-        self._brought: dict[str, tuple[Position, ...]] = {}
-        # By channel, for each log that was asked; None where the client is not in the log any more.
-        self._found: dict[str, Position | None] = {}
-        # Where the logs go on for a client that had events which they have lost.
+        self._cursor_positions: dict[str, tuple[Position, ...]] = {}
+        # The confirmed position in each log that was read; None if the log has refuted it.
+        self._confirmed: dict[str, Position | None] = {}
+        # The position where a log goes on for a client whose position it has refuted.
         self._after_loss: dict[str, Position] = {}
-        # Whether the client has missed what a log has not got any more.
+        # Whether the client has missed an event that its log does not have any more.
         self._missed = False
-        # Whether a log has refuted a position of this client, or lately one of another beyond the same log.
+        # Whether a log has refuted a position of this client, or lately that of another client.
         self._suspect = False
-        # The channels whose logs have to be asked before the stream opens; None until that is known.
-        self._unasked: list[str] | None = None
+        # The channels whose logs have to be read before the stream opens; None until that is known.
+        self._unread: list[str] | None = None
         self._opened_at = hub.now()
-        # When the deferred channels are due.
+        # When to read the logs of the deferred channels.
         self._seek_at = self._opened_at + RETRY
-        #: When history may be read: a client with a wrong position that leaves at once costs no page.
+        #: The earliest time to read history: a client with a wrong position that disconnects at once costs no
+        #: page.
         self.read_at = self._opened_at
 
     def knows(self, channel: str) -> bool:
-        """Return whether the client may have missed something in the channel before this stream."""
+        """Return whether the client may have missed an event of the channel before this stream."""
         return self.cursor is None or self.cursor.knows(channel)
 
-    def brought(self, channel: str) -> tuple[Position, ...]:
-        """Return the positions that the client has brought for a channel."""
-        if channel not in self._brought:
-            self._brought[channel] = () if self.cursor is None else self.cursor.positions_in(channel)
-        return self._brought[channel]
+    def cursor_positions(self, channel: str) -> tuple[Position, ...]:
+        """Return the positions of a channel in the client's cursor."""
+        if channel not in self._cursor_positions:
+            self._cursor_positions[channel] = () if self.cursor is None else self.cursor.positions_in(channel)
+        return self._cursor_positions[channel]
 
-    def place_of(self, channel: str, end: Position) -> Position | None:
-        """Return where the client is in the log that ends at `end`, as far as that is known here."""
-        if channel in self._found:
-            return self._found[channel]
-        for place in self.brought(channel):
-            if place.epoch == end.epoch:
-                return place
+    def known_position(self, channel: str, end: Position) -> Position | None:
+        """Return the client's position in the log that ends at `end`, if it is known without a read."""
+        if channel in self._confirmed:
+            return self._confirmed[channel]
+        for position in self.cursor_positions(channel):
+            if position.epoch == end.epoch:
+                return position
         return None
 
     def after_loss(self, channel: str) -> Position | None:
-        """Return where the log goes on for a client whose position it has refuted."""
+        """Return the position where the log goes on for a client whose position it has refuted."""
         return self._after_loss.get(channel)
 
     def resumable(self) -> bool | None:
-        """Return whether history still has what the client's cursor asks for, in every channel.
+        """Return whether history still has every event after the client's positions.
 
-        None if the logs have to be asked first: then await `look_up`.
+        None if the logs have to be read first: then await `look_up`.
         """
-        if self._unasked is None:
-            beyond, within = self._find_in_known(self._channels, self._hub.now() - BOUNDS_AGE)
-            self._unasked = beyond + within
-        if not self._unasked:
+        if self._unread is None:
+            beyond, within = self._check_known_bounds(self._channels, self._hub.now() - BOUNDS_AGE)
+            self._unread = beyond + within
+        if not self._unread:
             return not self._missed
-        return False if self._asks_later else None
+        return False if self._must_defer else None
 
     async def look_up(self, timeout: float) -> bool:
-        """Ask the logs of which that is not known; False if one takes longer than `timeout` seconds."""
-        unasked = self._unasked or []
-        # Other streams may have asked since.
-        beyond, within = self._find_in_known(unasked, self._hub.now() - BOUNDS_AGE)
-        left = beyond + within
-        count = 1 if beyond and not self._hub.history.in_process else len(left)
+        """Read the logs of unknown positions. Return `resumable`, or False after `timeout` seconds."""
+        unread = self._unread or []
+        # Other streams may have read the bounds since.
+        beyond, within = self._check_known_bounds(unread, self._hub.now() - BOUNDS_AGE)
+        pending = beyond + within
+        count = 1 if beyond and not self._hub.history.in_process else len(pending)
         with anyio.move_on_after(timeout):
-            while left and not self._asks_later:
-                await self._ask(left[:count])
-                left, count = left[count:], 4 * count
+            while pending and not self._must_defer:
+                await self._read_logs(pending[:count])
+                pending, count = pending[count:], 4 * count
         self._seek_at = self._hub.now() + RETRY
-        return not self._missed and all(channel in self._found for channel in unasked)
+        return not self._missed and all(channel in self._confirmed for channel in unread)
 
     def defer(self, ends: Ends) -> Ends:
-        """Return those channels in which the client's place is known or taken; the others are deferred.
+        """Return the channels that can start, and defer the others.
 
-        No gap is told of a deferred channel before its log was asked.
+        A deferred channel gets no gap before its log has been read.
         """
         self.deferred = tuple([name for name in self.deferred if name not in ends])
         unknown = [name for name, end in ends.items() if end is not None and self._is_unknown(name, end)]
@@ -133,59 +135,59 @@ class Resumption:
 
     @property
     def is_due(self) -> bool:
-        """Whether the time of the deferred channels has come."""
+        """Whether to read the logs of the deferred channels now."""
         return self._hub.now() >= self._seek_at
 
     async def seek(self) -> Ends:
-        """Ask the logs of the deferred channels when they are due, and return where these end.
+        """Wait, read the bounds of the deferred channels' logs, and return the current end of each log.
 
-        A log that cannot be asked now is asked again. Never raises but when cancelled.
+        A log that cannot be read is read again later. Raises only when cancelled.
         """
         await anyio.sleep(max(0.0, self._seek_at - self._hub.now()))
         deferred = self.deferred
         with anyio.move_on_after(SEEK_TIMEOUT):
-            # What any stream has read since this one opened is as good as a read of its own.
-            beyond, within = self._find_in_known(deferred, self._opened_at)
-            await self._ask(beyond + within)
+            # Bounds that another stream has read since this one opened are recent enough.
+            beyond, within = self._check_known_bounds(deferred, self._opened_at)
+            await self._read_logs(beyond + within)
         self._seek_at = self._hub.now() + RETRY
         return self._hub.catch_up(deferred)
 
     @property
-    def _asks_later(self) -> bool:
+    def _must_defer(self) -> bool:
         return self._suspect and not self._hub.history.in_process
 
-    def _must_ask(self, channel: str, end: Position) -> bool:
-        """Return whether only the log can tell whether the client is in it, and has missed what is gone."""
-        if channel in self._found or not self.brought(channel):
+    def _needs_read(self, channel: str, end: Position) -> bool:
+        """Return whether only the log can confirm the client's position."""
+        if channel in self._confirmed or not self.cursor_positions(channel):
             return False
-        return self.place_of(channel, end) != end
+        return self.known_position(channel, end) != end
 
     def _is_unknown(self, channel: str, end: Position) -> bool:
-        if not self._must_ask(channel, end):
+        if not self._needs_read(channel, end):
             return False
-        place = self.place_of(channel, end)
-        # A log that cannot be asked is read on from a position in its epoch. But for a suspect client each of
-        # these reads would be its own.
-        return place is None or (self._suspect and place.offset > end.offset)
+        position = self.known_position(channel, end)
+        # A position in the log's epoch needs no confirmation: reading on from it finds the gap. But a
+        # suspect client could cause a read of its own for each channel, so its channels wait.
+        return position is None or (self._suspect and position.offset > end.offset)
 
-    def _find_in_known(self, channels: Sequence[str], since: float) -> tuple[list[str], list[str]]:
-        """Find the client in logs whose bounds were read since then; return the channels of the others.
+    def _check_known_bounds(self, channels: Sequence[str], since: float) -> tuple[list[str], list[str]]:
+        """Check positions against the bounds that were read after `since`. Return the unchecked channels.
 
-        First those in which the position is beyond what this process has heard, then the rest.
+        The first list has the channels whose position is beyond the events that this process has received.
         """
         within, beyond = list[str](), list[str]()
         for channel in channels:
             end = self._hub.end_of(channel)
-            if end is None or not self._must_ask(channel, end):
+            if end is None or not self._needs_read(channel, end):
                 continue
-            history, place = self._hub.history, self.place_of(channel, end)
-            is_beyond = place is None or place.offset > end.offset
+            history, position = self._hub.history, self.known_position(channel, end)
+            is_beyond = position is None or position.offset > end.offset
             page = history.known_bounds(channel, since)
-            # Bounds that were read before the stream opened say nothing of a position beyond them, unless
-            # only this process writes the log.
+            # Bounds that were read before the stream opened cannot refute a position beyond them, unless only
+            # this process writes the log.
             is_new = since >= self._opened_at or (history.in_process and is_beyond)
-            if page is not None and (place is None or is_new or page.has(place)):
-                self._find_in(channel, page)
+            if page is not None and (position is None or is_new or page.has(position)):
+                self._check_position(channel, page)
             elif is_beyond:
                 beyond.append(channel)
                 self._suspect |= page is not None and history.has_refuted(channel)
@@ -193,36 +195,37 @@ class Resumption:
                 within.append(channel)
         return beyond, within
 
-    async def _ask(self, channels: list[str]) -> None:
+    async def _read_logs(self, channels: list[str]) -> None:
         if len(channels) == 1 or self._hub.history.in_process:
             for channel in channels:
-                await self._look_into(channel)
+                await self._read_log(channel)
         else:
-            async with anyio.create_task_group() as asking:
+            async with anyio.create_task_group() as readers:
                 for channel in channels:
-                    asking.start_soon(self._look_into, channel)
+                    readers.start_soon(self._read_log, channel)
 
-    async def _look_into(self, channel: str) -> None:
+    async def _read_log(self, channel: str) -> None:
         try:
             page = await self._hub.history.read_bounds(channel)
         except Exception as error:
             logger.debug("the history of %r cannot be read: %s", channel, error)
         else:
-            self._find_in(channel, page)
+            self._check_position(channel, page)
 
-    def _find_in(self, channel: str, page: Page) -> None:
-        """Find the client in a page of a log that was asked."""
+    def _check_position(self, channel: str, page: Page) -> None:
+        """Confirm or refute the client's position, given the bounds of its log."""
         self._hub.refresh(channel, page.epoch)
-        brought, history = self.brought(channel), self._hub.history
-        place = next((place for place in brought if page.has(place)), None)
-        if place is not None:
-            # If events after it may be lost, the client stays there and is told when it reads on.
-            place = self._found[channel] = page.seen_from(place).place_of(place) or place
-            placed = page.place_of(place)
+        cursor_positions, history = self.cursor_positions(channel), self._hub.history
+        position = next((position for position in cursor_positions if page.has(position)), None)
+        if position is not None:
+            # If events after it may be lost, reading on from there sends the gap.
+            position = self._confirmed[channel] = page.seen_from(position).place_of(position) or position
+            placed = page.place_of(position)
             self._missed = self._missed or placed is None or placed.offset < page.first - 1
             return
-        # The client is told of a loss, and goes on as a stream does that is open at that moment.
-        self._found[channel], self._after_loss[channel] = None, page.start_after_loss(brought[-1])
+        # The client is sent a gap, and goes on where an open stream would after the loss.
+        self._confirmed[channel] = None
+        self._after_loss[channel] = page.start_after_loss(cursor_positions[-1])
         self._missed = self._suspect = True
         history.refute(channel)
         if not history.in_process:

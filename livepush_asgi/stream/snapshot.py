@@ -1,4 +1,4 @@
-"""State: what an application's snapshot callback returns, and what of it a client is still to be sent."""
+"""State: the result of an application's snapshot, and the part of it that a client has not been sent yet."""
 
 import inspect
 from collections.abc import Callable
@@ -8,49 +8,49 @@ from ..wire.event import Event
 
 
 class State:
-    """The state that one client is to be sent. It is owed until its last block has been taken.
+    """The state for one client. It is owed from `restart` until `take` has returned its last block.
 
     `snapshot` is a function, async or not. It returns one event or a list (or tuple) of them, each an Event
-    or what an Event takes as data.
+    or data for one.
     """
 
-    __slots__ = ("_asked", "_blocks", "_snapshot", "owed")
+    __slots__ = ("_blocks", "_request_count", "_snapshot", "owed")
 
     def __init__(self, snapshot: Callable[[], object]) -> None:
         self._snapshot = snapshot
-        #: Whether the client has not been sent the whole state, so that its ids have to say it.
+        #: Whether the client has not been sent the whole state; its ids then carry the mark of `owed`.
         self.owed = False
-        # The blocks that are still to be taken; None until the callback has returned.
+        # The blocks that have not been taken; None until the callback has returned.
         self._blocks: list[bytes] | None = None
-        # How often the state was asked for: what was read for an earlier time is discarded.
-        self._asked = 0
+        # How often the state was requested: the result of an earlier request is discarded.
+        self._request_count = 0
 
-    def owe(self) -> None:
-        """Have the state sent, from its beginning."""
+    def restart(self) -> None:
+        """Request the state again, from its beginning."""
         self.owed, self._blocks = True, None
-        self._asked += 1
+        self._request_count += 1
 
     @property
-    def wanted(self) -> bool:
+    def must_read(self) -> bool:
         """Whether the callback has to be called."""
         return self.owed and self._blocks is None
 
     async def read(self, callbacks: Callbacks, timeout: float) -> None:
-        """Call the callback, and keep what it returns unless the state was asked for again meanwhile.
+        """Call the callback, and keep its result unless the state was requested again meanwhile.
 
         Raises what the callback raises, InvalidEventError, and TimeoutError after `timeout` seconds.
         """
-        asked = self._asked
+        request = self._request_count
         found = self._snapshot()
         if inspect.isawaitable(found):
             found = await callbacks.result(found, timeout=timeout)
         events = found if isinstance(found, (list, tuple)) else [found]
         blocks = [_event_of(item).encode() for item in events]
-        if asked == self._asked:
+        if request == self._request_count:
             self._blocks = blocks
 
     def take(self, most: int) -> list[bytes]:
-        """Return the next blocks, up to `most` bytes or one block. After the last one nothing is owed."""
+        """Remove and return the next blocks: up to `most` bytes, or one block."""
         blocks, size, count = self._blocks, 0, 0
         if blocks is None:
             return []

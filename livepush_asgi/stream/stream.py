@@ -1,6 +1,6 @@
-"""Stream: one connection from start to end, with its deadlines. It knows nothing of ASGI.
+"""Stream: one connection from start to end, with its deadlines, independent of ASGI.
 
-`http/driver.py` and `app/service.py` send its bytes; `composer.py` composes them.
+`composer.py` composes its chunks; `http/driver.py` and `app/service.py` send them.
 """
 
 import logging
@@ -18,7 +18,7 @@ from ..runtime.event_loop import Sleep, spawn
 from ..runtime.inline_send import InlineSend
 from ..runtime.scheduler import Timer
 from ..slots import Lease
-from ..wire.control import close_block, opening, retry_line
+from ..wire.control import close_block, open_block, retry_line
 from ..wire.cursor import Position
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, StreamState
@@ -28,16 +28,17 @@ from .outbox import OutboxFullError
 
 logger = logging.getLogger("livepush_asgi")
 
-# These endings send the outbox first: the client may have what was published before a revocation. After
-# `expired` its login is over, and a `slow` client takes nothing.
+# A stream that ends for one of these reasons sends its outbox first: the client may receive the events that
+# were published before a revocation. After `expired` its login has ended, and a `slow` client accepts no
+# data.
 _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED, EndReason.REVOKED})
 
 
 class Stream:
-    """One client's stream. Made, it listens to its channels already; `close` gives everything back.
+    """One client's stream. It is attached to its channels from the start; `close` releases everything.
 
-    The driver awaits `next_chunk` until `finished`, and closes. While it does not, it is taken to be busy
-    sending.
+    The driver awaits `next_chunk` until `finished`, and then calls `close`. While it does not await
+    `next_chunk`, it counts as busy sending.
     """
 
     __slots__ = (
@@ -61,8 +62,8 @@ class Stream:
         "grant",
         "inline",
         "lease",
+        "multi_channel",
         "reason",
-        "several",
         "state",
     )
 
@@ -77,44 +78,44 @@ class Stream:
     ) -> None:
         self.grant = grant
         names = grant.channel_names
-        self.several = len(names) > 1
+        self.multi_channel = len(names) > 1
         self.state = StreamState.OPENING
         self.reason: EndReason | None = None
-        #: Whether the last chunk has been handed out.
+        #: Whether `next_chunk` has returned the last chunk.
         self.finished = False
-        #: What sends its bytes, if that can be interrupted.
+        #: The driver, if it can be interrupted.
         self.driver: InlineSend | None = None
-        #: Whether the driver's `send` can be called while its task sleeps.
+        #: Whether the driver's `send` can be stepped while its task sleeps.
         self.inline = False
         self.lease: Lease | None = None
         self.context = context
-        # Called when the stream has given everything back.
+        # Called when the stream has closed.
         self._on_closed = on_closed
         self._control_events = control_events
         self._sleep: Sleep | None = None
-        # Since when its client is being sent something; None while the stream sleeps.
+        # Since when the driver has been sending a chunk; None while the stream waits for the next one.
         self._busy_since: float | None
-        # The scope of what is being waited for beside the stream: history or a snapshot.
+        # The cancel scope of the running work: reading history, or a snapshot.
         self._work: anyio.CancelScope | None = None
-        # Whether the driver's task sleeps, so that its `send` may be called inline.
+        # Whether the driver's task sleeps, so that its `send` may be stepped inline.
         self._parked = False
         self._composer = Composer(context, grant, control_events=control_events, last_event_id=last_event_id)
         self._unsubscribed: tuple[str, ...] = ()
         for name in names:
             if context.hub.attach(name, self):
-                self._composer.begin(name)
+                self._composer.channel_subscribed(name)
             else:
                 self._unsubscribed += (name,)
         self._set_deadlines()
         self._subscribe_timer: Timer | None = None
         if self._unsubscribed:
             wait = context.timing.subscribe_timeout
-            self._subscribe_timer = context.scheduler.call_later(wait, Stream._open_anyway, self)
+            self._subscribe_timer = context.scheduler.call_later(wait, Stream._open_without_broker, self)
 
-    # What the hub calls.
+    # The hub calls these methods.
 
     def receive(self, batch: Batch, /) -> None:
-        """Take what a turn has brought, or end as slow when there is no room."""
+        """Receive the deliveries of one turn of the loop. End as `slow` if the outbox is full."""
         if self.reason is not None:
             return
         if self._parked and (chunk := self._composer.pass_through(batch)):
@@ -128,7 +129,7 @@ class Stream:
             self._wake()
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
-        """Tell the client that events are missing here; end the stream if it cannot be told."""
+        """Send the client a gap, or end the stream if the client does not accept control events."""
         if self.reason is not None:
             return
         if not self._control_events:
@@ -142,22 +143,22 @@ class Stream:
             self._wake()
 
     def subscribed(self, channel: str, /) -> None:
-        """Open, when this was the last channel to wait for, or begin in a channel that came late."""
+        """Called when a channel is subscribed. The stream opens after the last, or starts a late channel."""
         if channel not in self._unsubscribed:
             return
         self._unsubscribed = tuple(name for name in self._unsubscribed if name != channel)
         if self.state is StreamState.OPENING:
-            self._composer.begin(channel)
+            self._composer.channel_subscribed(channel)
             self._wake()
-        elif not self._composer.begin_late(channel):
+        elif not self._composer.channel_subscribed_late(channel):
             self.end(EndReason.BROKER)
         else:
             self._wake()
 
-    # What the run and the driver call.
+    # The run and the driver call these methods.
 
     def end(self, reason: EndReason) -> None:
-        """Have the stream end for this reason, unless it is ending already. Returns at once."""
+        """End the stream for this reason, unless it is ending already. Returns at once."""
         if reason in _FLUSHING:
             self.context.hub.flush()
         if self.reason is not None:
@@ -171,11 +172,11 @@ class Stream:
         self._wake()
 
     def replaced(self) -> None:
-        """Have the stream end because a newer one has taken its slot."""
+        """End the stream because a newer one has taken its slot."""
         self.end(EndReason.REPLACED)
 
     def abort(self, reason: EndReason) -> None:
-        """End the stream without a last word: its client is gone or takes nothing."""
+        """End and close the stream without a last chunk, and interrupt the driver."""
         if self.state is StreamState.CLOSED:
             return
         self.end(reason)
@@ -184,7 +185,7 @@ class Stream:
             self.driver.interrupt()
 
     def close(self) -> None:
-        """Give back the slot, the channels and the timers. Returns at once; harmless the second time."""
+        """Give back the slot, detach from the channels, and cancel the timers. Harmless the second time."""
         if self.state is StreamState.CLOSED:
             return
         self.end(EndReason.ERROR)
@@ -202,11 +203,10 @@ class Stream:
         self._on_closed(self)
 
     async def next_chunk(self, timeout: float | None = None) -> bytes:
-        """Wait for what is to be sent next, or return b"" after `timeout` seconds without anything.
+        """Return the next chunk, or b"" if there is none within `timeout` seconds.
 
-        It may be b"" without that, when what was sent directly has to be finished. After the last chunk
-        `finished` is true. Cancelling a call loses nothing: what it would have returned is returned by
-        the next one.
+        It also returns b"" when an inline `send` has to be finished. After the last chunk `finished` is True.
+        Cancelling a call loses nothing: the next call returns the chunk.
         """
         self._busy_since = None
         try:
@@ -226,12 +226,12 @@ class Stream:
                 self._parked = False
             return self._last_chunk()
         finally:
-            # Also when cancelled: a stream whose driver does not ask any more must not stay for ever.
+            # Also when cancelled: a stream whose driver has stopped must reach its send timeout.
             self._busy_since = self._now()
             self._parked = False
 
     def _ready(self) -> bytes:
-        """Open if that is possible now, and return what can be sent. Start what the rest waits for."""
+        """Open the stream if possible, return what can be sent now, and start the work for the rest."""
         composer = self._composer
         if self.state is StreamState.OPENING:
             if self._waits_for_broker:
@@ -244,33 +244,35 @@ class Stream:
             self.state = StreamState.LIVE
         chunk = composer.ready()
         if composer.end_reason is not None:
-            # A gap must be reported and control events are off, or the snapshot failed.
+            # A gap cannot be sent because control events are off, or the snapshot failed.
             self.end(composer.end_reason)
         elif composer.work is not None:
-            # Before this chunk is sent, so that a busy channel does not keep history waiting.
+            # Start before this chunk is sent, so that a busy channel does not delay reading history.
             self._start_work()
         return chunk
 
     @property
     def _waits_for_broker(self) -> bool:
-        return bool(self._unsubscribed) and not self._composer.hurried
+        return bool(self._unsubscribed) and not self._composer.without_broker
 
     def _start_work(self) -> None:
-        """Start a task for the composer's work, in the context of this one, unless one runs already."""
+        """Start a task for the composer's work, with the context of this task, unless one is running."""
         work = self._composer.work
         if work is not None and self._work is None:
             self._work = anyio.CancelScope()
-            spawn(partial(self._do, work, self._work), "livepush history", copy_context())
+            spawn(partial(self._run_work, work, self._work), "livepush history", copy_context())
 
-    async def _do(self, work: Work, scope: anyio.CancelScope) -> None:
+    async def _run_work(self, work: Work, scope: anyio.CancelScope) -> None:
         try:
             with scope:
                 await work()
         except Exception:
-            logger.exception("reading for a stream failed: this is a defect of livepush_asgi")
+            logger.exception(
+                "reading history or a snapshot for a stream failed: this is a defect of livepush_asgi"
+            )
             self.end(EndReason.ERROR)
         except BaseException:
-            # Cancelled, and not by this stream: begun again, it might be cancelled again without an end.
+            # Cancelled from outside. A retry might be cancelled again and again.
             self.end(EndReason.ERROR)
             raise
         finally:
@@ -278,7 +280,7 @@ class Stream:
             self._wake()
 
     def _wake(self) -> None:
-        # A wake-up while awake is dropped.
+        # If the task is awake, this has no effect.
         if self._sleep is not None:
             self.context.alarm.wake(self._sleep)
 
@@ -286,7 +288,7 @@ class Stream:
         self._last_chunk_at = now
         assert self.driver is not None
         if not self.driver.begin(chunk):
-            # The driver's task has to finish it.
+            # The driver's task has to finish the `send`.
             self._parked = False
             self._busy_since = now
             self._wake()
@@ -303,17 +305,17 @@ class Stream:
             return b""
         retry = self.context.timing.own_retry()
         if self._control_events and not opened:
-            chunk = opening(retry, None, resumed=False)
+            chunk = open_block(retry, None, resumed=False)
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
 
     def _cancel_subscribe_timer(self) -> None:
-        # Kept, it would be one more object of a stream that has long been open.
+        # Drop the timer, to save memory while the stream is open.
         timer, self._subscribe_timer = self._subscribe_timer, None
         if timer is not None:
             timer.cancel()
 
-    def _open_anyway(self) -> None:
-        self._composer.hurried = True
+    def _open_without_broker(self) -> None:
+        self._composer.without_broker = True
         self._wake()
 
     # Deadlines: one timer for the heartbeat, the send timeout, the lifetime and the expiry.
@@ -334,16 +336,16 @@ class Stream:
                 self._end_at, self._end_reason = expires_at, EndReason.EXPIRED
         first = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout)
         delay = min(first, self._end_at - now)
-        self._check_timer: Timer = self.context.scheduler.call_later(delay, Stream._check, self)
+        self._check_timer: Timer = self.context.scheduler.call_later(delay, Stream._check_deadlines, self)
 
     @property
     def stalled(self) -> bool:
-        """Whether a send has been waiting for its client for most of the send timeout."""
+        """Whether a send has been waiting for the client for more than half of the send timeout."""
         busy_since, most = self._busy_since, self.context.timing.send_timeout
         return busy_since is not None and self._now() - busy_since > 0.5 * most
 
-    def _check(self) -> None:
-        """Do what is due: end the stream, give up a send, send a heartbeat. Then set the timer again."""
+    def _check_deadlines(self) -> None:
+        """End the stream, abort it, or send a heartbeat, if that is due. Then set the timer again."""
         timing, now = self.context.timing, self._now()
         if now >= self._end_at:
             self._end_at = math.inf
@@ -357,11 +359,11 @@ class Stream:
             idle = now - self._last_chunk_at
             if idle >= timing.heartbeat_interval:
                 idle = 0.0
-                self._beat()
+                self._send_heartbeat()
             due = min(due, timing.heartbeat_interval - idle)
-        self._check_timer = self.context.scheduler.call_later(due, Stream._check, self)
+        self._check_timer = self.context.scheduler.call_later(due, Stream._check_deadlines, self)
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         if self._parked:
             self._send_inline(HEARTBEAT, self._now())
         else:

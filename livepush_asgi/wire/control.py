@@ -1,6 +1,6 @@
-"""The component's own blocks: the `livepush.*` events and the field lines that go without an event.
+"""The control events `livepush.*`, and the field lines that replace them where they are turned off.
 
-All control events are named, because named events never reach a page's `onmessage`.
+Every control event has a name, because a browser does not pass named events to `onmessage`.
 """
 
 import json
@@ -11,7 +11,7 @@ from .event import encode_block, id_line
 from .reasons import EndReason, GapReason
 
 
-def opening(
+def open_block(
     retry: int,
     id: str | None,
     gaps: Sequence[tuple[str, GapReason]] = (),
@@ -19,14 +19,14 @@ def opening(
     resumed: bool,
     not_live: Sequence[str] = (),
 ) -> bytes:
-    """Return the first block of a stream: the reconnection time (ms), the cursor, and what was resumed.
+    """Return the open event, with the reconnection time `retry` (ms) and the cursor `id`, and the gap events.
 
-    Behind it the `gaps` that the client has to be told of. The cursor comes with the last of them: a client
-    that is cut off before it has heard of all comes back with the cursor it had, and is told again.
-    `not_live` names the channels that the broker does not deliver yet. Without `id` the client keeps its own.
+    The last gap event carries the cursor. So a client that disconnects before it has received every gap event
+    reconnects with its old cursor, and is sent the gaps again. `not_live` names the channels that the broker
+    does not deliver yet. Without `id` the client keeps its last event id.
     """
-    # `retry` stands in the data too, because EventSource keeps the field to itself.
-    # Written out, because `encode_block` takes longer: ten thousand clients may come back at once.
+    # The data repeats `retry`, because EventSource does not show the field to the page.
+    # The f-string is faster than `encode_block`: ten thousand clients may reconnect at once.
     waiting = f',"not_live":{json.dumps(not_live, separators=(",", ":"))}' if not_live else ""
     data = f'data: {{"resumed":{"true" if resumed else "false"},"retry":{retry}{waiting}}}\n\n'
     if not gaps:
@@ -39,24 +39,24 @@ def opening(
 
 
 def gap_block(channel: str, reason: GapReason, id: str | None = None) -> bytes:
-    """Return the block that says: at this point events of the channel are, or may be, missing."""
+    """Return a gap event: at this point of the stream, events of the channel are missing or may be."""
     block = _gap_block(channel, reason)
     return block if id is None else id_line(id) + block
 
 
 @lru_cache(maxsize=1024)
 def _gap_block(channel: str, reason: GapReason) -> bytes:
-    # Ten thousand clients that come back to a log that was lost are all told the same.
+    # Cached: after a log was lost, every client that reconnects is sent the same gap.
     return encode_block(_json(channel=channel, reason=reason.value), event="livepush.gap")
 
 
 def close_block(reason: EndReason, retry: int) -> bytes:
-    """Return the last block of a stream. `retry` is in milliseconds and each client's own."""
+    """Return the close event, the last block of a stream. `retry` is in milliseconds, one per client."""
     return encode_block(_json(reason=reason.value, retry=retry), event="livepush.close", retry=retry)
 
 
 def refused_block(reason: str, status: int, detail: str | None, retry: int) -> bytes:
-    """Return the one block of a soft refusal."""
+    """Return the refused event, the only block of a soft refusal."""
     data: dict[str, object] = {"reason": reason, "status": status, "retry": retry}
     if detail is not None:
         data["detail"] = detail
@@ -64,9 +64,9 @@ def refused_block(reason: str, status: int, detail: str | None, retry: int) -> b
 
 
 def id_block(id: str) -> bytes:
-    """Return an id without an event, for clients that cannot have the control events.
+    """Return an id without an event, for clients that do not accept control events.
 
-    By the standard it becomes the last event id and nothing is dispatched.
+    By the standard the client stores the id as its last event id and dispatches nothing.
     https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
     """
     return id_line(id) + b"\n"
@@ -75,8 +75,8 @@ def id_block(id: str) -> bytes:
 def retry_line(retry: int) -> bytes:
     """Return the reconnection time as a bare field line, without the blank line that ends a block.
 
-    A client takes it as soon as it reads the line; the next event completes the block. For clients
-    that cannot have the control events, since many of them choke on a block without data.
+    A client applies it when it reads the line; the next event completes the block. This is for clients that
+    do not accept control events: many of them fail on a block without data.
     """
     return f"retry: {retry}\n".encode()
 

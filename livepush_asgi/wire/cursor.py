@@ -1,13 +1,13 @@
-"""Position and Cursor: where a client is in the logs of its channels, as values and as the text of an id.
+"""Position and Cursor: the place of a client in the logs of its channels, and the event id that encodes it.
 
-The log of a channel counts its events 1, 2, 3 ... without holes, so that a hole can be seen. An offset
-alone would lie after the log was lost and begun anew: 7 would name another event. So a position carries
-the log's epoch too, a name drawn at random when the log begins.
+The log of a channel numbers its events 1, 2, 3 ... without holes, so that a missing event is visible. After a
+log was lost and a new one has begun, the offset 7 names another event. So a position also holds the log's
+epoch, a random name that is drawn when the log begins.
 
-A cursor has one entry for each channel of a stream: `tag~epoch.offset`, or `tag~` for a channel whose
-position is not known. The tag is a digest of the channel's name. So an id names no channel, and a process can
-tell a channel that is new to the client from one whose log was lost. An exclamation mark in front says that
-the client has not been sent the whole state (`Grant.snapshot`) yet.
+A cursor has one entry for each channel of a stream: `tag~epoch.offset`, or `tag~` for a channel without a
+known position. The tag is a digest of the channel's name, so an id reveals no channel name. The tag also
+tells a channel that is new to the client from a channel whose log was lost. A leading exclamation mark says
+that the client has not been sent the whole state (`Grant.snapshot`) yet.
 """
 
 import re
@@ -19,11 +19,11 @@ from hashlib import blake2b
 from secrets import token_urlsafe
 from types import MappingProxyType
 
-# One position for each channel of a stream, and not more channels than fit into a request header:
-# servers and proxies commonly take 8 KiB for all of them.
+# A cursor has to fit into a request header: servers and proxies commonly allow 8 KiB for all headers.
 MOST_POSITIONS = 128
 MOST_OFFSET = 2**63 - 1
-# So many channels of one stream may have the same tag. Of 128 channels two have with a chance of 1 in 2,000.
+# At most this many channels of one stream may share a tag. Among 128 channels the chance that two share one
+# is 1 in 2,000.
 MOST_OF_ONE_TAG = 4
 
 _EPOCH = re.compile(r"[A-Za-z0-9_-]{1,16}")
@@ -31,25 +31,25 @@ _POSITION = re.compile(r"([A-Za-z0-9_-]{1,16})\.(0|[1-9][0-9]{0,18})")
 _TAG = r"[A-Za-z0-9_-]{4}"
 _ENTRY = rf"{_TAG}~(?:{_POSITION.pattern})?"
 _CURSOR = re.compile(rf"!?{_ENTRY}(?:,{_ENTRY})*")
-# The longest text that can be a cursor; a longer one is not looked at.
+# The longest text that can be a cursor; a longer text is not parsed.
 _MOST_TEXT = MOST_POSITIONS * 42
 _OWED = "!"
 
 
 def new_epoch() -> str:
-    """Return a name for a log that begins."""
+    """Return a random epoch for a new log."""
     return token_urlsafe(6)
 
 
 @lru_cache(maxsize=2**14)
 def tag_of(channel: str) -> str:
-    """Return the 4 characters that stand for a channel in a cursor."""
+    """Return the tag of a channel: the 4 characters that stand for it in a cursor."""
     return urlsafe_b64encode(blake2b(channel.encode(), digest_size=3).digest()).decode()
 
 
 @dataclass(frozen=True, slots=True, order=False)
 class Position:
-    """A place in the log of one channel: after the event with this offset; 0 is before the first."""
+    """A place in the log of one channel: after the event with this offset. 0 is before the first event."""
 
     epoch: str
     offset: int
@@ -67,32 +67,32 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> "Position":
-        """Return the position that `str` of it wrote. Raises ValueError for any other text."""
+        """Parse the text that `str(position)` returns. Raises ValueError for any other text."""
         match = _POSITION.fullmatch(text)
         if match is None:
             raise ValueError("this is no position")
-        return _place(match[1], int(match[2]))
+        return _make_position(match[1], int(match[2]))
 
     @classmethod
     def of_id(cls, id: str) -> "Position":
-        """Return the position in an id that `publish` returned. Raises ValueError for any other text."""
+        """Return the position in an event id of `publish`. Raises ValueError for any other text."""
         return cls.parse(id.rpartition("~")[2])
 
     def at(self, offset: int) -> "Position":
-        """Return the place with this offset in the same log. Raises as making one does."""
+        """Return the position with this offset in the same log. Raises what `Position(...)` raises."""
         if type(offset) is not int:
             raise TypeError(f"an offset is an int, not {offset!r}")
-        return _place(self.epoch, offset)
+        return _make_position(self.epoch, offset)
 
 
-# Slot descriptors, because a frozen dataclass has no setters and `object.__setattr__` is slower.
-# A position is made twice for every event.
+# A frozen dataclass has no setters, and the slot descriptors are faster than `object.__setattr__`: two
+# positions are made for every event.
 _set_epoch = Position.__dict__["epoch"].__set__
 _set_offset = Position.__dict__["offset"].__set__
 
 
-def _place(epoch: str, offset: int) -> Position:
-    """Return a position in a log whose epoch is known to be good."""
+def _make_position(epoch: str, offset: int) -> Position:
+    """Return a position without validating the epoch, which must be valid."""
     if not 0 <= offset <= MOST_OFFSET:
         raise ValueError(f"an offset is from 0 to {MOST_OFFSET}, not {offset!r}")
     position = object.__new__(Position)
@@ -102,33 +102,33 @@ def _place(epoch: str, offset: int) -> Position:
 
 
 def event_id(channel: str, position: Position | None) -> str:
-    """Return the event id of a stream on one channel, and the entry of a channel in the id of any stream."""
+    """Return the cursor entry of a channel. For a stream on one channel this is the whole event id."""
     if position is None:
         return f"{tag_of(channel)}~"
     return f"{tag_of(channel)}~{position.epoch}.{position.offset}"
 
 
 def owed(id: str) -> str:
-    """Return the id of a client that has not been sent the whole state yet."""
+    """Return the id with the mark that the client has not been sent the whole state yet."""
     return _OWED + id
 
 
 def is_cursor(text: str) -> bool:
-    """Return whether an event id reads as a cursor, so that no publisher may give it to an event."""
+    """Return whether an event id parses as a cursor. A publisher may not give such an id to an event."""
     return len(text) <= _MOST_TEXT and _CURSOR.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The text of a client's last event id: one entry for each channel of the stream that sent it.
+    """The client's last event id: one entry for each channel of the stream that sent it.
 
-    Text from outside is bounded and read strictly; whatever is no cursor is None, and that is a gap, never an
-    error. `entries` has the text behind each tag. What it says of a channel is read when it is asked for: a
-    hostile cursor for 128 channels costs no more than splitting it.
+    `parse` bounds the text and is strict. It returns None for a text that is no cursor, and the client is
+    then sent a gap, not an error. `entries` maps each tag to the text after it. `positions_in` parses that
+    text on demand, so a hostile cursor for 128 channels costs no more than splitting it.
     """
 
     entries: Mapping[str, str]
-    #: Whether the client has still to be sent the state.
+    #: Whether the client has not been sent the whole state yet.
     state_owed: bool = False
 
     def __post_init__(self) -> None:
@@ -140,12 +140,12 @@ class Cursor:
 
     @classmethod
     def of(cls, positions: Mapping[str, Position | None], *, state_owed: bool = False) -> "Cursor":
-        """Return the cursor of these positions, by channel; None where a position is not known."""
+        """Return the cursor for the position of each channel; None stands for an unknown position."""
         return cls(_entries([event_id(*place) for place in positions.items()]) or {}, state_owed)
 
     @classmethod
     def parse(cls, text: str) -> "Cursor | None":
-        """Return the cursor that a text is, None if it is none."""
+        """Return the cursor that the text encodes, or None if the text is no cursor."""
         if not text or len(text) > _MOST_TEXT or not text.isascii():
             return None
         parts = text.removeprefix(_OWED).split(",")
@@ -157,13 +157,13 @@ class Cursor:
         return tag_of(channel) in self.entries
 
     def positions_in(self, channel: str) -> tuple[Position, ...]:
-        """Return the positions that may be the channel's; empty if none is known.
+        """Return the positions that the cursor may hold for the channel; empty if it holds none.
 
-        There are several only where two channels of the stream have the same tag.
+        There are several only if two channels of the stream share a tag.
         """
         return tuple(
             [
-                _place(match[1], int(match[2]))
+                _make_position(match[1], int(match[2]))
                 for part in self.entries.get(tag_of(channel), "").split(",")
                 if (match := _POSITION.fullmatch(part)) and int(match[2]) <= MOST_OFFSET
             ]
@@ -171,7 +171,7 @@ class Cursor:
 
 
 def _entries(parts: Iterable[str]) -> dict[str, str] | None:
-    """Return the text behind each tag, None if a part is no entry."""
+    """Return the text after each tag, or None if a part is no entry."""
     entries: dict[str, str] = {}
     for part in parts:
         tag, mark, text = part.partition("~")

@@ -1,10 +1,10 @@
-"""Event, and the text of an event stream. No other room of the package writes or reads a field of it.
+"""Event, and the text format of an event stream.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 
-An event has two forms. A *block* is what a client receives: the lines of one event and the blank
-line that dispatches it. A *payload* is what travels through a broker: a block behind a two-byte
-mark, or the plain text that some other program published, which becomes the data of an event.
+An event has two forms. A client receives a *block*: the field lines of one event and the blank line that
+dispatches it. A broker carries a *payload*: a block after a two-byte mark, or plain text that another program
+published. Plain text becomes the data of an event.
 """
 
 import json
@@ -14,30 +14,30 @@ from dataclasses import dataclass
 from ..errors import InvalidEventError
 from .cursor import Position, is_cursor
 
-# Named events beginning so are the component's own voice; applications cannot speak with it.
+# Event names and channels with this prefix belong to the component; an application cannot use them.
 RESERVED_PREFIX = "livepush."
-#: Every process with streams subscribes to this channel. It carries commands such as a revocation. With
-#: history it has a log, so that no command is missed.
+#: Every process with streams subscribes to this channel. It carries commands such as a revocation. Over a
+#: broker with history it has a log, so that a process misses no command.
 COMMAND_CHANNEL = RESERVED_PREFIX + "commands"
-#: This channel carries the confirmations of commands. Its log is never read.
+#: This channel carries the confirmations of commands. No process reads its log.
 REPLY_CHANNEL = RESERVED_PREFIX + "replies"
 
-# 0xFF never occurs in UTF-8. So no text that somebody publishes, however hostile, can be taken for
-# a finished block and bring its own `event:` or `id:` lines along. The digit is the version.
+# 0xFF never occurs in UTF-8. So published text, however hostile, is never taken for a finished block with
+# `event:` or `id:` lines of its own. The digit is the version of the format.
 PAYLOAD_MARK = b"\xff1"
-# The payload of an event that has a position: this mark, the position, a line end, the payload proper.
+# A payload with a position is: this mark, the position, a line end, and the payload without position.
 POSITION_MARK = b"\xff2"
 
-# One newline only: a comment followed by a blank line makes some clients dispatch an empty event.
+# One line end only: after a comment and a blank line some clients dispatch an empty event.
 HEARTBEAT = b":\n"
 
-# Milliseconds. Clients hand the reconnection time to a timer, and timers of JavaScript hold 31 bits:
-# beyond them the delay is 1 ms, and the client that should stay away for a month storms the server.
+# In milliseconds. A client passes the reconnection time to a timer. JavaScript timers hold 31 bits; a larger
+# delay becomes 1 ms, and a client that should stay away for a month storms the server.
 # https://nodejs.org/api/timers.html#settimeoutcallback-delay-args
 MAX_RETRY = 2**31 - 1
 
-# CRLF, CR and LF end a line and nothing else does: str.splitlines() would also split at U+2028,
-# U+0085 and other characters that are ordinary data here.
+# Only CRLF, CR and LF end a line. `str.splitlines()` would also split at U+2028, U+0085 and other characters
+# that are ordinary data here.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _BREAKS_LINE = re.compile(r"[\r\n]")
 _BREAKS_ID = re.compile(r"[\r\n\0]")
@@ -45,15 +45,15 @@ _BREAKS_ID = re.compile(r"[\r\n\0]")
 
 @dataclass(frozen=True, slots=True, init=False)
 class Event:
-    """One event of an event stream; it cannot hold what would break the stream.
+    """One event of an event stream, with values that cannot break the stream.
 
-    `data` is text, UTF-8 bytes or anything that JSON can hold, and is kept as text. `event` is the
-    event name that `addEventListener` takes. `id` becomes the client's last event id; an empty one, and
-    one that reads as the component's own, are refused. `retry` sets the client's reconnection time in
+    `data` is text, UTF-8 bytes or any value that JSON can encode; the event stores it as text. `event` is the
+    event name, for `addEventListener` in a browser. `id` becomes the client's last event id; it must not be
+    empty, nor parse as one of the component's own ids. `retry` sets the client's reconnection time in
     milliseconds.
 
-    Line ends inside `data` arrive as LF, whichever of CRLF, CR and LF they were: the format has no
-    way to tell them apart. Raises InvalidEventError for all that could not be read back.
+    The client receives each line end in `data` as LF, because the format does not distinguish CRLF, CR and
+    LF. Raises InvalidEventError for a value that a client could not read back unchanged.
     """
 
     data: object = ""
@@ -78,8 +78,8 @@ class Event:
         return encode_block(str(self.data), event=self.event, id=self.id, retry=self.retry)
 
 
-# Slot descriptors, because a frozen dataclass has no setters and `object.__setattr__` is slower.
-# An Event is made for every publish.
+# A frozen dataclass has no setters, and the slot descriptors are faster than `object.__setattr__`: every
+# publish makes an Event.
 _set_data, _set_event, _set_id, _set_retry = (
     Event.__dict__[name].__set__ for name in ("data", "event", "id", "retry")
 )
@@ -88,7 +88,7 @@ _set_data, _set_event, _set_id, _set_retry = (
 def encode_block(
     data: str, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
 ) -> bytes:
-    """Write one block from values that are known to be good; `Event` is where they are checked."""
+    """Return the block of these values, without validating them. `Event` validates."""
     if event is None and id is None and retry is None and "\n" not in data and "\r" not in data:
         return f"data: {data}\n\n".encode()
     lines = []
@@ -98,36 +98,31 @@ def encode_block(
         lines.append(f"id: {id}\n")
     if retry is not None:
         lines.append(f"retry: {retry}\n")
-    # A line end at the very end of the data is data too: it gives a last, empty line.
+    # A line end at the end of the data is data too: it adds an empty last line.
     lines.extend(f"data: {line}\n" for line in _LINE_END.split(data))
     lines.append("\n")
     return "".join(lines).encode()
 
 
 def id_line(id: str) -> bytes:
-    """Return the field line of an id."""
+    """Return an id as a field line."""
     return f"id: {id}\n".encode()
 
 
-def comment_line(text: str) -> bytes:
-    """Return a comment, which no client shows. It has no blank line behind it: see `HEARTBEAT`."""
-    return f":{text}\n".encode()
-
-
 def name_line(block: bytes) -> bytes:
-    """Return the field line of the event name in a block of a payload, b"" if the event has no name."""
+    """Return the field line of the event name in a payload's block, or b"" if the event has no name."""
     return block[: block.index(b"\n")] if block.startswith(b"event: ") else b""
 
 
 def to_payload(block: bytes) -> bytes:
-    """Mark a finished block for its way through a broker."""
+    """Return a block as a payload: with the mark in front."""
     return PAYLOAD_MARK + block
 
 
 def from_payload(payload: bytes) -> bytes:
-    """Return the block of a payload; a plain one becomes an event that has only data.
+    """Return the block of a payload. A plain payload becomes an event with data only.
 
-    Raises InvalidEventError if a plain payload is not UTF-8, and for an id that `Event` would refuse.
+    Raises InvalidEventError for a plain payload that is not UTF-8, and for an id that `Event` would refuse.
     """
     if not payload.startswith(PAYLOAD_MARK):
         return encode_block(_decode(payload))
@@ -138,14 +133,14 @@ def from_payload(payload: bytes) -> bytes:
 
 
 def positioned(position: Position, payload: bytes) -> bytes:
-    """Return a payload with its position, as a broker with history delivers it live."""
+    """Return a payload with its position in front, as a broker with history delivers it live."""
     return b"%s%s\n%s" % (POSITION_MARK, str(position).encode(), payload)
 
 
 def split_position(payload: bytes) -> tuple[Position | None, bytes]:
-    """Return the position of a live payload, None if it has none, and the payload proper.
+    """Return the position of a live payload, or None, and the payload without it.
 
-    Raises InvalidEventError for a position that cannot be read.
+    Raises InvalidEventError for a malformed position.
     """
     if not payload.startswith(POSITION_MARK):
         return None, payload
@@ -157,24 +152,24 @@ def split_position(payload: bytes) -> tuple[Position | None, bytes]:
 
 
 def with_id(block: bytes, id: str) -> bytes:
-    """Return a block with an id, or as it is if it brought its own."""
+    """Return the block with this id, or unchanged if it has an id."""
     return block if _has_id(block) else f"id: {id}\n".encode() + block
 
 
 def _has_id(block: bytes) -> bool:
-    # Each line of data begins with its field's name, so `id: ` at the beginning of a line is the field. It
-    # stands before the data.
+    # Each line of data begins with `data: `, so a line that begins with `id: ` is the field. It precedes the
+    # data.
     return not block.startswith(b"data: ") and (block.startswith(b"id: ") or b"\nid: " in block)
 
 
 def _check_id(block: bytes) -> None:
-    """Raise InvalidEventError for a block whose id makes its clients lose their place, or forges one."""
+    """Raise InvalidEventError for an id that erases the client's cursor or forges one."""
     mark = b"id: " if block.startswith(b"id: ") else b"\nid: "
     _id_of(block.partition(mark)[2].partition(b"\n")[0].decode("utf-8", "replace"))
 
 
 def data_of(block: bytes) -> str:
-    """Return the data of a block that `encode_block` made of data alone."""
+    """Return the data of a block that has only data."""
     return "\n".join(line.removeprefix("data: ") for line in block.decode()[:-2].split("\n"))
 
 
@@ -201,8 +196,8 @@ def _decode(data: bytes) -> str:
 
 
 def _encodable(text: str) -> str:
-    # A member of `class Name(str, Enum)` is a str whose str() and format() are another text, and it
-    # is the text itself that has been asked for. What is checked here must be what is written later.
+    # A member of `class Name(str, Enum)` is a str, but str() and format() return another text. Use its value,
+    # so that the text which is validated here is the text which is written later.
     text = str.__str__(text)
     if text.isascii():
         return text

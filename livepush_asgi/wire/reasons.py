@@ -1,16 +1,14 @@
-"""The reasons: why a stream ended, why a gap is told, why a client was refused. One list for the wire,
-the log and the counters. And where a stream is in its life.
-"""
+"""EndReason, GapReason, RefusalCause and StreamState: names for the wire, the log and `statistics`."""
 
 from enum import StrEnum
 
 
 class EndReason(StrEnum):
-    """Why a stream ended. Exactly one, the first that occurred."""
+    """Why a stream ended. A stream has exactly one reason: the first that occurred."""
 
-    #: The client left, or the server took the connection away.
+    #: The client disconnected, or the server closed the connection.
     DISCONNECT = "disconnect"
-    #: The process is ending, or was asked to give up its streams.
+    #: The process drained.
     DRAIN = "drain"
     #: The stream reached its maximum lifetime.
     LIFETIME = "lifetime"
@@ -18,13 +16,13 @@ class EndReason(StrEnum):
     EXPIRED = "expired"
     #: `LivePush.disconnect` named its slot key or one of its channels.
     REVOKED = "revoked"
-    #: The client took too little for too long: its outbox was full, or a send took too long.
+    #: The client was too slow: its outbox was full, or a send took longer than `Timing.send_timeout`.
     SLOW = "slow"
-    #: A newer stream took its slot.
+    #: A newer stream of the same slot key took its slot.
     REPLACED = "replaced"
-    #: Events may have been lost on the way from the broker, and this client cannot be told otherwise.
+    #: Events may be missing, and the client does not accept control events, so it cannot be sent a gap.
     BROKER = "broker"
-    #: Something raised that should not have; it is in the log.
+    #: The application's snapshot, the server or the component raised; the log has the error.
     ERROR = "error"
 
 
@@ -33,39 +31,39 @@ class GapReason(StrEnum):
 
     #: The history after the client's position has been dropped.
     EXPIRED = "expired"
-    #: The client's last event id names no position here.
+    #: The client's last event id holds no position in this channel.
     UNKNOWN = "unknown"
-    #: The channel's log was lost and begun anew.
+    #: The channel's log was lost, and a new one has begun.
     EPOCH = "epoch"
     #: The client was too slow, and the overflow policy dropped events.
     OVERFLOW = "overflow"
-    #: The connection to the broker was lost, or the broker delivered what cannot be passed on.
+    #: The connection to the broker was lost, or the broker delivered a payload that is no event.
     BROKER = "broker"
 
 
 class RefusalCause(StrEnum):
-    """Why a client got no stream."""
+    """Why a client was refused a stream."""
 
-    #: `authorize` said so.
+    #: `authorize` returned or raised a Refusal.
     AUTHORIZE = "authorize"
-    #: `authorize` raised, took too long, or returned something else than a Grant or a Refusal.
+    #: `authorize` raised, took too long, or returned neither a Grant nor a Refusal.
     ERROR = "error"
-    #: Every slot of its key is taken.
+    #: Every slot of the slot key is taken.
     CAP = "cap"
     #: The process has as many streams as `Limits.streams` allows.
     FULL = "full"
-    #: The slot store is away and the cap fails closed.
+    #: The slot store is unavailable and the cap fails closed.
     SLOTS = "slots"
     #: The process is draining.
     DRAIN = "drain"
-    #: The login had already ended.
+    #: `Grant.expires_at` was in the past.
     EXPIRED = "expired"
-    #: `LivePush.disconnect` named it again and again while it was being opened.
+    #: `LivePush.disconnect` revoked each of its grants before the stream was open.
     REVOKED = "revoked"
 
 
 class StreamState(StrEnum):
-    """Where a stream is in its life. (`refused` never becomes a stream.)"""
+    """The states of a stream, in order. A refused request never has a stream."""
 
     OPENING = "opening"
     LIVE = "live"

@@ -555,7 +555,7 @@ class Story:
 class Complaints(logging.Handler):
     """Keeps what the component logs that it should not have to."""
 
-    SIGNS = ("a defect of livepush_asgi", "a timed call raised", "cannot be carried out")
+    SIGNS = ("a defect of livepush_asgi", "a timed call raised", "cannot handle a message")
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
