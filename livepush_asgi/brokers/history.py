@@ -7,12 +7,14 @@ from dataclasses import dataclass
 class History:
     """The bounds of a channel's log. The oldest events that exceed any bound are dropped.
 
-    `events` and `size` (bytes of payload) are per channel. `age` is in seconds; None keeps what the
-    other bounds allow. A log to which nothing was added for that time may be forgotten.
-    Two bounds are for MemoryBroker, which keeps all logs in one process. With more than `channels` logs it
-    forgets the one that was idle longest. When all logs together keep more than `total_size` bytes, counting
-    80 for each event beside its payload, it drops the oldest events of the channel that was quiet longest.
-    A client that reconnects and needs dropped events is told of a gap.
+    `events` and `size` (bytes of payload) are per channel. `age` is in seconds; None sets no bound. A log
+    to which nothing was added for that time may be forgotten. A client that reconnects and needs dropped
+    events is told of a gap.
+
+    `channels` and `total_size` are for MemoryBroker, which keeps all logs in one process. With more than
+    `channels` logs it forgets the log that was idle longest. When all logs together exceed `total_size`
+    bytes, counting 80 for each event beside its payload, it drops the oldest events of the channel to which
+    nothing was published for the longest time.
     """
 
     events: int = 1000

@@ -1,8 +1,8 @@
-"""Slots: at most so many open streams for each key, such as a user.
+"""Slots: a cap on the number of open streams of each key, such as a user.
 
-This file is the port: `Slots` and the `Lease` that it hands out. `memory` implements it for one process and
-`redis` for all processes that share a server. The runtime takes a slot before a stream starts and knows
-nothing but this file; only the application chooses an implementation. Start with `Slots`, then `memory`.
+This file is the port: `Slots`, and the `Lease` that it returns. `memory` implements it for one process, and
+`redis` for all processes that share a server. The component takes a slot before a stream starts. It imports
+this file only; the application chooses an implementation. Start with `Slots`, then `memory`.
 """
 
 import logging
@@ -24,9 +24,9 @@ _numbers = count()
 class Lease:
     """One taken slot, which its holder gives back once.
 
-    `replaced` has the ids of the leases that were ended to make room for this one; whoever took the slot
-    tells the processes that hold them. `on_replaced` is called on the event loop when this lease is ended to
-    make room for a newer one.
+    `replaced` has the ids of the leases that were ended to make room for this one; the caller of `take`
+    announces them to the processes that hold them. `on_replaced` is called on the event loop when this lease
+    is ended to make room for a newer one.
     """
 
     __slots__ = ("_give_back", "_id", "on_replaced", "replaced", "slot_key")
@@ -54,10 +54,10 @@ class Lease:
 
     @property
     def id(self) -> str:
-        """The lease's name outside of this process. It is unique and never changes.
+        """The lease's name outside this process. It is unique and never changes.
 
-        It is made when it is first read: a lease of `MemorySlotCap`, which no other process can end, does
-        without one.
+        It is drawn when it is first read: a lease of `MemorySlotCap` needs none, since no other process can
+        end it.
         """
         if self._id is None:
             # The number keeps the leases of a process in order. The random part makes the id unique, also
@@ -75,8 +75,8 @@ class Lease:
 class Slots(Protocol):
     """At most `cap` open streams for each slot key.
 
-    An implementation whose `take` never waits long sets `bounded = True`; the request then awaits it without
-    a task and a timeout of its own.
+    An implementation whose `take` never waits long sets `bounded = True`. A request then awaits `take`
+    directly, without a task and without a time-out.
     """
 
     @property
@@ -139,9 +139,9 @@ def check_cap(cap: int, on_full: str) -> None:
 
 
 def call_hook(hook: SlotHook, slot_key: str) -> None:
-    """Call `on_acquire` or `on_release` of a cap. An exception is logged: it must not cost anyone a slot."""
+    """Call `on_acquire` or `on_release` of a cap. An exception is logged, so that no slot is lost by it."""
     try:
-        # In a namespace the key has a prefix, which the application did not give it.
+        # In a namespace the key has a prefix. The application knows the key without it.
         hook(getattr(slot_key, "plain", slot_key))
     except Exception:
         logger.exception("the slot hook %r raised", hook)
