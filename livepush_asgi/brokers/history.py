@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+from ..settings import check_seconds, check_whole
+
+# Ten years, in seconds.
+_LONGEST_AGE = 10 * 365 * 24 * 3600
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
@@ -25,8 +30,6 @@ class History:
 
     def __post_init__(self) -> None:
         for name in ("events", "size", "channels", "total_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
-        if self.age is not None and not self.age > 0:
-            raise ValueError(f"age is in seconds and more than 0, or None, not {self.age!r}")
+            check_whole(name, getattr(self, name))
+        if self.age is not None:
+            check_seconds("age", self.age, _LONGEST_AGE)

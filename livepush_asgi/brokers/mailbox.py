@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from ..errors import MessagesLostError, SubscriptionClosedError
+from ..settings import check_whole
 from ..wire.cursor import Position
 from ..wire.event import positioned
 from . import LoggedSink, Sink
@@ -25,8 +26,7 @@ class Mailbox:
     __slots__ = ("_arrived", "_closed", "_limit", "_logged", "_on_close", "_sink", "_waiting", "channel")
 
     def __init__(self, channel: str, on_close: Callable[["Mailbox"], None], limit: int = 1000) -> None:
-        if limit < 1:
-            raise ValueError(f"a mailbox holds at least one message, not {limit}")
+        check_whole("limit", limit)
         self.channel = channel
         self._on_close = on_close
         self._limit = limit

@@ -12,6 +12,7 @@ from os import urandom
 from typing import Literal, Protocol, runtime_checkable
 
 from ..errors import CapExceededError
+from ..settings import check_whole
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -132,8 +133,7 @@ class LeasesByKey:
 
 def check_cap(cap: int, on_full: str) -> None:
     """Raise ValueError for a cap that no implementation can keep."""
-    if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:
-        raise ValueError(f"a cap is a whole number from 1 up, not {cap!r}")
+    check_whole("cap", cap)
     if on_full not in ("refuse", "replace_oldest"):
         raise ValueError(f"on_full is 'refuse' or 'replace_oldest', not {on_full!r}")
 

@@ -1,7 +1,6 @@
 """JetStreamBroker: pub/sub over NATS with history, with one connection for everything."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,8 +18,6 @@ from .stream import JetStreamError, Stream, StreamSettings, live_payload_of
 from .subjects import subject_of
 
 Result = TypeVar("Result")
-
-_STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class JetStreamBroker(NatsBroker):
@@ -59,11 +56,8 @@ class JetStreamBroker(NatsBroker):
         linger: float = 10.0,
     ) -> None:
         super().__init__(servers, prefix=prefix, options=options, timeouts=timeouts, linger=linger)
-        name = prefix.replace(".", "_") if stream is None else stream
-        if not _STREAM_NAME.fullmatch(name):
-            raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {name!r}")
         self._stream_settings = StreamSettings(
-            name=name,
+            name=prefix.replace(".", "_") if stream is None else stream,
             prefix=prefix,
             history=value_or_default("history", history, History),
             size=max_size,

@@ -6,6 +6,7 @@ https://docs.nats.io/reference/reference-protocols/nats_api_reference
 import asyncio
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from ...settings import check_seconds, check_whole
 from ...wire.cursor import Position
 from ...wire.event import positioned
 from ..history import History
@@ -27,6 +29,9 @@ from .outgoing import Call
 POSITION, MARK = "Livepush-Position", "Livepush-Mark"
 # A log gets a mark when it begins, and then at most one in the time for which events are kept.
 _MOST_MARKS = 4
+_STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# A day, in seconds. A longer window is most likely in milliseconds.
+_LONGEST_WINDOW = 24 * 3600
 # Direct batch get needs this version.
 _LEAST_VERSION = (2, 11)
 # A stream that is lost and made again must have other sequences: an equal sequence means an unchanged log.
@@ -75,6 +80,13 @@ class StreamSettings:
     size: int
     replicas: int
     idempotency_window: float
+
+    def __post_init__(self) -> None:
+        if not _STREAM_NAME.fullmatch(self.name):
+            raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {self.name!r}")
+        check_whole("max_size", self.size)
+        check_whole("replicas", self.replicas)
+        check_seconds("idempotency_window", self.idempotency_window, _LONGEST_WINDOW)
 
     @property
     def log_prefix(self) -> str:
