@@ -94,9 +94,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("outbox_events", "outbox_bytes", "message_bytes", "replay_events"):
-            _check_count(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         if self.streams is not None:
-            _check_count("streams", self.streams)
+            check_whole("streams", self.streams)
         if self.overflow not in OVERFLOWS:
             raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, not {self.overflow!r}")
 
@@ -121,7 +121,8 @@ class DrainPolicy:
             check_seconds("window", self.window, _LONGEST["window"])
 
 
-def _check_count(name: str, value: object) -> None:
+def check_whole(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a whole number from 1 up."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
 

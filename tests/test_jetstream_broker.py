@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import nats
@@ -562,6 +563,19 @@ async def test_a_stream_that_is_there_keeps_its_bounds(nats_server: NatsProcess,
 def test_a_stream_has_a_plain_name(name: str) -> None:
     with pytest.raises(ValueError, match="a stream's name"):
         JetStreamBroker(stream=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_size": 0}, "max_size is a whole number"),
+        ({"replicas": 1.5}, "replicas is a whole number"),
+        ({"idempotency_window": 120_000}, "is it in milliseconds"),
+    ],
+)
+def test_bad_settings_of_the_stream_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        JetStreamBroker(**options)
 
 
 def test_one_broker_serves_one_event_loop_after_another(nats_server: NatsProcess, prefix: str) -> None:

@@ -592,7 +592,7 @@ def test_when_the_event_loop_ends_nothing_is_left_open(own_valkey: ValkeyProcess
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"cap": 0}, "a cap is a whole number"),
+        ({"cap": 0}, "cap is a whole number"),
         ({"ttl": 0}, "ttl is in seconds"),
         ({"ttl": 60, "ttl_seconds": 60}, "two names for one thing"),
         ({"timeout": 0}, "timeout is in seconds"),

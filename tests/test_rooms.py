@@ -18,7 +18,7 @@ ARROWS = {
     "runtime": "errors settings",
     "grant": "wire runtime errors",
     "brokers": "wire runtime errors settings",
-    "slots": "brokers wire runtime errors",
+    "slots": "brokers wire runtime errors settings",
     "hub": "brokers wire runtime errors",
     "stream": "hub slots grant brokers wire runtime errors settings",
     "process": "stream hub slots grant brokers wire runtime errors settings",

@@ -11,6 +11,7 @@ from livepush_asgi import (
     Cors,
     DrainPolicy,
     Grant,
+    History,
     Limits,
     LivePush,
     LivePushMiddleware,
@@ -44,6 +45,8 @@ from livepush_asgi import (
         lambda: Timing(snapshot_timeout=60_000),
         lambda: Timing(linger=5000),
         lambda: DrainPolicy(window=5000),
+        lambda: History(age=float("inf")),
+        lambda: History(age="3600"),  # type: ignore[arg-type]
         lambda: BrokerTimeouts(subscribe=0),
         lambda: BrokerTimeouts(publish=-1.0),
         lambda: BrokerTimeouts(ping_interval=float("nan")),

@@ -2,17 +2,24 @@
 
 from dataclasses import dataclass
 
+from ..settings import check_seconds, check_whole
+
+# Ten years, in seconds.
+_LONGEST_AGE = 10 * 365 * 24 * 3600
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """The bounds of a channel's log. The oldest events that exceed any bound are dropped.
 
-    `events` and `size` (bytes of payload) are per channel. `age` is in seconds; None keeps what the
-    other bounds allow. A log to which nothing was added for that time may be forgotten.
-    Two bounds are for MemoryBroker, which keeps all logs in one process. With more than `channels` logs it
-    forgets the one that was idle longest. When all logs together keep more than `total_size` bytes, counting
-    80 for each event beside its payload, it drops the oldest events of the channel that was quiet longest.
-    A client that reconnects and needs dropped events is told of a gap.
+    `events` and `size` (bytes of payload) are per channel. `age` is in seconds; None sets no bound. A log
+    to which nothing was added for that time may be forgotten. A client that reconnects and needs dropped
+    events is told of a gap.
+
+    `channels` and `total_size` are for MemoryBroker, which keeps all logs in one process. With more than
+    `channels` logs it forgets the log that was idle longest. When all logs together exceed `total_size`
+    bytes, counting 80 for each event beside its payload, it drops the oldest events of the channel to which
+    nothing was published for the longest time.
     """
 
     events: int = 1000
@@ -23,8 +30,6 @@ class History:
 
     def __post_init__(self) -> None:
         for name in ("events", "size", "channels", "total_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
-        if self.age is not None and not self.age > 0:
-            raise ValueError(f"age is in seconds and more than 0, or None, not {self.age!r}")
+            check_whole(name, getattr(self, name))
+        if self.age is not None:
+            check_seconds("age", self.age, _LONGEST_AGE)

@@ -1,6 +1,6 @@
 """Mailbox: the subscription that the brokers here return.
 
-It holds a bounded number of payloads until `get_message` asks for them, or forwards each one to a sink.
+It holds a bounded number of payloads for `get_message`, or forwards each one to a sink.
 """
 
 from collections.abc import Callable
@@ -10,27 +10,31 @@ import anyio
 import anyio.lowlevel
 
 from ..errors import MessagesLostError, SubscriptionClosedError
+from ..settings import check_whole
 from ..wire.cursor import Position
 from ..wire.event import positioned
 from . import LoggedSink, Sink
 
+#: How many messages a reader takes before it lets the streams send: few enough to fill no outbox, and enough
+#: that the pause costs next to nothing.
+MESSAGES_BETWEEN_PAUSES = 32
+
 
 class Mailbox:
-    """One subscription to one channel. The broker calls `deliver` and `lost` on the loop's thread."""
+    """One subscription to one channel. The broker calls `deliver` and `lost` on the event loop's thread."""
 
     __slots__ = ("_arrived", "_closed", "_limit", "_logged", "_on_close", "_sink", "_waiting", "channel")
 
     def __init__(self, channel: str, on_close: Callable[["Mailbox"], None], limit: int = 1000) -> None:
-        if limit < 1:
-            raise ValueError(f"a mailbox holds at least one message, not {limit}")
+        check_whole("limit", limit)
         self.channel = channel
         self._on_close = on_close
         self._limit = limit
         self._closed = False
         self._sink: Sink | None = None
-        # The same sink, if it takes positions apart from payloads.
+        # The same sink, if it has `deliver_at`.
         self._logged: LoggedSink | None = None
-        # None stands where payloads may be missing, so that the loss is reported in its place.
+        # None marks a place where payloads may be missing, so that the loss is reported in order.
         # A list takes less memory than a deque: a mailbox that forwards keeps it empty.
         self._waiting: list[bytes | None] = []
         self._arrived: anyio.Event | None = None
@@ -48,7 +52,7 @@ class Mailbox:
         self._wake()
 
     def deliver_at(self, position: Position, payload: bytes, /) -> None:
-        """Take a payload of a log with its position, which is not encoded if the sink takes it as it is."""
+        """Take a payload of a log. A sink with `deliver_at` gets the position unencoded, which is faster."""
         if self._logged is not None and not self._closed:
             self._logged.deliver_at(position, payload)
         else:
@@ -66,7 +70,7 @@ class Mailbox:
         self._wake()
 
     def forward(self, sink: Sink, /) -> None:
-        """Deliver what waits, and everything from now on, to `sink`."""
+        """Deliver the payloads that wait, and all later ones, to `sink`."""
         self._sink = sink
         if hasattr(sink, "deliver_at"):
             self._logged = cast("LoggedSink", sink)
@@ -78,7 +82,7 @@ class Mailbox:
                 sink.deliver(payload)
 
     async def get_message(self, *, timeout: float) -> bytes | None:
-        """Return the next payload, with its position if it has one. See `broker.Subscription`."""
+        """Return the next payload, with its position if it has one. See `Subscription`."""
         if not self._waiting and not self._closed:
             with anyio.move_on_after(timeout):
                 await self._next_arrival()
@@ -94,7 +98,7 @@ class Mailbox:
         return None
 
     async def close(self) -> None:
-        """End the subscription and discard what waits."""
+        """End the subscription and discard the payloads that wait."""
         if not self._closed:
             self._closed = True
             self._waiting.clear()

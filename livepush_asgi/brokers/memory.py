@@ -21,7 +21,7 @@ from .workers import one_of_several
 logger = logging.getLogger("livepush_asgi")
 
 # Without a pause a publisher in a loop would fill every outbox before one stream could send. A pause at each
-# publish would send each event as a message of its own: what comes between two pauses is sent together.
+# publish would send each event as a message of its own; events between two pauses are sent together.
 PUBLISHES_BETWEEN_PAUSES = 128
 BYTES_BETWEEN_PAUSES = 128 * 1024
 # Seconds between two searches for idle logs, and how many logs one search forgets at most: a thousand take
@@ -50,12 +50,12 @@ class MemoryLog:
         self.end = Position(new_epoch(), 0)
         #: When the log was last used.
         self.used = now
-        #: The subscriptions of the channel. A log that has one is not forgotten: its streams hold positions.
+        #: The subscriptions of the channel. A log with subscriptions is kept: its streams hold positions.
         self.mailboxes: dict[Mailbox, None] = {}
         self._history = history
         self._usage = usage or Usage()
-        # The payloads alone; offsets follow from the order. The garbage collector would have to visit an
-        # object around each payload, a million times.
+        # The payloads alone; offsets follow from the order. An object around each payload would cost the
+        # garbage collector a visit, for up to a million events.
         self._payloads: deque[bytes] = deque()
         self._times: deque[float] = deque()
         self._size = 0
@@ -82,7 +82,7 @@ class MemoryLog:
         return self.last == 0 if position.offset == 0 else position == self.end
 
     def append(self, payload: bytes, now: float, key: str | None = None) -> Position:
-        """Add an event, and drop what exceeds the bounds."""
+        """Add an event, and drop events that exceed the bounds."""
         offset = self.end.offset + 1
         self.end = self.end.at(offset)
         self.used = now
@@ -113,7 +113,7 @@ class MemoryLog:
         return Page(self.end.epoch, first, self.last, records)
 
     def trim(self, now: float) -> None:
-        """Drop what exceeds the channel's bounds."""
+        """Drop the oldest events until the channel's bounds hold."""
         history = self._history
         while self._payloads and (
             len(self._payloads) > history.events
@@ -140,18 +140,18 @@ class MemoryLog:
 
 
 class MemoryBroker:
-    """Delivers to the subscriptions of this process, at once and in the order of publishing.
+    """Delivers each payload to the subscriptions of this process, at once and in the order of publishing.
 
     It keeps a log of each channel, bounded by `history`. The logs end with the process: a client that
     reconnects to another process is told of a gap. `History.total_size` bounds all logs together, in bytes. A
-    log without subscriptions is forgotten when it was idle for the history's age, or when there are too many
-    logs and it was idle longest.
+    log without subscriptions is forgotten when it was idle for `History.age`, or when there are more than
+    `History.channels` logs and it was idle longest.
 
     Use it on one event loop: while there are subscriptions, a call on another running loop raises
     RuntimeError, since its events would arrive late or never. From another thread, publish through
-    `anyio.from_thread.run` or asgiref's `async_to_sync`, which hand the call to the loop. Its events do not
-    reach other processes: with several workers use a broker with a server. In a process that is known to
-    be one of several workers, the first subscription logs a warning.
+    `anyio.from_thread.run` or asgiref's `async_to_sync`, which hand the call to the loop. Events do not reach
+    other processes: with several workers use a broker with a server. If this process seems to be one of
+    several workers, the first subscription logs a warning.
     """
 
     #: There is no server that could lose commands, or withhold them from this process.
@@ -161,9 +161,9 @@ class MemoryBroker:
         self._history = value_or_default("history", history, History)
         # One bound method for all subscriptions, of which there may be ten thousand.
         self._on_close = self._forget
-        # Ordered by last use, the one that was idle longest first.
+        # Ordered by last use, the least recently used first.
         self._logs: OrderedDict[str, MemoryLog] = OrderedDict()
-        # The logs that keep events, ordered by their last append.
+        # The logs that are not empty, ordered by their last append.
         self._filled: OrderedDict[str, MemoryLog] = OrderedDict()
         self._newest: MemoryLog | None = None
         self._usage = Usage()
@@ -182,7 +182,7 @@ class MemoryBroker:
         return self.subscriptions(channel)
 
     async def subscribe(self, channel: str) -> Subscription:
-        """Return a subscription that gets what is published from now on."""
+        """Return a subscription that gets every payload published from now on."""
         _warn_of_workers()
         mailbox = Mailbox(channel, self._on_close)
         self._log(channel, self._now()).mailboxes[mailbox] = None
@@ -197,7 +197,7 @@ class MemoryBroker:
         idempotency_key: str | None = None,
         expected_position: Position | None = None,
     ) -> Position:
-        """Append and deliver an event. See `broker.HistoryBroker`."""
+        """Append and deliver an event. See `HistoryBroker`."""
         now = self._now()
         log = self._log(channel, now)
         if idempotency_key is not None and (known := log.known(idempotency_key)) is not None:
@@ -220,7 +220,7 @@ class MemoryBroker:
         return position
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
-        """Return a part of the channel's log. See `broker.HistoryBroker`."""
+        """Return a part of the channel's log. See `HistoryBroker`."""
         now = self._now()
         return self._log(channel, now).page(after, limit, now, max_bytes)
 
@@ -237,14 +237,14 @@ class MemoryBroker:
     def _log(self, channel: str, now: float) -> MemoryLog:
         log = self._logs.get(channel)
         if log is None:
-            # Two for each new log, so that their number shrinks to the bound and each call takes little.
+            # Up to two for each new log: their number shrinks to the bound, and no call takes long.
             self._forget_idle(now, 2, coming=1)
             log = self._logs[channel] = MemoryLog(self._history, now, self._usage)
         self._logs.move_to_end(channel)
         log.used = now
         if now >= self._search_at:
             self._forget_idle(now, LOGS_PER_SEARCH, coming=0)
-            # A search that found more than it may forget goes on with the next call.
+            # A search that could not forget all idle logs continues with the next call.
             is_done = not self._logs or not self._is_idle(next(iter(self._logs.values())), now)
             self._search_at = now + (SEARCH_INTERVAL if is_done else 0.0)
         return log
@@ -266,7 +266,10 @@ class MemoryBroker:
         self._loop, self._clock = loop, time_source()
 
     def _forget_idle(self, now: float, most: int, *, coming: int) -> None:
-        """Forget up to `most` logs that are idle, or too many with those that are `coming`."""
+        """Forget up to `most` logs: idle ones, and the least recently used while there are too many.
+
+        `coming` is the number of logs that the caller is about to add.
+        """
         for _ in range(min(most, len(self._logs))):
             channel, log = next(iter(self._logs.items()))
             if not self._is_idle(log, now) and len(self._logs) + coming <= self._history.channels:
@@ -286,7 +289,7 @@ class MemoryBroker:
         return self._history.age is not None and now - log.used > self._history.age
 
     def _shrink_logs(self, newest: MemoryLog) -> None:
-        """Drop the oldest events of the channels that were quiet longest; the newest event stays."""
+        """Drop the oldest events of the least recently published channels. The newest event stays."""
         while self._usage.bytes > self._history.total_size:
             channel, log = next(iter(self._filled.items()))
             log.shrink(self._history.total_size, leave=int(log is newest))

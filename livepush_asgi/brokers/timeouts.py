@@ -28,3 +28,8 @@ class BrokerTimeouts:
     def __post_init__(self) -> None:
         for name, longest in _LONGEST.items():
             check_seconds(name, getattr(self, name), longest)
+
+
+def no_answer(timeout: float) -> TimeoutError:
+    """Return the error for a server that has not answered within `timeout` seconds."""
+    return TimeoutError(f"no answer within {timeout:g} s")

@@ -12,14 +12,16 @@ _OPTION = re.compile(r"(?:^| )(?:--workers[ =]|-w ?)(\d+)(?= |$)")
 
 
 def one_of_several() -> bool:
-    """Return whether the server was told to start several workers, or has started this process as one.
+    """Return whether this process seems to be one of several workers.
 
-    A number in a configuration file, such as gunicorn's, is not seen.
+    Reads the command line, the environment, and whether `multiprocessing` started this process. A number of
+    workers in a configuration file, such as gunicorn's, is not seen.
     """
     number = asked_for(sys.argv, os.environ)
     if number is not None:
         return number > 1
-    # uvicorn and hypercorn start workers so. So do their reloaders, and granian even a single worker.
+    # uvicorn and hypercorn start workers with multiprocessing. So do their reloaders, and granian starts even
+    # a single worker that way.
     alone = "--reload" in sys.argv or "granian" in sys.argv[0]
     return multiprocessing.parent_process() is not None and not alone
 

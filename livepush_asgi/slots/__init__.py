@@ -1,8 +1,8 @@
-"""Slots: at most so many open streams for each key, such as a user.
+"""Slots: a cap on the number of open streams of each key, such as a user.
 
-This file is the port: `Slots` and the `Lease` that it hands out. `memory` implements it for one process and
-`redis` for all processes that share a server. The runtime takes a slot before a stream starts and knows
-nothing but this file; only the application chooses an implementation. Start with `Slots`, then `memory`.
+This file is the port: `Slots`, and the `Lease` that it returns. `memory` implements it for one process, and
+`redis` for all processes that share a server. The component takes a slot before a stream starts. It imports
+this file only; the application chooses an implementation. Start with `Slots`, then `memory`.
 """
 
 import logging
@@ -12,6 +12,7 @@ from os import urandom
 from typing import Literal, Protocol, runtime_checkable
 
 from ..errors import CapExceededError
+from ..settings import check_whole
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -24,9 +25,9 @@ _numbers = count()
 class Lease:
     """One taken slot, which its holder gives back once.
 
-    `replaced` has the ids of the leases that were ended to make room for this one; whoever took the slot
-    tells the processes that hold them. `on_replaced` is called on the event loop when this lease is ended to
-    make room for a newer one.
+    `replaced` has the ids of the leases that were ended to make room for this one; the caller of `take`
+    announces them to the processes that hold them. `on_replaced` is called on the event loop when this lease
+    is ended to make room for a newer one.
     """
 
     __slots__ = ("_give_back", "_id", "on_replaced", "replaced", "slot_key")
@@ -54,10 +55,10 @@ class Lease:
 
     @property
     def id(self) -> str:
-        """The lease's name outside of this process. It is unique and never changes.
+        """The lease's name outside this process. It is unique and never changes.
 
-        It is made when it is first read: a lease of `MemorySlotCap`, which no other process can end, does
-        without one.
+        It is drawn when it is first read: a lease of `MemorySlotCap` needs none, since no other process can
+        end it.
         """
         if self._id is None:
             # The number keeps the leases of a process in order. The random part makes the id unique, also
@@ -75,8 +76,8 @@ class Lease:
 class Slots(Protocol):
     """At most `cap` open streams for each slot key.
 
-    An implementation whose `take` never waits long sets `bounded = True`; the request then awaits it without
-    a task and a timeout of its own.
+    An implementation whose `take` never waits long sets `bounded = True`. A request then awaits `take`
+    directly, without a task and without a time-out.
     """
 
     @property
@@ -132,16 +133,15 @@ class LeasesByKey:
 
 def check_cap(cap: int, on_full: str) -> None:
     """Raise ValueError for a cap that no implementation can keep."""
-    if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:
-        raise ValueError(f"a cap is a whole number from 1 up, not {cap!r}")
+    check_whole("cap", cap)
     if on_full not in ("refuse", "replace_oldest"):
         raise ValueError(f"on_full is 'refuse' or 'replace_oldest', not {on_full!r}")
 
 
 def call_hook(hook: SlotHook, slot_key: str) -> None:
-    """Call `on_acquire` or `on_release` of a cap. An exception is logged: it must not cost anyone a slot."""
+    """Call `on_acquire` or `on_release` of a cap. An exception is logged, so that no slot is lost by it."""
     try:
-        # In a namespace the key has a prefix, which the application did not give it.
+        # In a namespace the key has a prefix. The application knows the key without it.
         hook(getattr(slot_key, "plain", slot_key))
     except Exception:
         logger.exception("the slot hook %r raised", hook)

@@ -1,4 +1,4 @@
-"""MemorySlotCap: slots that are counted in one process."""
+"""MemorySlotCap: a cap on the streams of one process."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ class MemorySlotCap:
 
     @property
     def bounded(self) -> bool:
-        """Whether `take` never waits. False for a subclass with a `take` of its own. See `Slots`."""
+        """Whether `take` never waits: True, except in a subclass that overrides `take`. See `Slots`."""
         return type(self).take is MemorySlotCap.take
 
     def held(self, slot_key: str) -> int:
@@ -63,11 +63,11 @@ class MemorySlotCap:
         return lease
 
     async def acquire(self, slot_key: str) -> bool:
-        """Take a slot by its key alone; False if all are taken. Pairs with `release`."""
+        """Take a slot, to be given back by `release`. Return False if all are taken."""
         return await self._by_key.acquire(self.take(slot_key))
 
     async def release(self, slot_key: str) -> None:
-        """Give back a slot that `acquire` took; nothing if there is none."""
+        """Give back the oldest slot that `acquire` took. Does nothing if there is none."""
         self._by_key.release(slot_key)
 
     async def aclose(self) -> None:

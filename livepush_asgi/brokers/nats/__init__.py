@@ -1,8 +1,8 @@
 """The brokers over NATS: NatsBroker (without history) and JetStreamBroker (with a log of each channel).
 
-Only this folder imports nats-py, and nothing in the package imports it but the lazy names of
-`livepush_asgi`. Start in `broker.py`; then `connection.py` for what happens when the server goes away, and
-`log.py` for how an event gets its position.
+Only this folder imports nats-py, and only the package root imports this folder, on the first use of one of
+the two brokers. Start in `broker.py`; then `connection.py` for outages and reconnects, and `log.py` for the
+position of an event.
 """
 
 from .broker import NatsBroker

@@ -17,11 +17,11 @@ from .subjects import check_prefix, subject_of
 
 
 class NatsBroker:
-    """Pub/sub over NATS, without history: what is published while nobody listens is gone.
+    """Pub/sub over NATS, without history: a payload that is published while no process listens is lost.
 
-    `servers` is a URL or several of one cluster, `options` are further keywords of `nats.connect`:
+    `servers` is a URL or several of one cluster. `options` are further keyword arguments of `nats.connect`:
     credentials, TLS, a name. The channel `events.42` is the subject `livepush.events.42`; characters that
-    NATS does not allow in a subject are written as %XX. `prefix` stands for `livepush`.
+    NATS does not allow in a subject are written as %XX. `prefix` replaces `livepush`.
 
     However many channels and clients there are, there is one connection. The first use opens it, and the
     broker closes it when nothing has used it for `linger` seconds. When it breaks, the broker reconnects
@@ -36,7 +36,7 @@ class NatsBroker:
         servers: str | Sequence[str] = "nats://127.0.0.1:4222",
         *,
         prefix: str = "livepush",
-        # Any, because that is what nats.connect takes: it has an option of every type.
+        # Any: the options of nats.connect have many types.
         options: Mapping[str, Any] | None = None,
         timeouts: BrokerTimeouts | None = None,
         linger: float = 10.0,
@@ -47,11 +47,11 @@ class NatsBroker:
 
     @property
     def healthy(self) -> bool:
-        """Whether the connection is up and every channel confirmed, or nobody listens."""
+        """Whether the server has confirmed every channel and the connection is up; True without channels."""
         return self._connection is None or self._connection.has_ended or self._connection.healthy
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
-        """Publish a payload and return 0 when the server has it: NATS does not say who listens.
+        """Publish a payload. Returns 0 when the server has it: NATS does not count the subscribers.
 
         Raises BrokerUnavailableError if the server is away or refuses. The payload was then sent once or not
         at all.
@@ -78,7 +78,7 @@ class NatsBroker:
         """Return the connection, and make one if there is none. It opens in the background."""
         loop = asyncio_loop()
         connection = self._connection
-        # A loop that was closed without cancelling its tasks has left its connection behind.
+        # An event loop that was closed without cancelling its tasks leaves its connection behind.
         if connection is None or connection.has_ended or connection.loop.is_closed():
             connection = self._connection = Connection(self._settings, self._decode)
         elif connection.loop is not loop:
@@ -87,5 +87,5 @@ class NatsBroker:
 
     @staticmethod
     def _decode(message: Msg) -> bytes | None:
-        # A mark is for readers of a log.
+        # A mark has no payload for subscribers.
         return None if MARK in (message.headers or {}) else message.data

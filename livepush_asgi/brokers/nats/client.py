@@ -1,7 +1,7 @@
-"""nats-py's client, which reconnects by itself, with what this package needs beyond that.
+"""nats-py's client, which reconnects by itself, with the changes that this package needs.
 
-Each override says which behaviour of nats-py (2.9 to 2.16) it changes. `tests/test_nats_reconnect.py` and the
-fault contract fail without them.
+The docstring of each override says which behaviour of nats-py (2.9 to 2.16) it changes.
+`tests/test_nats_reconnect.py` and the fault contract fail without them.
 """
 
 import asyncio
@@ -15,19 +15,19 @@ from nats.errors import UnexpectedEOF
 from nats.protocol.parser import PERMISSIONS_ERR
 
 from ...runtime.event_loop import start_task
-from .failures import FAILURES, no_answer
+from ..mailbox import MESSAGES_BETWEEN_PAUSES
+from ..timeouts import no_answer
+from .failures import FAILURES
 
-#: How many messages may fill the outboxes before the streams get a turn to send.
-MESSAGES_BETWEEN_YIELDS = 32
 # How long to wait for the tasks of nats-py to end when the socket is closed already, in seconds.
 _CLOSE_TIMEOUT = 1.0
 
 
 class Receiver(asyncio.Future[Msg]):
-    """Calls `take` with each message of a subscription at once.
+    """Calls `take` at once with each message of a subscription.
 
-    nats-py sets the result of such a future instead of filling the queue and running the task of an ordinary
-    subscription. The queue drops messages when it is full; ten thousand tasks cost memory.
+    nats-py sets the result of this future for each message. An ordinary subscription has a queue, which drops
+    messages when it is full, and a task, of which ten thousand cost much memory.
     """
 
     __slots__ = ("_take",)
@@ -42,24 +42,24 @@ class Receiver(asyncio.Future[Msg]):
 
 
 class Client(nats_client.Client):
-    """A client that gives up a dead connection at once, and sends later nothing that was meant for it."""
+    """A client that gives up a dead connection at once, with all commands that were not sent on it."""
 
     def __init__(self, ping_timeout: float) -> None:
         super().__init__()
         self._ping_timeout = ping_timeout
-        self._messages_since_yield = 0
+        self._messages_since_pause = 0
         self._next_pong: asyncio.Future[object] | None = None
         self._pong_timers: dict[asyncio.Future[object], asyncio.TimerHandle] = {}
-        #: Why the connection was lost last.
+        #: The reason for the last loss of the connection.
         self.fault: Exception = ConnectionResetError("the connection has ended")
 
     def ping(self) -> asyncio.Future[object]:
         """Send a PING, which the server answers when it has processed all commands so far.
 
-        The result of the future is True, or the error because of which there is no answer. It must not be
-        cancelled: nats-py stops reading when a PONG arrives for a future that is done. All calls within one
-        turn of the event loop share it. If the server sends nothing for `ping_timeout`, the connection is
-        given up.
+        The result of the future is True, or the error that prevented an answer. Do not cancel the future:
+        nats-py stops reading when a PONG arrives for a future that is done. All calls within one turn of the
+        event loop share it. If the server sends nothing for `ping_timeout` seconds, the connection is given
+        up.
         """
         pong = self._next_pong
         if pong is None:
@@ -77,7 +77,7 @@ class Client(nats_client.Client):
             raise failure
 
     def abort(self) -> None:
-        """Close the socket at once. nats-py waits until all is sent, and a dead server reads nothing."""
+        """Close the socket at once. nats-py would wait until all is sent, which a dead server never reads."""
         # There is no public access to it. A web socket has no writer.
         writer = getattr(self._transport, "_io_writer", None)
         if isinstance(writer, asyncio.StreamWriter):
@@ -86,20 +86,20 @@ class Client(nats_client.Client):
                 writer.transport.abort()
 
     async def aclose(self) -> None:
-        """Close the connection at once. Raises nothing, except when cancelled."""
+        """Close the connection at once. Raises CancelledError only."""
         self._drop_connection(ConnectionAbortedError("the connection was closed"))
         with contextlib.suppress(RuntimeError, *FAILURES):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self.close()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        """Yield during a burst, and drop what the buffer of a lost connection still has."""
+        """Pause during a burst, and drop messages that the buffer of a lost connection still has."""
         if self.is_reconnecting:
             return
         await super()._process_msg(sid, subject, reply, data, headers)
-        self._messages_since_yield += 1
-        if self._messages_since_yield >= MESSAGES_BETWEEN_YIELDS:
-            self._messages_since_yield = 0
+        self._messages_since_pause += 1
+        if self._messages_since_pause >= MESSAGES_BETWEEN_PAUSES:
+            self._messages_since_pause = 0
             await asyncio.sleep(0)
 
     async def _process_err(self, message: str) -> None:
@@ -116,7 +116,7 @@ class Client(nats_client.Client):
         await super()._process_op_err(error)
 
     async def _send_ping(self, future: asyncio.Future[object] | None = None) -> None:
-        """Send a PING behind the commands that wait to be sent. nats-py's overtakes them."""
+        """Send a PING after the commands that wait to be sent. nats-py's own PING overtakes them."""
         pong = asyncio.get_running_loop().create_future() if future is None else future
         if pong is self._next_pong:
             self._next_pong = None
@@ -135,7 +135,7 @@ class Client(nats_client.Client):
 
     def _check_pong(self, pong: asyncio.Future[object], seen: int) -> None:
         if self.stats["in_msgs"] > seen:
-            # The server is alive, and its answer is behind messages that this process is too slow to read.
+            # The server is alive: its answer comes after messages that this process has not read yet.
             self._start_pong_timer(pong)
         else:
             error = no_answer(self._ping_timeout)
@@ -145,7 +145,7 @@ class Client(nats_client.Client):
         if isinstance(error, UnexpectedEOF):
             error = ConnectionResetError("the server has closed the connection")
         self.fault = error
-        # nats-py would send it on the next connection, when its publishers have been told that it failed.
+        # nats-py would send the pending commands on the next connection, after their publishers got an error.
         self._pending = []
         self._pending_data_size = 0
         pongs, self._pongs = [*self._pongs, self._next_pong], []

@@ -1,6 +1,6 @@
-"""The one connection of a broker: opened when it is first used, watched, and closed when nobody needs it.
+"""The one connection of a broker: opened on first use, tested, and closed when it is idle.
 
-nats-py makes it again when it breaks. Here the subscribers are told what that means for them.
+nats-py reconnects when it breaks. This file reports the losses to the subscribers.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from nats.aio.msg import Msg
 
 from ...runtime.event_loop import start_task
 from ..mailbox import Mailbox
+from ..timeouts import no_answer
 from .client import Client, Receiver
-from .failures import no_answer
 from .outgoing import Call, OutgoingQueue
 from .settings import Settings
 from .subscriptions import Subscription, SubscriptionTable
 
 logger = logging.getLogger("livepush_asgi")
 
-#: Returns what mailboxes get for a message, None if it is not for them. It must not raise.
+#: Returns the payload that mailboxes get for a message, None if they get none. It must not raise.
 Decode = Callable[[Msg], bytes | None]
 
 _REFUSAL = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
@@ -34,7 +34,7 @@ class Connection:
 
     def __init__(self, settings: Settings, decode: Decode) -> None:
         self.loop = asyncio.get_running_loop()
-        #: Whether it is closed or about to be. Then another one is needed.
+        #: Whether it is closed or about to be, so that the broker needs another one.
         self.has_ended = False
         self._settings = settings
         self._timeouts = settings.timeouts
@@ -51,23 +51,23 @@ class Connection:
 
     @property
     def healthy(self) -> bool:
-        """Whether the connection is up and every subscription confirmed, or there is none."""
+        """Whether the server has confirmed every subscription and the connection is up; True without any."""
         return not len(self._subscriptions) or (self._is_up and self._subscriptions.all_in_force)
 
     @property
     def server_version(self) -> tuple[int, int]:
-        """The version of the server, (0, 0) if there was no connection yet."""
+        """The version of the server, (0, 0) before the first connection."""
         version = self._client.connected_server_version
         return version.major, version.minor
 
     def lock(self, key: str) -> asyncio.Lock:
-        """Return the lock of a key. It is shared, and belongs to this event loop as the connection does."""
+        """Return the lock of a key, the same one for all callers. It belongs to this event loop."""
         return self._locks.setdefault(key, asyncio.Lock())
 
     async def subscribe(self, channel: str, subject: str) -> Mailbox:
         """Return the mailbox of a subscription that the server has confirmed.
 
-        Raises one of FAILURES if it does not; then, and when cancelled, nothing stays behind.
+        Raises one of FAILURES if it does not. In that case, and when cancelled, there is no subscription.
         """
         subscriber = self.loop.create_future()
         subscription = Subscription(channel, subject, subscriber, self._leave)
@@ -86,7 +86,7 @@ class Connection:
         return subscription.mailbox
 
     async def exchange(self, call: Call) -> list[Msg]:
-        """Send a message and return its answer. Raises one of FAILURES; the server may have it even then."""
+        """Send a message and return its answer. Raises one of FAILURES; the server may have got it then."""
         try:
             return await self._outgoing.exchange(call, self._fault)
         finally:
@@ -106,7 +106,7 @@ class Connection:
             await self._note_up()
             await self._watch()
         except Exception as error:
-            # nats-py cannot use an option. It does not raise for a server that is away.
+            # One of the options is wrong: nats-py does not raise for a server that is away.
             logger.exception("cannot connect to %s", self._settings.address)
             self._client.fault = ConnectionError(f"{type(error).__name__}: {error}")
         finally:
@@ -117,7 +117,7 @@ class Connection:
             await self._client.aclose()
 
     async def _watch(self) -> None:
-        """Test the connection, until it is idle for `linger`."""
+        """Test the connection from time to time, until it was idle for `linger` seconds."""
         linger = self._settings.linger
         pinged_at = self.loop.time()
         while self._is_needed or self.loop.time() - self._used_at < linger:
@@ -127,11 +127,11 @@ class Connection:
                 continue
             pinged_at = self.loop.time()
             if self._is_up:
-                # What the server refuses is asked for again: permissions change.
+                # Refused subscriptions are tried again, since permissions change.
                 await self._ask(self._subscriptions.unasked)
 
     async def _ask(self, subscriptions: Sequence[Subscription]) -> None:
-        """Ask the server for subscriptions, and for a sign of life. Nothing in here suspends."""
+        """Ask the server for subscriptions, and for a PONG. Does not suspend."""
         for subscription in subscriptions:
             receiver = Receiver(partial(self._receive, subscription))
             subscription.on_server = await self._client.subscribe(subscription.subject, future=receiver)
@@ -168,7 +168,7 @@ class Connection:
     def _note_use(self) -> None:
         self._used_at = self.loop.time()
         if not (self._is_up or self._is_needed or self.has_ended or self.loop.is_closed()):
-            # Nobody waits for the server any more.
+            # No caller waits for the server any more.
             self.has_ended = True
             self._task.cancel()
 
@@ -194,11 +194,12 @@ class Connection:
         if refusal is not None:
             self._note_refusal(refusal[1], refusal[2], error)
         elif not self._is_up:
-            # nats-py leaves the socket of an attempt that failed open.
+            # nats-py leaves the socket of a failed attempt open.
             self._client.abort()
             fault = error if str(error) else no_answer(self._timeouts.ping)
             if isinstance(error, ConnectionResetError) and self._fault is not None:
-                # A server that refuses the login may close before its reason is read. It was read before.
+                # A server that refuses the login may close the connection before its reason is read. An
+                # earlier attempt has read it.
                 fault = self._fault
             self._note_away(fault)
             self._outgoing.close(fault)

@@ -1,10 +1,10 @@
-"""What can go wrong with a server, and the error that the caller gets for it."""
+"""The failures of a server, and the error that the caller gets for them."""
 
 from nats.errors import Error as NatsError
 
 from ...errors import BrokerUnavailableError
 
-#: Everything that a server which is away, refuses or does not answer can cause. TimeoutError is an OSError.
+#: The errors of a server that is away, refuses or does not answer. TimeoutError is an OSError.
 FAILURES = (NatsError, OSError)
 
 
@@ -12,13 +12,8 @@ class PayloadTooLargeError(NatsError):
     """Raised when a payload is larger than the server accepts."""
 
 
-def no_answer(timeout: float) -> TimeoutError:
-    """Return the error of a deadline that has passed."""
-    return TimeoutError(f"no answer within {timeout:g} s")
-
-
 def unavailable(attempt: str, address: str, cause: BaseException) -> BrokerUnavailableError:
-    """Return the error to raise: what was attempted, where, why it failed and what may help."""
+    """Return the error to raise. It names the attempt, the server, the cause and the likely fix."""
     reason = str(cause) or type(cause).__name__
     return BrokerUnavailableError(f"cannot {attempt} at {address}: {reason}; {_remedy(cause, reason)}")
 

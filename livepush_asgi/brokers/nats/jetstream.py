@@ -1,7 +1,6 @@
 """JetStreamBroker: pub/sub over NATS with history, with one connection for everything."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,26 +19,24 @@ from .subjects import subject_of
 
 Result = TypeVar("Result")
 
-_STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
 
 class JetStreamBroker(NatsBroker):
     """Pub/sub over NATS with JetStream, which keeps a log of each channel. Needs a server from 2.11 on.
 
-    One stream holds all logs. It is made when it is absent; one that is there is used as it is. `history`
-    bounds each log by events and age. Its `size` has no effect, since JetStream can bound bytes for a whole
-    stream only: `max_size` (bytes) is for the logs of all channels together. Past it the oldest events go,
-    whatever channel they are of, so a loud channel can cost a quiet one its log, of which the clients are
-    told. Give it room for what all channels hold. `replicas` is for a cluster. An `idempotency_key` is
-    remembered for `idempotency_window` seconds, for as long as the log has the event.
+    One stream holds all logs. The broker makes it if it is absent, and does not change an existing one.
+    `history` bounds each log by events and age. Its `size` has no effect, since JetStream can bound bytes for
+    a whole stream only: `max_size` (bytes) bounds the logs of all channels together. Beyond it the oldest
+    events go, whatever their channel. So a busy channel can push out the log of a quiet one, whose clients
+    are then told of a gap: choose it large enough for all channels. `replicas` is for a cluster. An
+    `idempotency_key` is remembered for `idempotency_window` seconds, while the log has the event.
 
-    An event is stored on the subject `livepush-log.CHANNEL`, and the server itself publishes on
-    `livepush.CHANNEL` what it has stored. Every publisher has to use this class: what `NatsBroker` or
-    `nats pub livepush.CHANNEL` sends is in no log, and the application refuses it with a log line. Nothing
-    else may publish on the subjects of the logs either: it would begin them anew.
+    An event is stored on the subject `livepush-log.CHANNEL`, and the server republishes it on
+    `livepush.CHANNEL`. Every publisher has to use this class: a payload from `NatsBroker` or
+    `nats pub livepush.CHANNEL` is in no log, and the application refuses it with a log line. No other program
+    may publish on the subjects of the logs: a foreign message makes the log begin anew.
 
-    A log that is neither read nor added to for twice the history's age is forgotten, and what comes
-    then has another epoch. An append or a read raises after `BrokerTimeouts.publish`, which
+    A log that is neither read nor added to for twice the history's age is forgotten, and later events have
+    another epoch. An append or a read raises after `BrokerTimeouts.publish`, which
     includes the time for which an append waits for others of its channel. For the rest see `NatsBroker`.
     """
 
@@ -53,17 +50,14 @@ class JetStreamBroker(NatsBroker):
         idempotency_window: float = 120.0,
         stream: str | None = None,
         prefix: str = "livepush",
-        # Any, because that is what nats.connect takes: it has an option of every type.
+        # Any: the options of nats.connect have many types.
         options: Mapping[str, Any] | None = None,
         timeouts: BrokerTimeouts | None = None,
         linger: float = 10.0,
     ) -> None:
         super().__init__(servers, prefix=prefix, options=options, timeouts=timeouts, linger=linger)
-        name = prefix.replace(".", "_") if stream is None else stream
-        if not _STREAM_NAME.fullmatch(name):
-            raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {name!r}")
         self._stream_settings = StreamSettings(
-            name=name,
+            name=prefix.replace(".", "_") if stream is None else stream,
             prefix=prefix,
             history=value_or_default("history", history, History),
             size=max_size,
@@ -74,7 +68,7 @@ class JetStreamBroker(NatsBroker):
         self._logs = Logs(self._stream, self._stream_settings.history.events)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
-        """Append a payload to the channel's log and return 0: NATS does not say who listens.
+        """Append a payload to the channel's log. Returns 0: NATS does not count the subscribers.
 
         Raises BrokerUnavailableError if the server is away or refuses.
         """
@@ -89,7 +83,7 @@ class JetStreamBroker(NatsBroker):
         idempotency_key: str | None = None,
         expected_position: Position | None = None,
     ) -> Position:
-        """Append and deliver an event. See `broker.HistoryBroker`."""
+        """Append and deliver an event. See `HistoryBroker`."""
         subject = subject_of(self._stream_settings.log_prefix, channel)
         return await self._attempt(
             "publish",
@@ -97,20 +91,20 @@ class JetStreamBroker(NatsBroker):
         )
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
-        """Return a part of the channel's log. See `broker.HistoryBroker`."""
+        """Return a part of the channel's log. See `HistoryBroker`."""
         subject = subject_of(self._stream_settings.log_prefix, channel)
         return await self._attempt("read", lambda: self._logs.read(subject, after, limit, max_bytes))
 
-    async def _attempt(self, what: str, act: Callable[[], Awaitable[Result]]) -> Result:
+    async def _attempt(self, attempt: str, act: Callable[[], Awaitable[Result]]) -> Result:
         timeout = self._settings.timeouts.publish
-        # Raises where no loop of asyncio runs, before anything else does.
+        # First, since it raises a RuntimeError with the fix if no event loop of asyncio runs.
         self._connect()
         try:
             async with asyncio.timeout(timeout):
                 return await self._with_stream(act)
         except FAILURES as error:
             late = TimeoutError(f"not done within {timeout:g} s, which includes waiting for other publishers")
-            raise unavailable(what, self._settings.address, error if str(error) else late) from error
+            raise unavailable(attempt, self._settings.address, error if str(error) else late) from error
 
     async def _with_stream(self, act: Callable[[], Awaitable[Result]]) -> Result:
         await self._stream.ensure()
@@ -119,7 +113,7 @@ class JetStreamBroker(NatsBroker):
         except JetStreamError as error:
             if not error.is_absent:
                 raise
-        # The stream has been lost or removed. Nothing was added, so it is safe to try again.
+        # The stream was lost or removed. The event was not added, so it is safe to try again.
         self._stream.forget()
         await self._stream.ensure()
         return await act()

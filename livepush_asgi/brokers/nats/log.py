@@ -1,12 +1,13 @@
 """The logs of all channels in one stream: appends, and where each log ends.
 
-The stream numbers the messages of all subjects together, and the offsets of a log have no holes. So each
-event carries its position, and is added on the condition that the subject's last message is the one that its
-offset follows. A publisher that comes second is refused, looks where the log ends now, and counts from there.
+The stream numbers the messages of all subjects together, but the offsets of a log must have no holes. So each
+event carries its position, and is added on the condition that the subject's last message is still the one
+before it. If another publisher was first, the server refuses; the publisher reads the log's new end and tries
+again with the next offset.
 
-JetStream drops every message one day, the last one of a channel too, and then the log is forgotten. As long
-as somebody reads the log, a *mark* puts that off: a message that is no event and has the log's last position.
-A mark also begins a log that is read before anything was added.
+JetStream drops every message in the end, also the last one of a channel, and then the log is forgotten.
+While the log is read, a *mark* prevents that: a message that is no event and carries the log's last position.
+A mark also begins a log that is read before its first event.
 """
 
 import asyncio
@@ -22,16 +23,16 @@ from .. import Page
 from .pages import PageReader, Range
 from .stream import MARK, POSITION, JetStreamError, Stream
 
-# The ends of so many logs are remembered. To find one again costs a request.
+# The most logs whose ends are remembered. To find an end again costs a request.
 _MOST_HEADS = 10_000
-# Half of the pause is random, so that publishers that were refused together come back apart: seconds.
+# In seconds. Half of each pause is random, so that publishers that were refused together try again apart.
 _FIRST_PAUSE, _MOST_PAUSE = 0.001, 0.05
-# A read that finds the log changed between two requests starts again, so many times.
+# How often a read starts again because the log changed between two requests.
 _MOST_READS = 10
 
 
 class Head(NamedTuple):
-    """The end of a log: its position, the sequence of the message that says so, and whether that is old."""
+    """The end of a log: its position, the sequence of the message there, and whether that message is old."""
 
     position: Position
     sequence: int
@@ -39,24 +40,24 @@ class Head(NamedTuple):
 
 
 class Logs:
-    """Adds to logs and reads them. Raises one of FAILURES. The caller sets the deadline."""
+    """Appends to logs and reads them. Raises one of FAILURES. The caller sets the deadline."""
 
     def __init__(self, stream: Stream, events: int) -> None:
         self._stream = stream
         self._pages = PageReader(stream, events)
-        #: How far each log is known to have come.
+        #: The last known end of each log.
         self._heads: OrderedDict[str, Head] = OrderedDict()
 
     async def append(
         self, channel: str, subject: str, payload: bytes, key: str | None, expected_position: Position | None
     ) -> Position:
-        """Add an event and return its position. See `broker.HistoryBroker`."""
+        """Add an event and return its position. See `HistoryBroker`."""
         async with self._stream.lock(subject):
             for attempt in itertools.count():
                 headers, known = await self._recall(subject, key)
                 if known is not None:
                     return known
-                # The first attempt trusts the remembered end: if that is wrong, nothing is added.
+                # The first attempt trusts the remembered end. If it is wrong, the server refuses.
                 head = self._heads.get(subject) if attempt == 0 else None
                 if head is None or not _is_end(expected_position, head):
                     head = await self._find(subject) or _new_head()
@@ -71,7 +72,7 @@ class Logs:
         raise AssertionError("the loop ends with a return or an exception")
 
     async def read(self, subject: str, after: int, limit: int, max_bytes: int) -> Page:
-        """Return a part of a log. See `broker.HistoryBroker`."""
+        """Return a part of a log. See `HistoryBroker`."""
         for _ in range(_MOST_READS):
             head, oldest = await asyncio.gather(self._find(subject), self._stream.oldest(subject))
             if head is None:
@@ -86,23 +87,23 @@ class Logs:
         raise JetStreamError("the log changes faster than it can be read")
 
     async def _find(self, subject: str) -> Head | None:
-        """Return where a log ends, None if there is none. A log that cannot go on is removed."""
-        # What is known before the question must be in the answer; what comes meanwhile need not.
+        """Return the end of a log, None if there is no log. Removes a log that cannot be continued."""
+        # Read before the request: the server must still have this event, but not one that is added meanwhile.
         known = self._heads.get(subject)
         entry = await self._stream.last(subject)
         if entry is None:
             self._heads.pop(subject, None)
             return None
         if entry.position is None or (known is not None and _is_behind(entry.position, known.position)):
-            # It has a foreign message, or the server has lost its end. To count on would give other events
-            # the positions that clients have seen already.
+            # Another program has added a message, or the server has lost the end of the log. To continue
+            # would give new events positions that clients have already seen.
             await self._stream.clear(subject, entry.sequence)
             self._heads.pop(subject, None)
             return None
         return Head(entry.position, entry.sequence, self._stream.is_old(entry))
 
     async def _recall(self, subject: str, key: str | None) -> tuple[dict[str, str], Position | None]:
-        """Return the headers that have the key remembered, and the position if it is remembered already."""
+        """Return the headers that make the server remember the key, and the position of a known key."""
         if key is None:
             return {}, None
         message_id = sha256(f"{subject} {key}".encode(errors="surrogatepass")).hexdigest()
@@ -110,7 +111,7 @@ class Logs:
         if sequence is None:
             return {"Nats-Msg-Id": message_id}, None
         entry = await self._stream.at(sequence)
-        # The event may be gone while its key is remembered. Then it is added again, without the key.
+        # The log may have dropped the event while the key is remembered. Then it is added again, without key.
         return {}, None if entry is None else entry.position
 
     async def _store(
@@ -126,7 +127,7 @@ class Logs:
         return True
 
     async def _mark(self, subject: str, head: Head) -> None:
-        # If another message comes first, that is as good as a mark.
+        # If another message is first, the log needs no mark.
         await self._store(subject, b"", {MARK: str(head.position)}, head, head.position)
 
 

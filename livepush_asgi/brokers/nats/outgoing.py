@@ -10,11 +10,12 @@ from nats.aio.msg import Msg
 from nats.errors import MaxPayloadError, OutboundBufferLimitError
 
 from ...runtime.event_loop import start_task
+from ..timeouts import no_answer
 from .client import Client, Receiver
-from .failures import PayloadTooLargeError, no_answer
+from .failures import PayloadTooLargeError
 
-# So many bytes are sent before the server has to confirm them. It answers a PING, by which it is known to be
-# alive, after what was sent before.
+# The most bytes that are sent before the server has to confirm them. It confirms with the answer to a PING,
+# which comes after it has processed all earlier commands.
 _MOST_UNCONFIRMED = 1_000_000
 
 
@@ -33,7 +34,7 @@ class Call:
     many: bool = False
     token: str = ""
     parts: list[Msg] = field(default_factory=list)
-    # A result and no exception: asyncio would log one that nobody retrieves.
+    # The error is a result: asyncio would log an exception that is never retrieved.
     outcome: asyncio.Future[list[Msg] | Exception] = field(default_factory=lambda: asyncio.Future())
     timer: asyncio.TimerHandle | None = None
 
@@ -44,12 +45,12 @@ class Call:
             self.outcome.set_result(outcome)
 
     def start_timer(self, timeout: float, error: Exception) -> None:
-        """Fail with an error after so many seconds, instead of an earlier deadline."""
+        """Fail with an error after `timeout` seconds. Replaces an earlier deadline."""
         self.stop_timer()
         self.timer = asyncio.get_running_loop().call_later(timeout, self.settle, error)
 
     def stop_timer(self) -> None:
-        """Have no deadline."""
+        """Remove the deadline."""
         if self.timer is not None:
             self.timer.cancel()
 
@@ -71,9 +72,10 @@ class OutgoingQueue:
         return len(self._calls)
 
     async def exchange(self, call: Call, fault: Exception | None) -> list[Msg]:
-        """Send a message and return its outcome. Raises one of FAILURES; the server may have it even then.
+        """Send a message and return its outcome. Raises one of FAILURES; the server may have got it then.
 
-        While the connection is away, it waits for the next attempt to connect. `fault` says why it is away.
+        While there is no connection, the message waits for the next attempt to connect. `fault` says why
+        there is none.
         """
         call.token = f"{next(self._tokens):x}"
         self._calls[call.token] = call
@@ -91,7 +93,7 @@ class OutgoingQueue:
         return outcome
 
     async def open(self) -> None:
-        """Send what waits, and everything from now on: the connection is up."""
+        """Send the waiting calls, and all later ones at once: the connection is up."""
         self._is_open = True
         self._unconfirmed = 0
         await self._send_waiting()
@@ -110,7 +112,7 @@ class OutgoingQueue:
                 call.settle(error)
 
     async def _send_waiting(self) -> None:
-        # Nothing in here suspends: nats-py writes to a buffer. So no call can overtake another one.
+        # This never suspends, since nats-py writes to a buffer. So no call can overtake another one.
         while self._waiting and self._is_open and self._unconfirmed <= _MOST_UNCONFIRMED:
             call = self._waiting.popleft()
             if not call.outcome.done():
@@ -122,7 +124,7 @@ class OutgoingQueue:
         try:
             await self._client.publish(call.subject, call.payload, reply, call.headers)
         except OutboundBufferLimitError:
-            # With pending_size=0 nats-py raises this while the connection is away.
+            # With pending_size=0 nats-py raises this while there is no connection.
             call.settle(self._client.fault)
             return
         except MaxPayloadError:

@@ -1,7 +1,7 @@
 """Reading a log by offset, in a stream that knows sequences only.
 
-Both grow along a log, so the sequence of an offset is searched: at first where it should be if the messages
-of other channels lay evenly among those of this one. Where a page has ended is remembered.
+Both grow along a log, so the sequence of an offset is found by a search. It interpolates first, as if the
+messages of other channels were spread evenly, and halves in between. The end of the last page is remembered.
 """
 
 from collections import OrderedDict
@@ -11,16 +11,17 @@ from ...wire.cursor import Position
 from .. import Page, Record
 from .stream import Entry, Stream
 
-# A request asks for so many bytes at most, and for so many per message beside its payload: its subject and
-# its headers. A page may be shorter than its limits.
+# The most bytes of a request, and the bytes of a message beside its payload: its subject and its headers. A
+# page may be shorter than its limits.
 _PAGE_SIZE, _MESSAGE_COST = 4 * 1024 * 1024, 512
-# Marks may lie between events. So many messages too early are read along rather than searched away.
+# A search ends at most this many messages before the wanted event, since to read a few more costs less than
+# to search on. Between the events of a page may be as many marks.
 _NEAR = 16
 _MOST_REMEMBERED = 10_000
 
 
 class Range(NamedTuple):
-    """A part of a log: the events from an offset on, at most so many and so many bytes of them."""
+    """A part of a log: the events from offset `start` on, at most `limit` of them and `max_bytes` bytes."""
 
     start: int
     limit: int
@@ -33,12 +34,12 @@ class _Place(NamedTuple):
 
 
 class PageReader:
-    """Reads pages of logs, of which `events` are kept each."""
+    """Reads pages of logs. Each log keeps `events` events."""
 
     def __init__(self, stream: Stream, events: int) -> None:
         self._stream = stream
         self._events = events
-        #: From which sequence on an event is found, by subject and position.
+        #: By subject and position, a sequence from which on the event is found.
         self._sequences: OrderedDict[tuple[str, Position], int] = OrderedDict()
 
     async def read(
@@ -59,7 +60,7 @@ class PageReader:
                 return None
             records = await self._records(subject, end.epoch, place, wanted)
         if records:
-            # What was there a moment ago may be gone by now.
+            # The server may have dropped events since the first request.
             first = records[0].offset if records[0].offset > range_.start else first
             last = max(last, records[-1].offset)
         return Page(end.epoch, first, last, records)
@@ -84,13 +85,13 @@ class PageReader:
         while wanted - low.offset > _NEAR and high.sequence - low.sequence > 1:
             span = high.sequence - low.sequence
             share = (wanted - _NEAR // 2 - low.offset) / (high.offset - low.offset) if evenly else 0.5
-            # Where the messages lie unevenly, halving is what comes to an end.
+            # Interpolation alone may take very long if the messages are spread unevenly.
             evenly = not evenly
             middle = low.sequence + min(span - 1, max(1, int(span * share)))
             entry = await self._stream.next(subject, middle)
             if entry is None or entry.position is None or entry.position.epoch != epoch:
                 return None
-            # A mark stands behind the event of which it has the offset.
+            # A mark comes after the event whose offset it has.
             if entry.position.offset < wanted + entry.is_event:
                 low = _Place(entry.position.offset, entry.sequence)
             else:
@@ -118,7 +119,7 @@ class PageReader:
 
 
 def _events_in(entries: list[Entry], epoch: str, wanted: Range) -> list[tuple[int, Entry]]:
-    """Return events that follow each other with their offsets, from the first that is wanted and there."""
+    """Return the wanted events with their offsets, up to the first hole between two offsets."""
     events: list[tuple[int, Entry]] = []
     size = 0
     for entry in entries:

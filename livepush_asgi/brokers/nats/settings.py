@@ -1,4 +1,4 @@
-"""What a broker is told about its servers: their addresses, the options of nats-py, and the time-outs."""
+"""The settings of a NATS broker: addresses of the servers, options of nats-py, and time-outs."""
 
 import inspect
 import random
@@ -11,18 +11,19 @@ from nats.aio.client import Client
 from ...settings import check_seconds, value_or_default
 from ..timeouts import BrokerTimeouts
 
+# The longest time in seconds. A longer one is most likely in milliseconds.
 _LONGEST_LINGER = 3600
-# How nats-py is used here.
+# The options that this package relies on.
 _OWN_OPTIONS = {
     "allow_reconnect": True,
     "max_reconnect_attempts": -1,
     # Publishing raises while the connection is away, and never waits while it is up.
     "pending_size": 0,
     "flusher_queue_size": 0,
-    # Never: the connection is tested by `Connection`.
+    # Practically never: `Connection` tests the connection.
     "ping_interval": 10**6,
 }
-# Those, what the connection sets, and what would change what it relies on.
+# Options that a caller may not set: those above, those that the connection sets, and those that break it.
 _MANAGED = {
     *_OWN_OPTIONS, "self", "servers", "reconnect_time_wait", "error_cb", "disconnected_cb", "reconnected_cb",
     "closed_cb", "discovered_server_cb", "lame_duck_mode_cb", "reconnect_to_server_handler", "no_echo",
@@ -40,7 +41,7 @@ class Settings:
     def __init__(
         self,
         servers: str | Sequence[str],
-        # Any, because that is what nats.connect takes: it has an option of every type.
+        # Any: the options of nats.connect have many types.
         options: Mapping[str, Any],
         timeouts: BrokerTimeouts | None,
         linger: float,
@@ -61,7 +62,7 @@ class Settings:
             **_login_of(self.servers),
             **options,
             **_OWN_OPTIONS,
-            # Between two attempts to reach the same server. Random, so that processes come back apart.
+            # The pause between two attempts at one server. Random, so that processes do not return together.
             "reconnect_time_wait": random.uniform(0.25, 0.75),
         }
 
@@ -82,7 +83,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _login_of(servers: Sequence[str]) -> dict[str, str]:
-    """Return the login in the URLs as options: the servers that a cluster announces need it too."""
+    """Return the login in the URLs as options, so that it is used for servers that the cluster announces."""
     logins = {(urlsplit(url).username, urlsplit(url).password) for url in servers}
     user, password = logins.pop() if len(logins) == 1 else (None, None)
     if user is None:

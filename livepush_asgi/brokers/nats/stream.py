@@ -6,6 +6,7 @@ https://docs.nats.io/reference/reference-protocols/nats_api_reference
 import asyncio
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,20 +17,24 @@ from typing import Any, NamedTuple
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from ...settings import check_seconds, check_whole
 from ...wire.cursor import Position
 from ...wire.event import positioned
 from ..history import History
 from .connection import Connection
 from .outgoing import Call
 
-#: The headers with a message's position: an event has the one, a mark the other. A mark is no event: it says
-#: how far a log has come when no event can say so.
+#: The header with a message's position: an event has the first, a mark the second. A mark is no event. It
+#: keeps the position of the log's end when the log has no event there.
 POSITION, MARK = "Livepush-Position", "Livepush-Mark"
 # A log gets a mark when it begins, and then at most one in the time for which events are kept.
 _MOST_MARKS = 4
+_STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# A day, in seconds. A longer window is most likely in milliseconds.
+_LONGEST_WINDOW = 24 * 3600
 # Direct batch get needs this version.
 _LEAST_VERSION = (2, 11)
-# A stream that is lost and made again must not reach the same sequences: they tell what has changed since.
+# A stream that is lost and made again must have other sequences: an equal sequence means an unchanged log.
 _MOST_FIRST_SEQUENCE = 2**48
 # Error codes of JetStream.
 _NO_MESSAGE, _NO_STREAM, _NAME_TAKEN, _WRONG_ID, _WRONG_SEQUENCE = 10037, 10059, 10058, 10070, 10071
@@ -44,7 +49,7 @@ class JetStreamError(NatsError):
 
 
 class Entry(NamedTuple):
-    """One message of a log. `position` is None if something else than this package has put it there."""
+    """One message of a log. `position` is None if another program than this package has added it."""
 
     sequence: int
     time: float
@@ -54,20 +59,20 @@ class Entry(NamedTuple):
 
 
 def live_payload_of(message: Msg) -> bytes | None:
-    """Return what a subscription gets for a message that came live, None for a mark."""
+    """Return the payload that a subscription gets for a live message, None for a mark."""
     headers = message.headers or {}
     if MARK in headers:
         return None
     try:
         return positioned(Position.parse(headers[POSITION]), message.data)
     except (KeyError, ValueError):
-        # It was published past the log.
+        # Another program has published it past the log.
         return message.data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSettings:
-    """How the stream is made, if it is absent. `size` bounds all logs together, in bytes."""
+    """The settings with which an absent stream is made. `size` bounds all logs together, in bytes."""
 
     name: str
     prefix: str
@@ -76,9 +81,16 @@ class StreamSettings:
     replicas: int
     idempotency_window: float
 
+    def __post_init__(self) -> None:
+        if not _STREAM_NAME.fullmatch(self.name):
+            raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {self.name!r}")
+        check_whole("max_size", self.size)
+        check_whole("replicas", self.replicas)
+        check_seconds("idempotency_window", self.idempotency_window, _LONGEST_WINDOW)
+
     @property
     def log_prefix(self) -> str:
-        """What the subjects of the logs begin with. Those of live payloads begin with `prefix`."""
+        """The prefix of the logs' subjects. The subjects of live payloads begin with `prefix`."""
         return f"{self.prefix}-log"
 
     def configuration(self) -> dict[str, object]:
@@ -98,7 +110,7 @@ class StreamSettings:
             "duplicate_window": int(window * 1e9),
             "allow_direct": True,
             "first_seq": 1 + randbelow(_MOST_FIRST_SEQUENCE),
-            # The server publishes what it has stored, afterwards: subscriptions get that.
+            # The server republishes each event after it has stored it. Subscriptions get the copy.
             "republish": {"src": f"{self.log_prefix}.>", "dest": f"{self.prefix}.>"},
         }
 
@@ -114,18 +126,18 @@ class Stream:
         self._skew = 0.0
 
     def lock(self, key: str) -> asyncio.Lock:
-        """Return a lock that everybody on this event loop shares who asks with the same key."""
+        """Return the lock of a key, the same one for all callers on this event loop."""
         return self._connect().lock(key)
 
     async def ensure(self) -> None:
-        """Make the stream if it is absent. Raises JetStreamError for one that cannot be used here."""
+        """Make the stream if it is absent. Raises JetStreamError if an existing one cannot be used."""
         if not self._is_ensured:
             async with self.lock(""):
                 if not self._is_ensured:
                     await self._ensure()
 
     def forget(self) -> None:
-        """Have the next `ensure` look again."""
+        """Let the next `ensure` ask the server again."""
         self._is_ensured = False
 
     async def _ensure(self) -> None:
@@ -247,7 +259,7 @@ class Stream:
 
 def _refusal(answer: Msg) -> JetStreamError:
     if _status(answer) == "503":
-        return JetStreamError("nobody answers for the stream; is JetStream enabled?", _NO_STREAM)
+        return JetStreamError("JetStream does not answer for the stream; is JetStream enabled?", _NO_STREAM)
     description = (answer.headers or {}).get("Description", "")
     return JetStreamError(f"JetStream refuses with status {_status(answer)} {description}")
 

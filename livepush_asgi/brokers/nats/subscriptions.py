@@ -1,8 +1,8 @@
-"""The subscriptions of a broker, over all reconnects. No input or output here.
+"""The subscriptions of a broker, which outlive its connections. No I/O.
 
 A subscription is in force when the server has confirmed it, or when a message has arrived for it, which may
-be earlier. One that was interrupted tells its mailbox of the loss when it is in force again, not before: a
-reader that fills the gap from a log must not miss what comes between the two.
+be earlier. After an interruption the mailbox learns of the loss when the subscription is in force again, not
+before: a reader that then fills the gap from a log misses no message.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ class Subscription:
     ) -> None:
         self.subject = subject
         self.mailbox = Mailbox(channel, lambda mailbox: on_close(self))
-        #: What the subscriber awaits, None when it has its answer.
+        #: The future that the subscriber awaits, None when it has its answer.
         self.subscriber: asyncio.Future[None] | None = subscriber
-        #: nats-py's part of it, None if the server has to be asked.
+        #: nats-py's subscription, None if the server has to be asked for it.
         self.on_server: NatsSubscription | None = None
         self.in_force = False
         self.interrupted = False
@@ -57,7 +57,7 @@ class Subscription:
         self._tell(self.mailbox.lost)
 
     def _tell(self, method: Callable[..., None], *payload: bytes) -> None:
-        # What is behind a mailbox may raise, and that must not stop the connection.
+        # The sink of a mailbox may raise, which must not stop the connection.
         try:
             method(*payload)
         except Exception:
@@ -68,7 +68,7 @@ class SubscriptionTable:
     """All subscriptions, and which of them the server has confirmed."""
 
     def __init__(self) -> None:
-        # By the subject in lower case, as nats-py reports a refusal.
+        # The keys are subjects in lower case: so nats-py reports a refusal.
         self._by_subject: dict[str, tuple[Subscription, ...]] = {}
         self._unconfirmed: dict[Subscription, None] = {}
 
@@ -82,7 +82,7 @@ class SubscriptionTable:
 
     @property
     def unasked(self) -> list[Subscription]:
-        """The subscriptions that the server has to be asked for: new ones, and those that it refuses."""
+        """The subscriptions that the server has to be asked for: new and refused ones."""
         return [each for each in self._unconfirmed if each.on_server is None]
 
     def add(self, subscription: Subscription) -> None:
@@ -101,7 +101,7 @@ class SubscriptionTable:
         self._unconfirmed.pop(subscription, None)
 
     def confirm(self, subscription: Subscription) -> None:
-        """Note that a subscription is in force. It tells a loss before anything is delivered."""
+        """Note that a subscription is in force, and report the loss after an interruption."""
         if subscription not in self._unconfirmed:
             return
         del self._unconfirmed[subscription]
@@ -113,7 +113,7 @@ class SubscriptionTable:
             subscription.tell_lost()
 
     def confirm_all(self) -> None:
-        """Note that every subscription that the server has, and did not refuse, is in force."""
+        """Note that every subscription that nats-py sent to the server is in force."""
         for subscription in list(self._unconfirmed):
             if subscription.on_server is not None:
                 self.confirm(subscription)
@@ -121,8 +121,8 @@ class SubscriptionTable:
     def refuse(self, subject: str, error: Exception) -> list[Subscription]:
         """Note that the server refuses a subject, given in lower case. Return the subscriptions to it.
 
-        When permissions change, it also refuses what was in force. Of two subjects that differ only in case,
-        the one that is not in force is meant.
+        When permissions change, the server also refuses subscriptions that were in force. If two subjects
+        differ only in case, the refusal is for the one that is not in force.
         """
         asked = [each for each in self._by_subject.get(subject, ()) if each.on_server is not None]
         refused = [each for each in asked if not each.in_force] or asked
@@ -131,7 +131,7 @@ class SubscriptionTable:
         return refused
 
     def interrupt(self) -> None:
-        """Note that the connection is lost. nats-py will subscribe again to what the server had."""
+        """Note that the connection is lost. nats-py will send its subscriptions again."""
         for same_subject in self._by_subject.values():
             for subscription in same_subject:
                 subscription.interrupted = subscription.subscriber is None
@@ -139,7 +139,7 @@ class SubscriptionTable:
                 self._unconfirmed[subscription] = None
 
     def fail_waiting(self, error: Exception) -> None:
-        """Raise for everybody who waits for a confirmation."""
+        """Raise an error in all callers that wait for a confirmation."""
         for subscription in self._unconfirmed:
             subscription.answer(error)
 
@@ -155,6 +155,6 @@ class SubscriptionTable:
 
 
 def _key_of(subject: str) -> str:
-    # The same object where that is possible: there are ten thousand.
+    # Returns the same object if possible, which saves memory with ten thousand subscriptions.
     key = subject.lower()
     return subject if key == subject else key

@@ -1,7 +1,7 @@
-"""The brokers over Redis and Valkey, and what `slots/` shares with them: connections, pipelines and scripts.
+"""The brokers over Redis and Valkey, and the connections, pipelines and scripts that `slots/` uses too.
 
 Start with `pubsub.py` (RedisBroker), then `streams.py` (RedisStreamsBroker). The package root imports this
-folder when one of the two brokers is asked for; apart from that only `slots/` imports it.
+folder on the first use of one of the two brokers. No other room but `slots/` imports it.
 """
 
 from .pubsub import RedisBroker

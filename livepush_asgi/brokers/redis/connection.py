@@ -1,4 +1,4 @@
-"""The part of redis-py that is used here: its pools and raw connections.
+"""Helpers for the part of redis-py that is used here: its pools and raw connections.
 
 redis-py's clients are not used, because they retry: a command whose reply was lost is sent again, and a
 publish would arrive up to eleven times. redis-py's `PubSub` does not notice a server that stops answering,
@@ -25,11 +25,12 @@ from redis.exceptions import (
 
 from ...errors import BrokerUnavailableError
 from ...wire.event import RESERVED_PREFIX
+from ..timeouts import no_answer
 
 Argument = bytes | str | int
 Reply = bytes | str | int | list["Reply"] | None
 
-# What a server raises that is away, refuses or does not answer. TimeoutError is an OSError.
+# The errors of a server that is away, refuses or does not answer. TimeoutError is an OSError.
 FAILURES = (RedisError, OSError)
 
 # redis-py has no exception class for an exhausted pool before version 7, only these texts.
@@ -50,7 +51,7 @@ def pool_of(redis: Redis | ConnectionPool) -> ConnectionPool:
 
 
 def _mistake(client: object) -> str:
-    """Return what was given instead of a client, and the fix. Without its text, which may have a password."""
+    """Return what `client` is, and the fix. Leaves out the text of a URL, which may have a password."""
     if isinstance(client, RedisCluster):
         return (
             "and a RedisCluster has no one connection to listen on: take RedisStreamsBroker, or pass a Redis "
@@ -69,8 +70,8 @@ def _mistake(client: object) -> str:
 def live_name_of(channel: str, pool: ConnectionPool) -> str:
     """Return the name under which a channel is published.
 
-    Pub/sub ignores database numbers. The component's own channels have the number in their names, so that two
-    applications in two databases of a server do not get each other's commands.
+    Pub/sub ignores database numbers. So the component's own channels get the number behind their names:
+    applications in two databases of a server must not receive each other's commands.
     """
     # A namespace may precede the reserved prefix.
     if RESERVED_PREFIX in channel and channel.rpartition(":")[2].startswith(RESERVED_PREFIX):
@@ -95,22 +96,22 @@ async def send(connection: AbstractConnection, data: bytes) -> None:
     if writer is None:
         await connection.send_packed_command([data], check_health=False)
         return
-    # redis-py would start a task for it before Python 3.12, and its health check may be retried.
+    # Faster than redis-py, which starts a task before Python 3.12, and without its retried health check.
     writer.write(data)
     if writer.transport.get_write_buffer_size():
-        # Waits until the buffer has room, within the client's own timeout.
+        # Waits until the buffer has room, for at most the client's own timeout.
         await connection.send_packed_command([], check_health=False)
 
 
 def read_timeout(connection: AbstractConnection, timeout: float) -> float | None:
-    """Return the timeout for one of many replies, all of which have to come within `timeout` seconds."""
-    # A timer for each reply costs as much as reading it. Only a timer shorter than `timeout` is needed.
+    """Return the timeout for one reply, where a deadline of `timeout` seconds bounds all replies together."""
+    # A timer for each reply costs as much as reading it. The client's own is needed only if it is shorter.
     own = connection.socket_timeout
     return math.inf if own is not None and own >= timeout else None
 
 
 async def drop(connection: AbstractConnection) -> None:
-    """Close a connection without waiting for the server. Raises nothing but CancelledError."""
+    """Close a connection without waiting for the server. Raises CancelledError only."""
     _, writer = _streams_of(connection)
     # A connection of a closed event loop raises RuntimeError.
     with contextlib.suppress(RuntimeError, *FAILURES):
@@ -134,20 +135,15 @@ def _streams_of(
     return getattr(connection, "_reader", None), getattr(connection, "_writer", None)
 
 
-def no_answer(timeout: float) -> TimeoutError:
-    """Return the error of a deadline that has passed."""
-    return TimeoutError(f"no answer within {timeout:g} s")
-
-
 def named_timeout(error: Exception, timeout: float) -> Exception:
-    """Return the error, with a text if it is a TimeoutError of asyncio, which has none."""
+    """Return the error. A TimeoutError of asyncio has no text, and is replaced by one that has."""
     return no_answer(timeout) if isinstance(error, TimeoutError) and not str(error) else error
 
 
 def unavailable(
     attempt: str, pool: ConnectionPool, cause: BaseException | None, channel: str = "*", keys: str = "*"
 ) -> BrokerUnavailableError:
-    """Return the error to raise: what was attempted, where, why it failed, and what may help.
+    """Return the error to raise. It names the attempt, the server, the cause and the likely fix.
 
     `channel` and `keys` are the patterns that the client's user needs access to.
     """
@@ -169,7 +165,7 @@ def _missing_rules(refusal: str, channel: str, keys: str) -> str:
 
 
 def _is_forbidden(cause: BaseException | None) -> bool:
-    # redis-py has another class for a refusal inside of a script.
+    # redis-py raises another class for a refusal inside a script.
     return isinstance(cause, NoPermissionError) or (
         isinstance(cause, ResponseError) and str(cause).startswith("ACL failure in script")
     )
@@ -182,7 +178,7 @@ def _remedy(cause: BaseException | None) -> str:
     if isinstance(cause, OutOfMemoryError):
         return "the server is full: raise its maxmemory, or keep less (History)"
     if isinstance(cause, BusyLoadingError):
-        return "it is reading its data and will be there soon"
+        return "it is loading its data and will be there soon"
     if isinstance(cause, ResponseError):
         return "the server is there and refuses"
     if str(cause) in _EXHAUSTED_POOL:

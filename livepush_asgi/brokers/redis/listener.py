@@ -17,15 +17,14 @@ from redis.exceptions import ResponseError
 
 from ...runtime.event_loop import asyncio_loop, start_task
 from ..backoff import Backoff
-from ..mailbox import Mailbox
-from ..timeouts import BrokerTimeouts
+from ..mailbox import MESSAGES_BETWEEN_PAUSES, Mailbox
+from ..timeouts import BrokerTimeouts, no_answer
 from .connection import (
     FAILURES,
     Reply,
     address_of,
     drop,
     named_timeout,
-    no_answer,
     pool_of,
     send,
     unavailable,
@@ -33,17 +32,14 @@ from .connection import (
 from .pipeline import pack
 from .subscription_table import SubscriptionTable
 
-# Few enough to fill no outbox, and enough that a pause costs nothing.
-MESSAGES_BETWEEN_PAUSES = 32
-
 logger = logging.getLogger("livepush_asgi")
 
 
 class Listener:
-    """Connects for the first mailbox, reconnects until it works, and disconnects after the last one.
+    """Connects for the first mailbox, reconnects until that works, and disconnects after the last mailbox.
 
-    `sharded` is for a node of a cluster. `on_trouble` is called when the connection breaks, and when the
-    server refuses or ends a subscription.
+    With `sharded` it uses sharded pub/sub, for a node of a cluster. `on_trouble` is called when the
+    connection breaks, and when the server refuses or ends a subscription.
     """
 
     def __init__(
@@ -63,7 +59,7 @@ class Listener:
         self._task: asyncio.Task[None] | None = None
         # Made anew with the task, for they belong to an event loop: a command is due; something was received.
         self._changed, self._received = asyncio.Event(), asyncio.Event()
-        # Whether the current connection has once confirmed all channels.
+        # Whether the server has once confirmed all channels on the current connection.
         self._is_up = False
         self._skip_pause = False
         self._fault: Exception | None = None
@@ -71,7 +67,7 @@ class Listener:
 
     @property
     def healthy(self) -> bool:
-        """Whether the connection is up and the server has confirmed every channel, or there are none."""
+        """Whether the server has confirmed every channel and the connection is up; True without channels."""
         return (self._is_up and not self._table.refused) or not self._table.wanted
 
     @property
@@ -82,11 +78,12 @@ class Listener:
     async def listen(self, mailbox: Mailbox) -> None:
         """Subscribe a mailbox. Returns when the server has confirmed it.
 
-        Raises BrokerUnavailableError if it does not. Then, and when cancelled, nothing is left behind.
+        Raises BrokerUnavailableError if it does not. In that case, and when cancelled, the mailbox is not
+        subscribed.
         """
         self._start()
         if not self._table.wanted:
-            # A pause after failures for earlier mailboxes is not for this one.
+            # Connect at once, even if earlier mailboxes left a pause after failures.
             self._backoff.reset()
             self._skip_pause = True
         confirmed = asyncio.get_running_loop().create_future()
@@ -133,7 +130,7 @@ class Listener:
                 except FAILURES as error:
                     self._note_lost(error)
                 except Exception as error:
-                    # A defect of this package must be visible, and must not end the listening.
+                    # A defect of this package is logged, and the listener goes on.
                     logger.exception("the reader of %s failed, reconnecting", address_of(self._pool))
                     self._note_lost(error)
                 else:
@@ -149,7 +146,7 @@ class Listener:
     async def _use_connection(self) -> None:
         """Connect, subscribe and read until the connection breaks; return when there are no mailboxes."""
         connection: AbstractConnection = self._pool.make_connection()
-        # The retries of redis-py would hide an outage.
+        # redis-py's retries would hide an outage.
         connection.retry = Retry(NoBackoff(), 0)
         try:
             async with asyncio.timeout(self._timeouts.ping):
@@ -161,14 +158,14 @@ class Listener:
             await drop(connection)
 
     async def _write(self, connection: AbstractConnection) -> None:
-        """Send the commands that are due, all that have gathered at once, until there are no mailboxes."""
+        """Send the commands that are due, in batches, until there are no mailboxes."""
         while self._table.wanted:
             self._changed.clear()
             if commands := self._table.next_commands():
                 await send(connection, b"".join(map(pack, commands)))
             self._note_settled()
             await self._changed.wait()
-        # A mailbox that comes while the connection is closed waits for the next connection.
+        # A mailbox that is added while the connection closes waits for the next connection.
         self._table.disconnect()
 
     async def _read(self, connection: AbstractConnection) -> None:
@@ -178,7 +175,7 @@ class Listener:
             if number % MESSAGES_BETWEEN_PAUSES == 0:
                 await asyncio.sleep(0)
             try:
-                # Without a timeout, for a timer costs as much as reading a message. `_test` notices silence.
+                # No timeout: a timer costs as much as reading a message, and `_test` notices silence.
                 reply = await connection.read_response(disable_decoding=True, timeout=inf, push_request=True)
             except ResponseError as error:
                 self._table.refuse(error)
@@ -213,7 +210,7 @@ class Listener:
                     self._changed.set()
                 self._note_settled()
             case _:
-                # The reply to PING, or a push message of the server's own.
+                # The reply to PING, or another push message of the server.
                 pass
 
     async def _pause(self) -> None:

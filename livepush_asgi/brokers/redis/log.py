@@ -1,7 +1,7 @@
-"""Logs: the logs of the channels on a server. Appends go in order, and those that gather go together.
+"""Logs: appends to the logs of the channels on a server, in order and in batches, and reads from them.
 
-Each busy channel has one call under way. Appends that come meanwhile wait and are the next call, in one step
-on the server: a burst costs one script call for a hundred events and not for each.
+Each busy channel has one script call under way. Appends that come meanwhile wait, and the next call carries
+all of them: a burst of a hundred events costs one call, not a hundred.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from .log_scripts import Scripts
 from .pipeline import Receiver
 from .script import Call, tag_of
 
-# Bounds of one call, during which the server does nothing else: some 2 ms.
+# Bounds of one call, which keeps the server busy for some 2 ms.
 MOST_EVENTS = 200
 MOST_BYTES = 256 * 1024
 
@@ -43,7 +43,7 @@ class Added(NamedTuple):
 
     @property
     def position(self) -> Position:
-        """The position, as an object of its own."""
+        """The position of the event."""
         return Position(self.epoch, self.offset)
 
 
@@ -59,15 +59,15 @@ class Server(Protocol):
 
     @property
     def writer(self) -> str:
-        """The name of this writer, whose calls may be repeated; empty if they never are."""
+        """The name under which calls are numbered, so that they may be repeated. Empty: never repeated."""
         ...
 
     def live_name(self, channel: str) -> str:
-        """Return the name under which what is appended is published."""
+        """Return the name under which the channel's events are published."""
         ...
 
     async def run(self, call: Call) -> Reply:
-        """Run a script. Raises one of FAILURES if it did not run, or if that is unknown."""
+        """Run a script. Raises one of FAILURES if it did not run, or may not have run."""
         ...
 
     def start(self, call: Call, receiver: Receiver) -> None:
@@ -85,14 +85,14 @@ class Logs:
         self._calls = 0
         self._queues: dict[str, _AppendQueue] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Until one call has succeeded, each one checks all permissions. So the first call reports a missing
-        # permission, and not the one that trims the log.
+        # Until the first call has succeeded, each call checks all permissions. So a missing permission is
+        # reported at once, and not hours later when a log is trimmed for the first time.
         self._may_append = self._may_read = False
 
     def append(self, channel: str, addition: Addition) -> asyncio.Future[Added]:
         """Queue an event and return the future of its position.
 
-        Cancel the future, and the event is not appended unless it has left already. The future raises
+        An event whose future is cancelled is not appended, unless it was sent already. The future raises
         PositionConflictError, or one of FAILURES. Raises UnicodeError at once for a name or a key that is
         not UTF-8, which would fail the other events of the same call.
         """
@@ -100,12 +100,12 @@ class Logs:
         channel.encode()
         (addition.idempotency_key or "").encode()
         if self._loop is not loop:
-            # What an earlier event loop left in the queues will not be sent.
+            # Events that an earlier event loop left in the queues will not be sent.
             self._queues, self._loop = {}, loop
         queue = self._queues.get(channel)
         if queue is None:
             queue = self._queues[channel] = _AppendQueue(self, channel)
-            # Not at once: all appends of this turn of the event loop go together.
+            # Not at once, so that one call carries all appends of this turn of the event loop.
             loop.call_soon(queue.send_next)
         future: asyncio.Future[Added] = loop.create_future()
         queue.waiting.append((addition, future))
@@ -142,15 +142,15 @@ class Logs:
         self._server.start(Call(self._scripts.append, tag_of(queue.channel), keys, arguments), queue)
 
     def outcomes(self, channel: str, reply: Reply) -> list[_Outcome]:
-        """Return what became of each event of a call. Raises ValueError for any other reply."""
+        """Return the outcome of each event of a call. Raises ValueError for a malformed reply."""
         if not isinstance(reply, bytes):
-            raise ValueError("this is no text")
+            raise ValueError("the reply is no text")
         self._may_append = True
         epoch, *outcomes = reply.decode().split(" ")
         return [_outcome(channel, epoch, outcome) for outcome in outcomes]
 
     async def read(self, channel: str, after: int, limit: int, max_bytes: int) -> Page:
-        """Return a part of a channel's log. See `broker.HistoryBroker`."""
+        """Return a part of a channel's log. See `HistoryBroker`."""
         key = self._key(channel)
         arguments = (max(after, 0) + 1, max(limit, 0), new_epoch(), int(not self._may_read), max_bytes)
         call = Call(self._scripts.read, tag_of(channel), (key, f"{key}:head"), arguments)
@@ -160,7 +160,7 @@ class Logs:
                 found = tuple(map(_record, records))
                 return Page(epoch.decode(), int(first), int(last), found, *_ancestors(older.decode()))
             case reply:
-                raise ResponseError(f"the server answered what is no page: {reply!r:.100}")
+                raise ResponseError(f"the server's reply is no page of a log: {reply!r:.100}")
 
     def _key(self, channel: str) -> str:
         return f"{self._prefix}{{{tag_of(channel)}}}"
@@ -178,7 +178,7 @@ class _AppendQueue:
         self._sent: list[_Waiting] = []
 
     def send_next(self) -> None:
-        """Send what waits, as far as it fits into one call."""
+        """Send the appends that wait, as many as fit into one call."""
         waiting, size = self.waiting, 0
         sent: list[_Waiting] = []
         while waiting and len(sent) < MOST_EVENTS and size < MOST_BYTES:
@@ -199,13 +199,13 @@ class _AppendQueue:
         sent, more = self._sent, bool(self.waiting)
         self.send_next()
         if more:
-            # After the next call has left, so that the server has work meanwhile.
+            # After the next call was sent, so that the server works meanwhile.
             asyncio.get_running_loop().call_soon(self._resolve, sent, reply)
         else:
             self._resolve(sent, reply)
 
     def set_exception(self, error: Exception, /) -> None:
-        # Those that wait would wait for the same error.
+        # The appends that wait would get the same error.
         _fail((*self._sent, *self.waiting), error)
         self.waiting.clear()
         self.send_next()
@@ -214,7 +214,7 @@ class _AppendQueue:
         try:
             outcomes = list(zip(sent, self._logs.outcomes(self.channel, reply), strict=True))
         except ValueError:
-            _fail(sent, ResponseError(f"the server answered what is no outcome: {reply!r:.100}"))
+            _fail(sent, ResponseError(f"the server's reply is no outcome of appends: {reply!r:.100}"))
             return
         for (_, future), outcome in outcomes:
             if future.done():
@@ -254,4 +254,4 @@ def _record(entry: Reply) -> Record:
         case [bytes() as id_, [_, bytes() as payload]]:
             return Record(int(id_.partition(b"-")[0]), payload)
         case _:
-            raise ResponseError(f"the log has what is no event: {entry!r:.100}")
+            raise ResponseError(f"the log has an entry that is no event: {entry!r:.100}")

@@ -1,24 +1,25 @@
 """The two Lua scripts of a channel's log on the server. Each is one atomic step on the keys of one channel.
 
-A log is two keys. `<log>` is a stream. An event's id is `<offset>-<milliseconds>`, so that a read by offset
-is a search by id, and the id tells the age. The one field of an event is named by how many bytes of payload
-came before it, so that the size of what is kept is a difference. `<log>:head` is a text: the epoch, the last
-offset, all bytes so far, the bytes before and the time of an event that is or was the oldest, the server's
-replication id, and the ancestors, `epoch.offset` each, the newest first, with `!` behind the doubtful ones.
+A log is two keys. `<log>` is a stream. An event's id is `<offset>-<milliseconds>`: a read by offset is a
+search by id, and the id has the event's time. An event has one field. Its name is the number of payload bytes
+that were appended before the event, so that the size of the kept events is a difference of two names.
+`<log>:head` is a text: the epoch, the last offset, all bytes so far, the bytes before and the time of an
+event that is or was the oldest, the server's replication id, and the ancestors, `epoch.offset` each, the
+newest first, with `!` behind the doubtful ones.
 
 The replication id (`master_replid`) names a history of writes on the server. It is drawn at random when a
 server starts as a master and when a replica becomes one. At these moments the end of a log may be lost: a
-killed server forgets what was not on its disk, a new master what did not reach it. What is left is always a
-beginning of what was there. So an append that finds another replication id than the log's begins a new
-epoch, with the next offset, and notes at which offset the old one ended for this server: up to there, a
-position of the old epoch names the same event; beyond, it names a lost event. In one epoch the offsets would
-be used again, for other events. Restarts that lost nothing begin a new epoch too, at no cost: all positions
-are within what is left.
+killed server loses the writes that were not on its disk, a new master lacks the writes that did not reach
+it. The rest is always a prefix of the log. So an append that finds another replication id than the log's
+begins a new epoch, with the next offset, and notes the offset at which the old epoch ended on this server.
+Up to it, a position of the old epoch names the same event; beyond it, a lost event. If the epoch stayed, the
+offsets of lost events would be given to other events. A restart that lost nothing begins a new epoch too, at
+no cost: no position is beyond the noted offset.
 
-What a new master did not receive it never had, so the log cannot tell whether something is missing. The
-server then has a second replication id, that of the master it followed; a server that starts from its
-append-only file has none. Where there is a second one the end of the old epoch is doubtful: each client is
-told when it passes.
+A new master cannot know which writes did not reach it, so the log cannot tell whether events are missing.
+The server then has a second replication id, that of the master it followed; a server that starts from its
+append-only file has none. If there is a second one, the end of the old epoch is doubtful: each client that
+reads past it is told of a gap.
 """
 
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ from ...wire.event import POSITION_MARK
 from ..history import History
 from .script import Script
 
-# Times are in milliseconds. A channel that is read before anything was published gets a head for its epoch,
-# so that a client with the id `epoch.0` gets what comes, from any process. Clients may ask for any name, so
-# this head is kept for a short time; a process that listens reads every 41 seconds at most, which renews it.
+# Times are in milliseconds. A channel that is read before its first event gets a head for its epoch, so that
+# a client with the id `epoch.0` gets later events from any process. Clients may ask for any name, so this
+# head is kept for a short time; a process that listens reads every 41 seconds at most, which renews it.
 # Without it the log begins under another epoch, and a client that returns with the old one is told of a gap.
 # An epoch derived from the name would need no key, but a log that was deleted, evicted or flushed would
 # begin again under the same epoch: a silent loss.
@@ -44,11 +45,11 @@ _REMEMBER_CALL = 300_000
 
 # How many ancestors a log remembers, so that many restarts of the server do not make long heads.
 MOST_ANCESTORS = 8
-# How many events one append and one read examine in order to drop them. The next call goes on.
-_LOOKS_OF_APPEND, _LOOKS_OF_READ = 50, 1000
+# The most events that one append, or one read, examines in order to drop them. The next call continues.
+_EXAMINED_BY_APPEND, _EXAMINED_BY_READ = 50, 1000
 
-# A server before 7.0 has no sharded pub/sub, and may replicate scripts as text, which is wrong for a script
-# that asks for the time. It has no REDIS_VERSION_NUM either.
+# A server before 7.0 has no sharded pub/sub, and may replicate a script as text, so that a replica would read
+# another time. It has no REDIS_VERSION_NUM either.
 _BEGIN = """
 if not redis.REDIS_VERSION_NUM then
   return redis.error_reply('ERR this server is too old, Redis 7.0 or a Valkey is needed')
@@ -62,7 +63,7 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
--- Returns nothing, or the error for a user that may not run a command on a key or a channel.
+-- Returns nil, or the error text if the user may not run a command on a key or a channel.
 local function lacks(verb, name)
   if not redis.acl_check_cmd(verb, name) then
     local where = verb == VERB and '&' .. name or '~' .. string.match(log, '^[^{]*') .. '*'
@@ -73,7 +74,7 @@ end
 local function replication()
   local info = redis.pcall('INFO', 'replication')
   if type(info) ~= 'string' or not string.find(info, 'master_replid:', 1, true) then
-    error({err = 'NOPERM no permission for INFO, which tells the master_replid [+info]'})
+    error({err = 'NOPERM no permission for INFO, which has the master_replid [+info]'})
   end
   return info
 end
@@ -120,7 +121,7 @@ local function over()
 end
 
 local function trim(looks)
-  -- `base` and `since` may be from a dropped event, so that too much only seems to be kept.
+  -- `base` and `since` may be of a dropped event: then the log only seems to exceed its bounds.
   local most = 2
   while looks > 0 and over() do
     local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', most)
@@ -148,15 +149,15 @@ end
 """
 
 # KEYS: log, head, the writer's last call, then idempotency keys.
-# ARGV: the name to publish on, a fresh epoch, the number of the writer's call, or nothing if it is never
-# repeated, 1 to check the permissions for all that an append may ever need, and the bytes of all payloads.
-# Then three for each event: payload, index of its idempotency key or 0, the expected position or nothing.
+# ARGV: the name to publish on; a fresh epoch; the number of the writer's call, or an empty text if calls are
+# never repeated; 1 to check the permissions for every command of an append; the bytes of all payloads. Then
+# three for each event: payload, index of its idempotency key or 0, expected position or an empty text.
 # Returns a text: the epoch, then for each event `+offset:receivers`, `=position` if its key is known, or
 # `!position` if the log does not end at the expected one.
 #
-# The server does not undo what a script did before a command is refused. So the script checks everything that
-# can be refused, and reads everything, before the first write: an append is done whole or not at all.
-# The server checks the user's permissions for the keys before it runs the script.
+# The server does not roll back a script when it refuses a command. So the script makes every check and every
+# read before its first write: an append is done whole or not at all. The server checks the user's permissions
+# for the keys before it runs the script.
 _APPEND = f"""{_BEGIN}
 local channel, fresh, call, check, size = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
 
@@ -174,7 +175,7 @@ if is_new then
   begin(fresh)
 else
   local info = replication()
-  -- Nearly always it is the same, and to search for it is cheaper than to parse it.
+  -- Nearly always it is the same, and a search is cheaper than to parse the text.
   if not string.find(info, 'master_replid:' .. run .. '\\r', 1, true) then
     local current, followed = running(info)
     local doubt = string.match(followed, '[^0]') and '!' or ''
@@ -242,7 +243,7 @@ for i = 6, #ARGV, 3 do
     reply[#reply + 1] = '+' .. offset .. ':' .. receivers
   end
 end
-trim({_LOOKS_OF_APPEND})
+trim({_EXAMINED_BY_APPEND})
 save()
 if AGE then
   redis.call('PEXPIRE', log, AGE)
@@ -254,8 +255,8 @@ end
 return reply
 """
 
-# KEYS: log, head. ARGV: the first offset that is wanted, how many, a fresh epoch, 1 to check the permissions
-# for all that a read may ever need, and how many bytes of payload at most, one event at least.
+# KEYS: log, head. ARGV: the first wanted offset; the most events; a fresh epoch; 1 to check the permissions
+# for every command of a read; the most bytes of payload, which the first event may exceed.
 # Returns the epoch, the first offset that is kept, the last one, the ancestors, and the events.
 _READ = f"""{_BEGIN}
 if ARGV[4] == '1' then
@@ -269,14 +270,14 @@ if not load() then
   begin(ARGV[3])
   save_new()
 elseif over() then
-  trim({_LOOKS_OF_READ})
+  trim({_EXAMINED_BY_READ})
   save()
 elseif last == 0 or KEEP then
   redis.call('PEXPIRE', head, last == 0 and KEEP_EMPTY or KEEP)
 end
 local records, from, left, size, count = {{}}, ARGV[1], tonumber(ARGV[2]), 0, 8
 while left > 0 do
-  -- A few at first: they may be large, and what does not fit is read for nothing.
+  -- A few at first: they may be large, and events that do not fit are read in vain.
   count = math.min(2 * count, left)
   local found = redis.call('XRANGE', log, from, '+', 'COUNT', count)
   left = #found == count and left - count or 0
@@ -299,7 +300,7 @@ return {{epoch, whole(first), whole(last), ancestors, records}}
 
 @dataclass(frozen=True, slots=True)
 class Scripts:
-    """The scripts for logs with certain bounds, which stand in the scripts' texts."""
+    """The scripts for logs with certain bounds. The bounds are constants in the scripts' texts."""
 
     append: Script
     read: Script

@@ -1,7 +1,7 @@
-"""Pipeline: the commands of many callers, sent together on one connection, each at most once.
+"""Pipeline: sends the commands of many callers together on one connection, each at most once.
 
 One exchange sends all commands that wait; the next one starts when its replies have arrived. So 500
-concurrent callers need one connection. The task ends soon after the last reply.
+concurrent callers need one connection. The pipeline gives the connection back soon after the last reply.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ from .connection import (
 # Bounds of one exchange, so that its timeout does not depend on how many commands wait.
 MOST_COMMANDS = 1000
 MOST_BYTES = 1_000_000
-# In a pool of fewer connections, other users need each one as soon as it is free.
+# In a pool of fewer connections an idle connection is not held: other users need it at once.
 LEAST_POOL = 10
 
 
 class Receiver(Protocol):
-    """Takes a reply, once. A future is a Receiver; others save a turn of the event loop."""
+    """Takes one reply. A future is a Receiver; other classes save a turn of the event loop."""
 
     def done(self) -> bool:
         """Return whether the reply is not needed any more."""
@@ -54,7 +54,7 @@ class _Call(NamedTuple):
 
 
 def pack(arguments: tuple[Argument, ...]) -> bytes:
-    """Return a command as it is sent. Text is UTF-8, whatever the client's encoding is.
+    """Return the bytes of a command. Text is encoded as UTF-8, and not in the client's encoding.
 
     https://redis.io/docs/latest/develop/reference/protocol-spec/#sending-commands-to-a-redis-server
     """
@@ -72,21 +72,22 @@ def _encode(argument: Argument) -> bytes:
 
 
 class Pipeline:
-    """For one event loop at a time.
+    """The commands to one server. For one event loop at a time.
 
-    `timeout` in seconds bounds each exchange: getting a connection, sending, and all replies. For `linger`
-    turns of the event loop an idle connection is held: a caller that sends one command after the other sends
-    the next one within two, and to return the connection in between would cost more. `keep` is for a pool
-    that nobody else uses: an idle connection is held for so many seconds, and then closed.
+    `timeout` in seconds bounds each exchange: getting a connection, sending, and all replies. An idle
+    connection is held for `idle_turns` turns of the event loop: a caller that awaits one command after the
+    other sends the next one within two turns, and to return the connection in between would cost more.
+    `idle_seconds` is for a pool without other users: an idle connection is held for this long, then closed.
     """
 
     def __init__(
-        self, redis: Redis | ConnectionPool, *, timeout: float, linger: int = 0, keep: float = 0.0
+        self, redis: Redis | ConnectionPool, *, timeout: float, idle_turns: int = 0, idle_seconds: float = 0.0
     ) -> None:
         self._pool = pool_of(redis)
         self._timeout = timeout
-        self._keep = keep
-        self._linger = linger if getattr(self._pool, "max_connections", LEAST_POOL) >= LEAST_POOL else 0
+        self._idle_seconds = idle_seconds
+        is_large = getattr(self._pool, "max_connections", LEAST_POOL) >= LEAST_POOL
+        self._idle_turns = idle_turns if is_large else 0
         self._waiting: deque[_Call] = deque()
         # Set when a command is queued, while an idle connection is kept.
         self._queued: asyncio.Event | None = None
@@ -98,9 +99,9 @@ class Pipeline:
     def submit(self, *arguments: Argument) -> asyncio.Future[Reply]:
         """Queue a command and return the future of its reply, undecoded.
 
-        Cancel the future, and the command is not sent unless it has left already. Commands are executed in
+        A command whose future is cancelled is not sent, unless it was sent already. Commands are executed in
         the order of queueing. The future raises ResponseError for an error reply, and another RedisError or
-        OSError when it is unknown whether the command was executed.
+        OSError if the command may or may not have been executed.
         """
         reply: asyncio.Future[Reply] = asyncio_loop().create_future()
         self.send(reply, *arguments)
@@ -131,12 +132,12 @@ class Pipeline:
                 self._fail_waiting(RedisConnectionError("the event loop ended before this was sent"))
 
     async def _use_connection(self) -> None:
-        """Send what waits on one connection, until it breaks or no more commands come."""
+        """Send the queued commands on one connection, until it breaks or no more commands come."""
         try:
             async with asyncio.timeout(self._timeout):
                 connection = await self._acquire()
         except Exception as error:
-            # Each of the others would wait for the same error.
+            # The next attempt would fail with the same error.
             self._fail_waiting(named_timeout(error, self._timeout))
             return
         calls: deque[_Call] = deque()
@@ -144,7 +145,7 @@ class Pipeline:
             while await self._has_more(connection):
                 calls = self._next_calls()
                 await self._exchange(calls, connection)
-            if self._keep:
+            if self._idle_seconds:
                 await drop(connection)
         except Exception as error:
             _fail(calls, named_timeout(error, self._timeout))
@@ -157,15 +158,15 @@ class Pipeline:
             await self._pool.release(connection)
 
     async def _has_more(self, connection: AbstractConnection) -> bool:
-        """Return whether commands wait, or come while the idle connection is held."""
-        for _ in range(self._linger):
+        """Return whether commands are queued, now or while the idle connection is held."""
+        for _ in range(self._idle_turns):
             if self._waiting:
                 return True
             await asyncio.sleep(0)
-        if self._keep and not self._waiting:
+        if self._idle_seconds and not self._waiting:
             self._queued = asyncio.Event()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._keep):
+                async with asyncio.timeout(self._idle_seconds):
                     await self._queued.wait()
             self._queued = None
             return bool(self._waiting) and not is_broken(connection)
@@ -182,7 +183,7 @@ class Pipeline:
         return calls
 
     async def _exchange(self, calls: deque[_Call], connection: AbstractConnection) -> None:
-        """Send the commands and take their replies. The calls that are left have none."""
+        """Send the commands and pass on their replies. On an error `calls` has those without a reply."""
         timeout_of_one = read_timeout(connection, self._timeout)
         async with asyncio.timeout(self._timeout):
             await send(connection, b"".join([call.command for call in calls]))

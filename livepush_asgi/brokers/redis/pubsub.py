@@ -13,7 +13,7 @@ from .sharded_listener import ShardedListener
 
 
 class ListeningBroker:
-    """The part that RedisBroker and RedisStreamsBroker share: their subscriptions."""
+    """Base of RedisBroker and RedisStreamsBroker: the subscriptions, on a listening connection."""
 
     def __init__(self, pool: ConnectionPool, listener: Listener | ShardedListener) -> None:
         self._pool = pool
@@ -66,7 +66,7 @@ class RedisBroker(ListeningBroker):
     def __init__(self, redis: Redis, *, timeouts: BrokerTimeouts | None = None) -> None:
         timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
         super().__init__(pool_of(redis), Listener(redis, timeouts))
-        self._pipeline = Pipeline(redis, timeout=timeouts.publish, linger=2)
+        self._pipeline = Pipeline(redis, timeout=timeouts.publish, idle_turns=2)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish a payload and return how many connections listened, those of other processes too.

@@ -1,4 +1,4 @@
-"""Lua scripts on the server: sent by name, and with their text where the server does not know them yet."""
+"""Lua scripts on the server: called by name, and sent as text if the server does not know the name yet."""
 
 import asyncio
 import hashlib
@@ -17,18 +17,17 @@ _ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 def tag_of(name: str) -> str:
     """Return the hash tag for the keys of a channel or slot key: its name, with `%`, `{` and `}` escaped.
 
-    A Redis Cluster hashes the text between the first brace and the next one; keys with one tag are on one
-    node. Different names have different tags. An empty text would be no tag.
+    A Redis Cluster hashes the text between the braces, so all keys with one tag are on one node. Different
+    names have different tags. An empty text would be no tag.
     """
     return name.translate(_ESCAPES) or "%"
 
 
 class Script:
-    """The text of a script, and the name that the server has for it."""
+    """The text of a script, and its SHA-1, which is the server's name for it."""
 
     def __init__(self, text: str) -> None:
         self.text = text.encode()
-        # Not for security: the server names a script so.
         self.name = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     async def run(self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument]) -> Reply:
@@ -66,7 +65,7 @@ class Call:
 
 
 class _RunByName:
-    """Receives the reply of a script. If the server does not know the name, sends the text."""
+    """Receives the reply of a script, and sends the text if the server does not know the name."""
 
     __slots__ = ("_pipeline", "_receiver", "_rest", "_script")
 
@@ -86,7 +85,7 @@ class _RunByName:
 
     def set_exception(self, error: Exception, /) -> None:
         if isinstance(error, NoScriptError):
-            # Nothing was executed.
+            # The script did not run.
             self._pipeline.send(self._receiver, b"EVAL", self._script.text, *self._rest)
         else:
             self._receiver.set_exception(error)

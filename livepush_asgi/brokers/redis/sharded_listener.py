@@ -1,8 +1,8 @@
 """ShardedListener: sharded pub/sub on a cluster, one listening connection for each node that has a channel.
 
-A node says when a channel is not or no longer its own. A killed node says nothing, and a node that is cut off
-from the others does not know. So the topology is read when there is trouble, and from time to time. Mailboxes
-move to the node that has their channel, and what they may have missed is reported as a loss.
+A node reports when a channel is not, or no longer, its own. A killed node cannot report it, and a node that
+is cut off from the others does not know. So the topology is read when there is trouble, and from time to
+time. Mailboxes move to the node that has their channel, and report that they may have missed payloads.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ class ShardedListener:
     def __init__(self, cluster: Topology, timeouts: BrokerTimeouts) -> None:
         self._cluster = cluster
         self._timeouts = timeouts
-        # A node that is away gets half of the time, so that some is left for the node that took over.
+        # A node gets half of the time, so that the rest is left for the node that takes over from it.
         self._timeouts_of_one = replace(timeouts, subscribe=timeouts.subscribe / 2)
         self._listeners: dict[Address, Listener] = {}
-        # The listener of each mailbox, None while it moves.
-        self._homes: dict[Mailbox, Listener | None] = {}
+        # The listener of each mailbox, None while the mailbox moves.
+        self._assigned: dict[Mailbox, Listener | None] = {}
         self._task: asyncio.Task[None] | None = None
         # Made anew with the task, for it belongs to an event loop.
         self._trouble = asyncio.Event()
@@ -42,30 +42,31 @@ class ShardedListener:
     @property
     def healthy(self) -> bool:
         """Whether each channel is confirmed by the node that has it, as far as known."""
-        return all(home is not None and home.healthy for home in set(self._homes.values()))
+        return all(each is not None and each.healthy for each in set(self._assigned.values()))
 
     async def listen(self, mailbox: Mailbox) -> None:
         """Subscribe a mailbox. Returns when the node that has the channel has confirmed it.
 
-        Raises BrokerUnavailableError if none does. Then, and when cancelled, nothing is left behind.
+        Raises BrokerUnavailableError if no node does. In that case, and when cancelled, the mailbox is not
+        subscribed.
         """
         self._leave_loop()
         try:
-            home = await self._cluster.retry(lambda: self._try(mailbox), self._timeouts.subscribe)
+            listener = await self._cluster.retry(lambda: self._try(mailbox), self._timeouts.subscribe)
         except FAILURES as error:
             raise unavailable("subscribe", self._cluster.first.pool, error, mailbox.channel) from error
-        self._homes[mailbox] = home
+        self._assigned[mailbox] = listener
         if self._task is None:
             self._trouble = asyncio.Event()
             self._task = start_task(self._watch(), "livepush redis shards")
 
     def leave(self, mailbox: Mailbox) -> None:
         """Unsubscribe a mailbox, if it is subscribed."""
-        home = self._homes.pop(mailbox, None)
-        if home is not None:
-            home.leave(mailbox)
-        if not self._homes:
-            # The watch ends. RuntimeError: the event loop is closed.
+        listener = self._assigned.pop(mailbox, None)
+        if listener is not None:
+            listener.leave(mailbox)
+        if not self._assigned:
+            # Wakes `_watch`, which ends. RuntimeError: the event loop is closed.
             with contextlib.suppress(RuntimeError):
                 self._note_trouble()
 
@@ -92,12 +93,12 @@ class ShardedListener:
         if self._task is not None and self._task.get_loop() is not asyncio.get_running_loop():
             # That loop ended without closing the subscriptions.
             self._task = None
-            self._homes, self._listeners = {}, {}
+            self._assigned, self._listeners = {}, {}
 
     async def _watch(self) -> None:
         task = asyncio.current_task()
         try:
-            while self._homes:
+            while self._assigned:
                 await self._wait()
                 try:
                     await self._cluster.refresh()
@@ -109,7 +110,7 @@ class ShardedListener:
                 self._task = None
 
     async def _wait(self) -> None:
-        """Wait for trouble, or until it is time to look."""
+        """Wait for trouble, or until the topology is due to be read."""
         if not self.healthy:
             await asyncio.sleep(_PAUSE)
         else:
@@ -120,24 +121,24 @@ class ShardedListener:
 
     async def _move_all(self) -> None:
         moves = []
-        for mailbox, home in list(self._homes.items()):
+        for mailbox, current in list(self._assigned.items()):
             node = self._cluster.known_node_of(mailbox.channel)
-            target = home if node is None else self._listener(node)
-            if target is None or target is home:
+            target = current if node is None else self._listener(node)
+            if target is None or target is current:
                 continue
-            if home is not None:
-                home.leave(mailbox)
-            self._homes[mailbox] = None
+            if current is not None:
+                current.leave(mailbox)
+            self._assigned[mailbox] = None
             moves.append(self._move(mailbox, target))
         await asyncio.gather(*moves)
         self._listeners = {at: listener for at, listener in self._listeners.items() if listener.wanted}
 
     async def _move(self, mailbox: Mailbox, target: Listener) -> None:
-        # If it fails, the mailbox has no home and is moved at the next look.
+        # If it fails, the mailbox has no listener, and `_watch` tries again.
         with contextlib.suppress(BrokerUnavailableError):
             await target.listen(mailbox)
-            if mailbox in self._homes:
-                self._homes[mailbox] = target
+            if mailbox in self._assigned:
+                self._assigned[mailbox] = target
                 mailbox.lost()
             else:
                 target.leave(mailbox)

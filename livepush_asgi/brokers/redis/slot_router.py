@@ -17,17 +17,17 @@ from .topology import Topology
 
 
 class SlotRouter:
-    """Tries for `timeout` seconds to run each script.
+    """Runs scripts on a cluster, and repeats each call for up to `timeout` seconds.
 
-    When a connection breaks it is unknown whether the script ran, and it is sent again. An append is sent
-    under the number that it had, by which the server recognizes it.
+    When a connection breaks, the script may or may not have run, and is sent again. The server recognizes a
+    repeated append by its number.
     """
 
     verb = "SPUBLISH"
 
     def __init__(self, redis: RedisCluster, *, timeout: float) -> None:
         self._timeout = timeout
-        # Half of the time, so that some is left for another node when one stands still.
+        # Half of the time, so that the rest is left for another node when one is stopped.
         self._timeout_of_one = timeout / 2
         self.cluster = Topology(redis, timeout=self._timeout_of_one)
         self._writer = ""
@@ -35,13 +35,13 @@ class SlotRouter:
 
     @property
     def writer(self) -> str:
-        """The name under which this process numbers its appends. A fork gets a name of its own."""
+        """The name under which this process numbers its appends. A forked process gets another name."""
         if self._process != os.getpid():
             self._process, self._writer = os.getpid(), token_urlsafe(6)
         return self._writer
 
     def live_name(self, channel: str) -> str:
-        """Return the name under which a channel's events are published. It has the slot of the keys."""
+        """Return the name under which a channel's events are published. Its slot is that of the keys."""
         return tag_of(channel)
 
     def start(self, call: Call, receiver: Receiver) -> None:
@@ -49,7 +49,7 @@ class SlotRouter:
         spawn(partial(self._run_for, call, receiver), "livepush redis append")
 
     async def run(self, call: Call) -> Reply:
-        """Run a script. Raises one of FAILURES if it did not run, or if that is unknown."""
+        """Run a script. Raises one of FAILURES if it did not run, or may not have run."""
         return await self.cluster.retry(lambda: self._try(call), self._timeout)
 
     async def _run_for(self, call: Call, receiver: Receiver) -> None:

@@ -20,29 +20,29 @@ from .slot_router import SlotRouter
 class RedisStreamsBroker(ListeningBroker):
     """Pub/sub with history over a `redis.asyncio.Redis`. Needs Redis 7.0, or Valkey.
 
-    `RedisBroker` describes the client, the connections, the timeouts and what happens when the server is
-    away. Here, too, a payload is sent at most once. One script stores and publishes an event, so a
-    subscriber that receives it finds it in the log. Every publisher has to use this class: what `RedisBroker`
-    or `PUBLISH` sends is in no log, and the application refuses it with a log line.
+    `RedisBroker` describes the client, the connections, the time-outs and the reconnect after an outage.
+    Here, too, a payload is sent at most once. One script stores and publishes an event, so a subscriber that
+    receives it finds it in the log. Every publisher has to use this class: a payload from `RedisBroker` or
+    `PUBLISH` is in no log, and the application refuses it with a log line.
 
-    `history` bounds each log by events, bytes and age. A log that is neither read nor added to for twice
-    the age, and ten minutes, is forgotten, and later events have another epoch. A channel that is read
-    before anything was published costs the server one key of some hundred bytes, for two minutes after the
-    last read. An `idempotency_key` is remembered for the age, at least for five minutes; for a day if events
-    have no age. The keys begin with `key_prefix`, and have the channel's name in braces. Live events are
-    published under the name alone: applications that share a server, even in databases of their own, need
-    channels of their own.
+    `history` bounds each log by events, bytes and age. The server forgets a log that is neither read nor
+    added to for twice the age, and at least ten minutes; later events have another epoch. A channel that is
+    read before its first event costs the server a key of some hundred bytes, until two minutes after the last
+    read. An `idempotency_key` is remembered for the age, at least for five minutes; for a day if `age` is
+    None. The keys begin with `key_prefix`, and have the channel's name in braces. Live events are published
+    under the name alone: applications that share a server, even in databases of their own, need channels of
+    their own.
 
     With a `redis.asyncio.RedisCluster` the keys of a channel are in one slot, and live events use sharded
-    pub/sub, with `%`, `{` and `}` in a name written as in a URL. To each node that has a channel there is one
-    connection to listen and one to publish. They have the settings of the client, and the broker closes
-    them. When a node is replaced, calls try until their timeout to find the new one; an event is still
-    appended only once.
+    pub/sub; `%`, `{` and `}` in a channel's name are escaped as in a URL. Each node that has a channel gets
+    one connection to listen and one to publish. They have the settings of the client, and the broker closes
+    them. When a node is replaced, calls look for the new one until their timeout; an event is still appended
+    only once.
 
-    A server that may have lost the end of a log, because it was killed or because a replica took over,
-    continues in another epoch: no offset ever names two events. A client that has received more than what is
-    left is told of a gap. After a replica took over every client is told, since the replica does not know
-    what it did not receive. The client's user needs the permission for INFO, which tells the epoch's server.
+    A server may lose the end of a log when it is killed or when a replica takes over. It then continues in
+    another epoch, so that no offset ever names two events. A client that has received lost events is told of
+    a gap. After a replica took over every client is told, since the replica does not know which events it did
+    not receive. The client's user needs the permission for INFO, which has the server's replication id.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RedisStreamsBroker(ListeningBroker):
         timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
         history = value_or_default("history", history, History)
         if "{" in key_prefix or "}" in key_prefix:
-            raise ValueError(f"key_prefix has no braces, the channel's name stands in them: {key_prefix!r}")
+            raise ValueError(f"key_prefix may have no braces, which enclose the channel: {key_prefix!r}")
         self._server: Server
         if isinstance(redis, RedisCluster):
             self._server = router = SlotRouter(redis, timeout=timeouts.publish)
@@ -84,11 +84,11 @@ class RedisStreamsBroker(ListeningBroker):
         idempotency_key: str | None = None,
         expected_position: Position | None = None,
     ) -> Position:
-        """Append and deliver an event. See `broker.HistoryBroker`."""
+        """Append and deliver an event. See `HistoryBroker`."""
         return (await self._append(channel, Addition(payload, idempotency_key, expected_position))).position
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
-        """Return a part of the channel's log. See `broker.HistoryBroker`."""
+        """Return a part of the channel's log. See `HistoryBroker`."""
         try:
             return await self._logs.read(channel, after, limit, max_bytes)
         except FAILURES as error:
@@ -105,14 +105,14 @@ class RedisStreamsBroker(ListeningBroker):
 
 
 class _OneServer:
-    """Runs scripts on one server. A call of which the reply is lost is not repeated."""
+    """Runs scripts on one server. A call whose reply is lost is not repeated."""
 
     verb = "PUBLISH"
     writer = ""
 
     def __init__(self, redis: Redis, timeout: float) -> None:
         self._pool = pool_of(redis)
-        self._pipeline = Pipeline(redis, timeout=timeout, linger=2)
+        self._pipeline = Pipeline(redis, timeout=timeout, idle_turns=2)
 
     def live_name(self, channel: str) -> str:
         return live_name_of(channel, self._pool)

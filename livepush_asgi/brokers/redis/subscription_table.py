@@ -1,7 +1,7 @@
-"""SubscriptionTable: which mailboxes want which channel, and what the server has confirmed. It does no I/O.
+"""SubscriptionTable: the mailboxes of each channel, and which subscriptions the server has confirmed. No I/O.
 
 Each command names one channel, and a channel has at most one command under way. The server answers in order,
-so each answer belongs to the oldest command; a refusal does not name the channel.
+so each answer belongs to the oldest command. That matters for a refusal, which does not name the channel.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from ..mailbox import Mailbox
 logger = logging.getLogger("livepush_asgi")
 
 Command = tuple[bytes, bytes]
-# Answers of a cluster's node that another node has the channel: no refusal. MovedError is an AskError.
+# A cluster's node answers so if another node has the channel: no refusal. MovedError is an AskError.
 _ELSEWHERE = (AskError, ClusterDownError)
 
 
 class _Channel:
-    """Payloads go to `mailboxes`; those in `waiting` join them when the server confirms the subscription.
+    """Payloads go to `mailboxes`. The mailboxes in `waiting` join them when the server confirms.
 
-    `is_live` says that it has, and `pending` that a command is under way.
+    `is_live`: the server has confirmed the subscription. `pending`: a command is under way.
     """
 
     __slots__ = ("is_live", "mailboxes", "pending", "waiting")
@@ -38,7 +38,7 @@ class _Channel:
         return bool(self.mailboxes or self.waiting)
 
     def go_live(self) -> None:
-        """Report a loss to mailboxes of an earlier subscription, and let those that wait join them."""
+        """Report a loss to the mailboxes of an earlier subscription, and admit the mailboxes that wait."""
         self.is_live = True
         self.each(Mailbox.lost)
         self.admit_waiting()
@@ -57,7 +57,7 @@ class _Channel:
         self.waiting.clear()
 
     def each(self, call: Callable[[Mailbox], None]) -> None:
-        """Call a function with each mailbox. An error of one sink must not affect the others."""
+        """Call a function with each mailbox. The error of one sink does not affect the others."""
         for mailbox in tuple(self.mailboxes):
             try:
                 call(mailbox)
@@ -66,10 +66,10 @@ class _Channel:
 
 
 class SubscriptionTable:
-    """The channels of one listening connection, which outlive the connection.
+    """The channels of a listener. They stay in the table when the connection breaks.
 
-    `sharded` is for a node of a cluster, which ends a subscription by itself when the channel moves to
-    another node.
+    With `sharded` the commands are those of sharded pub/sub. A node of a cluster ends a subscription by
+    itself when the channel moves to another node.
     """
 
     def __init__(self, *, sharded: bool = False) -> None:
@@ -91,7 +91,7 @@ class SubscriptionTable:
 
     @property
     def due(self) -> bool:
-        """Whether `next_commands` may return some."""
+        """Whether `next_commands` may return commands."""
         return bool(self._changed)
 
     @property
@@ -105,7 +105,7 @@ class SubscriptionTable:
         return bool(self._refused)
 
     def add(self, mailbox: Mailbox, confirmed: asyncio.Future[None]) -> None:
-        """Add a mailbox, which gets payloads from the moment at which `confirmed` has its result."""
+        """Add a mailbox. It gets payloads from the moment at which `confirmed` has its result."""
         name = mailbox.channel.encode()
         channel = self._channels.setdefault(name, _Channel())
         channel.waiting[mailbox] = confirmed
@@ -115,7 +115,7 @@ class SubscriptionTable:
             self._changed[name] = None
 
     def remove(self, mailbox: Mailbox) -> None:
-        """Remove a mailbox, if it is there."""
+        """Remove a mailbox. Removing it twice is harmless."""
         name = mailbox.channel.encode()
         channel = self._channels.get(name)
         if channel is not None:
@@ -124,7 +124,7 @@ class SubscriptionTable:
             self._note_change(name, channel)
 
     def next_commands(self) -> list[Command]:
-        """Return the commands that are due. They count as sent."""
+        """Return the commands that are due, and note them as sent."""
         commands = []
         for name in self._changed:
             channel = self._channels[name]
@@ -170,12 +170,12 @@ class SubscriptionTable:
         self._forget_if_unused(name, channel)
 
     def retry_refused(self) -> bool:
-        """Have refused channels subscribed again, for permissions change. Return whether there are any."""
+        """Subscribe refused channels again, since permissions change. Return whether there are any."""
         self._changed.update(dict.fromkeys(self._refused))
         return self.refused
 
     def disconnect(self) -> None:
-        """Note that the connection is lost, and payloads with it."""
+        """Note that the connection is lost. Payloads may be lost with it."""
         self._sent.clear()
         self._refused.clear()
         for name, channel in list(self._channels.items()):
@@ -183,7 +183,7 @@ class SubscriptionTable:
             self._note_change(name, channel)
 
     def fail_waiting(self, error: Exception) -> None:
-        """Raise an error in all who wait for a confirmation."""
+        """Raise an error in all callers that wait for a confirmation."""
         for channel in self._channels.values():
             channel.fail_waiting(error)
 

@@ -1,8 +1,8 @@
 """Topology: which node of a Redis Cluster has which slot, as the nodes themselves report it.
 
-The client's own connections are not used. A RedisCluster takes one of at most a hundred to each node for each
-concurrent command, and it waits for a node that stands still when it reads the topology. Its `pubsub` loses a
-channel whose slot moves.
+redis-py's RedisCluster has the settings, but its connections are not used. It takes one of at most a hundred
+connections to a node for each concurrent command, and it waits for a stopped node when it reads the topology.
+Its `pubsub` loses a channel whose slot moves.
 """
 
 import asyncio
@@ -28,16 +28,17 @@ from redis.exceptions import (
 
 from ...runtime.event_loop import start_task
 from ..backoff import Backoff
-from .connection import FAILURES, Reply, no_answer
+from ..timeouts import no_answer
+from .connection import FAILURES, Reply
 from .pipeline import Pipeline
 
 SLOTS = 16384
-# How many nodes are asked at once, and for how many seconds. Several, since a node that was cut off from the
-# others still reports what was true before.
+# How many nodes are asked at once, and the time-out in seconds. Several are asked, since a node that was cut
+# off from the others reports an old topology.
 _ASKED, _ASK_TIMEOUT = 5, 1.0
-# How long an idle connection to a node is kept, in seconds.
-_KEEP = 30.0
-# Error replies of a node that has not the key, or cannot serve it now. Nothing was executed.
+# How long an idle connection to a node is held, in seconds.
+_IDLE_SECONDS = 30.0
+# Error replies of a node that does not have the key, or cannot serve it now. The command was not executed.
 _TRY_ELSEWHERE = (AskError, ClusterDownError, TryAgainError, ReadOnlyError, BusyLoadingError)
 
 Address = tuple[str, int]
@@ -50,11 +51,11 @@ class Node:
     def __init__(self, redis: RedisCluster, address: Address, timeout: float) -> None:
         self.address = address
         self.pool = _pool_of_node(redis, *address)
-        self.pipeline = Pipeline(self.pool, timeout=timeout, keep=_KEEP)
+        self.pipeline = Pipeline(self.pool, timeout=timeout, idle_seconds=_IDLE_SECONDS)
 
 
 class Topology:
-    """The nodes of the cluster. The client says where to begin. `timeout` in seconds is for one node."""
+    """The nodes of the cluster, found from the startup nodes of the client. `timeout` (s) is for one node."""
 
     def __init__(self, redis: RedisCluster, *, timeout: float) -> None:
         self._redis = redis
@@ -63,7 +64,7 @@ class Topology:
         self._nodes: dict[Address, Node] = {}
         self._owners: list[Node | None] = [None] * SLOTS
         self._refreshing: asyncio.Task[None] | None = None
-        #: The node that stands for the cluster in messages.
+        #: The node that error messages name for the cluster.
         self.first = self.node_at(*self._seeds[0])
 
     async def node_of(self, tag: str) -> Node:
@@ -80,7 +81,7 @@ class Topology:
         return self._owners[key_slot(tag.encode())]
 
     def redirect(self, error: AskError, asked: Node) -> Node:
-        """Return the node to which another one redirects a command, and remember it if it is lasting."""
+        """Return the node to which `asked` redirects a command, and remember it if the slot has moved."""
         address = self._redis.nodes_manager.remap_host_port(error.host or asked.address[0], error.port)
         node = self.node_at(*address)
         if isinstance(error, MovedError):
@@ -95,9 +96,9 @@ class Topology:
         return node
 
     async def retry(self, attempt: Callable[[], Awaitable[T]], timeout: float) -> T:
-        """Attempt something until it succeeds, and read the topology in between, for `timeout` seconds.
+        """Repeat an attempt until it succeeds, for `timeout` seconds, and read the topology in between.
 
-        Raises the last error, or at once the error of a node that refuses.
+        Raises the last error. Raises at once if a node refuses the command.
         """
         fault: BaseException | None = None
         backoff = Backoff(most=0.5)
@@ -152,7 +153,7 @@ class Topology:
 
 
 class _View(NamedTuple):
-    """What one node reports. The greatest view is the newest one."""
+    """The topology as one node reports it. The greatest view is the newest one."""
 
     is_well: bool
     epoch: int
@@ -165,7 +166,7 @@ async def _ask(node: Node) -> _View:
             node.pipeline.submit(b"CLUSTER", b"INFO"), node.pipeline.submit(b"CLUSTER", b"SLOTS")
         )
     if not isinstance(info, bytes) or not isinstance(slots, list):
-        raise ClusterDownError(f"the node's answer is no topology: {info!r:.100} {slots!r:.100}")
+        raise ClusterDownError(f"the node's reply is no topology: {info!r:.100} {slots!r:.100}")
     facts = dict(line.partition(":")[::2] for line in info.decode().splitlines())
     owners = [owner for entry in slots if (owner := _owner(entry, node))]
     return _View(facts.get("cluster_state") == "ok", int(facts.get("cluster_current_epoch", 0)), owners)
@@ -174,7 +175,7 @@ async def _ask(node: Node) -> _View:
 def _owner(entry: Reply, asked: Node) -> tuple[int, int, Address] | None:
     match entry:
         case [int() as first, int() as last, [b"" | None, int() as port, *_], *_]:
-            # An owner without a name has that of the node that was asked.
+            # An owner without a host has the host of the node that was asked.
             return first, last, (asked.address[0], port)
         case [int() as first, int() as last, [bytes() as host, int() as port, *_], *_] if host != b"?":
             return first, last, (host.decode(), port)
@@ -184,8 +185,8 @@ def _owner(entry: Reply, asked: Node) -> tuple[int, int, Address] | None:
 
 def _pool_of_node(redis: RedisCluster, host: str, port: int) -> ConnectionPool:
     settings: dict[str, Any] = redis.get_connection_kwargs()
-    # It knows which of the client's settings are those of a connection.
+    # ClusterNode picks the settings of a connection from those of the client.
     node = ClusterNode(host, port, **settings)
-    # The retries of redis-py would hide that the node is away.
+    # redis-py's retries would hide that the node is away.
     own: dict[str, Any] = {"host": host, "retry": Retry(NoBackoff(), 0)}
     return ConnectionPool(connection_class=node.connection_class, **{**node.connection_kwargs, **own})

@@ -1,8 +1,8 @@
 """Slots over Redis or Valkey: one cap for all processes that share a server.
 
-Nothing in the package imports this but the application that chooses it; it needs redis-py. Start with `cap`,
-the public object. `leases` has what a process holds and what it sends in batches, `scripts` what the server
-does.
+The package root imports this folder on the first use of SlotCap; it needs redis-py. Start with `cap`, the
+public class. `leases` holds the leases of a process and sends batches of requests, `scripts` runs them on the
+server.
 """
 
 from .cap import OnError, SlotCap, SlotStatistics

@@ -11,6 +11,7 @@ from redis.exceptions import AskError
 from ...brokers.redis.connection import FAILURES
 from ...errors import CapExceededError, SlotsUnavailableError
 from ...runtime.event_loop import asyncio_loop
+from ...settings import check_seconds
 from .. import Lease, LeasesByKey, OnFull, SlotHook, call_hook, check_cap
 from .leases import HeldLeases, LeaseRecord
 from .scripts import ONE_NODE_OF_MANY, Faults, LeaseStore, is_absence
@@ -20,6 +21,8 @@ logger = logging.getLogger("livepush_asgi")
 OnError = Literal["open", "closed"]
 
 DEFAULT_TTL = 60.0
+# In seconds. Longer times are most likely in milliseconds.
+LONGEST_TTL, LONGEST_TIMEOUT = 24 * 3600, 600
 # How long `aclose` waits for the server, in seconds.
 CLOSE_TIMEOUT = 2.0
 
@@ -37,9 +40,9 @@ class SlotStatistics(NamedTuple):
     failed_open: int
     #: Leases held here that were ended to make room for newer ones.
     replaced: int
-    #: Releases that the server does not know of yet.
+    #: Releases that the server has not confirmed yet.
     owed: int
-    #: Releases that the server was never told of; those leases expired.
+    #: Releases that were given up without a confirmation; those leases expire.
     dropped: int
     #: Whether a server did not answer the last time.
     away: bool
@@ -59,22 +62,22 @@ class SlotCap:
     `on_error` says what happens when a key cannot be counted, because its server is away or because the
     server refuses that one key (it holds another type, the user has no permission for it). With `"open"`
     the cap lets streams in uncounted, up to `cap` for each key in this process, and counts them as soon as
-    it can. With `"closed"` it refuses them, and a lease that expired while its process stood still or was cut
-    off ends if the key is full by then. A refused key concerns no other key. A server counts as away when it
-    cannot be reached, does not answer, or says that it can serve no key now (LOADING, BUSY, READONLY, OOM,
+    it can. With `"closed"` it refuses them, and a lease that expired while its process was stopped or cut off
+    ends if the key is full by then. A refused key does not affect other keys. A server counts as away when it
+    cannot be reached, does not answer, or replies that it can serve no key now (LOADING, BUSY, READONLY, OOM,
     MISCONF, NOREPLICAS, CLUSTERDOWN, MASTERDOWN). The log has a line when a server goes away or comes back,
     and when the first key is refused or the last one is accepted again.
 
-    No take waits longer than `timeout` seconds. A slot that is given back in this process is free for any
-    take that comes after it.
+    `take` waits for at most `timeout` seconds. A slot that is given back in this process is free for every
+    later `take`.
 
-    The cap does not close the client. It is a `Redis`, or a `RedisCluster`, of which each node counts its own
-    keys; a `Redis` that talks to one node of a cluster of several is refused at the first take. A proxy that
-    spreads keys over several servers will not do. Use one cap on one event loop at a time. Several `LivePush`
-    objects may share it.
+    The client is a `Redis` or a `RedisCluster`; the cap does not close it. In a cluster each node counts its
+    own keys. With a `Redis` that talks to one node of a cluster of several, the first `take` raises. A proxy
+    that spreads keys over several servers does not work. Use one cap on one event loop at a time. Several
+    `LivePush` objects may share it.
     """
 
-    #: See `Slots`: a request awaits `take` itself. A task for each take would cost 40 µs.
+    #: See `Slots`: a request awaits `take` directly. A task for each `take` would cost 40 µs.
     bounded = True
 
     def __init__(
@@ -94,8 +97,7 @@ class SlotCap:
         check_cap(cap, on_full)
         if on_error not in ("open", "closed"):
             raise ValueError(f"on_error is 'open' or 'closed', not {on_error!r}")
-        if not timeout > 0:
-            raise ValueError(f"timeout is in seconds and more than 0, not {timeout!r}")
+        check_seconds("timeout", timeout, LONGEST_TIMEOUT)
         lifetime = _lifetime(ttl, ttl_seconds)
         self._cap = cap
         self._replaces = on_full == "replace_oldest"
@@ -127,9 +129,10 @@ class SlotCap:
         return self._cap
 
     async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
-        """Take a slot and return its lease, whose id the server knows by then.
+        """Take a slot and return its lease, which the server has stored by then.
 
-        The lease's `replaced` names leases of other processes only; holders in this process were told.
+        The lease's `replaced` names leases of other processes only. In this process, `on_replaced` was
+        called.
 
         Raises CapExceededError when all are taken and none may be replaced. Raises SlotsUnavailableError when
         the key cannot be counted and the cap fails closed, when the client talks to one node of a cluster
@@ -160,32 +163,32 @@ class SlotCap:
         return self._given(lease)
 
     async def acquire(self, slot_key: str) -> bool:
-        """Take a slot by its key alone; False if all are taken. Pairs with `release`.
+        """Take a slot, to be given back by `release`. Return False if all are taken.
 
         The slot stays taken until it is released or this process ends, also after `aclose`.
         """
         return await self._by_key.acquire(self.take(slot_key))
 
     async def release(self, slot_key: str) -> None:
-        """Give back a slot that `acquire` took; nothing if there is none.
+        """Give back the oldest slot that `acquire` took. Does nothing if there is none.
 
-        Returns when the server knows, after `timeout` seconds at the latest, and at once while the server is
-        known to be away. The slot is given back in any case, also when the call is cancelled.
+        Returns when the server has confirmed, after `timeout` seconds at the latest, and at once while the
+        server is known to be away. The slot is given back in any case, also when the call is cancelled.
         """
         lease = self._by_key.release(slot_key)
         if lease is not None and not self._faults.is_away(slot_key):
             await self._leases.released([lease.id], self._timeout)
 
     def replaced(self, ids: Iterable[str]) -> None:
-        """End the leases of these ids that are held here: another process took newer ones in their place.
+        """End the leases of these ids that this process holds: another process has replaced them.
 
-        Their `on_replaced` is called; ids that are not held here are ignored. It costs the same however many
-        leases are held. A process that is not told learns it at its next renewal.
+        Calls their `on_replaced`, and ignores ids that this process does not hold. The cost does not depend
+        on the number of held leases. Without this call a process learns of it at its next renewal.
         """
         self._leases.end(ids)
 
     async def held(self, slot_key: str) -> int:
-        """Return how many slots of the key are taken, by all processes. Asks the server.
+        """Ask the server how many slots of the key are taken, by all processes.
 
         Raises SlotsUnavailableError if it does not answer or refuses the key.
         """
@@ -198,7 +201,7 @@ class SlotCap:
             ) from error
 
     def statistics(self) -> SlotStatistics:
-        """Return what was counted in this process until now."""
+        """Return the figures of this process."""
         return SlotStatistics(
             held=len(self._leases.held),
             taken=self._taken,
@@ -212,10 +215,10 @@ class SlotCap:
         )
 
     async def aclose(self) -> None:
-        """Wait up to 2 seconds until the server knows of all slots that were given back here.
+        """Wait up to 2 seconds until the server has confirmed all slots that were given back here.
 
-        A slot that is still held stays its holder's, and is renewed as long as the event loop runs: another
-        `LivePush` may share this cap. What `acquire` took stays taken until it is released.
+        Slots that are still held stay taken, and are renewed as long as the event loop runs: another
+        `LivePush` may share this cap. Slots that `acquire` took stay taken until they are released.
         """
         await self._leases.aclose(CLOSE_TIMEOUT)
 
@@ -253,7 +256,7 @@ class SlotCap:
         ) from error
 
     def _let_in(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> Lease:
-        """Give a slot that is not counted. The cap holds among the leases of this process alone."""
+        """Give a slot without the server. The cap applies to the leases of this process alone."""
         mine = [held.lease.id for held in self._leases.held.of(record.lease.slot_key)]
         if len(mine) >= self._cap:
             if not self._replaces:
@@ -294,6 +297,5 @@ def _lifetime(ttl: float | None, ttl_seconds: float | None) -> float:
         raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
     given = ttl if ttl is not None else ttl_seconds
     lifetime = DEFAULT_TTL if given is None else given
-    if not lifetime > 0:
-        raise ValueError(f"ttl is in seconds and more than 0, not {lifetime!r}")
+    check_seconds("ttl", lifetime, LONGEST_TTL)
     return float(lifetime)

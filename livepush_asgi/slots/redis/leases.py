@@ -2,11 +2,11 @@
 
 A call to the server carries many slot keys. For each slot key it first releases, then renews, then acquires:
 a slot that was released before an acquire is free for that acquire. On one server a single call is under way
-at a time, and the next one carries everything that has gathered meanwhile; in a crowd it waits a little for
-more. On a cluster each slot key has a call of its own, and no call waits for another node.
+at a time, and the next call carries all requests that came meanwhile. Under load it waits a little for more.
+On a cluster each slot key has a call of its own, and no call waits for another node.
 
-One task says when to renew and when to try again what has failed. It lives while a lease is being acquired,
-is held, or is not yet released on the server. An error about one slot key concerns no other slot key.
+One task schedules renewals and retries. It runs while a lease is being acquired, is held, or is not yet
+released on the server. An error about one slot key does not affect other slot keys.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ from redis.exceptions import ClusterCrossSlotError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ...brokers.backoff import Backoff
-from ...brokers.redis.connection import Reply, no_answer
+from ...brokers.redis.connection import Reply
+from ...brokers.timeouts import no_answer
 from ...runtime.event_loop import start_task
 from .. import Lease
 from .scripts import Faults, LeaseStore, is_absence
@@ -35,20 +36,20 @@ logger = logging.getLogger("livepush_asgi")
 
 # A lease outlives two renewals that failed.
 RENEWALS_PER_TTL = 3
-# After a call that acquired several leases, the next one leaves this much later, in seconds: a call costs
-# nearly as much for one lease as for twenty.
+# The pause after a call that acquired several leases, in seconds: a call costs nearly as much for one lease
+# as for twenty.
 BETWEEN_CALLS = 0.005
-# The most leases in a call. The server does nothing else meanwhile.
+# The most leases in a call, since the call blocks the server.
 LEASES_PER_CALL = 100
 # The most slot keys that are renewed at once. All of them at once would block the event loop.
 KEYS_AT_ONCE = 200
-# The most releases that are kept while the server is away. It forgets each lease after `ttl` anyway.
+# The most releases that are kept while the server is away. Each lease expires on it after `ttl` anyway.
 MOST_RELEASES = 100_000
 
 #: The ids of the leases that were replaced; None if no slot was free.
 Acquired = tuple[str, ...] | None
 Verb = Literal["release", "renew", "acquire"]
-#: What to do with a lease of a slot key.
+#: A request for one lease: its slot key, the verb, the lease.
 Request = tuple[str, Verb, "LeaseRecord"]
 #: The requests of each slot key.
 Call = list[tuple[str, list[Request]]]
@@ -61,20 +62,20 @@ class LeaseRecord:
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
-        #: When the acquire began, or when the lease was given back; by the monotonic clock.
+        #: The time of the acquire, or of the release once the lease is given back; monotonic clock.
         self.since = time.monotonic()
         #: Whether a call that acquires or renews it may have reached the server.
         self.sent = False
-        #: Whether the server is known to have it, with no such call still on its way.
+        #: Whether the server is known to have it, and no such call is still under way.
         self.known = False
         #: Whether a call that renews it is under way.
         self.renewing = False
-        #: The answer to the acquire, while somebody waits for it.
+        #: The answer to the acquire, while a caller waits for it.
         self.answer: asyncio.Future[Acquired] | None = None
 
     @property
     def waits(self) -> bool:
-        """Whether somebody waits for the answer to the acquire."""
+        """Whether a caller waits for the answer to the acquire."""
         return self.answer is not None and not self.answer.done()
 
 
@@ -116,7 +117,7 @@ class HeldLeases:
     def __init__(self, store: LeaseStore, faults: Faults, *, ttl: float, timeout: float) -> None:
         #: Leases that were ended here because a newer one took their place.
         self.replaced = 0
-        #: Releases that the server was never told of.
+        #: Releases that were given up without a confirmation.
         self.dropped = 0
         self._store = store
         self._faults = faults
@@ -155,17 +156,16 @@ class HeldLeases:
         self._changed = asyncio.Event()
 
     def is_away(self, slot_key: str) -> bool:
-        """Return whether the server of a slot key is away and will be noticed when it is back."""
+        """Return whether the server of a slot key is away, and the task will notice its return."""
         return self._faults.is_away(slot_key) and self._running and self._busy
 
     def acquire(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Acquired]:
-        """Ask the server for a lease. `hold` or `abandon` follows, whatever the answer is.
+        """Ask the server for a lease. The caller calls `hold` or `abandon` afterwards, in any case.
 
-        The future raises one of FAILURES when the lease was not acquired, or may have been. Cancel it and
-        nothing is acquired, if the call has not left yet.
+        The future raises one of FAILURES if the lease was not, or may not have been, acquired. A lease whose
+        future is cancelled is not acquired, unless the call was sent already.
         """
-        # The task starts before anything waits: when the event loop ends, which cancels what runs, no task
-        # may be started any more.
+        # The task starts first: when the event loop ends, which cancels all tasks, none may be started.
         self._start(loop)
         record.answer = answer = loop.create_future()
         self._acquiring.add(record)
@@ -193,13 +193,13 @@ class HeldLeases:
         self._release(record)
 
     def give_back(self, lease: Lease) -> None:
-        """Hold a lease no more, and tell the server as soon as possible."""
+        """Stop holding a lease, and release it on the server as soon as possible."""
         record = self.held.pop(lease)
         if record is not None:
             self._release(record)
 
     def end(self, lease_ids: Iterable[str]) -> None:
-        """Give back those of the leases that are held here, as replaced, and tell their holders."""
+        """Give back the leases of these ids that are held here, and call their `on_replaced`."""
         for lease_id in lease_ids:
             record = self.held.by_id.get(lease_id)
             if record is not None:
@@ -254,7 +254,7 @@ class HeldLeases:
             self._task = start_task(self._run(), "livepush slot renewal")
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin anew on an event loop, and release what an earlier one left behind: its streams ended."""
+        """Begin on another event loop, and release the leases of the earlier one: its streams have ended."""
         if self._task is not None and not self._task.done() and not self._task.get_loop().is_closed():
             raise RuntimeError("a SlotCap is used on one event loop at a time; make one for each")
         self._loop, self._task = loop, None
@@ -281,7 +281,7 @@ class HeldLeases:
                     await self._changed.wait()
 
     def _plan(self) -> None:
-        """Renew and retry what is due, and say when to retry what has failed."""
+        """Send the renewals and retries that are due, and schedule the next retry."""
         now = time.monotonic()
         if now >= self._renew_at:
             self._renewed_at, self._renew_at = now, self._next_renewal()
@@ -301,7 +301,7 @@ class HeldLeases:
         return time.monotonic() + self._ttl / RENEWALS_PER_TTL * random.uniform(0.7, 1.0)
 
     def _renew(self, slot_keys: Iterable[str]) -> None:
-        """Have the leases of these slot keys renewed. Where the server is away they wait until it is back."""
+        """Schedule the renewal of these slot keys. Keys whose server is away wait until it is back."""
         for slot_key in slot_keys:
             if self._faults.is_away(slot_key):
                 self._failed[slot_key] = None
@@ -309,7 +309,7 @@ class HeldLeases:
                 self._due[slot_key] = True
 
     def _probe(self) -> None:
-        """Ask each server that is away about one slot key. Forget a server that has none of them."""
+        """Send one slot key to each server that is away. Forget a server for which there is no slot key."""
         silent = set(self._faults.away)
         for slot_key in list(chain(self._failed, self.held.by_key)) if silent else ():
             place = self._store.place_of(slot_key)
@@ -324,7 +324,7 @@ class HeldLeases:
     # --- calls --------------------------------------------------------------------------------------------
 
     def _release(self, record: LeaseRecord) -> None:
-        """Tell the server as soon as possible, unless it cannot have the lease."""
+        """Release a lease on the server as soon as possible, unless the server cannot have it."""
         if not (record.sent or record.renewing):
             self._wake_if_idle()
             return
@@ -334,7 +334,7 @@ class HeldLeases:
         record.known = record.known and not record.renewing
         self.releases.add(record)
         slot_key = record.lease.slot_key
-        # RuntimeError: the event loop is closed. The lease expires, unless another loop sends this earlier.
+        # RuntimeError: the event loop is closed. Another loop sends the release, or the lease expires.
         with contextlib.suppress(RuntimeError):
             if slot_key in self._faults.refused or self._faults.is_away(slot_key):
                 self._failed[slot_key] = None
@@ -351,20 +351,20 @@ class HeldLeases:
             self.dropped += 1
 
     def _confirm(self, record: LeaseRecord) -> None:
-        """Forget a release, and tell the caller that waits for it."""
+        """Forget a release, and wake the caller that waits for it."""
         self.releases.pop(record.lease)
         waiting = self._confirmations.pop(record.lease.id, None) if self._confirmations else None
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
     def _flush_soon(self) -> None:
-        # Not at once: everything that is asked for in this turn of the event loop goes along.
+        # Not at once, so that one call carries all requests of this turn of the event loop.
         if not self._blocked and self._loop is not None:
             self._blocked = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Send what has gathered."""
+        """Send the requests that have gathered."""
         assert self._loop is not None
         now = time.monotonic()
         if now < self._not_before:
@@ -381,7 +381,7 @@ class HeldLeases:
             self._blocked = self._store.one and self._under_way > 0
 
     def _calls(self, acquires: list[LeaseRecord]) -> Iterator[Call]:
-        """Return the calls for these acquires and for what is due, each of a bounded size."""
+        """Return the calls for these acquires and for the slot keys that are due, each of a bounded size."""
         due: dict[str, bool] = {}
         if self._due and self._running:
             room = max(1, KEYS_AT_ONCE - self._under_way)
@@ -418,7 +418,7 @@ class HeldLeases:
                 self._settle(call, reply.result())
             elif len(call) > 1 and not is_absence(error):
                 self._mixed = self._mixed and not isinstance(error, ClusterCrossSlotError)
-                # Nothing was done, and one slot key is the cause: each is sent by itself.
+                # The server did nothing, because of one slot key. So each slot key is sent by itself.
                 for of_key in call:
                     self._send([of_key])
             else:
@@ -461,7 +461,7 @@ class HeldLeases:
 
     def _settle_acquire(self, record: LeaseRecord, answer: bytes) -> None:
         if answer == b"0" and record.waits and self.releases.of(record.lease.slot_key):
-            # A slot that was released since the call left may be free for it.
+            # A slot that was released since the call was sent may be free for it.
             self._waiting.append(record)
             return
         record.sent = record.known = answer != b"0"
@@ -480,7 +480,7 @@ class HeldLeases:
                 record.renewing = False
                 if not refused:
                     record.sent, record.known = True, False
-        # An event loop that is ending is not the server's fault.
+        # An event loop that ends is no failure of the server.
         if self._running:
             if self._faults.failed(slot_key, error):
                 self._server_is_back()
@@ -493,7 +493,7 @@ class HeldLeases:
         self._changed.set()
 
     def _expire(self) -> None:
-        """Fail the acquires that have waited for too long, and come again for the next one."""
+        """Fail the acquires that have waited for too long, and set the alarm for the next one."""
         assert self._loop is not None
         self._alarm = None
         now = time.monotonic()
@@ -519,7 +519,7 @@ def _bounded_calls(requests: list[Request]) -> Iterator[Call]:
 
 
 def _words(requests: list[Request]) -> str:
-    """Return the words of the script for one slot key, and note on the records that they leave."""
+    """Return the words of the script for one slot key, and note on the records that they are sent."""
     now = time.monotonic()
     words = []
     for _, verb, record in requests:

@@ -1,13 +1,13 @@
-"""The leases as the server keeps them: the Lua scripts, how they are called, and what their errors mean.
+"""The leases on the server: the Lua scripts, their calls, and the meaning of their errors.
 
-Each slot key has three sorted sets. In `<prefix>{<slot key>}` a member is a lease and its score the moment
-at which it expires. `:since` has the same members, scored with the moment at which they were taken. `:gone`
-has tombstones: leases that must not come back, because a newer one replaced them or because they were
-released before the server was known to have them. All moments are microseconds of the server's clock, so the
-clocks of the processes do not matter.
+Each slot key has three sorted sets. In `<prefix>{<slot key>}` a member is a lease, and its score the time at
+which it expires. `:since` has the same members; the score is the time at which the lease was taken. `:gone`
+has tombstones: leases that must not come back, because a newer lease replaced them or because they were
+released while their acquire could still be on its way. All times are microseconds of the server's clock, so
+the clocks of the processes do not matter.
 
-CHANGE reads all three sets of a slot key before it writes to one. A key of another type therefore raises
-before anything is changed: an error reply means that nothing was done.
+CHANGE reads all three sets of a slot key before it writes to one. So a key of another type raises before the
+first write: after an error reply the slot key is unchanged.
 """
 
 import asyncio
@@ -27,16 +27,17 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from ...brokers.redis.connection import Argument, Reply, address_of, no_answer, pool_of
+from ...brokers.redis.connection import Argument, Reply, address_of, pool_of
 from ...brokers.redis.pipeline import Pipeline
 from ...brokers.redis.script import Call, Script, tag_of
 from ...brokers.redis.slot_router import SlotRouter
+from ...brokers.timeouts import no_answer
 
 logger = logging.getLogger("livepush_asgi")
 
 # The most refused slot keys that are remembered; the oldest are forgotten first.
 MOST_REFUSED_KEYS = 1000
-# A server that comes and goes is logged at most once in this time, in seconds.
+# A server that goes away again and again is logged at most once in this time, in seconds.
 LOG_INTERVAL = 10.0
 
 _NOW = """
@@ -44,25 +45,25 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 """
 
-# KEYS: the three of each slot key. ARGV: cap, ttl, '1' to replace the oldest lease when all slots are taken,
-# '1' if a lease that has expired comes back only where a slot is free, how long the tombstone of a replaced
-# lease lives; then for each slot key its words, with spaces between them. A word is
+# KEYS: the three sets of each slot key. ARGV: cap; ttl; '1' to replace the oldest lease when all slots are
+# taken; '1' if an expired lease comes back only while a slot is free; the lifetime of the tombstone of a
+# replaced lease; then for each slot key its words, with spaces between them. A word is
 #   -ID      release a lease
 #   !ID      release a lease that may still be on its way to the server: it leaves a tombstone
 #   +ID:AGE  renew a lease that was taken AGE microseconds ago
 #   ID       acquire a lease
-# Words are carried out in their order. The reply has a line for each word: 1, or 0 for a lease that was not
-# acquired or has ended; after a 1 the ids that were replaced. A line with ! and an error stands for each
-# word of a slot key that the server refuses.
+# Words are executed in order. The reply has a line for each word: 1, or 0 for a lease that was not acquired
+# or has ended; after a 1 the ids of the replaced leases. If the server refuses a slot key, the line of each
+# of its words is ! and the error.
 CHANGE: Final = Script(
     _NOW
     + """
 local cap, ttl, replaces, strict = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1'
 local replaced_for = tonumber(ARGV[5])
 
--- The sets expire with their last lease. A lease far in the future was written before the server's clock
--- stepped back: unless its holder renews it, it ends `ttl` from now. Far is later than any lease of a process
--- with another `ttl` expires.
+-- The sets expire with their last lease. A lease that expires far in the future was written before the
+-- server's clock stepped back: unless its holder renews it, it ends `ttl` from now. `far` is later than the
+-- expiry of any lease of a process with another `ttl`.
 local function expire(live, since)
   local last = redis.call('ZRANGE', live, -1, -1, 'WITHSCORES')[2]
   if not last then
@@ -164,17 +165,17 @@ COUNT: Final = Script(
     _NOW + "return redis.call('ZCOUNT', KEYS[1], '(' .. string.format('%.0f', now), '+inf')"
 )
 
-# A process that was cut off for longer than its leases live brings them back. So the tombstone of a replaced
-# lease lives for this many times `ttl`.
+# A process that was cut off for longer than `ttl` renews its expired leases when it is back. So the tombstone
+# of a replaced lease lives for this many times `ttl`.
 TOMBSTONE_TTLS = 3
 
-# The error of a client that knows one node of a cluster: the keys of the other nodes answer MOVED.
+# The error for a client of one node of a cluster: that node answers MOVED for the keys of other nodes.
 ONE_NODE_OF_MANY = (
     "is one node of a cluster and has only some of the keys: give SlotCap a redis.asyncio.RedisCluster"
 )
 
-# The error replies of a server that can serve no key now: by class where redis-py has one, which takes the
-# code out of the text. Every other error reply is about the keys of the call.
+# The error replies of a server that can serve no key now: by class if redis-py has one, since it then removes
+# the code from the text. Every other error reply is about the keys of the call.
 _ABSENT = (ClusterDownError, OutOfMemoryError, ReadOnlyError)
 _ABSENT_CODES = ["BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"]
 
@@ -187,7 +188,7 @@ def is_absence(error: BaseException) -> bool:
 
 
 class LeaseStore:
-    """Runs the scripts of one cap, on one server or on the nodes of a cluster. Each call ends in time.
+    """Runs the scripts of one cap, on one server or on the nodes of a cluster, each within `timeout` seconds.
 
     Raises TypeError for a client that is not redis-py's asyncio client.
     """
@@ -233,7 +234,7 @@ class LeaseStore:
         return self._server.start(Call(CHANGE, tag_of(words[0][0]), keys, arguments))
 
     async def count(self, slot_key: str) -> int:
-        """Return how many leases live. Raises one of FAILURES."""
+        """Return how many leases have not expired. Raises one of FAILURES."""
         reply = self._server.start(Call(COUNT, tag_of(slot_key), self._keys(slot_key)[:1], ()))
         try:
             async with asyncio.timeout(self._timeout):
@@ -244,8 +245,8 @@ class LeaseStore:
         return counted
 
     def has_refused(self, error: BaseException) -> bool:
-        """Return whether an error is about the keys of the call and means that nothing was done."""
-        # While a slot moves, an earlier try may have been carried out whose reply was lost.
+        """Return whether an error is about the keys of the call, and the call changed nothing."""
+        # While a slot moves, an earlier attempt whose reply was lost may have been executed.
         moving = not self.one and isinstance(error, (AskError, TryAgainError))
         return not moving and not is_absence(error)
 
@@ -269,15 +270,15 @@ class _OneServer:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
-            # Its reply arrives before that of the first call.
+            # Its reply arrives before the reply to the first call.
             self._pipeline.submit(b"CLUSTER", b"INFO").add_done_callback(self._learn_size)
         reply: asyncio.Future[Reply] = loop.create_future()
         call.script.send(self._pipeline, call.keys, call.arguments, reply)
         return reply
 
     def _learn_size(self, info: asyncio.Future[Reply]) -> None:
-        # An error says that it is no cluster, or that the user may not ask. In the latter case a key of
-        # another node answers MOVED.
+        # An error means that the server is no cluster, or that the user may not ask. In the second case the
+        # server answers MOVED for a key of another node.
         known = not info.cancelled() and info.exception() is None
         found = re.search(r"cluster_size:(\d+)", str(info.result())) if known else None
         self.partial = found is not None and int(found[1]) > 1
@@ -298,7 +299,7 @@ class _Cluster:
 
     def start(self, call: Call) -> asyncio.Future[Reply]:
         task = asyncio.get_running_loop().create_task(self._router.run(call), name="livepush slot call")
-        # The event loop alone would not keep it.
+        # The event loop keeps only a weak reference to a task.
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
@@ -307,7 +308,7 @@ class _Cluster:
 class Faults:
     """The servers that are away and the slot keys that are refused. Each change is logged once for all keys.
 
-    `meanwhile` says in the log what becomes of new streams.
+    `meanwhile` is the part of the log line that says how new streams are treated.
     """
 
     def __init__(self, store: LeaseStore, *, ttl: float, meanwhile: str) -> None:
@@ -328,7 +329,7 @@ class Faults:
         return bool(self.away) and self._store.place_of(slot_key) in self.away
 
     def failed(self, slot_key: str, error: BaseException) -> bool:
-        """Note the error of a call for a slot key. Return whether its server was away and has answered."""
+        """Note the error of a call for a slot key. Return whether its server was away until now."""
         if not is_absence(error):
             self._note_refused(slot_key, error)
             return self._note_answer(slot_key)
@@ -341,7 +342,7 @@ class Faults:
         return False
 
     def answered(self, slot_key: str) -> bool:
-        """Note that a call for a slot key was carried out. Return whether its server was away until now."""
+        """Note that a call for a slot key was executed. Return whether its server was away until now."""
         if self.refused.pop(slot_key, None) is not None and not self.refused:
             logger.warning("slots: %s refuses no slot key any more", self._store.where)
         return self._note_answer(slot_key)
