@@ -29,7 +29,7 @@ AHEAD_RETRY = 0.1
 class LoggedChannel(Channel):
     """A channel with a log. `spawn` starts a task that outlives the caller."""
 
-    __slots__ = ("_filling", "_log", "_quiet", "_refused", "_seen", "_spawn")
+    __slots__ = ("_filling", "_log", "_lost_more", "_quiet", "_refused", "_seen", "_spawn")
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class LoggedChannel(Channel):
         # While the log is read, live payloads only say how far it has to be read: up to the last one seen.
         self._filling = True
         self._seen: Position | None = None
+        # Whether more may have been lost since the page was asked for that is being read.
+        self._lost_more = False
         # Whether nothing was delivered since the last `check`.
         self._quiet = True
         self._refused = False
@@ -54,7 +56,7 @@ class LoggedChannel(Channel):
         if position is None:
             self._refuse()
         elif self._filling:
-            self._seen = position
+            self._see(position)
         elif self._is_next(position):
             self._quiet = False
             self.position = position
@@ -65,6 +67,7 @@ class LoggedChannel(Channel):
 
     def lost(self) -> None:
         """Read in the log what live payloads may have been lost. No gap is told that can be filled."""
+        self._lost_more = True
         if not self._filling and not self.closed:
             self._filling = True
             self._spawn(self._fill)
@@ -80,10 +83,11 @@ class LoggedChannel(Channel):
         if self.position is not None:
             self.lost()
             return
+        self._lost_more = False
         page = await self._log.read(self.name, MOST_OFFSET, 0)
         self.position = Position(page.epoch, page.last)
         self._filling = False
-        if self._seen is not None and self._is_ahead(self._seen):
+        if self._lost_more or (self._seen is not None and self._is_ahead(self._seen)):
             self.lost()
 
     def _refuse(self) -> None:
@@ -114,11 +118,13 @@ class LoggedChannel(Channel):
     async def _read_page(self) -> bool:
         """Deliver a page of the log. Return whether the listeners now have all that is known of it."""
         assert self.position is not None
-        before = self.position
+        before, self._lost_more = self.position, False
         page = await self._log.read(self.name, before.offset, PAGE, max_bytes=PAGE_BYTES)
         # From here to the return nothing waits, so that no live payload falls between.
         self._go_through(page.seen_from(before))
         arrived = self.position.epoch == page.epoch and self.position.offset >= page.last
+        if arrived and self._lost_more:
+            return False
         if arrived and not (self._seen is not None and self._is_ahead(self._seen)):
             self._filling, self._seen = False, None
             return True
@@ -146,6 +152,12 @@ class LoggedChannel(Channel):
             if record.offset > self.position.offset:
                 self.position = placed.at(record.offset)
                 self._dispatch(record.payload, self.position)
+
+    def _see(self, position: Position) -> None:
+        # A repeat of an earlier one does not hide it.
+        seen = self._seen
+        if seen is None or position.epoch != seen.epoch or position.offset > seen.offset:
+            self._seen = position
 
     def _is_next(self, position: Position) -> bool:
         known = self.position
