@@ -399,6 +399,21 @@ async def test_a_process_that_has_not_confirmed_is_waited_for_by_nobody_until_it
             assert (await second.disconnect(slot_key="k")).processes == 3
 
 
+async def test_a_process_that_one_gives_up_early_is_still_waited_for_by_others() -> None:
+    broker = Uncounted()
+    way = Standing(broker)
+    slow, hasty, patient = LivePush(way, both), LivePush(broker, both), LivePush(broker, both)
+    async with slow.lifespan(), hasty.lifespan(), patient.lifespan():
+        for push in (slow, hasty, patient):
+            await opened_once(push)
+        await let_pass(2)
+        async with (
+            later(lambda: way.stand_still(1.5)),
+            later(lambda: hasty.disconnect(slot_key="other", timeout=0.5)),
+        ):
+            assert (await patient.disconnect(slot_key="k")).processes == 3
+
+
 async def test_processes_that_start_together_do_not_answer_each_other_one_by_one() -> None:
     broker = Uncounted()
     said = await broker.subscribe("livepush.commands")

@@ -67,11 +67,14 @@ async def send_revocation(
         return await send(broker, message)
 
 
-async def say_bye(broker: Broker, processes: Iterable[str]) -> None:
-    """Have no process wait for these any more. Never raises for a broker that is away."""
+async def say_bye(broker: Broker, processes: Iterable[str], *, ending: bool = False) -> None:
+    """Have no process expect a confirmation of these any more. Never raises for a broker that is away.
+
+    Revocations that are under way wait on, unless the processes are `ending`.
+    """
     if gone := list(processes):
         with anyio.move_on_after(BYE_TIMEOUT), suppress(Exception):
-            await send(broker, {"command": "bye", "processes": gone})
+            await send(broker, {"command": "bye", "processes": gone, "ending": ending})
 
 
 @contextmanager

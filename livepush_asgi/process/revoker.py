@@ -85,6 +85,9 @@ class Revoker:
         Raises BrokerUnavailableError if the other processes cannot be told.
         """
         deadline = now() + timeout
+        # Whom not to wait for may have come in this turn.
+        self._hub.flush()
+        self.catch_up()
         self.log.add(revocation)
         pending = _PendingRevocation(revocation, {self._process, *self._known})
         self._pending[pending.id] = pending
@@ -155,7 +158,7 @@ class Revoker:
     async def leave(self) -> None:
         """Tell the other processes not to wait for confirmations from this one."""
         if self.listening:
-            await say_bye(self._broker, [self._process])
+            await say_bye(self._broker, [self._process], ending=True)
 
     # What the hub calls, possibly outside of any task.
 
@@ -210,8 +213,8 @@ class Revoker:
                         stream.end(EndReason.REPLACED)
             case {"command": "hello" | "here" as command, "process": str(process)}:
                 self._on_process(process, answer=command == "hello")
-            case {"command": "bye", "processes": list(processes)}:
-                self._on_bye(processes)
+            case {"command": "bye", "processes": list(processes), "ending": bool(ending)}:
+                self._on_bye(processes, ending=ending)
             case {"id": str(id)} if id in self._pending:
                 self._pending[id].hear(message)
 
@@ -245,10 +248,11 @@ class Revoker:
             self._here_due = True
             self._scheduler.call_later(self._here_at + HERE_INTERVAL - now(), self._say_here)
 
-    def _on_bye(self, processes: list[object]) -> None:
+    def _on_bye(self, processes: list[object], *, ending: bool) -> None:
         for process in map(str, processes):
             self._known.discard(process)
-            for pending in self._pending.values():
+            # One that has not confirmed to another process in time may confirm to this one.
+            for pending in self._pending.values() if ending else ():
                 pending.forget(process)
         if self._process in processes:
             # Another process has waited in vain for a confirmation of this one.
