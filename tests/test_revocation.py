@@ -198,6 +198,30 @@ async def test_an_authorize_that_ends_the_older_streams_of_its_client_lets_the_n
         assert push.statistics()["opened"] == 2
 
 
+async def test_an_authorize_that_revokes_does_not_hide_the_revocation_of_another_process() -> None:
+    class Busy(MemoryBroker):
+        async def publish(self, channel: str, payload: str | bytes) -> int:
+            count = await super().publish(channel, payload)
+            if "another" in str(payload):
+                await super().publish(
+                    channel, str(payload).replace("another", "k").replace('"id": "', '"id": "-')
+                )
+            return count
+
+    calls = []
+
+    async def authorize(request: StreamRequest) -> Grant:
+        calls.append(request)
+        if len(calls) == 1:
+            await push.disconnect(slot_key="another")
+        return both(request)
+
+    push = LivePush(Busy(), authorize)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(name="livepush.open")
+        assert len(calls) == 2
+
+
 async def test_a_route_whose_stream_is_revoked_while_it_is_opened_gets_none() -> None:
     slots = SlowSlots(1)
     service = SSEStreamService(MemoryBroker(), slots)

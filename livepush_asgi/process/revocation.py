@@ -57,10 +57,13 @@ class RevocationLog:
         # Each with the request whose `authorize` revoked. None stands for revocations that may be lost.
         self._newest: deque[tuple[Revocation | None, object]] = deque(maxlen=REMEMBERED)
 
-    def add(self, revocation: Revocation | None) -> None:
-        """Remember a revocation; None where some may be lost."""
+    def add(self, revocation: Revocation | None, by: object = None) -> None:
+        """Remember a revocation; None where some may be lost.
+
+        `by` is the request whose `authorize` revokes.
+        """
         self.number += 1
-        self._newest.append((revocation, deciding.get()))
+        self._newest.append((revocation, by))
 
     def outdates(self, number: int, grant: Grant, request: object = None) -> bool:
         """Return whether a grant was revoked since `number`, other than by the decision about `request`."""

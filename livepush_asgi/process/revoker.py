@@ -18,7 +18,7 @@ from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL
 from ..wire.reasons import EndReason, GapReason
 from .commands import Confirmations, Message, message_of, new_id, say_bye, send, send_revocation
 from .open_streams import EndingStreams, OpenStreams, Reauthorization
-from .revocation import Disconnected, Revocation, RevocationLog
+from .revocation import Disconnected, Revocation, RevocationLog, deciding
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -88,7 +88,7 @@ class Revoker:
         # Whom not to wait for may have come in this turn.
         self._hub.flush()
         self.catch_up()
-        self.log.add(revocation)
+        self.log.add(revocation, deciding.get())
         pending = _PendingRevocation(revocation, {self._process, *self._known})
         self._pending[pending.id] = pending
         echo_timer = self._scheduler.call_later(ECHO_TIMEOUT, self._end_here, pending)
