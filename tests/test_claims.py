@@ -31,8 +31,8 @@ from livepush_asgi.brokers import READ_BYTES, Page, Subscription
 from livepush_asgi.grant import Replay
 from livepush_asgi.runtime.event_loop import soon_caller
 from livepush_asgi.testing import Client, Stream, StreamEnded
-from livepush_asgi.wire.cursor import MOST_POSITIONS
-from livepush_asgi.wire.event import to_payload
+from livepush_asgi.wire.cursor import MOST_POSITIONS, Position
+from livepush_asgi.wire.event import positioned, to_payload
 
 from .faulty_broker import FaultyBroker, FaultyServer
 from .virtual_clock import let_pass
@@ -726,3 +726,34 @@ async def test_positions_that_this_process_has_not_heard_of_are_taken_if_the_log
                     assert event.data not in events
                     events.add(event.data)
             assert not events & {f"{name} 1" for name in names[forged:]}
+
+
+# What is lost while a log is read.
+
+
+async def test_what_is_lost_while_a_page_is_on_its_way_is_read_at_once() -> None:
+    house = Processes("c")
+    async with house.running() as (one, _), one.open("/") as stream:
+        await opened(stream)
+        house.brokers[0].faults["c"].slow = 1.0
+        house.brokers[0].say_lost()
+        # The server has answered, and the answer has not come.
+        await let_pass(1.5)
+        house.brokers[0].losing = 1
+        await house.pushes[1].publish("c", "lost")
+        house.brokers[0].say_lost()
+        assert (await stream.next_event(5, control=True)).data == "lost"
+
+
+async def test_a_repeat_that_comes_while_a_page_is_on_its_way_hides_nothing_newer() -> None:
+    house = Processes("c")
+    async with house.running() as (one, _), one.open("/") as stream:
+        await opened(stream)
+        await house.pushes[1].publish("c", "first")
+        first = Position.of_id((await stream.next_event()).id or "")
+        house.brokers[0].faults["c"].slow = 1.0
+        house.brokers[0].say_lost()
+        await let_pass(1.5)
+        await house.pushes[1].publish("c", "second")
+        house.brokers[0].deliver("c", positioned(first, to_payload(Event("first").encode())))
+        assert (await stream.next_event(5, control=True)).data == "second"

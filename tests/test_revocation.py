@@ -198,6 +198,30 @@ async def test_an_authorize_that_ends_the_older_streams_of_its_client_lets_the_n
         assert push.statistics()["opened"] == 2
 
 
+async def test_an_authorize_that_revokes_does_not_hide_the_revocation_of_another_process() -> None:
+    class Busy(MemoryBroker):
+        async def publish(self, channel: str, payload: str | bytes) -> int:
+            count = await super().publish(channel, payload)
+            if "another" in str(payload):
+                await super().publish(
+                    channel, str(payload).replace("another", "k").replace('"id": "', '"id": "-')
+                )
+            return count
+
+    calls = []
+
+    async def authorize(request: StreamRequest) -> Grant:
+        calls.append(request)
+        if len(calls) == 1:
+            await push.disconnect(slot_key="another")
+        return both(request)
+
+    push = LivePush(Busy(), authorize)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(name="livepush.open")
+        assert len(calls) == 2
+
+
 async def test_a_route_whose_stream_is_revoked_while_it_is_opened_gets_none() -> None:
     slots = SlowSlots(1)
     service = SSEStreamService(MemoryBroker(), slots)
@@ -397,6 +421,21 @@ async def test_a_process_that_has_not_confirmed_is_waited_for_by_nobody_until_it
         # It has heard that it was given up, and said that it is there.
         async with later(lambda: way.stand_still(1)):
             assert (await second.disconnect(slot_key="k")).processes == 3
+
+
+async def test_a_process_that_one_gives_up_early_is_still_waited_for_by_others() -> None:
+    broker = Uncounted()
+    way = Standing(broker)
+    slow, hasty, patient = LivePush(way, both), LivePush(broker, both), LivePush(broker, both)
+    async with slow.lifespan(), hasty.lifespan(), patient.lifespan():
+        for push in (slow, hasty, patient):
+            await opened_once(push)
+        await let_pass(2)
+        async with (
+            later(lambda: way.stand_still(1.5)),
+            later(lambda: hasty.disconnect(slot_key="other", timeout=0.5)),
+        ):
+            assert (await patient.disconnect(slot_key="k")).processes == 3
 
 
 async def test_processes_that_start_together_do_not_answer_each_other_one_by_one() -> None:

@@ -29,7 +29,7 @@ AHEAD_RETRY = 0.1
 class LoggedChannel(Channel):
     """A channel with a log. `spawn` starts a task of the run."""
 
-    __slots__ = ("_idle", "_last_seen", "_log", "_reading_log", "_refused", "_spawn")
+    __slots__ = ("_idle", "_last_seen", "_log", "_lost_more", "_reading_log", "_refused", "_spawn")
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class LoggedChannel(Channel):
         # While the log is read, live payloads are not delivered; the log is read up to the last one seen.
         self._reading_log = True
         self._last_seen: Position | None = None
+        # Whether more may have been lost since the page that is being read was requested.
+        self._lost_more = False
         # Whether no live payload was delivered since the last `check`.
         self._idle = True
         self._refused = False
@@ -54,7 +56,7 @@ class LoggedChannel(Channel):
         if position is None:
             self._refuse()
         elif self._reading_log:
-            self._last_seen = position
+            self._see(position)
         elif self._is_next(position):
             self._idle = False
             self.position = position
@@ -65,6 +67,7 @@ class LoggedChannel(Channel):
 
     def lost(self) -> None:
         """Read lost events from the log. A gap is sent only if the log does not have them."""
+        self._lost_more = True
         if not self._reading_log and not self.closed:
             self._reading_log = True
             self._spawn(self._read_log)
@@ -80,10 +83,11 @@ class LoggedChannel(Channel):
         if self.position is not None:
             self.lost()
             return
+        self._lost_more = False
         page = await self._log.read(self.name, MOST_OFFSET, 0)
         self.position = Position(page.epoch, page.last)
         self._reading_log = False
-        if self._last_seen is not None and self._is_ahead(self._last_seen):
+        if self._lost_more or (self._last_seen is not None and self._is_ahead(self._last_seen)):
             self.lost()
 
     def _refuse(self) -> None:
@@ -114,11 +118,13 @@ class LoggedChannel(Channel):
     async def _read_page(self) -> bool:
         """Deliver a page of the log. Return whether the listeners now have every known event."""
         assert self.position is not None
-        before = self.position
+        before, self._lost_more = self.position, False
         page = await self._log.read(self.name, before.offset, PAGE, max_bytes=PAGE_BYTES)
         # From here to the return nothing is awaited, so that no live payload comes in between.
         self._deliver_page(page.seen_from(before))
         arrived = self.position.epoch == page.epoch and self.position.offset >= page.last
+        if arrived and self._lost_more:
+            return False
         if arrived and not (self._last_seen is not None and self._is_ahead(self._last_seen)):
             self._reading_log, self._last_seen = False, None
             return True
@@ -146,6 +152,12 @@ class LoggedChannel(Channel):
             if record.offset > self.position.offset:
                 self.position = placed.at(record.offset)
                 self._dispatch(record.payload, self.position)
+
+    def _see(self, position: Position) -> None:
+        # A repeat of an earlier event must not hide a later one.
+        seen = self._last_seen
+        if seen is None or position.epoch != seen.epoch or position.offset > seen.offset:
+            self._last_seen = position
 
     def _is_next(self, position: Position) -> bool:
         known = self.position

@@ -67,11 +67,14 @@ async def send_revocation(
         return await send(broker, message)
 
 
-async def send_bye(broker: Broker, processes: Iterable[str]) -> None:
-    """Announce that these processes do not confirm. Ignores errors of the broker."""
+async def send_bye(broker: Broker, processes: Iterable[str], *, ending: bool = False) -> None:
+    """Announce that these processes do not confirm. Ignores errors of the broker.
+
+    Revocations that are in progress go on waiting for them, unless the processes are `ending`.
+    """
     if gone := list(processes):
         with anyio.move_on_after(BYE_TIMEOUT), suppress(Exception):
-            await send(broker, {"command": "bye", "processes": gone})
+            await send(broker, {"command": "bye", "processes": gone, "ending": ending})
 
 
 @contextmanager

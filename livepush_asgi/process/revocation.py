@@ -60,10 +60,13 @@ class RevocationLog:
         # says that revocations may have been lost.
         self._newest: deque[tuple[Revocation | None, object]] = deque(maxlen=REMEMBERED)
 
-    def add(self, revocation: Revocation | None) -> None:
-        """Add a revocation, or None if revocations may have been lost."""
+    def add(self, revocation: Revocation | None, by: object = None) -> None:
+        """Add a revocation, or None if revocations may have been lost.
+
+        `by` is the request whose `authorize` revokes.
+        """
         self.number += 1
-        self._newest.append((revocation, deciding.get()))
+        self._newest.append((revocation, by))
 
     def outdates(self, number: int, grant: Grant, request: object = None) -> bool:
         """Return whether a grant may be revoked since `number`, except by the decision about `request`."""

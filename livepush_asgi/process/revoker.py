@@ -18,7 +18,7 @@ from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL
 from ..wire.reasons import EndReason, GapReason
 from .commands import Confirmations, Message, decode_message, new_id, send, send_bye, send_revocation
 from .open_streams import EndingStreams, OpenStreams, Reauthorization
-from .revocation import Disconnected, Revocation, RevocationLog
+from .revocation import Disconnected, Revocation, RevocationLog, deciding
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -86,7 +86,10 @@ class Revoker:
         Raises BrokerUnavailableError if the command cannot be sent.
         """
         deadline = now() + timeout
-        self.log.add(revocation)
+        # A `bye` that came in this turn says whom not to wait for.
+        self._hub.flush()
+        self.handle_messages()
+        self.log.add(revocation, deciding.get())
         pending = _PendingRevocation(revocation, {self._process, *self._known})
         self._pending[pending.id] = pending
         echo_timer = self._scheduler.call_later(ECHO_TIMEOUT, self._end_local, pending)
@@ -156,7 +159,7 @@ class Revoker:
     async def announce_exit(self) -> None:
         """Announce to the other processes that this one will not confirm any more."""
         if self.listening:
-            await send_bye(self._broker, [self._process])
+            await send_bye(self._broker, [self._process], ending=True)
 
     # The hub calls these methods, possibly outside of any task.
 
@@ -211,8 +214,8 @@ class Revoker:
                         stream.end(EndReason.REPLACED)
             case {"command": "hello" | "here" as command, "process": str(process)}:
                 self._on_process(process, answer=command == "hello")
-            case {"command": "bye", "processes": list(processes)}:
-                self._on_bye(processes)
+            case {"command": "bye", "processes": list(processes), "ending": bool(ending)}:
+                self._on_bye(processes, ending=ending)
             case {"id": str(id)} if id in self._pending:
                 self._pending[id].receive(message)
 
@@ -246,10 +249,11 @@ class Revoker:
             self._here_due = True
             self._scheduler.call_later(self._here_at + HERE_INTERVAL - now(), self._send_here)
 
-    def _on_bye(self, processes: list[object]) -> None:
+    def _on_bye(self, processes: list[object], *, ending: bool) -> None:
         for process in map(str, processes):
             self._known.discard(process)
-            for pending in self._pending.values():
+            # A process that did not confirm to another one in time may still confirm to this one.
+            for pending in self._pending.values() if ending else ():
                 pending.forget(process)
         if self._process in processes:
             # Another process did not receive the confirmation of this one in time.
