@@ -177,7 +177,7 @@ def doctor(
         list[str] | None, typer.Option("--header", "-H", metavar="FIELD", help="Add a header field.")
     ] = None,
     origin: Annotated[
-        str | None, typer.Option(metavar="ORIGIN", help="Ask as a page of this origin does.")
+        str | None, typer.Option(metavar="ORIGIN", help="Send this Origin, as a page of that site does.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", "-k", help="Accept any TLS certificate.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
@@ -194,13 +194,13 @@ def doctor(
       python -m livepush_asgi doctor --idle 75 https://example.org/events/
       python -m livepush_asgi doctor -H "Cookie: session=..." https://example.org/events/
     """
-    from .doctor import Question, consult, header_of
+    from .doctor import Question, examine_and_report, header_of
 
     with checking_arguments():
         headers = tuple(map(header_of, header or []))
         question = Question(url=url, idle=idle, headers=headers, origin=origin, insecure=insecure)
     try:
-        report, status = consult(question, json=as_json)
+        report, status = examine_and_report(question, json=as_json)
     except KeyboardInterrupt:
         # Other commands return 0 here. The doctor's 0 says that the path is healthy.
         raise Failure("it was stopped before it was done", MISTYPED) from None

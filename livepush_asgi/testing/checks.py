@@ -16,7 +16,7 @@ DEADLINE = 10.0
 #: How long a test waits for a payload that must not come, in seconds.
 QUIET = 0.05
 
-# Ends of channel names that some backend takes for a pattern, a separator, a path, an escape or a hash tag.
+# Ends of channel names that some backends read as a pattern, a separator, a path, an escape or a hash tag.
 _ENDS = ". .a .a.b a..b * .* > .> ? [a-z] a* {a} {b}a { } /a /../a %20a % _ a A :a # + $ ' \" \\"
 _OTHER_ENDS = ["", " ", " a", "a ", "a b", "\n", "\t", "\u00e9", "e\u0301", "\u96ea", "\U0001f600", "\u2028"]
 #: Every byte, no byte at all, and the marks that the component puts in front of an event.
@@ -40,7 +40,7 @@ class LiveReader:
         self._arrived.set()
 
     def lost(self) -> None:
-        """Ignore a loss: the test waits for the lost payload and fails."""
+        """Ignore a loss: the test waits for the lost payload, which fails it."""
 
     async def next(self) -> bytes:
         """Return the next payload."""
@@ -59,7 +59,7 @@ def new_channel() -> str:
 
 
 def hostile_channels() -> list[str]:
-    """Return channel names that a careless adapter mixes up."""
+    """Return channel names that a careless adapter confuses with each other."""
     prefix = new_channel()
     return [
         *(f"{prefix}{end}" for end in [*_OTHER_ENDS, *_ENDS.split()]),
@@ -85,7 +85,7 @@ async def next_payload(subscription: Subscription) -> bytes:
     with anyio.fail_after(DEADLINE * 2):
         payload = await subscription.get_message(timeout=DEADLINE)
     if payload is None:
-        raise AssertionError(f"no payload came within {DEADLINE} s")
+        raise AssertionError(f"no payload came within {DEADLINE:g} s")
     return payload
 
 
@@ -95,7 +95,7 @@ async def payloads(subscription: Subscription, count: int) -> list[bytes]:
 
 
 async def payload_after_close(subscription: Subscription) -> bytes | None:
-    """Return what a closed subscription still gives: None for nothing, or for an error that it raises."""
+    """Return the payload that a closed subscription still gives; None if it gives none or raises an error."""
     try:
         return await subscription.get_message(timeout=QUIET)
     except MessagesLostError:
@@ -108,11 +108,11 @@ async def nothing_more(subscriptions: Iterable[Subscription]) -> None:
     """Check that no further payload comes."""
     await anyio.sleep(QUIET)
     for subscription in subscriptions:
-        same(await subscription.get_message(timeout=QUIET / 10), None)
+        check_equal(await subscription.get_message(timeout=QUIET / 10), None)
 
 
-async def at_once(count: int, act: Callable[[int], Awaitable[object]]) -> None:
-    """Call a function with the numbers from 0 on, all at the same time, and wait until all have returned."""
+async def concurrently(count: int, act: Callable[[int], Awaitable[object]]) -> None:
+    """Call a function concurrently with each number below `count`, and wait until all calls return."""
 
     async def call(number: int) -> None:
         await act(number)
@@ -124,12 +124,12 @@ async def at_once(count: int, act: Callable[[int], Awaitable[object]]) -> None:
 
 
 async def pause(turns: int) -> None:
-    """Wait so many turns of the event loop."""
+    """Wait for this many turns of the event loop."""
     for _ in range(turns):
         await anyio.lowlevel.checkpoint()
 
 
-def same(found: object, wanted: object) -> None:
-    """Compare two values; name both in the error, also where pytest rewrites no assertions."""
+def check_equal(found: object, wanted: object) -> None:
+    """Raise AssertionError with both values unless they are equal, also where pytest rewrites no asserts."""
     if found != wanted:
         raise AssertionError(f"found {found!r}, wanted {wanted!r}")

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
-from .exchange import AfterDisconnect, Exchange, noted
+from .exchange import AfterDisconnect, Exchange, with_note
 from .scope import RequestOptions, http_scope
 from .stream import Stream
 
@@ -30,7 +30,7 @@ class Answer:
 
 
 class Client:
-    """Opens streams of an ASGI application, without a server between.
+    """Opens streams of an ASGI application, without a server in between.
 
     `root_path` and `spec_version` go into each scope, and `scope` adds to it or overrides it.
     `lifespan=True` starts the application up on entering the client and shuts it down on leaving; it needs
@@ -81,7 +81,7 @@ class Client:
         except Exception as failure:
             if error is None:
                 raise
-            noted(error, failure)
+            with_note(error, failure)
 
     async def shutdown(self) -> None:
         """Send `lifespan.shutdown` now, while streams may still be open, and wait for the answer."""

@@ -14,14 +14,14 @@ from .checks import (
     DEADLINE,
     QUIET,
     LiveReader,
-    at_once,
+    check_equal,
+    concurrently,
     hostile_channels,
     new_channel,
     nothing_more,
     pause,
     payload_after_close,
     payloads,
-    same,
     subscribed,
 )
 
@@ -55,7 +55,7 @@ class BrokerContract:
             found = await payloads(subscription, 100)
         for name in ("one", "two"):
             own = [payload for payload in found if payload.startswith(name.encode())]
-            same(own, [f"{name} {number}".encode() for number in range(50)])
+            check_equal(own, [f"{name} {number}".encode() for number in range(50)])
 
     async def test_every_subscription_of_a_channel_gets_every_payload(self, broker: Broker) -> None:
         """A payload goes to every subscription that the channel has."""
@@ -64,8 +64,8 @@ class BrokerContract:
         async with subscribed(broker, channel) as one, subscribed(broker, channel) as two:
             for payload in wanted:
                 await broker.publish(channel, payload)
-            same(await payloads(one, 10), wanted)
-            same(await payloads(two, 10), wanted)
+            check_equal(await payloads(one, 10), wanted)
+            check_equal(await payloads(two, 10), wanted)
             await nothing_more([one, two])
 
     async def test_no_channel_hears_another_one(self, broker: Broker) -> None:
@@ -76,7 +76,7 @@ class BrokerContract:
             for name in names:
                 await broker.publish(name, name)
             for name, subscription in zip(names, listening, strict=True):
-                same(await payloads(subscription, 1), [name.encode()])
+                check_equal(await payloads(subscription, 1), [name.encode()])
             await nothing_more(listening)
 
     async def test_a_subscription_gets_what_is_published_after_it_was_returned(self, broker: Broker) -> None:
@@ -86,7 +86,7 @@ class BrokerContract:
             await broker.publish(channel, f"before {number}")
             async with subscribed(broker, channel) as subscription:
                 await broker.publish(channel, f"after {number}")
-                same(await payloads(subscription, 1), [f"after {number}".encode()])
+                check_equal(await payloads(subscription, 1), [f"after {number}".encode()])
 
     async def test_nothing_comes_after_close(self, broker: Broker) -> None:
         """A closed subscription gives nothing, not even waiting payloads. Others of its channel go on."""
@@ -94,11 +94,11 @@ class BrokerContract:
         async with subscribed(broker, channel) as other:
             closed = await broker.subscribe(channel)
             await broker.publish(channel, b"waiting")
-            same(await payloads(other, 1), [b"waiting"])
+            check_equal(await payloads(other, 1), [b"waiting"])
             await closed.close()
             await broker.publish(channel, b"late")
-            same(await payloads(other, 1), [b"late"])
-            same(await payload_after_close(closed), None)
+            check_equal(await payloads(other, 1), [b"late"])
+            check_equal(await payload_after_close(closed), None)
 
     async def test_closing_twice_is_harmless(self, broker: Broker) -> None:
         """A second `close` does nothing, even if the channel has another subscription by then."""
@@ -108,14 +108,14 @@ class BrokerContract:
         async with subscribed(broker, channel) as second:
             await first.close()
             await broker.publish(channel, b"x")
-            same(await payloads(second, 1), [b"x"])
+            check_equal(await payloads(second, 1), [b"x"])
 
     async def test_a_str_arrives_as_utf_8(self, broker: Broker) -> None:
         """A str is sent as UTF-8."""
         channel, text = new_channel(), "\u00e9 \u96ea \U0001f600 \u2028 \0 \r\n"
         async with subscribed(broker, channel) as subscription:
             await broker.publish(channel, text)
-            same(await payloads(subscription, 1), [text.encode()])
+            check_equal(await payloads(subscription, 1), [text.encode()])
 
     async def test_bytes_arrive_unchanged(self, broker: Broker) -> None:
         """A payload is opaque: every byte arrives unchanged, and an empty payload arrives too."""
@@ -123,7 +123,7 @@ class BrokerContract:
         async with subscribed(broker, channel) as subscription:
             for payload in BYTES:
                 await broker.publish(channel, payload)
-            same(await payloads(subscription, len(BYTES)), BYTES)
+            check_equal(await payloads(subscription, len(BYTES)), BYTES)
 
     async def test_get_message_returns_none_after_the_timeout(self, broker: Broker) -> None:
         """`get_message` waits for its timeout, returns None, and can be called again."""
@@ -132,11 +132,11 @@ class BrokerContract:
             for number in range(3):
                 begun = anyio.current_time()
                 with anyio.fail_after(DEADLINE):
-                    same(await subscription.get_message(timeout=QUIET), None)
+                    check_equal(await subscription.get_message(timeout=QUIET), None)
                 # Timers are coarse; half of the timeout tells waiting from not waiting.
-                same(anyio.current_time() - begun >= QUIET / 2, True)
+                check_equal(anyio.current_time() - begun >= QUIET / 2, True)
                 await broker.publish(channel, b"%d" % number)
-                same(await payloads(subscription, 1), [b"%d" % number])
+                check_equal(await payloads(subscription, 1), [b"%d" % number])
 
     async def test_a_cancelled_get_message_loses_nothing(self, broker: Broker) -> None:
         """A cancelled `get_message` loses nothing: the next call returns the payload."""
@@ -156,7 +156,7 @@ class BrokerContract:
                     await broker.publish(channel, b"%d" % number)
                     await pause(number // 4)
                     scope.cancel()
-                same(found or await payloads(subscription, 1), [b"%d" % number])
+                check_equal(found or await payloads(subscription, 1), [b"%d" % number])
 
     async def test_a_cancelled_subscribe_leaves_nothing(self, broker: Broker) -> None:
         """A cancelled `subscribe` leaves no subscription behind, and the next one gets each payload once."""
@@ -178,7 +178,7 @@ class BrokerContract:
                 await subscription.close()
         async with subscribed(broker, channel) as subscription:
             await broker.publish(channel, b"once")
-            same(await payloads(subscription, 1), [b"once"])
+            check_equal(await payloads(subscription, 1), [b"once"])
             await nothing_more([subscription])
         with anyio.fail_after(DEADLINE):
             # A server may hear a little later that a connection has no subscription any more.
@@ -198,11 +198,11 @@ class BrokerContract:
             else:
                 await subscription.close()
 
-        await at_once(200, come)
+        await concurrently(200, come)
         for name in names:
             await broker.publish(name, name)
         for name, subscription in listening:
-            same(await payloads(subscription, 1), [name.encode()])
+            check_equal(await payloads(subscription, 1), [name.encode()])
         await nothing_more([subscription for _, subscription in listening])
         for _, subscription in listening:
             await subscription.close()
@@ -218,9 +218,9 @@ class BrokerContract:
             for number in range(5, 10):
                 await broker.publish(channel, b"%d" % number)
             found = [split_position(await live.next())[1] for _ in range(10)]
-            same(found, [b"%d" % number for number in range(10)])
+            check_equal(found, [b"%d" % number for number in range(10)])
             await subscription.close()
             await broker.publish(channel, b"late")
             with anyio.move_on_after(QUIET):
-                same(await live.next(), None)
+                check_equal(await live.next(), None)
         await subscription.close()

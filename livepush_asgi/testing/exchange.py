@@ -1,4 +1,4 @@
-"""One request as a server carries it: what the application receives, and what becomes of what it sends.
+"""Exchange: the server's side of one request, with the `receive` and the `send` of the application.
 
 https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
@@ -17,8 +17,8 @@ from ..runtime.event_loop import Waker, pause
 # What `send` does once the client has left: uvicorn's swallows the message, others raise OSError.
 AfterDisconnect = Literal["ignore", "raise"]
 
-# An application that sends in a loop and never looks for the disconnect would keep a virtual clock
-# from moving, and so outlast every deadline. A sound one sends a message or two before it hears.
+# An application that sends in a loop and ignores the disconnect keeps a virtual clock from moving, so no
+# deadline would ever end it. A correct application sends a message or two before it notices.
 MAX_MESSAGES_AFTER_DISCONNECT = 10_000
 
 
@@ -37,8 +37,8 @@ class Exchange:
         self.messages: list[Message] = []
         self._after_disconnect = after_disconnect
         self._request: Message | None = {"type": "http.request", "body": body, "more_body": False}
-        # Sent and not taken. A deque, because anyio's memory streams work in tasks only: `send` may be
-        # stepped outside of them.
+        # Sent by the application and not taken by the client. A deque, because an inline `send` runs outside
+        # of any task, where anyio's memory streams do not work.
         self._untaken: deque[Message] = deque()
         self._window = window
         self._room = Waker()
@@ -46,7 +46,7 @@ class Exchange:
         self._expected: str | None = "http.response.start"
         self._client_left = False
         self._sent_after_disconnect = 0
-        # An application that breaks off a send has no other way to end than to return.
+        # Whether a send was cancelled. The application may then return without completing the response.
         self._gave_up = False
         self._over = anyio.Event()
         self._returned = anyio.Event()
@@ -54,10 +54,10 @@ class Exchange:
 
     @asynccontextmanager
     async def running(self, app: ASGIApp, scope: Scope, deadline: float) -> AsyncIterator[None]:
-        """Run the application beside the body. After the body disconnect, and wait until it has returned.
+        """Run the application during a `with` block. Then disconnect, and wait until it has returned.
 
-        The body's error comes out as it is; a task group alone would wrap it in an exception group. What
-        the application raises comes out too, or is noted on the body's error.
+        The block's error is raised as it is; a task group alone would wrap it in an exception group. The
+        application's error is raised too, or added to the block's error as a note.
         """
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
@@ -73,7 +73,7 @@ class Exchange:
             try:
                 await self.settle(deadline)
             except Exception as error:
-                raised = noted(raised, error)
+                raised = with_note(raised, error)
             tasks.cancel_scope.cancel()
         if raised is not None:
             raise raised
@@ -117,7 +117,7 @@ class Exchange:
         if last:
             self._over.set()
 
-    # Inline sends apply to it as to uvicorn's `send`: while there is room it returns at once.
+    # `send` may be called inline, like uvicorn's: while the window has room it returns at once.
     send.livepush_inline = True  # type: ignore[attr-defined]
 
     async def take(self) -> Message | None:
@@ -162,7 +162,7 @@ class Exchange:
             while len(self._untaken) > self._window and not self._client_left:
                 await self._room.wait()
         except BaseException:
-            # A send that is broken off was never sent, unless its message was taken just then.
+            # The message of a cancelled send counts as not sent, unless the client has just taken it.
             self._gave_up = True
             self._untaken = deque(other for other in self._untaken if other is not message)
             raise
@@ -179,8 +179,8 @@ class Exchange:
             raise self._error
 
 
-def noted(raised: BaseException | None, later: Exception) -> BaseException:
-    """Return the error to raise: a body's own, if it raised, with a note of what came on leaving it."""
+def with_note(raised: BaseException | None, later: Exception) -> BaseException:
+    """Return the error of a block with the later error as a note, or the later one if the block had none."""
     if raised is None:
         return later
     raised.add_note(f"and on leaving: {later!r}")

@@ -6,7 +6,16 @@ from ..brokers import HistoryBroker, Page, Record
 from ..errors import PositionConflictError
 from ..wire.cursor import MOST_OFFSET, Position
 from ..wire.event import positioned, split_position
-from .checks import BYTES, LiveReader, at_once, hostile_channels, new_channel, next_payload, same, subscribed
+from .checks import (
+    BYTES,
+    LiveReader,
+    check_equal,
+    concurrently,
+    hostile_channels,
+    new_channel,
+    next_payload,
+    subscribed,
+)
 from .contract import BrokerContract
 
 
@@ -23,18 +32,18 @@ class HistoryBrokerContract(BrokerContract):
         positions = await fill(broker, channel, 5)
         await broker.publish(channel, "\u00e9")
         positions.append(await broker.append(channel, b"7"))
-        same([position.offset for position in positions], [1, 2, 3, 4, 5, 7])
-        same(len({position.epoch for position in positions}), 1)
+        check_equal([position.offset for position in positions], [1, 2, 3, 4, 5, 7])
+        check_equal(len({position.epoch for position in positions}), 1)
         records = (await broker.read(channel, 5, 10)).records
-        same(records, (Record(6, "\u00e9".encode()), Record(7, b"7")))
+        check_equal(records, (Record(6, "\u00e9".encode()), Record(7, b"7")))
 
     async def test_a_log_that_is_read_has_an_epoch(self, broker: HistoryBroker) -> None:
         """Reading a channel without a log gives it an epoch, and its first event has that epoch."""
         channel = new_channel()
         empty = await broker.read(channel, 0, 10)
-        same((empty.first, empty.last, empty.records), (1, 0, ()))
-        same(await broker.read(channel, MOST_OFFSET, 0), empty)
-        same(await broker.append(channel, b"x"), Position(empty.epoch, 1))
+        check_equal((empty.first, empty.last, empty.records), (1, 0, ()))
+        check_equal(await broker.read(channel, MOST_OFFSET, 0), empty)
+        check_equal(await broker.append(channel, b"x"), Position(empty.epoch, 1))
 
     async def test_a_log_is_read_page_by_page(self, broker: HistoryBroker) -> None:
         """A page has at most `limit` events, those after offset `after`, and the bounds of the whole log."""
@@ -43,9 +52,9 @@ class HistoryBrokerContract(BrokerContract):
         records = tuple(Record(number, b"%d" % number) for number in range(1, 10))
         for after, limit in [(0, 100), (0, 9), (0, 4), (4, 4), (8, 4), (8, 1), (0, 0), (5, 0)]:
             wanted = Page(epoch, 1, 9, records[after : after + limit])
-            same(await broker.read(channel, after, limit), wanted)
+            check_equal(await broker.read(channel, after, limit), wanted)
         for after in (9, 10, MOST_OFFSET):
-            same(await broker.read(channel, after, 10), Page(epoch, 1, 9, ()))
+            check_equal(await broker.read(channel, after, 10), Page(epoch, 1, 9, ()))
 
     async def test_a_page_is_bounded_in_bytes(self, broker: HistoryBroker) -> None:
         """A page has at most `max_bytes` of payload, or one event; pages leave no event out."""
@@ -58,11 +67,11 @@ class HistoryBrokerContract(BrokerContract):
             while len(found) < len(sizes):
                 page = await broker.read(channel, len(found), 100, max_bytes=max_bytes)
                 records = page.records
-                same((page.first, page.last, bool(records)), (1, len(sizes), True))
+                check_equal((page.first, page.last, bool(records)), (1, len(sizes), True))
                 size = sum(len(record.payload) for record in records)
-                same(len(records) == 1 or size <= max_bytes, True)
+                check_equal(len(records) == 1 or size <= max_bytes, True)
                 found += records
-            same(found, [Record(number, bytes(size)) for number, size in enumerate(sizes, 1)])
+            check_equal(found, [Record(number, bytes(size)) for number, size in enumerate(sizes, 1)])
 
     async def test_bytes_are_kept_unchanged(self, broker: HistoryBroker) -> None:
         """A log keeps every byte of a payload, and live subscribers get the same bytes."""
@@ -71,8 +80,8 @@ class HistoryBrokerContract(BrokerContract):
             live = LiveReader(subscription)
             positions = [await broker.append(channel, payload) for payload in BYTES]
             heard = [split_position(await live.next()) for _ in BYTES]
-        same(heard, list(zip(positions, BYTES, strict=True)))
-        same([record.payload for record in (await broker.read(channel, 0, 100)).records], BYTES)
+        check_equal(heard, list(zip(positions, BYTES, strict=True)))
+        check_equal([record.payload for record in (await broker.read(channel, 0, 100)).records], BYTES)
 
     async def test_what_is_delivered_is_in_the_log(self, broker: HistoryBroker) -> None:
         """An event is in the log before any subscription gets it: a subscriber that gets it can read it."""
@@ -83,8 +92,8 @@ class HistoryBrokerContract(BrokerContract):
             for number in range(1, 31):
                 position, payload = split_position(await live.next())
                 page = await broker.read(channel, number - 1, 1)
-                same((position, payload), (Position(page.epoch, number), b"%d" % number))
-                same(page.records, (Record(number, payload),))
+                check_equal((position, payload), (Position(page.epoch, number), b"%d" % number))
+                check_equal(page.records, (Record(number, payload),))
 
     async def test_every_subscription_gets_the_positions(self, broker: HistoryBroker) -> None:
         """Each subscription of a channel gets appended and published events, with the same positions."""
@@ -96,7 +105,7 @@ class HistoryBrokerContract(BrokerContract):
             after = Position(position.epoch, 2)
             for live in both:
                 for wanted in ((position, b"appended"), (after, b"published")):
-                    same(split_position(await live.next()), wanted)
+                    check_equal(split_position(await live.next()), wanted)
 
     async def test_get_message_and_forward_hand_out_the_same(self, broker: HistoryBroker) -> None:
         """A subscription gives the same positioned payload through `get_message` as to a sink."""
@@ -107,8 +116,8 @@ class HistoryBrokerContract(BrokerContract):
             await broker.publish(channel, b"published")
             for wanted in ((position, b"appended"), (position.at(2), b"published")):
                 payload = await next_payload(asked)
-                same(payload, positioned(*wanted))
-                same(await live.next(), payload)
+                check_equal(payload, positioned(*wanted))
+                check_equal(await live.next(), payload)
 
     async def test_concurrent_appends_are_contiguous(self, broker: HistoryBroker) -> None:
         """Concurrent appends get distinct offsets without a hole, and each offset names its event."""
@@ -119,10 +128,10 @@ class HistoryBrokerContract(BrokerContract):
             payload = b"%d" % number
             told[(await broker.append(channel, payload)).offset] = payload
 
-        await at_once(50, add)
+        await concurrently(50, add)
         records = (await broker.read(channel, 0, 100)).records
-        same([record.offset for record in records], list(range(1, 51)))
-        same(dict(records), told)
+        check_equal([record.offset for record in records], list(range(1, 51)))
+        check_equal(dict(records), told)
 
     async def test_the_oldest_events_go(self, bounded_broker: HistoryBroker) -> None:
         """A log keeps the newest events, as many as it may; offsets and epoch go on as if all were kept."""
@@ -135,22 +144,22 @@ class HistoryBrokerContract(BrokerContract):
             (20, 2, records[5:7]),
             (7, 0, ()),
         ]:
-            same(await bounded_broker.read(channel, after, limit), Page(epoch, 16, 25, wanted))
-        same(await conflicts(bounded_broker, channel, Position(epoch, 0)), True)
+            check_equal(await bounded_broker.read(channel, after, limit), Page(epoch, 16, 25, wanted))
+        check_equal(await conflicts(bounded_broker, channel, Position(epoch, 0)), True)
 
     async def test_a_key_adds_one_event(self, broker: HistoryBroker) -> None:
         """A second append to a channel with the same key adds nothing and returns the first's position."""
         channel, other = new_channel(), new_channel()
         first = await broker.append(channel, b"x", idempotency_key="a b.*\u00e9")
         second = await broker.append(channel, b"y", idempotency_key="another")
-        same(await broker.append(channel, b"x", idempotency_key="a b.*\u00e9"), first)
-        same(
+        check_equal(await broker.append(channel, b"x", idempotency_key="a b.*\u00e9"), first)
+        check_equal(
             await broker.append(channel, b"x", idempotency_key="a b.*\u00e9", expected_position=second), first
         )
         elsewhere = await broker.append(other, b"x", idempotency_key="a b.*\u00e9")
-        same((first.offset, second.offset), (1, 2))
-        same(await broker.read(other, 0, 10), Page(elsewhere.epoch, 1, 1, (Record(1, b"x"),)))
-        same((await broker.read(channel, 0, 10)).records, (Record(1, b"x"), Record(2, b"y")))
+        check_equal((first.offset, second.offset), (1, 2))
+        check_equal(await broker.read(other, 0, 10), Page(elsewhere.epoch, 1, 1, (Record(1, b"x"),)))
+        check_equal((await broker.read(channel, 0, 10)).records, (Record(1, b"x"), Record(2, b"y")))
 
     async def test_a_key_adds_one_event_however_often_at_once(self, broker: HistoryBroker) -> None:
         """Of concurrent appends with one idempotency key, one adds the event, and all return its position."""
@@ -160,23 +169,23 @@ class HistoryBrokerContract(BrokerContract):
         async def add(number: int) -> None:
             told.append(await broker.append(channel, b"x", idempotency_key="key"))
 
-        await at_once(20, add)
+        await concurrently(20, add)
         page = await broker.read(channel, 0, 100)
-        same(page.records, (Record(1, b"x"),))
-        same(told, [Position(page.epoch, 1)] * 20)
+        check_equal(page.records, (Record(1, b"x"),))
+        check_equal(told, [Position(page.epoch, 1)] * 20)
 
     async def test_an_append_adds_behind_the_expected_position_alone(self, broker: HistoryBroker) -> None:
         """An event is added right after `expected_position` or not at all; offset 0 is an empty log."""
         channel = new_channel()
         first = await broker.append(channel, b"1", expected_position=Position("any", 0))
         second = await broker.append(channel, b"2", expected_position=first)
-        same((first.offset, second.offset), (1, 2))
+        check_equal((first.offset, second.offset), (1, 2))
         epoch = second.epoch
         wrong = [Position("any", 0), Position(epoch, 0), first, Position(epoch, 3), Position("another", 2)]
         for position in wrong:
-            same(await conflicts(broker, channel, position), True)
-        same((await broker.read(channel, 0, 10)).records, (Record(1, b"1"), Record(2, b"2")))
-        same(await broker.append(channel, b"3", expected_position=second), Position(epoch, 3))
+            check_equal(await conflicts(broker, channel, position), True)
+        check_equal((await broker.read(channel, 0, 10)).records, (Record(1, b"1"), Record(2, b"2")))
+        check_equal(await broker.append(channel, b"3", expected_position=second), Position(epoch, 3))
 
     async def test_one_of_many_follows_the_expected_position(self, broker: HistoryBroker) -> None:
         """Of concurrent appends that expect the same position, one succeeds."""
@@ -187,18 +196,20 @@ class HistoryBrokerContract(BrokerContract):
         async def add(number: int) -> None:
             lost.append(await conflicts(broker, channel, end))
 
-        await at_once(20, add)
-        same(sorted(lost), [False] + [True] * 19)
-        same((await broker.read(channel, 0, 0)).last, 2)
+        await concurrently(20, add)
+        check_equal(sorted(lost), [False] + [True] * 19)
+        check_equal((await broker.read(channel, 0, 0)).last, 2)
 
     async def test_no_two_channels_share_a_log(self, broker: HistoryBroker) -> None:
         """Each channel has a log and an epoch of its own, whatever its name contains."""
         names = hostile_channels()
         positions = [await broker.append(name, name.encode()) for name in names]
-        same([position.offset for position in positions], [1] * len(names))
-        same(len({position.epoch for position in positions}), len(names))
+        check_equal([position.offset for position in positions], [1] * len(names))
+        check_equal(len({position.epoch for position in positions}), len(names))
         for name, position in zip(names, positions, strict=True):
-            same(await broker.read(name, 0, 10), Page(position.epoch, 1, 1, (Record(1, name.encode()),)))
+            check_equal(
+                await broker.read(name, 0, 10), Page(position.epoch, 1, 1, (Record(1, name.encode()),))
+            )
 
 
 async def fill(broker: HistoryBroker, channel: str, count: int) -> list[Position]:

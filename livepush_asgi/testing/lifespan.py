@@ -24,15 +24,16 @@ VERSIONS: "ASGIVersions" = {"version": "3.0", "spec_version": "2.0"}
 
 
 class Lifespan:
-    """The lifespan of one application. An application that has none is left alone.
+    """The lifespan of one application. It ignores an application that does not support the protocol.
 
-    LifespanManager drives it, and waits for two answers. `_run` stands between: it gives the answers that
-    the application does not give, and bounds each with `deadline`, in seconds. LifespanManager alone does
-    not read the `.failed` messages, and on trio it waits for ever for an application that does not answer.
+    LifespanManager sends the two messages and waits for an answer to each. `_run` wraps the application: it
+    gives the answers that the application does not give, and bounds each wait with `deadline`, in seconds.
+    LifespanManager alone does not read the `.failed` messages, and on trio it waits for ever for an
+    application that does not answer.
     """
 
     def __init__(self, app: ASGIApp, deadline: float) -> None:
-        #: What the application keeps here at its start, each request finds in its scope.
+        #: The state that the application fills at its start. Each request gets a copy in its scope.
         self.state: dict[str, Any] = {}
         self._app = app
         self._deadline = deadline

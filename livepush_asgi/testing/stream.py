@@ -1,4 +1,4 @@
-"""Stream: one open response as a test reads it. Everything that waits has a timeout. StreamEnded: its end."""
+"""Stream: one open response as a test reads it; each wait has a timeout. StreamEnded: it has ended."""
 
 import json
 from collections import deque
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class StreamEnded(Exception):
-    """Raised when something was expected of a stream whose body has ended.
+    """Raised when a test waits for something from a stream whose body has ended.
 
     `reason` is the end reason that the stream gave in its `livepush.close` event, None if it gave none.
     """

@@ -11,10 +11,10 @@ from .examine import examine
 from .findings import diagnose
 from .report import as_json, as_text
 
-__all__ = ["Question", "consult", "header_of"]
+__all__ = ["Question", "examine_and_report", "header_of"]
 
 
-def consult(question: Question, *, json: bool) -> tuple[str, int]:
+def examine_and_report(question: Question, *, json: bool) -> tuple[str, int]:
     """Examine a URL, and return the report and the exit status. Takes some seconds and `question.idle`."""
     evidence = anyio.run(examine, question)
     diagnosis = diagnose(evidence)

@@ -219,7 +219,7 @@ class Body:
 
     @property
     def is_known(self) -> bool:
-        """Whether enough is known of a body that is no event stream."""
+        """Whether enough was read of a body that is no event stream."""
         return self._parser is None and len(self._found.body) >= KEPT_BYTES
 
     def feed(self, chunk: bytes, at: float) -> None:

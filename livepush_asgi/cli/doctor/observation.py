@@ -1,4 +1,4 @@
-"""Observation: what was measured of an answer, from its first byte to its end. Values without a judgement."""
+"""Observation: the measurements of one answer, from its first byte to its end, without a judgement."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -175,12 +175,12 @@ class Observation:
 
     @property
     def silence(self) -> float:
-        """The time without a byte before the end."""
+        """The seconds between the last byte and the end."""
         return max(self.ended_at - max(self.bytes_at, default=0.0), 0.0)
 
     @property
     def cut_for_silence(self) -> bool:
-        """Whether it was cut in a silence that was the longest so far."""
+        """Whether the answer was cut during its longest silence."""
         longest_before = max((b - a for a, b in pairwise(self.bytes_at)), default=0.0)
         return self.cut and self.silence > max(LONGER * longest_before, SILENCE)
 

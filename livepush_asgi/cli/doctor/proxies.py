@@ -115,7 +115,7 @@ REMEDIES: Mapping[str, Mapping[str, Remedy]] = {
         "Vercel": remedy("Vercel, in the function", "export const maxDuration = 300"),
     },
 }
-# The usual suspects, for a path without a name to go by.
+# The most common causes, where no proxy is known by name.
 GUESSES: Mapping[str, tuple[str, ...]] = {
     "buffered": ("nginx",),
     "corked": ("HAProxy",),
@@ -130,7 +130,7 @@ BY_APPLICATION = remedy(
 
 
 def remedies_for(kind: str, proxies: Sequence[Proxy]) -> tuple[Remedy, ...]:
-    """Return what mends a kind of fault: `buffered`, `corked`, `compressed`, `idle` or `limit`."""
+    """Return the remedies for a kind of fault: `buffered`, `corked`, `compressed`, `idle` or `limit`."""
     table = REMEDIES[kind]
     found = [table[proxy.name] for proxy in proxies if proxy.name in table]
     named = [proxy for proxy in proxies if proxy.name != UNKNOWN]
