@@ -20,4 +20,4 @@ if __name__ == "__main__":
     channel, data = sys.argv[1:3]
     # No event loop of one's own, so it may be a Celery task or a Django view; those keep one publisher.
     with Publisher(make_broker) as publisher:
-        publisher.publish(channel, data, event="note")
+        publisher.publish(channel, data)

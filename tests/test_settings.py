@@ -96,6 +96,7 @@ def test_a_bad_value_raises_value_error(make: Callable[[], object]) -> None:
         lambda: LivePush(object(), public("c")),  # type: ignore[arg-type]
         lambda: LivePush(MemoryBroker(), None),  # type: ignore[arg-type]
         lambda: LivePush(public("c"), MemoryBroker()),  # type: ignore[arg-type]
+        lambda: LivePush(MemoryBroker(), public),  # type: ignore[arg-type]
         lambda: LivePush(MemoryBroker, public("c")),  # type: ignore[arg-type]
         lambda: LivePush(MemoryBroker(), public("c"), slots=3),  # type: ignore[arg-type]
         lambda: LivePush(MemoryBroker(), public("c"), slots=MemorySlotCap),  # type: ignore[arg-type]

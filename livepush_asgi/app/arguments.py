@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from ..brokers import Broker
+from ..grant import public
 from ..http.authorize import SOFT_CAUSES
 from ..http.cors import Cors
 from ..settings import DrainPolicy, Limits, Timing
@@ -24,6 +25,8 @@ def check_broker(broker: object) -> None:
 
 def check_callbacks(authorize: object, probe: object) -> None:
     """Raise TypeError if `authorize` or `probe` is not callable."""
+    if authorize is public:
+        raise TypeError("public is called with the channels that everybody gets: public('news')")
     if not callable(authorize):
         raise TypeError(
             f"authorize is a function that returns a Grant or a Refusal, not {authorize!r:.100}; "

@@ -7,10 +7,10 @@ reports a possible loss to the streams, waits, and subscribes again, as long as 
 An adapter that already has one reader for everything (a single connection, say) also gives its subscriptions
 `forward`. Then no task is needed for each channel.
 
-`memory.py` needs no server. `redis/` and `nats/` each need a client library, which is imported nowhere else.
-`mailbox.py` is the subscription that all of them return, `history.py` has the bounds of a log, `timeouts.py`
-the time-outs. hub/ and the rooms above it import the ports; slots/ uses `redis/`. To write an adapter:
-docs/brokers.md.
+Only slots/ and the rooms above it may import it. Start with this file, then `memory.py`, which needs no
+server;
+`redis/` and `nats/` each need a client library. `mailbox.py` holds the messages of one subscription,
+`history.py` has the bounds of a log, `timeouts.py` the time-outs. To write an adapter: docs/brokers.md.
 """
 
 from dataclasses import dataclass

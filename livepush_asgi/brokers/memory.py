@@ -1,4 +1,4 @@
-"""MemoryBroker: pub/sub inside one process, with history. The default; it needs no server."""
+"""MemoryBroker: pub/sub inside one process, with history. It needs no server."""
 
 import logging
 import time

@@ -35,7 +35,8 @@ class GapReason(StrEnum):
     UNKNOWN = "unknown"
     #: The channel's log was lost, and a new one has begun.
     EPOCH = "epoch"
-    #: The client was too slow, and the overflow policy dropped events.
+    #: The client was too slow, and the overflow policy dropped events; or it missed more than
+    #: `Limits.replay_events`.
     OVERFLOW = "overflow"
     #: The connection to the broker was lost, or the broker delivered a payload that is no event.
     BROKER = "broker"

@@ -164,6 +164,11 @@ class Pipeline:
                 return True
             await asyncio.sleep(0)
         if self._idle_seconds and not self._waiting:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # On Python 3.11 `asyncio.wait_for`, which redis-py uses, may swallow a cancellation:
+                # https://github.com/python/cpython/issues/86296. Without this the loop would end 30 s late.
+                raise asyncio.CancelledError
             self._queued = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._idle_seconds):
