@@ -73,7 +73,7 @@ async def test_streams_get_events_free_their_slots_and_keep_to_the_cap(
     async with served(name, valkey, tmp_path / "log") as server:
         streams = [await opened(server, path) for _ in range(2)]
         await asyncio.to_thread(publish_from_another_process, valkey, "from far away")
-        events = [await stream.next_event("note") for stream in streams]
+        events = [await stream.next_event() for stream in streams]
         assert [event.data for event in events] == ["from far away"] * 2
 
         streams[0].close()
