@@ -16,7 +16,7 @@ from .serve import Server, cores
 
 APP = "benchmarks.app:app"
 FLOOR = "benchmarks.floor:app"
-# What an opened stream still does after its head, and what the server still does after its last event.
+# Seconds for the work after the head of an opened stream, and after the last event.
 SETTLE = 0.5
 
 Environment = Mapping[str, str]

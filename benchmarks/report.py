@@ -11,7 +11,7 @@ from textwrap import fill
 
 from .result import Result
 
-# What a figure is called in a table.
+# The title of each figure in a table.
 TITLES = {
     "events_per_s": "events a second",
     "us_per_event": "µs per event",

@@ -33,7 +33,7 @@ app.mount("/events", push)
 
 
 def current_user(key: str = "visitors"):
-    # What it opens here is closed before the stream begins, not when it ends.
+    # A dependency is closed before the stream begins, not when the stream ends.
     yield key
 
 

@@ -101,8 +101,9 @@ class Connection:
 
     @property
     def streaming(self) -> bool:
-        """Whether the application is at work on a stream: it has sent more than the start of a response."""
-        begun = self.started and len(self._exchange.messages) > 1
+        """Whether the application is at work on a stream: it has sent more than the start, and not the end."""
+        messages = self._exchange.messages
+        begun = self.started and len(messages) > 1 and messages[-1]["more_body"]
         return begun and not self.refused and not self.task.done()
 
     @property

@@ -385,4 +385,13 @@ FOUND: dict[str, Tale] = {
             ("read", 0, 2),
         ],
     ),
+    "a stream whose client did not read its last bytes counted as open for a moment too long": Tale(
+        Setup(seed=704979, clients=2, cap=1),
+        [
+            ("connect", 1, 0, Plan(slot="one", expires=1.0, control=False)),
+            ("read", 1, 1),
+            ("connect", 0, 0, Plan(slot="one")),
+            ("read", 0, 1),
+        ],
+    ),
 }

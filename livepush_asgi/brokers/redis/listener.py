@@ -114,7 +114,7 @@ class Listener:
         if self._task is not None and self._task.get_loop() is not loop:
             if not self._task.get_loop().is_closed():
                 raise RuntimeError("a RedisBroker is used on one event loop at a time; make one for each")
-            # That loop ended without closing the subscriptions.
+            # The earlier loop ended without closing the subscriptions.
             self._table = SubscriptionTable(sharded=self._sharded)
             self._task = None
         if self._task is None:

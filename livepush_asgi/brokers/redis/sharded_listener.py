@@ -91,7 +91,7 @@ class ShardedListener:
 
     def _leave_loop(self) -> None:
         if self._task is not None and self._task.get_loop() is not asyncio.get_running_loop():
-            # That loop ended without closing the subscriptions.
+            # The earlier loop ended without closing the subscriptions.
             self._task = None
             self._assigned, self._listeners = {}, {}
 

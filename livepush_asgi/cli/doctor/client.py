@@ -27,7 +27,7 @@ CONNECT_TIMEOUT = 10.0
 MAX_REDIRECTS = 5
 # In seconds: how often this program checks whether it runs in time, and the lateness that it notes.
 TICK, STALL = 0.02, 0.005
-# What an error means if a cause of this kind led to it.
+# The trouble that an error means, by the class of its cause.
 TROUBLES = (
     (ssl.SSLError, Trouble.TLS),
     (socket.gaierror, Trouble.NAME),
