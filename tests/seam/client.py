@@ -101,7 +101,7 @@ class Connection:
 
     @property
     def streaming(self) -> bool:
-        """Whether the application is at work on a stream: it has sent more than the start, and not the end."""
+        """Whether the application is at work on a stream: it has sent more than the start, not the end."""
         messages = self._exchange.messages
         begun = self.started and len(messages) > 1 and messages[-1]["more_body"]
         return begun and not self.refused and not self.task.done()
