@@ -1,14 +1,14 @@
-"""The one connection of a broker: opened on first use, tested, and closed when it is idle.
+"""The one connection of a broker: opened on first use, and closed when it is idle.
 
-nats-py reconnects when it breaks. This file reports the losses to the subscribers.
+nats-py tests it, and reconnects when it breaks. This file reports the losses to the subscribers.
 """
 
 import asyncio
 import logging
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from nats.aio.msg import Msg
@@ -25,6 +25,7 @@ logger = logging.getLogger("livepush_asgi")
 
 #: Returns the payload that mailboxes get for a message, None if they get none. It must not raise.
 Decode = Callable[[Msg], bytes | None]
+Result = TypeVar("Result")
 
 _REFUSAL = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
 
@@ -39,11 +40,12 @@ class Connection:
         self._settings = settings
         self._timeouts = settings.timeouts
         self._decode = decode
-        self._client = Client(self._timeouts.ping)
+        self._client = Client(self._note_lost)
         self._subscriptions = SubscriptionTable()
-        self._outgoing = OutgoingQueue(self._client, self._timeouts.publish)
+        self._outgoing = OutgoingQueue(self._client)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._is_up = False
+        #: Why the last attempt to connect has failed, or why the connection was lost.
         self._fault: Exception | None = None
         self._lost_at: float | None = None
         self._used_at = self.loop.time()
@@ -72,25 +74,28 @@ class Connection:
         subscriber = self.loop.create_future()
         subscription = Subscription(channel, subject, subscriber, self._leave)
         self._subscriptions.add(subscription)
-        timeout = self._timeouts.subscribe
         try:
-            async with asyncio.timeout(timeout):
-                if self._is_up:
-                    await self._ask([subscription])
-                await subscriber
-        except BaseException as error:
+            if self._is_up:
+                await self._ask([subscription])
+            await self._within(self._timeouts.subscribe, subscriber)
+        except BaseException:
             self._leave(subscription)
-            if isinstance(error, TimeoutError) and not str(error):
-                raise self._fault or no_answer(timeout) from error
             raise
         return subscription.mailbox
 
     async def exchange(self, call: Call) -> list[Msg]:
         """Send a message and return its answer. Raises one of FAILURES; the server may have got it then."""
         try:
-            return await self._outgoing.exchange(call, self._fault)
+            return await self._within(self._timeouts.publish, self._outgoing.exchange(call))
         finally:
             self._note_use()
+
+    async def _within(self, timeout: float, answer: Awaitable[Result]) -> Result:
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError as error:
+            raise self._fault or no_answer(timeout) from error
 
     # --- the connection's life ---
 
@@ -99,36 +104,26 @@ class Connection:
             await self._client.connect(
                 self._settings.servers,
                 error_cb=self._note_error,
-                disconnected_cb=self._note_lost,
                 reconnected_cb=self._note_up,
                 **self._settings.options,
             )
             await self._note_up()
-            await self._watch()
+            # Refused subscriptions are tried again, since permissions change.
+            while self._is_needed or self.loop.time() - self._used_at < self._settings.linger:
+                await asyncio.sleep(min(self._timeouts.ping_interval, self._settings.linger))
+                if self._is_up and self._subscriptions.unasked:
+                    await self._ask(self._subscriptions.unasked)
         except Exception as error:
             # One of the options is wrong: nats-py does not raise for a server that is away.
             logger.exception("cannot connect to %s", self._settings.address)
-            self._client.fault = ConnectionError(f"{type(error).__name__}: {error}")
+            self._fault = ConnectionError(f"{type(error).__name__}: {error}")
         finally:
             self.has_ended = True
             self._is_up = False
-            self._subscriptions.fail_waiting(self._client.fault)
-            self._outgoing.close(self._client.fault)
+            fault = self._fault or ConnectionAbortedError("the connection was closed")
+            self._subscriptions.fail_waiting(fault)
+            self._outgoing.close(fault)
             await self._client.aclose()
-
-    async def _watch(self) -> None:
-        """Test the connection from time to time, until it was idle for `linger` seconds."""
-        linger = self._settings.linger
-        pinged_at = self.loop.time()
-        while self._is_needed or self.loop.time() - self._used_at < linger:
-            next_ping = pinged_at + self._timeouts.ping_interval - self.loop.time()
-            if next_ping > 0:
-                await asyncio.sleep(min(next_ping, linger))
-                continue
-            pinged_at = self.loop.time()
-            if self._is_up:
-                # Refused subscriptions are tried again, since permissions change.
-                await self._ask(self._subscriptions.unasked)
 
     async def _ask(self, subscriptions: Sequence[Subscription]) -> None:
         """Ask the server for subscriptions, and for a PONG. Does not suspend."""
@@ -139,10 +134,8 @@ class Connection:
 
     def _note_confirmed(self, subscriptions: Sequence[Subscription], pong: asyncio.Future[object]) -> None:
         # If the connection is lost, nats-py subscribes again.
-        if pong.result() is True and self._is_up:
-            for subscription in subscriptions:
-                if subscription.on_server is not None:
-                    self._subscriptions.confirm(subscription)
+        if not pong.cancelled() and self._is_up:
+            self._subscriptions.confirm(*subscriptions)
             self._note_back()
 
     def _receive(self, subscription: Subscription, message: Msg) -> None:
@@ -180,48 +173,40 @@ class Connection:
         await self._ask(self._subscriptions.unasked)
         await self._outgoing.open()
 
-    async def _note_lost(self) -> None:
-        if self.has_ended:
-            return
-        self._is_up = False
-        self._subscriptions.interrupt()
-        self._outgoing.close(self._client.fault)
-        self._note_away(self._client.fault)
-        self._note_use()
+    def _note_lost(self, error: Exception) -> None:
+        if not self.has_ended:
+            self._is_up = False
+            self._subscriptions.interrupt()
+            self._note_away(error)
+            self._note_use()
 
     async def _note_error(self, error: Exception) -> None:
         refusal = _REFUSAL.search(str(error))
-        if refusal is not None:
-            self._note_refusal(refusal[1], refusal[2], error)
+        if refusal is not None and refusal[1] == "publish":
+            self._outgoing.refuse(refusal[2], error)
+        elif refusal is not None:
+            for subscription in self._subscriptions.refuse(refusal[2], error):
+                self._unsubscribe(subscription)
         elif not self._is_up:
             # nats-py leaves the socket of a failed attempt open.
-            self._client.abort()
-            fault = error if str(error) else no_answer(self._timeouts.ping)
-            if isinstance(error, ConnectionResetError) and self._fault is not None:
-                # A server that refuses the login may close the connection before its reason is read. An
-                # earlier attempt has read it.
-                fault = self._fault
-            self._note_away(fault)
-            self._outgoing.close(fault)
+            self._client.drop()
+            # A server that refuses the login may close the connection before its reason is read. An earlier
+            # attempt has read it.
+            if self._fault is None or not isinstance(error, ConnectionResetError):
+                self._fault = error if str(error) else no_answer(self._timeouts.ping)
+            self._note_away(self._fault)
 
-    def _note_refusal(self, kind: str, subject: str, error: Exception) -> None:
-        if kind == "subscription":
-            for subscription in self._subscriptions.refuse(subject, error):
-                self._unsubscribe(subscription)
-        else:
-            self._outgoing.refuse(subject, error)
-
-    def _note_away(self, error: Exception) -> None:
-        self._fault = error
+    def _note_away(self, fault: Exception) -> None:
+        self._fault = fault
+        self._outgoing.close(fault)
         if self._lost_at is None and len(self._subscriptions):
-            self._lost_at = time.monotonic()
+            self._lost_at = self.loop.time()
             address = self._settings.address
-            logger.warning("no connection to %s, trying until it works: %s", address, error)
+            logger.warning("no connection to %s, trying until it works: %s", address, fault)
 
     def _note_back(self) -> None:
         self._fault = None
         if self._lost_at is not None:
-            away = time.monotonic() - self._lost_at
-            self._lost_at = None
+            away, self._lost_at = self.loop.time() - self._lost_at, None
             address, count = self._settings.address, len(self._subscriptions)
             logger.warning("connected to %s again after %.1f s, %d channels", address, away, count)

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from nats.aio.msg import Msg
-from nats.errors import MaxPayloadError, OutboundBufferLimitError
 
 from ...runtime.event_loop import start_task
-from ..timeouts import no_answer
 from .client import Client, Receiver
 from .failures import PayloadTooLargeError
 
@@ -18,79 +16,60 @@ from .failures import PayloadTooLargeError
 # which comes after it has processed all earlier commands.
 _MOST_UNCONFIRMED = 1_000_000
 
+_tokens = itertools.count()
+
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A message, and its outcome: the answer of the server, or the error if there is none.
+    """A message, and its outcome: the messages with which the server answers.
 
-    A message that is only published has an empty answer when the server has it. A request is answered by one
-    message, or by `many` up to one with a status.
+    A message that is only published has an empty answer when the server has it.
     """
 
     subject: str
     payload: bytes
     headers: dict[str, str] | None = None
     is_request: bool = False
-    many: bool = False
-    token: str = ""
-    parts: list[Msg] = field(default_factory=list)
-    # The error is a result: asyncio would log an exception that is never retrieved.
-    outcome: asyncio.Future[list[Msg] | Exception] = field(default_factory=lambda: asyncio.Future())
-    timer: asyncio.TimerHandle | None = None
+    token: str = field(default_factory=lambda: f"{next(_tokens):x}")
+    answer: list[Msg] = field(default_factory=list)
+    outcome: asyncio.Future[list[Msg]] = field(default_factory=asyncio.Future)
 
-    def settle(self, outcome: list[Msg] | Exception) -> None:
+    def settle(self, error: Exception | None = None) -> None:
         """Set the outcome, once."""
-        self.stop_timer()
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
-
-    def start_timer(self, timeout: float, error: Exception) -> None:
-        """Fail with an error after `timeout` seconds. Replaces an earlier deadline."""
-        self.stop_timer()
-        self.timer = asyncio.get_running_loop().call_later(timeout, self.settle, error)
-
-    def stop_timer(self) -> None:
-        """Remove the deadline."""
-        if self.timer is not None:
-            self.timer.cancel()
+        if self.outcome.done():
+            return
+        if error is None:
+            self.outcome.set_result(self.answer)
+        else:
+            self.outcome.set_exception(error)
 
 
 class OutgoingQueue:
     """Sends calls in order, and settles each of them once."""
 
-    def __init__(self, client: Client, timeout: float) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._timeout = timeout
         self._is_open = False
         self._calls: dict[str, Call] = {}
         self._waiting: deque[Call] = deque()
         self._unconfirmed = 0
         self._inbox = ""
-        self._tokens = itertools.count()
 
     def __len__(self) -> int:
         return len(self._calls)
 
-    async def exchange(self, call: Call, fault: Exception | None) -> list[Msg]:
-        """Send a message and return its outcome. Raises one of FAILURES; the server may have got it then.
+    async def exchange(self, call: Call) -> list[Msg]:
+        """Send a message and return its answer. While there is no connection, it waits for the next attempt.
 
-        While there is no connection, the message waits for the next attempt to connect. `fault` says why
-        there is none.
+        Raises one of FAILURES; the server may have got the message then.
         """
-        call.token = f"{next(self._tokens):x}"
         self._calls[call.token] = call
         self._waiting.append(call)
-        if not self._is_open:
-            call.start_timer(self._timeout, fault or no_answer(self._timeout))
         try:
             await self._send_waiting()
-            outcome = await call.outcome
+            return await call.outcome
         finally:
-            call.stop_timer()
             del self._calls[call.token]
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
 
     async def open(self) -> None:
         """Send the waiting calls, and all later ones at once: the connection is up."""
@@ -119,32 +98,24 @@ class OutgoingQueue:
                 await self._send(call)
 
     async def _send(self, call: Call) -> None:
-        call.start_timer(self._timeout, no_answer(self._timeout))
-        reply = f"{await self._own_inbox()}.{call.token}" if call.is_request else ""
-        try:
-            await self._client.publish(call.subject, call.payload, reply, call.headers)
-        except OutboundBufferLimitError:
-            # With pending_size=0 nats-py raises this while there is no connection.
-            call.settle(self._client.fault)
-            return
-        except MaxPayloadError:
-            reason = f"its {len(call.payload)} bytes are more than the server takes (max_payload)"
+        size = len(call.payload)
+        if size > self._client.max_payload:
+            reason = f"its {size} bytes are more than the server takes (max_payload)"
             call.settle(PayloadTooLargeError(reason))
             return
-        self._unconfirmed += len(call.payload)
+        reply = f"{await self._own_inbox()}.{call.token}" if call.is_request else ""
+        await self._client.publish(call.subject, call.payload, reply, call.headers)
+        self._unconfirmed += size
         if not call.is_request or self._unconfirmed > _MOST_UNCONFIRMED:
             self._client.ping().add_done_callback(partial(self._note_confirmed, call))
 
     def _note_confirmed(self, call: Call, pong: asyncio.Future[object]) -> None:
-        failure = pong.result()
-        if isinstance(failure, Exception):
-            call.settle(failure)
+        if pong.cancelled():
             return
         if not call.is_request:
-            call.settle([])
-        was_full = self._unconfirmed > _MOST_UNCONFIRMED
+            call.settle()
         self._unconfirmed = 0
-        if was_full:
+        if self._waiting:
             start_task(self._send_waiting(), "livepush nats sender")
 
     async def _own_inbox(self) -> str:
@@ -156,6 +127,8 @@ class OutgoingQueue:
     def _take_answer(self, message: Msg) -> None:
         call = self._calls.get(message.subject.rpartition(".")[2])
         if call is not None:
-            call.parts.append(message)
-            if not call.many or "Status" in (message.headers or {}):
-                call.settle(call.parts)
+            call.answer.append(message)
+            headers = message.headers or {}
+            # A message with a status ends a batch.
+            if "Status" in headers or "Nats-Num-Pending" not in headers:
+                call.settle()

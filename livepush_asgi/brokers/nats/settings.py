@@ -1,6 +1,7 @@
 """The settings of a NATS broker: addresses of the servers, options of nats-py, and time-outs."""
 
 import inspect
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,21 +14,19 @@ from ..timeouts import BrokerTimeouts
 
 # The longest time in seconds. A longer one is most likely in milliseconds.
 _LONGEST_LINGER = 3600
-# The options that this package relies on.
+# The options that this package relies on. The broker adds times to them.
 _OWN_OPTIONS = {
     "allow_reconnect": True,
     "max_reconnect_attempts": -1,
     # Publishing raises while the connection is away, and never waits while it is up.
     "pending_size": 0,
     "flusher_queue_size": 0,
-    # Practically never: `Connection` tests the connection.
-    "ping_interval": 10**6,
 }
-# Options that a caller may not set: those above, those that the connection sets, and those that break it.
+# Options that a caller may not set: those above, those that the broker sets, and those that break it.
 _MANAGED = {
-    *_OWN_OPTIONS, "self", "servers", "reconnect_time_wait", "error_cb", "disconnected_cb", "reconnected_cb",
-    "closed_cb", "discovered_server_cb", "lame_duck_mode_cb", "reconnect_to_server_handler", "no_echo",
-    "verbose", "flush_timeout", "skip_subject_validation",
+    *_OWN_OPTIONS, "self", "servers", "reconnect_time_wait", "ping_interval", "max_outstanding_pings",
+    "error_cb", "disconnected_cb", "reconnected_cb", "closed_cb", "discovered_server_cb", "lame_duck_mode_cb",
+    "reconnect_to_server_handler", "no_echo", "verbose", "flush_timeout", "skip_subject_validation",
 }  # fmt: skip
 
 
@@ -56,12 +55,16 @@ class Settings:
                 f"servers are a URL or several of one cluster, 'nats://127.0.0.1:4222', not {servers!r:.100}"
             )
         _check_options(options)
+        interval = min(self.timeouts.ping_interval, self.timeouts.ping)
         #: For `nats.connect`.
         self.options = {
             "connect_timeout": self.timeouts.ping,
             **_login_of(self.servers),
             **options,
             **_OWN_OPTIONS,
+            "ping_interval": interval,
+            # nats-py gives the connection up when it would send the next PING.
+            "max_outstanding_pings": math.ceil(self.timeouts.ping / interval),
             # The pause between two attempts at one server. Random, so that processes do not return together.
             "reconnect_time_wait": random.uniform(0.25, 0.75),
         }
@@ -74,12 +77,9 @@ class Settings:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    known = inspect.signature(Client.connect).parameters.keys()
-    for name in options:
-        if name in _MANAGED:
-            raise TypeError(f"{name!r} is managed by the broker and cannot be set")
-        if name not in known:
-            raise TypeError(f"nats.connect has no option {name!r}")
+    allowed = inspect.signature(Client.connect).parameters.keys() - _MANAGED
+    for name in options.keys() - allowed:
+        raise TypeError(f"{name!r} is no option of nats.connect, or one that the broker sets itself")
 
 
 def _login_of(servers: Sequence[str]) -> dict[str, str]:

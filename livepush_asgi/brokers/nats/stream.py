@@ -212,7 +212,7 @@ class Stream:
     async def page(self, subject: str, sequence: int, limit: int, size: int) -> list[Entry]:
         """Return up to `limit` messages of a subject from a sequence on, in little more than `size` bytes."""
         query = {"next_by_subj": subject, "seq": sequence, "batch": limit, "max_bytes": size}
-        return [_entry_of(part) for part in await self._get_direct(query, many=True) if not _status(part)]
+        return [_entry_of(part) for part in await self._get_direct(query) if not _status(part)]
 
     async def clear(self, subject: str, sequence: int) -> None:
         """Remove the messages of a subject up to and including a sequence."""
@@ -224,12 +224,12 @@ class Stream:
         return age is not None and time.time() + self._skew - entry.time > age
 
     async def _get(self, query: Mapping[str, object]) -> Entry | None:
-        (answer,) = await self._get_direct(query, many=False)
+        (answer,) = await self._get_direct(query)
         return None if _status(answer) else _entry_of(answer)
 
-    async def _get_direct(self, query: Mapping[str, object], *, many: bool) -> list[Msg]:
+    async def _get_direct(self, query: Mapping[str, object]) -> list[Msg]:
         subject = f"$JS.API.DIRECT.GET.{self._settings.name}"
-        call = Call(subject, json.dumps(query).encode(), is_request=True, many=many)
+        call = Call(subject, json.dumps(query).encode(), is_request=True)
         answer = await self._connect().exchange(call)
         # 204 ends a batch, 404 means that there is no such message.
         if _status(answer[-1]) not in ("", "204", "404"):

@@ -19,7 +19,7 @@ logger = logging.getLogger("livepush_asgi")
 class Subscription:
     """One mailbox that listens to one subject."""
 
-    __slots__ = ("in_force", "interrupted", "mailbox", "on_server", "refused", "subject", "subscriber")
+    __slots__ = ("mailbox", "on_server", "refused", "subject", "subscriber")
 
     def __init__(
         self,
@@ -34,8 +34,7 @@ class Subscription:
         self.subscriber: asyncio.Future[None] | None = subscriber
         #: nats-py's subscription, None if the server has to be asked for it.
         self.on_server: NatsSubscription | None = None
-        self.in_force = False
-        self.interrupted = False
+        #: Whether the server refuses a subscription that was in force.
         self.refused = False
 
     def answer(self, error: Exception | None = None) -> None:
@@ -48,18 +47,14 @@ class Subscription:
         else:
             subscriber.set_exception(error)
 
-    def deliver(self, payload: bytes) -> None:
-        """Pass a payload to the mailbox."""
-        self._tell(self.mailbox.deliver, payload)
-
-    def tell_lost(self) -> None:
-        """Tell the mailbox that messages may be missing."""
-        self._tell(self.mailbox.lost)
-
-    def _tell(self, method: Callable[..., None], *payload: bytes) -> None:
+    def deliver(self, payload: bytes | None) -> None:
+        """Pass a payload to the mailbox. None says that messages may be missing."""
         # The sink of a mailbox may raise, which must not stop the connection.
         try:
-            method(*payload)
+            if payload is None:
+                self.mailbox.lost()
+            else:
+                self.mailbox.deliver(payload)
         except Exception:
             logger.exception("the sink of channel %r raised", self.mailbox.channel)
 
@@ -94,29 +89,25 @@ class SubscriptionTable:
     def remove(self, subscription: Subscription) -> None:
         """Remove a subscription. Removing it twice is harmless."""
         key = _key_of(subscription.subject)
-        same_subject = self._by_subject.pop(key, ())
-        others = tuple(each for each in same_subject if each is not subscription)
+        others = tuple(each for each in self._by_subject.pop(key, ()) if each is not subscription)
         if others:
             self._by_subject[key] = others
         self._unconfirmed.pop(subscription, None)
 
-    def confirm(self, subscription: Subscription) -> None:
-        """Note that a subscription is in force, and report the loss after an interruption."""
-        if subscription not in self._unconfirmed:
-            return
-        del self._unconfirmed[subscription]
-        subscription.in_force = True
-        subscription.refused = False
-        subscription.answer()
-        if subscription.interrupted:
-            subscription.interrupted = False
-            subscription.tell_lost()
+    def confirm(self, *subscriptions: Subscription) -> None:
+        """Note that subscriptions are in force if they are on the server. Report losses in between."""
+        for subscription in subscriptions:
+            if subscription not in self._unconfirmed or subscription.on_server is None:
+                continue
+            del self._unconfirmed[subscription]
+            subscription.refused = False
+            if subscription.subscriber is None:
+                subscription.deliver(None)
+            subscription.answer()
 
     def confirm_all(self) -> None:
         """Note that every subscription that nats-py sent to the server is in force."""
-        for subscription in list(self._unconfirmed):
-            if subscription.on_server is not None:
-                self.confirm(subscription)
+        self.confirm(*self._unconfirmed)
 
     def refuse(self, subject: str, error: Exception) -> list[Subscription]:
         """Note that the server refuses a subject, given in lower case. Return the subscriptions to it.
@@ -125,33 +116,26 @@ class SubscriptionTable:
         differ only in case, the refusal is for the one that is not in force.
         """
         asked = [each for each in self._by_subject.get(subject, ()) if each.on_server is not None]
-        refused = [each for each in asked if not each.in_force] or asked
+        refused = [each for each in asked if each in self._unconfirmed] or asked
         for subscription in refused:
-            self._refuse(subscription, error)
+            self._unconfirmed[subscription] = None
+            if subscription.subscriber is not None:
+                subscription.answer(error)
+            elif not subscription.refused:
+                subscription.refused = True
+                logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
+                subscription.deliver(None)
         return refused
 
     def interrupt(self) -> None:
         """Note that the connection is lost. nats-py will send its subscriptions again."""
         for same_subject in self._by_subject.values():
-            for subscription in same_subject:
-                subscription.interrupted = subscription.subscriber is None
-                subscription.in_force = False
-                self._unconfirmed[subscription] = None
+            self._unconfirmed.update(dict.fromkeys(same_subject))
 
     def fail_waiting(self, error: Exception) -> None:
         """Raise an error in all callers that wait for a confirmation."""
         for subscription in self._unconfirmed:
             subscription.answer(error)
-
-    def _refuse(self, subscription: Subscription, error: Exception) -> None:
-        subscription.in_force = False
-        self._unconfirmed[subscription] = None
-        if subscription.subscriber is not None:
-            subscription.answer(error)
-        elif not subscription.refused:
-            subscription.refused = subscription.interrupted = True
-            logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
-            subscription.tell_lost()
 
 
 def _key_of(subject: str) -> str:
