@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from nats.aio.msg import Msg
-
 from ...settings import value_or_default
 from ...wire.cursor import Position
 from .. import READ_BYTES, Page
@@ -14,7 +12,7 @@ from ..timeouts import BrokerTimeouts
 from .broker import NatsBroker
 from .failures import FAILURES, unavailable
 from .log import Logs
-from .stream import JetStreamError, Stream, StreamSettings, live_payload_of
+from .stream import Stream, live_payload_of
 from .subjects import subject_of
 
 Result = TypeVar("Result")
@@ -56,16 +54,16 @@ class JetStreamBroker(NatsBroker):
         linger: float = 10.0,
     ) -> None:
         super().__init__(servers, prefix=prefix, options=options, timeouts=timeouts, linger=linger)
-        self._stream_settings = StreamSettings(
-            name=prefix.replace(".", "_") if stream is None else stream,
-            prefix=prefix,
-            history=value_or_default("history", history, History),
+        self._stream = Stream(
+            self._connect,
+            prefix.replace(".", "_") if stream is None else stream,
+            prefix,
+            history := value_or_default("history", history, History),
             size=max_size,
             replicas=replicas,
             idempotency_window=idempotency_window,
         )
-        self._stream = Stream(self._connect, self._stream_settings)
-        self._logs = Logs(self._stream, self._stream_settings.history.events)
+        self._logs = Logs(self._stream, history.events)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload to the channel's log. Returns 0: NATS does not count the subscribers.
@@ -84,7 +82,7 @@ class JetStreamBroker(NatsBroker):
         expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `HistoryBroker`."""
-        subject = subject_of(self._stream_settings.log_prefix, channel)
+        subject = subject_of(self._stream.log_prefix, channel)
         return await self._attempt(
             "publish",
             lambda: self._logs.append(channel, subject, payload, idempotency_key, expected_position),
@@ -92,7 +90,7 @@ class JetStreamBroker(NatsBroker):
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `HistoryBroker`."""
-        subject = subject_of(self._stream_settings.log_prefix, channel)
+        subject = subject_of(self._stream.log_prefix, channel)
         return await self._attempt("read", lambda: self._logs.read(subject, after, limit, max_bytes))
 
     async def _attempt(self, attempt: str, act: Callable[[], Awaitable[Result]]) -> Result:
@@ -101,23 +99,9 @@ class JetStreamBroker(NatsBroker):
         self._connect()
         try:
             async with asyncio.timeout(timeout):
-                return await self._with_stream(act)
+                return await self._stream.use(act)
         except FAILURES as error:
             late = TimeoutError(f"not done within {timeout:g} s, which includes waiting for other publishers")
             raise unavailable(attempt, self._settings.address, error if str(error) else late) from error
 
-    async def _with_stream(self, act: Callable[[], Awaitable[Result]]) -> Result:
-        await self._stream.ensure()
-        try:
-            return await act()
-        except JetStreamError as error:
-            if not error.is_absent:
-                raise
-        # The stream was lost or removed. The event was not added, so it is safe to try again.
-        self._stream.forget()
-        await self._stream.ensure()
-        return await act()
-
-    @staticmethod
-    def _decode(message: Msg) -> bytes | None:
-        return live_payload_of(message)
+    _decode = staticmethod(live_payload_of)

@@ -1,9 +1,9 @@
-"""The logs of all channels in one stream: appends, and where each log ends.
+"""The logs of all channels in one stream: appends, and reads by offset.
 
 The stream numbers the messages of all subjects together, but the offsets of a log must have no holes. So each
 event carries its position, and is added on the condition that the subject's last message is still the one
 before it. If another publisher was first, the server refuses; the publisher reads the log's new end and tries
-again with the next offset.
+again with the next offset. Offsets and sequences both grow along a log: a read searches for its offset.
 
 JetStream drops every message in the end, also the last one of a channel, and then the log is forgotten.
 While the log is read, a *mark* prevents that: a message that is no event and carries the log's last position.
@@ -15,28 +15,24 @@ import itertools
 import random
 from collections import OrderedDict
 from hashlib import sha256
-from typing import NamedTuple
 
 from ...errors import PositionConflictError
 from ...wire.cursor import Position, new_epoch
-from .. import Page
-from .pages import PageReader, Range
-from .stream import MARK, POSITION, JetStreamError, Stream
+from .. import Page, Record
+from .stream import FOREIGN, MARK, POSITION, Entry, JetStreamError, Stream
 
-# The most logs whose ends are remembered. To find an end again costs a request.
-_MOST_HEADS = 10_000
+# The most logs whose ends are remembered, and the most places in logs. To find one again costs requests.
+_MOST_REMEMBERED = 10_000
 # In seconds. Half of each pause is random, so that publishers that were refused together try again apart.
 _FIRST_PAUSE, _MOST_PAUSE = 0.001, 0.05
 # How often a read starts again because the log changed between two requests.
 _MOST_READS = 10
-
-
-class Head(NamedTuple):
-    """The end of a log: its position, the sequence of the message there, and whether that message is old."""
-
-    position: Position
-    sequence: int
-    is_old: bool = False
+# The most bytes of a request, and the bytes of a message beside its payload: its subject and its headers. A
+# page may be shorter than its limits.
+_PAGE_SIZE, _MESSAGE_COST = 4 * 1024 * 1024, 512
+# A search ends at most this many messages before the wanted event, since to read a few more costs less than
+# to search on. Between the events of a page may be as many marks.
+_NEAR = 16
 
 
 class Logs:
@@ -44,9 +40,11 @@ class Logs:
 
     def __init__(self, stream: Stream, events: int) -> None:
         self._stream = stream
-        self._pages = PageReader(stream, events)
+        self._events = events
         #: The last known end of each log.
-        self._heads: OrderedDict[str, Head] = OrderedDict()
+        self._heads: OrderedDict[str, Entry] = OrderedDict()
+        #: By subject and position, a sequence from which on the event is found: where a page has ended.
+        self._sequences: OrderedDict[tuple[str, Position], int] = OrderedDict()
 
     async def append(
         self, channel: str, subject: str, payload: bytes, key: str | None, expected_position: Position | None
@@ -56,14 +54,14 @@ class Logs:
             for attempt in itertools.count():
                 headers, known = await self._recall(subject, key)
                 if known is not None:
-                    return known
+                    return known.position
                 # The first attempt trusts the remembered end. If it is wrong, the server refuses.
                 head = self._heads.get(subject) if attempt == 0 else None
-                if head is None or not _is_end(expected_position, head):
+                if head is None or not _is_end(expected_position, head.position):
                     head = await self._find(subject) or _new_head()
-                if not _is_end(expected_position, head):
+                if not _is_end(expected_position, head.position):
                     raise PositionConflictError(channel, head.position)
-                position = Position(head.position.epoch, head.position.offset + 1)
+                position = head.position.at(head.position.offset + 1)
                 headers[POSITION] = str(position)
                 if await self._store(subject, payload, headers, head, position):
                     return position
@@ -78,70 +76,154 @@ class Logs:
             if head is None:
                 await self._mark(subject, _new_head())
                 continue
-            if head.is_old:
+            if self._stream.is_old(head):
                 await self._mark(subject, head)
-            range_ = Range(after + 1, limit, max_bytes)
-            page = await self._pages.read(subject, head.position, head.sequence, oldest, range_)
+            # Without an event that is young enough, the log begins behind its end.
+            oldest = oldest or head._replace(is_event=False)
+            page = await self._page(subject, head, oldest, after, limit, max_bytes)
             if page is not None:
                 return page
         raise JetStreamError("the log changes faster than it can be read")
 
-    async def _find(self, subject: str) -> Head | None:
+    # --- the end of a log ---
+
+    async def _find(self, subject: str) -> Entry | None:
         """Return the end of a log, None if there is no log. Removes a log that cannot be continued."""
         # Read before the request: the server must still have this event, but not one that is added meanwhile.
         known = self._heads.get(subject)
         entry = await self._stream.last(subject)
-        if entry is None:
-            self._heads.pop(subject, None)
-            return None
-        if entry.position is None or (known is not None and _is_behind(entry.position, known.position)):
+        if entry is not None and entry.position != FOREIGN and not _is_behind(entry, known):
+            return entry
+        if entry is not None:
             # Another program has added a message, or the server has lost the end of the log. To continue
             # would give new events positions that clients have already seen.
             await self._stream.clear(subject, entry.sequence)
-            self._heads.pop(subject, None)
-            return None
-        return Head(entry.position, entry.sequence, self._stream.is_old(entry))
+        self._heads.pop(subject, None)
+        return None
 
-    async def _recall(self, subject: str, key: str | None) -> tuple[dict[str, str], Position | None]:
-        """Return the headers that make the server remember the key, and the position of a known key."""
+    async def _recall(self, subject: str, key: str | None) -> tuple[dict[str, str], Entry | None]:
+        """Return the headers that make the server remember the key, and the event of a known key."""
         if key is None:
             return {}, None
         message_id = sha256(f"{subject} {key}".encode(errors="surrogatepass")).hexdigest()
         sequence = await self._stream.known(subject, message_id)
         if sequence is None:
             return {"Nats-Msg-Id": message_id}, None
-        entry = await self._stream.at(sequence)
         # The log may have dropped the event while the key is remembered. Then it is added again, without key.
-        return {}, None if entry is None else entry.position
+        return {}, await self._stream.at(sequence)
 
     async def _store(
-        self, subject: str, payload: bytes, headers: dict[str, str], head: Head, position: Position
+        self, subject: str, payload: bytes, headers: dict[str, str], head: Entry, position: Position
     ) -> bool:
         sequence = await self._stream.store(subject, payload, headers, head.sequence)
         if sequence is None:
             return False
-        self._heads[subject] = Head(position, sequence)
+        self._heads[subject] = Entry(position, sequence)
         self._heads.move_to_end(subject)
-        if len(self._heads) > _MOST_HEADS:
+        if len(self._heads) > _MOST_REMEMBERED:
             self._heads.popitem(last=False)
         return True
 
-    async def _mark(self, subject: str, head: Head) -> None:
+    async def _mark(self, subject: str, head: Entry) -> None:
         # If another message is first, the log needs no mark.
         await self._store(subject, b"", {MARK: str(head.position)}, head, head.position)
 
+    # --- the events of a log ---
 
-def _new_head() -> Head:
-    return Head(Position(new_epoch(), 0), 0)
+    async def _page(
+        self, subject: str, head: Entry, oldest: Entry, after: int, limit: int, max_bytes: int
+    ) -> Page | None:
+        """Return a page; None if it was not the same log throughout."""
+        end = head.position
+        if oldest.position.epoch != end.epoch:
+            return None
+        first = max(oldest.position.offset + (not oldest.is_event), end.offset - self._events + 1)
+        # The log may have gone on between the two requests.
+        last = max(end.offset, first - 1)
+        start = max(after + 1, first)
+        records: list[Record] = []
+        if limit > 0 and start <= end.offset:
+            sequence = await self._search(subject, end.at(start), oldest, head)
+            if sequence is None:
+                return None
+            records = await self._records(subject, end.at(start), sequence, limit, max_bytes)
+        if records:
+            # The server may have dropped events since the first request.
+            first = records[0].offset if records[0].offset > after + 1 else first
+            last = max(last, records[-1].offset)
+        return Page(end.epoch, first, last, tuple(records))
+
+    async def _search(self, subject: str, wanted: Position, low: Entry, high: Entry) -> int | None:
+        """Return a sequence at or shortly before an event; None if the log has changed meanwhile.
+
+        Interpolates, as if the messages of other channels were spread evenly, and halves in between:
+        interpolation alone may take very long if they are not.
+        """
+        known = self._sequences.get((subject, wanted))
+        if known is not None:
+            return known
+        evenly = True
+        while wanted.offset - low.position.offset > _NEAR and high.sequence - low.sequence > 1:
+            span, offsets = high.sequence - low.sequence, high.position.offset - low.position.offset
+            share = (wanted.offset - _NEAR // 2 - low.position.offset) / offsets if evenly else 0.5
+            evenly = not evenly
+            middle = low.sequence + min(span - 1, max(1, int(span * share)))
+            entry = await self._stream.next(subject, middle)
+            if entry is None or entry.position.epoch != wanted.epoch:
+                return None
+            # A mark comes after the event whose offset it has.
+            if entry.position.offset < wanted.offset + entry.is_event:
+                low = entry
+            else:
+                high = entry._replace(sequence=middle)
+        return low.sequence
+
+    async def _records(
+        self, subject: str, start: Position, sequence: int, limit: int, max_bytes: int
+    ) -> list[Record]:
+        many = limit + 2 * _NEAR
+        size = min(_PAGE_SIZE, max_bytes + _MESSAGE_COST * many)
+        events: list[Entry] = []
+        while not events and (entries := await self._stream.page(subject, sequence, many, size)):
+            events = _events_in(entries, start, limit, max_bytes)
+            # Without events, messages before the wanted one have filled the answer.
+            sequence = (events or entries)[-1].sequence + 1
+        if events:
+            end = events[-1].position
+            self._sequences[subject, end.at(end.offset + 1)] = sequence
+            if len(self._sequences) > _MOST_REMEMBERED:
+                self._sequences.popitem(last=False)
+        return [Record(event.position.offset, event.payload) for event in events]
 
 
-def _is_end(expected_position: Position | None, head: Head) -> bool:
-    if expected_position is None:
-        return True
-    if expected_position.offset == 0:
-        return head.position.offset == 0
-    return expected_position == head.position
+def _events_in(entries: list[Entry], start: Position, limit: int, max_bytes: int) -> list[Entry]:
+    """Return the events from `start` on, up to the first hole between two offsets."""
+    events: list[Entry] = []
+    size = 0
+    for entry in entries:
+        epoch, offset = entry.position.epoch, entry.position.offset
+        if epoch == start.epoch and entry.is_event and offset >= start.offset:
+            size += len(entry.payload)
+            is_over = len(events) == limit or size > max_bytes
+            if events and (is_over or offset != events[-1].position.offset + 1):
+                break
+            events.append(entry)
+    return events
 
 
-def _is_behind(position: Position, known: Position) -> bool:
-    return position.epoch == known.epoch and position.offset < known.offset
+def _new_head() -> Entry:
+    return Entry(Position(new_epoch(), 0), 0)
+
+
+def _is_end(expected_position: Position | None, end: Position) -> bool:
+    if expected_position is not None and expected_position.offset == 0:
+        return end.offset == 0
+    return expected_position is None or expected_position == end
+
+
+def _is_behind(entry: Entry, known: Entry | None) -> bool:
+    return (
+        known is not None
+        and entry.position.epoch == known.position.epoch
+        and entry.position.offset < known.position.offset
+    )

@@ -8,11 +8,10 @@ import base64
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from secrets import randbelow
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -24,9 +23,13 @@ from ..history import History
 from .connection import Connection
 from .outgoing import Call
 
+Result = TypeVar("Result")
+
 #: The header with a message's position: an event has the first, a mark the second. A mark is no event. It
 #: keeps the position of the log's end when the log has no event there.
 POSITION, MARK = "Livepush-Position", "Livepush-Mark"
+#: The position of a message that another program has added. No log draws this epoch.
+FOREIGN = Position("-", 0)
 # A log gets a mark when it begins, and then at most one in the time for which events are kept.
 _MOST_MARKS = 4
 _STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -41,21 +44,21 @@ _NO_MESSAGE, _NO_STREAM, _NAME_TAKEN, _WRONG_ID, _WRONG_SEQUENCE = 10037, 10059,
 
 
 class JetStreamError(NatsError):
-    """Raised when JetStream refuses. `is_absent` says that there is no such stream."""
+    """Raised when JetStream refuses. `code` is its error code, 0 if it has named none."""
 
     def __init__(self, description: str, code: int = 0) -> None:
         super().__init__(description)
-        self.is_absent = code == _NO_STREAM
+        self.code = code
 
 
 class Entry(NamedTuple):
-    """One message of a log. `position` is None if another program than this package has added it."""
+    """One message of a log."""
 
+    position: Position
     sequence: int
-    time: float
-    position: Position | None
-    is_event: bool
-    payload: bytes
+    time: float = 0.0
+    is_event: bool = True
+    payload: bytes = b""
 
 
 def live_payload_of(message: Msg) -> bytes | None:
@@ -70,98 +73,97 @@ def live_payload_of(message: Msg) -> bytes | None:
         return message.data
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamSettings:
-    """The settings with which an absent stream is made. `size` bounds all logs together, in bytes."""
+class Stream:
+    """Requests to one stream, which is made if it is absent. Raises one of FAILURES.
 
-    name: str
-    prefix: str
-    history: History
-    size: int
-    replicas: int
-    idempotency_window: float
+    `size` bounds all logs together, in bytes.
+    """
 
-    def __post_init__(self) -> None:
-        if not _STREAM_NAME.fullmatch(self.name):
-            raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {self.name!r}")
-        check_whole("max_size", self.size)
-        check_whole("replicas", self.replicas)
-        check_seconds("idempotency_window", self.idempotency_window, _LONGEST_WINDOW)
-
-    @property
-    def log_prefix(self) -> str:
-        """The prefix of the logs' subjects. The subjects of live payloads begin with `prefix`."""
-        return f"{self.prefix}-log"
-
-    def configuration(self) -> dict[str, object]:
-        """Return the stream's configuration, as JetStream takes it."""
-        age = 0.0 if self.history.age is None else 2 * self.history.age
-        window = self.idempotency_window if not age else min(self.idempotency_window, age)
-        return {
-            "name": self.name,
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        name: str,
+        prefix: str,
+        history: History,
+        *,
+        size: int,
+        replicas: int,
+        idempotency_window: float,
+    ) -> None:
+        if not _STREAM_NAME.fullmatch(name):
+            raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {name!r}")
+        check_whole("max_size", size)
+        check_whole("replicas", replicas)
+        check_seconds("idempotency_window", idempotency_window, _LONGEST_WINDOW)
+        self._connect = connect
+        self._name = name
+        self._age = history.age
+        self._is_ensured = False
+        #: How far the server's clock is ahead, in seconds.
+        self._skew = 0.0
+        #: The prefix of the logs' subjects. The subjects of live payloads begin with `prefix`.
+        self.log_prefix = f"{prefix}-log"
+        kept = 2 * (self._age or 0.0)
+        # As JetStream takes it; times are in nanoseconds.
+        self._configuration = {
+            "name": name,
             "subjects": [f"{self.log_prefix}.>"],
             "retention": "limits",
             "storage": "file",
             "discard": "old",
-            "num_replicas": self.replicas,
-            "max_msgs_per_subject": self.history.events + _MOST_MARKS,
-            "max_bytes": self.size,
-            "max_age": int(age * 1e9),
-            "duplicate_window": int(window * 1e9),
+            "num_replicas": replicas,
+            "max_msgs_per_subject": history.events + _MOST_MARKS,
+            "max_bytes": size,
+            "max_age": int(kept * 1e9),
+            "duplicate_window": int(min(idempotency_window, kept or idempotency_window) * 1e9),
             "allow_direct": True,
             "first_seq": 1 + randbelow(_MOST_FIRST_SEQUENCE),
             # The server republishes each event after it has stored it. Subscriptions get the copy.
-            "republish": {"src": f"{self.log_prefix}.>", "dest": f"{self.prefix}.>"},
+            "republish": {"src": f"{self.log_prefix}.>", "dest": f"{prefix}.>"},
         }
-
-
-class Stream:
-    """Requests to one stream. Raises one of FAILURES."""
-
-    def __init__(self, connect: Callable[[], Connection], settings: StreamSettings) -> None:
-        self._connect = connect
-        self._settings = settings
-        self._is_ensured = False
-        #: How far the server's clock is ahead, in seconds.
-        self._skew = 0.0
 
     def lock(self, key: str) -> asyncio.Lock:
         """Return the lock of a key, the same one for all callers on this event loop."""
         return self._connect().lock(key)
 
-    async def ensure(self) -> None:
-        """Make the stream if it is absent. Raises JetStreamError if an existing one cannot be used."""
+    async def use(self, act: Callable[[], Awaitable[Result]]) -> Result:
+        """Make the stream if it is absent, and act. Raises JetStreamError if another one has its name."""
+        await self._ensure()
+        try:
+            return await act()
+        except JetStreamError as error:
+            if error.code != _NO_STREAM:
+                raise
+        # The stream was lost or removed. The event was not added, so it is safe to try again.
+        self._is_ensured = False
+        await self._ensure()
+        return await act()
+
+    async def _ensure(self) -> None:
         if not self._is_ensured:
             async with self.lock(""):
                 if not self._is_ensured:
-                    await self._ensure()
+                    await self._make()
 
-    def forget(self) -> None:
-        """Let the next `ensure` ask the server again."""
-        self._is_ensured = False
-
-    async def _ensure(self) -> None:
-        name = self._settings.name
-        answer = await self._call(f"STREAM.INFO.{name}", {}, _NO_STREAM)
+    async def _make(self) -> None:
+        info = f"STREAM.INFO.{self._name}"
+        answer = await self._call(info, {}, _NO_STREAM)
         if answer is None:
-            answer = await self._call(f"STREAM.CREATE.{name}", self._settings.configuration(), _NAME_TAKEN)
+            answer = await self._call(f"STREAM.CREATE.{self._name}", self._configuration, _NAME_TAKEN)
         if answer is None:
             # Another process has made it meanwhile.
-            answer = await self._call(f"STREAM.INFO.{name}", {}) or {}
+            answer = await self._call(info, {}) or {}
         if self._connect().server_version < _LEAST_VERSION:
             raise JetStreamError("the server is too old, JetStreamBroker needs NATS 2.11")
-        self._check(answer["config"])
-        self._skew = _seconds_of(answer["ts"]) - time.time() if "ts" in answer else 0.0
-        self._is_ensured = True
-
-    def _check(self, found: Mapping[str, Any]) -> None:
-        wanted = self._settings.configuration()
-        for name in ("subjects", "republish", "allow_direct"):
-            if found.get(name) != wanted[name]:
+        for setting in ("subjects", "republish", "allow_direct"):
+            found, wanted = answer["config"].get(setting), self._configuration[setting]
+            if found != wanted:
                 raise JetStreamError(
-                    f"the stream {self._settings.name!r} is there with {name} {found.get(name)!r} instead of "
-                    f"{wanted[name]!r}; name another stream or prefix"
+                    f"the stream {self._name!r} is there with {setting} {found!r} instead of {wanted!r}; "
+                    "name another stream or prefix"
                 )
+        self._skew = _seconds_of(answer["ts"]) - time.time()
+        self._is_ensured = True
 
     async def store(self, subject: str, payload: bytes, headers: dict[str, str], after: int) -> int | None:
         """Add a message if the subject's last one has the sequence `after`; 0 means that there is none.
@@ -183,8 +185,7 @@ class Stream:
 
     async def last(self, subject: str) -> Entry | None:
         """Return the last message of a subject. The leader answers; a direct get may come from a replica."""
-        query = {"last_by_subj": subject}
-        answer = await self._call(f"STREAM.MSG.GET.{self._settings.name}", query, _NO_MESSAGE)
+        answer = await self._call(f"STREAM.MSG.GET.{self._name}", {"last_by_subj": subject}, _NO_MESSAGE)
         if answer is None:
             return None
         message = answer["message"]
@@ -203,38 +204,35 @@ class Stream:
 
     async def oldest(self, subject: str) -> Entry | None:
         """Return the first message of a subject that is not older than events are kept."""
-        age = self._settings.history.age
-        if age is None:
+        if self._age is None:
             return await self.next(subject, 1)
-        since = datetime.fromtimestamp(time.time() + self._skew - age, UTC)
+        since = datetime.fromtimestamp(time.time() + self._skew - self._age, UTC)
         return await self._get({"next_by_subj": subject, "start_time": since.isoformat()})
 
     async def page(self, subject: str, sequence: int, limit: int, size: int) -> list[Entry]:
         """Return up to `limit` messages of a subject from a sequence on, in little more than `size` bytes."""
-        query = {"next_by_subj": subject, "seq": sequence, "batch": limit, "max_bytes": size}
-        return [_entry_of(part) for part in await self._get_direct(query) if not _status(part)]
+        return await self._get_all(
+            {"next_by_subj": subject, "seq": sequence, "batch": limit, "max_bytes": size}
+        )
 
     async def clear(self, subject: str, sequence: int) -> None:
         """Remove the messages of a subject up to and including a sequence."""
-        await self._call(f"STREAM.PURGE.{self._settings.name}", {"filter": subject, "seq": sequence + 1})
+        await self._call(f"STREAM.PURGE.{self._name}", {"filter": subject, "seq": sequence + 1})
 
     def is_old(self, entry: Entry) -> bool:
         """Return whether a message is older than events are kept."""
-        age = self._settings.history.age
-        return age is not None and time.time() + self._skew - entry.time > age
+        return self._age is not None and time.time() + self._skew - entry.time > self._age
 
     async def _get(self, query: Mapping[str, object]) -> Entry | None:
-        (answer,) = await self._get_direct(query)
-        return None if _status(answer) else _entry_of(answer)
+        return next(iter(await self._get_all(query)), None)
 
-    async def _get_direct(self, query: Mapping[str, object]) -> list[Msg]:
-        subject = f"$JS.API.DIRECT.GET.{self._settings.name}"
-        call = Call(subject, json.dumps(query).encode(), is_request=True)
+    async def _get_all(self, query: Mapping[str, object]) -> list[Entry]:
+        call = Call(f"$JS.API.DIRECT.GET.{self._name}", json.dumps(query).encode(), is_request=True)
         answer = await self._connect().exchange(call)
         # 204 ends a batch, 404 means that there is no such message.
         if _status(answer[-1]) not in ("", "204", "404"):
             raise _refusal(answer[-1])
-        return answer
+        return [_entry_of(part) for part in answer if not _status(part)]
 
     async def _call(
         self, path: str, query: Mapping[str, object], expected_error: int = 0
@@ -279,8 +277,8 @@ def _entry(sequence: int, stamp: str, headers: Mapping[str, str], payload: bytes
     try:
         position = Position.parse(headers.get(POSITION if is_event else MARK, ""))
     except ValueError:
-        position = None
-    return Entry(sequence, _seconds_of(stamp), position, is_event, payload)
+        position = FOREIGN
+    return Entry(position, sequence, _seconds_of(stamp), is_event, payload)
 
 
 def _seconds_of(stamp: str) -> float:
