@@ -7,9 +7,10 @@ The docstring of each override says which behaviour of nats-py (2.9 to 2.16) it 
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from nats.aio import client as nats_client
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import UnexpectedEOF
 from nats.protocol.parser import PERMISSIONS_ERR
@@ -18,26 +19,39 @@ from ...runtime.event_loop import start_task
 from ..mailbox import MESSAGES_BETWEEN_PAUSES
 from .failures import FAILURES
 
+Result = TypeVar("Result")
+
 # How long to wait for the tasks of nats-py to end when the socket is closed already, in seconds.
 _CLOSE_TIMEOUT = 1.0
 
 
-class Receiver(asyncio.Future[Msg]):
-    """Calls `take` at once with each message of a subscription.
+class Receiver(asyncio.Future[Result]):
+    """Calls `take` at once with each message of a subscription, or with a PONG.
 
-    nats-py sets the result of this future for each message. An ordinary subscription has a queue, which drops
-    messages when it is full, and a task, of which ten thousand cost much memory.
+    nats-py sets the result of this future for each of them. An ordinary subscription has a queue, which drops
+    messages when it is full, and a task, of which ten thousand cost much memory. `take` must not raise, since
+    nats-py would stop reading.
     """
 
     __slots__ = ("_take",)
 
-    def __init__(self, take: Callable[[Msg], None]) -> None:
+    def __init__(self, take: Callable[[Result], None]) -> None:
         super().__init__()
         self._take = take
 
-    def set_result(self, message: Msg, /) -> None:
+    def set_result(self, result: Result, /) -> None:
         """Take one message."""
-        self._take(message)
+        self._take(result)
+
+
+def settle(future: asyncio.Future[Result], outcome: Result | Exception) -> None:
+    """Set the result of a future, or its exception, unless it has one or its caller is gone."""
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 class Client(nats_client.Client):
@@ -47,25 +61,17 @@ class Client(nats_client.Client):
         super().__init__()
         self._on_lost = on_lost
         self._messages_since_pause = 0
-        self._next_pong: asyncio.Future[object] | None = None
+        self._when_processed: list[Callable[[], None]] = []
 
-    def ping(self) -> asyncio.Future[object]:
-        """Send a PING, which the server answers when it has processed all commands so far.
+    def when_processed(self, callback: Callable[[], None]) -> None:
+        """Call a function when the server has processed all commands so far. It must not raise.
 
-        The future is cancelled if the connection is lost before. Do not cancel it: nats-py stops reading when
-        a PONG arrives for a future that is done. All calls within one turn of the event loop share it.
+        It is not called if the connection is lost before. All calls within one turn of the event loop share
+        one PING.
         """
-        if self._next_pong is None:
-            self._next_pong = asyncio.get_running_loop().create_future()
-            start_task(self._send_next_ping(), "livepush nats ping")
-        return self._next_pong
-
-    async def flush(self, timeout: float = 0) -> None:
-        """Return when the server has processed all commands so far. nats-py calls this after a reconnect.
-
-        Its own version gives up after 10 s and leaves the connection open.
-        """
-        await asyncio.shield(self.ping())
+        if not self._when_processed:
+            start_task(self._send_shared_ping(), "livepush nats ping")
+        self._when_processed.append(callback)
 
     def drop(self) -> None:
         """Close the socket at once. nats-py would wait until all is sent, which a dead server never reads.
@@ -73,15 +79,12 @@ class Client(nats_client.Client):
         It would also send the pending commands on the next connection, after their publishers got an error.
         """
         self._pending, self._pending_data_size = [], 0
-        pongs, self._pongs, self._next_pong = [*self._pongs, self._next_pong], [], None
+        self._pongs, self._when_processed = [], []
         # There is no public access to it. A web socket has no writer.
         writer = getattr(self._transport, "_io_writer", None)
-        # RuntimeError: the connection belongs to an event loop that is closed.
-        with contextlib.suppress(RuntimeError):
-            for pong in pongs:
-                if pong is not None:
-                    pong.cancel()
-            if isinstance(writer, asyncio.StreamWriter):
+        if isinstance(writer, asyncio.StreamWriter):
+            # RuntimeError: the connection belongs to an event loop that is closed.
+            with contextlib.suppress(RuntimeError):
                 writer.transport.abort()
 
     async def aclose(self) -> None:
@@ -90,6 +93,9 @@ class Client(nats_client.Client):
         with contextlib.suppress(RuntimeError, *FAILURES):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self.close()
+
+    async def flush(self, timeout: float = 0) -> None:
+        """Do nothing. nats-py flushes after a reconnect, gives up after 10 s, and leaves the socket open."""
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         """Pause during a burst, and drop messages that the buffer of a lost connection still has.
@@ -113,21 +119,28 @@ class Client(nats_client.Client):
             await self._process_op_err(NatsError(f"nats: {message}"))
 
     async def _process_op_err(self, error: Exception) -> None:
-        """Drop and report a lost connection before nats-py closes it and connects again."""
-        if self.is_connected:
+        """Drop a lost connection before nats-py closes it and connects again, and report it at once."""
+        was_connected = self.is_connected
+        if was_connected:
             self.drop()
+        await super()._process_op_err(error)
+        if was_connected:
             closed = ConnectionResetError("the server has closed the connection")
             self._on_lost(closed if isinstance(error, UnexpectedEOF) else error)
-        await super()._process_op_err(error)
 
-    async def _send_ping(self, future: asyncio.Future[object] | None = None) -> None:
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         """Send a PING after the commands that wait to be sent. nats-py's own PING overtakes them."""
         self._pongs.append(asyncio.get_running_loop().create_future() if future is None else future)
         await self._send_command(nats_client.PING_PROTO)
         await self._flush_pending()
 
-    async def _send_next_ping(self) -> None:
-        pong, self._next_pong = self._next_pong, None
-        # There is none if the connection was lost meanwhile.
-        if pong is not None:
-            await self._send_ping(pong)
+    async def _send_shared_ping(self) -> None:
+        callbacks, self._when_processed = self._when_processed, []
+        # There are none if the connection was lost meanwhile.
+        if callbacks:
+            await self._send_ping(Receiver(partial(_call_all, callbacks)))
+
+
+def _call_all(callbacks: list[Callable[[], None]], pong: bool) -> None:
+    for callback in callbacks:
+        callback()

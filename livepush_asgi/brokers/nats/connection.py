@@ -6,8 +6,7 @@ nats-py tests it, and reconnects when it breaks. This file reports the losses to
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Awaitable
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -16,15 +15,13 @@ from nats.aio.msg import Msg
 from ...runtime.event_loop import start_task
 from ..mailbox import Mailbox
 from ..timeouts import no_answer
-from .client import Client, Receiver
+from .client import Client
 from .outgoing import Call, OutgoingQueue
 from .settings import Settings
-from .subscriptions import Subscription, SubscriptionTable
+from .subscriptions import Decode, Subscription, Subscriptions
 
 logger = logging.getLogger("livepush_asgi")
 
-#: Returns the payload that mailboxes get for a message, None if they get none. It must not raise.
-Decode = Callable[[Msg], bytes | None]
 Result = TypeVar("Result")
 
 _REFUSAL = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
@@ -39,12 +36,10 @@ class Connection:
         self.has_ended = False
         self._settings = settings
         self._timeouts = settings.timeouts
-        self._decode = decode
         self._client = Client(self._note_lost)
-        self._subscriptions = SubscriptionTable()
+        self._subscriptions = Subscriptions(self._client, decode)
         self._outgoing = OutgoingQueue(self._client)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._is_up = False
         #: Why the last attempt to connect has failed, or why the connection was lost.
         self._fault: Exception | None = None
         self._lost_at: float | None = None
@@ -53,8 +48,8 @@ class Connection:
 
     @property
     def healthy(self) -> bool:
-        """Whether the server has confirmed every subscription and the connection is up; True without any."""
-        return not len(self._subscriptions) or (self._is_up and self._subscriptions.all_in_force)
+        """Whether the connection is up and the server has confirmed every subscription; True without any."""
+        return self._subscriptions.all_in_force
 
     @property
     def server_version(self) -> tuple[int, int]:
@@ -73,10 +68,8 @@ class Connection:
         """
         subscriber = self.loop.create_future()
         subscription = Subscription(channel, subject, subscriber, self._leave)
-        self._subscriptions.add(subscription)
         try:
-            if self._is_up:
-                await self._ask([subscription])
+            await self._subscriptions.add(subscription)
             await self._within(self._timeouts.subscribe, subscriber)
         except BaseException:
             self._leave(subscription)
@@ -108,59 +101,33 @@ class Connection:
                 **self._settings.options,
             )
             await self._note_up()
-            # Refused subscriptions are tried again, since permissions change.
             while self._is_needed or self.loop.time() - self._used_at < self._settings.linger:
                 await asyncio.sleep(min(self._timeouts.ping_interval, self._settings.linger))
-                if self._is_up and self._subscriptions.unasked:
-                    await self._ask(self._subscriptions.unasked)
+                # Refused subscriptions are tried again, since permissions change.
+                await self._subscriptions.ask()
         except Exception as error:
             # One of the options is wrong: nats-py does not raise for a server that is away.
             logger.exception("cannot connect to %s", self._settings.address)
             self._fault = ConnectionError(f"{type(error).__name__}: {error}")
         finally:
             self.has_ended = True
-            self._is_up = False
             fault = self._fault or ConnectionAbortedError("the connection was closed")
-            self._subscriptions.fail_waiting(fault)
+            self._subscriptions.close(fault)
             self._outgoing.close(fault)
             await self._client.aclose()
-
-    async def _ask(self, subscriptions: Sequence[Subscription]) -> None:
-        """Ask the server for subscriptions, and for a PONG. Does not suspend."""
-        for subscription in subscriptions:
-            receiver = Receiver(partial(self._receive, subscription))
-            subscription.on_server = await self._client.subscribe(subscription.subject, future=receiver)
-        self._client.ping().add_done_callback(partial(self._note_confirmed, subscriptions))
-
-    def _note_confirmed(self, subscriptions: Sequence[Subscription], pong: asyncio.Future[object]) -> None:
-        # If the connection is lost, nats-py subscribes again.
-        if not pong.cancelled() and self._is_up:
-            self._subscriptions.confirm(*subscriptions)
-            self._note_back()
-
-    def _receive(self, subscription: Subscription, message: Msg) -> None:
-        payload = self._decode(message)
-        if payload is not None:
-            self._subscriptions.confirm(subscription)
-            subscription.deliver(payload)
 
     @property
     def _is_needed(self) -> bool:
         return bool(len(self._subscriptions) or len(self._outgoing))
 
     def _leave(self, subscription: Subscription) -> None:
-        self._subscriptions.remove(subscription)
-        self._unsubscribe(subscription)
-        self._note_use()
-
-    def _unsubscribe(self, subscription: Subscription) -> None:
-        on_server, subscription.on_server = subscription.on_server, None
-        if on_server is not None and not self.has_ended and not self.loop.is_closed():
-            start_task(on_server.unsubscribe(), "livepush nats unsubscribe")
+        if not self.has_ended and not self.loop.is_closed():
+            self._subscriptions.remove(subscription)
+            self._note_use()
 
     def _note_use(self) -> None:
         self._used_at = self.loop.time()
-        if not (self._is_up or self._is_needed or self.has_ended or self.loop.is_closed()):
+        if not (self._client.is_connected or self._is_needed or self.has_ended or self.loop.is_closed()):
             # No caller waits for the server any more.
             self.has_ended = True
             self._task.cancel()
@@ -168,33 +135,22 @@ class Connection:
     # --- what nats-py reports ---
 
     async def _note_up(self) -> None:
-        self._is_up = True
-        self._subscriptions.confirm_all()
-        await self._ask(self._subscriptions.unasked)
-        await self._outgoing.open()
+        await self._subscriptions.ask()
+        await self._outgoing.send_waiting()
+        self._client.when_processed(self._note_back)
+
+    def _note_back(self) -> None:
+        self._fault = None
+        if self._lost_at is not None:
+            away, self._lost_at = self.loop.time() - self._lost_at, None
+            address, count = self._settings.address, len(self._subscriptions)
+            logger.warning("connected to %s again after %.1f s, %d channels", address, away, count)
 
     def _note_lost(self, error: Exception) -> None:
         if not self.has_ended:
-            self._is_up = False
             self._subscriptions.interrupt()
             self._note_away(error)
             self._note_use()
-
-    async def _note_error(self, error: Exception) -> None:
-        refusal = _REFUSAL.search(str(error))
-        if refusal is not None and refusal[1] == "publish":
-            self._outgoing.refuse(refusal[2], error)
-        elif refusal is not None:
-            for subscription in self._subscriptions.refuse(refusal[2], error):
-                self._unsubscribe(subscription)
-        elif not self._is_up:
-            # nats-py leaves the socket of a failed attempt open.
-            self._client.drop()
-            # A server that refuses the login may close the connection before its reason is read. An earlier
-            # attempt has read it.
-            if self._fault is None or not isinstance(error, ConnectionResetError):
-                self._fault = error if str(error) else no_answer(self._timeouts.ping)
-            self._note_away(self._fault)
 
     def _note_away(self, fault: Exception) -> None:
         self._fault = fault
@@ -204,9 +160,16 @@ class Connection:
             address = self._settings.address
             logger.warning("no connection to %s, trying until it works: %s", address, fault)
 
-    def _note_back(self) -> None:
-        self._fault = None
-        if self._lost_at is not None:
-            away, self._lost_at = self.loop.time() - self._lost_at, None
-            address, count = self._settings.address, len(self._subscriptions)
-            logger.warning("connected to %s again after %.1f s, %d channels", address, away, count)
+    async def _note_error(self, error: Exception) -> None:
+        refusal = _REFUSAL.search(str(error))
+        if refusal is not None:
+            kind = self._outgoing if refusal[1] == "publish" else self._subscriptions
+            kind.refuse(refusal[2], error)
+        elif not self._client.is_connected:
+            # nats-py leaves the socket of a failed attempt open.
+            self._client.drop()
+            # A server that refuses the login may close the connection before its reason is read. An earlier
+            # attempt has read it.
+            if self._fault is None or not isinstance(error, ConnectionResetError):
+                self._fault = error if str(error) else no_answer(self._timeouts.ping)
+            self._note_away(self._fault)

@@ -31,7 +31,7 @@ _MOST_READS = 10
 # page may be shorter than its limits.
 _PAGE_SIZE, _MESSAGE_COST = 4 * 1024 * 1024, 512
 # A search ends at most this many messages before the wanted event, since to read a few more costs less than
-# to search on. Between the events of a page may be as many marks.
+# to search on.
 _NEAR = 16
 
 
@@ -181,7 +181,7 @@ class Logs:
     async def _records(
         self, subject: str, start: Position, sequence: int, limit: int, max_bytes: int
     ) -> list[Record]:
-        many = limit + 2 * _NEAR
+        many = limit + _NEAR
         size = min(_PAGE_SIZE, max_bytes + _MESSAGE_COST * many)
         events: list[Entry] = []
         while not events and (entries := await self._stream.page(subject, sequence, many, size)):

@@ -9,7 +9,7 @@ from functools import partial
 from nats.aio.msg import Msg
 
 from ...runtime.event_loop import start_task
-from .client import Client, Receiver
+from .client import Client, Receiver, settle
 from .failures import PayloadTooLargeError
 
 # The most bytes that are sent before the server has to confirm them. It confirms with the answer to a PING,
@@ -34,22 +34,12 @@ class Call:
     answer: list[Msg] = field(default_factory=list)
     outcome: asyncio.Future[list[Msg]] = field(default_factory=asyncio.Future)
 
-    def settle(self, error: Exception | None = None) -> None:
-        """Set the outcome, once."""
-        if self.outcome.done():
-            return
-        if error is None:
-            self.outcome.set_result(self.answer)
-        else:
-            self.outcome.set_exception(error)
-
 
 class OutgoingQueue:
     """Sends calls in order, and settles each of them once."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._is_open = False
         self._calls: dict[str, Call] = {}
         self._waiting: deque[Call] = deque()
         self._unconfirmed = 0
@@ -66,33 +56,28 @@ class OutgoingQueue:
         self._calls[call.token] = call
         self._waiting.append(call)
         try:
-            await self._send_waiting()
+            await self.send_waiting()
             return await call.outcome
         finally:
             del self._calls[call.token]
 
-    async def open(self) -> None:
-        """Send the waiting calls, and all later ones at once: the connection is up."""
-        self._is_open = True
-        self._unconfirmed = 0
-        await self._send_waiting()
-
     def close(self, error: Exception) -> None:
         """Fail all calls: the connection is lost, or an attempt to connect has failed."""
-        self._is_open = False
         self._waiting.clear()
+        self._unconfirmed = 0
         for call in self._calls.values():
-            call.settle(error)
+            settle(call.outcome, error)
 
     def refuse(self, subject: str, error: Exception) -> None:
         """Fail the calls of a subject that the server refuses, given in lower case."""
         for call in self._calls.values():
             if call.subject.lower() == subject:
-                call.settle(error)
+                settle(call.outcome, error)
 
-    async def _send_waiting(self) -> None:
+    async def send_waiting(self) -> None:
+        """Send what waits, if there is a connection."""
         # This never suspends, since nats-py writes to a buffer. So no call can overtake another one.
-        while self._waiting and self._is_open and self._unconfirmed <= _MOST_UNCONFIRMED:
+        while self._waiting and self._client.is_connected and self._unconfirmed <= _MOST_UNCONFIRMED:
             call = self._waiting.popleft()
             if not call.outcome.done():
                 await self._send(call)
@@ -101,22 +86,20 @@ class OutgoingQueue:
         size = len(call.payload)
         if size > self._client.max_payload:
             reason = f"its {size} bytes are more than the server takes (max_payload)"
-            call.settle(PayloadTooLargeError(reason))
+            settle(call.outcome, PayloadTooLargeError(reason))
             return
         reply = f"{await self._own_inbox()}.{call.token}" if call.is_request else ""
         await self._client.publish(call.subject, call.payload, reply, call.headers)
         self._unconfirmed += size
         if not call.is_request or self._unconfirmed > _MOST_UNCONFIRMED:
-            self._client.ping().add_done_callback(partial(self._note_confirmed, call))
+            self._client.when_processed(partial(self._note_processed, call))
 
-    def _note_confirmed(self, call: Call, pong: asyncio.Future[object]) -> None:
-        if pong.cancelled():
-            return
+    def _note_processed(self, call: Call) -> None:
         if not call.is_request:
-            call.settle()
+            settle(call.outcome, call.answer)
         self._unconfirmed = 0
         if self._waiting:
-            start_task(self._send_waiting(), "livepush nats sender")
+            start_task(self.send_waiting(), "livepush nats sender")
 
     async def _own_inbox(self) -> str:
         if not self._inbox:
@@ -131,4 +114,4 @@ class OutgoingQueue:
             headers = message.headers or {}
             # A message with a status ends a batch.
             if "Status" in headers or "Nats-Num-Pending" not in headers:
-                call.settle()
+                settle(call.outcome, call.answer)

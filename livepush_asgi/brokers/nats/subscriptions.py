@@ -1,4 +1,4 @@
-"""The subscriptions of a broker, which outlive its connections. No I/O.
+"""The subscriptions of a broker, which outlive its connections.
 
 A subscription is in force when the server has confirmed it, or when a message has arrived for it, which may
 be earlier. After an interruption the mailbox learns of the loss when the subscription is in force again, not
@@ -7,13 +7,20 @@ before: a reader that then fills the gap from a log misses no message.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
+from ...runtime.event_loop import start_task
 from ..mailbox import Mailbox
+from .client import Client, Receiver, settle
 
 logger = logging.getLogger("livepush_asgi")
+
+#: Returns the payload that mailboxes get for a message, None if they get none. It must not raise.
+Decode = Callable[[Msg], bytes | None]
 
 
 class Subscription:
@@ -37,16 +44,6 @@ class Subscription:
         #: Whether the server refuses a subscription that was in force.
         self.refused = False
 
-    def answer(self, error: Exception | None = None) -> None:
-        """Tell the subscriber that the subscription is in force, or why it is not."""
-        subscriber, self.subscriber = self.subscriber, None
-        if subscriber is None or subscriber.done():
-            return
-        if error is None:
-            subscriber.set_result(None)
-        else:
-            subscriber.set_exception(error)
-
     def deliver(self, payload: bytes | None) -> None:
         """Pass a payload to the mailbox. None says that messages may be missing."""
         # The sink of a mailbox may raise, which must not stop the connection.
@@ -59,10 +56,12 @@ class Subscription:
             logger.exception("the sink of channel %r raised", self.mailbox.channel)
 
 
-class SubscriptionTable:
+class Subscriptions:
     """All subscriptions, and which of them the server has confirmed."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Client, decode: Decode) -> None:
+        self._client = client
+        self._decode = decode
         # The keys are subjects in lower case: so nats-py reports a refusal.
         self._by_subject: dict[str, tuple[Subscription, ...]] = {}
         self._unconfirmed: dict[Subscription, None] = {}
@@ -75,16 +74,12 @@ class SubscriptionTable:
         """Whether the server has confirmed every subscription."""
         return not self._unconfirmed
 
-    @property
-    def unasked(self) -> list[Subscription]:
-        """The subscriptions that the server has to be asked for: new and refused ones."""
-        return [each for each in self._unconfirmed if each.on_server is None]
-
-    def add(self, subscription: Subscription) -> None:
-        """Add a new subscription."""
+    async def add(self, subscription: Subscription) -> None:
+        """Add a new subscription, and ask the server for it if there is a connection."""
         key = _key_of(subscription.subject)
         self._by_subject[key] = (*self._by_subject.get(key, ()), subscription)
         self._unconfirmed[subscription] = None
+        await self._ask([subscription])
 
     def remove(self, subscription: Subscription) -> None:
         """Remove a subscription. Removing it twice is harmless."""
@@ -93,49 +88,75 @@ class SubscriptionTable:
         if others:
             self._by_subject[key] = others
         self._unconfirmed.pop(subscription, None)
+        _unsubscribe(subscription)
 
-    def confirm(self, *subscriptions: Subscription) -> None:
-        """Note that subscriptions are in force if they are on the server. Report losses in between."""
-        for subscription in subscriptions:
-            if subscription not in self._unconfirmed or subscription.on_server is None:
-                continue
-            del self._unconfirmed[subscription]
-            subscription.refused = False
-            if subscription.subscriber is None:
-                subscription.deliver(None)
-            subscription.answer()
+    async def ask(self) -> None:
+        """Ask the server for every subscription that it has not confirmed, new, interrupted or refused."""
+        await self._ask(list(self._unconfirmed))
 
-    def confirm_all(self) -> None:
-        """Note that every subscription that nats-py sent to the server is in force."""
-        self.confirm(*self._unconfirmed)
-
-    def refuse(self, subject: str, error: Exception) -> list[Subscription]:
-        """Note that the server refuses a subject, given in lower case. Return the subscriptions to it.
+    def refuse(self, subject: str, error: Exception) -> None:
+        """Note that the server refuses a subject, given in lower case.
 
         When permissions change, the server also refuses subscriptions that were in force. If two subjects
         differ only in case, the refusal is for the one that is not in force.
         """
         asked = [each for each in self._by_subject.get(subject, ()) if each.on_server is not None]
-        refused = [each for each in asked if each in self._unconfirmed] or asked
-        for subscription in refused:
+        for subscription in [each for each in asked if each in self._unconfirmed] or asked:
             self._unconfirmed[subscription] = None
+            _unsubscribe(subscription)
             if subscription.subscriber is not None:
-                subscription.answer(error)
+                settle(subscription.subscriber, error)
             elif not subscription.refused:
                 subscription.refused = True
                 logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
                 subscription.deliver(None)
-        return refused
 
     def interrupt(self) -> None:
         """Note that the connection is lost. nats-py will send its subscriptions again."""
         for same_subject in self._by_subject.values():
             self._unconfirmed.update(dict.fromkeys(same_subject))
 
-    def fail_waiting(self, error: Exception) -> None:
+    def close(self, error: Exception) -> None:
         """Raise an error in all callers that wait for a confirmation."""
         for subscription in self._unconfirmed:
-            subscription.answer(error)
+            if subscription.subscriber is not None:
+                settle(subscription.subscriber, error)
+
+    async def _ask(self, subscriptions: Iterable[Subscription]) -> None:
+        # This never suspends, since nats-py writes to a buffer.
+        if self._client.is_connected:
+            for subscription in subscriptions:
+                if subscription.on_server is None:
+                    receiver = Receiver(partial(self._receive, subscription))
+                    subscription.on_server = await self._client.subscribe(
+                        subscription.subject, future=receiver
+                    )
+            self._client.when_processed(partial(self._confirm, subscriptions))
+
+    def _confirm(self, subscriptions: Iterable[Subscription]) -> None:
+        """Note that subscriptions are in force, except refused ones, and report a loss in between."""
+        for subscription in subscriptions:
+            if subscription in self._unconfirmed and subscription.on_server is not None:
+                del self._unconfirmed[subscription]
+                subscription.refused = False
+                subscriber, subscription.subscriber = subscription.subscriber, None
+                if subscriber is None:
+                    subscription.deliver(None)
+                else:
+                    settle(subscriber, None)
+
+    def _receive(self, subscription: Subscription, message: Msg) -> None:
+        payload = self._decode(message)
+        if payload is not None:
+            if subscription in self._unconfirmed:
+                self._confirm([subscription])
+            subscription.deliver(payload)
+
+
+def _unsubscribe(subscription: Subscription) -> None:
+    on_server, subscription.on_server = subscription.on_server, None
+    if on_server is not None:
+        start_task(on_server.unsubscribe(), "livepush nats unsubscribe")
 
 
 def _key_of(subject: str) -> str:
