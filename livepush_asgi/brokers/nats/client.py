@@ -7,7 +7,6 @@ The docstring of each override says which behaviour of nats-py (2.9 to 2.16) it 
 import asyncio
 import contextlib
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 from nats.aio import client as nats_client
@@ -138,9 +137,9 @@ class Client(nats_client.Client):
         callbacks, self._when_processed = self._when_processed, []
         # There are none if the connection was lost meanwhile.
         if callbacks:
-            await self._send_ping(Receiver(partial(_call_all, callbacks)))
 
+            def call_all(pong: bool) -> None:
+                for callback in callbacks:
+                    callback()
 
-def _call_all(callbacks: list[Callable[[], None]], pong: bool) -> None:
-    for callback in callbacks:
-        callback()
+            await self._send_ping(Receiver(call_all))

@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Awaitable
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 from nats.aio.msg import Msg
 
@@ -39,7 +38,6 @@ class Connection:
         self._client = Client(self._note_lost)
         self._subscriptions = Subscriptions(self._client, decode)
         self._outgoing = OutgoingQueue(self._client)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         #: Why the last attempt to connect has failed, or why the connection was lost.
         self._fault: Exception | None = None
         self._lost_at: float | None = None
@@ -56,10 +54,6 @@ class Connection:
         """The version of the server, (0, 0) before the first connection."""
         version = self._client.connected_server_version
         return version.major, version.minor
-
-    def lock(self, key: str) -> asyncio.Lock:
-        """Return the lock of a key, the same one for all callers. It belongs to this event loop."""
-        return self._locks.setdefault(key, asyncio.Lock())
 
     async def subscribe(self, channel: str, subject: str) -> Mailbox:
         """Return the mailbox of a subscription that the server has confirmed.

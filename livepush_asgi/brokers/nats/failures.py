@@ -1,6 +1,7 @@
 """The failures of a server, and the error that the caller gets for them."""
 
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 
 from ...errors import BrokerUnavailableError
 
@@ -24,6 +25,8 @@ def _remedy(cause: BaseException, reason: str) -> str:
         return "check the user name, the password or the credentials"
     if "permissions violation" in reason:
         return "allow the user this subject"
+    if isinstance(cause, NoRespondersError):
+        return "is JetStream enabled?"
     if isinstance(cause, PayloadTooLargeError):
         return "publish less at once, or raise max_payload of the server"
     return "is it running, is the address right, and can it be reached from here?"

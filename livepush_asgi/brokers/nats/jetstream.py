@@ -1,8 +1,9 @@
 """JetStreamBroker: pub/sub over NATS with history, with one connection for everything."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 from ...settings import value_or_default
 from ...wire.cursor import Position
@@ -14,8 +15,6 @@ from .failures import FAILURES, unavailable
 from .log import Logs
 from .stream import Stream, live_payload_of
 from .subjects import subject_of
-
-Result = TypeVar("Result")
 
 
 class JetStreamBroker(NatsBroker):
@@ -82,24 +81,25 @@ class JetStreamBroker(NatsBroker):
         expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `HistoryBroker`."""
-        subject = subject_of(self._stream.log_prefix, channel)
-        return await self._attempt(
-            "publish",
-            lambda: self._logs.append(channel, subject, payload, idempotency_key, expected_position),
-        )
+        async with self._attempt("publish"):
+            subject = subject_of(self._stream.log_prefix, channel)
+            return await self._logs.append(channel, subject, payload, idempotency_key, expected_position)
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `HistoryBroker`."""
-        subject = subject_of(self._stream.log_prefix, channel)
-        return await self._attempt("read", lambda: self._logs.read(subject, after, limit, max_bytes))
+        async with self._attempt("read"):
+            return await self._logs.read(
+                subject_of(self._stream.log_prefix, channel), after, limit, max_bytes
+            )
 
-    async def _attempt(self, attempt: str, act: Callable[[], Awaitable[Result]]) -> Result:
+    @asynccontextmanager
+    async def _attempt(self, attempt: str) -> AsyncIterator[None]:
         timeout = self._settings.timeouts.publish
         # First, since it raises a RuntimeError with the fix if no event loop of asyncio runs.
         self._connect()
         try:
             async with asyncio.timeout(timeout):
-                return await self._stream.use(act)
+                yield
         except FAILURES as error:
             late = TimeoutError(f"not done within {timeout:g} s, which includes waiting for other publishers")
             raise unavailable(attempt, self._settings.address, error if str(error) else late) from error

@@ -11,19 +11,18 @@ A mark also begins a log that is read before its first event.
 """
 
 import asyncio
-import itertools
-import random
 from collections import OrderedDict
 from hashlib import sha256
 
 from ...errors import PositionConflictError
 from ...wire.cursor import Position, new_epoch
 from .. import Page, Record
+from ..backoff import Backoff
 from .stream import FOREIGN, MARK, POSITION, Entry, JetStreamError, Stream
 
 # The most logs whose ends are remembered, and the most places in logs. To find one again costs requests.
 _MOST_REMEMBERED = 10_000
-# In seconds. Half of each pause is random, so that publishers that were refused together try again apart.
+# Between two attempts to append, in seconds.
 _FIRST_PAUSE, _MOST_PAUSE = 0.001, 0.05
 # How often a read starts again because the log changed between two requests.
 _MOST_READS = 10
@@ -50,13 +49,14 @@ class Logs:
         self, channel: str, subject: str, payload: bytes, key: str | None, expected_position: Position | None
     ) -> Position:
         """Add an event and return its position. See `HistoryBroker`."""
+        backoff = Backoff(_FIRST_PAUSE, _MOST_PAUSE)
         async with self._stream.lock(subject):
-            for attempt in itertools.count():
+            # The first attempt trusts the remembered end. If it is wrong, the server refuses.
+            head = self._heads.get(subject)
+            while True:
                 headers, known = await self._recall(subject, key)
                 if known is not None:
                     return known.position
-                # The first attempt trusts the remembered end. If it is wrong, the server refuses.
-                head = self._heads.get(subject) if attempt == 0 else None
                 if head is None or not _is_end(expected_position, head.position):
                     head = await self._find(subject) or _new_head()
                 if not _is_end(expected_position, head.position):
@@ -65,9 +65,8 @@ class Logs:
                 headers[POSITION] = str(position)
                 if await self._store(subject, payload, headers, head, position):
                     return position
-                pause = min(_MOST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10))
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-        raise AssertionError("the loop ends with a return or an exception")
+                head = None
+                await asyncio.sleep(backoff.next_delay())
 
     async def read(self, subject: str, after: int, limit: int, max_bytes: int) -> Page:
         """Return a part of a log. See `HistoryBroker`."""
@@ -76,10 +75,10 @@ class Logs:
             if head is None:
                 await self._mark(subject, _new_head())
                 continue
-            if self._stream.is_old(head):
+            if oldest is None:
+                # Every message is too old. The log begins behind its end, which needs a mark to be kept.
                 await self._mark(subject, head)
-            # Without an event that is young enough, the log begins behind its end.
-            oldest = oldest or head._replace(is_event=False)
+                oldest = head._replace(is_event=False)
             page = await self._page(subject, head, oldest, after, limit, max_bytes)
             if page is not None:
                 return page
@@ -110,7 +109,8 @@ class Logs:
         if sequence is None:
             return {"Nats-Msg-Id": message_id}, None
         # The log may have dropped the event while the key is remembered. Then it is added again, without key.
-        return {}, await self._stream.at(sequence)
+        found = await self._stream.get(seq=sequence)
+        return {}, found[0] if found else None
 
     async def _store(
         self, subject: str, payload: bytes, headers: dict[str, str], head: Entry, position: Position
@@ -168,9 +168,10 @@ class Logs:
             share = (wanted.offset - _NEAR // 2 - low.position.offset) / offsets if evenly else 0.5
             evenly = not evenly
             middle = low.sequence + min(span - 1, max(1, int(span * share)))
-            entry = await self._stream.next(subject, middle)
-            if entry is None or entry.position.epoch != wanted.epoch:
+            found = await self._stream.get(next_by_subj=subject, seq=middle)
+            if not found or found[0].position.epoch != wanted.epoch:
                 return None
+            (entry,) = found
             # A mark comes after the event whose offset it has.
             if entry.position.offset < wanted.offset + entry.is_event:
                 low = entry
@@ -184,15 +185,17 @@ class Logs:
         many = limit + _NEAR
         size = min(_PAGE_SIZE, max_bytes + _MESSAGE_COST * many)
         events: list[Entry] = []
-        while not events and (entries := await self._stream.page(subject, sequence, many, size)):
+        while not events:
+            entries = await self._stream.get(next_by_subj=subject, seq=sequence, batch=many, max_bytes=size)
+            if not entries:
+                return []
             events = _events_in(entries, start, limit, max_bytes)
             # Without events, messages before the wanted one have filled the answer.
             sequence = (events or entries)[-1].sequence + 1
-        if events:
-            end = events[-1].position
-            self._sequences[subject, end.at(end.offset + 1)] = sequence
-            if len(self._sequences) > _MOST_REMEMBERED:
-                self._sequences.popitem(last=False)
+        end = events[-1].position
+        self._sequences[subject, end.at(end.offset + 1)] = sequence
+        if len(self._sequences) > _MOST_REMEMBERED:
+            self._sequences.popitem(last=False)
         return [Record(event.position.offset, event.payload) for event in events]
 
 

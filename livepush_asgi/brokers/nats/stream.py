@@ -5,16 +5,19 @@ https://docs.nats.io/reference/reference-protocols/nats_api_reference
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from secrets import randbelow
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 
 from ...settings import check_seconds, check_whole
 from ...wire.cursor import Position
@@ -22,8 +25,6 @@ from ...wire.event import positioned
 from ..history import History
 from .connection import Connection
 from .outgoing import Call
-
-Result = TypeVar("Result")
 
 #: The header with a message's position: an event has the first, a mark the second. A mark is no event. It
 #: keeps the position of the log's end when the log has no event there.
@@ -44,11 +45,7 @@ _NO_MESSAGE, _NO_STREAM, _NAME_TAKEN, _WRONG_ID, _WRONG_SEQUENCE = 10037, 10059,
 
 
 class JetStreamError(NatsError):
-    """Raised when JetStream refuses. `code` is its error code, 0 if it has named none."""
-
-    def __init__(self, description: str, code: int = 0) -> None:
-        super().__init__(description)
-        self.code = code
+    """Raised when JetStream refuses, or when the stream cannot be used."""
 
 
 class Entry(NamedTuple):
@@ -56,7 +53,6 @@ class Entry(NamedTuple):
 
     position: Position
     sequence: int
-    time: float = 0.0
     is_event: bool = True
     payload: bytes = b""
 
@@ -98,6 +94,7 @@ class Stream:
         self._connect = connect
         self._name = name
         self._age = history.age
+        self._locks: WeakValueDictionary[tuple[Connection, str], asyncio.Lock] = WeakValueDictionary()
         self._is_ensured = False
         #: How far the server's clock is ahead, in seconds.
         self._skew = 0.0
@@ -124,20 +121,77 @@ class Stream:
 
     def lock(self, key: str) -> asyncio.Lock:
         """Return the lock of a key, the same one for all callers on this event loop."""
-        return self._connect().lock(key)
+        return self._locks.setdefault((self._connect(), key), asyncio.Lock())
 
-    async def use(self, act: Callable[[], Awaitable[Result]]) -> Result:
-        """Make the stream if it is absent, and act. Raises JetStreamError if another one has its name."""
+    async def store(self, subject: str, payload: bytes, headers: dict[str, str], after: int) -> int | None:
+        """Add a message if the subject's last one has the sequence `after`; 0 means that there is none.
+
+        Return its sequence, None if another message came first, or the same was there already.
+        """
+        condition = {"Nats-Expected-Last-Subject-Sequence": str(after)}
+        answer = _parse(await self._request(subject, payload, {**headers, **condition}), _WRONG_SEQUENCE)
+        return None if answer is None or answer.get("duplicate") else int(answer["seq"])
+
+    async def known(self, subject: str, message_id: str) -> int | None:
+        """Return the sequence of the message that was added with this id, None if the id is not remembered.
+
+        JetStream compares ids before it looks at the condition here, which no stream can meet.
+        """
+        headers = {"Nats-Msg-Id": message_id, "Nats-Expected-Last-Msg-Id": "-"}
+        answer = _parse(await self._request(subject, b"", headers), _WRONG_ID)
+        return None if answer is None else int(answer["seq"])
+
+    async def last(self, subject: str) -> Entry | None:
+        """Return the last message of a subject. The leader answers; a direct get may come from a replica."""
+        query = json.dumps({"last_by_subj": subject}).encode()
+        reply = await self._request(f"$JS.API.STREAM.MSG.GET.{self._name}", query)
+        answer = _parse(reply, _NO_MESSAGE, _NO_STREAM)
+        if answer is None:
+            return None
+        message = answer["message"]
+        lines = base64.b64decode(message.get("hdrs", "")).decode("latin-1").split("\r\n")[1:]
+        headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return _entry(message["seq"], headers, base64.b64decode(message.get("data", "")))
+
+    async def get(self, **query: str | int) -> list[Entry]:
+        """Return the messages for a query as direct get takes it: one, unless it has a `batch`."""
+        answer = await self._request(f"$JS.API.DIRECT.GET.{self._name}", json.dumps(query).encode())
+        parts = [(message.headers or {}, message.data) for message in answer if not _status(message)]
+        return [_entry(int(headers["Nats-Sequence"]), headers, payload) for headers, payload in parts]
+
+    async def oldest(self, subject: str) -> Entry | None:
+        """Return the first message of a subject that is not older than events are kept."""
+        since = 0.0 if self._age is None else time.time() + self._skew - self._age
+        start = datetime.fromtimestamp(since, UTC).isoformat()
+        return next(iter(await self.get(next_by_subj=subject, start_time=start)), None)
+
+    async def clear(self, subject: str, sequence: int) -> None:
+        """Remove the messages of a subject up to and including a sequence."""
+        query = json.dumps({"filter": subject, "seq": sequence + 1}).encode()
+        _parse(await self._request(f"$JS.API.STREAM.PURGE.{self._name}", query))
+
+    async def _request(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None = None
+    ) -> list[Msg]:
+        """Return the server's answer. Makes the stream before, if it is absent."""
         await self._ensure()
-        try:
-            return await act()
-        except JetStreamError as error:
-            if error.code != _NO_STREAM:
-                raise
-        # The stream was lost or removed. The event was not added, so it is safe to try again.
+        with contextlib.suppress(NoRespondersError):
+            return await self._send(subject, payload, headers)
+        # The stream was lost or removed. Nothing was added, so it is safe to try again.
         self._is_ensured = False
         await self._ensure()
-        return await act()
+        return await self._send(subject, payload, headers)
+
+    async def _send(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> list[Msg]:
+        answer = await self._connect().exchange(Call(subject, payload, headers, is_request=True))
+        status = _status(answer[-1])
+        if status == "503":
+            raise NoRespondersError
+        # 204 ends a batch, 404 means that there is no such message.
+        if status not in ("", "204", "404"):
+            description = (answer[-1].headers or {}).get("Description", "")
+            raise JetStreamError(f"JetStream refuses with status {status} {description}")
+        return answer
 
     async def _ensure(self) -> None:
         if not self._is_ensured:
@@ -146,13 +200,14 @@ class Stream:
                     await self._make()
 
     async def _make(self) -> None:
-        info = f"STREAM.INFO.{self._name}"
-        answer = await self._call(info, {}, _NO_STREAM)
+        info, create = (f"$JS.API.STREAM.{verb}.{self._name}" for verb in ("INFO", "CREATE"))
+        answer = _parse(await self._send(info, b""), _NO_STREAM)
         if answer is None:
-            answer = await self._call(f"STREAM.CREATE.{self._name}", self._configuration, _NAME_TAKEN)
+            configuration = json.dumps(self._configuration).encode()
+            answer = _parse(await self._send(create, configuration), _NAME_TAKEN)
         if answer is None:
             # Another process has made it meanwhile.
-            answer = await self._call(info, {}) or {}
+            answer = _parse(await self._send(info, b"")) or {}
         if self._connect().server_version < _LEAST_VERSION:
             raise JetStreamError("the server is too old, JetStreamBroker needs NATS 2.11")
         for setting in ("subjects", "republish", "allow_direct"):
@@ -162,124 +217,29 @@ class Stream:
                     f"the stream {self._name!r} is there with {setting} {found!r} instead of {wanted!r}; "
                     "name another stream or prefix"
                 )
-        self._skew = _seconds_of(answer["ts"]) - time.time()
+        self._skew = datetime.fromisoformat(answer["ts"]).timestamp() - time.time()
         self._is_ensured = True
 
-    async def store(self, subject: str, payload: bytes, headers: dict[str, str], after: int) -> int | None:
-        """Add a message if the subject's last one has the sequence `after`; 0 means that there is none.
 
-        Return its sequence, None if another message came first, or the same was there already.
-        """
-        condition = {"Nats-Expected-Last-Subject-Sequence": str(after)}
-        answer = await self._publish(subject, payload, {**headers, **condition}, _WRONG_SEQUENCE)
-        return None if answer is None or answer.get("duplicate") else int(answer["seq"])
-
-    async def known(self, subject: str, message_id: str) -> int | None:
-        """Return the sequence of the message that was added with this id, None if the id is not remembered.
-
-        JetStream compares ids before it looks at the condition here, which no stream can meet.
-        """
-        headers = {"Nats-Msg-Id": message_id, "Nats-Expected-Last-Msg-Id": "-"}
-        answer = await self._publish(subject, b"", headers, _WRONG_ID)
-        return None if answer is None else int(answer["seq"])
-
-    async def last(self, subject: str) -> Entry | None:
-        """Return the last message of a subject. The leader answers; a direct get may come from a replica."""
-        answer = await self._call(f"STREAM.MSG.GET.{self._name}", {"last_by_subj": subject}, _NO_MESSAGE)
-        if answer is None:
-            return None
-        message = answer["message"]
-        lines = base64.b64decode(message.get("hdrs", "")).decode("latin-1").split("\r\n")[1:]
-        headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        payload = base64.b64decode(message.get("data", ""))
-        return _entry(message["seq"], message["time"], headers, payload)
-
-    async def at(self, sequence: int) -> Entry | None:
-        """Return the message with a sequence."""
-        return await self._get({"seq": sequence})
-
-    async def next(self, subject: str, sequence: int) -> Entry | None:
-        """Return the first message of a subject from a sequence on."""
-        return await self._get({"next_by_subj": subject, "seq": sequence})
-
-    async def oldest(self, subject: str) -> Entry | None:
-        """Return the first message of a subject that is not older than events are kept."""
-        if self._age is None:
-            return await self.next(subject, 1)
-        since = datetime.fromtimestamp(time.time() + self._skew - self._age, UTC)
-        return await self._get({"next_by_subj": subject, "start_time": since.isoformat()})
-
-    async def page(self, subject: str, sequence: int, limit: int, size: int) -> list[Entry]:
-        """Return up to `limit` messages of a subject from a sequence on, in little more than `size` bytes."""
-        return await self._get_all(
-            {"next_by_subj": subject, "seq": sequence, "batch": limit, "max_bytes": size}
-        )
-
-    async def clear(self, subject: str, sequence: int) -> None:
-        """Remove the messages of a subject up to and including a sequence."""
-        await self._call(f"STREAM.PURGE.{self._name}", {"filter": subject, "seq": sequence + 1})
-
-    def is_old(self, entry: Entry) -> bool:
-        """Return whether a message is older than events are kept."""
-        return self._age is not None and time.time() + self._skew - entry.time > self._age
-
-    async def _get(self, query: Mapping[str, object]) -> Entry | None:
-        return next(iter(await self._get_all(query)), None)
-
-    async def _get_all(self, query: Mapping[str, object]) -> list[Entry]:
-        call = Call(f"$JS.API.DIRECT.GET.{self._name}", json.dumps(query).encode(), is_request=True)
-        answer = await self._connect().exchange(call)
-        # 204 ends a batch, 404 means that there is no such message.
-        if _status(answer[-1]) not in ("", "204", "404"):
-            raise _refusal(answer[-1])
-        return [_entry_of(part) for part in answer if not _status(part)]
-
-    async def _call(
-        self, path: str, query: Mapping[str, object], expected_error: int = 0
-    ) -> dict[str, Any] | None:
-        return await self._publish(f"$JS.API.{path}", json.dumps(query).encode(), None, expected_error)
-
-    async def _publish(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None, expected_error: int
-    ) -> dict[str, Any] | None:
-        """Return the answer, None if it is the expected error."""
-        (answer,) = await self._connect().exchange(Call(subject, payload, headers, is_request=True))
-        if _status(answer):
-            raise _refusal(answer)
-        parsed: dict[str, Any] = json.loads(answer.data)
-        error = parsed.get("error")
-        if error is None:
-            return parsed
-        if error.get("err_code") == expected_error:
-            return None
-        raise JetStreamError(error.get("description", "JetStream refuses"), error.get("err_code", 0))
-
-
-def _refusal(answer: Msg) -> JetStreamError:
-    if _status(answer) == "503":
-        return JetStreamError("JetStream does not answer for the stream; is JetStream enabled?", _NO_STREAM)
-    description = (answer.headers or {}).get("Description", "")
-    return JetStreamError(f"JetStream refuses with status {_status(answer)} {description}")
+def _parse(answer: list[Msg], *expected_errors: int) -> dict[str, Any] | None:
+    """Return what an answer says, None if it is one of the expected errors."""
+    parsed: dict[str, Any] = json.loads(answer[0].data)
+    error = parsed.get("error")
+    if error is None:
+        return parsed
+    if error.get("err_code") in expected_errors:
+        return None
+    raise JetStreamError(error.get("description", "JetStream refuses"))
 
 
 def _status(message: Msg) -> str:
     return (message.headers or {}).get("Status", "")
 
 
-def _entry_of(message: Msg) -> Entry:
-    """Return the entry of a direct answer: the message itself, with headers added by the server."""
-    headers = message.headers or {}
-    return _entry(int(headers["Nats-Sequence"]), headers["Nats-Time-Stamp"], headers, message.data)
-
-
-def _entry(sequence: int, stamp: str, headers: Mapping[str, str], payload: bytes) -> Entry:
+def _entry(sequence: int, headers: Mapping[str, str], payload: bytes) -> Entry:
     is_event = POSITION in headers
     try:
         position = Position.parse(headers.get(POSITION if is_event else MARK, ""))
     except ValueError:
         position = FOREIGN
-    return Entry(position, sequence, _seconds_of(stamp), is_event, payload)
-
-
-def _seconds_of(stamp: str) -> float:
-    return datetime.fromisoformat(stamp).timestamp()
+    return Entry(position, sequence, is_event, payload)
