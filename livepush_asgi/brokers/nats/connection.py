@@ -47,7 +47,7 @@ class Connection:
     @property
     def healthy(self) -> bool:
         """Whether the connection is up and the server has confirmed every subscription; True without any."""
-        return self._subscriptions.all_in_force
+        return not self._subscriptions.unconfirmed
 
     @property
     def server_version(self) -> tuple[int, int]:
@@ -61,14 +61,15 @@ class Connection:
         Raises one of FAILURES if it does not. In that case, and when cancelled, there is no subscription.
         """
         subscriber = self.loop.create_future()
-        subscription = Subscription(channel, subject, subscriber, self._leave)
+        mailbox = Mailbox(channel, lambda mailbox: self._leave(subscription))
+        subscription = Subscription(subject, mailbox, subscriber)
         try:
             await self._subscriptions.add(subscription)
             await self._within(self._timeouts.subscribe, subscriber)
         except BaseException:
             self._leave(subscription)
             raise
-        return subscription.mailbox
+        return mailbox
 
     async def exchange(self, call: Call) -> list[Msg]:
         """Send a message and return its answer. Raises one of FAILURES; the server may have got it then."""
@@ -112,7 +113,7 @@ class Connection:
 
     @property
     def _is_needed(self) -> bool:
-        return bool(len(self._subscriptions) or len(self._outgoing))
+        return bool(self._subscriptions or self._outgoing)
 
     def _leave(self, subscription: Subscription) -> None:
         if not self.has_ended and not self.loop.is_closed():
@@ -149,7 +150,7 @@ class Connection:
     def _note_away(self, fault: Exception) -> None:
         self._fault = fault
         self._outgoing.close(fault)
-        if self._lost_at is None and len(self._subscriptions):
+        if self._lost_at is None and self._subscriptions:
             self._lost_at = self.loop.time()
             address = self._settings.address
             logger.warning("no connection to %s, trying until it works: %s", address, fault)

@@ -60,7 +60,7 @@ class JetStreamBroker(NatsBroker):
             history := value_or_default("history", history, History),
             size=max_size,
             replicas=replicas,
-            idempotency_window=idempotency_window,
+            window=idempotency_window,
         )
         self._logs = Logs(self._stream, history.events)
 

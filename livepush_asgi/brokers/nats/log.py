@@ -14,11 +14,13 @@ import asyncio
 from collections import OrderedDict
 from hashlib import sha256
 
+from nats.errors import Error as NatsError
+
 from ...errors import PositionConflictError
 from ...wire.cursor import Position, new_epoch
 from .. import Page, Record
 from ..backoff import Backoff
-from .stream import FOREIGN, MARK, POSITION, Entry, JetStreamError, Stream
+from .stream import FOREIGN, MARK, POSITION, Entry, Stream
 
 # The most logs whose ends are remembered, and the most places in logs. To find one again costs requests.
 _MOST_REMEMBERED = 10_000
@@ -82,7 +84,7 @@ class Logs:
             page = await self._page(subject, head, oldest, after, limit, max_bytes)
             if page is not None:
                 return page
-        raise JetStreamError("the log changes faster than it can be read")
+        raise NatsError("the log changes faster than it can be read")
 
     # --- the end of a log ---
 
@@ -105,20 +107,24 @@ class Logs:
         if key is None:
             return {}, None
         message_id = sha256(f"{subject} {key}".encode(errors="surrogatepass")).hexdigest()
-        sequence = await self._stream.known(subject, message_id)
-        if sequence is None:
-            return {"Nats-Msg-Id": message_id}, None
+        headers = {"Nats-Msg-Id": message_id}
+        # JetStream compares ids before it looks at this condition, which no stream can meet.
+        answer = await self._stream.add(subject, b"", {**headers, "Nats-Expected-Last-Msg-Id": "-"})
+        if answer is None:
+            return headers, None
         # The log may have dropped the event while the key is remembered. Then it is added again, without key.
-        found = await self._stream.get(seq=sequence)
+        found = await self._stream.get(seq=answer["seq"])
         return {}, found[0] if found else None
 
     async def _store(
         self, subject: str, payload: bytes, headers: dict[str, str], head: Entry, position: Position
     ) -> bool:
-        sequence = await self._stream.store(subject, payload, headers, head.sequence)
-        if sequence is None:
+        """Add a message behind the head. Return False if another message was first, or the same one."""
+        condition = {"Nats-Expected-Last-Subject-Sequence": str(head.sequence)}
+        answer = await self._stream.add(subject, payload, {**headers, **condition})
+        if answer is None or answer.get("duplicate"):
             return False
-        self._heads[subject] = Entry(position, sequence)
+        self._heads[subject] = Entry(position, answer["seq"])
         self._heads.move_to_end(subject)
         if len(self._heads) > _MOST_REMEMBERED:
             self._heads.popitem(last=False)

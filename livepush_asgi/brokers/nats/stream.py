@@ -44,10 +44,6 @@ _MOST_FIRST_SEQUENCE = 2**48
 _NO_MESSAGE, _NO_STREAM, _NAME_TAKEN, _WRONG_ID, _WRONG_SEQUENCE = 10037, 10059, 10058, 10070, 10071
 
 
-class JetStreamError(NatsError):
-    """Raised when JetStream refuses, or when the stream cannot be used."""
-
-
 class Entry(NamedTuple):
     """One message of a log."""
 
@@ -84,13 +80,13 @@ class Stream:
         *,
         size: int,
         replicas: int,
-        idempotency_window: float,
+        window: float,
     ) -> None:
         if not _STREAM_NAME.fullmatch(name):
             raise ValueError(f"a stream's name is 1 to 64 letters, digits, '-' and '_', not {name!r}")
         check_whole("max_size", size)
         check_whole("replicas", replicas)
-        check_seconds("idempotency_window", idempotency_window, _LONGEST_WINDOW)
+        check_seconds("idempotency_window", window, _LONGEST_WINDOW)
         self._connect = connect
         self._name = name
         self._age = history.age
@@ -112,7 +108,7 @@ class Stream:
             "max_msgs_per_subject": history.events + _MOST_MARKS,
             "max_bytes": size,
             "max_age": int(kept * 1e9),
-            "duplicate_window": int(min(idempotency_window, kept or idempotency_window) * 1e9),
+            "duplicate_window": int(min(window, kept or window) * 1e9),
             "allow_direct": True,
             "first_seq": 1 + randbelow(_MOST_FIRST_SEQUENCE),
             # The server republishes each event after it has stored it. Subscriptions get the copy.
@@ -123,23 +119,9 @@ class Stream:
         """Return the lock of a key, the same one for all callers on this event loop."""
         return self._locks.setdefault((self._connect(), key), asyncio.Lock())
 
-    async def store(self, subject: str, payload: bytes, headers: dict[str, str], after: int) -> int | None:
-        """Add a message if the subject's last one has the sequence `after`; 0 means that there is none.
-
-        Return its sequence, None if another message came first, or the same was there already.
-        """
-        condition = {"Nats-Expected-Last-Subject-Sequence": str(after)}
-        answer = _parse(await self._request(subject, payload, {**headers, **condition}), _WRONG_SEQUENCE)
-        return None if answer is None or answer.get("duplicate") else int(answer["seq"])
-
-    async def known(self, subject: str, message_id: str) -> int | None:
-        """Return the sequence of the message that was added with this id, None if the id is not remembered.
-
-        JetStream compares ids before it looks at the condition here, which no stream can meet.
-        """
-        headers = {"Nats-Msg-Id": message_id, "Nats-Expected-Last-Msg-Id": "-"}
-        answer = _parse(await self._request(subject, b"", headers), _WRONG_ID)
-        return None if answer is None else int(answer["seq"])
+    async def add(self, subject: str, payload: bytes, headers: dict[str, str]) -> dict[str, Any] | None:
+        """Add a message and return JetStream's answer, None if a condition in the headers does not hold."""
+        return _parse(await self._request(subject, payload, headers), _WRONG_ID, _WRONG_SEQUENCE)
 
     async def last(self, subject: str) -> Entry | None:
         """Return the last message of a subject. The leader answers; a direct get may come from a replica."""
@@ -190,7 +172,7 @@ class Stream:
         # 204 ends a batch, 404 means that there is no such message.
         if status not in ("", "204", "404"):
             description = (answer[-1].headers or {}).get("Description", "")
-            raise JetStreamError(f"JetStream refuses with status {status} {description}")
+            raise NatsError(f"JetStream refuses with status {status} {description}")
         return answer
 
     async def _ensure(self) -> None:
@@ -201,19 +183,20 @@ class Stream:
 
     async def _make(self) -> None:
         info, create = (f"$JS.API.STREAM.{verb}.{self._name}" for verb in ("INFO", "CREATE"))
-        answer = _parse(await self._send(info, b""), _NO_STREAM)
-        if answer is None:
-            configuration = json.dumps(self._configuration).encode()
-            answer = _parse(await self._send(create, configuration), _NAME_TAKEN)
-        if answer is None:
+        configuration = json.dumps(self._configuration).encode()
+        answer = (
+            _parse(await self._send(info, b""), _NO_STREAM)
+            or _parse(await self._send(create, configuration), _NAME_TAKEN)
             # Another process has made it meanwhile.
-            answer = _parse(await self._send(info, b"")) or {}
+            or _parse(await self._send(info, b""))
+            or {}
+        )
         if self._connect().server_version < _LEAST_VERSION:
-            raise JetStreamError("the server is too old, JetStreamBroker needs NATS 2.11")
+            raise NatsError("the server is too old, JetStreamBroker needs NATS 2.11")
         for setting in ("subjects", "republish", "allow_direct"):
             found, wanted = answer["config"].get(setting), self._configuration[setting]
             if found != wanted:
-                raise JetStreamError(
+                raise NatsError(
                     f"the stream {self._name!r} is there with {setting} {found!r} instead of {wanted!r}; "
                     "name another stream or prefix"
                 )
@@ -229,7 +212,7 @@ def _parse(answer: list[Msg], *expected_errors: int) -> dict[str, Any] | None:
         return parsed
     if error.get("err_code") in expected_errors:
         return None
-    raise JetStreamError(error.get("description", "JetStream refuses"))
+    raise NatsError(error.get("description", "JetStream refuses"))
 
 
 def _status(message: Msg) -> str:

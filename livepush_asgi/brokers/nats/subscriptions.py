@@ -8,6 +8,7 @@ before: a reader that then fills the gap from a log misses no message.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from nats.aio.msg import Msg
@@ -23,26 +24,18 @@ logger = logging.getLogger("livepush_asgi")
 Decode = Callable[[Msg], bytes | None]
 
 
+@dataclass(slots=True, eq=False)
 class Subscription:
     """One mailbox that listens to one subject."""
 
-    __slots__ = ("mailbox", "on_server", "refused", "subject", "subscriber")
-
-    def __init__(
-        self,
-        channel: str,
-        subject: str,
-        subscriber: asyncio.Future[None],
-        on_close: Callable[["Subscription"], None],
-    ) -> None:
-        self.subject = subject
-        self.mailbox = Mailbox(channel, lambda mailbox: on_close(self))
-        #: The future that the subscriber awaits, None when it has its answer.
-        self.subscriber: asyncio.Future[None] | None = subscriber
-        #: nats-py's subscription, None if the server has to be asked for it.
-        self.on_server: NatsSubscription | None = None
-        #: Whether the server refuses a subscription that was in force.
-        self.refused = False
+    subject: str
+    mailbox: Mailbox
+    #: The future that the subscriber awaits, None when it has its answer.
+    subscriber: asyncio.Future[None] | None
+    #: nats-py's subscription, None if the server has to be asked for it.
+    on_server: NatsSubscription | None = None
+    #: Whether the server refuses a subscription that was in force.
+    refused: bool = False
 
     def deliver(self, payload: bytes | None) -> None:
         """Pass a payload to the mailbox. None says that messages may be missing."""
@@ -64,21 +57,17 @@ class Subscriptions:
         self._decode = decode
         # The keys are subjects in lower case: so nats-py reports a refusal.
         self._by_subject: dict[str, tuple[Subscription, ...]] = {}
-        self._unconfirmed: dict[Subscription, None] = {}
+        #: Those that the server has not confirmed since they were added, interrupted or refused.
+        self.unconfirmed: dict[Subscription, None] = {}
 
     def __len__(self) -> int:
         return len(self._by_subject)
-
-    @property
-    def all_in_force(self) -> bool:
-        """Whether the server has confirmed every subscription."""
-        return not self._unconfirmed
 
     async def add(self, subscription: Subscription) -> None:
         """Add a new subscription, and ask the server for it if there is a connection."""
         key = _key_of(subscription.subject)
         self._by_subject[key] = (*self._by_subject.get(key, ()), subscription)
-        self._unconfirmed[subscription] = None
+        self.unconfirmed[subscription] = None
         await self._ask([subscription])
 
     def remove(self, subscription: Subscription) -> None:
@@ -87,12 +76,12 @@ class Subscriptions:
         others = tuple(each for each in self._by_subject.pop(key, ()) if each is not subscription)
         if others:
             self._by_subject[key] = others
-        self._unconfirmed.pop(subscription, None)
+        self.unconfirmed.pop(subscription, None)
         _unsubscribe(subscription)
 
     async def ask(self) -> None:
         """Ask the server for every subscription that it has not confirmed, new, interrupted or refused."""
-        await self._ask(list(self._unconfirmed))
+        await self._ask(list(self.unconfirmed))
 
     def refuse(self, subject: str, error: Exception) -> None:
         """Note that the server refuses a subject, given in lower case.
@@ -101,8 +90,8 @@ class Subscriptions:
         differ only in case, the refusal is for the one that is not in force.
         """
         asked = [each for each in self._by_subject.get(subject, ()) if each.on_server is not None]
-        for subscription in [each for each in asked if each in self._unconfirmed] or asked:
-            self._unconfirmed[subscription] = None
+        for subscription in [each for each in asked if each in self.unconfirmed] or asked:
+            self.unconfirmed[subscription] = None
             _unsubscribe(subscription)
             if subscription.subscriber is not None:
                 settle(subscription.subscriber, error)
@@ -114,11 +103,11 @@ class Subscriptions:
     def interrupt(self) -> None:
         """Note that the connection is lost. nats-py will send its subscriptions again."""
         for same_subject in self._by_subject.values():
-            self._unconfirmed.update(dict.fromkeys(same_subject))
+            self.unconfirmed.update(dict.fromkeys(same_subject))
 
     def close(self, error: Exception) -> None:
         """Raise an error in all callers that wait for a confirmation."""
-        for subscription in self._unconfirmed:
+        for subscription in self.unconfirmed:
             if subscription.subscriber is not None:
                 settle(subscription.subscriber, error)
 
@@ -136,8 +125,8 @@ class Subscriptions:
     def _confirm(self, subscriptions: Iterable[Subscription]) -> None:
         """Note that subscriptions are in force, except refused ones, and report a loss in between."""
         for subscription in subscriptions:
-            if subscription in self._unconfirmed and subscription.on_server is not None:
-                del self._unconfirmed[subscription]
+            if subscription in self.unconfirmed and subscription.on_server is not None:
+                del self.unconfirmed[subscription]
                 subscription.refused = False
                 subscriber, subscription.subscriber = subscription.subscriber, None
                 if subscriber is None:
@@ -148,7 +137,7 @@ class Subscriptions:
     def _receive(self, subscription: Subscription, message: Msg) -> None:
         payload = self._decode(message)
         if payload is not None:
-            if subscription in self._unconfirmed:
+            if subscription in self.unconfirmed:
                 self._confirm([subscription])
             subscription.deliver(payload)
 
