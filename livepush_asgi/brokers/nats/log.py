@@ -74,13 +74,11 @@ class Logs:
         """Return a part of a log. See `HistoryBroker`."""
         for _ in range(_MOST_READS):
             head, oldest = await asyncio.gather(self._find(subject), self._stream.oldest(subject))
-            if head is None:
-                await self._mark(subject, _new_head())
+            if head is None or oldest is None:
+                # No message is young enough to be kept. If another one comes first, the log needs no mark.
+                head = head or _new_head()
+                await self._store(subject, b"", {MARK: str(head.position)}, head, head.position)
                 continue
-            if oldest is None:
-                # Every message is too old. The log begins behind its end, which needs a mark to be kept.
-                await self._mark(subject, head)
-                oldest = head._replace(is_event=False)
             page = await self._page(subject, head, oldest, after, limit, max_bytes)
             if page is not None:
                 return page
@@ -129,10 +127,6 @@ class Logs:
         if len(self._heads) > _MOST_REMEMBERED:
             self._heads.popitem(last=False)
         return True
-
-    async def _mark(self, subject: str, head: Entry) -> None:
-        # If another message is first, the log needs no mark.
-        await self._store(subject, b"", {MARK: str(head.position)}, head, head.position)
 
     # --- the events of a log ---
 
