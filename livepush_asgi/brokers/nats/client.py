@@ -89,7 +89,8 @@ class Client(nats_client.Client):
     async def aclose(self) -> None:
         """Close the connection at once. Raises CancelledError only."""
         self.drop()
-        with contextlib.suppress(RuntimeError, *FAILURES):
+        # AttributeError: nats-py 2.9 has no socket yet.
+        with contextlib.suppress(RuntimeError, AttributeError, *FAILURES):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self.close()
 

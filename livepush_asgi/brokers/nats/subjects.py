@@ -24,7 +24,11 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 def subject_of(prefix: str, channel: str) -> str:
     """Return the subject of a channel, below a prefix. Any str is a channel."""
-    return f"{prefix}.{_words_of(channel)}"
+    # A lone surrogate has no UTF-8. It must neither fail nor give two channels one subject.
+    words = _LONE_DOT.sub("%2E", quote(channel, safe=_PLAIN, errors="surrogatepass"))
+    if len(words) > _MOST_CHARACTERS:
+        words = _DIGEST + sha256(channel.encode(errors="surrogatepass")).hexdigest()
+    return f"{prefix}.{words or _EMPTY}"
 
 
 def check_prefix(prefix: str) -> str:
@@ -34,13 +38,3 @@ def check_prefix(prefix: str) -> str:
             f"a prefix is letters, digits, '-' and '_', in words with dots between them, not {prefix!r}"
         )
     return prefix
-
-
-def _words_of(channel: str) -> str:
-    if not channel:
-        return _EMPTY
-    # A lone surrogate has no UTF-8. It must neither fail nor give two channels one subject.
-    words = _LONE_DOT.sub("%2E", quote(channel, safe=_PLAIN, errors="surrogatepass"))
-    if len(words) <= _MOST_CHARACTERS:
-        return words
-    return _DIGEST + sha256(channel.encode(errors="surrogatepass")).hexdigest()
