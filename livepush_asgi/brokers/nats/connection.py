@@ -147,13 +147,16 @@ class Connection:
             self._note_away(error)
             self._note_use()
 
-    def _note_away(self, fault: Exception) -> None:
-        self._fault = fault
-        self._outgoing.close(fault)
+    def _note_away(self, error: Exception) -> None:
+        # A server that refuses the login may close the connection before its reason is read. An earlier
+        # attempt has read it.
+        if self._fault is None or not isinstance(error, ConnectionResetError):
+            self._fault = error if str(error) else no_answer(self._timeouts.ping)
+        self._outgoing.close(self._fault)
         if self._lost_at is None and self._subscriptions:
             self._lost_at = self.loop.time()
             address = self._settings.address
-            logger.warning("no connection to %s, trying until it works: %s", address, fault)
+            logger.warning("no connection to %s, trying until it works: %s", address, self._fault)
 
     async def _note_error(self, error: Exception) -> None:
         refusal = _REFUSAL.search(str(error))
@@ -163,8 +166,4 @@ class Connection:
         elif not self._client.is_connected:
             # nats-py leaves the socket of a failed attempt open.
             self._client.drop()
-            # A server that refuses the login may close the connection before its reason is read. An earlier
-            # attempt has read it.
-            if self._fault is None or not isinstance(error, ConnectionResetError):
-                self._fault = error if str(error) else no_answer(self._timeouts.ping)
-            self._note_away(self._fault)
+            self._note_away(error)

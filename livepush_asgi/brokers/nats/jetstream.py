@@ -14,7 +14,6 @@ from .broker import NatsBroker
 from .failures import FAILURES, unavailable
 from .log import Logs
 from .stream import Stream, live_payload_of
-from .subjects import subject_of
 
 
 class JetStreamBroker(NatsBroker):
@@ -53,7 +52,7 @@ class JetStreamBroker(NatsBroker):
         linger: float = 10.0,
     ) -> None:
         super().__init__(servers, prefix=prefix, options=options, timeouts=timeouts, linger=linger)
-        self._stream = Stream(
+        store = Stream(
             self._connect,
             prefix.replace(".", "_") if stream is None else stream,
             prefix,
@@ -62,7 +61,7 @@ class JetStreamBroker(NatsBroker):
             replicas=replicas,
             window=idempotency_window,
         )
-        self._logs = Logs(self._stream, history.events)
+        self._logs = Logs(store, history.events)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload to the channel's log. Returns 0: NATS does not count the subscribers.
@@ -82,15 +81,12 @@ class JetStreamBroker(NatsBroker):
     ) -> Position:
         """Append and deliver an event. See `HistoryBroker`."""
         async with self._attempt("publish"):
-            subject = subject_of(self._stream.log_prefix, channel)
-            return await self._logs.append(channel, subject, payload, idempotency_key, expected_position)
+            return await self._logs.append(channel, payload, idempotency_key, expected_position)
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `HistoryBroker`."""
         async with self._attempt("read"):
-            return await self._logs.read(
-                subject_of(self._stream.log_prefix, channel), after, limit, max_bytes
-            )
+            return await self._logs.read(channel, after, limit, max_bytes)
 
     @asynccontextmanager
     async def _attempt(self, attempt: str) -> AsyncIterator[None]:

@@ -21,6 +21,7 @@ from ...wire.cursor import Position, new_epoch
 from .. import Page, Record
 from ..backoff import Backoff
 from .stream import FOREIGN, MARK, POSITION, Entry, Stream
+from .subjects import subject_of
 
 # The most logs whose ends are remembered, and the most places in logs. To find one again costs requests.
 _MOST_REMEMBERED = 10_000
@@ -48,9 +49,10 @@ class Logs:
         self._sequences: OrderedDict[tuple[str, Position], int] = OrderedDict()
 
     async def append(
-        self, channel: str, subject: str, payload: bytes, key: str | None, expected_position: Position | None
+        self, channel: str, payload: bytes, key: str | None, expected_position: Position | None
     ) -> Position:
         """Add an event and return its position. See `HistoryBroker`."""
+        subject = subject_of(self._stream.log_prefix, channel)
         backoff = Backoff(_FIRST_PAUSE, _MOST_PAUSE)
         async with self._stream.lock(subject):
             # The first attempt trusts the remembered end. If it is wrong, the server refuses.
@@ -70,8 +72,9 @@ class Logs:
                 head = None
                 await asyncio.sleep(backoff.next_delay())
 
-    async def read(self, subject: str, after: int, limit: int, max_bytes: int) -> Page:
+    async def read(self, channel: str, after: int, limit: int, max_bytes: int) -> Page:
         """Return a part of a log. See `HistoryBroker`."""
+        subject = subject_of(self._stream.log_prefix, channel)
         for _ in range(_MOST_READS):
             head, oldest = await asyncio.gather(self._find(subject), self._stream.oldest(subject))
             if head is None or oldest is None:
@@ -91,9 +94,10 @@ class Logs:
         # Read before the request: the server must still have this event, but not one that is added meanwhile.
         known = self._heads.get(subject)
         entry = await self._stream.last(subject)
-        if entry is not None and entry.position != FOREIGN and not _is_behind(entry, known):
-            return entry
         if entry is not None:
+            position, end = entry.position, (known or entry).position
+            if position != FOREIGN and (position.epoch != end.epoch or position.offset >= end.offset):
+                return entry
             # Another program has added a message, or the server has lost the end of the log. To continue
             # would give new events positions that clients have already seen.
             await self._stream.clear(subject, entry.sequence)
@@ -222,11 +226,3 @@ def _is_end(expected_position: Position | None, end: Position) -> bool:
     if expected_position is not None and expected_position.offset == 0:
         return end.offset == 0
     return expected_position is None or expected_position == end
-
-
-def _is_behind(entry: Entry, known: Entry | None) -> bool:
-    return (
-        known is not None
-        and entry.position.epoch == known.position.epoch
-        and entry.position.offset < known.position.offset
-    )

@@ -54,7 +54,9 @@ class Settings:
             raise ValueError(
                 f"servers are a URL or several of one cluster, 'nats://127.0.0.1:4222', not {servers!r:.100}"
             )
-        _check_options(options)
+        allowed = inspect.signature(Client.connect).parameters.keys() - _MANAGED
+        for name in options.keys() - allowed:
+            raise TypeError(f"{name!r} is no option of nats.connect, or one that the broker sets itself")
         interval = min(self.timeouts.ping_interval, self.timeouts.ping)
         #: For `nats.connect`.
         self.options = {
@@ -74,12 +76,6 @@ class Settings:
         """Where the servers are, for messages; without user name and password."""
         places = [urlsplit(url).netloc.rpartition("@")[2] or url for url in self.servers]
         return "NATS at " + ", ".join(places)
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    allowed = inspect.signature(Client.connect).parameters.keys() - _MANAGED
-    for name in options.keys() - allowed:
-        raise TypeError(f"{name!r} is no option of nats.connect, or one that the broker sets itself")
 
 
 def _login_of(servers: Sequence[str]) -> dict[str, str]:
