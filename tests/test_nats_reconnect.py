@@ -140,10 +140,14 @@ async def test_a_server_that_sends_is_not_given_up_by_a_process_that_is_slow_to_
 
 
 class SlowServer:
-    """Speaks as much of the protocol as a client needs to log in. It reads nothing more until `resume`."""
+    """Speaks as much of the protocol as a client needs to log in. It reads nothing more until `resume`.
 
-    def __init__(self) -> None:
+    Then it reads 100 kB in each `pace` seconds.
+    """
+
+    def __init__(self, pace: float = 0.0) -> None:
         self.port = free_port()
+        self._pace = pace
         self.received = b""
         self.closed = asyncio.Event()
         self._is_resumed = asyncio.Event()
@@ -165,6 +169,7 @@ class SlowServer:
             pings = self.received.count(b"PING\r\n")
             self.received += chunk
             writer.write(b"PONG\r\n" * (self.received.count(b"PING\r\n") - pings))
+            await asyncio.sleep(self._pace)
         writer.close()
         self.closed.set()
 
@@ -187,6 +192,17 @@ async def test_a_subscription_is_confirmed_behind_what_waits_to_be_sent() -> Non
         assert commands[-1] == b"PING"
         assert commands.count(b"SUB livepush.news") == 1
         await subscription.close()
+        await server.closed.wait()
+
+
+async def test_a_server_that_reads_slowly_is_not_given_up() -> None:
+    """nats-py sends everything at once. Then the answer to a PING behind it comes too late."""
+    server = SlowServer(pace=0.02)
+    server.resume()
+    async with server.serve():
+        timeouts = BrokerTimeouts(publish=LONG, ping_interval=0.5, ping=0.5)
+        broker = NatsBroker(f"nats://127.0.0.1:{server.port}", timeouts=timeouts, linger=0.1)
+        await asyncio.gather(*(broker.publish("news", b"x" * 200_000) for _ in range(40)))
         await server.closed.wait()
 
 

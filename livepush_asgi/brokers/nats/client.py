@@ -1,7 +1,7 @@
 """nats-py's client, which reconnects by itself, with the changes that this package needs.
 
 The docstring of each override says which behaviour of nats-py (2.9 to 2.16) it changes.
-`tests/test_nats_reconnect.py` and the fault contract fail without them.
+`tests/test_nats_reconnect.py` and the fault contract fail without most of them.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from nats.aio import client as nats_client
 from nats.errors import Error as NatsError
-from nats.errors import UnexpectedEOF
+from nats.errors import StaleConnectionError, UnexpectedEOF
 from nats.protocol.parser import PERMISSIONS_ERR
 
 from ...runtime.event_loop import start_task
@@ -124,9 +124,12 @@ class Client(nats_client.Client):
         if was_connected:
             self.drop()
         await super()._process_op_err(error)
+        if isinstance(error, UnexpectedEOF):
+            error = ConnectionResetError("the server has closed the connection")
+        elif isinstance(error, StaleConnectionError):
+            error = TimeoutError("the server does not answer")
         if was_connected:
-            closed = ConnectionResetError("the server has closed the connection")
-            self._on_lost(closed if isinstance(error, UnexpectedEOF) else error)
+            self._on_lost(error)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         """Send a PING after the commands that wait to be sent. nats-py's own PING overtakes them."""

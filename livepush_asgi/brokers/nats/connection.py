@@ -96,10 +96,7 @@ class Connection:
                 **self._settings.options,
             )
             await self._note_up()
-            while self._is_needed or self.loop.time() - self._used_at < self._settings.linger:
-                await asyncio.sleep(min(self._timeouts.ping_interval, self._settings.linger))
-                # Refused subscriptions are tried again, since permissions change.
-                await self._subscriptions.ask()
+            await self._watch()
         except Exception as error:
             # One of the options is wrong: nats-py does not raise for a server that is away.
             logger.exception("cannot connect to %s", self._settings.address)
@@ -110,6 +107,17 @@ class Connection:
             self._subscriptions.close(fault)
             self._outgoing.close(fault)
             await self._client.aclose()
+
+    async def _watch(self) -> None:
+        """Return when nothing has used the connection for `linger` seconds."""
+        interval, linger = self._timeouts.ping_interval, self._settings.linger
+        asked_at = self.loop.time()
+        while self._is_needed or self.loop.time() - self._used_at < linger:
+            await asyncio.sleep(min(interval, linger))
+            if self.loop.time() - asked_at >= interval:
+                # Refused subscriptions are tried again, since permissions change.
+                asked_at = self.loop.time()
+                await self._subscriptions.ask()
 
     @property
     def _is_needed(self) -> bool:
