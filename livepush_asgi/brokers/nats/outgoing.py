@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from ...runtime.event_loop import start_task
 from .client import Client, Receiver, settle
-from .failures import PayloadTooLargeError
 
 # The most bytes that are sent before the server has to confirm them. It confirms with the answer to a PING,
 # which comes after it has processed all earlier commands.
@@ -85,8 +85,8 @@ class OutgoingQueue:
     async def _send(self, call: Call) -> None:
         size = len(call.payload)
         if size > self._client.max_payload:
-            reason = f"its {size} bytes are more than the server takes (max_payload)"
-            settle(call.outcome, PayloadTooLargeError(reason))
+            error = NatsError(f"its {size} bytes are more than the server takes (max_payload)")
+            settle(call.outcome, error)
             return
         reply = f"{await self._own_inbox()}.{call.token}" if call.is_request else ""
         await self._client.publish(call.subject, call.payload, reply, call.headers)
