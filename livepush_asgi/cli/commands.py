@@ -126,7 +126,7 @@ def demo(
             if open_page:
                 webbrowser.open(url)
 
-        return serve(page.asgi, listener, err, announce)
+        return serve(page, listener, err, announce)
 
 
 @app.command()

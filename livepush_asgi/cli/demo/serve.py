@@ -7,17 +7,22 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
+import anyio
 import uvicorn
 from rich.console import Console
 from rich.logging import RichHandler
 
+from ...grant import Refusal, StreamRequest
+from ...http.responses import refuse
 from ...runtime.asgi import ASGIApp, Receive, Scope, Send
 from ..failure import FORCED, MISTYPED, UNABLE, Failure
-from .web import Problem
+from .app import Demo
+from .web import HEADERS
 
-# In seconds. Streams end within the drain window; uvicorn's grace has to be longer, or it would cut them.
-DRAIN_WINDOW, GRACE = 2.0, 5
+# In seconds. Longer than the drain window of a LivePush, or uvicorn would cut streams that are yet to end.
+GRACE = 5
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -29,7 +34,14 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server(address, family=family, backlog=2048)
     except OSError as error:
-        raise _not_bound(host, port, error) from None
+        reasons = {
+            errno.EADDRINUSE: f"port {port} of {host} is taken by another program; "
+            "take another with --port, 0 for any free one",
+            errno.EACCES: f"no permission to listen on port {port}; ports from 1024 up need none",
+            errno.EADDRNOTAVAIL: f"{host} is not an address of this machine",
+        }
+        reason = reasons.get(error.errno or 0, f"cannot listen on port {port} of {host}: {error.strerror}")
+        raise Failure(reason, MISTYPED if error.errno == errno.EADDRNOTAVAIL else UNABLE) from None
 
 
 def url_of(listener: socket.socket) -> str:
@@ -41,24 +53,32 @@ def url_of(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that calls `serving` as soon as it serves and handles signals."""
+    """uvicorn that calls `serving` as soon as it serves and handles signals, and publishes the figures."""
 
-    def __init__(self, config: uvicorn.Config, serving: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, demo: Demo, serving: Callable[[], None]) -> None:
         super().__init__(config)
+        self._demo = demo
         self._serving = serving
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+    async def main_loop(self) -> None:
         self._serving()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._demo.publish_figures)
+            await super().main_loop()
+            tasks.cancel_scope.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        await self._demo.aclose()
 
 
-def serve(app: ASGIApp, listener: socket.socket, console: Console, serving: Callable[[], None]) -> int:
+def serve(demo: Demo, listener: socket.socket, console: Console, serving: Callable[[], None]) -> int:
     """Serve until SIGINT or SIGTERM, and return the exit status. Calls `serving` when the server is ready."""
-    _log_to(console)
-    if is_local(listener.getsockname()[0]):
-        app = LocalNames(app)
+    handler = RichHandler(console=console, show_path=False, log_time_format="%X")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("livepush_asgi").setLevel(logging.INFO)
     config = uvicorn.Config(
-        app,
+        LocalNames(demo.asgi) if is_local(listener.getsockname()[0]) else demo.asgi,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -67,7 +87,7 @@ def serve(app: ASGIApp, listener: socket.socket, console: Console, serving: Call
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )
-    server = _Server(config, serving)
+    server = _Server(config, demo, serving)
     # A second Ctrl+C cuts the open streams on purpose: uvicorn's errors about them are no news.
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.force_exit)
     # uvicorn raises the signal that ended it again when it is done. SIGTERM would then kill the process
@@ -91,11 +111,14 @@ class LocalNames:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] == "http" and not is_local(_host_of(scope)):
-            problem = Problem(421, "this page is for this machine; open it as localhost or 127.0.0.1")
-            await problem.answer.send(scope, send)
-        else:
+        # HTTP/1.0 has no Host field, and no browser speaks it.
+        if scope["type"] != "http" or is_local(
+            _name_in(StreamRequest(scope).headers.get("host", "localhost"))
+        ):
             await self._app(scope, receive, send)
+        else:
+            detail = "this page is for this machine; open it as localhost or 127.0.0.1"
+            await refuse(send, Refusal(421, detail), HEADERS)
 
 
 def is_local(host: str) -> bool:
@@ -108,28 +131,9 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _host_of(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"host":
-            host = bytes(value).decode("latin-1").lower()
-            return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    # HTTP/1.0 has no Host field, and no browser speaks it.
-    return "localhost"
-
-
-def _not_bound(host: str, port: int, error: OSError) -> Failure:
-    if error.errno == errno.EADDRINUSE:
-        return Failure(
-            f"port {port} of {host} is taken by another program; take another with --port, 0 for any free one"
-        )
-    if error.errno == errno.EACCES:
-        return Failure(f"no permission to listen on port {port}; ports from 1024 up need none")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return Failure(f"{host} is not an address of this machine", MISTYPED)
-    return Failure(f"cannot listen on port {port} of {host}: {error.strerror}")
-
-
-def _log_to(console: Console) -> None:
-    handler = RichHandler(console=console, show_path=False, log_time_format="%X")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("livepush_asgi").setLevel(logging.INFO)
+def _name_in(host: str) -> str:
+    """Return the name or the address in a field `Host`; empty if it has none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
