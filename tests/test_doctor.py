@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from livepush_asgi.cli.doctor.client import Body, Question, Unreadable, header_of, trouble_of, without_probe
+from livepush_asgi.cli.doctor.examine import Body, Question, Unreadable, header_of, trouble_of, without_probe
 from livepush_asgi.cli.doctor.findings import diagnose
 from livepush_asgi.cli.doctor.observation import (
     End,

@@ -6,8 +6,7 @@ import pytest
 
 from livepush_asgi.cli.doctor.examine import LARGE_EVENTS
 from livepush_asgi.cli.doctor.findings import diagnose
-from livepush_asgi.cli.doctor.observation import Evidence, Observation, Stall
-from livepush_asgi.cli.doctor.pace import Hold, hold_of, is_held, pace_of
+from livepush_asgi.cli.doctor.observation import Evidence, Hold, Observation, Stall, hold_of, is_held, pace_of
 
 from .observations import PLAN, arriving
 

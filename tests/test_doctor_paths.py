@@ -11,8 +11,7 @@ import anyio
 import django
 import pytest
 
-from livepush_asgi.cli.doctor.client import Question
-from livepush_asgi.cli.doctor.examine import examine
+from livepush_asgi.cli.doctor.examine import Question, examine
 from livepush_asgi.cli.doctor.findings import Diagnosis, Severity, diagnose
 
 from .command import run

@@ -13,8 +13,7 @@ import anyio
 import pytest
 import trustme
 
-from livepush_asgi.cli.doctor.client import Question
-from livepush_asgi.cli.doctor.examine import examine
+from livepush_asgi.cli.doctor.examine import Question, examine
 from livepush_asgi.cli.doctor.findings import Diagnosis, Severity, diagnose
 
 from . import proxies

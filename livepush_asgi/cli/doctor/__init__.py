@@ -1,13 +1,12 @@
 """The doctor: measures what happens to events between an application and a browser, and explains it.
 
-Start with `examine.py`, which sends requests through `client.py` and gathers observations, and with
-`findings.py`, which explains them with the help of `pace.py` and `proxies.py`. `report.py` writes the result.
+Start with `examine.py`, which sends requests and gathers observations (`observation.py`), and with
+`findings.py`, which explains them with the help of `proxies.py`. `report.py` writes the result.
 """
 
 import anyio
 
-from .client import Question, header_of
-from .examine import examine
+from .examine import Question, examine, header_of
 from .findings import diagnose
 from .report import as_json, as_text
 
