@@ -107,7 +107,8 @@ def demo(
       python -m livepush_asgi demo --redis redis://localhost:6379/0
     """
     from .demo import Demo
-    from .demo.serve import bind, is_local, serve, url_of
+    from .demo.serve import bind, serve, url_of
+    from .demo.web import is_local
     from .redis_url import check_server, without_password
 
     with checking_arguments():
@@ -115,18 +116,17 @@ def demo(
     with bind(host, port) as listener:
         if redis is not None:
             check_server(redis)
-        page = Demo(redis, namespace)
-        url = url_of(listener)
+        url, local = url_of(listener), is_local(listener.getsockname()[0])
 
         def announce() -> None:
             through = f" through {without_password(redis)}" if redis else ""
             out.print(f"The demo is served{escape(through)}: [bold]{url}[/]   (Ctrl+C ends it)")
-            if not is_local(listener.getsockname()[0]):
+            if not local:
                 out.print("Everyone who can reach this machine can open it.")
             if open_page:
                 webbrowser.open(url)
 
-        return serve(page, listener, err, announce)
+        return serve(Demo(redis, namespace, local=local), listener, err, announce)
 
 
 @app.command()

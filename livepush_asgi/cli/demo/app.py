@@ -4,12 +4,13 @@ The channel `machine` has the figures of this machine, twice a second; the chann
 the visitors. `LivePushMiddleware` serves the stream at `/events`; this module answers everything else.
 """
 
+import contextlib
 import hashlib
-import logging
 import platform
 import re
 import time
 from collections import deque
+from itertools import count
 
 import anyio
 from redis.asyncio import Redis
@@ -30,8 +31,6 @@ from . import web
 from .figures import Machine, describe
 from .web import Answer
 
-logger = logging.getLogger("livepush_asgi")
-
 # Seconds between two readings.
 INTERVAL = 0.5
 # A page that opens gets so many readings and notes, so that it is not empty: a minute of figures.
@@ -44,9 +43,10 @@ VISITOR = re.compile(r"[0-9a-f]{32}")
 
 
 class Demo:
-    """The application. A server runs `asgi`."""
+    """The application. A server runs `asgi`. `local` is for a page that is for this machine alone."""
 
-    def __init__(self, redis_url: str | None = None, namespace: str | None = None) -> None:
+    def __init__(self, redis_url: str | None, namespace: str | None, *, local: bool) -> None:
+        self._check: web.Check = web.check_host if local else lambda request: None
         self._redis = Redis.from_url(redis_url) if redis_url is not None else None
         broker = RedisBroker(self._redis) if self._redis is not None else MemoryBroker()
         # Over a Redis, all machines share the board, and each has a channel for its own figures.
@@ -65,7 +65,7 @@ class Demo:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             raise NotImplementedError("the middleware in front of this application answers the lifespan")
-        await web.respond(self._routes, scope, receive, send)
+        await web.respond(self._routes, self._check, scope, receive, send)
 
     async def aclose(self) -> None:
         """Close the connections to the Redis. Call it after the last use."""
@@ -74,26 +74,21 @@ class Demo:
 
     async def authorize(self, request: StreamRequest) -> Grant:
         """Let everyone in. The visitor is the slot key, so that `cut` can end this visitor's stream alone."""
+        self._check(request)
         visitor = checked_visitor(request.query.get("visitor"))
         return Grant(channels=(self.machine_channel, BOARD), slot_key=visitor)
 
     async def publish_figures(self) -> None:
         """Publish this machine's figures until cancelled."""
-        machine, number, away = Machine(), 0, False
-        while True:
+        machine = Machine()
+        for number in count(1):
             await anyio.sleep(INTERVAL)
-            number += 1
             visitors = self.push.statistics()["streams"]
             figures = {"number": number, "visitors": visitors, **machine.read()}
             self._figures.append(figures)
-            try:
+            # While a page is open, the component logs that the broker is away.
+            with contextlib.suppress(BrokerUnavailableError):
                 await self.push.publish(self.machine_channel, figures, event="figures")
-            except BrokerUnavailableError as error:
-                if not away:
-                    logger.warning("the figures cannot be published: %s", error)
-                away = True
-            else:
-                away = False
 
     async def history(self, request: StreamRequest, receive: Receive) -> Answer:
         """Answer with the recent figures and notes, which a page shows before its first event."""

@@ -2,24 +2,18 @@
 
 import contextlib
 import errno
-import ipaddress
 import logging
 import signal
 import socket
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import anyio
 import uvicorn
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ...grant import Refusal, StreamRequest
-from ...http.responses import refuse
-from ...runtime.asgi import ASGIApp, Receive, Scope, Send
 from ..failure import FORCED, MISTYPED, UNABLE, Failure
 from .app import Demo
-from .web import HEADERS
 
 # In seconds. Longer than the drain window of a LivePush, or uvicorn would cut streams that are yet to end.
 GRACE = 5
@@ -78,7 +72,7 @@ def serve(demo: Demo, listener: socket.socket, console: Console, serving: Callab
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("livepush_asgi").setLevel(logging.INFO)
     config = uvicorn.Config(
-        LocalNames(demo.asgi) if is_local(listener.getsockname()[0]) else demo.asgi,
+        demo.asgi,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -98,42 +92,3 @@ def serve(demo: Demo, listener: socket.socket, console: Console, serving: Callab
     if server.force_exit:
         return FORCED
     return 0 if server.should_exit else UNABLE
-
-
-class LocalNames:
-    """Refuses requests to a loopback address whose `Host` is a name from outside (DNS rebinding).
-
-    A web site can point its own name to 127.0.0.1, and its scripts could then read this page as their own.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        # HTTP/1.0 has no Host field, and no browser speaks it.
-        if scope["type"] != "http" or is_local(
-            _name_in(StreamRequest(scope).headers.get("host", "localhost"))
-        ):
-            await self._app(scope, receive, send)
-        else:
-            detail = "this page is for this machine; open it as localhost or 127.0.0.1"
-            await refuse(send, Refusal(421, detail), HEADERS)
-
-
-def is_local(host: str) -> bool:
-    """Return whether a host name or address means this machine alone."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _name_in(host: str) -> str:
-    """Return the name or the address in a field `Host`; empty if it has none."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""

@@ -1,9 +1,11 @@
 """HTTP for the demo: routes, the files of the page, JSON, and refusals as problem details."""
 
+import ipaddress
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from urllib.parse import urlsplit
 
 from ...grant import Refusal, StreamRequest
 from ...http.responses import answer, refuse
@@ -34,6 +36,7 @@ class Answer:
 
 
 Handler = Callable[[StreamRequest, Receive], Awaitable[Answer]]
+Check = Callable[[StreamRequest], None]
 #: A fixed answer or a handler, by method and path.
 Routes = dict[tuple[str, str], Answer | Handler]
 
@@ -52,11 +55,16 @@ def page_files() -> Routes:
     return routes
 
 
-async def respond(routes: Routes, scope: Scope, receive: Receive, send: Send) -> None:
-    """Send the answer of a route, or the Refusal that its handler raises. uvicorn sends a HEAD no body."""
+async def respond(routes: Routes, check: Check, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the answer of a route, or the Refusal that `check` or its handler raises.
+
+    A HEAD has no body: uvicorn leaves it out.
+    """
+    request = StreamRequest(scope)
     try:
+        check(request)
         found = _route(routes, scope["method"], scope["path"])
-        result = found if isinstance(found, Answer) else await found(StreamRequest(scope), receive)
+        result = found if isinstance(found, Answer) else await found(request, receive)
     except Refusal as refusal:
         await refuse(send, refusal, HEADERS)
     else:
@@ -81,6 +89,31 @@ async def read_json(request: StreamRequest, receive: Receive, limit: int) -> obj
     except (ValueError, RecursionError):
         raise Refusal(400, "this is not JSON") from None
     return value
+
+
+def is_local(host: str) -> bool:
+    """Return whether a host name or address means this machine alone."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_host(request: StreamRequest) -> None:
+    """Raise Refusal if the field `Host` has a name from outside (DNS rebinding).
+
+    A web site can point its own name to 127.0.0.1, and its scripts could then read this page as their own.
+    """
+    # HTTP/1.0 has no Host field, and no browser speaks it.
+    host = request.headers.get("host", "localhost")
+    try:
+        local = is_local(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        local = False
+    if not local:
+        raise Refusal(421, "this page is for this machine; open it as localhost or 127.0.0.1")
 
 
 def _route(routes: Routes, method: str, path: str) -> Answer | Handler:
