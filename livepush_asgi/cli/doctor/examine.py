@@ -33,7 +33,8 @@ from .observation import (
 # The content encodings that an EventSource accepts in browsers, and those that this program can decompress.
 ENCODINGS: tuple[str, ...] = ("gzip", "deflate", "br")
 DECODED = ("gzip", "x-gzip", "deflate")
-CONNECT_TIMEOUT = 10.0
+# Only connecting has a limit of its own.
+TIMEOUT = httpx.Timeout(None, connect=10.0)
 # Browsers follow twenty; no working server needs more than a few.
 # https://fetch.spec.whatwg.org/#http-redirect-fetch
 MAX_REDIRECTS = 5
@@ -194,11 +195,10 @@ class _Examination:
     async def _ask(self, plan: ProbePlan | None) -> Observation:
         """Ask for a probe, or without a plan for a stream. Raises nothing."""
         exchange = _Exchange(self._question, plan)
+        limit = (plan.seconds if plan else self._question.idle) + self._question.timeout
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(exchange.note_stalls)
-            with anyio.move_on_after(
-                (plan.seconds if plan else self._question.idle) + self._question.timeout
-            ):
+            with anyio.move_on_after(limit):
                 await exchange.run(self._tls, self._question.fields(self._encodings))
             tasks.cancel_scope.cancel()
         return exchange.found
@@ -220,23 +220,12 @@ class _Exchange:
 
     async def run(self, tls: ssl.SSLContext, fields: dict[str, str]) -> None:
         """Fill in the observation."""
-        found, client = (
-            self.found,
-            httpx.AsyncClient(
-                http2=True,
-                verify=tls,
-                timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-                follow_redirects=True,
-                max_redirects=MAX_REDIRECTS,
-                event_hooks={"response": [self._note_redirect]},
-            ),
-        )
+        found, url = self.found, self._question.url_for(self.found.plan)
+        client = httpx.AsyncClient(http2=True, verify=tls, timeout=TIMEOUT, max_redirects=MAX_REDIRECTS)
+        client.event_hooks = {"response": [self._note_redirect]}
         try:
             self._start = anyio.current_time()
-            async with (
-                client,
-                client.stream("GET", self._question.url_for(found.plan), headers=fields) as response,
-            ):
+            async with client, client.stream("GET", url, headers=fields, follow_redirects=True) as response:
                 await self._read(response)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             if found.answer is None:

@@ -54,7 +54,8 @@ TEXTS = {
     # An answer that is no stream.
     "gateway": "{status}: a proxy {failed}.",
     "refused": "{words}",
-    "refused-softly": "The application refuses ({reason}, status {status}), and EventSource will come back.",
+    "refused-softly": "The application refuses ({said[reason]}, status {said[status]}), and EventSource will"
+    " come back.",
     "wrong-type": "The content type is {kind}, not text/event-stream: EventSource stops for good.{page}",
     "cors": "A page of {evidence.origin} may not read it: Access-Control-Allow-Origin has to be that origin,"
     " and {given}. In the application: LivePush(..., cors=Cors({{{evidence.origin!r}}})).",
@@ -101,6 +102,7 @@ LEADS_THERE = " (A redirect to {target} leads there.)"
 OWN_ADDRESS = " (Behind a proxy that does not pass Host on, applications redirect to their own address.)"
 GATEWAY = {502: "cannot reach the application", 504: "waited for the application too long"}
 REFUSALS = {
+    204: "The application ends the stream here.",
     401: "A login is missing: give it with --header 'Authorization: ...' or --header 'Cookie: ...'.",
     403: "It is forbidden. If it needs a login, give that with --header.",
     404: "There is nothing at this path.",
@@ -189,16 +191,17 @@ class _Judgement:
         if answer.status != 200:
             self._judge_refusal(answer)
             return
-        self._judge_type(answer)
         self._judge_origin(answer)
-        if shown.is_stream:
+        if not shown.is_stream:
+            self._judge_type(answer)
+        else:
             if not shown.probed:
                 self._judge_unprobed()
             self._judge_pace()
-            self._judge_start()
             self._judge_compression()
             self._judge_headers(answer)
-            self._judge_end()
+            if self._first.probed:
+                self._judge_end()
         if answer.http_version == "HTTP/2":
             self.note("http-2")
         else:
@@ -206,14 +209,9 @@ class _Judgement:
             self.note("http-1", add=HTTP_3 if offered else "", version=answer.http_version)
 
     def _find(
-        self,
-        severity: Severity,
-        code: str,
-        remedies: tuple[Remedy, ...] = (),
-        *,
-        add: str = "",
-        **values: object,
+        self, severity: Severity, code: str, *remedies: Remedy, add: str = "", **values: object
     ) -> None:
+        """Add a finding. `add` is more of its text; the `values` fill the places in the text."""
         seen = {"evidence": self._evidence, "first": self._first, "latest": self._latest}
         text = (TEXTS[code] + add).format(**seen, shown=self._shown, **values)
         self.findings.append(Finding(severity, code, text, remedies))
@@ -244,25 +242,19 @@ class _Judgement:
     def _judge_refusal(self, answer: Answer) -> None:
         if answer.status in GATEWAY:
             self.fault("gateway", status=answer.status, failed=GATEWAY[answer.status])
-        elif answer.status == 204:
-            self.unexamined(
-                "refused", words="204: the application ends it here, and EventSource stops for good."
-            )
-        else:
-            is_problem = answer.media_type == "application/problem+json"
-            problem = json_object(self._shown.body.decode("utf-8", "replace")) if is_problem else {}
-            words = [
-                f"{'The application answers' if is_problem else 'The answer is'} {answer.status}.",
-                REFUSALS.get(answer.status, ""),
-                f"It says: {problem['detail']}" if "detail" in problem else "",
-                "EventSource stops for good at any status but 200.",
-                f"Retry-After: {answer.get('retry-after')}." if answer.get("retry-after") else "",
-            ]
-            self.unexamined("refused", words=" ".join(filter(None, words)))
+            return
+        is_problem = answer.media_type == "application/problem+json"
+        problem = json_object(self._shown.body.decode("utf-8", "replace")) if is_problem else {}
+        words = [
+            f"{'The application answers' if is_problem else 'The answer is'} {answer.status}.",
+            REFUSALS.get(answer.status, ""),
+            f"It says: {problem['detail']}" if "detail" in problem else "",
+            "EventSource stops for good at any status but 200.",
+            f"Retry-After: {answer.get('retry-after')}." if answer.get("retry-after") else "",
+        ]
+        self.unexamined("refused", words=" ".join(filter(None, words)))
 
     def _judge_type(self, answer: Answer) -> None:
-        if self._shown.is_stream:
-            return
         page, kind = "", answer.media_type or "missing"
         if kind == "text/html":
             is_login = b"password" in self._shown.body.lower() or "login" in answer.url
@@ -283,9 +275,9 @@ class _Judgement:
     def _judge_unprobed(self) -> None:
         shown, others = self._shown, dict(self._shown.others)
         if "livepush.refused" in others:
-            facts = {"reason": "no reason", "status": "?", **json_object(others["livepush.refused"])}
-            add = " It says: {detail}" if "detail" in facts else ""
-            self.unexamined("refused-softly", add=add, **facts)
+            said = {"reason": "no reason", "status": "?", **json_object(others["livepush.refused"])}
+            add = " It says: {said[detail]}" if "detail" in said else ""
+            self.unexamined("refused-softly", add=add, said=said)
         elif shown.unreadable:
             self.unexamined("unreadable")
         elif self._evidence.ordinary is not None:
@@ -300,13 +292,15 @@ class _Judgement:
     def _judge_pace(self) -> None:
         latest, pace = self._latest, pace_of(self._latest)
         if self._first.trailing:
-            self.fault("compression-ends", remedies_for("compressed", self.proxies))
+            self.fault("compression-ends", *remedies_for("compressed", self.proxies))
         elif self._evidence.held:
             self._judge_hold()
         elif is_disturbed(latest):
             self.unexamined("busy")
         elif pace.events and pace.events == latest.expected:
             self.note("prompt", behind=1000 * pace.latest)
+        if (self._shown.first_byte_at or 0.0) > SLOW_START and not is_held(self._shown):
+            self.warning("slow-start")
 
     def _judge_hold(self) -> None:
         latest, uncompressed = self._latest, self._evidence.uncompressed
@@ -316,23 +310,18 @@ class _Judgement:
             late = f"events come {pace.together} at a time, up to {pace.latest:.1f} s late"
         if compressed and uncompressed is not None and not is_held(uncompressed):
             add = LARGE_STARTS if self._evidence.large_starts_compressed else ""
-            self.fault("compression-delays", remedies_for("compressed", self.proxies), add=add, late=late)
+            self.fault("compression-delays", *remedies_for("compressed", self.proxies), add=add, late=late)
             return
         hold = hold_of(latest, self._evidence.large)
         corked = hold.kind == "seconds" and hold.amount < CORKED
         size = f"{hold.amount:.0f} bytes" if hold.amount < 1000 else f"{hold.amount / 1024:.0f} KiB"
         self.fault(
             "buffered",
-            remedies_for("corked" if corked else "buffered", self.proxies),
+            *remedies_for("corked" if corked else "buffered", self.proxies),
             add=(MSG_MORE if corked else "") + (NO_BETTER if compressed else ""),
             late=late,
             waits=HOLDS[hold.kind].format(size=size, amount=hold.amount),
         )
-
-    def _judge_start(self) -> None:
-        at = self._shown.first_byte_at
-        if at is not None and at > SLOW_START and not is_held(self._shown):
-            self.warning("slow-start")
 
     def _judge_compression(self) -> None:
         """Say that the stream is compressed, if that delays nothing."""
@@ -358,18 +347,16 @@ class _Judgement:
 
     def _judge_end(self) -> None:
         first, evidence, idle = self._first, self._evidence, remedies_for("idle", self.proxies)
-        if not first.probed:
-            return
         how, steady = "closed" if first.end is End.CLOSED else "broken off", evidence.steady
         if first.end is End.DRAIN:
             self.unexamined("drain")
         elif first.end is End.SILENT:
             heartbeat = timing_under("heartbeat_interval", max(evidence.idle, 1) / 2)
-            self.fault("stalled", (heartbeat, *idle))
+            self.fault("stalled", heartbeat, *idle)
         elif first.cut_for_silence and not (steady is not None and steady.cut):
-            self.fault("cut-idle", (timing_under("heartbeat_interval", first.silence / 2), *idle), how=how)
+            self.fault("cut-idle", timing_under("heartbeat_interval", first.silence / 2), *idle, how=how)
         elif first.cut:
             lifetime = timing_under("max_lifetime", 0.9 * first.ended_at)
-            self.fault("cut-off", (lifetime, *remedies_for("limit", self.proxies)), how=how)
+            self.fault("cut-off", lifetime, *remedies_for("limit", self.proxies), how=how)
         elif evidence.idle < first.heartbeat and not evidence.held:
             self.note("silence", longer=first.heartbeat * 1.2)
