@@ -6,7 +6,7 @@ import pytest
 
 from livepush_asgi.cli.doctor.examine import LARGE_EVENTS
 from livepush_asgi.cli.doctor.findings import diagnose
-from livepush_asgi.cli.doctor.observation import Evidence, Hold, Observation, Stall, hold_of, is_held, pace_of
+from livepush_asgi.cli.doctor.observation import Evidence, Hold, Observation, Pace, Stall, hold_of, is_held
 
 from .observations import PLAN, arriving
 
@@ -55,7 +55,7 @@ def test_what_events_waited_for_is_told_by_two_sizes(how: dict[str, object], hol
 
 
 def test_a_series_is_measured() -> None:
-    pace = pace_of(arriving(hold_all=True))
+    pace = Pace(arriving(hold_all=True))
     assert (pace.events, pace.together, len(pace.groups), pace.held) == (40, 40, 1, True)
     assert pace.latest == pytest.approx(1.95)
 

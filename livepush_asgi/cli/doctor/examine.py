@@ -186,11 +186,11 @@ class _Examination:
 
     async def _measure(self, plan: ProbePlan) -> Observation:
         """Ask for a probe, and again if this program stalled meanwhile."""
-        for _ in range(TRIES - 1):
+        for _ in range(TRIES):
             observation = await self._ask(plan)
             if not is_disturbed(observation):
-                return observation
-        return await self._ask(plan)
+                break
+        return observation
 
     async def _ask(self, plan: ProbePlan | None) -> Observation:
         """Ask for a probe, or without a plan for a stream. Raises nothing."""

@@ -13,12 +13,12 @@ from .observation import (
     Answer,
     End,
     Evidence,
+    Pace,
     Trouble,
     hold_of,
     is_disturbed,
     is_held,
     json_object,
-    pace_of,
 )
 from .proxies import Proxy, Remedy, proxies_of, remedies_for, timing_under
 
@@ -84,11 +84,11 @@ TEXTS = {
     "stalled": "After {first.last_byte_at:.1f} s nothing came any more, and the connection was not closed:"
     " something on the way has forgotten it. A shorter heartbeat prevents that.",
     "cut-idle": "The stream was {how} after {first.silence:.1f} s of silence. The application sends a"
-    " heartbeat every {first.heartbeat:g} s: make that shorter, or the limit longer.",
+    " heartbeat every {first.seen.heartbeat:g} s: make that shorter, or the limit longer.",
     "cut-off": "The stream was {how} {first.ended_at:.1f} s after its beginning, and not for its silence."
     " Something on the way limits how long an answer may take, or the application has ended.",
     "silence": "The stream survived a silence of {evidence.idle:g} s. The application's silences last up to"
-    " {first.heartbeat:g} s: try --idle {longer:.0f}.",
+    " {first.seen.heartbeat:g} s: try --idle {longer:.0f}.",
     # The header and the version.
     "header-stripped": f"A proxy took Cache-Control: {CACHE_CONTROL} away. Caches and compressors after it do"
     " not know that they have to leave the stream alone.",
@@ -290,7 +290,7 @@ class _Judgement:
             self.unexamined("nothing-came")
 
     def _judge_pace(self) -> None:
-        latest, pace = self._latest, pace_of(self._latest)
+        latest, pace = self._latest, Pace(self._latest)
         if self._first.trailing:
             self.fault("compression-ends", *remedies_for("compressed", self.proxies))
         elif self._evidence.held:
@@ -304,7 +304,7 @@ class _Judgement:
 
     def _judge_hold(self) -> None:
         latest, uncompressed = self._latest, self._evidence.uncompressed
-        pace, compressed = pace_of(latest), self._first.compression is not None
+        pace, compressed = Pace(latest), self._first.compression is not None
         late = "the last event before a silence comes when that is over"
         if pace.grouped:
             late = f"events come {pace.together} at a time, up to {pace.latest:.1f} s late"
@@ -358,5 +358,5 @@ class _Judgement:
         elif first.cut:
             lifetime = timing_under("max_lifetime", 0.9 * first.ended_at)
             self.fault("cut-off", lifetime, *remedies_for("limit", self.proxies), how=how)
-        elif evidence.idle < first.heartbeat and not evidence.held:
-            self.note("silence", longer=first.heartbeat * 1.2)
+        elif evidence.idle < first.seen.heartbeat and not evidence.held:
+            self.note("silence", longer=first.seen.heartbeat * 1.2)

@@ -112,7 +112,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The request as the application saw it, by the first event of the probe."""
+    """The request as the application saw it, and its heartbeat interval, by the first event of the probe."""
 
     http: str = ""
     scheme: str = ""
@@ -140,7 +140,7 @@ class Observation:
     redirects: list[Redirect] = field(default_factory=list)
     bytes_at: list[float] = field(default_factory=list)  # the moments at which bytes of the body came
     arrivals: list[Arrival] = field(default_factory=list)  # the opening event, the series, and the totals
-    seen: Seen | None = None
+    seen: Seen = Seen()
     others: list[tuple[str, str]] = field(default_factory=list)  # the first events that belong to no probe
     body: bytes = b""  # its beginning
     unreadable: str = ""  # why the body cannot be read
@@ -188,11 +188,6 @@ class Observation:
         """The content encoding of the answer; None if there is none."""
         encoding = ((self.answer and self.answer.get("content-encoding")) or "").strip().lower()
         return None if encoding in ("identity", "") else encoding
-
-    @property
-    def heartbeat(self) -> float:
-        """The application's heartbeat interval; 0 if it is unknown."""
-        return self.seen.heartbeat if self.seen is not None else 0.0
 
     @property
     def longest_stall(self) -> float:
@@ -248,19 +243,31 @@ class Evidence:
         return bool(self.repeated) and all(map(is_held, [self.first, *self.repeated]))
 
 
-@dataclass(frozen=True, slots=True)
 class Pace:
     """How a series came. Times are in seconds."""
 
-    events: int
-    latest: float  # by how much the latest event was later than the promptest one
-    groups: list[list[Arrival]]  # the events that came together
-    together: int  # the size of the largest group
-    grouped: bool  # whether events that were sent one by one came late and together
-    held_to_the_end: bool  # whether events came only after all had been sent
-    held: bool  # whether something held events back, if only the last one through the silence after it
-    period: float  # the time between two groups; 0 with fewer than three
-    amount: float  # the bytes between two groups
+    def __init__(self, observation: Observation) -> None:
+        series, lags = observation.series, _lags(observation.series, observation.stalls)
+        interval = observation.plan.interval / 1000 if observation.plan else 0.0
+        self.events = len(series)
+        #: By how much the latest event was later than the promptest one.
+        self.latest = max(lags, default=0.0)
+        #: The events that came together, and the size of the largest group.
+        self.groups = _groups(series, TOGETHER * interval)
+        self.together = max(map(len, self.groups), default=0)
+        late = sum(lag > LATE * interval for lag in lags)
+        #: Whether events that were sent one by one came late and together.
+        self.grouped = late > LATE_PART * len(series) and len(self.groups) <= len(series) / 2
+        #: Whether they came only after all had been sent.
+        self.held_to_the_end = self.grouped and self.latest > TO_THE_END * (series[-1].sent - series[0].sent)
+        #: Whether something held events back, if only the last one through the silence after it.
+        self.held = self.grouped or _last_held(observation)
+        starts = [group[0].at for group in self.groups]
+        # The end of the series releases the last group: its size tells nothing, unless it is the only one.
+        ends = [0, *(group[-1].offset for group in self.groups[: max(len(self.groups) - 1, 1)])]
+        #: The time and the bytes between two groups. The time is 0 with fewer than three groups.
+        self.period = median(b - a for a, b in pairwise(starts)) if len(starts) > 2 else 0.0
+        self.amount = median(b - a for a, b in pairwise(ends)) if self.groups else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,34 +281,9 @@ class Hold:
     amount: float = 0
 
 
-def pace_of(observation: Observation) -> Pace:
-    """Measure a series."""
-    series = observation.series
-    interval = observation.plan.interval / 1000 if observation.plan else 0.0
-    lags = _lags(series, observation.stalls)
-    latest = max(lags, default=0.0)
-    groups = _groups(series, TOGETHER * interval)
-    late = sum(lag > LATE * interval for lag in lags)
-    grouped = late > LATE_PART * len(series) and len(groups) <= len(series) / 2
-    # The end of the series releases the last group: its size tells nothing, unless it is the only one.
-    ends = [0, *(group[-1].offset for group in groups[: max(len(groups) - 1, 1)])]
-    starts = [group[0].at for group in groups]
-    return Pace(
-        events=len(series),
-        latest=latest,
-        groups=groups,
-        grouped=grouped,
-        held_to_the_end=grouped and latest > TO_THE_END * (series[-1].sent - series[0].sent),
-        held=grouped or _last_held(observation),
-        together=max(map(len, groups), default=0),
-        period=median(b - a for a, b in pairwise(starts)) if len(groups) > 2 else 0.0,
-        amount=median(b - a for a, b in pairwise(ends)) if groups else 0.0,
-    )
-
-
 def is_held(observation: Observation) -> bool:
     """Return whether something held the series of a probe back."""
-    return pace_of(observation).held
+    return Pace(observation).held
 
 
 def is_disturbed(observation: Observation) -> bool:
@@ -312,12 +294,12 @@ def is_disturbed(observation: Observation) -> bool:
 
 def hold_of(small: Observation, large: Observation | None) -> Hold:
     """Return what events waited for, by a series of small events and one of large events."""
-    pace = pace_of(small)
+    pace = Pace(small)
     if not pace.grouped:
         return Hold("next")
     if large is None or not large.series:
         return Hold("end" if pace.held_to_the_end else "bytes", pace.amount)
-    large_pace = pace_of(large)
+    large_pace = Pace(large)
     if large_pace.grouped and abs(pace.period - large_pace.period) < SAME * pace.period:
         return Hold("seconds", pace.period)
     if large_pace.held_to_the_end:
@@ -355,7 +337,7 @@ def _last_held(observation: Observation) -> bool:
         or arrivals[-2].number != plan.events
     ):
         return False
-    silence = min(arrivals[-1].sent - arrivals[-2].sent, observation.heartbeat or math.inf)
+    silence = min(arrivals[-1].sent - arrivals[-2].sent, observation.seen.heartbeat or math.inf)
     return _lags(arrivals[:-1], observation.stalls)[-1] > KEPT * silence
 
 

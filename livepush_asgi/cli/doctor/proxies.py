@@ -154,7 +154,7 @@ def _signs(observation: Observation) -> Iterator[str]:
     answer, seen = observation.answer, observation.seen
     if answer is not None:
         yield from (f"{name}: {value}" for name, value in answer.headers)
-    if answer is None or seen is None:
+    if answer is None or not observation.probed:
         return
     yield from (f"{name} on the request" for name in seen.telling)
     if seen.via:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from textwrap import wrap
 
 from .findings import Diagnosis, Finding, Severity
-from .observation import Evidence, pace_of
+from .observation import Evidence, Pace
 
 WIDTH = 96
 LABELS = {Severity.FAULT: "FAULT", Severity.OPEN: "UNKNOWN"}
@@ -25,7 +25,7 @@ def as_text(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
 def as_json(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
     """Return the report as one JSON object. Later versions may add fields, and keep these."""
     answer, latest = evidence.shown.answer, evidence.latest
-    pace, first = pace_of(latest), latest.first_byte_at
+    pace, first = Pace(latest), latest.first_byte_at
     report = {
         "version": 1,
         "url": url,
