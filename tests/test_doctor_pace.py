@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from livepush_asgi.cli.doctor.examine import LARGE_EVENTS
-from livepush_asgi.cli.doctor.findings import diagnose
+from livepush_asgi.cli.doctor.findings import Diagnosis
 from livepush_asgi.cli.doctor.observation import Evidence, Hold, Observation, Pace, Stall, hold_of, is_held
 
 from .observations import PLAN, arriving
@@ -62,9 +62,9 @@ def test_a_series_is_measured() -> None:
 
 def test_what_was_late_once_is_no_fault() -> None:
     once = Evidence(first=arriving(hold_all=True), repeated=[arriving()])
-    assert diagnose(once).status == 0
+    assert Diagnosis(once).status == 0
     thrice = replace(once, repeated=[arriving(period=0.25), arriving()])
-    assert diagnose(thrice).status == 0
+    assert Diagnosis(thrice).status == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -85,5 +85,5 @@ def test_what_comes_with_the_next_event_is_held() -> None:
     )
     assert is_held(late)
     assert hold_of(late, None) == Hold("next")
-    diagnosis = diagnose(Evidence(first=late, repeated=[late]))
+    diagnosis = Diagnosis(Evidence(first=late, repeated=[late]))
     assert "until the next one comes" in diagnosis.findings[0].text

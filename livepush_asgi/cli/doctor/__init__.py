@@ -7,7 +7,7 @@ Start with `examine.py`, which sends requests and gathers observations (`observa
 import anyio
 
 from .examine import Question, examine, header_of
-from .findings import diagnose
+from .findings import Diagnosis
 from .report import as_json, as_text
 
 __all__ = ["Question", "examine_and_report", "header_of"]
@@ -16,6 +16,6 @@ __all__ = ["Question", "examine_and_report", "header_of"]
 def examine_and_report(question: Question, *, json: bool) -> tuple[str, int]:
     """Examine a URL, and return the report and the exit status. Takes some seconds and `question.idle`."""
     evidence = anyio.run(examine, question)
-    diagnosis = diagnose(evidence)
+    diagnosis = Diagnosis(evidence)
     report = (as_json if json else as_text)(question.url, evidence, diagnosis)
     return report, diagnosis.status

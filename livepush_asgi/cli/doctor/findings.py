@@ -1,6 +1,6 @@
 """Findings: what the evidence shows, in plain words, and the verdict. Pure functions.
 
-`TEXTS` has the words of every finding. `diagnose` decides which of them are true.
+`TEXTS` has the words of every finding. `Diagnosis` decides which of them are true.
 """
 
 from dataclasses import dataclass
@@ -144,12 +144,24 @@ class Finding:
     remedies: tuple[Remedy, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False)
 class Diagnosis:
-    """All findings, the worst first, and the proxies that are known."""
+    """What the evidence shows: the findings, the worst first, and the proxies that are known.
 
-    findings: tuple[Finding, ...]
+    Each `_judge_...` method looks at one question.
+    """
+
+    findings: list[Finding]
     proxies: tuple[Proxy, ...]
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.findings = []
+        self.proxies = proxies_of(evidence.first, vite=evidence.vite)
+        self._evidence = evidence
+        self._first, self._latest, self._shown = evidence.first, evidence.latest, evidence.shown
+        self._judge()
+        order = list(Severity)
+        self.findings.sort(key=lambda finding: order.index(finding.severity))
 
     @property
     def status(self) -> int:
@@ -162,25 +174,7 @@ class Diagnosis:
         """The exit status in one word."""
         return OUTCOMES[self.status]
 
-
-def diagnose(evidence: Evidence) -> Diagnosis:
-    """Return what the evidence shows."""
-    judgement, order = _Judgement(evidence), list(Severity)
-    judgement.judge()
-    findings = sorted(judgement.findings, key=lambda finding: order.index(finding.severity))
-    return Diagnosis(tuple(findings), judgement.proxies)
-
-
-class _Judgement:
-    """The findings so far. Each method looks at one question, and adds what it finds."""
-
-    def __init__(self, evidence: Evidence) -> None:
-        self.findings: list[Finding] = []
-        self.proxies = proxies_of(evidence.first, vite=evidence.vite)
-        self._evidence = evidence
-        self._first, self._latest, self._shown = evidence.first, evidence.latest, evidence.shown
-
-    def judge(self) -> None:
+    def _judge(self) -> None:
         shown, answer = self._shown, self._shown.answer
         if shown.trouble is not None:
             self._judge_trouble(shown.trouble)
