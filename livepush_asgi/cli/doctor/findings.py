@@ -98,8 +98,8 @@ TEXTS = {
     "http-1": "{version}: a browser opens at most six connections to an origin, over all its tabs.",
     "http-2": "HTTP/2: a browser can have many streams at a time.",
 }
-LEADS_THERE = " (A redirect to {target} leads there.)"
-OWN_ADDRESS = " (Behind a proxy that does not pass Host on, applications redirect to their own address.)"
+LEADS_THERE = " (A redirect to {target} leads there.{why})"
+OWN_ADDRESS = " Behind a proxy that does not pass Host on, applications redirect to their own address."
 GATEWAY = {502: "cannot reach the application", 504: "waited for the application too long"}
 REFUSALS = {
     204: "The application ends the stream here.",
@@ -216,14 +216,15 @@ class Diagnosis:
     note = partialmethod(_find, Severity.NOTE)
 
     def _judge_trouble(self, trouble: Trouble) -> None:
-        redirects, add, target = self._shown.redirects, "", ""
+        redirects, add, target, why = self._shown.redirects, "", "", ""
         faulty = trouble in (Trouble.REDIRECTS, Trouble.CLOSED)
         if redirects and trouble is not Trouble.REDIRECTS:
             # A server did answer, and sends browsers to where none answers.
             faulty, add, target = True, LEADS_THERE, redirects[-1].target
             if urlsplit(redirects[-1].source).netloc != urlsplit(target).netloc:
-                add += OWN_ADDRESS
-        self._find(Severity.FAULT if faulty else Severity.OPEN, trouble.value, add=add, target=target)
+                why = OWN_ADDRESS
+        severity = Severity.FAULT if faulty else Severity.OPEN
+        self._find(severity, trouble.value, add=add, target=target, why=why)
 
     def _judge_redirects(self) -> None:
         redirects = self._shown.redirects
