@@ -25,15 +25,10 @@ app = typer.Typer(
 
 RedisUrl = Annotated[
     str | None,
-    typer.Option(
-        "--redis", metavar="URL", envvar="LIVEPUSH_REDIS", help="The Redis that the processes share."
-    ),
+    typer.Option("--redis", metavar="URL", envvar="LIVEPUSH_REDIS", help="The application's Redis."),
 ]
 Namespace = Annotated[
-    str | None,
-    typer.Option(
-        "--namespace", metavar="NAME", help="The namespace of the application: LivePush(..., namespace=...)."
-    ),
+    str | None, typer.Option("--namespace", metavar="NAME", help="As in LivePush(..., namespace=...).")
 ]
 
 
@@ -84,17 +79,11 @@ def start(
 
 @app.command()
 def demo(
-    host: Annotated[
-        str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any free port.")
-    ] = 8000,
+    host: Annotated[str, typer.Option(help="The address; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes any free one.")] = 8000,
     redis: RedisUrl = None,
     namespace: Namespace = None,
-    open_page: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open the page in this machine's browser.")
-    ] = False,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = False,
 ) -> int:
     """Serve a page with live figures of this machine and a board for its visitors.
 
@@ -133,10 +122,7 @@ def demo(
 def publish(
     channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="The channel to publish on.")],
     data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA", help="The data of one event; - publishes each line of standard input."
-        ),
+        str, typer.Argument(metavar="DATA", help="The data of one event; - takes each line of the input.")
     ] = "-",
     event: Annotated[str | None, typer.Option(metavar="NAME", help="The event name.")] = None,
     id: Annotated[str | None, typer.Option(metavar="ID", help="The event id, with DATA.")] = None,
