@@ -106,9 +106,10 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a view.
 
     The terms are a `channel` (and a `slot_key`), a `grant`, or an `authorize`: see StreamTerms. `authorize`
-    may use Django's ORM as it is. A client that gets no stream gets a response with the status that
-    `open_for_route` refuses with. The request's database connections are closed, except in a transaction; a
-    later query opens one again. Django cancels the response when the client has gone.
+    may use Django's ORM as it is. A client that gets no stream gets a 429 when the cap is full, a 503 when
+    the slots or the broker are away, a 401 for a grant that has expired, or what `authorize` refuses with.
+    The request's database connections are closed, except in a transaction; a later query opens one again.
+    Django cancels the response when the client has gone.
     """
     await sync_to_async(_close_connections)()
     if authorize := terms.get("authorize"):

@@ -40,7 +40,8 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a path operation.
 
     The terms are a `channel` (and a `slot_key`), a `grant`, or an `authorize`: see StreamTerms. Raises
-    HTTPException with the status that `open_for_route` refuses with; a soft refusal is a response.
+    HTTPException: 429 when the cap is full, 503 when the slots or the broker are away, 401 for a grant that
+    has expired, or what `authorize` refuses with. A soft refusal is a response.
     """
     try:
         stream = await open_for_route(service, request.scope, **terms)

@@ -18,8 +18,9 @@ async def sse_streaming_response(
     """Open a stream and return it as the response of a route. `RESPONSE_TIMEOUT` does not end it.
 
     The terms are a `channel` (and a `slot_key`), a `grant`, or an `authorize`: see StreamTerms. Raises
-    Werkzeug's exception for the status that `open_for_route` refuses with, TooManyRequests for a full cap;
-    a soft refusal is a response. Quart cancels the response when the client has gone.
+    TooManyRequests when the cap is full, ServiceUnavailable when the slots or the broker are away,
+    Unauthorized for a grant that has expired, or the exception for what `authorize` refuses with. A soft
+    refusal is a response. Quart cancels the response when the client has gone.
     """
     try:
         stream = await open_for_route(service, request.scope, **terms)

@@ -72,10 +72,9 @@ async def open_for_route(
 ) -> RouteStream:
     """Open a stream for a channel and a slot key, for a Grant, or by an `authorize`.
 
-    Raises Refusal if the client gets no stream: 429 with `Retry-After: 5` when the cap is full, 503 when the
-    slots or the broker are away, 401 for a grant that has expired, and the status that `authorize` refuses
-    with. For a cause in the component's `soft_refusals`, and in a drain, returns a FiniteStream instead, a
-    soft refusal: `EventSource` never comes back after another status than 200.
+    Raises Refusal if the client gets no stream, with `Retry-After: 5` when the cap is full. For a cause in
+    the component's `soft_refusals`, and in a drain, returns a FiniteStream instead, a soft refusal:
+    `EventSource` never comes back after another status than 200.
     """
     if isinstance(service, LivePush):
         service = SSEStreamService.of(service)
