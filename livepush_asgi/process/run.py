@@ -164,7 +164,7 @@ class Run:
                 self._check_admissible(grant, decided_at, request)
                 stream = self._make_stream(grant, control_events, last_event_id)
             except BaseException:
-                lease.give_back()
+                lease.release()
                 raise
             stream.lease = lease
             relay.connect(stream, lease)
@@ -319,16 +319,16 @@ class Run:
     async def _take_slot(
         self, slots: Slots, key: str, relay: ReplacementRelay, receive: Receive | None
     ) -> Lease:
-        take = slots.take(key, relay.replaced)
+        take = slots.acquire_lease(key, relay.replaced)
         if getattr(slots, "bounded", False):
-            # This `take` never waits long, so it needs no timeout. The caller checks the grant again
+            # This call never waits long, so it needs no timeout. The caller checks the grant again
             # afterwards.
             lease = await take
         else:
             timeout = self.timing.authorize_timeout
             try:
                 lease = await self.callbacks.result(
-                    take, receive=receive, timeout=timeout, discard=Lease.give_back
+                    take, receive=receive, timeout=timeout, discard=Lease.release
                 )
             except TimeoutError as error:
                 raise SlotsUnavailableError(f"the slot store did not answer within {timeout} s") from error

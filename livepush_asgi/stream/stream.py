@@ -197,7 +197,7 @@ class Stream:
         self._cancel_subscribe_timer()
         lease, self.lease = self.lease, None
         if lease is not None:
-            lease.give_back()
+            lease.release()
         self._composer.discard()
         self._wake()
         self._on_closed(self)

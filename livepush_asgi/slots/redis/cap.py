@@ -12,7 +12,7 @@ from ...brokers.redis.connection import FAILURES
 from ...errors import CapExceededError, SlotsUnavailableError
 from ...runtime.event_loop import asyncio_loop
 from ...settings import check_seconds
-from .. import Lease, LeasesByKey, OnFull, SlotHook, call_hook, check_cap
+from .. import BaseSlotCap, Lease, OnFull, SlotHook, call_hook
 from .leases import HeldLeases, LeaseRecord
 from .scripts import ONE_NODE_OF_MANY, Faults, LeaseStore, is_absence
 
@@ -33,7 +33,7 @@ class SlotStatistics(NamedTuple):
     #: Leases held now.
     held: int
     #: Slots that were given since the beginning, `failed_open` among them.
-    taken: int
+    acquired: int
     #: Takes that found no slot free.
     refused: int
     #: Slots given without being counted, because the server was away or refused the slot key.
@@ -50,7 +50,7 @@ class SlotStatistics(NamedTuple):
     refused_keys: int = 0
 
 
-class SlotCap:
+class SlotCap(BaseSlotCap):
     """At most `cap` open streams for each key, counted on a server.
 
     A slot is a lease that lives for `ttl` seconds on the server. This process renews it as long as the stream
@@ -68,16 +68,16 @@ class SlotCap:
     MISCONF, NOREPLICAS, CLUSTERDOWN, MASTERDOWN). The log has a line when a server goes away or comes back,
     and when the first key is refused or the last one is accepted again.
 
-    `take` waits for at most `timeout` seconds. A slot that is given back in this process is free for every
-    later `take`.
+    `acquire_lease` waits for at most `timeout` seconds. A slot that is released in this process is free for
+    every later `acquire_lease`.
 
     The client is a `Redis` or a `RedisCluster`; the cap does not close it. In a cluster each node counts its
-    own keys. With a `Redis` that talks to one node of a cluster of several, the first `take` raises. A proxy
-    that spreads keys over several servers does not work. Use one cap on one event loop at a time. Several
-    `LivePush` objects may share it.
+    own keys. With a `Redis` that talks to one node of a cluster of several, every `acquire_lease` raises. A
+    proxy that spreads keys over several servers does not work. Use one cap on one event loop at a time.
+    Several `LivePush` objects may share it.
     """
 
-    #: See `Slots`: a request awaits `take` directly. A task for each `take` would cost 40 µs.
+    #: See `Slots`: a request awaits `acquire_lease` directly. A task for each call would cost 40 µs.
     bounded = True
 
     def __init__(
@@ -94,20 +94,15 @@ class SlotCap:
         on_acquire: SlotHook | None = None,
         on_release: SlotHook | None = None,
     ) -> None:
-        check_cap(cap, on_full)
+        super().__init__(cap, on_full, on_acquire, on_release)
         if on_error not in ("open", "closed"):
             raise ValueError(f"on_error is 'open' or 'closed', not {on_error!r}")
         check_seconds("timeout", timeout, LONGEST_TIMEOUT)
         lifetime = _lifetime(ttl, ttl_seconds)
-        self._cap = cap
-        self._replaces = on_full == "replace_oldest"
         self._fails_open = on_error == "open"
         self._timeout = timeout
-        self._on_acquire = on_acquire
-        self._on_release = on_release
         # One bound method for all leases.
-        self._on_give_back = self._give_back
-        self._by_key = LeasesByKey()
+        self._released = self._lease_released
         self._store = LeaseStore(
             redis,
             prefix=key_prefix,
@@ -120,15 +115,10 @@ class SlotCap:
         meanwhile = "streams are let in uncounted" if self._fails_open else "no stream is let in"
         self._faults = Faults(self._store, ttl=lifetime, meanwhile=meanwhile)
         self._leases = HeldLeases(self._store, self._faults, ttl=lifetime, timeout=timeout)
-        self._taken = self._refused = self._failed_open = 0
+        self._acquired = self._refused = self._failed_open = 0
         self._wrong_loop_logged = False
 
-    @property
-    def cap(self) -> int:
-        """How many slots each key has."""
-        return self._cap
-
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         """Take a slot and return its lease, which the server has stored by then.
 
         The lease's `replaced` names leases of other processes only. In this process, `on_replaced` was
@@ -139,7 +129,7 @@ class SlotCap:
         that does not have all keys, or when the event loop is not asyncio's; ValueError for a key that cannot
         be encoded as UTF-8, before anything is sent. A call that is cancelled has taken nothing.
         """
-        lease = Lease(slot_key, self._on_give_back, on_replaced)
+        lease = Lease(slot_key, self._released, on_replaced)
         loop = self._check(slot_key)
         record, leases = LeaseRecord(lease), self._leases
         if self._fails_open and self._faults.away and leases.is_away(slot_key):
@@ -162,20 +152,13 @@ class SlotCap:
             leases.end(replaced)
         return self._given(lease)
 
-    async def acquire(self, slot_key: str) -> bool:
-        """Take a slot, to be given back by `release`. Return False if all are taken.
-
-        The slot stays taken until it is released or this process ends, also after `aclose`.
-        """
-        return await self._by_key.acquire(self.take(slot_key))
-
     async def release(self, slot_key: str) -> None:
         """Give back the oldest slot that `acquire` took. Does nothing if there is none.
 
         Returns when the server has confirmed, after `timeout` seconds at the latest, and at once while the
         server is known to be away. The slot is given back in any case, also when the call is cancelled.
         """
-        lease = self._by_key.release(slot_key)
+        lease = self._release_oldest(slot_key)
         if lease is not None and not self._faults.is_away(slot_key):
             await self._leases.released([lease.id], self._timeout)
 
@@ -204,7 +187,7 @@ class SlotCap:
         """Return the figures of this process."""
         return SlotStatistics(
             held=len(self._leases.held),
-            taken=self._taken,
+            acquired=self._acquired,
             refused=self._refused,
             failed_open=self._failed_open,
             replaced=self._leases.replaced,
@@ -272,13 +255,13 @@ class SlotCap:
         return CapExceededError(record.lease.slot_key, self._cap)
 
     def _given(self, lease: Lease) -> Lease:
-        self._taken += 1
+        self._acquired += 1
         if self._on_acquire is not None:
             call_hook(self._on_acquire, lease.slot_key)
         return lease
 
-    def _give_back(self, lease: Lease) -> None:
-        self._leases.give_back(lease)
+    def _lease_released(self, lease: Lease) -> None:
+        self._leases.release(lease)
         if self._on_release is not None:
             call_hook(self._on_release, lease.slot_key)
 

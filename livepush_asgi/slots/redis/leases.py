@@ -192,7 +192,7 @@ class HeldLeases:
         self._acquiring.discard(record)
         self._release(record)
 
-    def give_back(self, lease: Lease) -> None:
+    def release(self, lease: Lease) -> None:
         """Stop holding a lease, and release it on the server as soon as possible."""
         record = self.held.pop(lease)
         if record is not None:
@@ -204,7 +204,7 @@ class HeldLeases:
             record = self.held.by_id.get(lease_id)
             if record is not None:
                 self.replaced += 1
-                record.lease.give_back()
+                record.lease.release()
                 _tell_replaced(record.lease)
 
     async def released(self, lease_ids: Iterable[str], timeout: float) -> None:
@@ -263,7 +263,7 @@ class HeldLeases:
         self._acquiring.clear()
         self._confirmations.clear()
         for record in list(self.held.by_id.values()):
-            record.lease.give_back()
+            record.lease.release()
         self._due, self._failed = dict.fromkeys(self.releases.by_key, False), {}
 
     def _wake_if_idle(self) -> None:
