@@ -14,7 +14,7 @@ from ...runtime.event_loop import asyncio_loop
 from ...settings import check_seconds
 from .. import BaseSlotCap, Lease, OnFull, SlotHook, call_hook
 from .leases import HeldLeases, LeaseRecord
-from .scripts import ONE_NODE_OF_MANY, Faults, LeaseStore, is_absence
+from .store import ONE_NODE_OF_MANY, Faults, LeaseStore, is_absence
 
 logger = logging.getLogger("livepush_asgi")
 

@@ -30,7 +30,7 @@ from ...brokers.redis.connection import Reply
 from ...brokers.timeouts import no_answer
 from ...runtime.event_loop import start_task
 from .. import Lease
-from .scripts import Faults, LeaseStore, is_absence
+from .store import Faults, LeaseStore, is_absence
 
 logger = logging.getLogger("livepush_asgi")
 
