@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import AskError
 
-from ...brokers.redis.connection import FAILURES
+from ...brokers.redis.connection import FAILURES, named_timeout
 from ...errors import CapExceededError, SlotsUnavailableError
 from ...runtime.event_loop import asyncio_loop
 from ...settings import check_seconds
 from .. import BaseSlotCap, Lease, OnFull, SlotHook, call_hook
-from .leases import HeldLeases, LeaseRecord
+from .leases import Answer, HeldLeases, LeaseRecord
 from .store import ONE_NODE_OF_MANY, Faults, LeaseStore, is_absence
 
 logger = logging.getLogger("livepush_asgi")
@@ -98,7 +97,10 @@ class SlotCap(BaseSlotCap):
         if on_error not in ("open", "closed"):
             raise ValueError(f"on_error is 'open' or 'closed', not {on_error!r}")
         check_seconds("timeout", timeout, LONGEST_TIMEOUT)
-        lifetime = _lifetime(ttl, ttl_seconds)
+        if ttl is not None and ttl_seconds is not None:
+            raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
+        lifetime = next((given for given in (ttl, ttl_seconds) if given is not None), DEFAULT_TTL)
+        check_seconds("ttl", lifetime, LONGEST_TTL)
         self._fails_open = on_error == "open"
         self._timeout = timeout
         # One bound method for all leases.
@@ -132,25 +134,22 @@ class SlotCap(BaseSlotCap):
         lease = Lease(slot_key, self._released, on_replaced)
         loop = self._check(slot_key)
         record, leases = LeaseRecord(lease), self._leases
-        if self._fails_open and self._faults.away and leases.is_away(slot_key):
-            return self._let_in(record, loop)
         try:
-            replaced = await leases.acquire(record, loop)
-        except FAILURES as error:
-            return self._acquire_failed(record, loop, error)
+            if self._fails_open and self._faults.away and leases.is_away(slot_key):
+                replaced = self._let_in(slot_key)
+            else:
+                replaced = self._replaced_by(slot_key, await leases.acquire(record, loop))
         except BaseException:
             leases.abandon(record)
             raise
-        if self._store.partial:
-            leases.abandon(record)
-            raise self._one_node_of_many(slot_key)
-        if replaced is None:
-            raise self._full(record)
         leases.hold(record, loop)
         if replaced:
-            lease.replaced = tuple(lease_id for lease_id in replaced if lease_id not in leases.held.by_id)
+            lease.replaced = tuple(lease_id for lease_id in replaced if lease_id not in leases.held)
             leases.end(replaced)
-        return self._given(lease)
+        self._acquired += 1
+        if self._on_acquire is not None:
+            call_hook(self._on_acquire, slot_key)
+        return lease
 
     async def release(self, slot_key: str) -> None:
         """Give back the oldest slot that `acquire` took. Does nothing if there is none.
@@ -177,10 +176,12 @@ class SlotCap(BaseSlotCap):
         """
         self._check(slot_key)
         try:
-            return await self._store.count(slot_key)
+            async with asyncio.timeout(self._timeout):
+                return await self._store.count(slot_key)
         except FAILURES as error:
-            raise SlotsUnavailableError(
-                f"the slots of {slot_key!r} cannot be counted, {self._cause(slot_key, error)}"
+            cause = named_timeout(error, self._timeout)
+            raise self._unavailable(
+                f"the slots of {slot_key!r} cannot be counted", slot_key, cause
             ) from error
 
     def statistics(self) -> SlotStatistics:
@@ -224,61 +225,37 @@ class SlotCap(BaseSlotCap):
                 logger.error("slots: no slot can be taken: %s", error)
             raise SlotsUnavailableError(f"no slot of {slot_key!r} can be taken: {error}") from error
 
-    def _acquire_failed(
-        self, record: LeaseRecord, loop: asyncio.AbstractEventLoop, error: Exception
-    ) -> Lease:
-        slot_key = record.lease.slot_key
-        misdirected = self._store.one and isinstance(error, AskError)
-        if self._fails_open and not misdirected:
-            return self._let_in(record, loop)
-        self._leases.abandon(record)
-        if misdirected:
-            raise self._one_node_of_many(slot_key) from error
-        raise SlotsUnavailableError(
-            f"no slot of {slot_key!r} can be taken, {self._cause(slot_key, error)}"
-        ) from error
+    def _replaced_by(self, slot_key: str, answer: Answer) -> tuple[str, ...]:
+        """Return the ids of the leases that a new one has replaced. Raises if there is no slot for it."""
+        if self._store.partial or (isinstance(answer, Exception) and not self._fails_open):
+            raise self._unavailable(f"no slot of {slot_key!r} can be taken", slot_key, answer)
+        if isinstance(answer, Exception):
+            return self._let_in(slot_key)
+        if answer is None:
+            raise self._full(slot_key)
+        return answer
 
-    def _let_in(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> Lease:
+    def _let_in(self, slot_key: str) -> tuple[str, ...]:
         """Give a slot without the server. The cap applies to the leases of this process alone."""
-        mine = [held.lease.id for held in self._leases.held.of(record.lease.slot_key)]
+        mine = list(self._leases.held.of(slot_key))
         if len(mine) >= self._cap:
             if not self._replaces:
-                raise self._full(record)
+                raise self._full(slot_key)
             self._leases.end(mine[: len(mine) - self._cap + 1])
         self._failed_open += 1
-        self._leases.hold(record, loop)
-        return self._given(record.lease)
+        return ()
 
-    def _full(self, record: LeaseRecord) -> CapExceededError:
-        self._leases.abandon(record)
+    def _full(self, slot_key: str) -> CapExceededError:
         self._refused += 1
-        return CapExceededError(record.lease.slot_key, self._cap)
-
-    def _given(self, lease: Lease) -> Lease:
-        self._acquired += 1
-        if self._on_acquire is not None:
-            call_hook(self._on_acquire, lease.slot_key)
-        return lease
+        return CapExceededError(slot_key, self._cap)
 
     def _lease_released(self, lease: Lease) -> None:
         self._leases.release(lease)
         if self._on_release is not None:
             call_hook(self._on_release, lease.slot_key)
 
-    def _cause(self, slot_key: str, error: Exception) -> str:
+    def _unavailable(self, what: str, slot_key: str, error: object) -> SlotsUnavailableError:
+        if self._store.partial:
+            return SlotsUnavailableError(f"{what}, {self._store.where} {ONE_NODE_OF_MANY}")
         outcome = "does not answer" if is_absence(error) else "refuses this key"
-        return f"{self._store.place_of(slot_key)} {outcome}: {error}"
-
-    def _one_node_of_many(self, slot_key: str) -> SlotsUnavailableError:
-        return SlotsUnavailableError(
-            f"no slot of {slot_key!r} can be taken, {self._store.where} {ONE_NODE_OF_MANY}"
-        )
-
-
-def _lifetime(ttl: float | None, ttl_seconds: float | None) -> float:
-    if ttl is not None and ttl_seconds is not None:
-        raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
-    given = ttl if ttl is not None else ttl_seconds
-    lifetime = DEFAULT_TTL if given is None else given
-    check_seconds("ttl", lifetime, LONGEST_TTL)
-    return float(lifetime)
+        return SlotsUnavailableError(f"{what}, {self._store.place_of(slot_key)} {outcome}: {error}")

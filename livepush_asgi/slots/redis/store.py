@@ -22,10 +22,9 @@ from redis.exceptions import (
 )
 
 from ...brokers.redis.connection import Argument, Reply, address_of, pool_of
-from ...brokers.redis.pipeline import Pipeline
+from ...brokers.redis.pipeline import Pipeline, Receiver
 from ...brokers.redis.script import Call, Script, tag_of
 from ...brokers.redis.slot_router import SlotRouter
-from ...brokers.timeouts import no_answer
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -45,7 +44,7 @@ return redis.call('ZCOUNT', KEYS[1], string.format('(%d%06d', time[1], time[2]),
 # of a replaced lease lives for this many times `ttl`.
 TOMBSTONE_TTLS = 3
 
-# The error for a client of one node of a cluster: that node answers MOVED for the keys of other nodes.
+# What messages say of the server of a `Redis`, which has to have all keys.
 ONE_NODE_OF_MANY = (
     "is one node of a cluster and has only some of the keys: give SlotCap a redis.asyncio.RedisCluster"
 )
@@ -56,7 +55,7 @@ _ABSENT = (ClusterDownError, OutOfMemoryError, ReadOnlyError)
 _ABSENT_CODES = ["BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"]
 
 
-def is_absence(error: BaseException) -> bool:
+def is_absence(error: object) -> bool:
     """Return whether an error is about the server as a whole, and not about the keys of the call."""
     if not isinstance(error, ResponseError):
         return True
@@ -64,7 +63,7 @@ def is_absence(error: BaseException) -> bool:
 
 
 class LeaseStore:
-    """Runs the scripts of one cap, on one server or on the nodes of a cluster, each within `timeout` seconds.
+    """Runs the scripts of one cap, on one server or on the nodes of a cluster, within `timeout` seconds each.
 
     Raises TypeError for a client that is not redis-py's asyncio client.
     """
@@ -80,43 +79,54 @@ class LeaseStore:
         strict: bool,
         timeout: float,
     ) -> None:
-        self._server = (
-            _Cluster(redis, timeout) if isinstance(redis, RedisCluster) else _OneServer(redis, timeout)
-        )
-        #: The name of the server or cluster in messages.
-        self.where = self._server.where
-        #: Whether all keys are on one server: one call may change several slot keys.
-        self.one = isinstance(self._server, _OneServer)
         self._prefix = prefix
-        self._timeout = timeout
         microseconds = round(ttl * 1_000_000)
         self._settings = (cap, microseconds, int(replaces), int(strict), microseconds * TOMBSTONE_TTLS)
-
-    @property
-    def partial(self) -> bool:
-        """Whether the server turned out to be one node of a cluster, so that it has only some of the keys."""
-        return self._server.partial
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._router: SlotRouter | None = None
+        if isinstance(redis, RedisCluster):
+            self._router = SlotRouter(redis, timeout=timeout)
+            where = "Redis Cluster at {}:{}".format(*self._router.cluster.first.address)
+        else:
+            self._pipeline = Pipeline(redis, timeout=timeout)
+            where = address_of(pool_of(redis))
+        #: The name of the server or cluster in messages.
+        self.where = where
+        #: Whether all keys are on one server.
+        self.one = self._router is None
+        #: Whether one call may change several slot keys. A node of a cluster refuses that.
+        self.mixes_keys = self.one
+        #: Whether the server turned out to be one node of a cluster, so that it has only some of the keys.
+        self.partial = False
 
     def place_of(self, slot_key: str) -> str:
         """Return the name of the server that has a slot key, as far as known."""
-        return self._server.place_of(tag_of(slot_key))
+        node = self._router.cluster.known_node_of(tag_of(slot_key)) if self._router else None
+        return "Redis node at {}:{}".format(*node.address) if node else self.where
 
-    def change(self, words: Sequence[tuple[str, str]]) -> asyncio.Future[Reply]:
-        """Run CHANGE with these slot keys and their words. The future raises one of FAILURES."""
+    def change(self, words: Sequence[tuple[str, str]], receiver: Receiver) -> None:
+        """Run CHANGE with the words of each slot key. The receiver gets the reply, or one of FAILURES."""
         keys: list[str] = []
         for slot_key, _ in words:
             keys += self._keys(slot_key)
         arguments: list[Argument] = [*self._settings, *(of_key for _, of_key in words)]
-        return self._server.start(Call(CHANGE, tag_of(words[0][0]), keys, arguments))
+        if self._router is not None:
+            self._router.start(Call(CHANGE, tag_of(words[0][0]), keys, arguments), receiver)
+            return
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            # Its reply arrives before the reply to the first call.
+            self._pipeline.submit(b"CLUSTER", b"INFO").add_done_callback(self._learn_size)
+        CHANGE.send(self._pipeline, keys, arguments, receiver)
 
     async def count(self, slot_key: str) -> int:
         """Return how many leases have not expired. Raises one of FAILURES."""
-        reply = self._server.start(Call(COUNT, tag_of(slot_key), self._keys(slot_key)[:1], ()))
-        try:
-            async with asyncio.timeout(self._timeout):
-                counted = await reply
-        except TimeoutError as error:
-            raise error if str(error) else no_answer(self._timeout) from error
+        keys = self._keys(slot_key)[:1]
+        if self._router is None:
+            counted = await COUNT.run(self._pipeline, keys, ())
+        else:
+            counted = await self._router.run(Call(COUNT, tag_of(slot_key), keys, ()))
         assert isinstance(counted, int)
         return counted
 
@@ -131,54 +141,13 @@ class LeaseStore:
         key = f"{self._prefix}{{{tag_of(slot_key)}}}"
         return key, f"{key}:since", f"{key}:gone"
 
-
-class _OneServer:
-    def __init__(self, redis: Redis, timeout: float) -> None:
-        self.where = address_of(pool_of(redis))
-        self.partial = False
-        self._pipeline = Pipeline(redis, timeout=timeout)
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def place_of(self, tag: str) -> str:
-        return self.where
-
-    def start(self, call: Call) -> asyncio.Future[Reply]:
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop = loop
-            # Its reply arrives before the reply to the first call.
-            self._pipeline.submit(b"CLUSTER", b"INFO").add_done_callback(self._learn_size)
-        reply: asyncio.Future[Reply] = loop.create_future()
-        call.script.send(self._pipeline, call.keys, call.arguments, reply)
-        return reply
-
     def _learn_size(self, info: asyncio.Future[Reply]) -> None:
         # An error means that the server is no cluster, or that the user may not ask. In the second case the
         # server answers MOVED for a key of another node.
         known = not info.cancelled() and info.exception() is None
         found = re.search(r"cluster_size:(\d+)", str(info.result())) if known else None
+        self.mixes_keys = found is None
         self.partial = found is not None and int(found[1]) > 1
-
-
-class _Cluster:
-    partial = False
-
-    def __init__(self, redis: RedisCluster, timeout: float) -> None:
-        self._router = SlotRouter(redis, timeout=timeout)
-        self._running: set[asyncio.Task[Reply]] = set()
-        host, port = self._router.cluster.first.address
-        self.where = f"Redis Cluster at {host}:{port}"
-
-    def place_of(self, tag: str) -> str:
-        node = self._router.cluster.known_node_of(tag)
-        return self.where if node is None else f"Redis node at {node.address[0]}:{node.address[1]}"
-
-    def start(self, call: Call) -> asyncio.Future[Reply]:
-        task = asyncio.get_running_loop().create_task(self._router.run(call), name="livepush slot call")
-        # The event loop keeps only a weak reference to a task.
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
 
 
 class Faults:
@@ -207,6 +176,8 @@ class Faults:
     def failed(self, slot_key: str, error: BaseException) -> bool:
         """Note the error of a call for a slot key. Return whether its server was away until now."""
         if not is_absence(error):
+            # A node of a cluster answers MOVED for the keys of other nodes.
+            self._store.partial |= self._store.one and isinstance(error, AskError)
             self._note_refused(slot_key, error)
             return self._note_answer(slot_key)
         place, now = self._store.place_of(slot_key), time.monotonic()
@@ -236,10 +207,10 @@ class Faults:
             if len(self.refused) < MOST_REFUSED_KEYS and self.refused[oldest] > now - self._remember_for:
                 break
             del self.refused[oldest]
-        if not self.refused and isinstance(error, AskError):
-            logger.error("slots: %s %s", self._store.where, ONE_NODE_OF_MANY)
-        elif not self.refused:
-            where = self._store.where
-            logger.warning("slots: %s refuses %r, %s: %s", where, slot_key, self._meanwhile, error)
+        if not self.refused:
+            refusal = f"refuses {slot_key!r}, {self._meanwhile}: {error}"
+            logger.warning(
+                "slots: %s %s", self._store.where, ONE_NODE_OF_MANY if self._store.partial else refusal
+            )
         self.refused.pop(slot_key, None)
         self.refused[slot_key] = now
