@@ -13,7 +13,7 @@ from ...runtime.event_loop import asyncio_loop
 from ...settings import check_seconds
 from .. import BaseSlotCap, Lease, OnFull, SlotHook, call_hook
 from .leases import Answer, HeldLeases, LeaseRecord
-from .store import ONE_NODE_OF_MANY, Faults, LeaseStore, is_absence
+from .store import ONE_NODE_OF_MANY, Faults, LeaseStore, Settings, is_absence
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -31,11 +31,11 @@ class SlotStatistics(NamedTuple):
 
     #: Leases held now.
     held: int
-    #: Slots that were given since the beginning, `failed_open` among them.
+    #: Slots that were acquired since the beginning, `failed_open` among them.
     acquired: int
-    #: Takes that found no slot free.
+    #: Acquires that found no slot free.
     refused: int
-    #: Slots given without being counted, because the server was away or refused the slot key.
+    #: Slots acquired without being counted, because the server was away or refused the slot key.
     failed_open: int
     #: Leases held here that were ended to make room for newer ones.
     replaced: int
@@ -101,27 +101,17 @@ class SlotCap(BaseSlotCap):
             raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
         lifetime = next((given for given in (ttl, ttl_seconds) if given is not None), DEFAULT_TTL)
         check_seconds("ttl", lifetime, LONGEST_TTL)
-        self._fails_open = on_error == "open"
-        self._timeout = timeout
         # One bound method for all leases.
         self._released = self._lease_released
-        self._store = LeaseStore(
-            redis,
-            prefix=key_prefix,
-            cap=cap,
-            ttl=lifetime,
-            replaces=self._replaces,
-            strict=not self._fails_open,
-            timeout=timeout,
-        )
-        meanwhile = "streams are let in uncounted" if self._fails_open else "no stream is let in"
-        self._faults = Faults(self._store, ttl=lifetime, meanwhile=meanwhile)
-        self._leases = HeldLeases(self._store, self._faults, ttl=lifetime, timeout=timeout)
+        self._settings = Settings(cap, lifetime, timeout, self._replaces, on_error == "open")
+        self._store = LeaseStore(redis, key_prefix, self._settings)
+        self._faults = Faults(self._store)
+        self._leases = HeldLeases(self._store, self._faults)
         self._acquired = self._refused = self._failed_open = 0
         self._wrong_loop_logged = False
 
     async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
-        """Take a slot and return its lease, which the server has stored by then.
+        """Acquire a slot and return its lease, which the server has stored by then.
 
         The lease's `replaced` names leases of other processes only. In this process, `on_replaced` was
         called.
@@ -129,20 +119,20 @@ class SlotCap(BaseSlotCap):
         Raises CapExceededError when all are taken and none may be replaced. Raises SlotsUnavailableError when
         the key cannot be counted and the cap fails closed, when the client talks to one node of a cluster
         that does not have all keys, or when the event loop is not asyncio's; ValueError for a key that cannot
-        be encoded as UTF-8, before anything is sent. A call that is cancelled has taken nothing.
+        be encoded as UTF-8, before anything is sent. A call that is cancelled has acquired nothing.
         """
         lease = Lease(slot_key, self._released, on_replaced)
-        loop = self._check(slot_key)
+        self._check(slot_key)
         record, leases = LeaseRecord(lease), self._leases
         try:
-            if self._fails_open and self._faults.away and leases.is_away(slot_key):
+            if self._settings.fails_open and self._faults.away and leases.is_away(slot_key):
                 replaced = self._let_in(slot_key)
             else:
-                replaced = self._replaced_by(slot_key, await leases.acquire(record, loop))
+                replaced = self._replaced_by(slot_key, await leases.acquire(record))
         except BaseException:
             leases.abandon(record)
             raise
-        leases.hold(record, loop)
+        leases.hold(record)
         if replaced:
             lease.replaced = tuple(lease_id for lease_id in replaced if lease_id not in leases.held)
             leases.end(replaced)
@@ -152,14 +142,14 @@ class SlotCap(BaseSlotCap):
         return lease
 
     async def release(self, slot_key: str) -> None:
-        """Give back the oldest slot that `acquire` took. Does nothing if there is none.
+        """Release the oldest slot that `acquire` got. Does nothing if there is none.
 
         Returns when the server has confirmed, after `timeout` seconds at the latest, and at once while the
-        server is known to be away. The slot is given back in any case, also when the call is cancelled.
+        server is known to be away. The slot is released in any case, also when the call is cancelled.
         """
         lease = self._release_oldest(slot_key)
         if lease is not None and not self._faults.is_away(slot_key):
-            await self._leases.released([lease.id], self._timeout)
+            await self._leases.released([lease.id], self._settings.timeout)
 
     def replaced(self, ids: Iterable[str]) -> None:
         """End the leases of these ids that this process holds: another process has replaced them.
@@ -176,13 +166,11 @@ class SlotCap(BaseSlotCap):
         """
         self._check(slot_key)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._settings.timeout):
                 return await self._store.count(slot_key)
         except FAILURES as error:
-            cause = named_timeout(error, self._timeout)
-            raise self._unavailable(
-                f"the slots of {slot_key!r} cannot be counted", slot_key, cause
-            ) from error
+            cause = named_timeout(error, self._settings.timeout)
+            raise self._unavailable("the slots of {!r} cannot be counted", slot_key, cause) from error
 
     def statistics(self) -> SlotStatistics:
         """Return the figures of this process."""
@@ -199,21 +187,18 @@ class SlotCap(BaseSlotCap):
         )
 
     async def aclose(self) -> None:
-        """Wait up to 2 seconds until the server has confirmed all slots that were given back here.
+        """Wait up to 2 seconds until the server has confirmed all slots that were released here.
 
         Slots that are still held stay taken, and are renewed as long as the event loop runs: another
-        `LivePush` may share this cap. Slots that `acquire` took stay taken until they are released.
+        `LivePush` may share this cap. Slots that `acquire` got stay taken until they are released.
         """
         await self._leases.aclose(CLOSE_TIMEOUT)
 
-    def _check(self, slot_key: str) -> asyncio.AbstractEventLoop:
-        """Return the event loop.
-
-        Raises ValueError for a key that cannot be sent, and SlotsUnavailableError on trio's event loop.
-        """
+    def _check(self, slot_key: str) -> None:
+        """Raise ValueError for a key that cannot be sent, and SlotsUnavailableError on trio's event loop."""
         try:
             slot_key.encode()
-            return asyncio_loop()
+            asyncio_loop()
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"the slot key {slot_key!r} cannot be encoded as UTF-8: it has a lone surrogate, as text has "
@@ -227,8 +212,8 @@ class SlotCap(BaseSlotCap):
 
     def _replaced_by(self, slot_key: str, answer: Answer) -> tuple[str, ...]:
         """Return the ids of the leases that a new one has replaced. Raises if there is no slot for it."""
-        if self._store.partial or (isinstance(answer, Exception) and not self._fails_open):
-            raise self._unavailable(f"no slot of {slot_key!r} can be taken", slot_key, answer)
+        if self._store.partial or (isinstance(answer, Exception) and not self._settings.fails_open):
+            raise self._unavailable("no slot of {!r} can be taken", slot_key, answer)
         if isinstance(answer, Exception):
             return self._let_in(slot_key)
         if answer is None:
@@ -236,8 +221,8 @@ class SlotCap(BaseSlotCap):
         return answer
 
     def _let_in(self, slot_key: str) -> tuple[str, ...]:
-        """Give a slot without the server. The cap applies to the leases of this process alone."""
-        mine = list(self._leases.held.of(slot_key))
+        """Let a stream in without the server. The cap applies to the leases of this process alone."""
+        mine = [record.lease.id for record in self._leases.held.of(slot_key)]
         if len(mine) >= self._cap:
             if not self._replaces:
                 raise self._full(slot_key)
@@ -255,7 +240,8 @@ class SlotCap(BaseSlotCap):
             call_hook(self._on_release, lease.slot_key)
 
     def _unavailable(self, what: str, slot_key: str, error: object) -> SlotsUnavailableError:
-        if self._store.partial:
-            return SlotsUnavailableError(f"{what}, {self._store.where} {ONE_NODE_OF_MANY}")
         outcome = "does not answer" if is_absence(error) else "refuses this key"
-        return SlotsUnavailableError(f"{what}, {self._store.place_of(slot_key)} {outcome}: {error}")
+        cause = f"{self._store.place_of(slot_key)} {outcome}: {error}"
+        if self._store.partial:
+            cause = f"{self._store.where} {ONE_NODE_OF_MANY}"
+        return SlotsUnavailableError(f"{what.format(slot_key)}, {cause}")

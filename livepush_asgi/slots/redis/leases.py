@@ -15,7 +15,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import groupby, islice, takewhile
 from operator import itemgetter
 from typing import Literal, NamedTuple
@@ -40,15 +40,13 @@ BETWEEN_CALLS = 0.005
 LEASES_PER_CALL = 100
 # The most slot keys that are renewed at once. All of them at once would block the event loop.
 KEYS_AT_ONCE = 200
-# The most releases that are kept while the server is away. Each lease expires on it after `ttl` anyway.
-MOST_RELEASES = 100_000
 
 #: The answer to an acquire: the ids of the replaced leases; None if no slot was free; or one of FAILURES.
 Answer = tuple[str, ...] | Exception | None
 Verb = Literal["release", "renew", "acquire"]
 #: A request for one lease: its slot key, the verb, the lease.
 Request = tuple[str, Verb, "LeaseRecord"]
-#: The requests of each slot key.
+#: The requests of a call, for each slot key.
 Requests = list[tuple[str, list[Request]]]
 
 
@@ -59,7 +57,7 @@ class LeaseRecord:
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
-        #: The time of the acquire, or of the release once the lease is released; monotonic clock.
+        #: The time of the acquire, or of the release once it is being released; monotonic clock.
         self.since = time.monotonic()
         #: Whether a call that acquires or renews it is under way.
         self.asked = False
@@ -90,32 +88,15 @@ class Records(dict[str, LeaseRecord]):
                 del self.by_key[lease.slot_key]
         return record
 
-    def of(self, slot_key: str) -> Mapping[str, LeaseRecord]:
-        """Return the records of a slot key by lease id."""
-        return self.by_key.get(slot_key, {})
-
-
-class _Receiver(NamedTuple):
-    """Receives the reply of a call."""
-
-    requests: Requests
-    answered: Callable[[Requests, Reply], None]
-    failed: Callable[[Requests, Exception], None]
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, reply: Reply, /) -> None:
-        self.answered(self.requests, reply)
-
-    def set_exception(self, error: Exception, /) -> None:
-        self.failed(self.requests, error)
+    def of(self, slot_key: str) -> Collection[LeaseRecord]:
+        """Return the records of a slot key."""
+        return self.by_key.get(slot_key, {}).values()
 
 
 class HeldLeases:
     """Acquires, holds and releases the leases of one cap, on one event loop at a time."""
 
-    def __init__(self, store: LeaseStore, faults: Faults, *, ttl: float, timeout: float) -> None:
+    def __init__(self, store: LeaseStore, faults: Faults) -> None:
         #: Leases that were ended here because a newer one took their place.
         self.replaced = 0
         #: Releases that were given up without a confirmation.
@@ -126,9 +107,8 @@ class HeldLeases:
         self.releases = Records()
         self._store = store
         self._faults = faults
-        self._ttl = ttl
-        self._timeout = timeout
-        self._renew_at = self._retry_at = math.inf
+        self._timeout = store.settings.timeout
+        self._renewal_interval = store.settings.ttl / RENEWALS_PER_TTL
         self._backoff = Backoff()
         self._reset(None)
 
@@ -136,17 +116,17 @@ class HeldLeases:
         """Begin on an event loop. Nothing of an earlier one is under way any more."""
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
-        # Set when the task has to look at the leases or the times again.
+        # Set when the task has to look again at what is to be done, and when.
         self._changed = asyncio.Event()
+        self._renew_at = self._retry_at = math.inf
         # Leases that are neither held nor abandoned yet, the oldest first. The alarm is for the first one
         # that has no answer.
         self._acquiring: dict[LeaseRecord, asyncio.Future[Answer]] = {}
         self._alarm: asyncio.TimerHandle | None = None
-        # Acquires for the next call.
+        # For the next call: acquires, and slot keys to release, or with True also to renew.
         self._waiting: list[LeaseRecord] = []
-        # Slot keys whose releases are for the next call, and whether to renew their leases as well.
         self._due: dict[str, bool] = {}
-        # Slot keys that wait for the next retry. They are renewed as well.
+        # Slot keys that wait for the next retry, which renews them.
         self._failed: dict[str, bool] = {}
         # By lease id, for callers that wait until the server has confirmed a release.
         self._confirmations: dict[str, asyncio.Future[None]] = {}
@@ -159,12 +139,12 @@ class HeldLeases:
         """Return whether the server of a slot key is away, and the task will notice its return."""
         return self._running and self._faults.is_away(slot_key)
 
-    def acquire(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Answer]:
+    def acquire(self, record: LeaseRecord) -> asyncio.Future[Answer]:
         """Ask the server for a lease. The caller calls `hold` or `abandon` afterwards, in any case.
 
         A lease whose future is cancelled is not acquired, unless the call was sent already.
         """
-        self._start(loop)
+        loop = self._start()
         self._acquiring[record] = answer = loop.create_future()
         self._waiting.append(record)
         if self._alarm is None:
@@ -172,10 +152,10 @@ class HeldLeases:
         self._flush_soon()
         return answer
 
-    def hold(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> None:
+    def hold(self, record: LeaseRecord) -> None:
         """Hold a lease. One that the server may not have is renewed as soon as possible."""
         if not record.stored:
-            self._start(loop)
+            self._start()
             self._failed[record.lease.slot_key] = True
             self._changed.set()
         self.held.add(record)
@@ -198,10 +178,15 @@ class HeldLeases:
         """Release the leases of these ids that are held here, and call their `on_replaced`."""
         for lease_id in lease_ids:
             record = self.held.get(lease_id)
-            if record is not None:
-                self.replaced += 1
-                record.lease.release()
-                _tell_replaced(record.lease)
+            if record is None:
+                continue
+            self.replaced += 1
+            record.lease.release()
+            try:
+                if record.lease.on_replaced is not None:
+                    record.lease.on_replaced()
+            except Exception:
+                logger.exception("slots: telling the holder of a replaced slot failed")
 
     async def released(self, lease_ids: Iterable[str], timeout: float) -> None:
         """Wait until the server has confirmed these releases, for `timeout` seconds at most."""
@@ -220,7 +205,7 @@ class HeldLeases:
         Nothing is renewed afterwards if nothing is held.
         """
         task = self._task
-        if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
+        if task is None or not self._running or self._loop is not asyncio.get_running_loop():
             return
         self._retry_at = 0.0
         self._changed.set()
@@ -241,7 +226,9 @@ class HeldLeases:
         """Whether the task runs, and does not end with its event loop."""
         return self._task is not None and not self._task.done() and not self._task.cancelling()
 
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start(self) -> asyncio.AbstractEventLoop:
+        """Start the task if it does not run, and return the event loop."""
+        loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._task is not None and not self._task.done() and not self._task.get_loop().is_closed():
                 raise RuntimeError("a SlotCap is used on one event loop at a time; make one for each")
@@ -253,6 +240,7 @@ class HeldLeases:
         if self._task is None or self._task.done():
             self._renew_at, self._retry_at = self._next_renewal(), math.inf
             self._task = start_task(self._run(), "livepush slot renewal")
+        return loop
 
     async def _run(self) -> None:
         while self._busy:
@@ -269,7 +257,8 @@ class HeldLeases:
             self._failed |= dict.fromkeys(self.held.by_key, True)
         if now >= self._retry_at:
             self._retry_at = math.inf
-            self._drop(takewhile(lambda each: each.since + self._ttl <= now, self.releases.values()))
+            expired = now - self._store.settings.ttl
+            self._drop(takewhile(lambda each: each.since <= expired, self.releases.values()))
             self._retry()
         if self._due:
             self._flush_soon()
@@ -279,7 +268,7 @@ class HeldLeases:
             self._retry_at = now + self._backoff.next_delay()
 
     def _next_renewal(self) -> float:
-        return time.monotonic() + self._ttl / RENEWALS_PER_TTL * random.uniform(0.7, 1.0)
+        return time.monotonic() + self._renewal_interval * random.uniform(0.7, 1.0)
 
     def _retry(self) -> None:
         """Renew the slot keys that failed. To a server that is away one of its keys is sent, as a probe."""
@@ -297,7 +286,7 @@ class HeldLeases:
             elif slot_key in failed:
                 (self._failed if place in away else self._due)[slot_key] = True
         if not self._acquiring:
-            # No slot key is left to see if these are back. The next acquire will.
+            # No slot key is left to probe these servers. The next acquire will.
             for place in silent:
                 del away[place]
 
@@ -305,19 +294,16 @@ class HeldLeases:
 
     def _release(self, record: LeaseRecord) -> None:
         """Release a lease on the server as soon as possible, unless the server cannot have it."""
-        if record.stored is False and not record.asked:
-            self._wake_if_idle()
-            return
-        if len(self.releases) >= MOST_RELEASES:
-            self._drop([next(iter(self.releases.values()))])
-        record.since = time.monotonic()
-        self.releases.add(record)
-        slot_key = record.lease.slot_key
-        if self._faults.is_away(slot_key):
-            self._failed[slot_key] = True
-        else:
-            self._due.setdefault(slot_key, False)
-            self._flush_soon()
+        if record.asked or record.stored is not False:
+            slot_key = record.lease.slot_key
+            record.since = time.monotonic()
+            self.releases.add(record)
+            if self._faults.is_away(slot_key):
+                self._failed[slot_key] = True
+            else:
+                self._due.setdefault(slot_key, False)
+                self._flush_soon()
+        self._wake_if_idle()
 
     def _drop(self, records: Iterable[LeaseRecord]) -> None:
         """Give up on releases; the leases expire."""
@@ -362,21 +348,13 @@ class HeldLeases:
         """Return the calls for these acquires and for the slot keys that are due, each of a bounded size."""
         room = max(1, KEYS_AT_ONCE - self._under_way)
         due = {slot_key: self._due.pop(slot_key) for slot_key in list(islice(self._due, room))}
-        acquiring: list[Request] = [(each.lease.slot_key, "acquire", each) for each in acquires]
-        requests: list[Request] = [
-            (key, "release", each)
-            for key in {*due, *map(_slot_key, acquiring)} & self.releases.by_key.keys()
-            for each in self.releases.of(key).values()
-        ]
-        requests += [
-            (key, "renew", each)
-            for key, renew in due.items()
-            if renew
-            for each in self.held.of(key).values()
-            if not each.asked
-        ]
+        keys = {*due, *[each.lease.slot_key for each in acquires]}
+        requests: list[Request] = [(key, "release", each) for key in keys for each in self.releases.of(key)]
+        renewing = [each for key, renew in due.items() if renew for each in self.held.of(key)]
+        requests += [(each.lease.slot_key, "renew", each) for each in renewing if not each.asked]
+        requests += [(each.lease.slot_key, "acquire", each) for each in acquires]
         # Sorting keeps the order of the requests for one slot key.
-        requests = sorted(requests + acquiring, key=_slot_key)
+        requests.sort(key=_slot_key)
         together: list[Request] = []
         for slot_key, of_key in groupby(requests, _slot_key):
             if self._store.mixes_keys and slot_key not in self._faults.refused:
@@ -387,8 +365,26 @@ class HeldLeases:
 
     def _send(self, requests: Requests) -> None:
         self._under_way += 1
-        words = [(slot_key, _words(of_key)) for slot_key, of_key in requests]
-        self._store.change(words, _Receiver(requests, self._settle, self._call_failed))
+        words = [
+            (slot_key, " ".join([_word(verb, record) for _, verb, record in of_key]))
+            for slot_key, of_key in requests
+        ]
+        self._store.change(words, _Receiver(requests, self._take_reply))
+
+    def _take_reply(self, requests: Requests, reply: Reply | Exception) -> None:
+        self._under_way -= 1
+        if not isinstance(reply, Exception):
+            self._settle(requests, reply)
+        elif len(requests) > 1 and not is_absence(reply):
+            # The server did nothing, because of one slot key. So each slot key is sent by itself.
+            for each in requests:
+                self._send([each])
+        else:
+            for slot_key, of_key in requests:
+                self._fail(slot_key, of_key, reply)
+        if self._waiting or self._due:
+            self._flush_soon()
+        self._wake_if_idle()
 
     def _settle(self, requests: Requests, reply: Reply) -> None:
         assert isinstance(reply, bytes)
@@ -398,8 +394,8 @@ class HeldLeases:
             if answers[0].startswith(b"!"):
                 self._fail(slot_key, of_key, ResponseError(answers[0][1:].decode()))
                 continue
-            if self._faults and self._faults.answered(slot_key):
-                self._server_is_back()
+            if self._faults:
+                self._note(slot_key, None)
             for (_, verb, record), answer in zip(of_key, answers, strict=True):
                 if verb == "release":
                     self._confirm(record)
@@ -409,7 +405,6 @@ class HeldLeases:
                     self._settle_acquire(record, answer)
                 elif not record.stored:
                     self.end([record.lease.id])
-        self._call_ended()
 
     def _settle_acquire(self, record: LeaseRecord, answer: bytes) -> None:
         waiter = self._waiter(record)
@@ -421,45 +416,26 @@ class HeldLeases:
         else:
             waiter.set_result(tuple(answer.decode().split(" ")[1:]) if record.stored else None)
 
-    def _call_failed(self, requests: Requests, error: Exception) -> None:
-        if len(requests) > 1 and not is_absence(error):
-            # The server did nothing, because of one slot key. So each slot key is sent by itself.
-            for each in requests:
-                self._send([each])
-        else:
-            for slot_key, of_key in requests:
-                self._fail(slot_key, of_key, error)
-        self._call_ended()
-
     def _fail(self, slot_key: str, requests: list[Request], error: Exception) -> None:
-        refused = self._store.has_refused(error)
         self._failed[slot_key] = True
-        self._note_failure(slot_key, error)
+        self._note(slot_key, error)
         for _, verb, record in requests:
             if verb != "release":
                 record.asked = False
-                record.stored = record.stored if refused else None
+                if not self._store.has_refused(error):
+                    record.stored = None
             if verb == "acquire" and (waiter := self._waiter(record)):
                 waiter.set_result(error)
 
-    def _note_failure(self, slot_key: str, error: Exception) -> None:
+    def _note(self, slot_key: str, error: Exception | None) -> None:
+        """Note that a call for a slot key failed, or that it was executed."""
         # An event loop that ends is no failure of the server.
         if self._running:
-            if self._faults.failed(slot_key, error):
-                self._server_is_back()
+            if self._faults.note(slot_key, error):
+                # The server is back. It may have lost its data, so all leases are renewed soon.
+                soon = time.monotonic() + min(1.0, self._renewal_interval)
+                self._renew_at, self._retry_at = min(self._renew_at, soon), 0.0
             self._changed.set()
-
-    def _call_ended(self) -> None:
-        self._under_way -= 1
-        if self._waiting or self._due:
-            self._flush_soon()
-        self._wake_if_idle()
-
-    def _server_is_back(self) -> None:
-        # It may have lost its data, so all leases are renewed soon.
-        self._renew_at = min(self._renew_at, time.monotonic() + min(1.0, self._ttl / RENEWALS_PER_TTL))
-        self._retry_at = 0.0
-        self._changed.set()
 
     def _waiter(self, record: LeaseRecord) -> asyncio.Future[Answer] | None:
         """Return the future of the caller that waits for the answer to an acquire, if one does."""
@@ -477,8 +453,24 @@ class HeldLeases:
                 return
             if not answer.done():
                 error = no_answer(self._timeout)
-                self._note_failure(record.lease.slot_key, error)
+                self._note(record.lease.slot_key, error)
                 answer.set_result(error)
+
+
+class _Receiver(NamedTuple):
+    """Hands over the requests of a call with its reply, or with one of FAILURES."""
+
+    requests: Requests
+    take_reply: Callable[[Requests, Reply | Exception], None]
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, reply: Reply, /) -> None:
+        self.take_reply(self.requests, reply)
+
+    def set_exception(self, error: Exception, /) -> None:
+        self.take_reply(self.requests, error)
 
 
 _slot_key = itemgetter(0)
@@ -490,24 +482,10 @@ def _bounded(requests: list[Request]) -> Iterator[Requests]:
         yield [(slot_key, list(of_key)) for slot_key, of_key in groupby(bounded, _slot_key)]
 
 
-def _words(requests: list[Request]) -> str:
-    """Return the words of the script for one slot key, and note on the records that they are sent."""
-    now = time.monotonic()
-    words = []
-    for _, verb, record in requests:
-        if verb == "release":
-            words.append(f"{'-' if record.stored and not record.asked else '!'}{record.lease.id}")
-            continue
-        record.asked = True
-        age = f":{(now - record.since) * 1e6:.0f}"
-        words.append(record.lease.id if verb == "acquire" else f"+{record.lease.id}{age}")
-    return " ".join(words)
-
-
-def _tell_replaced(lease: Lease) -> None:
-    if lease.on_replaced is None:
-        return
-    try:
-        lease.on_replaced()
-    except Exception:
-        logger.exception("slots: telling the holder of a replaced slot failed")
+def _word(verb: Verb, record: LeaseRecord) -> str:
+    """Return the word of the script for a request, and note on the record that it is sent."""
+    if verb == "release":
+        return f"{'-' if record.stored and not record.asked else '!'}{record.lease.id}"
+    record.asked = True
+    age = (time.monotonic() - record.since) * 1e6
+    return record.lease.id if verb == "acquire" else f"+{record.lease.id}:{age:.0f}"

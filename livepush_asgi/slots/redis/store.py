@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Final
+from typing import Final, NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import (
@@ -62,33 +62,35 @@ def is_absence(error: object) -> bool:
     return isinstance(error, _ABSENT) or str(error).partition(" ")[0] in _ABSENT_CODES
 
 
+class Settings(NamedTuple):
+    """The settings of a cap that matter to its leases; `ttl` and `timeout` are in seconds."""
+
+    cap: int
+    ttl: float
+    timeout: float
+    replaces: bool
+    fails_open: bool
+
+
 class LeaseStore:
-    """Runs the scripts of one cap, on one server or on the nodes of a cluster, within `timeout` seconds each.
+    """Runs the scripts of one cap, on one server or on the nodes of a cluster.
 
     Raises TypeError for a client that is not redis-py's asyncio client.
     """
 
-    def __init__(
-        self,
-        redis: Redis | RedisCluster,
-        *,
-        prefix: str,
-        cap: int,
-        ttl: float,
-        replaces: bool,
-        strict: bool,
-        timeout: float,
-    ) -> None:
+    def __init__(self, redis: Redis | RedisCluster, prefix: str, settings: Settings) -> None:
+        self.settings = settings
         self._prefix = prefix
-        microseconds = round(ttl * 1_000_000)
-        self._settings = (cap, microseconds, int(replaces), int(strict), microseconds * TOMBSTONE_TTLS)
+        ttl = round(settings.ttl * 1_000_000)
+        replaces, strict = int(settings.replaces), int(not settings.fails_open)
+        self._arguments = (settings.cap, ttl, replaces, strict, ttl * TOMBSTONE_TTLS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._router: SlotRouter | None = None
         if isinstance(redis, RedisCluster):
-            self._router = SlotRouter(redis, timeout=timeout)
+            self._router = SlotRouter(redis, timeout=settings.timeout)
             where = "Redis Cluster at {}:{}".format(*self._router.cluster.first.address)
         else:
-            self._pipeline = Pipeline(redis, timeout=timeout)
+            self._pipeline = Pipeline(redis, timeout=settings.timeout)
             where = address_of(pool_of(redis))
         #: The name of the server or cluster in messages.
         self.where = where
@@ -109,7 +111,7 @@ class LeaseStore:
         keys: list[str] = []
         for slot_key, _ in words:
             keys += self._keys(slot_key)
-        arguments: list[Argument] = [*self._settings, *(of_key for _, of_key in words)]
+        arguments: list[Argument] = [*self._arguments, *[of_key for _, of_key in words]]
         if self._router is not None:
             self._router.start(Call(CHANGE, tag_of(words[0][0]), keys, arguments), receiver)
             return
@@ -151,19 +153,16 @@ class LeaseStore:
 
 
 class Faults:
-    """The servers that are away and the slot keys that are refused. Each change is logged once for all keys.
+    """Servers that are away, and slot keys that are refused. Each change is logged once for all keys."""
 
-    `meanwhile` is the part of the log line that says how new streams are treated.
-    """
-
-    def __init__(self, store: LeaseStore, *, ttl: float, meanwhile: str) -> None:
+    def __init__(self, store: LeaseStore) -> None:
         #: Servers that did not answer the last time, and whether the log says so.
         self.away: dict[str, bool] = {}
         #: Slot keys that a server refused the last time, and when that was.
         self.refused: dict[str, float] = {}
         self._store = store
-        self._meanwhile = meanwhile
-        self._remember_for = max(2 * ttl, LOG_INTERVAL)
+        fails_open = store.settings.fails_open
+        self._meanwhile = "streams are let in uncounted" if fails_open else "no stream is let in"
         self._logged_at: dict[str, float] = {}
 
     def __bool__(self) -> bool:
@@ -173,44 +172,45 @@ class Faults:
         """Return whether the server of a slot key did not answer the last time."""
         return bool(self.away) and self._store.place_of(slot_key) in self.away
 
-    def failed(self, slot_key: str, error: BaseException) -> bool:
-        """Note the error of a call for a slot key. Return whether its server was away until now."""
-        if not is_absence(error):
-            # A node of a cluster answers MOVED for the keys of other nodes.
-            self._store.partial |= self._store.one and isinstance(error, AskError)
-            self._note_refused(slot_key, error)
-            return self._note_answer(slot_key)
-        place, now = self._store.place_of(slot_key), time.monotonic()
+    def note(self, slot_key: str, error: Exception | None) -> bool:
+        """Note that a call for a slot key failed, or that it was executed.
+
+        Return whether its server was away until now.
+        """
+        place = self._store.place_of(slot_key)
+        if error is not None and is_absence(error):
+            self._note_absence(place, error)
+            return False
+        if error is not None:
+            self._note_refusal(slot_key, error)
+        elif self.refused.pop(slot_key, None) and not self.refused:
+            logger.warning("slots: %s refuses no slot key any more", self._store.where)
+        is_back = place in self.away
+        if is_back and self.away.pop(place):
+            logger.warning("slots: %s is back", place)
+        return is_back
+
+    def _note_absence(self, place: str, error: Exception) -> None:
         if place not in self.away:
+            now = time.monotonic()
             self.away[place] = now - self._logged_at.get(place, -LOG_INTERVAL) >= LOG_INTERVAL
             if self.away[place]:
                 self._logged_at[place] = now
                 logger.warning("slots: %s cannot be asked, %s: %s", place, self._meanwhile, error)
-        return False
 
-    def answered(self, slot_key: str) -> bool:
-        """Note that a call for a slot key was executed. Return whether its server was away until now."""
-        if self.refused.pop(slot_key, None) is not None and not self.refused:
-            logger.warning("slots: %s refuses no slot key any more", self._store.where)
-        return self._note_answer(slot_key)
-
-    def _note_answer(self, slot_key: str) -> bool:
-        was_away = self.is_away(slot_key)
-        if was_away and self.away.pop(place := self._store.place_of(slot_key)):
-            logger.warning("slots: %s is back", place)
-        return was_away
-
-    def _note_refused(self, slot_key: str, error: BaseException) -> None:
+    def _note_refusal(self, slot_key: str, error: Exception) -> None:
+        # A node of a cluster answers MOVED for the keys of other nodes.
+        self._store.partial |= self._store.one and isinstance(error, AskError)
         now = time.monotonic()
+        forgotten = now - max(2 * self._store.settings.ttl, LOG_INTERVAL)
         while self.refused:
-            oldest = next(iter(self.refused))
-            if len(self.refused) < MOST_REFUSED_KEYS and self.refused[oldest] > now - self._remember_for:
+            oldest, refused_at = next(iter(self.refused.items()))
+            if len(self.refused) < MOST_REFUSED_KEYS and refused_at > forgotten:
                 break
             del self.refused[oldest]
         if not self.refused:
             refusal = f"refuses {slot_key!r}, {self._meanwhile}: {error}"
-            logger.warning(
-                "slots: %s %s", self._store.where, ONE_NODE_OF_MANY if self._store.partial else refusal
-            )
+            trouble = ONE_NODE_OF_MANY if self._store.partial else refusal
+            logger.warning("slots: %s %s", self._store.where, trouble)
         self.refused.pop(slot_key, None)
         self.refused[slot_key] = now
