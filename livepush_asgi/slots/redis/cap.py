@@ -125,7 +125,7 @@ class SlotCap(BaseSlotCap):
         self._check(slot_key)
         record, leases = LeaseRecord(lease), self._leases
         try:
-            if self._settings.fails_open and self._faults.away and leases.is_away(slot_key):
+            if self._settings.fails_open and self._faults.is_away(slot_key) and leases.running:
                 replaced = self._let_in(slot_key)
             else:
                 replaced = self._replaced_by(slot_key, await leases.acquire(record))

@@ -118,7 +118,7 @@ class HeldLeases:
         self._task: asyncio.Task[None] | None = None
         # Set when the task has to look again at what is to be done, and when.
         self._changed = asyncio.Event()
-        self._renew_at = self._retry_at = math.inf
+        self._renew_at = self._retry_at = 0.0
         # Leases that are neither held nor abandoned yet, the oldest first. The alarm is for the first one
         # that has no answer.
         self._acquiring: dict[LeaseRecord, asyncio.Future[Answer]] = {}
@@ -135,9 +135,10 @@ class HeldLeases:
         self._flushing = False
         self._not_before = 0.0
 
-    def is_away(self, slot_key: str) -> bool:
-        """Return whether the server of a slot key is away, and the task will notice its return."""
-        return self._running and self._faults.is_away(slot_key)
+    @property
+    def running(self) -> bool:
+        """Whether the task runs, and does not end with its event loop. It notices when a server is back."""
+        return self._task is not None and not self._task.done() and not self._task.cancelling()
 
     def acquire(self, record: LeaseRecord) -> asyncio.Future[Answer]:
         """Ask the server for a lease. The caller calls `hold` or `abandon` afterwards, in any case.
@@ -149,7 +150,8 @@ class HeldLeases:
         self._waiting.append(record)
         if self._alarm is None:
             self._alarm = loop.call_later(self._timeout, self._expire)
-        self._flush_soon()
+        if not self._flushing:
+            self._flush_soon()
         return answer
 
     def hold(self, record: LeaseRecord) -> None:
@@ -205,7 +207,7 @@ class HeldLeases:
         Nothing is renewed afterwards if nothing is held.
         """
         task = self._task
-        if task is None or not self._running or self._loop is not asyncio.get_running_loop():
+        if task is None or not self.running or self._loop is not asyncio.get_running_loop():
             return
         self._retry_at = 0.0
         self._changed.set()
@@ -221,11 +223,6 @@ class HeldLeases:
     def _busy(self) -> bool:
         return bool(self._acquiring or self.held or self.releases)
 
-    @property
-    def _running(self) -> bool:
-        """Whether the task runs, and does not end with its event loop."""
-        return self._task is not None and not self._task.done() and not self._task.cancelling()
-
     def _start(self) -> asyncio.AbstractEventLoop:
         """Start the task if it does not run, and return the event loop."""
         loop = asyncio.get_running_loop()
@@ -238,7 +235,6 @@ class HeldLeases:
                 record.lease.release()
             self._due = dict.fromkeys(self.releases.by_key, False)
         if self._task is None or self._task.done():
-            self._renew_at, self._retry_at = self._next_renewal(), math.inf
             self._task = start_task(self._run(), "livepush slot renewal")
         return loop
 
@@ -253,7 +249,8 @@ class HeldLeases:
     def _plan(self, now: float) -> None:
         """Send the renewals and retries that are due, and schedule the next retry."""
         if now >= self._renew_at:
-            self._renew_at, self._retry_at = self._next_renewal(), 0.0
+            self._renew_at = now + self._renewal_interval * random.uniform(0.7, 1.0)
+            self._retry_at = 0.0
             self._failed |= dict.fromkeys(self.held.by_key, True)
         if now >= self._retry_at:
             self._retry_at = math.inf
@@ -266,9 +263,6 @@ class HeldLeases:
             self._backoff.reset()
         elif self._retry_at == math.inf and (self._failed or self._faults.away):
             self._retry_at = now + self._backoff.next_delay()
-
-    def _next_renewal(self) -> float:
-        return time.monotonic() + self._renewal_interval * random.uniform(0.7, 1.0)
 
     def _retry(self) -> None:
         """Renew the slot keys that failed. To a server that is away one of its keys is sent, as a probe."""
@@ -294,16 +288,18 @@ class HeldLeases:
 
     def _release(self, record: LeaseRecord) -> None:
         """Release a lease on the server as soon as possible, unless the server cannot have it."""
-        if record.asked or record.stored is not False:
-            slot_key = record.lease.slot_key
-            record.since = time.monotonic()
-            self.releases.add(record)
-            if self._faults.is_away(slot_key):
-                self._failed[slot_key] = True
-            else:
-                self._due.setdefault(slot_key, False)
+        if record.stored is False and not record.asked:
+            self._wake_if_idle()
+            return
+        record.since = time.monotonic()
+        self.releases.add(record)
+        slot_key = record.lease.slot_key
+        if self._faults.is_away(slot_key):
+            self._failed[slot_key] = True
+        else:
+            self._due.setdefault(slot_key, False)
+            if not self._flushing:
                 self._flush_soon()
-        self._wake_if_idle()
 
     def _drop(self, records: Iterable[LeaseRecord]) -> None:
         """Give up on releases; the leases expire."""
@@ -314,8 +310,7 @@ class HeldLeases:
     def _confirm(self, record: LeaseRecord) -> None:
         """Forget a release, and wake the caller that waits for it."""
         self.releases.discard(record.lease)
-        waiting = self._confirmations.pop(record.lease.id, None) if self._confirmations else None
-        if waiting is not None and not waiting.done():
+        if self._confirmations and (waiting := self._confirmations.pop(record.lease.id, None)):
             waiting.set_result(None)
 
     def _wake_if_idle(self) -> None:
@@ -336,7 +331,7 @@ class HeldLeases:
             return
         self._flushing = False
         # When the event loop ends, no task of a call may be started.
-        if self._running:
+        if self.running:
             acquires = [record for record in self._waiting if self._waiter(record)]
             self._waiting.clear()
             if len(acquires) > 1:
@@ -365,10 +360,7 @@ class HeldLeases:
 
     def _send(self, requests: Requests) -> None:
         self._under_way += 1
-        words = [
-            (slot_key, " ".join([_word(verb, record) for _, verb, record in of_key]))
-            for slot_key, of_key in requests
-        ]
+        words = [(slot_key, _words(of_key)) for slot_key, of_key in requests]
         self._store.change(words, _Receiver(requests, self._take_reply))
 
     def _take_reply(self, requests: Requests, reply: Reply | Exception) -> None:
@@ -430,7 +422,7 @@ class HeldLeases:
     def _note(self, slot_key: str, error: Exception | None) -> None:
         """Note that a call for a slot key failed, or that it was executed."""
         # An event loop that ends is no failure of the server.
-        if self._running:
+        if self.running:
             if self._faults.note(slot_key, error):
                 # The server is back. It may have lost its data, so all leases are renewed soon.
                 soon = time.monotonic() + min(1.0, self._renewal_interval)
@@ -482,10 +474,15 @@ def _bounded(requests: list[Request]) -> Iterator[Requests]:
         yield [(slot_key, list(of_key)) for slot_key, of_key in groupby(bounded, _slot_key)]
 
 
-def _word(verb: Verb, record: LeaseRecord) -> str:
-    """Return the word of the script for a request, and note on the record that it is sent."""
-    if verb == "release":
-        return f"{'-' if record.stored and not record.asked else '!'}{record.lease.id}"
-    record.asked = True
-    age = (time.monotonic() - record.since) * 1e6
-    return record.lease.id if verb == "acquire" else f"+{record.lease.id}:{age:.0f}"
+def _words(requests: list[Request]) -> str:
+    """Return the words of the script for one slot key, and note on the records that they are sent."""
+    now = time.monotonic()
+    words = []
+    for _, verb, record in requests:
+        word = record.lease.id
+        if verb == "release":
+            word = f"{'-' if record.stored and not record.asked else '!'}{word}"
+        else:
+            record.asked = True
+        words.append(f"+{word}:{(now - record.since) * 1e6:.0f}" if verb == "renew" else word)
+    return " ".join(words)
