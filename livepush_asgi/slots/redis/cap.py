@@ -124,8 +124,9 @@ class SlotCap(BaseSlotCap):
         lease = Lease(slot_key, self._released, on_replaced)
         self._check(slot_key)
         record, leases = LeaseRecord(lease), self._leases
+        away = self._faults.away and self._faults.is_away(slot_key)
         try:
-            if self._settings.fails_open and self._faults.is_away(slot_key) and leases.running:
+            if away and self._settings.fails_open and leases.running:
                 replaced = self._let_in(slot_key)
             else:
                 replaced = self._replaced_by(slot_key, await leases.acquire(record))

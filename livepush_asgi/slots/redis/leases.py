@@ -15,9 +15,9 @@ import logging
 import math
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import groupby, islice, takewhile
-from operator import itemgetter
+from itertools import islice, takewhile
 from typing import Literal, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -44,10 +44,9 @@ KEYS_AT_ONCE = 200
 #: The answer to an acquire: the ids of the replaced leases; None if no slot was free; or one of FAILURES.
 Answer = tuple[str, ...] | Exception | None
 Verb = Literal["release", "renew", "acquire"]
-#: A request for one lease: its slot key, the verb, the lease.
-Request = tuple[str, Verb, "LeaseRecord"]
-#: The requests of a call, for each slot key.
-Requests = list[tuple[str, list[Request]]]
+Request = tuple[Verb, "LeaseRecord"]
+#: Slot keys, each with its requests.
+Call = list[tuple[str, list[Request]]]
 
 
 class LeaseRecord:
@@ -80,12 +79,13 @@ class Records(dict[str, LeaseRecord]):
 
     def discard(self, lease: Lease) -> LeaseRecord | None:
         """Remove the record of a lease and return it, or None."""
-        record = self.pop(lease.id, None)
+        lease_id, slot_key = lease.id, lease.slot_key
+        record = self.pop(lease_id, None)
         if record is not None:
-            of_key = self.by_key[lease.slot_key]
-            del of_key[lease.id]
+            of_key = self.by_key[slot_key]
+            del of_key[lease_id]
             if not of_key:
-                del self.by_key[lease.slot_key]
+                del self.by_key[slot_key]
         return record
 
     def of(self, slot_key: str) -> Collection[LeaseRecord]:
@@ -336,59 +336,72 @@ class HeldLeases:
             self._waiting.clear()
             if len(acquires) > 1:
                 self._not_before = now + min(BETWEEN_CALLS, self._timeout / 10)
-            for requests in self._requests(acquires):
-                self._send(requests)
+            for call in self._calls(acquires):
+                self._send(call)
 
-    def _requests(self, acquires: list[LeaseRecord]) -> Iterator[Requests]:
+    def _calls(self, acquires: list[LeaseRecord]) -> Iterator[Call]:
         """Return the calls for these acquires and for the slot keys that are due, each of a bounded size."""
         room = max(1, KEYS_AT_ONCE - self._under_way)
         due = {slot_key: self._due.pop(slot_key) for slot_key in list(islice(self._due, room))}
-        keys = {*due, *[each.lease.slot_key for each in acquires]}
-        requests: list[Request] = [(key, "release", each) for key in keys for each in self.releases.of(key)]
-        renewing = [each for key, renew in due.items() if renew for each in self.held.of(key)]
-        requests += [(each.lease.slot_key, "renew", each) for each in renewing if not each.asked]
-        requests += [(each.lease.slot_key, "acquire", each) for each in acquires]
-        # Sorting keeps the order of the requests for one slot key.
-        requests.sort(key=_slot_key)
-        together: list[Request] = []
-        for slot_key, of_key in groupby(requests, _slot_key):
-            if self._store.mixes_keys and slot_key not in self._faults.refused:
-                together += of_key
-            else:
-                yield from _bounded(list(of_key))
-        yield from _bounded(together)
+        requests: dict[str, list[Request]] = defaultdict(list)
+        for slot_key in {*due, *[each.lease.slot_key for each in acquires]} & self.releases.by_key.keys():
+            requests[slot_key] = [("release", each) for each in self.releases.of(slot_key)]
+        for slot_key in due:
+            if due[slot_key]:
+                requests[slot_key] += [("renew", each) for each in self.held.of(slot_key) if not each.asked]
+        for each in acquires:
+            requests[each.lease.slot_key].append(("acquire", each))
+        return self._bounded(requests)
 
-    def _send(self, requests: Requests) -> None:
+    def _bounded(self, requests: dict[str, list[Request]]) -> Iterator[Call]:
+        together: Call = []
+        size = 0
+        for slot_key, of_key in requests.items():
+            alone = not self._store.mixes_keys or slot_key in self._faults.refused
+            for start in range(0, len(of_key), LEASES_PER_CALL):
+                part = of_key[start : start + LEASES_PER_CALL]
+                if alone:
+                    yield [(slot_key, part)]
+                    continue
+                if size + len(part) > LEASES_PER_CALL:
+                    yield together
+                    together, size = [], 0
+                together.append((slot_key, part))
+                size += len(part)
+        if together:
+            yield together
+
+    def _send(self, call: Call) -> None:
         self._under_way += 1
-        words = [(slot_key, _words(of_key)) for slot_key, of_key in requests]
-        self._store.change(words, _Receiver(requests, self._take_reply))
+        words = [(slot_key, _words(requests)) for slot_key, requests in call]
+        self._store.change(words, _Receiver(call, self._take_reply))
 
-    def _take_reply(self, requests: Requests, reply: Reply | Exception) -> None:
+    def _take_reply(self, call: Call, reply: Reply | Exception) -> None:
         self._under_way -= 1
         if not isinstance(reply, Exception):
-            self._settle(requests, reply)
-        elif len(requests) > 1 and not is_absence(reply):
+            self._settle(call, reply)
+        elif len(call) > 1 and not is_absence(reply):
             # The server did nothing, because of one slot key. So each slot key is sent by itself.
-            for each in requests:
-                self._send([each])
+            for of_key in call:
+                self._send([of_key])
         else:
-            for slot_key, of_key in requests:
-                self._fail(slot_key, of_key, reply)
+            for slot_key, requests in call:
+                self._fail(slot_key, requests, reply)
         if self._waiting or self._due:
             self._flush_soon()
         self._wake_if_idle()
 
-    def _settle(self, requests: Requests, reply: Reply) -> None:
+    def _settle(self, call: Call, reply: Reply) -> None:
         assert isinstance(reply, bytes)
         lines = iter(reply.split(b"\n"))
-        for slot_key, of_key in requests:
-            answers = list(islice(lines, len(of_key)))
+        for slot_key, requests in call:
+            answers = list(islice(lines, len(requests)))
             if answers[0].startswith(b"!"):
-                self._fail(slot_key, of_key, ResponseError(answers[0][1:].decode()))
+                self._fail(slot_key, requests, ResponseError(answers[0][1:].decode()))
                 continue
             if self._faults:
                 self._note(slot_key, None)
-            for (_, verb, record), answer in zip(of_key, answers, strict=True):
+            for (verb, record), answer in zip(requests, answers, strict=True):
                 if verb == "release":
                     self._confirm(record)
                     continue
@@ -411,7 +424,7 @@ class HeldLeases:
     def _fail(self, slot_key: str, requests: list[Request], error: Exception) -> None:
         self._failed[slot_key] = True
         self._note(slot_key, error)
-        for _, verb, record in requests:
+        for verb, record in requests:
             if verb != "release":
                 record.asked = False
                 if not self._store.has_refused(error):
@@ -450,35 +463,26 @@ class HeldLeases:
 
 
 class _Receiver(NamedTuple):
-    """Hands over the requests of a call with its reply, or with one of FAILURES."""
+    """Hands over a call with its reply, or with one of FAILURES."""
 
-    requests: Requests
-    take_reply: Callable[[Requests, Reply | Exception], None]
+    call: Call
+    take_reply: Callable[[Call, Reply | Exception], None]
 
     def done(self) -> bool:
         return False
 
     def set_result(self, reply: Reply, /) -> None:
-        self.take_reply(self.requests, reply)
+        self.take_reply(self.call, reply)
 
     def set_exception(self, error: Exception, /) -> None:
-        self.take_reply(self.requests, error)
-
-
-_slot_key = itemgetter(0)
-
-
-def _bounded(requests: list[Request]) -> Iterator[Requests]:
-    for start in range(0, len(requests), LEASES_PER_CALL):
-        bounded = requests[start : start + LEASES_PER_CALL]
-        yield [(slot_key, list(of_key)) for slot_key, of_key in groupby(bounded, _slot_key)]
+        self.take_reply(self.call, error)
 
 
 def _words(requests: list[Request]) -> str:
     """Return the words of the script for one slot key, and note on the records that they are sent."""
     now = time.monotonic()
     words = []
-    for _, verb, record in requests:
+    for verb, record in requests:
         word = record.lease.id
         if verb == "release":
             word = f"{'-' if record.stored and not record.asked else '!'}{word}"
