@@ -354,22 +354,20 @@ class HeldLeases:
         return self._bounded(requests)
 
     def _bounded(self, requests: dict[str, list[Request]]) -> Iterator[Call]:
-        together: Call = []
+        call: Call = []
         size = 0
         for slot_key, of_key in requests.items():
             alone = not self._store.mixes_keys or slot_key in self._faults.refused
             for start in range(0, len(of_key), LEASES_PER_CALL):
                 part = of_key[start : start + LEASES_PER_CALL]
-                if alone:
-                    yield [(slot_key, part)]
-                    continue
-                if size + len(part) > LEASES_PER_CALL:
-                    yield together
-                    together, size = [], 0
-                together.append((slot_key, part))
-                size += len(part)
-        if together:
-            yield together
+                cost = LEASES_PER_CALL if alone else len(part)
+                if call and size + cost > LEASES_PER_CALL:
+                    yield call
+                    call, size = [], 0
+                call.append((slot_key, part))
+                size += cost
+        if call:
+            yield call
 
     def _send(self, call: Call) -> None:
         self._under_way += 1
