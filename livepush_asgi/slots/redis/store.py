@@ -28,7 +28,7 @@ from ...brokers.redis.slot_router import SlotRouter
 
 logger = logging.getLogger("livepush_asgi")
 
-# The most refused slot keys that are remembered; the oldest are forgotten first.
+# The most refused slot keys that are remembered.
 MOST_REFUSED_KEYS = 1000
 # A server that goes away again and again is logged at most once in this time, in seconds.
 LOG_INTERVAL = 10.0
@@ -203,14 +203,10 @@ class Faults:
         self._store.partial |= self._store.one and isinstance(error, AskError)
         now = time.monotonic()
         forgotten = now - max(2 * self._store.settings.ttl, LOG_INTERVAL)
-        while self.refused:
-            oldest, refused_at = next(iter(self.refused.items()))
-            if len(self.refused) < MOST_REFUSED_KEYS and refused_at > forgotten:
-                break
-            del self.refused[oldest]
+        self.refused = {key: at for key, at in self.refused.items() if at > forgotten}
         if not self.refused:
             refusal = f"refuses {slot_key!r}, {self._meanwhile}: {error}"
             trouble = ONE_NODE_OF_MANY if self._store.partial else refusal
             logger.warning("slots: %s %s", self._store.where, trouble)
-        self.refused.pop(slot_key, None)
-        self.refused[slot_key] = now
+        if len(self.refused) < MOST_REFUSED_KEYS:
+            self.refused[slot_key] = now
