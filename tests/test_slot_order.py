@@ -62,6 +62,21 @@ async def test_a_lease_that_was_given_back_is_free_for_the_next_take(
     assert cap.statistics().refused == 0
 
 
+async def test_a_slot_that_is_released_while_an_acquire_is_under_way_is_free_for_it(
+    cap: OwnSlotCap, admin: redis.Redis
+) -> None:
+    lease = await cap.acquire_lease(KEY)
+    for _ in range(20):
+        acquiring = asyncio.create_task(cap.acquire_lease(KEY))
+        # Its call has left by now, without the release.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        lease.release()
+        lease = await acquiring
+    assert live(admin) == [lease.id]
+    assert cap.statistics().refused == 0
+
+
 async def test_fifty_holders_that_give_back_and_take_at_once_are_never_refused(
     valkey: ValkeyProcess, admin: redis.Redis
 ) -> None:

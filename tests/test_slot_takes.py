@@ -1,6 +1,7 @@
 """Slots that many take at once: one call to a real server for all of them, and what it answers to each."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import anyio
@@ -212,6 +213,27 @@ async def test_a_take_has_its_own_time_and_not_that_of_those_before_it(
         lease = await second
         await until(lambda: cap.statistics().owed == 0)
         assert live(admin) == [lease.id]
+        known.release()
+        await cap.aclose()
+
+
+async def test_a_take_that_waits_behind_a_stuck_call_waits_no_longer_than_its_own_time(
+    own_valkey: ValkeyProcess,
+) -> None:
+    async with own_valkey.client() as client:
+        cap = OwnSlotCap(client, cap=10, timeout=1.0, on_error="closed")
+        known = await cap.acquire_lease("the script is known now")
+        own_valkey.pause()
+        first = asyncio.create_task(cap.acquire_lease(KEY))
+        await asyncio.wait({first}, timeout=0.4)
+        started = time.monotonic()
+        with pytest.raises(SlotsUnavailableError, match="no answer within 1 s"):
+            await cap.acquire_lease(KEY)
+        assert time.monotonic() - started < 1.4
+        with pytest.raises(SlotsUnavailableError):
+            await first
+        own_valkey.resume()
+        await until(lambda: cap.statistics().owed == 0)
         known.release()
         await cap.aclose()
 
