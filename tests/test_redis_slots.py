@@ -552,6 +552,27 @@ def test_leases_of_an_event_loop_that_ended_are_given_back(valkey: ValkeyProcess
     assert live(valkey) == []
 
 
+def test_a_lease_can_be_released_after_its_event_loop_has_ended(valkey: ValkeyProcess) -> None:
+    client = valkey.client()
+    cap = OwnSlotCap(client, cap=1)
+
+    async def use() -> Lease:
+        lease = await cap.acquire_lease(KEY)
+        await client.aclose()
+        return lease
+
+    for _ in range(2):
+        asyncio.run(use()).release()
+
+    async def close() -> None:
+        await cap.acquire_lease(KEY)
+        await cap.aclose()
+        await client.aclose()
+
+    asyncio.run(close())
+    assert live(valkey) == []
+
+
 @pytest.mark.parametrize("state", ["up", "away", "stopped"])
 def test_when_the_event_loop_ends_nothing_is_left_open(own_valkey: ValkeyProcess, state: str) -> None:
     code = f"""
