@@ -7,7 +7,6 @@ before a stream starts. It imports this file only; the application chooses an im
 """
 
 import logging
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from itertools import count
@@ -105,7 +104,7 @@ class Slots(Protocol):
         ...
 
 
-class BaseSlotCap(ABC):
+class BaseSlotCap(Slots):
     """What all caps have: the settings, the hooks, and `acquire` and `release` by the slot key alone."""
 
     def __init__(
@@ -125,10 +124,6 @@ class BaseSlotCap(ABC):
     def cap(self) -> int:
         """How many slots each key has."""
         return self._cap
-
-    @abstractmethod
-    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
-        """Acquire a slot. See `Slots`."""
 
     async def acquire(self, slot_key: str) -> bool:
         """Acquire a slot, which `release` frees and `aclose` does not. Return False if all are taken."""
