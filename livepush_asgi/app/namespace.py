@@ -119,11 +119,11 @@ class _SlotsInNamespace:
     def bounded(self) -> bool:
         return getattr(self._slots, "bounded", False)
 
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         key = _Key(f"{self._namespace}:{slot_key}")
         key.plain = slot_key
         try:
-            return await self._slots.take(key, on_replaced)
+            return await self._slots.acquire_lease(key, on_replaced)
         except CapExceededError as error:
             raise CapExceededError(slot_key, error.cap) from error
 

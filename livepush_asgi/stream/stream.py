@@ -226,7 +226,7 @@ class Stream:
         self._cancel_subscribe_timer()
         lease, self.lease = self.lease, None
         if lease is not None:
-            lease.give_back()
+            lease.release()
         self._composer.discard()
         wake(self._sleep)
         self._on_closed(self)
