@@ -35,6 +35,18 @@ _STEPPABLE = frozenset(
     }
 )
 
+# The functions that every application of Starlette and FastAPI puts around `send`. They await nothing else.
+# https://github.com/encode/starlette/blob/master/starlette/_exception_handler.py
+_PASSING_ON = frozenset(
+    {
+        ("starlette.middleware.errors", "ServerErrorMiddleware.__call__.<locals>._send"),
+        (
+            "starlette._exception_handler",
+            "wrap_app_handling_exceptions.<locals>.wrapped_app.<locals>.sender",
+        ),
+    }
+)
+
 # The first and the last tested version of uvicorn, without the patch number.
 TESTED_UVICORN = ((0, 34), (0, 54))
 
@@ -50,14 +62,26 @@ def can_step(function: object) -> bool:
     # `functools.wraps` copies the name and the attributes of a function to a wrapper, which may do anything.
     if hasattr(function, "__wrapped__"):
         return False
-    if isinstance(function, types.FunctionType) and _is_steppable(function):
-        return True
+    if isinstance(function, types.FunctionType):
+        if _name_of(function) in _PASSING_ON:
+            return can_step(_closure_of(function).get("send"))
+        if _is_steppable(function):
+            return True
     return getattr(function, "livepush_inline", False) is True
 
 
+def _name_of(function: types.FunctionType) -> tuple[object, str]:
+    # Of the name only that in the code object is sure: `functools.wraps` changes the others.
+    return function.__globals__.get("__name__"), function.__code__.co_qualname
+
+
+def _closure_of(function: types.FunctionType) -> dict[str, object]:
+    cells = function.__closure__ or ()
+    return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, cells, strict=True)}
+
+
 def _is_steppable(function: types.FunctionType) -> bool:
-    # Compare the names in the code object: `functools.wraps` does not change them.
-    if (function.__globals__.get("__name__"), function.__code__.co_qualname) not in _STEPPABLE:
+    if _name_of(function) not in _STEPPABLE:
         return False
     if not _is_tested(str(getattr(sys.modules.get("uvicorn"), "__version__", ""))):
         return False
