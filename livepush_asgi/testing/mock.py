@@ -19,8 +19,7 @@ class MockBroker:
         #: The channel and the payload of everything that the application published, in order.
         self.published: list[tuple[str, bytes]] = []
         self._limit = limit
-        # A dict keeps the order in which the subscriptions were made.
-        self._mailboxes: dict[Mailbox, None] = {}
+        self._mailboxes: list[Mailbox] = []
         self._publish_error: Exception | None = None
         self._subscribe_error: Exception | None = None
 
@@ -40,8 +39,8 @@ class MockBroker:
         """Return a subscription that gets what is published from now on."""
         await anyio.lowlevel.checkpoint()
         _raise(self._subscribe_error)
-        mailbox = Mailbox(channel, self._forget, self._limit)
-        self._mailboxes[mailbox] = None
+        mailbox = Mailbox(channel, self._mailboxes.remove, self._limit)
+        self._mailboxes.append(mailbox)
         return mailbox
 
     def subscriptions(self, channel: str) -> int:
@@ -65,9 +64,6 @@ class MockBroker:
         """Lose the connection for a moment: every subscription says that messages may be lost."""
         for mailbox in tuple(self._mailboxes):
             mailbox.lost()
-
-    def _forget(self, mailbox: Mailbox) -> None:
-        del self._mailboxes[mailbox]
 
 
 def _raise(error: Exception | None) -> None:

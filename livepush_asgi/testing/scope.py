@@ -68,7 +68,7 @@ def _pairs(given: Pairs) -> list[tuple[str, str]]:
 def _header_fields(options: RequestOptions) -> list[tuple[bytes, bytes]]:
     pairs = _pairs(options.get("headers", ()))
     fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
-    names = {name for name, _ in fields}
+    names = dict(fields)
     if b"host" not in names:
         fields.insert(0, (b"host", b"testserver"))
     if b"accept" not in names:
