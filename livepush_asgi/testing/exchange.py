@@ -3,10 +3,11 @@
 https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
+import math
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import anyio
 import anyio.lowlevel
@@ -31,7 +32,7 @@ class Exchange:
     """
 
     def __init__(self, *, window: float, after_disconnect: AfterDisconnect, body: bytes = b"") -> None:
-        if after_disconnect not in ("ignore", "raise"):
+        if after_disconnect not in get_args(AfterDisconnect):
             raise ValueError(f"after_disconnect is 'ignore' or 'raise', not {after_disconnect!r}")
         #: Every message the application sent, taken or not, also those sent after the disconnect.
         self.messages: list[Message] = []
@@ -45,7 +46,8 @@ class Exchange:
         self._arrival = Waker()
         self._expected: str | None = "http.response.start"
         self._client_left = False
-        self._sent_after_disconnect = 0
+        # How many messages the application may still send.
+        self._allowed = math.inf
         # Whether a send was cancelled. The application may then return without completing the response.
         self._gave_up = False
         self._over = anyio.Event()
@@ -68,8 +70,7 @@ class Exchange:
                 raise
             except BaseException as error:
                 raised = error
-            finally:
-                self.leave()
+            self.leave()
             try:
                 await self.settle(deadline)
             except Exception as error:
@@ -101,11 +102,10 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Take a message from the application; wait until the window has room for it."""
-        try:
-            check_message(message, self._expected)
-        except RuntimeError as error:
-            self._error = error
-            raise
+        self._allowed -= 1
+        for fault in _faults(message, self._expected, self._allowed):
+            self._error = RuntimeError(fault)
+            raise self._error
         message = dict(message)
         self.messages.append(message)
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -113,7 +113,9 @@ class Exchange:
         if not self._client_left:
             await self._hand_over(message)
         if self._client_left:
-            await self._send_after_disconnect()
+            await pause()
+            if self._after_disconnect == "raise":
+                raise OSError("the client has disconnected")
         if last:
             self._over.set()
 
@@ -135,6 +137,7 @@ class Exchange:
     def leave(self) -> None:
         """Disconnect the client. An application that waits in `send` or `receive` hears of it at once."""
         self._client_left = True
+        self._allowed = min(self._allowed, MAX_MESSAGES_AFTER_DISCONNECT)
         self._untaken.clear()
         self._over.set()
         self._room.wake()
@@ -150,11 +153,6 @@ class Exchange:
         if not self._returned.is_set():
             raise TimeoutError(f"the application has not returned within {timeout} s of its end")
 
-    @property
-    def failed(self) -> bool:
-        """Whether the application has raised an error that `settle` has still to raise."""
-        return self._error is not None
-
     async def _hand_over(self, message: Message) -> None:
         self._untaken.append(message)
         self._arrival.wake()
@@ -167,17 +165,6 @@ class Exchange:
             self._untaken = deque(other for other in self._untaken if other is not message)
             raise
 
-    async def _send_after_disconnect(self) -> None:
-        await pause()
-        if self._after_disconnect == "raise":
-            raise OSError("the client has disconnected")
-        self._sent_after_disconnect += 1
-        if self._sent_after_disconnect > MAX_MESSAGES_AFTER_DISCONNECT:
-            self._error = RuntimeError(
-                f"{MAX_MESSAGES_AFTER_DISCONNECT} messages were sent after the client had left"
-            )
-            raise self._error
-
 
 def with_note(raised: BaseException | None, later: Exception) -> BaseException:
     """Return the error of a block with the later error as a note, or the later one if the block had none."""
@@ -187,18 +174,19 @@ def with_note(raised: BaseException | None, later: Exception) -> BaseException:
     return raised
 
 
-def check_message(message: Message, expected: str | None) -> None:
-    """Raise RuntimeError for a message that breaks the protocol. `expected` is the type that is due."""
-    kind = message["type"]
+def _faults(message: Message, expected: str | None, allowed: float) -> Iterator[str]:
+    """Yield how a message breaks the protocol. `expected` is the type that is due."""
+    kind, body, status = message["type"], message.get("body", b""), message.get("status")
+    if allowed < 0:
+        yield f"{MAX_MESSAGES_AFTER_DISCONNECT} messages were sent after the client had left"
     if expected is None:
-        raise RuntimeError(f"{kind!r} was sent after the response was complete")
-    if kind != expected:
-        raise RuntimeError(f"{kind!r} was sent where {expected!r} was due")
-    if kind == "http.response.body":
-        if not isinstance(body := message.get("body", b""), bytes):
-            raise RuntimeError(f"a body is bytes, not {type(body).__name__}")
-    elif not isinstance(status := message.get("status"), int):
-        raise RuntimeError(f"a status is an int, not {status!r}")
+        yield f"{kind!r} was sent after the response was complete"
+    elif kind != expected:
+        yield f"{kind!r} was sent where {expected!r} was due"
+    elif kind == "http.response.start" and not isinstance(status, int):
+        yield f"a status is an int, not {status!r}"
+    elif not isinstance(body, bytes):
+        yield f"a body is bytes, not {type(body).__name__}"
     for name, value in message.get("headers", ()):
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise RuntimeError(f"a header field is two byte strings, not {(name, value)!r}")
+            yield f"a header field is two byte strings, not {(name, value)!r}"
