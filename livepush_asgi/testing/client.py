@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
-from .exchange import AfterDisconnect, Exchange, with_note
+from .exchange import AfterDisconnect, Exchange
 from .scope import RequestOptions, http_scope
 from .stream import Stream
 
@@ -74,14 +74,8 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._lifespan is None:
-            return
-        try:
-            await self._lifespan.aclose()
-        except Exception as failure:
-            if error is None:
-                raise
-            with_note(error, failure)
+        if self._lifespan is not None:
+            await self._lifespan.aclose(error)
 
     async def shutdown(self) -> None:
         """Send `lifespan.shutdown` now, while streams may still be open, and wait for the answer."""

@@ -132,11 +132,11 @@ class Stream(EventStreamParser):
 
     async def _read_message(self) -> bool:
         """Read one message and return whether there was one. Raises what the application raised."""
-        message = None if self._ended else await self._exchange.take()
+        if self._ended:
+            return False
+        message = await self._exchange.take()
         if message is None:
-            if not self._ended:
-                await self._exchange.settle(self._deadline)
-            self._ended = True
+            await self._exchange.settle(self._deadline)
             return False
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], _by_name(message)
