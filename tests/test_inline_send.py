@@ -17,7 +17,7 @@ from livepush_asgi.hub.delivery import Batch, Delivery
 from livepush_asgi.runtime.asgi import Message, Send
 from livepush_asgi.runtime.inline_send import TESTED_UVICORN, can_step
 from livepush_asgi.testing import Client, EventStreamParser
-from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.testing.exchange import http_scope
 from livepush_asgi.wire.cursor import Position
 from livepush_asgi.wire.reasons import GapReason
 

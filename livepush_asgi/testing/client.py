@@ -11,8 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
-from .exchange import AfterDisconnect, Exchange
-from .scope import RequestOptions, http_scope
+from .exchange import AfterDisconnect, Exchange, RequestOptions, http_scope
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class Client:
         """Open a response, wait for its start, and disconnect on leaving.
 
         `path` is the whole path of the URL, `root_path` included where a server would have it there; for
-        `options` see `scope.RequestOptions`: headers, query, cookies, last_event_id. The application's `send`
+        `options` see `RequestOptions`: headers, query, cookies, last_event_id. The application's `send`
         waits while `window` messages are unread; with 0 it returns only when its message is read. Leaving
         raises what the application raised, and TimeoutError if it does not return after the disconnect.
         """
