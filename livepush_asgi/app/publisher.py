@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from inspect import isawaitable
-from types import TracebackType
 from typing import Any, Self, TypeVar
 from weakref import WeakSet, finalize
 
@@ -63,9 +62,7 @@ class Publisher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def publish(

@@ -7,7 +7,6 @@ return from a live event stream; this one reads while the application runs.
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
@@ -67,12 +66,7 @@ class Client:
             await self._lifespan.startup()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._lifespan is not None:
             await self._lifespan.aclose(error)
 

@@ -75,7 +75,7 @@ class Lifespan:
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.state = scope["state"]
-        # LifespanManager accepts no answer before this.
+        # LifespanManager takes no answer from an application that has received nothing.
         received = [await receive()]
 
         async def receive_again() -> Message:
@@ -90,10 +90,10 @@ class Lifespan:
                 self._scope.cancel()
             await send(message)
 
-        versions = {"version": "3.0", "spec_version": "2.0"}
+        scope["asgi"] = {"version": "3.0", "spec_version": "2.0"}
         try:
             with self._scope:
-                await self._app({**scope, "asgi": versions}, receive_again, watched_send)
+                await self._app(scope, receive_again, watched_send)
         except Exception as error:
             # An application that raises before its start is complete says that it has no lifespan.
             if self._started:
