@@ -114,7 +114,9 @@ class Publisher:
 
     def _call(self, name: str, function: Callable[["_LoopThread"], Coroutine[Any, Any, T]]) -> T:
         """Call a function with the loop thread, and await its result in the event loop."""
-        if _in_event_loop():
+        # If trio is not imported, it cannot be running.
+        trio = sys.modules.get("trio")
+        if on_asyncio() or (trio is not None and trio.lowlevel.in_trio_run()):
             raise RuntimeError(
                 f"Publisher.{name} blocks, and this thread runs an event loop: use `await push.{name}(...)`"
             )
@@ -189,12 +191,6 @@ async def _open(make_broker: MakeBroker, stack: AsyncExitStack) -> Broker:
     if not isinstance(made, Broker):
         raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")
     return made
-
-
-def _in_event_loop() -> bool:
-    # If trio is not imported, it cannot be running.
-    trio = sys.modules.get("trio")
-    return on_asyncio() or (trio is not None and bool(trio.lowlevel.in_trio_run()))
 
 
 _publishers: WeakSet[Publisher] = WeakSet()

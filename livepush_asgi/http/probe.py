@@ -117,7 +117,7 @@ class Probes:
                 with suppress(*DISCONNECT_ERRORS):
                     fields = [*STREAM_HEADERS, *headers]
                     await send({"type": "http.response.start", "status": 200, "headers": fields})
-                    await _Probe(plan, stopped, send).run(self._heartbeat_interval, _request_facts(scope))
+                    await _Probe(plan, stopped, send).run(self._heartbeat_interval, scope)
                 tasks.cancel_scope.cancel()
         finally:
             self._running -= 1
@@ -153,9 +153,16 @@ class _Probe:
         self._number = 0
         self._bytes = 0
 
-    async def run(self, heartbeat: float | None, request_facts: Mapping[str, object]) -> None:
-        plan = self._plan
-        await self._send_event({**asdict(plan), "heartbeat": heartbeat, **request_facts})
+    async def run(self, heartbeat: float | None, scope: Scope) -> None:
+        plan, fields = self._plan, StreamRequest(scope).headers
+        facts: dict[str, object] = {
+            "heartbeat": heartbeat,
+            "http": scope.get("http_version", ""),
+            "scheme": scope.get("scheme", ""),
+            "telling": sorted(filter(PROXY_HEADERS.fullmatch, fields)),
+            "via": fields.get("via", "")[:200],
+        }
+        await self._send_event(asdict(plan) | facts)
         for number in range(1, plan.events + 1):
             if await self._wait_until(number * plan.interval / 1000):
                 await self._send_event({})
@@ -181,27 +188,14 @@ class _Probe:
         block = encode_block(data, event=EVENT)
         self._number += 1
         # The first one is as large as the others: some proxies decide by the first chunk if they compress.
-        await self._send_body(_padding(self._plan.size - len(block)) + block if more else block, more=more)
+        # The bytes of the comment are random, so that compression cannot shrink them.
+        if more and (missing := self._plan.size - len(block)) >= 2:
+            block = f":{secrets.token_hex(missing)[: missing - 2]}\n".encode() + block
+        await self._send_body(block, more=more)
 
     async def _send_body(self, body: bytes, *, more: bool = True) -> None:
         self._bytes += len(body)
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-def _padding(size: int) -> bytes:
-    """Return a comment line of `size` random bytes, which compression cannot shrink."""
-    return b":" + secrets.token_hex(size)[: size - 2].encode() + b"\n" if size >= 2 else b""
-
-
-def _request_facts(scope: Scope) -> dict[str, object]:
-    """Return the HTTP version, the scheme and the header names of proxies that a request has."""
-    fields = StreamRequest(scope).headers
-    return {
-        "http": scope.get("http_version", ""),
-        "scheme": scope.get("scheme", ""),
-        "telling": sorted(filter(PROXY_HEADERS.fullmatch, fields)),
-        "via": fields.get("via", "")[:200],
-    }
 
 
 async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:

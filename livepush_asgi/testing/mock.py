@@ -26,7 +26,9 @@ class MockBroker:
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Deliver a payload and return how many subscriptions took it."""
         await anyio.lowlevel.checkpoint()
-        _raise(self._publish_error)
+        if self._publish_error is not None:
+            # The same error may be raised many times; its traceback must not grow each time.
+            raise self._publish_error.with_traceback(None)
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
         if not channel.startswith(RESERVED_PREFIX):
             self.published.append((channel, data))
@@ -38,7 +40,8 @@ class MockBroker:
     async def subscribe(self, channel: str) -> ForwardingSubscription:
         """Return a subscription that gets what is published from now on."""
         await anyio.lowlevel.checkpoint()
-        _raise(self._subscribe_error)
+        if self._subscribe_error is not None:
+            raise self._subscribe_error.with_traceback(None)
         mailbox = Mailbox(channel, self._mailboxes.remove, self._limit)
         self._mailboxes.append(mailbox)
         return mailbox
@@ -64,9 +67,3 @@ class MockBroker:
         """Lose the connection for a moment: every subscription says that messages may be lost."""
         for mailbox in tuple(self._mailboxes):
             mailbox.lost()
-
-
-def _raise(error: Exception | None) -> None:
-    if error is not None:
-        # The same error may be raised many times; its traceback must not grow each time.
-        raise error.with_traceback(None)
