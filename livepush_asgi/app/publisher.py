@@ -132,7 +132,10 @@ class Publisher:
 
 
 class _LoopThread(threading.Thread):
-    """An event loop in a daemon thread, and the broker that lives there."""
+    """An event loop in a daemon thread, and the broker that lives there.
+
+    `start_blocking_portal` of anyio would wait for a broker that hangs, and so hold up the exit.
+    """
 
     def __init__(self, make_broker: MakeBroker, namespace: str | None) -> None:
         super().__init__(name="livepush-publisher", daemon=True)
