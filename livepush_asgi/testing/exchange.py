@@ -4,7 +4,7 @@ https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
 import math
-import sys
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal, TypedDict, Unpack, get_args
@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 
 from ..runtime.asgi import ASGIApp, Message, Scope
-from ..runtime.event_loop import pause
+from ..runtime.event_loop import Waker, pause
 
 Pairs = Mapping[str, str] | Iterable[tuple[str, str]]
 # What `send` does once the client has left: uvicorn's swallows the message, others raise OSError.
@@ -107,14 +107,18 @@ class Exchange:
         self.messages: list[Message] = []
         self._after_disconnect = after_disconnect
         self._request: Message | None = {"type": "http.request", "body": body, "more_body": False}
-        # Has the messages that the application has sent and the client has not taken.
-        self._outbox, self._inbox = anyio.create_memory_object_stream[Message](int(min(window, sys.maxsize)))
+        # Sent by the application and not taken by the client. A deque, because an inline `send` runs outside
+        # of any task, where anyio's memory streams do not work.
+        self._untaken: deque[Message] = deque()
+        self._window = window
+        self._room = Waker()
+        self._arrival = Waker()
         self._expected: str | None = "http.response.start"
+        self._client_left = False
         # How many messages the application may still send.
         self._allowed = math.inf
         # Whether a send was cancelled. The application may then return without completing the response.
         self._gave_up = False
-        # The client has left, or the response is complete.
         self._over = anyio.Event()
         self._returned = anyio.Event()
         self._error: Exception | None = None
@@ -135,8 +139,7 @@ class Exchange:
                 raise
             except BaseException as error:
                 raised = error
-            finally:
-                self.leave()
+            self.leave()
             try:
                 await self.settle(deadline)
             except Exception as error:
@@ -149,13 +152,13 @@ class Exchange:
         """Run the application to its end and keep what it raises."""
         try:
             await app(scope, self.receive, self.send)
-            if self._expected is not None and not self._over.is_set() and not self._gave_up:
+            if self._expected is not None and not self._client_left and not self._gave_up:
                 raise RuntimeError(f"the application returned without its {self._expected!r}")
         except Exception as error:
             self._error = error
         finally:
             self._returned.set()
-            self._outbox.close()
+            self._arrival.wake()
 
     async def receive(self) -> Message:
         """Return the request; then wait for the end of either side and return `http.disconnect`."""
@@ -176,16 +179,12 @@ class Exchange:
         self.messages.append(message)
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
         self._expected = None if last else "http.response.body"
-        try:
+        if not self._client_left:
             await self._hand_over(message)
-        except anyio.BrokenResourceError:
+        if self._client_left:
             await pause()
             if self._after_disconnect == "raise":
-                raise OSError("the client has disconnected") from None
-        except BaseException:
-            # A message whose `send` is cancelled is not taken.
-            self._gave_up = True
-            raise
+                raise OSError("the client has disconnected")
         if last:
             self._over.set()
 
@@ -194,17 +193,24 @@ class Exchange:
 
     async def take(self) -> Message | None:
         """Take the next message; None when there will be no more."""
-        try:
-            return await self._inbox.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            self._inbox.close()
-            return None
+        # A client that reads in a loop lets the application run meanwhile.
+        await pause()
+        while not self._untaken:
+            if self._client_left or self._returned.is_set():
+                return None
+            await self._arrival.wait()
+        message = self._untaken.popleft()
+        self._room.wake()
+        return message
 
     def leave(self) -> None:
         """Disconnect the client. An application that waits in `send` or `receive` hears of it at once."""
+        self._client_left = True
         self._allowed = min(self._allowed, MAX_MESSAGES_AFTER_DISCONNECT)
+        self._untaken.clear()
         self._over.set()
-        self._inbox.close()
+        self._room.wake()
+        self._arrival.wake()
 
     async def settle(self, timeout: float) -> None:
         """Wait until the application has returned. Raises what it raised, the first time."""
@@ -217,12 +223,16 @@ class Exchange:
             raise TimeoutError(f"the application has not returned within {timeout} s of its end")
 
     async def _hand_over(self, message: Message) -> None:
+        self._untaken.append(message)
+        self._arrival.wake()
         try:
-            self._outbox.send_nowait(message)
-        except anyio.WouldBlock:
-            # After the pause a task runs this, also if it was begun inline, outside of any task.
-            await pause()
-            await self._outbox.send(message)
+            while len(self._untaken) > self._window and not self._client_left:
+                await self._room.wait()
+        except BaseException:
+            # The message of a cancelled send counts as not sent, unless the client has just taken it.
+            self._gave_up = True
+            self._untaken = deque(other for other in self._untaken if other is not message)
+            raise
 
 
 def with_note(raised: BaseException | None, later: Exception) -> BaseException:
