@@ -107,8 +107,8 @@ class Exchange:
         self.messages: list[Message] = []
         self._after_disconnect = after_disconnect
         self._request: Message | None = {"type": "http.request", "body": body, "more_body": False}
-        # Sent by the application and not taken by the client. A deque, because an inline `send` runs outside
-        # of any task, where anyio's memory streams do not work.
+        # Sent by the application and not taken by the client. A memory stream of anyio does not work outside
+        # of a task, where an inline `send` runs, and loses a message if asyncio cancels the reader.
         self._untaken: deque[Message] = deque()
         self._window = window
         self._room = Waker()
