@@ -109,11 +109,11 @@ class _SlotsInNamespace(_Wrapper[Slots]):
     def cap(self) -> int:
         return self._wrapped.cap
 
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         key = _Key(f"{self._namespace}:{slot_key}")
         key.plain = slot_key
         try:
-            return await self._wrapped.take(key, on_replaced)
+            return await self._wrapped.acquire_lease(key, on_replaced)
         except CapExceededError as error:
             raise CapExceededError(slot_key, error.cap) from error
 
