@@ -19,7 +19,7 @@ from livepush_asgi.runtime.asgi import Message, Send
 from livepush_asgi.runtime.event_loop import HAS_EAGER_TASKS
 from livepush_asgi.runtime.inline_send import TESTED_UVICORN, can_step
 from livepush_asgi.testing import Client, EventStreamParser
-from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.testing.exchange import http_scope
 from livepush_asgi.wire.cursor import Position
 from livepush_asgi.wire.reasons import GapReason
 
