@@ -17,7 +17,7 @@ from ...wire.cursor import Position, new_epoch
 from .. import Page, Record
 from ..history import History
 from .connection import Argument, Reply
-from .log_scripts import Scripts
+from .log_scripts import log_scripts
 from .pipeline import Receiver
 from .script import Call, tag_of
 
@@ -81,7 +81,7 @@ class Logs:
     def __init__(self, server: Server, history: History, prefix: str) -> None:
         self._server = server
         self._prefix = prefix
-        self._scripts = Scripts.of(history, server.verb)
+        self._append, self._read = log_scripts(history, server.verb)
         self._calls = 0
         self._queues: dict[str, _AppendQueue] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -139,7 +139,7 @@ class Logs:
                 index = len(keys)
             expected = "" if addition.expected_position is None else str(addition.expected_position)
             arguments += (addition.payload, index, expected)
-        self._server.start(Call(self._scripts.append, tag_of(queue.channel), keys, arguments), queue)
+        self._server.start(Call(self._append, tag_of(queue.channel), keys, arguments), queue)
 
     def outcomes(self, channel: str, reply: Reply) -> list[_Outcome]:
         """Return the outcome of each event of a call. Raises ValueError for a malformed reply."""
@@ -153,7 +153,7 @@ class Logs:
         """Return a part of a channel's log. See `HistoryBroker`."""
         key = self._key(channel)
         arguments = (max(after, 0) + 1, max(limit, 0), new_epoch(), int(not self._may_read), max_bytes)
-        call = Call(self._scripts.read, tag_of(channel), (key, f"{key}:head"), arguments)
+        call = Call(self._read, tag_of(channel), (key, f"{key}:head"), arguments)
         match await self._server.run(call):
             case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as records]:
                 self._may_read = True
