@@ -9,13 +9,12 @@ from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, live_name_of, pool_of, unavailable
 from .listener import Listener
 from .pipeline import Pipeline
-from .sharded_listener import ShardedListener
 
 
 class ListeningBroker:
     """Base of RedisBroker and RedisStreamsBroker: the subscriptions, on a listening connection."""
 
-    def __init__(self, pool: ConnectionPool, listener: Listener | ShardedListener) -> None:
+    def __init__(self, pool: ConnectionPool, listener: Listener) -> None:
         self._pool = pool
         self._listener = listener
 
@@ -65,7 +64,7 @@ class RedisBroker(ListeningBroker):
 
     def __init__(self, redis: Redis, *, timeouts: BrokerTimeouts | None = None) -> None:
         timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
-        super().__init__(pool_of(redis), Listener(redis, timeouts))
+        super().__init__(pool_of(redis), Listener(pool_of(redis), timeouts))
         self._pipeline = Pipeline(redis, timeout=timeouts.publish, idle_turns=2)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:

@@ -13,7 +13,6 @@ from .log import Added, Addition, Logs, Server
 from .pipeline import Pipeline, Receiver
 from .pubsub import ListeningBroker
 from .script import Call
-from .sharded_listener import ShardedListener
 from .slot_router import SlotRouter
 
 
@@ -60,10 +59,12 @@ class RedisStreamsBroker(ListeningBroker):
         self._server: Server
         if isinstance(redis, RedisCluster):
             self._server = router = SlotRouter(redis, timeout=timeouts.publish)
-            super().__init__(router.cluster.first.pool, ShardedListener(router.cluster, timeouts))
+            super().__init__(
+                router.cluster.first.pool, Listener(router.cluster.first.pool, timeouts, router.cluster)
+            )
         else:
             self._server = _OneServer(redis, timeouts.publish)
-            super().__init__(pool_of(redis), Listener(redis, timeouts))
+            super().__init__(pool_of(redis), Listener(pool_of(redis), timeouts))
         self._logs = Logs(self._server, history, key_prefix)
         self._keys = f"{key_prefix}*"
 

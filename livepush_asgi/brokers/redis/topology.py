@@ -45,6 +45,11 @@ Address = tuple[str, int]
 T = TypeVar("T")
 
 
+def is_refusal(error: Exception) -> bool:
+    """Return whether the nodes refuse what was asked, so that no other node would do it."""
+    return isinstance(error, ResponseError) and not isinstance(error, _TRY_ELSEWHERE)
+
+
 class Node:
     """One server of the cluster. Its connections have the client's settings, and are closed when idle."""
 
@@ -108,7 +113,7 @@ class Topology:
                     try:
                         return await attempt()
                     except FAILURES as error:
-                        if isinstance(error, ResponseError) and not isinstance(error, _TRY_ELSEWHERE):
+                        if is_refusal(error):
                             raise
                         fault = error
                     await asyncio.sleep(backoff.next_delay())
