@@ -7,7 +7,6 @@ and after a reconnect one refused channel leaves all others unsubscribed.
 
 import asyncio
 import contextlib
-import math
 import re
 
 from redis import Redis as BlockingRedis
@@ -103,28 +102,29 @@ async def send(connection: AbstractConnection, data: bytes) -> None:
         await connection.send_packed_command([], check_health=False)
 
 
-def read_timeout(connection: AbstractConnection, timeout: float) -> float | None:
-    """Return the timeout for one reply, where a deadline of `timeout` seconds bounds all replies together."""
-    # A timer for each reply costs as much as reading it. The client's own is needed only if it is shorter.
-    own = connection.socket_timeout
-    return math.inf if own is not None and own >= timeout else None
-
-
 async def drop(connection: AbstractConnection) -> None:
     """Close a connection without waiting for the server. Raises CancelledError only."""
     _, writer = _streams_of(connection)
     # A connection of a closed event loop raises RuntimeError.
-    with contextlib.suppress(RuntimeError, *FAILURES):
-        if writer is not None:
+    if writer is not None:
+        with contextlib.suppress(RuntimeError):
             # `close` would wait until everything is sent, which never happens on a dead connection.
             writer.transport.abort()
+    with contextlib.suppress(RuntimeError, *FAILURES):
         await connection.disconnect(nowait=True)
 
 
 def is_broken(connection: AbstractConnection) -> bool:
-    """Return whether the server closed or reset an idle connection, which redis-py's pool may overlook."""
+    """Return whether an idle connection is of no use, which redis-py's pool may overlook.
+
+    The server closed or reset it, or it is of an earlier event loop. Such a connection still sends, and the
+    server executes the command, but the reply cannot be read.
+    """
     reader, writer = _streams_of(connection)
-    return (reader is not None and reader.at_eof()) or (writer is not None and writer.is_closing())
+    loop = asyncio.get_running_loop()
+    return getattr(reader, "_loop", loop) is not loop or (
+        (reader is not None and reader.at_eof()) or (writer is not None and writer.is_closing())
+    )
 
 
 def _streams_of(

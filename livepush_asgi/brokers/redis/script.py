@@ -4,8 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from redis.exceptions import NoScriptError
+from functools import partial
 
 from ...runtime.event_loop import asyncio_loop
 from .connection import Argument, Reply
@@ -41,7 +40,8 @@ class Script:
     ) -> None:
         """Run the script once, or not at all. Its reply goes to `receiver`."""
         rest = (len(keys), *keys, *arguments)
-        pipeline.send(_RunByName(self, pipeline, rest, receiver), b"EVALSHA", self.name, *rest)
+        by_text = partial(pipeline.send, receiver, b"EVAL", self.text, *rest)
+        pipeline.send(receiver, b"EVALSHA", self.name, *rest, fallback=by_text)
 
     async def run_asking(
         self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument]
@@ -62,30 +62,3 @@ class Call:
     tag: str
     keys: Sequence[str]
     arguments: Sequence[Argument]
-
-
-class _RunByName:
-    """Receives the reply of a script, and sends the text if the server does not know the name."""
-
-    __slots__ = ("_pipeline", "_receiver", "_rest", "_script")
-
-    def __init__(
-        self, script: Script, pipeline: Pipeline, rest: tuple[Argument, ...], receiver: Receiver
-    ) -> None:
-        self._script = script
-        self._pipeline = pipeline
-        self._rest = rest
-        self._receiver = receiver
-
-    def done(self) -> bool:
-        return self._receiver.done()
-
-    def set_result(self, reply: Reply, /) -> None:
-        self._receiver.set_result(reply)
-
-    def set_exception(self, error: Exception, /) -> None:
-        if isinstance(error, NoScriptError):
-            # The script did not run.
-            self._pipeline.send(self._receiver, b"EVAL", self._script.text, *self._rest)
-        else:
-            self._receiver.set_exception(error)
