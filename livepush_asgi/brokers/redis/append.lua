@@ -2,8 +2,8 @@
 -- ARGV: the name to publish on; a fresh epoch; the number of the writer's call, or an empty text if calls are
 -- never repeated; 1 to check the permissions for every command of an append; the bytes of all payloads. Then
 -- three for each event: payload, index of its idempotency key or 0, expected position or an empty text.
--- Returns a text: the epoch, then for each event `+offset:receivers`, `=position` if its key is known, or
--- `!position` if the log does not end at the expected one.
+-- Returns a text: for each event `+position:receivers`, `=position` if its key is known, or `!position` if the
+-- log does not end at the expected one.
 --
 -- The server does not roll back a script when it refuses a command. So the script makes every check and every
 -- read before its first write: an append is done whole or not at all. The server checks the user's permissions
@@ -77,7 +77,7 @@ end
 if is_new then
   save_new()
 end
-local reply = {epoch}
+local reply = {}
 for i = 6, #ARGV, 3 do
   local payload, name, expected = ARGV[i], KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2]
   if name and known[name] then
@@ -95,7 +95,7 @@ for i = 6, #ARGV, 3 do
       redis.call('SET', name, position, 'PX', REMEMBER)
     end
     local receivers = redis.call(VERB, channel, MARK .. position .. '\n' .. payload)
-    reply[#reply + 1] = '+' .. offset .. ':' .. receivers
+    reply[#reply + 1] = '+' .. position .. ':' .. receivers
   end
 end
 trim(MOST_EXAMINED)

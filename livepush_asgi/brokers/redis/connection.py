@@ -34,6 +34,14 @@ FAILURES = (RedisError, OSError)
 
 # redis-py has no exception class for an exhausted pool before version 7, only these texts.
 _EXHAUSTED_POOL = ("Too many connections", "No connection available.")
+# The first that fits: in redis-py wrong credentials and a server that is loading are connection errors.
+_REMEDIES = (
+    (AuthenticationError, "check the user name and the password of the client"),
+    (OutOfMemoryError, "the server is full: raise its maxmemory, or keep less (History)"),
+    (BusyLoadingError, "it is loading its data and will be there soon"),
+    (ResponseError, "the server is there and refuses"),
+    (object, "is it running, is the address right, and can it be reached from here?"),
+)
 # The server names a command that the user may not run; the scripts here name the ACL rules that allow it.
 _FORBIDDEN_COMMAND = re.compile(r"run the '([^']+)'")
 _NAMED_RULES = re.compile(r"\[(\+.*)\]")
@@ -148,11 +156,13 @@ def unavailable(
     `channel` and `keys` are the patterns that the client's user needs access to.
     """
     reason = str(cause) if cause is not None and str(cause) else type(cause).__name__
-    if _is_forbidden(cause):
+    if isinstance(cause, NoPermissionError) or reason.startswith("ACL failure in script"):
         user = pool.connection_kwargs.get("username") or "default"
         remedy = f"allow it: ACL SETUSER {user} {_missing_rules(reason, channel, keys)}"
+    elif reason in _EXHAUSTED_POOL:
+        remedy = "the client's pool is used up: raise its max_connections"
     else:
-        remedy = _remedy(cause)
+        remedy = next(remedy for kind, remedy in _REMEDIES if isinstance(cause, kind))
     return BrokerUnavailableError(f"cannot {attempt}: {address_of(pool)}: {reason}; {remedy}")
 
 
@@ -162,25 +172,3 @@ def _missing_rules(refusal: str, channel: str, keys: str) -> str:
     if command := _FORBIDDEN_COMMAND.search(refusal):
         return f"+{command[1]}"
     return f"~{keys}" if "access a key" in refusal else f"&{channel}"
-
-
-def _is_forbidden(cause: BaseException | None) -> bool:
-    # redis-py raises another class for a refusal inside a script.
-    return isinstance(cause, NoPermissionError) or (
-        isinstance(cause, ResponseError) and str(cause).startswith("ACL failure in script")
-    )
-
-
-def _remedy(cause: BaseException | None) -> str:
-    # The order counts: in redis-py wrong credentials and a server that is loading are connection errors.
-    if isinstance(cause, AuthenticationError):
-        return "check the user name and the password of the client"
-    if isinstance(cause, OutOfMemoryError):
-        return "the server is full: raise its maxmemory, or keep less (History)"
-    if isinstance(cause, BusyLoadingError):
-        return "it is loading its data and will be there soon"
-    if isinstance(cause, ResponseError):
-        return "the server is there and refuses"
-    if str(cause) in _EXHAUSTED_POOL:
-        return "the client's pool is used up: raise its max_connections"
-    return "is it running, is the address right, and can it be reached from here?"

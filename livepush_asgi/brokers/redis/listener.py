@@ -18,7 +18,7 @@ from ...runtime.event_loop import asyncio_loop, start_task
 from ..mailbox import Mailbox
 from ..timeouts import BrokerTimeouts, no_answer
 from .connection import FAILURES, address_of, unavailable
-from .listening import Channel, ListeningConnection, State
+from .listening import Channel, ListeningConnection
 from .topology import Topology, is_refusal
 
 logger = logging.getLogger("livepush_asgi")
@@ -52,10 +52,7 @@ class Listener:
     @property
     def healthy(self) -> bool:
         """Whether the server has confirmed every channel and the connection is up; True without channels."""
-        return all(
-            channel.connection is not None and channel.state in (State.NEW, State.LIVE)
-            for channel in self._channels.values()
-        )
+        return all(channel.is_well for channel in self._channels.values())
 
     async def listen(self, mailbox: Mailbox) -> None:
         """Subscribe a mailbox. Returns when the server has confirmed it.
@@ -66,7 +63,7 @@ class Listener:
         loop = self._enter_loop()
         name = mailbox.channel.encode()
         channel = self._channels.setdefault(name, Channel(name))
-        if channel.state is State.LIVE:
+        if channel.is_live:
             channel.mailboxes[mailbox] = None
             return
         confirmed = channel.waiting[mailbox] = loop.create_future()

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from enum import Enum, auto
 from itertools import count
 from math import inf
 from typing import NamedTuple
@@ -32,15 +31,6 @@ logger = logging.getLogger("livepush_asgi")
 _ELSEWHERE = (AskError, ClusterDownError)
 
 
-class State(Enum):
-    """What the server last said about a channel. LOST: the connection broke, or the subscription ended."""
-
-    NEW = auto()
-    LIVE = auto()
-    LOST = auto()
-    REFUSED = auto()
-
-
 class Command(NamedTuple):
     """A command that the server has not answered."""
 
@@ -51,26 +41,32 @@ class Command(NamedTuple):
 class Channel:
     """Payloads go to `mailboxes`. The mailboxes in `waiting` join them when the server confirms.
 
-    `connection` is that of the server which has the channel. `pending` is the subscription under way.
+    `connection` is that of the server which has the channel. `pending` is the subscription under way, and
+    with `is_live` the server has confirmed it. `is_refused`: the last answer on this connection was an error.
     """
 
-    __slots__ = ("connection", "mailboxes", "name", "pending", "state", "waiting")
+    __slots__ = ("connection", "is_live", "is_refused", "mailboxes", "name", "pending", "waiting")
 
     def __init__(self, name: bytes) -> None:
         self.name = name
-        self.state = State.NEW
         self.mailboxes: dict[Mailbox, None] = {}
         self.waiting: dict[Mailbox, asyncio.Future[None]] = {}
         self.connection: ListeningConnection | None = None
         self.pending: Command | None = None
+        self.is_live = self.is_refused = False
 
-    def lose(self, state: State) -> None:
+    @property
+    def is_well(self) -> bool:
+        """Whether the channel is live, or its first confirmation is under way."""
+        return self.is_live or (self.pending is not None and not self.mailboxes)
+
+    def lose(self, *, is_refused: bool = False) -> None:
         """Note that the server sends no payloads any more."""
-        self.state, self.pending = state, None
+        self.is_live, self.is_refused, self.pending = False, is_refused, None
 
     def go_live(self) -> None:
         """Report a loss to the mailboxes of an earlier subscription, and admit the mailboxes that wait."""
-        self.state, self.pending = State.LIVE, None
+        self.is_live, self.is_refused, self.pending = True, False, None
         self.each(Mailbox.lost)
         for mailbox, confirmed in self.waiting.items():
             self.mailboxes[mailbox] = None
@@ -127,13 +123,13 @@ class ListeningConnection:
     def subscribe(self, channel: Channel) -> None:
         """Subscribe a channel, unless it is live or a subscription is under way."""
         self.channels[channel.name] = channel
-        if self.is_connected and channel.pending is None and channel.state is not State.LIVE:
+        if self.is_connected and channel.pending is None and not channel.is_live:
             channel.pending = self._queue(self._subscribe, channel.name)
 
     def unsubscribe(self, channel: Channel) -> None:
         """Unsubscribe a channel. The connection closes with the last one."""
         del self.channels[channel.name]
-        channel.lose(State.LOST if channel.mailboxes else State.NEW)
+        channel.lose()
         if not self.channels:
             self._task.cancel()
         elif self.is_connected:
@@ -179,7 +175,7 @@ class ListeningConnection:
         self._unsent.clear()
         self._unanswered.clear()
         for channel in self.channels.values():
-            channel.lose(State.LOST)
+            channel.lose()
         self._on_change(self, False)
 
     async def _write(self, connection: AbstractConnection) -> None:
@@ -239,7 +235,7 @@ class ListeningConnection:
         if not self._unanswered or self._unanswered[0] != confirmed:
             # A node ends a subscription by itself when the channel moves to another node.
             if channel is not None:
-                channel.state = State.LOST
+                channel.is_live = False
                 self.subscribe(channel)
             self._on_change(self, False)
             return
@@ -258,8 +254,8 @@ class ListeningConnection:
         channel = self.channels.get(command.name)
         if channel is None or channel.pending is not command:
             return
-        was_refused = channel.state is State.REFUSED
-        channel.lose(State.REFUSED)
+        was_refused = channel.is_refused
+        channel.lose(is_refused=True)
         if channel.mailboxes and not was_refused:
             if not isinstance(error, _ELSEWHERE):
                 name = command.name.decode()

@@ -1,5 +1,5 @@
 -- The log of a channel. This text is the beginning of append.lua and of read.lua. Each of them is one atomic
--- step on the keys of one channel. Times are in milliseconds. log_scripts.py puts the constants of the
+-- step on the keys of one channel. Times are in milliseconds. log.py puts the constants of the
 -- broker's History before this text: EVENTS, SIZE and AGE (false: no bound), KEEP and REMEMBER (how long a
 -- head and an idempotency key are kept), VERB (PUBLISH or SPUBLISH) and MARK (begins a live payload).
 --

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from redis.asyncio import Redis
+
 from ...runtime.event_loop import asyncio_loop
 from .connection import Argument, Reply
 from .pipeline import Pipeline, Receiver
@@ -62,3 +64,22 @@ class Call:
     tag: str
     keys: Sequence[str]
     arguments: Sequence[Argument]
+
+
+class OneServer:
+    """Runs scripts on one server. A call whose reply is lost is not repeated."""
+
+    verb = "PUBLISH"
+    #: Empty: calls have no number by which the server would recognize a repeated one.
+    writer = ""
+
+    def __init__(self, redis: Redis, timeout: float) -> None:
+        self._pipeline = Pipeline(redis, timeout=timeout, idle_turns=2)
+
+    def start(self, call: Call, receiver: Receiver) -> None:
+        """Run a script. Its reply goes to `receiver`, after this method has returned."""
+        call.script.send(self._pipeline, call.keys, call.arguments, receiver)
+
+    async def run(self, call: Call) -> Reply:
+        """Run a script. Raises one of FAILURES if it did not run, or may not have run."""
+        return await call.script.run(self._pipeline, call.keys, call.arguments)

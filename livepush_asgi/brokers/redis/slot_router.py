@@ -1,6 +1,7 @@
 """SlotRouter: runs each script on the node of a cluster that has its keys."""
 
 import asyncio
+import contextlib
 import os
 from functools import partial
 from secrets import token_urlsafe
@@ -10,10 +11,12 @@ from redis.exceptions import AskError, MovedError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ...runtime.event_loop import spawn
-from .connection import Reply, named_timeout
+from ..backoff import Backoff
+from ..timeouts import no_answer
+from .connection import FAILURES, Reply, named_timeout
 from .pipeline import Receiver
-from .script import Call, tag_of
-from .topology import Topology
+from .script import Call
+from .topology import Topology, is_refusal
 
 
 class SlotRouter:
@@ -40,17 +43,28 @@ class SlotRouter:
             self._process, self._writer = os.getpid(), token_urlsafe(6)
         return self._writer
 
-    def live_name(self, channel: str) -> str:
-        """Return the name under which a channel's events are published. Its slot is that of the keys."""
-        return tag_of(channel)
-
     def start(self, call: Call, receiver: Receiver) -> None:
         """Run a script. Its reply goes to `receiver`."""
         spawn(partial(self._run_for, call, receiver), "livepush redis append")
 
     async def run(self, call: Call) -> Reply:
         """Run a script. Raises one of FAILURES if it did not run, or may not have run."""
-        return await self.cluster.retry(lambda: self._try(call), self._timeout)
+        fault: Exception | None = None
+        backoff = Backoff(most=0.5)
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    try:
+                        return await self._try(call)
+                    except FAILURES as error:
+                        if is_refusal(error):
+                            raise
+                        fault = error
+                    await asyncio.sleep(backoff.next_delay())
+                    with contextlib.suppress(*FAILURES):
+                        await self.cluster.refresh()
+        except TimeoutError as error:
+            raise fault or no_answer(self._timeout) from error
 
     async def _run_for(self, call: Call, receiver: Receiver) -> None:
         try:
@@ -68,11 +82,9 @@ class SlotRouter:
         try:
             async with asyncio.timeout(self._timeout_of_one):
                 return await call.script.run(node.pipeline, call.keys, call.arguments)
-        except MovedError as error:
-            target = self.cluster.redirect(error, node)
-            return await call.script.run(target.pipeline, call.keys, call.arguments)
         except AskError as error:
             target = self.cluster.redirect(error, node)
-            return await call.script.run_asking(target.pipeline, call.keys, call.arguments)
+            run = call.script.run if isinstance(error, MovedError) else call.script.run_asking
+            return await run(target.pipeline, call.keys, call.arguments)
         except TimeoutError as error:
             raise named_timeout(error, self._timeout_of_one) from None

@@ -6,10 +6,8 @@ Its `pubsub` loses a channel whose slot moves.
 """
 
 import asyncio
-import contextlib
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from redis.asyncio import ConnectionPool, RedisCluster
 from redis.asyncio.cluster import ClusterNode
@@ -27,9 +25,7 @@ from redis.exceptions import (
 )
 
 from ...runtime.event_loop import start_task
-from ..backoff import Backoff
-from ..timeouts import no_answer
-from .connection import FAILURES, Reply
+from .connection import Reply
 from .pipeline import Pipeline
 
 SLOTS = 16384
@@ -42,7 +38,6 @@ _IDLE_SECONDS = 30.0
 _TRY_ELSEWHERE = (AskError, ClusterDownError, TryAgainError, ReadOnlyError, BusyLoadingError)
 
 Address = tuple[str, int]
-T = TypeVar("T")
 
 
 def is_refusal(error: Exception) -> bool:
@@ -100,53 +95,27 @@ class Topology:
             node = self._nodes[host, port] = Node(self._redis, (host, port), self._timeout)
         return node
 
-    async def retry(self, attempt: Callable[[], Awaitable[T]], timeout: float) -> T:
-        """Repeat an attempt until it succeeds, for `timeout` seconds, and read the topology in between.
-
-        Raises the last error. Raises at once if a node refuses the command.
-        """
-        fault: BaseException | None = None
-        backoff = Backoff(most=0.5)
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    try:
-                        return await attempt()
-                    except FAILURES as error:
-                        if is_refusal(error):
-                            raise
-                        fault = error
-                    await asyncio.sleep(backoff.next_delay())
-                    with contextlib.suppress(*FAILURES):
-                        await self.refresh()
-        except TimeoutError as error:
-            raise fault or no_answer(timeout) from error
-
     async def refresh(self) -> None:
         """Ask nodes which node has which slot. Raises one of FAILURES if none answers."""
-        if self._refreshing is None or self._refreshing.get_loop() is not asyncio.get_running_loop():
-            self._refreshing = start_task(self._refresh(), "livepush redis topology")
+        task = self._refreshing
+        if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
+            task = self._refreshing = start_task(self._refresh(), "livepush redis topology")
             # Retrieves the error, also when all callers are cancelled.
-            self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         # All concurrent callers wait for one task, and none of them cancels it.
-        await asyncio.shield(self._refreshing)
+        await asyncio.shield(task)
 
     async def _refresh(self) -> None:
-        task = asyncio.current_task()
-        try:
-            serving = list({node.address for node in self._owners if node is not None})
-            asked = set(random.sample(serving, min(_ASKED - 1, len(serving))))
-            asked |= set(random.sample(self._seeds, min(_ASKED - len(asked), len(self._seeds))))
-            views = await asyncio.gather(
-                *[_ask(self.node_at(*address)) for address in asked], return_exceptions=True
-            )
-            answers = [view for view in views if isinstance(view, _View)]
-            if not answers:
-                raise next(view for view in views if isinstance(view, BaseException))
-            self._adopt(max(answers))
-        finally:
-            if self._refreshing is task:
-                self._refreshing = None
+        serving = list({node.address for node in self._owners if node is not None})
+        asked = set(random.sample(serving, min(_ASKED - 1, len(serving))))
+        asked |= set(random.sample(self._seeds, min(_ASKED - len(asked), len(self._seeds))))
+        views = await asyncio.gather(
+            *[_ask(self.node_at(*address)) for address in asked], return_exceptions=True
+        )
+        answers = [view for view in views if isinstance(view, _View)]
+        if not answers:
+            raise next(view for view in views if isinstance(view, BaseException))
+        self._adopt(max(answers))
 
     def _adopt(self, view: "_View") -> None:
         self._owners = [None] * SLOTS
