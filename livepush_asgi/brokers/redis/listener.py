@@ -64,7 +64,7 @@ class Listener:
         name = mailbox.channel.encode()
         channel = self._channels.setdefault(name, Channel(name))
         if channel.is_live:
-            channel.mailboxes[mailbox] = None
+            channel.mailboxes.append(mailbox)
             return
         confirmed = channel.waiting[mailbox] = loop.create_future()
         self._place(channel)
@@ -87,8 +87,9 @@ class Listener:
         channel = self._channels.get(name)
         if channel is None:
             return
-        channel.mailboxes.pop(mailbox, None)
         channel.waiting.pop(mailbox, None)
+        if mailbox in channel.mailboxes:
+            channel.mailboxes.remove(mailbox)
         if channel.mailboxes or channel.waiting:
             return
         del self._channels[name]

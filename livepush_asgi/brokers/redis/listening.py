@@ -49,7 +49,8 @@ class Channel:
 
     def __init__(self, name: bytes) -> None:
         self.name = name
-        self.mailboxes: dict[Mailbox, None] = {}
+        # A list takes less memory than a dict.
+        self.mailboxes: list[Mailbox] = []
         self.waiting: dict[Mailbox, asyncio.Future[None]] = {}
         self.connection: ListeningConnection | None = None
         self.pending: Command | None = None
@@ -69,7 +70,7 @@ class Channel:
         self.is_live, self.is_refused, self.pending = True, False, None
         self.each(Mailbox.lost)
         for mailbox, confirmed in self.waiting.items():
-            self.mailboxes[mailbox] = None
+            self.mailboxes.append(mailbox)
             if not confirmed.done():
                 confirmed.set_result(None)
         self.waiting.clear()

@@ -52,15 +52,12 @@ def pack(arguments: tuple[Argument, ...]) -> bytes:
     """
     parts: list[int | bytes] = [len(arguments)]
     for argument in arguments:
-        data = _encode(argument)
-        parts += (len(data), data)
+        if isinstance(argument, str):
+            argument = argument.encode()
+        elif isinstance(argument, int):
+            argument = b"%d" % argument
+        parts += (len(argument), argument)
     return (b"*%d\r\n" + b"$%d\r\n%b\r\n" * len(arguments)) % tuple(parts)
-
-
-def _encode(argument: Argument) -> bytes:
-    if isinstance(argument, str):
-        return argument.encode()
-    return argument if isinstance(argument, bytes) else b"%d" % argument
 
 
 class Pipeline:
