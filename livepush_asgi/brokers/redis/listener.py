@@ -18,8 +18,8 @@ from ...runtime.event_loop import asyncio_loop, start_task
 from ..mailbox import Mailbox
 from ..timeouts import BrokerTimeouts, no_answer
 from .connection import FAILURES, address_of, unavailable
-from .listening import Channel, ListeningConnection
-from .topology import Topology, is_refusal
+from .listening_connection import Channel, ListeningConnection
+from .slot_router import Topology, is_refusal
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -68,18 +68,17 @@ class Listener:
             return
         confirmed = channel.waiting[mailbox] = loop.create_future()
         self._place(channel)
-        if self._cluster is not None and self._watch_task is None:
+        if self._cluster is not None and (self._watch_task is None or self._watch_task.done()):
             self._watch_task = start_task(self._watch(self._cluster), "livepush redis shards")
         try:
             async with asyncio.timeout(self._timeouts.subscribe):
                 await confirmed
-        except FAILURES as error:
+        except BaseException as error:
             cause = self._cause(channel) if isinstance(error, TimeoutError) else error
             self.leave(mailbox)
+            if not isinstance(error, FAILURES):
+                raise
             raise unavailable("subscribe", self._pool, cause, mailbox.channel) from cause
-        except BaseException:
-            self.leave(mailbox)
-            raise
 
     def leave(self, mailbox: Mailbox) -> None:
         """Unsubscribe a mailbox, if it is subscribed."""
@@ -118,25 +117,22 @@ class Listener:
 
     def _place(self, channel: Channel) -> None:
         """Subscribe a channel on the server that has it, as far as known."""
-        pool = self._pool_of(channel)
+        pool: ConnectionPool | None = self._pool
+        if self._cluster is not None:
+            node = self._cluster.known_node_of(channel.name.decode())
+            pool = None if node is None else node.pool
         if pool is None:
             self._trouble.set()
             return
         if channel.connection is not None and channel.connection.pool is not pool:
             self._remove(channel)
         connection = self._connections.get(pool)
-        if connection is None:
+        if connection is None or connection.is_closed:
             sharded = self._cluster is not None
             connection = ListeningConnection(pool, self._timeouts, self._note_change, sharded=sharded)
             self._connections[pool] = connection
         channel.connection = connection
         connection.subscribe(channel)
-
-    def _pool_of(self, channel: Channel) -> ConnectionPool | None:
-        if self._cluster is None:
-            return self._pool
-        node = self._cluster.known_node_of(channel.name.decode())
-        return None if node is None else node.pool
 
     def _remove(self, channel: Channel) -> None:
         connection, channel.connection = channel.connection, None
@@ -159,18 +155,13 @@ class Listener:
             logger.warning("listening to %s again after %.1f s, %d channels", where, away, number)
 
     async def _watch(self, cluster: Topology) -> None:
-        task = asyncio.current_task()
-        try:
-            while self._channels:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._timeouts.ping_interval if self.healthy else _PAUSE):
-                        await self._trouble.wait()
-                self._trouble.clear()
-                await self._follow(cluster)
-                await asyncio.sleep(_PAUSE)
-        finally:
-            if self._watch_task is task:
-                self._watch_task = None
+        while self._channels:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._timeouts.ping_interval if self.healthy else _PAUSE):
+                    await self._trouble.wait()
+            self._trouble.clear()
+            await self._follow(cluster)
+            await asyncio.sleep(_PAUSE)
 
     async def _follow(self, cluster: Topology) -> None:
         """Read the topology, and move channels to the nodes that have them now."""

@@ -121,6 +121,11 @@ class ListeningConnection:
         self._changed, self._received = asyncio.Event(), asyncio.Event()
         self._task = start_task(self._run(), "livepush redis listener")
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the last channel was unsubscribed, or the task was cancelled from outside."""
+        return self._task.done()
+
     def subscribe(self, channel: Channel) -> None:
         """Subscribe a channel, unless it is live or a subscription is under way."""
         self.channels[channel.name] = channel
