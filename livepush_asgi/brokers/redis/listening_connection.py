@@ -149,19 +149,18 @@ class ListeningConnection:
         return command
 
     async def _run(self) -> None:
-        while True:
+        while self.channels:
             try:
                 await self._use_connection()
-            except FAILURES as error:
-                self._note_lost(error)
             except Exception as error:
-                # A defect of this package is logged, and the listener goes on.
-                logger.exception("the reader of %s failed, reconnecting", address_of(self.pool))
+                if not isinstance(error, FAILURES):
+                    # A defect of this package is logged, and the listener goes on.
+                    logger.exception("the reader of %s failed, reconnecting", address_of(self.pool))
                 self._note_lost(error)
             await asyncio.sleep(self._backoff.next_delay())
 
     async def _use_connection(self) -> None:
-        """Connect, subscribe and read until the connection breaks."""
+        """Connect, subscribe and read until the connection breaks, or there are no channels."""
         connection: AbstractConnection = self.pool.make_connection()
         # redis-py's retries would hide an outage.
         connection.retry = Retry(NoBackoff(), 0)
@@ -171,7 +170,7 @@ class ListeningConnection:
             self.is_connected = True
             for channel in self.channels.values():
                 self.subscribe(channel)
-            await _until_one_fails(self._read(connection), self._write(connection), self._test(connection))
+            await _first_to_end(self._read(connection), self._write(connection), self._test(connection))
         finally:
             self.is_connected = False
             await drop(connection)
@@ -185,8 +184,8 @@ class ListeningConnection:
         self._on_change(self, False)
 
     async def _write(self, connection: AbstractConnection) -> None:
-        """Send the commands that are due, in batches."""
-        while True:
+        """Send the commands that are due, in batches, until there are no channels."""
+        while self.channels:
             self._changed.clear()
             if self._unsent:
                 data = b"".join(map(pack, self._unsent))
@@ -274,14 +273,14 @@ class ListeningConnection:
         self._on_change(self, False)
 
 
-async def _until_one_fails(*coroutines: Coroutine[None, None, None]) -> None:
-    """Run coroutines that never return until one raises. Raises its error when all have ended."""
+async def _first_to_end(*coroutines: Coroutine[None, None, None]) -> None:
+    """Run coroutines until one ends, and cancel the others. Raises the error of the one that ended."""
     tasks = [start_task(coroutine, "livepush redis connection") for coroutine in coroutines]
     try:
-        failed, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    for task in failed:
+    for task in ended:
         task.result()

@@ -12,9 +12,8 @@ from .. import READ_BYTES, Page
 from ..history import History
 from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, Argument, pool_of, unavailable
-from .listener import Listener
+from .listening import ListeningBroker
 from .log import Added, Append, AppendQueue, log_scripts, page_of
-from .pubsub import ListeningBroker
 from .script import Call, OneServer, tag_of
 from .slot_router import SlotRouter
 
@@ -62,16 +61,15 @@ class RedisStreamsBroker(ListeningBroker):
         self._server: OneServer | SlotRouter
         if isinstance(redis, RedisCluster):
             self._server = router = SlotRouter(redis, timeout=timeouts.publish)
-            pool = router.cluster.first.pool
-            super().__init__(pool, Listener(pool, timeouts, router.cluster))
+            super().__init__(router.cluster.first.pool, timeouts, router.cluster)
         else:
             self._server = OneServer(redis, timeouts.publish)
-            super().__init__(pool_of(redis), Listener(pool_of(redis), timeouts))
+            super().__init__(pool_of(redis), timeouts)
         self._prefix = key_prefix
         self._append_script, self._read_script = log_scripts(history, self._server.verb)
         self._calls = 0
         self._queues: dict[str, AppendQueue] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._appending_loop: asyncio.AbstractEventLoop | None = None
         # Until the first call has succeeded, each call checks all permissions. So a missing permission is
         # reported at once, and not hours later when a log is trimmed for the first time.
         self._may_append = self._may_read = False
@@ -123,9 +121,9 @@ class RedisStreamsBroker(ListeningBroker):
         loop = asyncio_loop()
         # Raises UnicodeError at once for text that is not UTF-8: it would fail the other events of the call.
         (channel + (key or "")).encode()
-        if self._loop is not loop:
+        if self._appending_loop is not loop:
             # Events that an earlier event loop left in the queues will not be sent.
-            self._queues, self._loop = {}, loop
+            self._queues, self._appending_loop = {}, loop
         queue = self._queues.get(channel)
         if queue is None:
             queue = self._queues[channel] = AppendQueue(channel, self._start)

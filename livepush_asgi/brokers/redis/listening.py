@@ -1,4 +1,4 @@
-"""Listener: the subscriptions of a broker, on one listening connection to each server that has a channel.
+"""ListeningBroker: subscriptions, on one listening connection to each server that has a channel.
 
 A Redis has all channels. In a cluster a node reports when a channel is not, or no longer, its own. A killed
 node cannot report it, and a node that is cut off from the others does not know. So the topology is read when
@@ -15,9 +15,10 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import ClusterDownError
 
 from ...runtime.event_loop import asyncio_loop, start_task
+from .. import Subscription
 from ..mailbox import Mailbox
 from ..timeouts import BrokerTimeouts, no_answer
-from .connection import FAILURES, address_of, unavailable
+from .connection import FAILURES, address_of, live_name_of, unavailable
 from .listening_connection import Channel, ListeningConnection
 from .slot_router import Topology, is_refusal
 
@@ -27,8 +28,8 @@ logger = logging.getLogger("livepush_asgi")
 _PAUSE = 0.2
 
 
-class Listener:
-    """The channels of one server, or of the nodes of `cluster`. For one event loop at a time.
+class ListeningBroker:
+    """The subscriptions of RedisBroker and RedisStreamsBroker, on one server or the nodes of `cluster`.
 
     A connection is opened for the first channel of its server, and closed after the last one.
     """
@@ -41,7 +42,7 @@ class Listener:
         self._cluster = cluster
         self._channels: dict[bytes, Channel] = {}
         self._connections: dict[ConnectionPool, ListeningConnection] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listening_loop: asyncio.AbstractEventLoop | None = None
         # Reads the topology of the cluster, at once when there is trouble.
         self._watch_task: asyncio.Task[None] | None = None
         self._trouble = asyncio.Event()
@@ -54,12 +55,29 @@ class Listener:
         """Whether the server has confirmed every channel and the connection is up; True without channels."""
         return all(channel.is_well for channel in self._channels.values())
 
-    async def listen(self, mailbox: Mailbox) -> None:
-        """Subscribe a mailbox. Returns when the server has confirmed it.
+    async def subscribe(self, channel: str) -> Subscription:
+        """Return a subscription, confirmed by the server.
 
-        Raises BrokerUnavailableError if it does not. In that case, and when cancelled, the mailbox is not
-        subscribed.
+        Raises BrokerUnavailableError if the server refuses, or does not confirm within
+        `BrokerTimeouts.subscribe`.
         """
+        mailbox = Mailbox(self._live_name(channel), self._leave)
+        await self._listen(mailbox)
+        return mailbox
+
+    async def aclose(self) -> None:
+        """Close the idle connections of the client's pool.
+
+        Call it after the last use, and only if nothing else uses the client and nothing else closes it.
+        """
+        await self._pool.disconnect()
+
+    def _live_name(self, channel: str) -> str:
+        """Return the name under which the channel's payloads are published."""
+        return live_name_of(channel, self._pool)
+
+    async def _listen(self, mailbox: Mailbox) -> None:
+        """Return when the mailbox is subscribed. If this raises, also when cancelled, it is not."""
         loop = self._enter_loop()
         name = mailbox.channel.encode()
         channel = self._channels.setdefault(name, Channel(name))
@@ -75,13 +93,12 @@ class Listener:
                 await confirmed
         except BaseException as error:
             cause = self._cause(channel) if isinstance(error, TimeoutError) else error
-            self.leave(mailbox)
+            self._leave(mailbox)
             if not isinstance(error, FAILURES):
                 raise
             raise unavailable("subscribe", self._pool, cause, mailbox.channel) from cause
 
-    def leave(self, mailbox: Mailbox) -> None:
-        """Unsubscribe a mailbox, if it is subscribed."""
+    def _leave(self, mailbox: Mailbox) -> None:
         name = mailbox.channel.encode()
         channel = self._channels.get(name)
         if channel is None:
@@ -101,11 +118,11 @@ class Listener:
 
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio_loop()
-        if self._loop is not loop:
-            if self._channels and self._loop is not None and not self._loop.is_closed():
+        if self._listening_loop is not loop:
+            if self._channels and self._listening_loop is not None and not self._listening_loop.is_closed():
                 raise RuntimeError("a RedisBroker is used on one event loop at a time; make one for each")
             # An earlier loop may have ended without closing the subscriptions.
-            self._loop, self._channels, self._connections = loop, {}, {}
+            self._listening_loop, self._channels, self._connections = loop, {}, {}
             self._watch_task, self._trouble = None, asyncio.Event()
         return loop
 
