@@ -25,6 +25,8 @@ class StreamRequest:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
+        #: Whether a mount has matched a path that is not below it; the client gets a 404.
+        self.is_foreign = is_foreign(scope)
         self._query: dict[str, str] | None = None
 
     @cached_property
@@ -100,7 +102,7 @@ def is_foreign(scope: Scope) -> bool:
 
     A mount of Litestar at `/events` also matches `/eventsX`, and passes on the rest of the path, `X/`.
     """
-    path = str(scope["path"])
+    path = str(scope.get("path", ""))
     return bool(path) and not path.startswith("/")
 
 

@@ -1,7 +1,6 @@
 """Timing, Limits and DrainPolicy: the settings of a LivePush. The constructors validate them."""
 
 import math
-import random
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -59,14 +58,6 @@ class Timing:
                 check_seconds(name, getattr(self, name), _LONGEST[name])
         if self.linger != 0:
             check_seconds("linger", self.linger, _LONGEST["linger"])
-
-    def own_retry(self) -> int:
-        """Return a random reconnection time for one client, in milliseconds."""
-        return max(1, round(1000 * self.retry * (0.5 + random.random())))
-
-    def own_lifetime(self) -> float | None:
-        """Return a random lifetime for one stream, in seconds: 80 to 100 % of the maximum."""
-        return None if self.max_lifetime is None else self.max_lifetime * random.uniform(0.8, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

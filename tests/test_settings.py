@@ -21,6 +21,7 @@ from livepush_asgi import (
     Timing,
     public,
 )
+from livepush_asgi.stream.stream import draw_lifetime, draw_retry
 
 
 @pytest.mark.parametrize(
@@ -117,15 +118,15 @@ def test_a_value_of_the_wrong_kind_raises_type_error(make: Callable[[], object])
 
 
 def test_each_client_is_told_its_own_reconnection_time() -> None:
-    times = {Timing(retry=3.0).own_retry() for _ in range(200)}
+    times = {draw_retry(Timing(retry=3.0)) for _ in range(200)}
     assert len(times) > 100
     assert 1500 <= min(times) < max(times) <= 4500
 
 
 def test_a_lifetime_ends_in_its_last_fifth() -> None:
-    lifetimes = [Timing(max_lifetime=100.0).own_lifetime() for _ in range(200)]
+    lifetimes = [draw_lifetime(Timing(max_lifetime=100.0)) for _ in range(200)]
     assert all(lifetime is not None and 80 <= lifetime <= 100 for lifetime in lifetimes)
-    assert Timing(max_lifetime=None).own_lifetime() is None
+    assert draw_lifetime(Timing(max_lifetime=None)) is None
 
 
 def test_an_expiry_up_to_the_end_of_the_calendar_is_taken() -> None:

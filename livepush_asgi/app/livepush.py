@@ -113,7 +113,7 @@ class LivePush:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection: a stream, or the lifespan. Closes WebSockets."""
         if scope["type"] == "http":
-            streaming = await self._answer(scope, receive, send)
+            streaming = await self._answer(StreamRequest(scope), receive, send)
             # An open stream need not keep its scope in memory.
             del scope
             if streaming is not None:
@@ -128,7 +128,9 @@ class LivePush:
         else:
             raise ValueError(f"ASGI has no scope type {scope['type']!r} that LivePush could serve")
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
+    async def _answer(
+        self, request: StreamRequest, receive: Receive, send: Send
+    ) -> Coroutine[Any, Any, None] | None:
         """Answer one HTTP request, or return a coroutine that sends its stream.
 
         For middleware: await the returned coroutine instead of `push(...)`; it saves a frame per stream.
@@ -136,8 +138,8 @@ class LivePush:
         run = self._run
         if run is None or not run.running or run.loop is not loop_identity():
             run = await self._current_run()
-        opened = await self._endpoint(run, scope, receive, send)
-        return None if opened is None else drive(*opened, receive, send, scope.get("client"))
+        opened = await self._endpoint(run, request, receive, send)
+        return None if opened is None else drive(*opened, receive, send, request.scope.get("client"))
 
     async def publish(
         self,

@@ -3,7 +3,7 @@
 import logging
 from typing import cast
 
-from ..grant import path_below
+from ..grant import StreamRequest, path_below
 from ..runtime.asgi import AnyASGIApp, ASGIApp, Message, Receive, Scope, Send
 from .livepush import LivePush
 
@@ -45,7 +45,7 @@ class LivePushMiddleware:
                 scope = {**scope, "root_path": root + self.path, "path": root + below}
                 if scope["type"] == "websocket":
                     await self.push(scope, receive, send)
-                elif streaming := await self.push._answer(scope, receive, send):
+                elif streaming := await self.push._answer(StreamRequest(scope), receive, send):
                     # The stream may last for hours and must not keep the scope in memory.
                     del scope
                     await streaming

@@ -40,9 +40,9 @@ def drive(
     servers raise from `send`, some drop the messages, and some report it through `receive` only. `client` is
     `scope["client"]`.
     """
-    limited = stream.context.tcp_timeouts.limit(client, receive)
-    driver = _AsyncioDriver if stream.context.on_asyncio else _AnyioDriver
-    return driver(stream, send, limited).run(headers, receive)
+    if stream.context.on_asyncio:
+        return _AsyncioDriver(stream, receive, send).run(headers, receive, client)
+    return _AnyioDriver(stream, send).run(headers, receive, client)
 
 
 class _Driver(InlineSend):
@@ -50,10 +50,10 @@ class _Driver(InlineSend):
 
     __slots__ = ("_failure", "_limited", "_stream")
 
-    def __init__(self, stream: Stream, send: Send, limited: Limited | None) -> None:
+    def __init__(self, stream: Stream, send: Send) -> None:
         super().__init__(send)
         self._stream = stream
-        self._limited = limited
+        self._limited: Limited | None = None
         self._failure: Exception | None = None
 
     async def _watch(self, receive: Receive) -> None:
@@ -109,7 +109,8 @@ class _AnyioDriver(_Driver):
 
     __slots__ = ("_scope",)
 
-    async def run(self, headers: RawHeaders, receive: Receive) -> None:
+    async def run(self, headers: RawHeaders, receive: Receive, client: object) -> None:
+        self._limited = self._stream.context.tcp_timeouts.limit(client, receive)
         try:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
@@ -147,26 +148,27 @@ class _AsyncioDriver(_Driver):
     It sends most chunks inline, without waking a task.
     """
 
-    __slots__ = ("_cancelled_before", "_disconnect", "_interrupted", "_task", "_watcher")
+    __slots__ = ("_cancelled_before", "_disconnect", "_inline", "_interrupted", "_task", "_watcher")
 
-    def __init__(self, stream: Stream, send: Send, limited: Limited | None) -> None:
-        super().__init__(stream, send, limited)
+    def __init__(self, stream: Stream, receive: Receive, send: Send) -> None:
+        super().__init__(stream, send)
+        may_step = stream.context.inline_send
+        self._inline = may_step and can_step(send)
+        self._disconnect = DisconnectWatcher(receive, self) if may_step and can_step(receive) else None
         self._interrupted = False
         self._task: asyncio.Task[Any] | None = None
-        self._disconnect: DisconnectWatcher | None = None
         self._watcher: asyncio.Task[None] | None = None
 
-    async def run(self, headers: RawHeaders, receive: Receive) -> None:
+    async def run(self, headers: RawHeaders, receive: Receive, client: object) -> None:
         # One coroutine for the whole stream: each coroutine takes 500 bytes per stream.
         stream, send = self._stream, self._send
-        inline = stream.context.inline_send and can_step(send)
         try:
-            self._begin(receive)
+            self._begin(receive, client)
             # Start the response when the stream has opened: every later event reaches the client.
             chunk = await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
-            stream.inline = inline
+            stream.inline = self._inline
             while stream.state is not StreamState.CLOSED:
                 if chunk or stream.finished:
                     await send(_body(chunk, more=not stream.finished))
@@ -189,13 +191,13 @@ class _AsyncioDriver(_Driver):
             await self._end_watcher()
         self._raise_failure()
 
-    def _begin(self, receive: Receive) -> None:
+    def _begin(self, receive: Receive, client: object) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._cancelled_before = task.cancelling()
+        self._limited = self._stream.context.tcp_timeouts.limit(client, receive)
         self._stream.driver = self
-        if self._stream.context.inline_send and can_step(receive):
-            self._disconnect = DisconnectWatcher(receive, self)
+        if self._disconnect is not None:
             self._disconnect.start()
         else:
             self._watcher = task.get_loop().create_task(self._watch(receive))

@@ -5,9 +5,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..errors import GrantRevokedError, NotRunningError
-from ..grant import Authorize, Refusal, StreamRequest, is_foreign
+from ..grant import Authorize, Refusal, StreamRequest
 from ..process.run import NOT_RUNNING, Run, check_expiry
-from ..runtime.asgi import Receive, Scope, Send
+from ..runtime.asgi import Receive, Send
 from ..runtime.callbacks import ClientLeftError
 from ..settings import Timing
 from ..stream.stream import Stream
@@ -47,16 +47,15 @@ class Endpoint:
         self._probes = probes
 
     async def __call__(
-        self, run: Run | None, scope: Scope, receive: Receive, send: Send
+        self, run: Run | None, request: StreamRequest, receive: Receive, send: Send
     ) -> "OpenedStream | None":
         """Answer one request, or return the stream for it, which the caller has to drive.
 
         `run` is None if the LivePush has stopped.
         """
-        request = StreamRequest(scope)
-        method = scope["method"]
+        method = request.scope["method"]
         headers = [] if self._cors is None else self._cors.answer(request.headers.get("origin"))
-        if is_foreign(scope):
+        if request.is_foreign:
             await refuse(send, Refusal(404), headers, body=method != "HEAD")
         elif method == "OPTIONS":
             await self._answer_options(request, send)
@@ -156,32 +155,27 @@ class Endpoint:
         run.admit()
         try:
             for attempts_left in reversed(range(ATTEMPTS)):
+                if not run.revoker.listening:
+                    await run.revoker.listen()
+                decided_at = run.revoker.log.number
+                grant = await self.decider.decide(request, run, receive, authorize)
+                given = grant.control_events
                 try:
-                    return await self._authorize_and_open(run, request, receive, authorize)
+                    return await run.open(
+                        grant,
+                        decided_at=decided_at,
+                        control_events=self._control_events if given is None else given,
+                        last_event_id=request.last_event_id,
+                        request=request,
+                        authorize=authorize,
+                        receive=receive,
+                    )
                 except GrantRevokedError:
                     if not attempts_left:
                         raise
             raise AssertionError
         finally:
             run.pending -= 1
-
-    async def _authorize_and_open(
-        self, run: Run, request: StreamRequest, receive: Receive | None, authorize: Authorize | None
-    ) -> Stream:
-        revoker = run.revoker
-        if not revoker.listening:
-            await revoker.listen()
-        decided_at = revoker.log.number
-        grant = await self.decider.decide(request, run, receive, authorize)
-        return await run.open(
-            grant,
-            decided_at=decided_at,
-            control_events=self._control_events if grant.control_events is None else grant.control_events,
-            last_event_id=request.last_event_id,
-            request=request,
-            authorize=authorize,
-            receive=receive,
-        )
 
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
         if not refused.soft:

@@ -9,6 +9,7 @@ import random
 from ..grant import Refusal
 from ..runtime.asgi import Send
 from ..settings import Timing
+from ..stream.stream import draw_retry
 from ..wire.control import refused_block, retry_line
 from ..wire.reasons import RefusalCause
 from .driver import STREAM_HEADERS, RawHeaders
@@ -47,7 +48,7 @@ async def refuse(send: Send, refusal: Refusal, headers: RawHeaders, *, body: boo
 def soft_block(refusal: Refusal, cause: RefusalCause, timing: Timing, *, control_events: bool) -> bytes:
     """Return the body of a soft refusal: a reconnection time, and an event if `control_events`."""
     if refusal.retry_after is None:
-        retry = timing.own_retry()
+        retry = draw_retry(timing)
     else:
         # The client waits at least `retry_after`; the random part spreads the reconnects.
         retry = round(1000 * refusal.retry_after * random.uniform(1.0, 1.5))

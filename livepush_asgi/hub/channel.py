@@ -47,14 +47,15 @@ class Coalescer:
         self.delivered = 0
         self._call_soon = call_soon
         self._now = now
-        self._pending: list[tuple[Channel, Delivery]] = []
+        #: The deliveries that wait for the end of the turn.
+        self.pending: list[tuple[Channel, Delivery]] = []
         self._end_scheduled = False
         self._flushing = False
 
     def add(self, channel: "Channel", delivery: Delivery) -> None:
         """Deliver at the end of this turn, after all earlier deliveries."""
-        self._pending.append((channel, delivery))
-        if len(self._pending) >= MOST_PENDING:
+        self.pending.append((channel, delivery))
+        if len(self.pending) >= MOST_PENDING:
             self.flush()
         elif not self._end_scheduled:
             self._end_scheduled = True
@@ -63,11 +64,11 @@ class Coalescer:
     def flush(self) -> None:
         """Deliver all pending deliveries now: before a listener is added or started in a log, for example."""
         # While a batch is being delivered, nothing newer may overtake it.
-        if not self._pending or self._flushing:
+        if not self.pending or self._flushing:
             return
         self._flushing = True
         try:
-            pending, self._pending = self._pending, []
+            pending, self.pending = self.pending, []
             self._deliver_batches(pending)
         finally:
             self._flushing = False

@@ -76,11 +76,11 @@ class Hub:
         assert self._history is not None
         return self._history
 
-    def attach(self, name: str, listener: Listener) -> bool:
-        """Attach the listener to the channel, and return whether the channel is subscribed.
+    def attach(self, name: str, listener: Listener) -> Channel:
+        """Attach the listener to a channel, and return the channel.
 
-        If it is not, `listener.subscribed` is called when it is. The listener receives every event that is
-        published from then on.
+        If the channel is not `ready`, `listener.subscribed` is called when it is. The listener receives every
+        event that is published from then on.
         """
         channel = self._channels.get(name)
         if channel is None:
@@ -91,7 +91,7 @@ class Hub:
             channel.linger_timer.cancel()
             channel.linger_timer = None
         channel.add(listener)
-        return channel.ready
+        return channel
 
     def detach(self, name: str, listener: Listener) -> None:
         """Detach the listener. Without listeners the channel closes after the linger time."""
@@ -121,7 +121,8 @@ class Hub:
 
         The result leaves out channels that were never subscribed.
         """
-        self._coalescer.flush()
+        if self._coalescer.pending:
+            self._coalescer.flush()
         ends = {}
         for name in names:
             channel = self._channels.get(name)

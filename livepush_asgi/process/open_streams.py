@@ -16,7 +16,6 @@ from ..hub.hub import Hub
 from ..runtime.asgi import Scope
 from ..runtime.event_loop import spawn
 from ..runtime.scheduler import Scheduler
-from ..slots import Lease
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason, StreamState
 from .revocation import Revocation
@@ -122,29 +121,6 @@ class OpenStreams:
         for stream in list(ending.remaining):
             stream.abort(EndReason.REVOKED)
         self._ending.discard(ending)
-
-
-class ReplacementRelay:
-    """Receives `on_replaced` of a lease before its stream exists, and passes it on to the stream."""
-
-    def __init__(self) -> None:
-        self._stream: Stream | None = None
-        self._replaced = False
-
-    def connect(self, stream: Stream, lease: Lease) -> None:
-        """Pass a replacement of the lease on to this stream."""
-        self._stream = stream
-        if lease.on_replaced is not None:
-            # From now on the cap calls the stream directly, unless the cap has kept the callback.
-            lease.on_replaced = stream.replaced
-        if self._replaced:
-            stream.replaced()
-
-    def replaced(self) -> None:
-        """Called when a newer stream has taken the slot."""
-        self._replaced = True
-        if self._stream is not None:
-            self._stream.replaced()
 
 
 #: Decides again about a stream, by the `authorize` of its route or of the application. None ends the stream.

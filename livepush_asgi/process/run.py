@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,7 +21,7 @@ from ..grant import Authorize, Grant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import Callbacks
-from ..runtime.event_loop import loop_identity, make_alarm, on_asyncio, spawn, threadsafe_caller
+from ..runtime.event_loop import loop_identity, on_asyncio, sleep_maker, spawn, threadsafe_caller
 from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import DrainPolicy, Limits, Timing
@@ -28,7 +29,7 @@ from ..slots import Lease, Slots
 from ..stream.context import StreamContext
 from ..stream.stream import Stream
 from .drain import Drain
-from .open_streams import OpenStreams, Reauthorization, Reauthorize, ReplacementRelay
+from .open_streams import OpenStreams, Reauthorization, Reauthorize
 from .revoker import Revoker
 from .signals import SignalWatch
 from .statistics import Counters
@@ -47,6 +48,20 @@ def check_expiry(grant: Grant) -> None:
     """Raise GrantExpiredError if the grant has expired."""
     if grant.expiry is not None and grant.expiry <= time.time():
         raise GrantExpiredError("the grant expired before its stream was opened")
+
+
+@dataclass(slots=True)
+class _ReplacementRelay:
+    """Receives `on_replaced` of a lease before its stream exists, and passes it on to the stream."""
+
+    stream: Stream | None = None
+    was_replaced: bool = False
+
+    def replaced(self) -> None:
+        """Called when a newer stream has taken the slot."""
+        self.was_replaced = True
+        if self.stream is not None:
+            self.stream.replaced()
 
 
 class Run:
@@ -157,7 +172,7 @@ class Run:
         if grant.slot_key is None or self._slots is None:
             stream = self._make_stream(grant, control_events, last_event_id)
         else:
-            relay = ReplacementRelay()
+            relay = _ReplacementRelay()
             lease = await self._take_slot(self._slots, grant.slot_key, relay, receive)
             try:
                 # Check again: taking the slot may have waited.
@@ -166,8 +181,12 @@ class Run:
             except BaseException:
                 lease.give_back()
                 raise
-            stream.lease = lease
-            relay.connect(stream, lease)
+            stream.lease, relay.stream = lease, stream
+            if lease.on_replaced is not None:
+                # From now on the cap calls the stream directly, unless the cap has kept the callback.
+                lease.on_replaced = stream.replaced
+            if relay.was_replaced:
+                stream.replaced()
         self._open.add(stream, request, authorize)
         self._counters.opened += 1
         return stream
@@ -258,12 +277,11 @@ class Run:
     def _set_up(self) -> None:
         tasks, broker = self._tasks, self._broker
         self.hub = Hub(broker, self.scheduler, tasks, self.timing.linger, self.call_threadsafe)
-        alarm = make_alarm()
-        self.callbacks = Callbacks(alarm, tasks)
+        self.callbacks = Callbacks(tasks)
         self.context = StreamContext(
             hub=self.hub,
-            alarm=alarm,
-            callbacks=Callbacks(alarm, tasks),
+            make_sleep=sleep_maker(),
+            callbacks=Callbacks(tasks),
             scheduler=self.scheduler,
             tcp_timeouts=TcpTimeouts(self.scheduler, self.timing),
             timing=self.timing,
@@ -317,7 +335,7 @@ class Run:
             raise GrantRevokedError("the stream was revoked while it was being opened")
 
     async def _take_slot(
-        self, slots: Slots, key: str, relay: ReplacementRelay, receive: Receive | None
+        self, slots: Slots, key: str, relay: _ReplacementRelay, receive: Receive | None
     ) -> Lease:
         take = slots.take(key, relay.replaced)
         if getattr(slots, "bounded", False):

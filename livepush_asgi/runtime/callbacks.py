@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from ..errors import LivePushError, NotRunningError
 from .asgi import Receive
 from .disconnect import DisconnectWatcher
-from .event_loop import Alarm, Sleep, on_asyncio, pause
+from .event_loop import on_asyncio, pause, sleep_at_most, sleep_maker, wake
 from .inline_send import can_step
 
 T = TypeVar("T")
@@ -30,8 +30,7 @@ class ClientLeftError(LivePushError):
 class Callbacks:
     """Awaits the results of callbacks. A callback that returns at once costs no wait and no timer."""
 
-    def __init__(self, alarm: Alarm, tasks: TaskGroup) -> None:
-        self._alarm = alarm
+    def __init__(self, tasks: TaskGroup) -> None:
         self._start = _start_on_asyncio if on_asyncio() else _starter_on_trio(tasks)
         self._waiting: set[_Wait] = set()
         self._stopped = False
@@ -76,7 +75,7 @@ class Callbacks:
     async def _wait(self, call: "_Call[T]", receive: Receive | None, timeout: float | None) -> None:
         if self._stopped:
             raise _draining_error()
-        wait = _Wait(self._alarm)
+        wait = _Wait()
         self._waiting.add(wait)
         call.on_done = wait.wake
         watcher = _watch_disconnect(receive, wait)
@@ -96,20 +95,19 @@ def _draining_error() -> NotRunningError:
 class _Wait:
     """The sleep of one task until its call is done or has failed. It is the handler of a disconnect."""
 
-    def __init__(self, alarm: Alarm) -> None:
-        self._alarm = alarm
-        self._sleep: Sleep = alarm.set()
+    def __init__(self) -> None:
+        self._sleep = sleep_maker()()
         self._error: Exception | None = None
 
     async def wait(self, timeout: float | None) -> bool:
         """Return True when the call is done and False after the timeout. Raises the error given to `fail`."""
-        woken = await self._alarm.wait(self._sleep, timeout)
+        woken = await (self._sleep if timeout is None else sleep_at_most(self._sleep, timeout))
         if self._error is not None:
             raise self._error
         return woken
 
     def wake(self) -> None:
-        self._alarm.wake(self._sleep)
+        wake(self._sleep)
 
     def fail(self, error: Exception) -> None:
         self._error = self._error or error

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Protocol, TypeVar
 
@@ -177,89 +177,95 @@ async def pause() -> None:
 # The timeout of a sleep is up to this much later, in seconds.
 TIMEOUT_RESOLUTION = 0.05
 
-#: The sleep of one task: an asyncio future or an anyio event.
-Sleep = Any
 
+class Sleep(Protocol):
+    """The sleep of one task: it awaits the object until another task calls `set_result`, once.
 
-class Alarm(Protocol):
-    """Lets tasks sleep until they are woken. Stateless; shared by all streams of a process."""
+    On asyncio this is a future: a stream sleeps once for every event, and an anyio Event costs several µs.
+    """
 
-    def set(self) -> Sleep:
-        """Return a new sleep. From now on `wake` can end it."""
+    def done(self) -> bool:
+        """Return whether the sleep has ended."""
         ...
 
-    def wait(self, sleep: Sleep, timeout: float | None = None) -> Awaitable[bool]:
-        """Sleep. Return True when woken, and False after `timeout` seconds."""
+    def set_result(self, woken: bool, /) -> None:
+        """End the sleep. Awaiting it returns `woken`."""
         ...
 
-    def wake(self, sleep: Sleep) -> None:
-        """End a sleep. Returns at once; harmless if the sleep has ended."""
-        ...
+    def __await__(self) -> Generator[Any, Any, bool]: ...
 
 
-class _AsyncioAlarm:
-    """Sleeps on futures: a stream sleeps once for every event, and an anyio Event costs several µs."""
+class _EventSleep:
+    """A sleep on an anyio Event, for trio."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._woken = False
 
-    def set(self) -> asyncio.Future[bool]:
-        return self._loop.create_future()
+    def done(self) -> bool:
+        return self._event.is_set()
 
-    def wait(self, sleep: asyncio.Future[bool], timeout: float | None = None) -> Awaitable[bool]:
-        # Return the future itself, which saves a coroutine for each sleeping stream.
-        if timeout is not None:
-            # Round up, so that the sleeps of many streams end in few turns of the loop.
-            when = math.ceil((self._loop.time() + timeout) / TIMEOUT_RESOLUTION) * TIMEOUT_RESOLUTION
-            timer = self._loop.call_at(when, self._end, sleep, False)
-            sleep.add_done_callback(lambda done: timer.cancel())
-        return sleep
+    def set_result(self, woken: bool, /) -> None:
+        self._woken = woken
+        self._event.set()
 
-    def wake(self, sleep: asyncio.Future[bool]) -> None:
-        self._end(sleep, True)
-
-    @staticmethod
-    def _end(sleep: asyncio.Future[bool], woken: bool) -> None:
-        if not sleep.done():
-            sleep.set_result(woken)
+    def __await__(self) -> Generator[Any, Any, bool]:
+        yield from self._event.wait().__await__()
+        return self._woken
 
 
-class _AnyioAlarm:
-    def set(self) -> anyio.Event:
-        return anyio.Event()
-
-    async def wait(self, sleep: anyio.Event, timeout: float | None = None) -> bool:
-        with anyio.move_on_after(timeout) as scope:
-            await sleep.wait()
-        return not scope.cancelled_caught
-
-    def wake(self, sleep: anyio.Event) -> None:
-        sleep.set()
-
-
-def make_alarm() -> Alarm:
-    """Return an alarm for the tasks of the running loop."""
+def sleep_maker() -> Callable[[], Sleep]:
+    """Return the function that makes the sleeps of the running loop's tasks."""
     try:
-        return _AsyncioAlarm(asyncio.get_running_loop())
+        return asyncio.get_running_loop().create_future
     except RuntimeError:
-        return _AnyioAlarm()
+        return _EventSleep
+
+
+def wake(sleep: Sleep | None) -> None:
+    """End a sleep, if there is one and it has not ended."""
+    if sleep is not None and not sleep.done():
+        sleep.set_result(True)
+
+
+def sleep_at_most(sleep: Sleep, timeout: float) -> Awaitable[bool]:
+    """Sleep. Return True when woken, and False after `timeout` seconds or up to 50 ms more."""
+    if not isinstance(sleep, asyncio.Future):
+        return _sleep_at_most(sleep, timeout)
+    # Round up, so that the sleeps of many streams end in few turns of the loop. Returning the future itself
+    # saves a coroutine for each sleeping stream.
+    loop = sleep.get_loop()
+    when = math.ceil((loop.time() + timeout) / TIMEOUT_RESOLUTION) * TIMEOUT_RESOLUTION
+    timer = loop.call_at(when, _time_out, sleep)
+    sleep.add_done_callback(lambda done: timer.cancel())
+    return sleep
+
+
+def _time_out(sleep: asyncio.Future[bool]) -> None:
+    if not sleep.done():
+        sleep.set_result(False)
+
+
+async def _sleep_at_most(sleep: Sleep, timeout: float) -> bool:
+    with anyio.move_on_after(timeout):
+        return await sleep
+    return False
 
 
 class Waker:
     """Lets one task of the running loop sleep until woken. A `wake` while the task is awake has no effect."""
 
-    __slots__ = ("_alarm", "_sleep")
+    __slots__ = ("_make_sleep", "_sleep")
 
     def __init__(self) -> None:
-        self._alarm = make_alarm()
+        self._make_sleep = sleep_maker()
         self._sleep: Sleep | None = None
 
     def wake(self) -> None:
         """Wake the task if it sleeps. Returns at once."""
-        if self._sleep is not None:
-            self._alarm.wake(self._sleep)
+        wake(self._sleep)
 
     async def wait(self) -> None:
         """Sleep until woken."""
-        self._sleep = self._alarm.set()
-        await self._alarm.wait(self._sleep)
+        self._sleep = self._make_sleep()
+        await self._sleep

@@ -30,7 +30,10 @@ Work = Callable[[], Awaitable[None]]
 
 
 class Composer:
-    """Composes the bytes of one stream, in the order in which they are sent."""
+    """Composes the bytes of one stream, in the order in which they are sent.
+
+    `ends` has the current end of each log, for the channels that are subscribed already.
+    """
 
     __slots__ = (
         "_context",
@@ -59,6 +62,7 @@ class Composer:
         self,
         context: StreamContext,
         grant: Grant,
+        ends: dict[str, Position],
         *,
         control_events: bool,
         last_event_id: str | None,
@@ -81,7 +85,7 @@ class Composer:
         replayed = context.limits.replay_events
         names = grant.channel_names
         resumption = Resumption(context.hub, names, last_event_id) if last_event_id else None
-        self._recovery = RecoveryState(names, resumption, grant.replay, replayed)
+        self._recovery = RecoveryState(names, ends, resumption, grant.replay, replayed)
         # Whether the outbox holds a delivery, and whether it holds a gap.
         self._outbox_filled = self._gap_queued = False
         # The position of the last delivery on a single channel, if it is not recorded in the recovery state
@@ -147,7 +151,7 @@ class Composer:
                 raise
 
     def channel_subscribed(self, channel: str) -> None:
-        """Called when a channel is subscribed: the client gets the events that are published from now on."""
+        """Called when another channel is subscribed: the client gets what is published from now on."""
         self._recovery.record_start(channel, self._context.hub.end_of(channel))
 
     def channel_subscribed_late(self, channel: str) -> bool:
@@ -175,8 +179,8 @@ class Composer:
             self._state.restart()
             self._state_owed = True
 
-    def open(self) -> bool:
-        """Start every subscribed channel, and compose the open event.
+    def open(self, retry: int) -> bool:
+        """Start every subscribed channel, and compose the open event with the reconnection time `retry`.
 
         Returns False if logs have to be read first: then run `work`, and call again.
         """
@@ -193,7 +197,6 @@ class Composer:
         if self._state is not None and not (resumed and self._recovery.has_state):
             self._resend_state()
             resumed = False
-        retry = self._context.timing.own_retry()
         self.opened = True
         if not self._control_events:
             self._head = retry_line(retry)
@@ -203,7 +206,8 @@ class Composer:
                 self._head += self._end_at_gap()
             return True
         not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
-        self._head = open_block(retry, self._id, gaps, resumed=resumed, not_live=not_live)
+        id = owed(self._recovery.id) if self._state_owed else self._recovery.id
+        self._head = open_block(retry, id, gaps, resumed=resumed, not_live=not_live)
         return True
 
     def _end_at_gap(self) -> bytes:

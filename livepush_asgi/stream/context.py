@@ -1,10 +1,11 @@
 """StreamContext: the objects that the streams of one process share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..hub.hub import Hub
 from ..runtime.callbacks import Callbacks
-from ..runtime.event_loop import Alarm
+from ..runtime.event_loop import Sleep
 from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import Limits, Timing
@@ -15,7 +16,8 @@ class StreamContext:
     """The objects that the streams of one process share. The run creates one."""
 
     hub: Hub
-    alarm: Alarm
+    #: Makes the sleep of a stream that waits for its next chunk.
+    make_sleep: Callable[[], Sleep]
     #: Awaits snapshots.
     callbacks: Callbacks
     scheduler: Scheduler

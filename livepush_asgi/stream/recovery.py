@@ -35,7 +35,11 @@ class PageSlice(NamedTuple):
 
 
 class RecoveryState:
-    """The positions of one stream. `resumption` is None for a new client."""
+    """The positions of one stream.
+
+    `ends` has the current end of each log, for the channels that are subscribed already. `resumption` is None
+    for a new client.
+    """
 
     __slots__ = (
         "_ahead",
@@ -54,7 +58,12 @@ class RecoveryState:
     )
 
     def __init__(
-        self, channels: tuple[str, ...], resumption: Resumption | None, replay: Replay, most_replayed: int
+        self,
+        channels: tuple[str, ...],
+        ends: dict[str, Position],
+        resumption: Resumption | None,
+        replay: Replay,
+        most_replayed: int,
     ) -> None:
         #: Whether every channel is live and no delivery can be a repeat, so that each delivery is admitted.
         self.settled = False
@@ -68,7 +77,7 @@ class RecoveryState:
         self._replay = replay
         self._most_replayed = most_replayed
         # The end of each log at the time when the stream was attached to its channel.
-        self._start_ends = _NONE
+        self._start_ends: Mapping[str, Position] = ends
         # The position up to which the client has been sent each channel.
         self._sent: dict[str, Position] = {}
         # The channels that have not started. A tuple, because an empty set takes 216 bytes.

@@ -5,6 +5,7 @@
 
 import logging
 import math
+import random
 import time
 from collections.abc import Callable
 from contextvars import copy_context
@@ -14,9 +15,10 @@ import anyio
 
 from ..grant import Grant
 from ..hub.delivery import Batch
-from ..runtime.event_loop import Sleep, spawn
+from ..runtime.event_loop import Sleep, sleep_at_most, spawn, wake
 from ..runtime.inline_send import InlineSend
 from ..runtime.scheduler import Timer
+from ..settings import Timing
 from ..slots import Lease
 from ..wire.control import close_block, open_block, retry_line
 from ..wire.cursor import Position
@@ -34,6 +36,16 @@ logger = logging.getLogger("livepush_asgi")
 _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED, EndReason.REVOKED})
 
 
+def draw_retry(timing: Timing) -> int:
+    """Return a random reconnection time for one client, in milliseconds: 50 to 150 % of `timing.retry`."""
+    return max(1, round(1000 * timing.retry * (0.5 + random.random())))
+
+
+def draw_lifetime(timing: Timing) -> float | None:
+    """Return a random lifetime for one stream, in seconds: 80 to 100 % of the maximum."""
+    return None if timing.max_lifetime is None else timing.max_lifetime * random.uniform(0.8, 1.0)
+
+
 class Stream:
     """One client's stream. It is attached to its channels from the start; `close` releases everything.
 
@@ -44,6 +56,7 @@ class Stream:
     __slots__ = (
         "_busy_since",
         "_check_timer",
+        "_chunk",
         "_composer",
         "_control_events",
         "_end_at",
@@ -52,6 +65,7 @@ class Stream:
         "_now",
         "_on_closed",
         "_parked",
+        "_retry",
         "_sleep",
         "_subscribe_timer",
         "_unsubscribed",
@@ -99,14 +113,23 @@ class Stream:
         self._work: anyio.CancelScope | None = None
         # Whether the driver's task sleeps, so that its `send` may be stepped inline.
         self._parked = False
-        self._composer = Composer(context, grant, control_events=control_events, last_event_id=last_event_id)
-        self._unsubscribed: tuple[str, ...] = ()
-        for name in names:
-            if context.hub.attach(name, self):
-                self._composer.channel_subscribed(name)
-            else:
-                self._unsubscribed += (name,)
+        #: The reconnection time of this client, in milliseconds.
+        self._retry = draw_retry(context.timing)
         self._set_deadlines()
+        # A chunk that the driver's task was woken for. It precedes what the composer has.
+        self._chunk = b""
+        self._unsubscribed: tuple[str, ...] = ()
+        # The end of each log at this moment: a new client starts there.
+        ends: dict[str, Position] = {}
+        for name in names:
+            channel = context.hub.attach(name, self)
+            if not channel.ready:
+                self._unsubscribed += (name,)
+            elif channel.position is not None:
+                ends[name] = channel.position
+        self._composer = Composer(
+            context, grant, ends, control_events=control_events, last_event_id=last_event_id
+        )
         self._subscribe_timer: Timer | None = None
         if self._unsubscribed:
             wait = context.timing.subscribe_timeout
@@ -118,15 +141,21 @@ class Stream:
         """Receive the deliveries of one turn of the loop. End as `slow` if the outbox is full."""
         if self.reason is not None:
             return
-        if self._parked and (chunk := self._composer.pass_through(batch)):
-            self._send_inline(chunk, batch.time)
+        if self._parked:
+            if chunk := self._composer.pass_through(batch):
+                self._send_inline(chunk, batch.time)
+                return
+        elif self._sleeps and (chunk := self._composer.pass_through(batch)):
+            self._chunk = chunk
+            assert self._sleep is not None
+            self._sleep.set_result(True)
             return
         try:
             self._composer.put(batch)
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
-            self._wake()
+            wake(self._sleep)
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
         """Send the client a gap, or end the stream if the client does not accept control events."""
@@ -140,7 +169,7 @@ class Stream:
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
-            self._wake()
+            wake(self._sleep)
 
     def subscribed(self, channel: str, /) -> None:
         """Called when a channel is subscribed. The stream opens after the last, or starts a late channel."""
@@ -149,11 +178,11 @@ class Stream:
         self._unsubscribed = tuple(name for name in self._unsubscribed if name != channel)
         if self.state is StreamState.OPENING:
             self._composer.channel_subscribed(channel)
-            self._wake()
+            wake(self._sleep)
         elif not self._composer.channel_subscribed_late(channel):
             self.end(EndReason.BROKER)
         else:
-            self._wake()
+            wake(self._sleep)
 
     # The run and the driver call these methods.
 
@@ -168,8 +197,8 @@ class Stream:
         if self._work is not None:
             self._work.cancel()
         if reason not in _FLUSHING:
-            self._composer.discard()
-        self._wake()
+            self._discard()
+        wake(self._sleep)
 
     def replaced(self) -> None:
         """End the stream because a newer one has taken its slot."""
@@ -198,8 +227,8 @@ class Stream:
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.give_back()
-        self._composer.discard()
-        self._wake()
+        self._discard()
+        wake(self._sleep)
         self._on_closed(self)
 
     async def next_chunk(self, timeout: float | None = None) -> bytes:
@@ -218,9 +247,8 @@ class Stream:
                 if self.reason is not None:
                     break
                 self._parked = parked = self.inline and self.state is StreamState.LIVE
-                alarm = self.context.alarm
-                self._sleep = sleep = alarm.set()
-                woken = await alarm.wait(sleep, timeout)
+                self._sleep = sleep = self.context.make_sleep()
+                woken = await (sleep if timeout is None else sleep_at_most(sleep, timeout))
                 if self._parked is not parked or not (woken or timeout is None):
                     return b""
                 self._parked = False
@@ -232,11 +260,14 @@ class Stream:
 
     def _ready(self) -> bytes:
         """Open the stream if possible, return what can be sent now, and start the work for the rest."""
+        if self._chunk:
+            chunk, self._chunk = self._chunk, b""
+            return chunk
         composer = self._composer
         if self.state is StreamState.OPENING:
             if self._waits_for_broker:
                 return b""
-            if not composer.open():
+            if not composer.open(self._retry):
                 self._start_work()
                 return b""
             if self._subscribe_timer is not None:
@@ -277,12 +308,18 @@ class Stream:
             raise
         finally:
             self._work = None
-            self._wake()
+            wake(self._sleep)
 
-    def _wake(self) -> None:
-        # If the task is awake, this has no effect.
-        if self._sleep is not None:
-            self.context.alarm.wake(self._sleep)
+    @property
+    def _sleeps(self) -> bool:
+        """Whether the driver's task waits for a chunk and was not woken yet."""
+        sleep = self._sleep
+        return sleep is not None and not sleep.done()
+
+    def _discard(self) -> None:
+        """Discard everything that has not been sent."""
+        self._chunk = b""
+        self._composer.discard()
 
     def _send_inline(self, chunk: bytes, now: float) -> None:
         self._last_chunk_at = now
@@ -291,19 +328,20 @@ class Stream:
             # The driver's task has to finish the `send`.
             self._parked = False
             self._busy_since = now
-            self._wake()
+            wake(self._sleep)
 
     def _last_chunk(self) -> bytes:
         if self.finished:
             return b""
         # What comes to be composed after `discard` may have an id that is beyond what was discarded.
-        chunk = self._composer.flush() if self.reason in _FLUSHING else b""
+        chunk = self._chunk + self._composer.flush() if self.reason in _FLUSHING else b""
+        self._chunk = b""
         opened = self._composer.opened
         self.finished = True
         assert self.reason is not None
         if self.reason is EndReason.DISCONNECT:
             return b""
-        retry = self.context.timing.own_retry()
+        retry = self._retry
         if self._control_events and not opened:
             chunk = open_block(retry, None, resumed=False)
         return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
@@ -316,7 +354,7 @@ class Stream:
 
     def _open_without_broker(self) -> None:
         self._composer.without_broker = True
-        self._wake()
+        wake(self._sleep)
 
     # Deadlines: one timer for the heartbeat, the send timeout, the lifetime and the expiry.
 
@@ -327,7 +365,7 @@ class Stream:
         self._last_chunk_at = now
         #: When the stream has to end, by the loop's clock, and why.
         self._end_at, self._end_reason = math.inf, EndReason.LIFETIME
-        lifetime = timing.own_lifetime()
+        lifetime = draw_lifetime(timing)
         if lifetime is not None:
             self._end_at = now + lifetime
         if self.grant.expiry is not None:
@@ -368,4 +406,4 @@ class Stream:
             self._send_inline(HEARTBEAT, self._now())
         else:
             self._composer.heartbeat_due = True
-            self._wake()
+            wake(self._sleep)
