@@ -53,13 +53,12 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, ResponseError) and not isinstance(error, _TRY_ELSEWHERE)
 
 
-class Node:
+class Node(NamedTuple):
     """One server of the cluster. Its connections have the client's settings, and are closed when idle."""
 
-    def __init__(self, redis: RedisCluster, address: Address, timeout: float) -> None:
-        self.address = address
-        self.pool = _pool_of_node(redis, *address)
-        self.pipeline = Pipeline(self.pool, timeout=timeout, idle_seconds=_IDLE_SECONDS)
+    address: Address
+    pool: ConnectionPool
+    pipeline: Pipeline
 
 
 class Topology:
@@ -100,7 +99,9 @@ class Topology:
         """Return the node with an address."""
         node = self._nodes.get((host, port))
         if node is None:
-            node = self._nodes[host, port] = Node(self._redis, (host, port), self._timeout)
+            pool = _pool_of_node(self._redis, host, port)
+            pipeline = Pipeline(pool, timeout=self._timeout, idle_seconds=_IDLE_SECONDS)
+            node = self._nodes[host, port] = Node((host, port), pool, pipeline)
         return node
 
     async def refresh(self) -> None:
@@ -225,13 +226,10 @@ async def _ask(node: Node) -> _View:
 
 def _owner(entry: Reply, asked: Node) -> tuple[int, int, Address] | None:
     match entry:
-        case [int() as first, int() as last, [b"" | None, int() as port, *_], *_]:
+        case [int() as first, int() as last, [None | bytes() as host, int() as port, *_], *_] if host != b"?":
             # An owner without a host has the host of the node that was asked.
-            return first, last, (asked.address[0], port)
-        case [int() as first, int() as last, [bytes() as host, int() as port, *_], *_] if host != b"?":
-            return first, last, (host.decode(), port)
-        case _:
-            return None
+            return first, last, (host.decode() if host else asked.address[0], port)
+    return None
 
 
 def _pool_of_node(redis: RedisCluster, host: str, port: int) -> ConnectionPool:
