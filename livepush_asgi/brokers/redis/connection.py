@@ -11,16 +11,9 @@ import re
 
 from redis import Redis as BlockingRedis
 from redis import RedisCluster as BlockingCluster
+from redis import exceptions
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    NoPermissionError,
-    OutOfMemoryError,
-    RedisError,
-    ResponseError,
-)
 
 from ...errors import BrokerUnavailableError
 from ...wire.event import RESERVED_PREFIX
@@ -30,16 +23,16 @@ Argument = bytes | str | int
 Reply = bytes | str | int | list["Reply"] | None
 
 # The errors of a server that is away, refuses or does not answer. TimeoutError is an OSError.
-FAILURES = (RedisError, OSError)
+FAILURES = (exceptions.RedisError, OSError)
 
 # redis-py has no exception class for an exhausted pool before version 7, only these texts.
 _EXHAUSTED_POOL = ("Too many connections", "No connection available.")
 # The first that fits: in redis-py wrong credentials and a server that is loading are connection errors.
 _REMEDIES = (
-    (AuthenticationError, "check the user name and the password of the client"),
-    (OutOfMemoryError, "the server is full: raise its maxmemory, or keep less (History)"),
-    (BusyLoadingError, "it is loading its data and will be there soon"),
-    (ResponseError, "the server is there and refuses"),
+    (exceptions.AuthenticationError, "check the user name and the password of the client"),
+    (exceptions.OutOfMemoryError, "the server is full: raise its maxmemory, or keep less (History)"),
+    (exceptions.BusyLoadingError, "it is loading its data and will be there soon"),
+    (exceptions.ResponseError, "the server is there and refuses"),
     (object, "is it running, is the address right, and can it be reached from here?"),
 )
 # The server names a command that the user may not run; the scripts here name the ACL rules that allow it.
@@ -110,6 +103,17 @@ async def send(connection: AbstractConnection, data: bytes) -> None:
         await connection.send_packed_command([], check_health=False)
 
 
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if the task was cancelled. Otherwise the end of its event loop would wait for it.
+
+    On Python 3.11 `asyncio.wait_for`, which redis-py uses, may swallow a cancellation:
+    https://github.com/python/cpython/issues/86296
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def drop(connection: AbstractConnection) -> None:
     """Close a connection without waiting for the server. Raises CancelledError only."""
     _, writer = _streams_of(connection)
@@ -156,7 +160,7 @@ def unavailable(
     `channel` and `keys` are the patterns that the client's user needs access to.
     """
     reason = str(cause) if cause is not None and str(cause) else type(cause).__name__
-    if isinstance(cause, NoPermissionError) or reason.startswith("ACL failure in script"):
+    if isinstance(cause, exceptions.NoPermissionError) or reason.startswith("ACL failure in script"):
         user = pool.connection_kwargs.get("username") or "default"
         remedy = f"allow it: ACL SETUSER {user} {_missing_rules(reason, channel, keys)}"
     elif reason in _EXHAUSTED_POOL:

@@ -61,8 +61,24 @@ class ListeningBroker:
         Raises BrokerUnavailableError if the server refuses, or does not confirm within
         `BrokerTimeouts.subscribe`.
         """
+        loop = self._enter_loop()
         mailbox = Mailbox(self._live_name(channel), self._leave)
-        await self._listen(mailbox)
+        name = mailbox.channel.encode()
+        subscribed = self._channels.setdefault(name, Channel(name))
+        if subscribed.is_live:
+            subscribed.mailboxes.append(mailbox)
+            return mailbox
+        confirmed = subscribed.waiting[mailbox] = loop.create_future()
+        self._place(subscribed)
+        try:
+            async with asyncio.timeout(self._timeouts.subscribe):
+                await confirmed
+        except BaseException as error:
+            cause = self._cause(subscribed) if isinstance(error, TimeoutError) else error
+            self._leave(mailbox)
+            if not isinstance(error, FAILURES):
+                raise
+            raise unavailable("subscribe", self._pool, cause, mailbox.channel) from cause
         return mailbox
 
     async def aclose(self) -> None:
@@ -75,28 +91,6 @@ class ListeningBroker:
     def _live_name(self, channel: str) -> str:
         """Return the name under which the channel's payloads are published."""
         return live_name_of(channel, self._pool)
-
-    async def _listen(self, mailbox: Mailbox) -> None:
-        """Return when the mailbox is subscribed. If this raises, also when cancelled, it is not."""
-        loop = self._enter_loop()
-        name = mailbox.channel.encode()
-        channel = self._channels.setdefault(name, Channel(name))
-        if channel.is_live:
-            channel.mailboxes.append(mailbox)
-            return
-        confirmed = channel.waiting[mailbox] = loop.create_future()
-        self._place(channel)
-        if self._cluster is not None and (self._watch_task is None or self._watch_task.done()):
-            self._watch_task = start_task(self._watch(self._cluster), "livepush redis shards")
-        try:
-            async with asyncio.timeout(self._timeouts.subscribe):
-                await confirmed
-        except BaseException as error:
-            cause = self._cause(channel) if isinstance(error, TimeoutError) else error
-            self._leave(mailbox)
-            if not isinstance(error, FAILURES):
-                raise
-            raise unavailable("subscribe", self._pool, cause, mailbox.channel) from cause
 
     def _leave(self, mailbox: Mailbox) -> None:
         name = mailbox.channel.encode()
@@ -136,6 +130,8 @@ class ListeningBroker:
         """Subscribe a channel on the server that has it, as far as known."""
         pool: ConnectionPool | None = self._pool
         if self._cluster is not None:
+            if self._watch_task is None or self._watch_task.done():
+                self._watch_task = start_task(self._watch(self._cluster), "livepush redis shards")
             node = self._cluster.known_node_of(channel.name.decode())
             pool = None if node is None else node.pool
         if pool is None:

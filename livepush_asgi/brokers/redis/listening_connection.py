@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from itertools import count
 from math import inf
-from typing import NamedTuple
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
@@ -22,20 +21,15 @@ from ...runtime.event_loop import start_task
 from ..backoff import Backoff
 from ..mailbox import MESSAGES_BETWEEN_PAUSES, Mailbox
 from ..timeouts import BrokerTimeouts
-from .connection import FAILURES, Reply, address_of, drop, named_timeout, send
+from .connection import FAILURES, Reply, address_of, drop, named_timeout, raise_if_cancelled, send
 from .pipeline import pack
 
 logger = logging.getLogger("livepush_asgi")
 
 # A cluster's node answers so if another node has the channel: no refusal. MovedError is an AskError.
 _ELSEWHERE = (AskError, ClusterDownError)
-
-
-class Command(NamedTuple):
-    """A command that the server has not answered."""
-
-    verb: bytes
-    name: bytes
+# A verb and the name of a channel.
+Command = tuple[bytes, bytes]
 
 
 class Channel:
@@ -142,7 +136,7 @@ class ListeningConnection:
             self._queue(self._unsubscribe, channel.name)
 
     def _queue(self, verb: bytes, name: bytes) -> Command:
-        command = Command(verb, name)
+        command = (verb, name)
         self._unsent.append(command)
         self._unanswered.append(command)
         self._changed.set()
@@ -167,6 +161,7 @@ class ListeningConnection:
         try:
             async with asyncio.timeout(self._timeouts.ping):
                 await connection.connect()
+            raise_if_cancelled()
             self.is_connected = True
             for channel in self.channels.values():
                 self.subscribe(channel)
@@ -230,13 +225,13 @@ class ListeningConnection:
                 bytes() as name,
                 _,
             ]:
-                self._take_confirmation(Command(verb.upper(), name))
+                self._take_confirmation((verb.upper(), name))
             case _:
                 # The reply to PING, or another push message of the server.
                 pass
 
     def _take_confirmation(self, confirmed: Command) -> None:
-        channel = self.channels.get(confirmed.name)
+        channel = self.channels.get(confirmed[1])
         if not self._unanswered or self._unanswered[0] != confirmed:
             # A node ends a subscription by itself when the channel moves to another node.
             if channel is not None:
@@ -256,14 +251,14 @@ class ListeningConnection:
         if not self._unanswered:
             raise error
         command = self._unanswered.popleft()
-        channel = self.channels.get(command.name)
+        channel = self.channels.get(command[1])
         if channel is None or channel.pending is not command:
             return
         was_refused = channel.is_refused
         channel.lose(is_refused=True)
         if channel.mailboxes and not was_refused:
             if not isinstance(error, _ELSEWHERE):
-                name = command.name.decode()
+                name = channel.name.decode()
                 logger.error("the server refuses channel %r, messages are lost: %s", name, error)
             channel.each(Mailbox.lost)
         if isinstance(error, _ELSEWHERE):

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from ...runtime.event_loop import asyncio_loop, start_task
-from .connection import Argument, Reply, drop, is_broken, named_timeout, pool_of, send
+from .connection import Argument, Reply, drop, is_broken, named_timeout, pool_of, raise_if_cancelled, send
 
 # Bounds of one exchange, so that its timeout does not depend on how many commands wait.
 MOST_COMMANDS = 1000
@@ -156,10 +156,7 @@ class Pipeline:
                 return True
             await asyncio.sleep(0)
         if self._idle_seconds and not self._waiting:
-            if self._task is not None and self._task.cancelling():
-                # On Python 3.11 `asyncio.wait_for`, which redis-py uses, may swallow a cancellation:
-                # https://github.com/python/cpython/issues/86296. Without this the loop would end 30 s late.
-                raise asyncio.CancelledError
+            raise_if_cancelled()
             self._queued = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._idle_seconds):

@@ -13,21 +13,12 @@ from functools import partial
 from secrets import token_urlsafe
 from typing import Any, NamedTuple
 
+from redis import exceptions
 from redis.asyncio import ConnectionPool, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import (
-    AskError,
-    BusyLoadingError,
-    ClusterDownError,
-    MovedError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ...runtime.event_loop import spawn, start_task
 from ..backoff import Backoff
@@ -43,14 +34,20 @@ _ASKED, _ASK_TIMEOUT = 5, 1.0
 # How long an idle connection to a node is held, in seconds.
 _IDLE_SECONDS = 30.0
 # Error replies of a node that does not have the key, or cannot serve it now. The command was not executed.
-_TRY_ELSEWHERE = (AskError, ClusterDownError, TryAgainError, ReadOnlyError, BusyLoadingError)
+_TRY_ELSEWHERE = (
+    exceptions.AskError,
+    exceptions.ClusterDownError,
+    exceptions.TryAgainError,
+    exceptions.ReadOnlyError,
+    exceptions.BusyLoadingError,
+)
 
 Address = tuple[str, int]
 
 
 def is_refusal(error: Exception) -> bool:
     """Return whether the nodes refuse what was asked, so that no other node would do it."""
-    return isinstance(error, ResponseError) and not isinstance(error, _TRY_ELSEWHERE)
+    return isinstance(error, exceptions.ResponseError) and not isinstance(error, _TRY_ELSEWHERE)
 
 
 class Node(NamedTuple):
@@ -80,18 +77,18 @@ class Topology:
             await self.refresh()
         node = self.known_node_of(tag)
         if node is None:
-            raise ClusterDownError(f"no node serves slot {key_slot(tag.encode())}")
+            raise exceptions.ClusterDownError(f"no node serves slot {key_slot(tag.encode())}")
         return node
 
     def known_node_of(self, tag: str) -> Node | None:
         """Return the node that has the keys with a hash tag, as far as known."""
         return self._owners[key_slot(tag.encode())]
 
-    def redirect(self, error: AskError, asked: Node) -> Node:
+    def redirect(self, error: exceptions.AskError, asked: Node) -> Node:
         """Return the node to which `asked` redirects a command, and remember it if the slot has moved."""
         address = self._redis.nodes_manager.remap_host_port(error.host or asked.address[0], error.port)
         node = self.node_at(*address)
-        if isinstance(error, MovedError):
+        if isinstance(error, exceptions.MovedError):
             self._owners[error.slot_id] = node
         return node
 
@@ -188,7 +185,7 @@ class SlotRouter:
         except Exception as error:
             receiver.set_exception(error)
         except BaseException:
-            receiver.set_exception(RedisConnectionError("the event loop ended"))
+            receiver.set_exception(exceptions.ConnectionError("the event loop ended"))
             raise
 
     async def _try(self, call: Call) -> Reply:
@@ -196,9 +193,9 @@ class SlotRouter:
         try:
             async with asyncio.timeout(self._timeout_of_one):
                 return await call.script.run(node.pipeline, call.keys, call.arguments)
-        except AskError as error:
+        except exceptions.AskError as error:
             target = self.cluster.redirect(error, node)
-            run = call.script.run if isinstance(error, MovedError) else call.script.run_asking
+            run = call.script.run if isinstance(error, exceptions.MovedError) else call.script.run_asking
             return await run(target.pipeline, call.keys, call.arguments)
         except TimeoutError as error:
             raise named_timeout(error, self._timeout_of_one) from None
@@ -218,7 +215,7 @@ async def _ask(node: Node) -> _View:
             node.pipeline.submit(b"CLUSTER", b"INFO"), node.pipeline.submit(b"CLUSTER", b"SLOTS")
         )
     if not isinstance(info, bytes) or not isinstance(slots, list):
-        raise ClusterDownError(f"the node's reply is no topology: {info!r:.100} {slots!r:.100}")
+        raise exceptions.ClusterDownError(f"the node's reply is no topology: {info!r:.100} {slots!r:.100}")
     facts = dict(line.partition(":")[::2] for line in info.decode().splitlines())
     owners = [owner for entry in slots if (owner := _owner(entry, node))]
     return _View(facts.get("cluster_state") == "ok", int(facts.get("cluster_current_epoch", 0)), owners)
