@@ -103,8 +103,8 @@ class Pipeline:
         loop = asyncio_loop()
         call = _Call(pack(arguments), receiver, fallback)
         if self._task is not None and self._task.get_loop() is not loop:
-            self._task = self._queued = None
-            self._waiting.clear()
+            # The earlier loop ended. Its task may be finalized later, and then fails its own calls.
+            self._task, self._queued, self._waiting = None, None, deque()
         self._waiting.append(call)
         if self._task is None:
             self._task = start_task(self._run(), "livepush redis pipeline")
