@@ -55,7 +55,7 @@ def main() -> None:
         redis = subprocess.Popen(
             [binary, "--port", str(redis_port), "--save", "", "--dir", folder], stdout=-3
         )
-        environment = {**os.environ, "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0"}
+        environment = {**os.environ, "LIVEPUSH_REDIS": f"redis://127.0.0.1:{redis_port}/0"}
         command = [sys.executable, "-m", "uvicorn", "quickstart:app", "--app-dir", ROOT / "examples"]
         server = subprocess.Popen([*command, "--port", str(port), "--log-level", "warning"], env=environment)
         try:

@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap
 from livepush_asgi.contrib.fastapi import sse_streaming_response
 
-if url := os.environ.get("REDIS_URL"):
+if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
 
     from livepush_asgi import RedisBroker, SlotCap

@@ -8,7 +8,7 @@ from litestar.types import Receive, Scope, Send
 from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap
 from livepush_asgi.contrib.litestar import EventStreamResponse, sse_streaming_response
 
-if url := os.environ.get("REDIS_URL"):
+if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
 
     from livepush_asgi import RedisBroker, SlotCap

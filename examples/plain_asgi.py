@@ -4,7 +4,7 @@ import os
 
 from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap, Refusal
 
-if url := os.environ.get("REDIS_URL"):
+if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
 
     from livepush_asgi import RedisBroker, SlotCap

@@ -1,4 +1,4 @@
-"""Publish from another process: `REDIS_URL=redis://localhost python examples/publisher.py news "hello"`"""
+"""Publish from another process: `LIVEPUSH_REDIS=redis://localhost python examples/publisher.py news hello`"""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from livepush_asgi import Publisher, RedisStreamsBroker
 
 @asynccontextmanager
 async def make_broker():
-    async with Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0")) as redis:
+    async with Redis.from_url(os.environ.get("LIVEPUSH_REDIS", "redis://localhost:6379/0")) as redis:
         # For an application with RedisBroker as well: it takes the event and does not use the log.
         yield RedisStreamsBroker(redis)
 

@@ -7,7 +7,7 @@ from quart import Quart, request
 from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap
 from livepush_asgi.contrib.quart import sse_streaming_response
 
-if url := os.environ.get("REDIS_URL"):
+if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
 
     from livepush_asgi import RedisBroker, SlotCap

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from livepush_asgi import RedisBroker, SlotCap, SSEStreamService
 from livepush_asgi.contrib.fastapi import sse_streaming_response
 
-redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
+redis = Redis.from_url(os.environ.get("LIVEPUSH_REDIS", "redis://localhost:6379/0"))
 sse = SSEStreamService(RedisBroker(redis), SlotCap(redis, cap=20))
 router = APIRouter()
 

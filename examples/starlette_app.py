@@ -9,7 +9,7 @@ from starlette.routing import Mount, Route
 from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap
 from livepush_asgi.contrib.starlette import sse_streaming_response
 
-if url := os.environ.get("REDIS_URL"):
+if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
 
     from livepush_asgi import RedisBroker, SlotCap

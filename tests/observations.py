@@ -3,8 +3,7 @@
 import random
 from dataclasses import replace
 
-from livepush_asgi.cli.doctor.client import Question
-from livepush_asgi.cli.doctor.examine import LARGE_EVENTS, first_plan
+from livepush_asgi.cli.doctor.examine import LARGE_EVENTS, Question, first_plan
 from livepush_asgi.cli.doctor.observation import Answer, Arrival, End, Evidence, Observation, Seen, Stall
 from livepush_asgi.http.probe import ProbePlan
 

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from livepush_asgi import __version__
-from livepush_asgi.cli.demo.serve import is_local
+from livepush_asgi.cli.demo.web import is_local
 from livepush_asgi.cli.redis_url import without_password
 from livepush_asgi.wire.event import PAYLOAD_MARK, split_position
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from livepush_asgi.cli.doctor.client import Body, Question, Unreadable, header_of, trouble_of, without_probe
-from livepush_asgi.cli.doctor.findings import diagnose
+from livepush_asgi.cli.doctor.examine import Body, Question, Unreadable, header_of, trouble_of, without_probe
+from livepush_asgi.cli.doctor.findings import Diagnosis
 from livepush_asgi.cli.doctor.observation import (
     End,
     Evidence,
@@ -30,7 +30,7 @@ DOCUMENTATION = REPOSITORY / "docs" / "doctor.md"
 
 
 def codes(evidence: Evidence) -> list[str]:
-    return [finding.code for finding in diagnose(evidence).findings]
+    return [finding.code for finding in Diagnosis(evidence).findings]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def codes(evidence: Evidence) -> list[str]:
     ],
 )
 def test_a_hold_is_said_in_words_with_what_mends_it(how: dict[str, object], said: str, where: str) -> None:
-    diagnosis = diagnose(held_evidence(**how))
+    diagnosis = Diagnosis(held_evidence(**how))
     worst = diagnosis.findings[0]
     assert (diagnosis.status, worst.code) == (1, "buffered")
     assert said in worst.text
@@ -53,10 +53,10 @@ def test_a_hold_is_said_in_words_with_what_mends_it(how: dict[str, object], said
 
 def test_compression_is_to_blame_only_if_it_is_better_without() -> None:
     held = held_evidence(hold_all=True, head=answer(content_encoding="gzip"))
-    better = diagnose(replace(held, uncompressed=arriving()))
+    better = Diagnosis(replace(held, uncompressed=arriving()))
     assert better.findings[0].code == "compression-delays"
     assert better.findings[0].remedies[0].lines == ("gzip off;",)
-    no_better = diagnose(replace(held, uncompressed=arriving(hold_all=True)))
+    no_better = Diagnosis(replace(held, uncompressed=arriving(hold_all=True)))
     assert no_better.findings[0].code == "buffered"
     assert "without that it is no better" in no_better.findings[0].text
 
@@ -141,12 +141,12 @@ CASES = list(cases())
 def test_what_was_seen_leads_to_what_is_said(
     name: str, evidence: Evidence, status: int, found: list[str]
 ) -> None:
-    assert (diagnose(evidence).status, codes(evidence)) == (status, found)
+    assert (Diagnosis(evidence).status, codes(evidence)) == (status, found)
 
 
 def test_a_heartbeat_and_a_limit_are_advised_for_a_silence() -> None:
     seen = replace(cut(62.0, last=2.1), answer=answer(server="nginx/1.27.0"))
-    worst = diagnose(Evidence(first=seen, steady=arriving(), idle=75)).findings[0]
+    worst = Diagnosis(Evidence(first=seen, steady=arriving(), idle=75)).findings[0]
     assert "after 59.9 s of silence" in worst.text
     assert [remedy.lines for remedy in worst.remedies] == [
         ("LivePush(..., timing=Timing(heartbeat_interval=29))",),

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from livepush_asgi.cli.doctor.examine import LARGE_EVENTS
-from livepush_asgi.cli.doctor.findings import diagnose
-from livepush_asgi.cli.doctor.observation import Evidence, Observation, Stall
-from livepush_asgi.cli.doctor.pace import Hold, hold_of, is_held, pace_of
+from livepush_asgi.cli.doctor.findings import Diagnosis
+from livepush_asgi.cli.doctor.observation import Evidence, Hold, Observation, Pace, Stall, hold_of, is_held
 
 from .observations import PLAN, arriving
 
@@ -56,16 +55,16 @@ def test_what_events_waited_for_is_told_by_two_sizes(how: dict[str, object], hol
 
 
 def test_a_series_is_measured() -> None:
-    pace = pace_of(arriving(hold_all=True))
+    pace = Pace(arriving(hold_all=True))
     assert (pace.events, pace.together, len(pace.groups), pace.held) == (40, 40, 1, True)
     assert pace.latest == pytest.approx(1.95)
 
 
 def test_what_was_late_once_is_no_fault() -> None:
     once = Evidence(first=arriving(hold_all=True), repeated=[arriving()])
-    assert diagnose(once).status == 0
+    assert Diagnosis(once).status == 0
     thrice = replace(once, repeated=[arriving(period=0.25), arriving()])
-    assert diagnose(thrice).status == 0
+    assert Diagnosis(thrice).status == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -86,5 +85,5 @@ def test_what_comes_with_the_next_event_is_held() -> None:
     )
     assert is_held(late)
     assert hold_of(late, None) == Hold("next")
-    diagnosis = diagnose(Evidence(first=late, repeated=[late]))
+    diagnosis = Diagnosis(Evidence(first=late, repeated=[late]))
     assert "until the next one comes" in diagnosis.findings[0].text

@@ -11,9 +11,8 @@ import anyio
 import django
 import pytest
 
-from livepush_asgi.cli.doctor.client import Question
-from livepush_asgi.cli.doctor.examine import examine
-from livepush_asgi.cli.doctor.findings import Diagnosis, Severity, diagnose
+from livepush_asgi.cli.doctor.examine import Question, examine
+from livepush_asgi.cli.doctor.findings import Diagnosis, Severity
 
 from .command import run
 from .relay import Authority, Relay
@@ -89,7 +88,7 @@ async def diagnoses(server: Serving) -> Diagnoses:
     limiter = anyio.CapacityLimiter(AT_ONCE)
 
     async def look(name: str, url: str, idle: float = 1.0) -> None:
-        found[name] = diagnose(await examine(Question(url=url, idle=idle, timeout=TIMEOUT)))
+        found[name] = Diagnosis(await examine(Question(url=url, idle=idle, timeout=TIMEOUT)))
 
     async def look_through(name: str, spoil: Spoil, idle: float = 1.0) -> None:
         async with limiter, SpoilingRelay(server.port, spoil) as relay:
@@ -199,7 +198,7 @@ async def test_a_page_of_another_origin(server: Serving) -> None:
 
     async def look(origin: str) -> None:
         question = Question(url=f"{server.url}/events", idle=0, origin=origin)
-        found[origin] = diagnose(await examine(question))
+        found[origin] = Diagnosis(await examine(question))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(look, "https://app.example")
@@ -215,8 +214,8 @@ async def test_a_certificate_that_nobody_vouches_for(server: Serving, tmp_path: 
     url = f"https://localhost:{relay.port}/events"
     async with anyio.create_task_group() as tasks:
         await tasks.start(relay.serve)
-        distrusted = diagnose(await examine(Question(url=url, idle=0)))
-        insecure = diagnose(await examine(Question(url=url, idle=0, insecure=True)))
+        distrusted = Diagnosis(await examine(Question(url=url, idle=0)))
+        insecure = Diagnosis(await examine(Question(url=url, idle=0, insecure=True)))
         tasks.cancel_scope.cancel()
     assert (distrusted.status, distrusted.findings[0].code) == (2, "tls")
     assert "certificate" in distrusted.findings[0].text
@@ -235,7 +234,7 @@ async def test_pieces_that_django_compresses_one_by_one(tmp_path: Path) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(publish)
-            diagnosis = diagnose(await examine(Question(url=f"{server.url}/own", idle=3)))
+            diagnosis = Diagnosis(await examine(Question(url=f"{server.url}/own", idle=3)))
             tasks.cancel_scope.cancel()
     # It is no application that can be probed, and what is wrong shows all the same; in Django 6 nothing is.
     first = (2, "no-probe") if django.VERSION >= (6,) else (1, "compression-ends")

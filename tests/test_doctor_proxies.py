@@ -13,9 +13,8 @@ import anyio
 import pytest
 import trustme
 
-from livepush_asgi.cli.doctor.client import Question
-from livepush_asgi.cli.doctor.examine import examine
-from livepush_asgi.cli.doctor.findings import Diagnosis, Severity, diagnose
+from livepush_asgi.cli.doctor.examine import Question, examine
+from livepush_asgi.cli.doctor.findings import Diagnosis, Severity
 
 from . import proxies
 from .programs import need, need_node_package, node_package, program
@@ -192,7 +191,7 @@ async def diagnoses(ports: Iterator[int], tmp_path_factory: pytest.TempPathFacto
         ):
             url = f"{scheme}://127.0.0.1:{front.port}/events"
             question = Question(url=url, idle=idle, timeout=TIMEOUT, insecure=True)
-            return diagnose(await examine(question))
+            return Diagnosis(await examine(question))
 
     async def look_and_mend(name: str, broken: Broken) -> None:
         found[name] = await look(broken.kind, broken.text, broken.idle, broken.before)

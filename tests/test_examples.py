@@ -108,7 +108,7 @@ async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> N
 
 async def test_the_publisher_leaves_nothing_open(valkey: ValkeyProcess) -> None:
     command = [sys.executable, "-X", "dev", "-W", "error", "examples/publisher.py", "news", "hello"]
-    environment = {"REDIS_URL": valkey.url, "PYTHONPATH": str(REPOSITORY)}
+    environment = {"LIVEPUSH_REDIS": valkey.url, "PYTHONPATH": str(REPOSITORY)}
 
     def act() -> tuple[int, str, str]:
         ran = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)

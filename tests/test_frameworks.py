@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 @asynccontextmanager
 async def served(name: str, valkey: ValkeyProcess, log: Path, *options: str) -> AsyncIterator[Serving]:
-    environment = {"REDIS_URL": valkey.url}
+    environment = {"LIVEPUSH_REDIS": valkey.url}
     async with uvicorn(
         f"{name}:app", log, "--app-dir", "examples", *options, environment=environment
     ) as server:
@@ -52,7 +52,7 @@ async def opened(server: Serving, path: str, key: str = "k") -> WireStream:
 
 def publish_from_another_process(valkey: ValkeyProcess, data: str) -> None:
     command = [sys.executable, "examples/publisher.py", "news", data]
-    environment = {"REDIS_URL": valkey.url, "PYTHONPATH": str(REPOSITORY)}
+    environment = {"LIVEPUSH_REDIS": valkey.url, "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
 
 

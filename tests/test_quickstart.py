@@ -14,7 +14,7 @@ pytestmark = pytest.mark.real_time
 async def test_the_quickstart_streams_what_anybody_publishes(valkey: ValkeyProcess, tmp_path: Path) -> None:
     options = ["--app-dir", "examples"]
     async with uvicorn(
-        "quickstart:app", tmp_path / "log", *options, environment={"REDIS_URL": valkey.url}
+        "quickstart:app", tmp_path / "log", *options, environment={"LIVEPUSH_REDIS": valkey.url}
     ) as server:
         streams = [await server.open("/events/stream?tenant_id=acme") for _ in range(20)]
         other = await server.open("/events/stream?tenant_id=other")

@@ -25,15 +25,10 @@ app = typer.Typer(
 
 RedisUrl = Annotated[
     str | None,
-    typer.Option(
-        "--redis", metavar="URL", envvar="LIVEPUSH_REDIS", help="The Redis that the processes share."
-    ),
+    typer.Option("--redis", metavar="URL", envvar="LIVEPUSH_REDIS", help="The application's Redis."),
 ]
 Namespace = Annotated[
-    str | None,
-    typer.Option(
-        "--namespace", metavar="NAME", help="The namespace of the application: LivePush(..., namespace=...)."
-    ),
+    str | None, typer.Option("--namespace", metavar="NAME", help="As in LivePush(..., namespace=...).")
 ]
 
 
@@ -84,17 +79,11 @@ def start(
 
 @app.command()
 def demo(
-    host: Annotated[
-        str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any free port.")
-    ] = 8000,
+    host: Annotated[str, typer.Option(help="The address; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes any free one.")] = 8000,
     redis: RedisUrl = None,
     namespace: Namespace = None,
-    open_page: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open the page in this machine's browser.")
-    ] = False,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = False,
 ) -> int:
     """Serve a page with live figures of this machine and a board for its visitors.
 
@@ -107,7 +96,8 @@ def demo(
       python -m livepush_asgi demo --redis redis://localhost:6379/0
     """
     from .demo import Demo
-    from .demo.serve import bind, is_local, serve, url_of
+    from .demo.serve import bind, serve, url_of
+    from .demo.web import is_local
     from .redis_url import check_server, without_password
 
     with checking_arguments():
@@ -115,28 +105,24 @@ def demo(
     with bind(host, port) as listener:
         if redis is not None:
             check_server(redis)
-        page = Demo(redis, namespace)
-        url = url_of(listener)
+        url, local = url_of(listener), is_local(listener.getsockname()[0])
 
         def announce() -> None:
             through = f" through {without_password(redis)}" if redis else ""
             out.print(f"The demo is served{escape(through)}: [bold]{url}[/]   (Ctrl+C ends it)")
-            if not is_local(listener.getsockname()[0]):
+            if not local:
                 out.print("Everyone who can reach this machine can open it.")
             if open_page:
                 webbrowser.open(url)
 
-        return serve(page.asgi, listener, err, announce)
+        return serve(Demo(redis, namespace, local=local), listener, err, announce)
 
 
 @app.command()
 def publish(
     channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="The channel to publish on.")],
     data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA", help="The data of one event; - publishes each line of standard input."
-        ),
+        str, typer.Argument(metavar="DATA", help="The data of one event; - takes each line of the input.")
     ] = "-",
     event: Annotated[str | None, typer.Option(metavar="NAME", help="The event name.")] = None,
     id: Annotated[str | None, typer.Option(metavar="ID", help="The event id, with DATA.")] = None,

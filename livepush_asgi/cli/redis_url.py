@@ -2,11 +2,10 @@
 
 from urllib.parse import urlsplit
 
-import anyio
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
+from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, RedisError, TimeoutError
+from redis.retry import Retry
 
 from .failure import MISTYPED, Failure
 
@@ -16,15 +15,24 @@ PING_TIMEOUT = 3.0
 
 def check_server(url: str) -> None:
     """Raise Failure if `url` is no Redis URL, or if the Redis does not answer."""
+    shown = without_password(url)
     try:
-        Redis.from_url(url)
+        # Without retries: if the server is away, the command says so at once.
+        timeouts = {"socket_connect_timeout": PING_TIMEOUT, "socket_timeout": PING_TIMEOUT}
+        redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **timeouts)
         urlsplit(url).port  # noqa: B018  (reading the port checks it)
     except ValueError as error:
-        raise Failure(
-            f"{without_password(url)!r} is not a Redis URL such as redis://localhost:6379/0: {error}",
-            MISTYPED,
-        ) from None
-    anyio.run(_ping, url)
+        example = "redis://localhost:6379/0"
+        raise Failure(f"{shown!r} is not a Redis URL such as {example}: {error}", MISTYPED) from None
+    try:
+        with redis:
+            redis.ping()
+    except AuthenticationError as error:
+        raise Failure(f"Redis at {shown} refuses the login: {error}") from None
+    except TimeoutError:
+        raise Failure(f"Redis at {shown} cannot be reached: no answer within {PING_TIMEOUT:g} s") from None
+    except (RedisError, OSError) as error:
+        raise Failure(f"Redis at {shown} cannot be reached: {error}") from None
 
 
 def without_password(url: str) -> str:
@@ -35,18 +43,3 @@ def without_password(url: str) -> str:
         return "this"
     place = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{place}{parts.path}" if parts.scheme else parts.path
-
-
-async def _ping(url: str) -> None:
-    # Without retries: if the server is away, the command says so at once.
-    redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=PING_TIMEOUT)
-    try:
-        with anyio.fail_after(PING_TIMEOUT):
-            await redis.ping()
-    except AuthenticationError as error:
-        raise Failure(f"Redis at {without_password(url)} refuses the login: {error}") from None
-    except (TimeoutError, RedisError, OSError) as error:
-        reason = str(error) or f"no answer within {PING_TIMEOUT:g} s"
-        raise Failure(f"Redis at {without_password(url)} cannot be reached: {reason}") from None
-    finally:
-        await redis.aclose()

@@ -9,8 +9,8 @@ stays. For thousands of clients put LivePushMiddleware in front of Django: its s
 
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
-from inspect import isawaitable, iscoroutinefunction
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from inspect import isawaitable
+from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 try:
     from asgiref.sync import sync_to_async
@@ -19,11 +19,17 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("this needs Django: pip install 'livepush_asgi[django]'") from error
 
-from ..app.livepush import LivePush
-from ..app.service import SSEStreamService
-from ..grant import Authorize, Grant, Refusal
+from ..grant import Authorize, Refusal
 from ..runtime.asgi import Scope
-from .route import CONTENT_TYPE, RouteStream, open_for_route, refusal_headers, refusal_text
+from .route import (
+    CONTENT_TYPE,
+    RouteStream,
+    StreamService,
+    StreamTerms,
+    open_for_route,
+    refusal_headers,
+    refusal_text,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,7 +62,6 @@ def uses_database(function: Callable[P, object]) -> Callable[P, Awaitable[object
 
 def _closing(function: Callable[P, object], close: Callable[[], None]) -> Callable[P, Awaitable[object]]:
     """Return the function with `close` called before and after it, in asgiref's thread."""
-    asynchronous = iscoroutinefunction(function)
 
     @sync_to_async
     def in_the_thread(*arguments: P.args, **options: P.kwargs) -> object:
@@ -68,14 +73,10 @@ def _closing(function: Callable[P, object], close: Callable[[], None]) -> Callab
 
     @wraps(function)
     async def with_database(*arguments: P.args, **options: P.kwargs) -> object:
-        if asynchronous:
-            await sync_to_async(close)()
-            result = function(*arguments, **options)
-        else:
-            result = await in_the_thread(*arguments, **options)
+        # An asynchronous function only makes its coroutine in the thread.
+        result = await in_the_thread(*arguments, **options)
         if not isawaitable(result):
             return result
-        # A lambda or a callable object may return a coroutine too.
         try:
             return await result
         finally:
@@ -100,29 +101,21 @@ class EventStreamResponse(StreamingHttpResponse):  # type: ignore[misc]
 
 
 async def sse_streaming_response(
-    service: SSEStreamService | LivePush,
-    request: HttpRequest,
-    *,
-    channel: str | None = None,
-    slot_key: str | None = None,
-    grant: Grant | None = None,
-    authorize: Authorize | None = None,
+    service: StreamService, request: HttpRequest, **terms: Unpack[StreamTerms]
 ) -> HttpResponseBase:
     """Open a stream and return it as the response of a view.
 
-    With `authorize`, a function as LivePush takes it, no revocation is missed. Without it, decide before this
-    call and pass a `channel` (with a `slot_key`) or a `grant`. `authorize` may use Django's ORM as it is.
-
-    A client that gets no stream gets a 429 with `Retry-After: 5` when the cap is full, a 503 when the slots
-    or the broker are away, a 401 for a grant that has expired, and the status that `authorize` refuses with.
-    For a cause in the component's `soft_refusals`, and while the process is ending, the response is a soft
-    refusal. The request's database connections are closed, except in a transaction; a later query opens one
-    again. Django cancels the response when the client has gone.
+    The terms are a `channel` (and a `slot_key`), a `grant`, or an `authorize`: see StreamTerms. `authorize`
+    may use Django's ORM as it is. A client that gets no stream gets a 429 when the cap is full, a 503 when
+    the slots or the broker are away, a 401 for a grant that has expired, or what `authorize` refuses with.
+    The request's database connections are closed, except in a transaction; a later query opens one again.
+    Django cancels the response when the client has gone.
     """
     await sync_to_async(_close_connections)()
-    decide = None if authorize is None else cast("Authorize", _closing(authorize, _close_connections))
+    if authorize := terms.get("authorize"):
+        terms["authorize"] = cast("Authorize", _closing(authorize, _close_connections))
     try:
-        stream = await open_for_route(service, _scope_of(request), channel, slot_key, grant, decide)
+        stream = await open_for_route(service, _scope_of(request), **terms)
     except Refusal as refusal:
         text, headers = refusal_text(refusal), refusal_headers(refusal)
         return HttpResponse(text, "text/plain; charset=utf-8", refusal.status, headers=headers)

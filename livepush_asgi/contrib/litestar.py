@@ -4,7 +4,7 @@ Litestar ends `yield` dependencies when the handler has returned: none is open w
 """
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Unpack
 
 try:
     from litestar import Request, Response
@@ -16,10 +16,16 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("this needs Litestar: pip install 'livepush_asgi[litestar]'") from error
 
-from ..app.livepush import LivePush
-from ..app.service import SSEStreamService
-from ..grant import Authorize, Grant, Refusal
-from .route import CONTENT_TYPE, FiniteBody, FiniteStream, RouteStream, open_for_route, refusal_headers
+from ..grant import Refusal
+from .route import (
+    CONTENT_TYPE,
+    FiniteStream,
+    RouteStream,
+    StreamService,
+    StreamTerms,
+    open_for_route,
+    refusal_headers,
+)
 
 # Nothing here depends on the types of the application's users and authentication.
 AnyRequest = Request[Any, Any, State]
@@ -55,29 +61,20 @@ class _ASGIEventStream(ASGIStreamingResponse):
 
 
 async def sse_streaming_response(
-    service: SSEStreamService | LivePush,
-    request: AnyRequest,
-    *,
-    channel: str | None = None,
-    slot_key: str | None = None,
-    grant: Grant | None = None,
-    authorize: Authorize | None = None,
+    service: StreamService, request: AnyRequest, **terms: Unpack[StreamTerms]
 ) -> EventStreamResponse:
     """Open a stream and return it as the response of a route handler.
 
-    With `authorize`, a function as LivePush takes it, no revocation is missed. Without it, decide before this
-    call and pass a `channel` (with a `slot_key`) or a `grant`.
-
-    Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the broker are
-    away, 401 for a grant that has expired, and the status that `authorize` refuses with. For a cause in the
-    component's `soft_refusals`, and while the process is ending, the response is a soft refusal.
+    The terms are a `channel` (and a `slot_key`), a `grant`, or an `authorize`: see StreamTerms. Raises
+    HTTPException: 429 when the cap is full, 503 when the slots or the broker are away, 401 for a grant that
+    has expired, or what `authorize` refuses with. A soft refusal is a response.
     """
     try:
-        stream = await open_for_route(service, request.scope, channel, slot_key, grant, authorize)
+        stream = await open_for_route(service, request.scope, **terms)
     except Refusal as refusal:
         detail, headers = refusal.detail or "", refusal_headers(refusal)
         if refusal.status == HTTPStatus.NO_CONTENT:
             # Litestar gives every HTTPException a body, and a 204 must have none.
-            return EventStreamResponse(FiniteStream(headers, FiniteBody(status=refusal.status)))
+            return EventStreamResponse(FiniteStream(headers, status=refusal.status))
         raise HTTPException(detail, status_code=refusal.status, headers=headers) from refusal
     return EventStreamResponse(stream)

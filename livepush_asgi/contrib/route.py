@@ -1,10 +1,9 @@
 """The stream of a route, or the refusal to answer with: the part that all frameworks share."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
-from typing import cast
+from typing import Self, TypedDict, Unpack, cast
 
 from ..app.livepush import LivePush
 from ..app.service import SSEStream, SSEStreamService, sse_headers
@@ -20,65 +19,69 @@ logger = logging.getLogger("livepush_asgi")
 CONTENT_TYPE = "text/event-stream"
 RETRY_AFTER = 5
 
+StreamService = SSEStreamService | LivePush
 
-class FiniteBody:
-    """A body of one block, or of none, in the place of a stream's. It holds nothing to give back."""
 
-    def __init__(self, block: bytes = b"", status: int = 200) -> None:
-        self._blocks = [block] if block else []
+class StreamTerms(TypedDict, total=False):
+    """What a route opens its stream for: a channel (and a slot key), a Grant, or an `authorize`.
+
+    With `authorize`, a function as LivePush takes it, no revocation is missed. A route that gives a `channel`
+    (with a `slot_key`) or a `grant` has decided before.
+    """
+
+    channel: str | None
+    slot_key: str | None
+    grant: Grant | None
+    authorize: Authorize | None
+
+
+class FiniteStream:
+    """Stands for an SSEStream where none is open: the answer to HEAD, or a soft refusal.
+
+    It is its own body, of one block or of none, and holds nothing to give back.
+    """
+
+    def __init__(self, headers: dict[str, str], block: bytes = b"", status: int = 200) -> None:
+        self.headers = headers
+        self._block = block
         self._status = status
 
-    def __aiter__(self) -> "FiniteBody":
+    @property
+    def body(self) -> Self:
+        """The stream itself."""
         return self
 
-    async def __anext__(self) -> bytes:
-        if not self._blocks:
-            raise StopAsyncIteration
-        return self._blocks.pop()
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._block:
+            yield self._block
 
     async def aclose(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
         """Do nothing."""
 
     async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
         """Send the block as a whole ASGI response."""
         await send({"type": "http.response.start", "status": self._status, "headers": list(headers)})
-        await send({"type": "http.response.body", "body": b"".join(self._blocks), "more_body": False})
-
-
-@dataclass
-class FiniteStream:
-    """Stands for an SSEStream where none is open: the answer to HEAD, or a soft refusal."""
-
-    headers: dict[str, str]
-    body: FiniteBody
+        await send({"type": "http.response.body", "body": self._block, "more_body": False})
 
 
 RouteStream = SSEStream | FiniteStream
 
 
 async def open_for_route(
-    service: SSEStreamService | LivePush,
-    scope: Mapping[str, object],
-    channel: str | None,
-    slot_key: str | None,
-    grant: Grant | None,
-    authorize: Authorize | None,
+    service: StreamService, scope: Mapping[str, object], **terms: Unpack[StreamTerms]
 ) -> RouteStream:
     """Open a stream for a channel and a slot key, for a Grant, or by an `authorize`.
 
-    Raises Refusal if the client gets no stream. For a cause in the component's `soft_refusals`, and in a
-    drain, returns a FiniteStream instead: `EventSource` never comes back after another status than 200.
+    Raises Refusal if the client gets no stream, with `Retry-After: 5` when the cap is full. For a cause in
+    the component's `soft_refusals`, and in a drain, returns a FiniteStream instead, a soft refusal:
+    `EventSource` never comes back after another status than 200.
     """
     if isinstance(service, LivePush):
         service = SSEStreamService.of(service)
-    terms = _terms(channel, slot_key, grant, authorize)
-    stream = await _open(service, terms, StreamRequest(cast("Scope", scope)))
+    stream = await _open(service, _grant_or_authorize(**terms), StreamRequest(cast("Scope", scope)))
     if scope.get("method") == "HEAD":
         await stream.body.aclose()
-        return FiniteStream(stream.headers, FiniteBody())
+        return FiniteStream(stream.headers)
     return stream
 
 
@@ -93,8 +96,11 @@ def refusal_text(refusal: Refusal) -> str:
     return "" if refusal.status == HTTPStatus.NO_CONTENT else refusal.detail or ""
 
 
-def _terms(
-    channel: str | None, slot_key: str | None, grant: Grant | None, authorize: Authorize | None
+def _grant_or_authorize(
+    channel: str | None = None,
+    slot_key: str | None = None,
+    grant: Grant | None = None,
+    authorize: Authorize | None = None,
 ) -> Grant | Authorize:
     if [channel, grant, authorize].count(None) != 2 or (channel is None and slot_key is not None):
         raise TypeError(
@@ -132,4 +138,4 @@ def _soft_refusal(refused: Refused, push: LivePush, terms: Grant | Authorize) ->
     granted = terms.control_events if isinstance(terms, Grant) else None
     control_events = push.control_events if granted is None else granted
     block = soft_block(refused, refused.cause, push.timing, control_events=control_events)
-    return FiniteStream({**sse_headers(), **refusal_headers(refused)}, FiniteBody(block))
+    return FiniteStream({**sse_headers(), **refusal_headers(refused)}, block)

@@ -1,5 +1,7 @@
 """Starlette: an event stream as the response of a route."""
 
+from typing import Unpack
+
 try:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
@@ -8,10 +10,8 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("this needs Starlette: pip install 'livepush_asgi[starlette]'") from error
 
-from ..app.livepush import LivePush
-from ..app.service import SSEStreamService
-from ..grant import Authorize, Grant, Refusal
-from .route import CONTENT_TYPE, RouteStream, open_for_route, refusal_headers
+from ..grant import Refusal
+from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route, refusal_headers
 
 
 class EventStreamResponse(StreamingResponse):
@@ -37,25 +37,16 @@ class EventStreamResponse(StreamingResponse):
 
 
 async def sse_streaming_response(
-    service: SSEStreamService | LivePush,
-    request: Request,
-    *,
-    channel: str | None = None,
-    slot_key: str | None = None,
-    grant: Grant | None = None,
-    authorize: Authorize | None = None,
+    service: StreamService, request: Request, **terms: Unpack[StreamTerms]
 ) -> EventStreamResponse:
     """Open a stream and return it as the response of a route.
 
-    With `authorize`, a function as LivePush takes it, no revocation is missed. Without it, decide before this
-    call and pass a `channel` (with a `slot_key`) or a `grant`.
-
-    Raises HTTPException: 429 with `Retry-After: 5` when the cap is full, 503 when the slots or the broker are
-    away, 401 for a grant that has expired, and the status that `authorize` refuses with. For a cause in the
-    component's `soft_refusals`, and while the process is ending, the response is a soft refusal.
+    The terms are a `channel` (and a `slot_key`), a `grant`, or an `authorize`: see StreamTerms. Raises
+    HTTPException: 429 when the cap is full, 503 when the slots or the broker are away, 401 for a grant that
+    has expired, or what `authorize` refuses with. A soft refusal is a response.
     """
     try:
-        stream = await open_for_route(service, request.scope, channel, slot_key, grant, authorize)
+        stream = await open_for_route(service, request.scope, **terms)
     except Refusal as refusal:
         raise HTTPException(refusal.status, refusal.detail, refusal_headers(refusal)) from refusal
     return EventStreamResponse(stream)

@@ -63,6 +63,9 @@ class TcpTimeouts:
         self._limit = max(1, round(timing.send_timeout * 1000))
         # Before its first heartbeat a stream sends nothing that could stay unacknowledged.
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
+        # The value that sockets have from their server, read from the first one. Reading each would cost as
+        # much as setting it.
+        self._preset: int | None = None
         self._unmatched: set[Address] = set()
         self._scan_scheduled = False
         # How many streams the connection from an address carries: over HTTP/2 there may be several.
@@ -74,13 +77,14 @@ class TcpTimeouts:
         """Set the option of a connection: at once if `receive` gives access to the socket, or else in a scan.
 
         The scan runs before the first heartbeat. `client` is `scope["client"]`. The scan finds no socket if
-        that is not the address of the connection: behind a proxy, or on a Unix socket. A connection whose
-        option is set already stays unchanged. Pass the result to `release` when the response has ended.
+        that is not the address of the connection: behind a proxy, or on a Unix socket. If the server sets the
+        option itself, its connections stay unchanged. Pass the result to `release` when the response has
+        ended.
         """
-        if _OPTION is None:
+        if _OPTION is None or self._preset:
             return None
         connection = _connection_of(receive)
-        if connection is not None and _change(connection, 0, self._limit):
+        if connection is not None and self._limit_socket(connection):
             return connection
         address = address_of(client)
         if address is not None:
@@ -92,6 +96,11 @@ class TcpTimeouts:
                     self._scheduler.call_later(self._delay, self._scan_files)
         return address
 
+    def _limit_socket(self, connection: Connection) -> bool:
+        if self._preset is None:
+            self._preset = _value_of(connection)
+        return self._preset == 0 and _set(connection, self._limit)
+
     def release(self, limited: Limited | None, *, stuck: bool) -> None:
         """Reset the option: the connection may carry other responses, such as a download that pauses.
 
@@ -101,7 +110,7 @@ class TcpTimeouts:
         if isinstance(limited, tuple):
             self._release_address(limited, stuck)
         elif limited is not None and not stuck:
-            _change(limited, self._limit, 0)
+            _set(limited, 0)
 
     def _release_address(self, address: Address, stuck: bool) -> None:
         carried = self._stream_counts.pop(address)
@@ -148,19 +157,30 @@ def _change_file(file: int, address: Address, before: int, after: int) -> bool:
     # The server may close the file at any time, in another thread too, and a new file may get its number. So
     # check the address on a duplicate, which stays the same connection.
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(file)) as connection:
-        return _peer(connection.fileno()) == address and _change(connection, before, after)
+        # Another value is the server's own.
+        is_known = _peer(connection.fileno()) == address and _value_of(connection) == before
+        return is_known and _set(connection, after)
     return False
 
 
-def _change(connection: Connection, before: int, after: int) -> bool:
-    """Change the option from `before` to `after`, in milliseconds. Return False if it was not `before`."""
+# The value of the option is in milliseconds. A Unix socket has no such option, and uvloop raises ValueError
+# for a closed connection.
+
+
+def _value_of(connection: Connection) -> int | None:
     assert _OPTION is not None
     try:
-        if connection.getsockopt(socket.IPPROTO_TCP, _OPTION) != before:
-            return False
-        connection.setsockopt(socket.IPPROTO_TCP, _OPTION, after)
+        return connection.getsockopt(socket.IPPROTO_TCP, _OPTION)
     except (OSError, ValueError):
-        # A Unix socket has no such option. uvloop raises ValueError for a closed connection.
+        return None
+
+
+def _set(connection: Connection, value: int) -> bool:
+    """Set the option. Return whether that worked."""
+    assert _OPTION is not None
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, _OPTION, value)
+    except (OSError, ValueError):
         return False
     return True
 

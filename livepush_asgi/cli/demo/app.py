@@ -4,20 +4,19 @@ The channel `machine` has the figures of this machine, twice a second; the chann
 the visitors. `LivePushMiddleware` serves the stream at `/events`; this module answers everything else.
 """
 
+import contextlib
 import hashlib
-import logging
 import platform
 import re
 import time
 from collections import deque
-from urllib.parse import parse_qs
+from itertools import count
 
 import anyio
 from redis.asyncio import Redis
 
 from ... import (
     BrokerUnavailableError,
-    DrainPolicy,
     Grant,
     InvalidEventError,
     LivePush,
@@ -30,10 +29,7 @@ from ... import (
 from ...runtime.asgi import Receive, Scope, Send
 from . import web
 from .figures import Machine, describe
-from .serve import DRAIN_WINDOW
-from .web import Answer, Problem
-
-logger = logging.getLogger("livepush_asgi")
+from .web import Answer
 
 # Seconds between two readings.
 INTERVAL = 0.5
@@ -47,19 +43,19 @@ VISITOR = re.compile(r"[0-9a-f]{32}")
 
 
 class Demo:
-    """The application. A server runs `asgi`."""
+    """The application. A server runs `asgi`. `local` is for a page that is for this machine alone."""
 
-    def __init__(self, redis_url: str | None = None, namespace: str | None = None) -> None:
+    def __init__(self, redis_url: str | None, namespace: str | None, *, local: bool) -> None:
+        self._check: web.Check = web.check_host if local else lambda request: None
         self._redis = Redis.from_url(redis_url) if redis_url is not None else None
         broker = RedisBroker(self._redis) if self._redis is not None else MemoryBroker()
         # Over a Redis, all machines share the board, and each has a channel for its own figures.
         self.machine_channel = f"machine:{platform.node()}" if redis_url is not None else "machine"
-        drain = DrainPolicy(window=DRAIN_WINDOW)
-        self.push = LivePush(broker, self.authorize, namespace=namespace, drain=drain)
+        self.push = LivePush(broker, self.authorize, namespace=namespace)
         self.asgi = LivePushMiddleware(self, self.push, path="/events")
         self._figures: deque[dict[str, object]] = deque(maxlen=FIGURES_KEPT)
         self._notes: deque[dict[str, object]] = deque(maxlen=NOTES_KEPT)
-        self._routes: web.Routes = web.page_files("demo.html") | {
+        self._routes: web.Routes = web.page_files() | {
             ("GET", "/history"): self.history,
             ("POST", "/board"): self.write,
             ("POST", "/cut"): self.cut,
@@ -67,42 +63,34 @@ class Demo:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] == "lifespan":
-            await web.lifespan(receive, send, self.publish_figures, self.aclose)
-        else:
-            await web.respond(self._routes, scope, receive, send)
+        if scope["type"] != "http":
+            raise NotImplementedError("the middleware in front of this application answers the lifespan")
+        await web.respond(self._routes, self._check, scope, receive, send)
 
     async def aclose(self) -> None:
         """Close the connections to the Redis. Call it after the last use."""
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def authorize(self, request: StreamRequest) -> Grant | Refusal:
+    async def authorize(self, request: StreamRequest) -> Grant:
         """Let everyone in. The visitor is the slot key, so that `cut` can end this visitor's stream alone."""
-        visitor = request.query.get("visitor", "")
-        if not VISITOR.fullmatch(visitor):
-            return Refusal(status=400, detail="visitor: 32 hexadecimal digits")
+        self._check(request)
+        visitor = checked_visitor(request.query.get("visitor"))
         return Grant(channels=(self.machine_channel, BOARD), slot_key=visitor)
 
     async def publish_figures(self) -> None:
         """Publish this machine's figures until cancelled."""
-        machine, number, away = Machine(), 0, False
-        while True:
+        machine = Machine()
+        for number in count(1):
             await anyio.sleep(INTERVAL)
-            number += 1
             visitors = self.push.statistics()["streams"]
             figures = {"number": number, "visitors": visitors, **machine.read()}
             self._figures.append(figures)
-            try:
+            # While a page is open, the component logs that the broker is away.
+            with contextlib.suppress(BrokerUnavailableError):
                 await self.push.publish(self.machine_channel, figures, event="figures")
-            except BrokerUnavailableError as error:
-                if not away:
-                    logger.warning("the figures cannot be published: %s", error)
-                away = True
-            else:
-                away = False
 
-    async def history(self, scope: Scope, receive: Receive) -> Answer:
+    async def history(self, request: StreamRequest, receive: Receive) -> Answer:
         """Answer with the recent figures and notes, which a page shows before its first event."""
         return web.as_json(
             {
@@ -114,11 +102,11 @@ class Demo:
             }
         )
 
-    async def write(self, scope: Scope, receive: Receive) -> Answer:
+    async def write(self, request: StreamRequest, receive: Receive) -> Answer:
         """Publish a visitor's note."""
-        body = await web.read_json(scope, receive, BODY_LIMIT)
+        body = await web.read_json(request, receive, BODY_LIMIT)
         if not isinstance(body, dict):
-            raise Problem(400, "send an object with `visitor` and `text`")
+            raise Refusal(400, "send an object with `visitor` and `text`")
         visitor, text = checked_visitor(body.get("visitor")), checked_text(body.get("text"))
         # The visitor's id can cut the visitor's stream: the other visitors see a digest of it.
         author = hashlib.sha256(visitor.encode()).hexdigest()[:8]
@@ -126,31 +114,30 @@ class Demo:
         try:
             await self.push.publish(BOARD, note, event="note")
         except InvalidEventError:
-            raise Problem(400, "text: this cannot be written as UTF-8") from None
+            raise Refusal(400, "text: this cannot be written as UTF-8") from None
         except BrokerUnavailableError:
-            raise Problem(503, "the broker is away; try again in a moment") from None
+            raise Refusal(503, "the broker is away; try again in a moment") from None
         self._notes.append(note)
         return web.as_json(note, status=201)
 
-    async def cut(self, scope: Scope, receive: Receive) -> Answer:
+    async def cut(self, request: StreamRequest, receive: Receive) -> Answer:
         """End a visitor's stream on the server, to show that the browser comes back by itself."""
-        query = parse_qs(scope["query_string"].decode("latin-1"))
-        await self.push.disconnect(slot_key=checked_visitor(query.get("visitor", [""])[0]))
+        await self.push.disconnect(slot_key=checked_visitor(request.query.get("visitor")))
         return web.as_json({}, status=202)
 
 
 def checked_visitor(value: object) -> str:
-    """Return a visitor's id unchanged. Raises Problem."""
+    """Return a visitor's id unchanged. Raises Refusal."""
     if not isinstance(value, str) or not VISITOR.fullmatch(value):
-        raise Problem(400, "visitor: 32 hexadecimal digits")
+        raise Refusal(400, "visitor: 32 hexadecimal digits")
     return value
 
 
 def checked_text(value: object) -> str:
-    """Return the text of a note without white space around it. Raises Problem."""
+    """Return the text of a note without white space around it. Raises Refusal."""
     if not isinstance(value, str) or not value.strip():
-        raise Problem(400, "text: something to say")
+        raise Refusal(400, "text: something to say")
     text = value.strip()
     if len(text) > NOTE_LIMIT:
-        raise Problem(400, f"text: at most {NOTE_LIMIT} characters, these are {len(text)}")
+        raise Refusal(400, f"text: at most {NOTE_LIMIT} characters, these are {len(text)}")
     return text

@@ -2,22 +2,21 @@
 
 import contextlib
 import errno
-import ipaddress
 import logging
 import signal
 import socket
 from collections.abc import Callable
 
+import anyio
 import uvicorn
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ...runtime.asgi import ASGIApp, Receive, Scope, Send
 from ..failure import FORCED, MISTYPED, UNABLE, Failure
-from .web import Problem
+from .app import Demo
 
-# In seconds. Streams end within the drain window; uvicorn's grace has to be longer, or it would cut them.
-DRAIN_WINDOW, GRACE = 2.0, 5
+# In seconds. Longer than the drain window of a LivePush, or uvicorn would cut streams that are yet to end.
+GRACE = 5
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -29,7 +28,14 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server(address, family=family, backlog=2048)
     except OSError as error:
-        raise _not_bound(host, port, error) from None
+        reasons = {
+            errno.EADDRINUSE: f"port {port} of {host} is taken by another program; "
+            "take another with --port, 0 for any free one",
+            errno.EACCES: f"no permission to listen on port {port}; ports from 1024 up need none",
+            errno.EADDRNOTAVAIL: f"{host} is not an address of this machine",
+        }
+        reason = reasons.get(error.errno or 0, f"cannot listen on port {port} of {host}: {error.strerror}")
+        raise Failure(reason, MISTYPED if error.errno == errno.EADDRNOTAVAIL else UNABLE) from None
 
 
 def url_of(listener: socket.socket) -> str:
@@ -41,24 +47,32 @@ def url_of(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that calls `serving` as soon as it serves and handles signals."""
+    """uvicorn that calls `serving` as soon as it serves and handles signals, and publishes the figures."""
 
-    def __init__(self, config: uvicorn.Config, serving: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, demo: Demo, serving: Callable[[], None]) -> None:
         super().__init__(config)
+        self._demo = demo
         self._serving = serving
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+    async def main_loop(self) -> None:
         self._serving()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._demo.publish_figures)
+            await super().main_loop()
+            tasks.cancel_scope.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        await self._demo.aclose()
 
 
-def serve(app: ASGIApp, listener: socket.socket, console: Console, serving: Callable[[], None]) -> int:
+def serve(demo: Demo, listener: socket.socket, console: Console, serving: Callable[[], None]) -> int:
     """Serve until SIGINT or SIGTERM, and return the exit status. Calls `serving` when the server is ready."""
-    _log_to(console)
-    if is_local(listener.getsockname()[0]):
-        app = LocalNames(app)
+    handler = RichHandler(console=console, show_path=False, log_time_format="%X")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("livepush_asgi").setLevel(logging.INFO)
     config = uvicorn.Config(
-        app,
+        demo.asgi,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -67,7 +81,7 @@ def serve(app: ASGIApp, listener: socket.socket, console: Console, serving: Call
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )
-    server = _Server(config, serving)
+    server = _Server(config, demo, serving)
     # A second Ctrl+C cuts the open streams on purpose: uvicorn's errors about them are no news.
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.force_exit)
     # uvicorn raises the signal that ended it again when it is done. SIGTERM would then kill the process
@@ -78,58 +92,3 @@ def serve(app: ASGIApp, listener: socket.socket, console: Console, serving: Call
     if server.force_exit:
         return FORCED
     return 0 if server.should_exit else UNABLE
-
-
-class LocalNames:
-    """Refuses requests to a loopback address whose `Host` is a name from outside (DNS rebinding).
-
-    A web site can point its own name to 127.0.0.1, and its scripts could then read this page as their own.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        if scope["type"] == "http" and not is_local(_host_of(scope)):
-            problem = Problem(421, "this page is for this machine; open it as localhost or 127.0.0.1")
-            await problem.answer.send(scope, send)
-        else:
-            await self._app(scope, receive, send)
-
-
-def is_local(host: str) -> bool:
-    """Return whether a host name or address means this machine alone."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host_of(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"host":
-            host = bytes(value).decode("latin-1").lower()
-            return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    # HTTP/1.0 has no Host field, and no browser speaks it.
-    return "localhost"
-
-
-def _not_bound(host: str, port: int, error: OSError) -> Failure:
-    if error.errno == errno.EADDRINUSE:
-        return Failure(
-            f"port {port} of {host} is taken by another program; take another with --port, 0 for any free one"
-        )
-    if error.errno == errno.EACCES:
-        return Failure(f"no permission to listen on port {port}; ports from 1024 up need none")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return Failure(f"{host} is not an address of this machine", MISTYPED)
-    return Failure(f"cannot listen on port {port} of {host}: {error.strerror}")
-
-
-def _log_to(console: Console) -> None:
-    handler = RichHandler(console=console, show_path=False, log_time_format="%X")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("livepush_asgi").setLevel(logging.INFO)

@@ -1,13 +1,14 @@
-"""HTTP for a raw ASGI application: routes, page files, JSON, problems, and the lifespan protocol."""
+"""HTTP for the demo: routes, the files of the page, JSON, and refusals as problem details."""
 
+import ipaddress
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from importlib.resources import files
+from urllib.parse import urlsplit
 
-import anyio
-
+from ...grant import Refusal, StreamRequest
+from ...http.responses import answer, refuse
 from ...runtime.asgi import Receive, Scope, Send
 
 HEADERS = (
@@ -17,7 +18,6 @@ HEADERS = (
     # The pages belong to the installed version and must not outlive it in a browser.
     (b"cache-control", b"no-cache"),
 )
-
 KINDS = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -28,33 +28,17 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole response."""
+    """A response that is no problem: its body, content type and status."""
 
     body: bytes
     kind: str
     status: int = 200
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-    async def send(self, scope: Scope, send: Send) -> None:
-        """Send the response; without its body if the request is HEAD."""
-        length = str(len(self.body)).encode()
-        own = ((b"content-type", self.kind.encode()), (b"content-length", length), *self.headers)
-        body = b"" if scope["method"] == "HEAD" else self.body
-        await send({"type": "http.response.start", "status": self.status, "headers": [*own, *HEADERS]})
-        await send({"type": "http.response.body", "body": body})
 
 
-class Problem(Exception):
-    """An error for the client, as `application/problem+json` (RFC 9457)."""
-
-    def __init__(self, status: int, detail: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-        text = json.dumps({"title": HTTPStatus(status).phrase, "status": status, "detail": detail})
-        self.answer = Answer(text.encode(), "application/problem+json", status, headers)
-        super().__init__(detail)
-
-
-Handler = Callable[[Scope, Receive], Awaitable[Answer]]
-Routes = dict[tuple[str, str], Handler]
+Handler = Callable[[StreamRequest, Receive], Awaitable[Answer]]
+Check = Callable[[StreamRequest], None]
+#: A fixed answer or a handler, by method and path.
+Routes = dict[tuple[str, str], Answer | Handler]
 
 
 def as_json(value: object, status: int = 200) -> Answer:
@@ -62,73 +46,81 @@ def as_json(value: object, status: int = 200) -> Answer:
     return Answer(json.dumps(value).encode(), "application/json", status)
 
 
-def page_files(home: str) -> Routes:
-    """Return a route for each file of the page; `/` is the file `home`."""
-    page = files(__package__) / "page"
-    routes = {("GET", f"/{file.name}"): _file(file.name, file.read_bytes()) for file in page.iterdir()}
-    routes["GET", "/"] = routes.pop(("GET", f"/{home}"))
+def page_files() -> Routes:
+    """Return a route for each file of the page; `/` is `demo.html`."""
+    routes: Routes = {}
+    for file in (files(__package__) / "page").iterdir():
+        path = "/" if file.name == "demo.html" else f"/{file.name}"
+        routes["GET", path] = Answer(file.read_bytes(), KINDS[file.name.rpartition(".")[2]])
     return routes
 
 
-async def respond(routes: Routes, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request with the handler of its method and path, or with the problem that it raises."""
-    method = "GET" if scope["method"] == "HEAD" else scope["method"]
-    handler = routes.get((method, scope["path"]))
+async def respond(routes: Routes, check: Check, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the answer of a route, or the Refusal that `check` or its handler raises.
+
+    A HEAD has no body: uvicorn leaves it out.
+    """
+    request = StreamRequest(scope)
     try:
-        answer = await handler(scope, receive) if handler else _unrouted(routes, scope).answer
-    except Problem as problem:
-        answer = problem.answer
-    await answer.send(scope, send)
+        check(request)
+        found = _route(routes, scope["method"], scope["path"])
+        result = found if isinstance(found, Answer) else await found(request, receive)
+    except Refusal as refusal:
+        await refuse(send, refusal, HEADERS)
+    else:
+        await answer(send, result.status, [(b"content-type", result.kind.encode()), *HEADERS], result.body)
 
 
-async def read_json(scope: Scope, receive: Receive, limit: int) -> object:
-    """Return the JSON value of a request's body of at most `limit` bytes. Raises Problem."""
+async def read_json(request: StreamRequest, receive: Receive, limit: int) -> object:
+    """Return the JSON value of a request's body of at most `limit` bytes. Raises Refusal."""
     # A page of another site may send a form or plain text here without asking. It may not send JSON:
     # the browser asks this server first.
-    fields = {name: bytes(value) for name, value in scope["headers"]}
-    if fields.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
-        raise Problem(415, "send it as application/json")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "send it as application/json")
     body, more = b"", True
     while more:
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > limit:
-            raise Problem(413, f"at most {limit} bytes")
+            raise Refusal(413, f"at most {limit} bytes")
     try:
         value: object = json.loads(body)
     except (ValueError, RecursionError):
-        raise Problem(400, "this is not JSON") from None
+        raise Refusal(400, "this is not JSON") from None
     return value
 
 
-Work = Callable[[], Coroutine[object, object, None]]
+def is_local(host: str) -> bool:
+    """Return whether a host name or address means this machine alone."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
-async def lifespan(receive: Receive, send: Send, work: Work, close: Work) -> None:
-    """Speak the lifespan protocol: run `work` as long as the server runs, then `close`."""
-    await receive()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(work)
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        tasks.cancel_scope.cancel()
-    await close()
-    await send({"type": "lifespan.shutdown.complete"})
+def check_host(request: StreamRequest) -> None:
+    """Raise Refusal if the field `Host` has a name from outside (DNS rebinding).
+
+    A web site can point its own name to 127.0.0.1, and its scripts could then read this page as their own.
+    """
+    # HTTP/1.0 has no Host field, and no browser speaks it.
+    host = request.headers.get("host", "localhost")
+    try:
+        local = is_local(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        local = False
+    if not local:
+        raise Refusal(421, "this page is for this machine; open it as localhost or 127.0.0.1")
 
 
-def _file(name: str, content: bytes) -> Handler:
-    answer = Answer(content, KINDS[name.rpartition(".")[2]])
-
-    async def handler(scope: Scope, receive: Receive) -> Answer:
-        return answer
-
-    return handler
-
-
-def _unrouted(routes: Routes, scope: Scope) -> Problem:
-    methods = sorted(method for method, path in routes if path == scope["path"])
+def _route(routes: Routes, method: str, path: str) -> Answer | Handler:
+    if found := routes.get(("GET" if method == "HEAD" else method, path)):
+        return found
+    methods = sorted(each for each, known in routes if known == path)
     if not methods:
-        return Problem(404, "there is nothing here")
+        raise Refusal(404, "there is nothing here")
     allowed = ", ".join(methods + ["HEAD"] * ("GET" in methods))
-    return Problem(405, f"only {allowed}", ((b"allow", allowed.encode()),))
+    raise Refusal(405, f"only {allowed}", headers={"allow": allowed})

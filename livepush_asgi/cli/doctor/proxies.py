@@ -1,13 +1,14 @@
 """Proxies: their names, by the header fields they leave, and the configuration lines that mend a fault."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .observation import Observation
 
-# A pattern for each name. The signs are `field: value` of the answer, and `field on the request` and
-# `via: value on the request` of the request as the application saw it. The order is that of the report.
+UNKNOWN = "a proxy"
+# A pattern for each name, in the order of the report. The signs are `field: value` of the answer, and `field
+# on the request` and `via: value on the request` of the request as the application saw it.
 SIGNS = {
     "Cloudflare": r"cf-ray|server: cloudflare",
     "Amazon CloudFront": r"x-amz-cf-id|via: .*cloudfront",
@@ -33,10 +34,11 @@ SIGNS = {
     "IIS": r"server: .*microsoft-iis",
     "Next.js": r"x-powered-by: .*next\.js",
     "Express": r"x-powered-by: .*express",
+    "Vite": r"/@vite/client",
+    # Servers of Python applications name themselves in the field `server` too.
+    UNKNOWN: r"via: |server: (?!.*(uvicorn|hypercorn|granian|daphne|gunicorn|livepush))"
+    r"|.* (on the request|at the application)$",
 }
-UNKNOWN = "a proxy"
-# Servers of Python applications name themselves in the field `server` too.
-SERVERS = re.compile(r"uvicorn|hypercorn|granian|daphne|gunicorn|livepush", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +63,20 @@ def remedy(where: str, *lines: str) -> Remedy:
 
 
 NGINX, HAPROXY, NODE = "nginx, in the location", "HAProxy, in defaults", "Node"
-VARNISH = "Varnish, in vcl_backend_response"
 APACHE_PASS = "ProxyPass /events http://127.0.0.1:8000/events"
-TRAEFIK_TIMEOUTS = "--entryPoints.web.transport.respondingTimeouts"
 GOOGLE = remedy("Google Cloud", "gcloud compute backend-services update NAME --timeout=3600")
 BUFFERED = {
     "nginx": remedy(NGINX, "proxy_buffering off;"),
     "Caddy": remedy("Caddy, in reverse_proxy", "flush_interval -1"),
     "Apache": remedy("Apache", f"{APACHE_PASS} flushpackets=on"),
-    "Varnish": remedy(VARNISH, "set beresp.do_stream = true;"),
+    "Varnish": remedy("Varnish, in vcl_backend_response", "set beresp.do_stream = true;"),
     "Traefik": remedy("Traefik", "take the `buffering` middleware off the route"),
     "Fastly": remedy("Fastly, in vcl_fetch", "set beresp.do_stream = true;"),
     "AWS API Gateway": remedy("AWS", "API Gateway may buffer whole answers: use an ALB instead"),
     "Express": remedy(NODE, "pass the answer on as it comes: upstream.body.pipe(response)"),
 }
 # The remedies by the kind of fault and the name of the proxy.
-REMEDIES: Mapping[str, Mapping[str, Remedy]] = {
+REMEDIES = {
     "buffered": BUFFERED,
     "corked": {**BUFFERED, "HAProxy": remedy(HAPROXY, "option http-no-delay")},
     "compressed": {
@@ -87,7 +87,7 @@ REMEDIES: Mapping[str, Mapping[str, Remedy]] = {
             "compression type text/html text/plain text/css application/json",
         ),
         "Apache": remedy("Apache", 'SetEnvIf Request_URI "^/events" no-gzip=1'),
-        "Varnish": remedy(VARNISH, "set beresp.do_gzip = false;"),
+        "Varnish": remedy("Varnish, in vcl_backend_response", "set beresp.do_gzip = false;"),
         "Express": remedy(NODE, "compression({ filter: request => !request.path.startsWith('/events') })"),
     },
     "idle": {
@@ -96,7 +96,7 @@ REMEDIES: Mapping[str, Mapping[str, Remedy]] = {
         "Caddy": remedy("Caddy, in reverse_proxy", "transport http {", "    read_timeout 0", "}"),
         "Apache": remedy("Apache", f"{APACHE_PASS} timeout=3600"),
         "Envoy": remedy("Envoy, in the route", "timeout: 0s", "idle_timeout: 0s"),
-        "Traefik": remedy("Traefik", f"{TRAEFIK_TIMEOUTS}.idleTimeout=1h"),
+        "Traefik": remedy("Traefik", "--entryPoints.web.transport.respondingTimeouts.idleTimeout=1h"),
         "Varnish": remedy("Varnish", "-p between_bytes_timeout=3600 -p send_timeout=3600"),
         "AWS ALB": remedy(
             "AWS",
@@ -111,18 +111,13 @@ REMEDIES: Mapping[str, Mapping[str, Remedy]] = {
         "Caddy": remedy("Caddy, in the global options", "servers {", "    timeouts { write 0 }", "}"),
         "Envoy": remedy("Envoy, in the route", "timeout: 0s"),
         "Google Cloud": GOOGLE,
-        "Traefik": remedy("Traefik", f"{TRAEFIK_TIMEOUTS}.writeTimeout=0"),
+        "Traefik": remedy("Traefik", "--entryPoints.web.transport.respondingTimeouts.writeTimeout=0"),
         "Vercel": remedy("Vercel, in the function", "export const maxDuration = 300"),
     },
 }
 # The most common causes, where no proxy is known by name.
-GUESSES: Mapping[str, tuple[str, ...]] = {
-    "buffered": ("nginx",),
-    "corked": ("HAProxy",),
-    "compressed": ("nginx", "HAProxy"),
-    "idle": ("nginx", "HAProxy"),
-    "limit": (),
-}
+BOTH = "nginx HAProxy"
+GUESSES = {"buffered": "nginx", "corked": "HAProxy", "compressed": BOTH, "idle": BOTH, "limit": ""}
 BY_APPLICATION = remedy(
     "the application, if its GZipMiddleware compresses: put the stream outside of it",
     'app = LivePushMiddleware(app, push, path="/events")  # app already has the GZipMiddleware',
@@ -132,13 +127,11 @@ BY_APPLICATION = remedy(
 def remedies_for(kind: str, proxies: Sequence[Proxy]) -> tuple[Remedy, ...]:
     """Return the remedies for a kind of fault: `buffered`, `corked`, `compressed`, `idle` or `limit`."""
     table = REMEDIES[kind]
-    found = [table[proxy.name] for proxy in proxies if proxy.name in table]
-    named = [proxy for proxy in proxies if proxy.name != UNKNOWN]
-    if not found and not named:
-        found = [Remedy(f"if it is {table[name].where}", table[name].lines) for name in GUESSES[kind]]
-    if kind == "compressed" and not named:
-        found = [*found, BY_APPLICATION]
-    return tuple(found)
+    named = [proxy.name for proxy in proxies if proxy.name != UNKNOWN]
+    if named:
+        return tuple(table[name] for name in named if name in table)
+    found = [Remedy(f"if it is {table[name].where}", table[name].lines) for name in GUESSES[kind].split()]
+    return (*found, BY_APPLICATION) if kind == "compressed" else tuple(found)
 
 
 def timing_under(setting: str, seconds: float) -> Remedy:
@@ -149,40 +142,24 @@ def timing_under(setting: str, seconds: float) -> Remedy:
 
 def proxies_of(observation: Observation, *, vite: bool = False) -> tuple[Proxy, ...]:
     """Return the proxies that can be known, each with its first sign."""
+    signs = [*_signs(observation), *(["/@vite/client is there"] if vite else [])]
     found = []
-    signs = list(_signs(observation))
     for name, pattern in SIGNS.items():
         if sign := next((sign for sign in signs if re.match(pattern, sign, re.IGNORECASE)), None):
             found.append(Proxy(name, sign))
-    if vite:
-        found.append(Proxy("Vite", "/@vite/client is there"))
-    if not found and (sign := _unknown_sign(observation)):
-        found = [Proxy(UNKNOWN, sign)]
-    return tuple(found)
+    return tuple([proxy for proxy in found if proxy.name != UNKNOWN] or found)
 
 
 def _signs(observation: Observation) -> Iterator[str]:
-    if observation.answer is not None:
-        yield from (f"{name}: {value}" for name, value in observation.answer.headers)
-    if (seen := observation.seen) is not None:
-        yield from (f"{name} on the request" for name in seen.telling)
-        if seen.via:
-            yield f"via: {seen.via} on the request"
-
-
-def _unknown_sign(observation: Observation) -> str:
-    """Return a sign that some proxy is there, without its name; empty if there is none."""
     answer, seen = observation.answer, observation.seen
-    if answer is not None and (via := answer.get("via")):
-        return f"via: {via}"
-    if answer is not None and (server := answer.get("server")) and not SERVERS.search(server):
-        return f"server: {server}"
-    if answer is None or seen is None:
-        return ""
-    if seen.telling:
-        return f"{', '.join(seen.telling)} on the request"
+    if answer is not None:
+        yield from (f"{name}: {value}" for name, value in answer.headers)
+    if answer is None or not observation.probed:
+        return
+    yield from (f"{name} on the request" for name in seen.telling)
+    if seen.via:
+        yield f"via: {seen.via} on the request"
     if seen.http and answer.http_version.removeprefix("HTTP/")[:1] != seen.http[:1]:
-        return f"{answer.http_version} here, HTTP/{seen.http} at the application"
+        yield f"{answer.http_version} here, HTTP/{seen.http} at the application"
     if not answer.url.startswith(f"{seen.scheme}:"):
-        return f"{answer.url.partition(':')[0]} here, {seen.scheme} at the application"
-    return ""
+        yield f"{answer.url.partition(':')[0]} here, {seen.scheme} at the application"

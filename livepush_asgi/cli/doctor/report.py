@@ -6,21 +6,12 @@ from dataclasses import asdict
 from textwrap import wrap
 
 from .findings import Diagnosis, Finding, Severity
-from .observation import Evidence
-from .pace import pace_of
+from .observation import Evidence, Pace
 
 WIDTH = 96
-LABELS = {
-    Severity.FAULT: "FAULT",
-    Severity.OPEN: "UNKNOWN",
-    Severity.WARNING: "warning",
-    Severity.NOTE: "note",
-}
-VERDICTS = {
-    "healthy": "Healthy: events come through as they are sent.",
-    "fault": "Not healthy.",
-    "unexamined": "Not examined to the end.",
-}
+LABELS = {Severity.FAULT: "FAULT", Severity.OPEN: "UNKNOWN"}
+# By the exit status.
+VERDICTS = ("Healthy: events come through as they are sent.", "Not healthy.", "Not examined to the end.")
 INDENT = " " * 9
 
 
@@ -28,11 +19,13 @@ def as_text(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
     """Return the report as lines of plain text."""
     findings = [line for finding in diagnosis.findings for line in _lines(finding)]
     head = _head(url, evidence, diagnosis)
-    return "\n".join([*head, "", *findings, "", VERDICTS[diagnosis.outcome]])
+    return "\n".join([*head, "", *findings, "", VERDICTS[diagnosis.status]])
 
 
 def as_json(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
     """Return the report as one JSON object. Later versions may add fields, and keep these."""
+    answer, latest = evidence.shown.answer, evidence.latest
+    pace, first = Pace(latest), latest.first_byte_at
     report = {
         "version": 1,
         "url": url,
@@ -40,8 +33,26 @@ def as_json(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
         "status": diagnosis.status,
         "proxies": [asdict(proxy) for proxy in diagnosis.proxies],
         "findings": [asdict(finding) for finding in diagnosis.findings],
-        "answer": _answer(evidence),
-        "measured": _measured(evidence),
+        "answer": answer
+        and {
+            "status": answer.status,
+            "http_version": answer.http_version,
+            "url": answer.url,
+            "content_type": answer.get("content-type"),
+            "content_encoding": answer.get("content-encoding"),
+            "redirects": [redirect.target for redirect in evidence.first.redirects],
+        },
+        # The last measurement of the first probe, in seconds.
+        "measured": {
+            "events": pace.events,
+            "groups": len(pace.groups),
+            "latest": round(pace.latest, 4),
+            "first_byte": round(first, 4) if first is not None else None,
+            "stalled": round(latest.longest_stall, 4),
+            "end": evidence.first.end,
+        }
+        if latest.probed
+        else None,
     }
     return json.dumps(report, indent=2, ensure_ascii=False)
 
@@ -61,38 +72,8 @@ def _head(url: str, evidence: Evidence, diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _lines(finding: Finding) -> Iterator[str]:
-    label = f"{LABELS[finding.severity]:8} "
+    label = f"{LABELS.get(finding.severity, finding.severity.value):8} "
     yield from wrap(finding.text, WIDTH, initial_indent=label, subsequent_indent=INDENT)
     for remedy in finding.remedies:
         yield f"{INDENT}{remedy.where}:"
         yield from (f"{INDENT}    {line}" for line in remedy.lines)
-
-
-def _answer(evidence: Evidence) -> dict[str, object] | None:
-    answer = evidence.shown.answer
-    if answer is None:
-        return None
-    return {
-        "status": answer.status,
-        "http_version": answer.http_version,
-        "url": answer.url,
-        "content_type": answer.get("content-type"),
-        "content_encoding": answer.get("content-encoding"),
-        "redirects": [redirect.target for redirect in evidence.first.redirects],
-    }
-
-
-def _measured(evidence: Evidence) -> dict[str, object] | None:
-    """Return the figures of the last measurement of the first probe. Times are in seconds."""
-    latest = evidence.latest
-    if not latest.probed:
-        return None
-    pace, first = pace_of(latest), latest.first_byte_at
-    return {
-        "events": pace.events,
-        "groups": len(pace.groups),
-        "latest": round(pace.latest, 4),
-        "first_byte": round(first, 4) if first is not None else None,
-        "stalled": round(max((stall.late for stall in latest.stalls), default=0.0), 4),
-        "end": evidence.first.end,
-    }
