@@ -23,7 +23,7 @@ from livepush_asgi import (
     StreamRequest,
 )
 from livepush_asgi.runtime.asgi import Message, Scope
-from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.testing.exchange import http_scope
 
 Row = tuple[str, str]
 KIB = 1024

@@ -9,14 +9,14 @@ from livepush_asgi.slots import Lease
 class OwnSlotCap(SlotCap):
     """Gives back all that was taken when it is closed, as the holders of the leases do otherwise."""
 
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         """Take a slot and remember its lease."""
-        lease = await super().take(slot_key, on_replaced)
+        lease = await super().acquire_lease(slot_key, on_replaced)
         self.__dict__.setdefault("given", []).append(lease)
         return lease
 
     async def aclose(self) -> None:
         """Give back every lease, and close."""
         for lease in self.__dict__.get("given", []):
-            lease.give_back()
+            lease.release()
         await super().aclose()

@@ -170,7 +170,7 @@ class ClosedSlots:
 
     cap = 1
 
-    async def take(self, slot_key: str, on_replaced: object = None) -> Lease:
+    async def acquire_lease(self, slot_key: str, on_replaced: object = None) -> Lease:
         raise SlotsUnavailableError("the store is away")
 
     async def aclose(self) -> None:
@@ -451,12 +451,12 @@ async def test_memory_slot_cap_keeps_the_predecessors_surface() -> None:
     await cap.release("k")
     await cap.release("k")
     assert cap.held("k") == 0
-    lease = await cap.take("k")
+    lease = await cap.acquire_lease("k")
     with pytest.raises(CapExceededError) as raised:
-        await cap.take("k")
+        await cap.acquire_lease("k")
     assert (raised.value.slot_key, raised.value.cap) == ("k", 1)
     # Whoever holds a slot gives it back: another LivePush may share the cap.
     await cap.aclose()
-    assert (lease.given_back, cap.held("k")) == (False, 1)
-    lease.give_back()
+    assert (lease.released, cap.held("k")) == (False, 1)
+    lease.release()
     assert cap.held("k") == 0

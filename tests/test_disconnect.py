@@ -10,7 +10,7 @@ import pytest
 from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, MemorySlotCap, StreamRequest, public
 from livepush_asgi.runtime.asgi import Message
 from livepush_asgi.runtime.inline_send import can_step
-from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.testing.exchange import http_scope
 
 from .virtual_clock import VirtualClockLoop, let_pass
 

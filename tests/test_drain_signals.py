@@ -39,7 +39,7 @@ anyio.run(main, backend="BACKEND")
 INTERRUPTED = """
 import signal, trio
 from livepush_asgi import DrainPolicy, EndReason, LivePush, MemoryBroker, public
-from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.testing.exchange import http_scope
 
 SCOPE = http_scope(
     "GET", "/", root_path="", spec_version="2.4", headers=(), query="", cookies={}, last_event_id=None

@@ -32,27 +32,29 @@ def test_slots_are_taken_renewed_and_given_back(valkey: ValkeyProcess) -> None:
         async with valkey.client() as client, valkey.client() as another:
             cap = OwnSlotCap(client, cap=2, ttl=0.6)
             elsewhere = OwnSlotCap(another, cap=2, ttl=0.6)
-            leases = [await cap.take("k"), await elsewhere.take("k")]
+            leases = [await cap.acquire_lease("k"), await elsewhere.acquire_lease("k")]
             end = time.monotonic() + 2.4
             while time.monotonic() < end:
                 for each in (cap, elsewhere):
                     with pytest.raises(CapExceededError):
-                        await each.take("k")
+                        await each.acquire_lease("k")
                 await asyncio.sleep(0.03)
             assert cap.statistics().failed_open == elsewhere.statistics().failed_open == 0
             for lease in leases:
-                lease.give_back()
+                lease.release()
             await until(lambda: cap.statistics().owed == elsewhere.statistics().owed == 0)
             assert await cap.held("k") == 0
             # The task of the renewals has ended by now, and another one is started.
             for _ in range(3):
                 await until(lambda: not any("renewal" in task.get_name() for task in asyncio.all_tasks()))
-                outcomes = await asyncio.gather(*(cap.take("k") for _ in range(5)), return_exceptions=True)
+                outcomes = await asyncio.gather(
+                    *(cap.acquire_lease("k") for _ in range(5)), return_exceptions=True
+                )
                 taken = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
                 await asyncio.sleep(0.9)
                 assert (len(taken), await elsewhere.held("k")) == (2, 2)
                 for lease in taken:
-                    lease.give_back()
+                    lease.release()
             for _ in range(20):
                 assert await cap.acquire("alone")
                 await cap.release("alone")
@@ -66,12 +68,12 @@ def test_a_server_that_is_killed_is_told_again_when_it_is_back(own_valkey: Valke
     async def main() -> None:
         async with own_valkey.client() as client:
             cap = OwnSlotCap(client, cap=3, ttl=1.5, timeout=0.3)
-            first, second = await cap.take("k"), await cap.take("k")
+            first, second = await cap.acquire_lease("k"), await cap.acquire_lease("k")
             own_valkey.kill()
-            let_in = await cap.take("k")
+            let_in = await cap.acquire_lease("k")
             with pytest.raises(CapExceededError):
-                await cap.take("k")
-            second.give_back()
+                await cap.acquire_lease("k")
+            second.release()
             assert cap.statistics().away
             own_valkey.start()
             await until(lambda: not cap.statistics().away and cap.statistics().owed == 0)
@@ -79,8 +81,8 @@ def test_a_server_that_is_killed_is_told_again_when_it_is_back(own_valkey: Valke
             while await cap.held("k") != 2:
                 assert time.monotonic() < end
                 await asyncio.sleep(0.05)
-            assert not first.given_back
-            assert not let_in.given_back
+            assert not first.released
+            assert not let_in.released
             await cap.aclose()
             assert await cap.held("k") == 0
 
@@ -94,7 +96,7 @@ def test_nobody_listens_at_the_address(own_valkey: ValkeyProcess) -> None:
         async with own_valkey.client() as client:
             cap = OwnSlotCap(client, cap=2, ttl=1.5, timeout=0.3)
             own_valkey.kill()
-            leases = [await cap.take("k") for _ in range(2)]
+            leases = [await cap.acquire_lease("k") for _ in range(2)]
             assert cap.statistics().failed_open == 2
             own_valkey.start()
             await until(lambda: not cap.statistics().away)
@@ -111,7 +113,7 @@ def test_nodes_of_a_cluster_count(tmp_path: Path) -> None:
             client = cluster.client()
             cap = OwnSlotCap(client, cap=1, ttl=0.9)
             keys = [f"key {number}" for number in range(30)]
-            outcomes = await asyncio.gather(*map(cap.take, keys + keys), return_exceptions=True)
+            outcomes = await asyncio.gather(*map(cap.acquire_lease, keys + keys), return_exceptions=True)
             assert sum(isinstance(outcome, Lease) for outcome in outcomes) == 30
             await asyncio.sleep(2)
             assert [await cap.held(key) for key in keys] == [1] * 30

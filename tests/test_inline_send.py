@@ -3,7 +3,8 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
@@ -15,9 +16,10 @@ from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
 from livepush_asgi.hub.channel import Channel, Coalescer
 from livepush_asgi.hub.delivery import Batch, Delivery
 from livepush_asgi.runtime.asgi import Message, Send
+from livepush_asgi.runtime.event_loop import HAS_EAGER_TASKS
 from livepush_asgi.runtime.inline_send import TESTED_UVICORN, can_step
 from livepush_asgi.testing import Client, EventStreamParser
-from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.testing.exchange import http_scope
 from livepush_asgi.wire.cursor import Position
 from livepush_asgi.wire.reasons import GapReason
 
@@ -68,6 +70,19 @@ class Server:
         return [event.data for event in events if event.event == "message"]
 
 
+class Wrapped(Server):
+    """A server behind a middleware whose `send` needs a task, and the context of its stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[asyncio.Task[Any] | None] = []
+
+    async def send(self, message: Message) -> None:
+        self.tasks.append(asyncio.current_task())
+        with anyio.fail_after(100):
+            await super().send(message)
+
+
 def test_only_a_send_that_is_known_to_allow_it_is_stepped() -> None:
     async def plain(message: Message) -> None:
         """A middleware's, perhaps."""
@@ -103,8 +118,16 @@ def test_the_send_of_uvicorn_is_known(implementation: str) -> None:
     assert can_step(bound)
 
 
-async def test_what_does_not_wait_is_sent_in_the_turn_of_its_publishing() -> None:
-    server, push = Server(), LivePush(MemoryBroker(), public("c"))
+@pytest.fixture(params=["known", "in an eager task"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """A server whose `send` is known, or stands behind a middleware that works in a task only."""
+    return Server() if request.param == "known" else Wrapped()
+
+
+async def test_what_does_not_wait_is_sent_in_the_turn_of_its_publishing(server: Server) -> None:
+    if isinstance(server, Wrapped) and not HAS_EAGER_TASKS:
+        pytest.skip("tasks are eager from Python 3.12 on")
+    push = LivePush(MemoryBroker(), public("c"))
     async with push.lifespan(), anyio.create_task_group() as tasks:
         tasks.start_soon(push, SCOPE, server.receive, server.send)
         await anyio.wait_all_tasks_blocked()
@@ -118,8 +141,8 @@ async def test_what_does_not_wait_is_sent_in_the_turn_of_its_publishing() -> Non
     assert push.statistics()["ended"][EndReason.DISCONNECT] == 1
 
 
-async def test_a_heartbeat_goes_out_when_it_is_due_and_so_does_what_follows() -> None:
-    server, push = Server(), LivePush(MemoryBroker(), public("c"), timing=Timing(heartbeat_interval=15))
+async def test_a_heartbeat_goes_out_when_it_is_due_and_so_does_what_follows(server: Server) -> None:
+    push = LivePush(MemoryBroker(), public("c"), timing=Timing(heartbeat_interval=15))
     async with push.lifespan(), anyio.create_task_group() as tasks:
         tasks.start_soon(push, SCOPE, server.receive, server.send)
         await let_pass(14)
@@ -134,8 +157,8 @@ async def test_a_heartbeat_goes_out_when_it_is_due_and_so_does_what_follows() ->
         server.gone.set()
 
 
-async def test_a_heartbeat_that_has_to_wait_is_finished_before_what_follows() -> None:
-    server, push = Server(), LivePush(MemoryBroker(), public("c"), timing=Timing(heartbeat_interval=15))
+async def test_a_heartbeat_that_has_to_wait_is_finished_before_what_follows(server: Server) -> None:
+    push = LivePush(MemoryBroker(), public("c"), timing=Timing(heartbeat_interval=15))
     async with push.lifespan(), anyio.create_task_group() as tasks:
         tasks.start_soon(push, SCOPE, server.receive, server.send)
         await let_pass(14)
@@ -151,8 +174,8 @@ async def test_a_heartbeat_that_has_to_wait_is_finished_before_what_follows() ->
         server.gone.set()
 
 
-async def test_what_has_to_wait_is_finished_by_the_task_and_nothing_overtakes_it() -> None:
-    server, push = Server(), LivePush(MemoryBroker(), public("c"))
+async def test_what_has_to_wait_is_finished_by_the_task_and_nothing_overtakes_it(server: Server) -> None:
+    push = LivePush(MemoryBroker(), public("c"))
     async with push.lifespan(), anyio.create_task_group() as tasks:
         tasks.start_soon(push, SCOPE, server.receive, server.send)
         await anyio.wait_all_tasks_blocked()
@@ -170,8 +193,7 @@ async def test_what_has_to_wait_is_finished_by_the_task_and_nothing_overtakes_it
         server.gone.set()
 
 
-async def test_what_waits_too_long_ends_the_stream_as_slow() -> None:
-    server = Server()
+async def test_what_waits_too_long_ends_the_stream_as_slow(server: Server) -> None:
     push = LivePush(MemoryBroker(), public("c"), timing=Timing(send_timeout=5))
     async with push.lifespan(), anyio.create_task_group() as tasks:
         tasks.start_soon(push, SCOPE, server.receive, server.send)
@@ -187,8 +209,8 @@ async def test_what_waits_too_long_ends_the_stream_as_slow() -> None:
 @pytest.mark.parametrize(
     ("error", "reason"), [(OSError("gone"), EndReason.DISCONNECT), (ValueError("why"), EndReason.ERROR)]
 )
-async def test_what_fails_ends_the_stream(error: Exception, reason: EndReason) -> None:
-    server, push = Server(), LivePush(MemoryBroker(), public("c"))
+async def test_what_fails_ends_the_stream(server: Server, error: Exception, reason: EndReason) -> None:
+    push = LivePush(MemoryBroker(), public("c"))
     raised: list[Exception] = []
 
     async def serve() -> None:
@@ -217,6 +239,65 @@ async def test_streams_on_several_channels_get_events_in_the_order_of_publishing
         for number in range(10):
             await push.publish("ab"[number % 2], number)
         assert [event.data for event in await stream.events(10)] == [str(n) for n in range(10)]
+
+
+user = ContextVar("user", default="nobody")
+
+
+async def test_an_eager_send_runs_in_the_context_of_its_stream() -> None:
+    push, server = LivePush(MemoryBroker(), public("c")), Wrapped()
+    users: list[str] = []
+
+    async def send(message: Message) -> None:
+        users.append(user.get())
+        await server.send(message)
+
+    async def serve() -> None:
+        user.set("ada")
+        await push(SCOPE, server.receive, send)
+
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(serve)
+        await anyio.wait_all_tasks_blocked()
+        user.set("a publisher")
+        await push.publish("c", "x")
+        await anyio.wait_all_tasks_blocked()
+        server.gone.set()
+    assert server.data == ["x"]
+    assert set(users) == {"ada"}
+    assert None not in server.tasks
+
+
+async def test_an_awaitable_that_is_no_coroutine_can_be_sent() -> None:
+    push, server = LivePush(MemoryBroker(), public("c")), Wrapped()
+
+    def send(message: Message) -> Awaitable[None]:
+        # As the `send` of granian.
+        return asyncio.ensure_future(server.send(message))
+
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(push, SCOPE, server.receive, send)
+        await anyio.wait_all_tasks_blocked()
+        for number in range(3):
+            await push.publish("c", number)
+            await anyio.wait_all_tasks_blocked()
+        server.gone.set()
+    assert server.data == ["0", "1", "2"]
+
+
+async def test_a_send_that_waits_is_stopped_with_its_stream(server: Server) -> None:
+    push = LivePush(MemoryBroker(), public("c"))
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(push, SCOPE, server.receive, server.send)
+        await anyio.wait_all_tasks_blocked()
+        server.gate = anyio.Event()
+        await push.publish("c", "x")
+        # The client leaves before the stream's task has taken the `send` over, or just after it.
+        server.gone.set()
+        await anyio.wait_all_tasks_blocked()
+        assert push.statistics()["ended"][EndReason.DISCONNECT] == 1
+        server.gate.set()
+    assert server.data == []
 
 
 async def test_it_can_be_switched_off() -> None:

@@ -11,7 +11,7 @@ KEY = "tenant"
 
 async def test_the_leases_of_a_process_ascend_and_no_two_are_alike() -> None:
     cap = MemorySlotCap(5000)
-    ids = [(await cap.take(KEY)).id for _ in range(5000)]
+    ids = [(await cap.acquire_lease(KEY)).id for _ in range(5000)]
     assert ids == sorted(set(ids))
     assert {len(id_) for id_ in ids} == {32}
 
@@ -21,7 +21,7 @@ def test_a_forked_process_takes_other_leases() -> None:
     import asyncio, os
     from livepush_asgi import MemorySlotCap
     async def main():
-        return (await MemorySlotCap(2).take("key")).id
+        return (await MemorySlotCap(2).acquire_lease("key")).id
     os.fork()
     os.write(1, asyncio.run(main()).encode() + b"\\n")
     """

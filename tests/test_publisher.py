@@ -348,6 +348,26 @@ def test_a_process_may_end_without_closing_it(
     assert complaints(ran.stderr) == []
 
 
+HANGS = """
+import asyncio
+from livepush_asgi import MockBroker, Publisher
+
+class Hangs(MockBroker):
+    async def aclose(self):
+        await asyncio.sleep(60)
+
+publisher = Publisher(Hangs)
+publisher.publish("c", "x")
+"""
+
+
+def test_a_broker_that_hangs_when_it_is_closed_does_not_hold_up_the_end() -> None:
+    command = [sys.executable, "-X", "dev", "-c", HANGS]
+    environment = {"PYTHONPATH": str(REPOSITORY)}
+    ran = subprocess.run(command, env=environment, timeout=30, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, complaints(ran.stderr)) == (0, "", [])
+
+
 def leave(url: str, kind: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-X", "dev", "-c", LEAVES, url, kind, "drop"],

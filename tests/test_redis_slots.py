@@ -53,7 +53,7 @@ def tasks_of_the_package() -> list[str]:
 
 
 async def take_all(cap: OwnSlotCap, count: int, slot_key: str = KEY) -> list[Lease]:
-    return [await cap.take(slot_key) for _ in range(count)]
+    return [await cap.acquire_lease(slot_key) for _ in range(count)]
 
 
 # --- the cap ----------------------------------------------------------------------------------------------
@@ -66,19 +66,19 @@ async def test_a_full_key_is_refused_until_a_slot_is_given_back(valkey: ValkeyPr
         first, second = await take_all(cap, 2)
         assert tasks_of_the_package() == ["livepush slot renewal"]
         with pytest.raises(CapExceededError) as refused:
-            await cap.take(KEY)
+            await cap.acquire_lease(KEY)
         assert (refused.value.slot_key, refused.value.cap) == (KEY, 2)
-        elsewhere = await cap.take("another key")
+        elsewhere = await cap.acquire_lease("another key")
         assert (await cap.held(KEY), await cap.held("another key"), await cap.held("none")) == (2, 1, 0)
-        first.give_back()
-        first.give_back()
+        first.release()
+        first.release()
         await until(lambda: live(valkey) == [second.id])
-        third = await cap.take(KEY)
+        third = await cap.acquire_lease(KEY)
         assert cap.statistics() == SlotStatistics(
-            held=3, taken=4, refused=1, failed_open=0, replaced=0, owed=0, dropped=0, away=False
+            held=3, acquired=4, refused=1, failed_open=0, replaced=0, owed=0, dropped=0, away=False
         )
         for lease in (second, third, elsewhere):
-            lease.give_back()
+            lease.release()
         await until(lambda: not tasks_of_the_package())
         with raw(valkey) as server:
             assert server.keys("*") == []
@@ -90,7 +90,7 @@ async def test_200_takes_at_once_over_4_caps_give_exactly_20(valkey: ValkeyProce
     clients = [valkey.client() for _ in range(4)]
     caps = [OwnSlotCap(client, cap=20) for client in clients]
     outcomes = await asyncio.gather(
-        *(cap.take(KEY) for cap in caps for _ in range(50)), return_exceptions=True
+        *(cap.acquire_lease(KEY) for cap in caps for _ in range(50)), return_exceptions=True
     )
     leases = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
     assert sorted(live(valkey)) == sorted(lease.id for lease in leases)
@@ -108,7 +108,7 @@ async def test_500_takes_at_once_need_one_connection(own_valkey: ValkeyProcess) 
         server.ping()
         async with client_on(own_valkey) as client:
             cap = OwnSlotCap(client, cap=1)
-            await asyncio.gather(*(cap.take(f"key {number}") for number in range(500)))
+            await asyncio.gather(*(cap.acquire_lease(f"key {number}") for number in range(500)))
             # The test's own, and the cap's.
             assert int(server.info("clients")["connected_clients"]) == 2
             assert int(server.info("stats")["total_connections_received"]) == 2
@@ -121,9 +121,9 @@ async def test_a_counter_of_the_predecessor_is_not_touched(valkey: ValkeyProcess
         server.set(f"livepush:slot:{KEY}", 20, ex=300)
         async with client_on(valkey) as client:
             cap = OwnSlotCap(client, cap=1)
-            lease = await cap.take(KEY)
+            lease = await cap.acquire_lease(KEY)
             assert server.get(f"livepush:slot:{KEY}") == "20"
-            lease.give_back()
+            lease.release()
             await cap.aclose()
 
 
@@ -150,9 +150,9 @@ async def test_hooks_hear_of_every_slot_and_cost_none(
 
     async with client_on(valkey) as client:
         cap = OwnSlotCap(client, cap=1, on_acquire=lambda key: heard.append(f"+{key}"), on_release=on_release)
-        lease = await cap.take(KEY)
+        lease = await cap.acquire_lease(KEY)
         assert not await cap.acquire(KEY)
-        lease.give_back()
+        lease.release()
         await until(lambda: not live(valkey))
         await cap.aclose()
     assert heard == ["+tenant", "-tenant"]
@@ -165,9 +165,9 @@ async def test_scripts_that_the_server_forgot_are_told_again(valkey: ValkeyProce
         with raw(valkey) as server:
             for _ in range(2):
                 server.script_flush()
-                lease = await cap.take(KEY)
+                lease = await cap.acquire_lease(KEY)
                 server.script_flush()
-                lease.give_back()
+                lease.release()
                 await until(lambda: not live(valkey))
         await cap.aclose()
 
@@ -183,10 +183,10 @@ async def test_a_stream_that_outlives_three_ttls_still_counts(valkey: ValkeyProc
         end = time.monotonic() + 3.2
         while time.monotonic() < end:
             with pytest.raises(CapExceededError):
-                await elsewhere.take(KEY)
+                await elsewhere.acquire_lease(KEY)
             await anyio.sleep(0.05)
         assert sorted(live(valkey)) == sorted(lease.id for lease in leases)
-        leases[0].give_back()
+        leases[0].release()
         await until(lambda: live(valkey) == [leases[1].id])
         await cap.aclose()
         assert live(valkey) == []
@@ -199,7 +199,7 @@ def test_slots_of_a_crashed_process_are_free_after_the_ttl(valkey: ValkeyProcess
     from livepush_asgi import SlotCap
     async def main():
         cap = SlotCap(Redis.from_url({valkey.url!r}), cap=3, ttl=1)
-        leases = [await cap.take({KEY!r}) for _ in range(3)]
+        leases = [await cap.acquire_lease({KEY!r}) for _ in range(3)]
         print("taken", flush=True)
         await asyncio.Event().wait()
     asyncio.run(main())
@@ -209,7 +209,7 @@ def test_slots_of_a_crashed_process_are_free_after_the_ttl(valkey: ValkeyProcess
         async with client_on(valkey) as client:
             cap = OwnSlotCap(client, cap=3, ttl=1)
             with pytest.raises(CapExceededError):
-                await cap.take(KEY)
+                await cap.acquire_lease(KEY)
             await until(lambda: not live(valkey), within=2.0)
             await take_all(cap, 3)
             await cap.aclose()
@@ -226,7 +226,7 @@ def test_slots_of_a_crashed_process_are_free_after_the_ttl(valkey: ValkeyProcess
 async def test_2000_leases_are_renewed_in_batches(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
         cap = OwnSlotCap(client, cap=5, ttl=1.5)
-        await asyncio.gather(*(cap.take(f"key {number % 500}") for number in range(2000)))
+        await asyncio.gather(*(cap.acquire_lease(f"key {number % 500}") for number in range(2000)))
         with raw(own_valkey) as server:
             server.config_resetstat()
             await until(lambda: len(live(own_valkey, "key 499")) == 4 and _calls(server) >= 40)
@@ -248,13 +248,13 @@ async def test_the_oldest_of_the_same_process_is_told_at_once(valkey: ValkeyProc
     told: list[str] = []
     async with client_on(valkey) as client:
         cap = OwnSlotCap(client, cap=2, on_full="replace_oldest")
-        first = await cap.take(KEY, lambda: told.append("first"))
-        second = await cap.take(KEY, lambda: told.append("second"))
-        third = await cap.take(KEY, lambda: told.append("third"))
-        assert (told, first.given_back, third.replaced) == (["first"], True, ())
+        first = await cap.acquire_lease(KEY, lambda: told.append("first"))
+        second = await cap.acquire_lease(KEY, lambda: told.append("second"))
+        third = await cap.acquire_lease(KEY, lambda: told.append("third"))
+        assert (told, first.released, third.replaced) == (["first"], True, ())
         assert sorted(live(valkey)) == sorted([second.id, third.id])
         statistics = cap.statistics()
-        assert (statistics.held, statistics.taken, statistics.replaced, statistics.refused) == (2, 3, 1, 0)
+        assert (statistics.held, statistics.acquired, statistics.replaced, statistics.refused) == (2, 3, 1, 0)
         await cap.aclose()
         assert told == ["first"]
 
@@ -264,14 +264,14 @@ async def test_the_oldest_of_another_process_is_told_when_that_hears_of_it(valke
     async with client_on(valkey) as client, client_on(valkey) as another:
         cap = OwnSlotCap(client, cap=2, on_full="replace_oldest")
         elsewhere = OwnSlotCap(another, cap=2, on_full="replace_oldest")
-        first = await cap.take(KEY, lambda: told.append("first"))
-        await cap.take(KEY, lambda: told.append("second"))
-        third = await elsewhere.take(KEY)
+        first = await cap.acquire_lease(KEY, lambda: told.append("first"))
+        await cap.acquire_lease(KEY, lambda: told.append("second"))
+        third = await elsewhere.acquire_lease(KEY)
         assert third.replaced == (first.id,)
         assert told == []
         elsewhere.replaced(third.replaced)
         cap.replaced([*third.replaced, "unknown"])
-        assert (told, first.given_back) == (["first"], True)
+        assert (told, first.released) == (["first"], True)
         await until(lambda: cap.statistics().owed == 0)
         assert len(live(valkey)) == 2
         await cap.aclose()
@@ -293,14 +293,14 @@ async def test_a_replaced_lease_is_not_renewed_and_its_holder_learns_it(
         cap = OwnSlotCap(client, cap=2, ttl=1, on_full="replace_oldest")
         elsewhere = OwnSlotCap(another, cap=2, ttl=1, on_full="replace_oldest")
         # Taken last but renewed first: it is the moment of taking that counts.
-        first = await cap.take(KEY, fault)
-        second = await elsewhere.take(KEY, lambda: told.append("second"))
+        first = await cap.acquire_lease(KEY, fault)
+        second = await elsewhere.acquire_lease(KEY, lambda: told.append("second"))
         renewed_at = _expiries(valkey)
         await until(lambda: all(after > renewed_at[id_] for id_, after in _expiries(valkey).items()))
-        third = await elsewhere.take(KEY)
+        third = await elsewhere.acquire_lease(KEY)
         assert third.replaced == (first.id,)
         await until(lambda: told == ["first"], within=1.0)
-        assert first.given_back
+        assert first.released
         assert sorted(live(valkey)) == sorted([second.id, third.id])
         await cap.aclose()
         await elsewhere.aclose()
@@ -323,15 +323,15 @@ async def test_a_server_without_its_data_counts_right_after_one_renewal(own_valk
         cap = OwnSlotCap(client, cap=5, ttl=1.5)
         leases = await take_all(cap, 5)
         own_valkey.kill()
-        leases.pop().give_back()
+        leases.pop().release()
         own_valkey.start()
         assert live(own_valkey) == []
         await until(lambda: sorted(live(own_valkey)) == sorted(lease.id for lease in leases), within=1.5)
-        last = await cap.take(KEY)
+        last = await cap.acquire_lease(KEY)
         with pytest.raises(CapExceededError):
-            await cap.take(KEY)
+            await cap.acquire_lease(KEY)
         assert len(live(own_valkey)) == 5
-        last.give_back()
+        last.release()
         await cap.aclose()
         assert live(own_valkey) == []
 
@@ -344,7 +344,7 @@ async def test_the_order_of_taking_survives_the_loss_of_the_data(own_valkey: Val
             server.flushall()
         await until(lambda: len(live(own_valkey)) == 3, within=1.5)
         await take_all(cap, 2)
-        assert (first.given_back, second.given_back, third.given_back) == (True, True, False)
+        assert (first.released, second.released, third.released) == (True, True, False)
         await cap.aclose()
 
 
@@ -355,7 +355,7 @@ async def test_what_was_given_back_while_the_server_was_away_is_told_later(tmp_p
             leases = await take_all(cap, 5)
             server.kill()
             for lease in leases[:3]:
-                lease.give_back()
+                lease.release()
             await until(lambda: cap.statistics().away)
             server.start()
             await until(lambda: sorted(live(server)) == sorted(lease.id for lease in leases[3:]))
@@ -368,21 +368,21 @@ async def test_without_a_server_streams_are_let_in_up_to_the_cap_and_counted_lat
 ) -> None:
     async with client_on(own_valkey) as client:
         cap = OwnSlotCap(client, cap=10, timeout=0.5)
-        counted = await cap.take(KEY)
+        counted = await cap.acquire_lease(KEY)
         own_valkey.kill()
-        leases = [counted, *await asyncio.gather(*(cap.take(KEY) for _ in range(6)))]
+        leases = [counted, *await asyncio.gather(*(cap.acquire_lease(KEY) for _ in range(6)))]
         started = time.monotonic()
         leases += await take_all(cap, 3)
         # That it is away is known by now, and nobody waits for it any more.
         assert time.monotonic() - started < 0.1
         with pytest.raises(CapExceededError):
-            await cap.take(KEY)
+            await cap.acquire_lease(KEY)
         assert cap.statistics() == SlotStatistics(
-            held=10, taken=10, refused=1, failed_open=9, replaced=0, owed=0, dropped=0, away=True
+            held=10, acquired=10, refused=1, failed_open=9, replaced=0, owed=0, dropped=0, away=True
         )
         with pytest.raises(SlotsUnavailableError, match=f"127.0.0.1:{own_valkey.port}"):
             await cap.held(KEY)
-        leases.pop().give_back()
+        leases.pop().release()
         own_valkey.start()
         await until(lambda: sorted(live(own_valkey)) == sorted(lease.id for lease in leases))
         await until(lambda: not cap.statistics().away)
@@ -399,10 +399,10 @@ async def test_without_a_server_the_newest_still_wins(own_valkey: ValkeyProcess)
     told: list[str] = []
     async with client_on(own_valkey) as client:
         cap = OwnSlotCap(client, cap=2, timeout=0.5, on_full="replace_oldest")
-        await cap.take(KEY, lambda: told.append("first"))
-        await cap.take(KEY, lambda: told.append("second"))
+        await cap.acquire_lease(KEY, lambda: told.append("first"))
+        await cap.acquire_lease(KEY, lambda: told.append("second"))
         own_valkey.kill()
-        third = await cap.take(KEY, lambda: told.append("third"))
+        third = await cap.acquire_lease(KEY, lambda: told.append("third"))
         assert told == ["first"]
         own_valkey.start()
         await until(lambda: third.id in live(own_valkey))
@@ -415,11 +415,11 @@ async def test_a_cap_that_fails_closed_lets_nobody_in(
 ) -> None:
     async with client_on(own_valkey) as client:
         cap = OwnSlotCap(client, cap=2, timeout=0.3, on_error="closed")
-        lease = await cap.take(KEY)
+        lease = await cap.acquire_lease(KEY)
         own_valkey.kill()
         for _ in range(2):
             with anyio.fail_after(1), pytest.raises(SlotsUnavailableError, match="does not answer"):
-                await cap.take(KEY)
+                await cap.acquire_lease(KEY)
             with pytest.raises(SlotsUnavailableError):
                 await cap.acquire(KEY)
         own_valkey.start()
@@ -438,15 +438,15 @@ async def test_a_server_that_stands_still_holds_up_no_request(
 ) -> None:
     async with client_on(own_valkey) as client:
         cap = OwnSlotCap(client, cap=1, timeout=0.3, on_error=on_error)
-        (await cap.take(KEY)).give_back()
+        (await cap.acquire_lease(KEY)).release()
         await until(lambda: not live(own_valkey))
         own_valkey.pause()
         with anyio.fail_after(1):
             if on_error == "open":
-                lease = await cap.take(KEY)
+                lease = await cap.acquire_lease(KEY)
             else:
                 with pytest.raises(SlotsUnavailableError):
-                    await cap.take(KEY)
+                    await cap.acquire_lease(KEY)
         own_valkey.resume()
         await until(lambda: not cap.statistics().away)
         # The take was waiting in the socket, and was carried out only now.
@@ -458,15 +458,15 @@ async def test_a_server_that_stands_still_holds_up_no_request(
 async def test_takes_that_are_cancelled_have_taken_nothing(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
         cap = OwnSlotCap(client, cap=20)
-        kept = await cap.take(KEY)
+        kept = await cap.acquire_lease(KEY)
         own_valkey.pause()
         async with anyio.create_task_group() as tasks:
             for _ in range(10):
-                tasks.start_soon(cap.take, KEY)
+                tasks.start_soon(cap.acquire_lease, KEY)
             await anyio.wait_all_tasks_blocked()
             # These are queued behind the ones that were sent.
             for _ in range(10):
-                tasks.start_soon(cap.take, KEY)
+                tasks.start_soon(cap.acquire_lease, KEY)
             await anyio.wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
         own_valkey.resume()
@@ -488,12 +488,12 @@ async def test_a_take_whose_reply_is_lost_is_not_lost_itself(
         async with Redis(port=relay.port) as client:
             cap = OwnSlotCap(client, cap=2, ttl=1.5, on_error=on_error)
             if on_error == "open":
-                lease = await cap.take(KEY)
+                lease = await cap.acquire_lease(KEY)
                 assert live(valkey) == [lease.id]
-                lease.give_back()
+                lease.release()
             else:
                 with pytest.raises(SlotsUnavailableError):
-                    await cap.take(KEY)
+                    await cap.acquire_lease(KEY)
             # Either way the server is told that the slot is free; that was lost on the way, too.
             await until(lambda: not live(valkey))
             await until(lambda: cap.statistics().owed == 0)
@@ -519,9 +519,9 @@ async def test_closing_waits_no_longer_than_2_seconds_for_a_server(own_valkey: V
 async def test_a_give_back_is_dropped_when_the_lease_has_expired_by_itself(own_valkey: ValkeyProcess) -> None:
     async with client_on(own_valkey) as client:
         cap = OwnSlotCap(client, cap=2, ttl=0.5, timeout=0.2)
-        lease = await cap.take(KEY)
+        lease = await cap.acquire_lease(KEY)
         own_valkey.kill()
-        lease.give_back()
+        lease.release()
         assert cap.statistics().owed == 1
         await until(lambda: not tasks_of_the_package(), within=5.0)
         assert (cap.statistics().owed, cap.statistics().dropped) == (0, 1)
@@ -536,7 +536,7 @@ def test_leases_of_an_event_loop_that_ended_are_given_back(valkey: ValkeyProcess
 
     async def use() -> str:
         # The last loop left its lease behind, without a word.
-        lease = await cap.take(KEY)
+        lease = await cap.acquire_lease(KEY)
         await until(lambda: live(valkey) == [lease.id])
         await client.aclose()
         return lease.id
@@ -544,7 +544,28 @@ def test_leases_of_an_event_loop_that_ended_are_given_back(valkey: ValkeyProcess
     assert len({asyncio.run(use()) for _ in range(3)}) == 3
 
     async def close() -> None:
-        await cap.take(KEY)
+        await cap.acquire_lease(KEY)
+        await cap.aclose()
+        await client.aclose()
+
+    asyncio.run(close())
+    assert live(valkey) == []
+
+
+def test_a_lease_can_be_released_after_its_event_loop_has_ended(valkey: ValkeyProcess) -> None:
+    client = valkey.client()
+    cap = OwnSlotCap(client, cap=1)
+
+    async def use() -> Lease:
+        lease = await cap.acquire_lease(KEY)
+        await client.aclose()
+        return lease
+
+    for _ in range(2):
+        asyncio.run(use()).release()
+
+    async def close() -> None:
+        await cap.acquire_lease(KEY)
         await cap.aclose()
         await client.aclose()
 
@@ -559,12 +580,12 @@ def test_when_the_event_loop_ends_nothing_is_left_open(own_valkey: ValkeyProcess
     from redis.asyncio import Redis
     from livepush_asgi import SlotCap
     async def stream(cap, taken):
-        lease = await cap.take("key")
+        lease = await cap.acquire_lease("key")
         try:
             taken.append(lease)
             await asyncio.Event().wait()
         finally:
-            lease.give_back()
+            lease.release()
     async def main():
         client = Redis.from_url({own_valkey.url!r})
         cap, taken = SlotCap(client, timeout=0.3), []

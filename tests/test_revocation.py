@@ -64,9 +64,9 @@ class Door:
 class SlowSlots(MemorySlotCap):
     """A cap whose store takes a second."""
 
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         await let_pass(1)
-        return await super().take(slot_key, on_replaced)
+        return await super().acquire_lease(slot_key, on_replaced)
 
 
 class Uncounted(MemoryBroker):
@@ -518,8 +518,8 @@ async def test_a_client_that_takes_nothing_is_cut_also_when_no_other_process_can
 class ReplacingSlots(MemorySlotCap):
     """A cap of which each take replaces a lease of another process."""
 
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
-        lease = await super().take(slot_key, on_replaced)
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+        lease = await super().acquire_lease(slot_key, on_replaced)
         lease.replaced = ("elsewhere",)
         return lease
 

@@ -92,9 +92,9 @@ class TestOverAServer:
     ) -> None:
         async with own_valkey.client() as client:
             cap = SlotCap(client, cap=3, ttl=20, timeout=0.3)
-            held, given = await cap.take("k"), await cap.take("k")
+            held, given = await cap.acquire_lease("k"), await cap.acquire_lease("k")
             own_valkey.pause()
-            given.give_back()
+            given.release()
             started = time.monotonic()
             await cap.aclose()
             assert 1.5 < time.monotonic() - started < 3
@@ -102,6 +102,6 @@ class TestOverAServer:
             own_valkey.resume()
             await until(lambda: cap.statistics().owed == 0)
             assert await cap.held("k") == 1
-            held.give_back()
+            held.release()
             await cap.aclose()
             assert cap.statistics().owed == 0

@@ -68,7 +68,7 @@ async def test_racing_takes_of_two_caps_give_exactly_the_cap_on_every_key(cluste
     owners = {key: owner(cluster, key) for key in KEYS}
     assert set(owners.values()) == {0, 1, 2}
     async with cap_on(cluster, cap=2, ttl=1.5) as cap, cap_on(cluster, cap=2, ttl=1.5) as elsewhere:
-        takes = [each.take(key) for key in KEYS for each in (cap, elsewhere) for _ in range(2)]
+        takes = [each.acquire_lease(key) for key in KEYS for each in (cap, elsewhere) for _ in range(2)]
         outcomes = await asyncio.gather(*takes, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {Lease, CapExceededError}
         leases = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
@@ -83,7 +83,7 @@ async def test_racing_takes_of_two_caps_give_exactly_the_cap_on_every_key(cluste
         for statistics in (cap.statistics(), elsewhere.statistics()):
             assert (statistics.failed_open, statistics.away, statistics.refused_keys) == (0, False, 0)
         for lease in leases:
-            lease.give_back()
+            lease.release()
         await until(lambda: keys_left(cluster) == [[], [], []])
 
 
@@ -91,10 +91,10 @@ async def test_a_slot_given_back_is_free_for_the_next_take(cluster: ValkeyCluste
     async with cap_on(cluster, cap=1) as cap:
 
         async def reopen(key: str) -> None:
-            lease = await cap.take(key)
+            lease = await cap.acquire_lease(key)
             for _ in range(10):
-                lease.give_back()
-                lease = await cap.take(key)
+                lease.release()
+                lease = await cap.acquire_lease(key)
             assert await cap.held(key) == 1
 
         await asyncio.gather(*map(reopen, KEYS))
@@ -107,18 +107,18 @@ async def test_a_slot_given_back_is_free_for_the_next_take(cluster: ValkeyCluste
 async def test_the_newest_wins_on_every_node(cluster: ValkeyCluster) -> None:
     newest_wins: dict[str, object] = {"cap": 1, "on_full": "replace_oldest"}
     async with cap_on(cluster, **newest_wins) as cap, cap_on(cluster, **newest_wins) as elsewhere:
-        old = [await elsewhere.take(key) for key in KEYS]
-        new = await asyncio.gather(*map(cap.take, KEYS))
+        old = [await elsewhere.acquire_lease(key) for key in KEYS]
+        new = await asyncio.gather(*map(cap.acquire_lease, KEYS))
         assert [lease.replaced for lease in new] == [(lease.id,) for lease in old]
         elsewhere.replaced(id_ for lease in new for id_ in lease.replaced)
-        assert all(lease.given_back for lease in old)
+        assert all(lease.released for lease in old)
 
 
 @pytest.mark.parametrize("slot_key", ["}", "{", "{}", "a}b{c", "%", "{a}"])
 async def test_keys_with_braces_have_one_place(cluster: ValkeyCluster, slot_key: str) -> None:
     async with cap_on(cluster, cap=1, on_full="replace_oldest") as cap:
         for _ in range(3):
-            await cap.take(slot_key)
+            await cap.acquire_lease(slot_key)
         assert await cap.held(slot_key) == 1
 
 
@@ -126,18 +126,18 @@ async def test_a_slot_that_moves_takes_its_leases_along(cluster: ValkeyCluster) 
     key = next(key for key in KEYS if owner(cluster, key) == 0)
     slot = key_slot(key.encode())
     async with cap_on(cluster, cap=2, ttl=0.9) as cap:
-        first = await cap.take(key)
+        first = await cap.acquire_lease(key)
         cluster.move_slot(slot, 1)
         try:
-            second = await cap.take(key)
+            second = await cap.acquire_lease(key)
             with pytest.raises(CapExceededError):
-                await cap.take(key)
+                await cap.acquire_lease(key)
             await anyio.sleep(1.5)
             assert sorted(live(cluster, key, node=1)) == sorted([first.id, second.id])
             assert cap.statistics().failed_open == 0
         finally:
             cluster.move_slot(slot, 0)
-        second.give_back()
+        second.release()
         await until(lambda: live(cluster, key) == [first.id])
 
 
@@ -155,11 +155,11 @@ async def test_a_node_that_is_killed_affects_its_own_keys_only(
             owners = {key: owner(cluster, key) for key in KEYS}
             healthy = [key for key in KEYS if owners[key] != 0]
             dead = [key for key in KEYS if owners[key] == 0]
-            leases = {key: [await cap.take(key)] for key in KEYS}
+            leases = {key: [await cap.acquire_lease(key)] for key in KEYS}
             for key in healthy:
-                leases[key].append(await elsewhere.take(key))
+                leases[key].append(await elsewhere.acquire_lease(key))
             cluster.nodes[0].kill()
-            found = await asyncio.gather(*map(cap.take, dead), return_exceptions=True)
+            found = await asyncio.gather(*map(cap.acquire_lease, dead), return_exceptions=True)
             expected = Lease if on_error == "open" else SlotsUnavailableError
             assert {type(outcome) for outcome in found} == {expected}
             end = time.monotonic() + 4.5
@@ -168,17 +168,17 @@ async def test_a_node_that_is_killed_affects_its_own_keys_only(
                 for key in healthy[:6]:
                     for each in (cap, elsewhere):
                         with pytest.raises(CapExceededError):
-                            await each.take(key)
+                            await each.acquire_lease(key)
                     ids = sorted(lease.id for lease in leases[key])
                     assert sorted(live(cluster, key, node=owners[key])) == ids
                 assert time.monotonic() - started < 1
                 if on_error == "closed":
                     with pytest.raises(SlotsUnavailableError):
-                        await cap.take(dead[0])
+                        await cap.acquire_lease(dead[0])
                 await anyio.sleep(0.1)
             # What is given back is free at once, for the other process too.
             for key in healthy:
-                leases[key][0].give_back()
+                leases[key][0].release()
             async with asyncio.timeout(1):
                 for key in healthy:
                     await cap.acquire(key)
@@ -199,7 +199,7 @@ async def test_a_replica_that_takes_over_counts_on(tmp_path: Path) -> None:
     with valkey_cluster(tmp_path, replicas=True) as cluster:
         await cluster.gather()
         async with cap_on(cluster, cap=2, ttl=1.5, timeout=0.5) as cap:
-            leases = [await cap.take(key) for key in KEYS for _ in range(2)]
+            leases = [await cap.acquire_lease(key) for key in KEYS for _ in range(2)]
             assert len(leases) == 120
             dead = [key for key in KEYS if owner(cluster, key) == 0]
             cluster.nodes[0].kill()
@@ -208,7 +208,7 @@ async def test_a_replica_that_takes_over_counts_on(tmp_path: Path) -> None:
             await until(lambda: not cap.statistics().away)
             for key in KEYS:
                 with pytest.raises(CapExceededError):
-                    await cap.take(key)
+                    await cap.acquire_lease(key)
 
 
 @pytest.mark.parametrize("on_error", ["open", "closed"])
@@ -219,7 +219,7 @@ async def test_a_client_of_one_node_of_a_cluster_is_refused(
         cap = SlotCap(client, cap=2, on_error=on_error)
         for key in KEYS:
             with pytest.raises(SlotsUnavailableError, match=r"one node of a cluster.*RedisCluster"):
-                await cap.take(key)
+                await cap.acquire_lease(key)
         with pytest.raises(SlotsUnavailableError, match="one node of a cluster"):
             await cap.acquire(KEYS[0])
         await until(lambda: cap.statistics().owed == 0)
@@ -233,15 +233,15 @@ def test_a_cap_on_a_cluster_is_used_by_one_event_loop_after_the_other(cluster: V
     cap = SlotCap(client, cap=2)
 
     async def use() -> int:
-        leases = [await cap.take(key) for key in KEYS[:10]]
+        leases = [await cap.acquire_lease(key) for key in KEYS[:10]]
         await client.aclose()
         return len(leases)
 
     assert [asyncio.run(use()) for _ in range(3)] == [10, 10, 10]
 
     async def close() -> None:
-        lease = await cap.take(KEYS[0])
-        lease.give_back()
+        lease = await cap.acquire_lease(KEYS[0])
+        lease.release()
         await cap.aclose()
         await client.aclose()
 

@@ -32,9 +32,9 @@ def stand_still_while_another_process_takes(server: ValkeyProcess, count: int) -
     async def take() -> None:
         async with server.client() as client:
             cap = OwnSlotCap(client, cap=2, ttl=30)
-            while cap.statistics().taken < count:
+            while cap.statistics().acquired < count:
                 try:
-                    await cap.take(KEY)
+                    await cap.acquire_lease(KEY)
                 except CapExceededError:
                     await asyncio.sleep(0.05)
 
@@ -50,13 +50,13 @@ async def test_a_process_that_stood_still_for_longer_than_its_leases_lived(
     told: list[str] = []
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=2, ttl=0.5, on_error=on_error)
-        first = await cap.take(KEY, lambda: told.append("first"))
-        second = await cap.take(KEY, lambda: told.append("second"))
+        first = await cap.acquire_lease(KEY, lambda: told.append("first"))
+        second = await cap.acquire_lease(KEY, lambda: told.append("second"))
         stand_still_while_another_process_takes(own_valkey, 1)
         if on_error == "closed":
             # One slot was taken meanwhile, and one of the two streams has to go.
             await until(lambda: len(told) == 1)
-            assert [first.given_back, second.given_back] == [name in told for name in ("first", "second")]
+            assert [first.released, second.released] == [name in told for name in ("first", "second")]
         else:
             # Nobody who was let in is thrown out: they are counted, all three.
             await until(lambda: len(live(admin)) == 3)
@@ -64,7 +64,7 @@ async def test_a_process_that_stood_still_for_longer_than_its_leases_lived(
         await anyio.sleep(0.7)
         assert len(live(admin)) == (2 if on_error == "closed" else 3)
         with pytest.raises(CapExceededError):
-            await cap.take(KEY)
+            await cap.acquire_lease(KEY)
         await cap.aclose()
 
 
@@ -73,15 +73,15 @@ async def test_leases_from_before_a_step_of_the_servers_clock_end(
 ) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=2, ttl=1)
-        mine = await cap.take(KEY)
+        mine = await cap.acquire_lease(KEY)
         # The server's clock stepped back by an hour: the lease of a crashed process has the time of before.
         in_an_hour = (int(admin.time()[0]) + 3600) * 1_000_000
         admin.zadd(f"livepush:slot:{{{KEY}}}", {"crashed": in_an_hour})
         admin.zadd(f"livepush:slot:{{{KEY}}}:since", {"crashed": in_an_hour})
         with pytest.raises(CapExceededError):
-            await cap.take(KEY)
+            await cap.acquire_lease(KEY)
         await until(lambda: live(admin) == [mine.id], within=2)
-        await cap.take(KEY)
+        await cap.acquire_lease(KEY)
         assert admin.pttl(f"livepush:slot:{{{KEY}}}") <= 1001
         await cap.aclose()
 
@@ -91,13 +91,13 @@ async def test_leases_survive_a_step_of_the_servers_clock_ahead(
 ) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=2, ttl=1)
-        leases = [await cap.take(KEY) for _ in range(2)]
+        leases = [await cap.acquire_lease(KEY) for _ in range(2)]
         # All of them are in the past at once.
         an_hour_ago = (int(admin.time()[0]) - 3600) * 1_000_000
         admin.zadd(f"livepush:slot:{{{KEY}}}", {lease.id: an_hour_ago for lease in leases})
         await until(lambda: sorted(live(admin)) == sorted(lease.id for lease in leases), within=1)
         with pytest.raises(CapExceededError):
-            await cap.take(KEY)
+            await cap.acquire_lease(KEY)
         await cap.aclose()
 
 
@@ -109,13 +109,15 @@ async def test_a_timeout_shorter_than_the_way_to_the_server(
         cap = OwnSlotCap(client, cap=3, ttl=1, timeout=0.0004, on_error=on_error)
         outcomes = []
         for _ in range(30):
-            outcomes += await asyncio.gather(*(cap.take(KEY) for _ in range(3)), return_exceptions=True)
+            outcomes += await asyncio.gather(
+                *(cap.acquire_lease(KEY) for _ in range(3)), return_exceptions=True
+            )
             await asyncio.sleep(0.02)
         leases = [outcome for outcome in outcomes if isinstance(outcome, Lease)]
         assert len(leases) <= 3
         assert {type(outcome) for outcome in outcomes} <= {Lease, CapExceededError, SlotsUnavailableError}
         for lease in leases:
-            lease.give_back()
+            lease.release()
         # Whatever the server was told of it, nothing is left.
         await until(lambda: live(admin) == [], within=5)
         await until(lambda: cap.statistics().owed == 0, within=5)
@@ -126,13 +128,13 @@ async def test_a_timeout_shorter_than_the_way_to_the_server(
 async def test_churn_while_the_server_is_away_costs_no_memory(own_valkey: ValkeyProcess) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=5, ttl=20, timeout=0.3)
-        counted = [await cap.take(KEY) for _ in range(3)]
+        counted = [await cap.acquire_lease(KEY) for _ in range(3)]
         own_valkey.kill()
         for lease in counted:
-            lease.give_back()
+            lease.release()
         await until(lambda: cap.statistics().away)
         for _ in range(2000):
-            (await cap.take(KEY)).give_back()
+            (await cap.acquire_lease(KEY)).release()
         # What the server never heard of it need not be told.
         assert cap.statistics().failed_open == 2000
         assert cap.statistics().owed == 3
@@ -144,14 +146,14 @@ async def test_churn_while_the_server_is_away_costs_no_memory(own_valkey: Valkey
 async def test_churn_over_many_keys_does_not_delay_that_a_server_is_back(own_valkey: ValkeyProcess) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=5, ttl=20, timeout=0.3)
-        held = await cap.take(KEY)
+        held = await cap.acquire_lease(KEY)
         own_valkey.kill()
-        await cap.take("the server is known to be away now")
+        await cap.acquire_lease("the server is known to be away now")
         for number in range(500):
-            (await cap.take(f"key {number}")).give_back()
+            (await cap.acquire_lease(f"key {number}")).release()
         own_valkey.start()
         await until(lambda: not cap.statistics().away, within=5)
-        assert not held.given_back
+        assert not held.released
         await cap.aclose()
 
 
@@ -160,21 +162,21 @@ async def test_a_server_is_back_when_it_answers_and_not_when_nobody_asks(
 ) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=5, ttl=20, timeout=0.5)
-        held = await cap.take("another key")
+        held = await cap.acquire_lease("another key")
         own_valkey.pause()
         # Let in, and given back before anything could be said about it.
-        (await cap.take(KEY)).give_back()
+        (await cap.acquire_lease(KEY)).release()
         await anyio.sleep(1.5)
         for _ in range(5):
             started = time.monotonic()
-            (await cap.take(KEY)).give_back()
+            (await cap.acquire_lease(KEY)).release()
             assert time.monotonic() - started < 0.1
             assert cap.statistics().away
             await anyio.sleep(0.1)
         assert len(caplog.records) == 1
         own_valkey.resume()
         await until(lambda: not cap.statistics().away)
-        assert not held.given_back
+        assert not held.released
         await cap.aclose()
     assert len(caplog.records) == 2
 
@@ -185,7 +187,7 @@ async def test_a_user_without_permission_for_any_key_is_heard_once(
     admin.acl_setuser("none", enabled=True, nopass=True, categories=["+@all"], keys=["other:*"])
     async with redis.asyncio.Redis(port=own_valkey.port, username="none", password="any") as client:
         cap = OwnSlotCap(client, cap=1, ttl=20)
-        await asyncio.gather(*(cap.take(f"key {number}") for number in range(1500)))
+        await asyncio.gather(*(cap.acquire_lease(f"key {number}") for number in range(1500)))
         statistics = cap.statistics()
         assert (statistics.held, statistics.failed_open, statistics.away) == (1500, 1500, False)
         assert statistics.refused_keys <= 1000
@@ -199,9 +201,9 @@ async def test_a_full_server_is_away_and_takes_its_leases_when_there_is_room(
 ) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=2, ttl=2)
-        lease = await cap.take(KEY)
+        lease = await cap.acquire_lease(KEY)
         admin.config_set("maxmemory", "1")
-        let_in = await cap.take(KEY)
+        let_in = await cap.acquire_lease(KEY)
         assert cap.statistics().refused_keys == 0
         admin.config_set("maxmemory", "0")
         await until(lambda: sorted(live(admin)) == sorted([lease.id, let_in.id]))

@@ -50,9 +50,9 @@ async def poison(cap: SlotCap, leases: list[Lease], enough: anyio.Event) -> None
     """Take the spoilt key again and again, and give back what was let in."""
     while not enough.is_set():
         try:
-            leases.append(await cap.take(BAD))
+            leases.append(await cap.acquire_lease(BAD))
         except CapExceededError:
-            leases.pop().give_back()
+            leases.pop().release()
         except SlotsUnavailableError:
             assert cap.statistics().failed_open == 0
         await anyio.sleep(0.02)
@@ -70,8 +70,12 @@ async def test_a_spoilt_key_that_is_taken_again_and_again_disturbs_no_other(
 ) -> None:
     spoil(admin, part)
     async with caps(own_valkey, cap=3, ttl=0.6, on_error=on_error) as (cap, elsewhere):
-        first = await cap.take(BAD) if on_error == "open" else None
-        leases = [await cap.take(GOOD), await cap.take(GOOD), await elsewhere.take(GOOD)]
+        first = await cap.acquire_lease(BAD) if on_error == "open" else None
+        leases = [
+            await cap.acquire_lease(GOOD),
+            await cap.acquire_lease(GOOD),
+            await elsewhere.acquire_lease(GOOD),
+        ]
         let_in: list[Lease] = []
         enough = anyio.Event()
         async with anyio.create_task_group() as tasks:
@@ -80,7 +84,7 @@ async def test_a_spoilt_key_that_is_taken_again_and_again_disturbs_no_other(
             while time.monotonic() < end:
                 for each in (cap, elsewhere):
                     with pytest.raises(CapExceededError):
-                        await each.take(GOOD)
+                        await each.acquire_lease(GOOD)
                 assert sorted(live(admin)) == sorted(lease.id for lease in leases)
                 await anyio.sleep(0.03)
             enough.set()
@@ -90,9 +94,9 @@ async def test_a_spoilt_key_that_is_taken_again_and_again_disturbs_no_other(
         assert statistics.owed <= 3
         uncounted = statistics.held - 2
         assert uncounted == (1 + len(let_in) if first else 0)
-        leases[0].give_back()
+        leases[0].release()
         await until(lambda: len(live(admin)) == 2)
-        leases[0] = await elsewhere.take(GOOD)
+        leases[0] = await elsewhere.acquire_lease(GOOD)
         assert elsewhere.statistics().failed_open == 0
         lines = [record.getMessage() for record in caplog.records if record.name == "livepush_asgi"]
         assert len(lines) == 1, lines
@@ -104,11 +108,11 @@ async def test_a_spoilt_key_that_is_taken_again_and_again_disturbs_no_other(
             # What was let in is counted as soon as that can be done.
             await until(lambda: len(live(admin, BAD)) == uncounted)
             assert await elsewhere.held(BAD) == uncounted
-            first.give_back()
+            first.release()
             for lease in let_in:
-                lease.give_back()
+                lease.release()
         else:
-            (await cap.take(BAD)).give_back()
+            (await cap.acquire_lease(BAD)).release()
         await until(lambda: not live(admin, BAD) and cap.statistics().refused_keys == 0)
     assert caplog.records[-1].getMessage().endswith("refuses no slot key any more")
     await until(lambda: admin.keys("*") == [])
@@ -128,7 +132,7 @@ async def test_a_key_that_the_user_may_not_touch_fails_alone(
     async with Redis(port=own_valkey.port, username="limited", password="any") as client:
         cap = OwnSlotCap(client, cap=1, ttl=0.6, on_error=on_error)
         for _ in range(3):
-            found = await asyncio.gather(*map(cap.take, ["a1", BAD, "z1"]), return_exceptions=True)
+            found = await asyncio.gather(*map(cap.acquire_lease, ["a1", BAD, "z1"]), return_exceptions=True)
             refused = Lease if on_error == "open" else SlotsUnavailableError
             assert [type(outcome) for outcome in found] == [Lease, refused, Lease]
             await anyio.sleep(0.7)
@@ -136,7 +140,7 @@ async def test_a_key_that_the_user_may_not_touch_fails_alone(
             # All are given back together as well.
             for outcome in found:
                 if isinstance(outcome, Lease):
-                    outcome.give_back()
+                    outcome.release()
             await until(lambda: cap.statistics().owed == 0, within=2.0)
             assert (live(admin, "a1"), live(admin, "z1")) == ([], [])
         assert not cap.statistics().away
@@ -150,15 +154,15 @@ async def test_a_key_that_is_refused_while_it_is_held_keeps_its_leases(
     own_valkey: ValkeyProcess, admin: redis.Redis
 ) -> None:
     async with caps(own_valkey, cap=2, ttl=0.6) as (cap, elsewhere):
-        lease = await cap.take(BAD)
+        lease = await cap.acquire_lease(BAD)
         spoil(admin)
         await until(lambda: cap.statistics().refused_keys == 1)
-        assert not lease.given_back
+        assert not lease.released
         admin.delete(f"livepush:slot:{{{BAD}}}")
         await until(lambda: live(admin, BAD) == [lease.id])
-        await elsewhere.take(BAD)
+        await elsewhere.acquire_lease(BAD)
         with pytest.raises(CapExceededError):
-            await elsewhere.take(BAD)
+            await elsewhere.acquire_lease(BAD)
 
 
 @pytest.mark.parametrize("on_error", ["open", "closed"])
@@ -166,14 +170,14 @@ async def test_a_server_that_serves_no_key_now_is_away(
     own_valkey: ValkeyProcess, admin: redis.Redis, caplog: pytest.LogCaptureFixture, on_error: OnError
 ) -> None:
     async with caps(own_valkey, cap=2, ttl=0.6, on_error=on_error) as (cap, _):
-        lease = await cap.take(GOOD)
+        lease = await cap.acquire_lease(GOOD)
         # Nobody is at that address: it becomes a replica that only reads.
         admin.replicaof("127.0.0.1", 1)
         if on_error == "open":
-            await cap.take(GOOD)
+            await cap.acquire_lease(GOOD)
         else:
             with pytest.raises(SlotsUnavailableError, match="does not answer"):
-                await cap.take(GOOD)
+                await cap.acquire_lease(GOOD)
         assert (cap.statistics().away, cap.statistics().refused_keys) == (True, 0)
         admin.replicaof("NO", "ONE")
         await until(lambda: not cap.statistics().away)
@@ -187,15 +191,15 @@ async def test_keys_with_braces_are_keys_like_all_others(
     own_valkey: ValkeyProcess, admin: redis.Redis, slot_key: str
 ) -> None:
     async with caps(own_valkey, cap=1) as (cap, elsewhere):
-        lease = await cap.take(slot_key)
+        lease = await cap.acquire_lease(slot_key)
         with pytest.raises(CapExceededError):
-            await elsewhere.take(slot_key)
+            await elsewhere.acquire_lease(slot_key)
         assert await elsewhere.held(slot_key) == 1
         # No two slot keys have a hash tag in common, and none is empty.
         tags = {str(key).removeprefix("livepush:slot:{").partition("}")[0] for key in admin.keys("*")}
         assert len(tags) == 1
         assert "" not in tags
-        lease.give_back()
+        lease.release()
         await until(lambda: admin.keys("*") == [])
 
 
@@ -203,7 +207,7 @@ async def test_the_key_of_an_ordinary_name_is_what_it_was(
     own_valkey: ValkeyProcess, admin: redis.Redis
 ) -> None:
     async with caps(own_valkey, cap=1) as (cap, _):
-        await cap.take("user:42 é/ü")
+        await cap.acquire_lease("user:42 é/ü")
         assert sorted(admin.keys("*")) == [
             "livepush:slot:{user:42 é/ü}",
             "livepush:slot:{user:42 é/ü}:since",
@@ -214,7 +218,7 @@ async def test_a_key_with_a_lone_surrogate_is_an_error_before_anything_is_sent(
     own_valkey: ValkeyProcess, admin: redis.Redis
 ) -> None:
     async with caps(own_valkey, cap=1) as (cap, _):
-        for call in (cap.take, cap.acquire, cap.held):
+        for call in (cap.acquire_lease, cap.acquire, cap.held):
             with pytest.raises(ValueError, match="lone surrogate"):
                 await call("user\udcff")
         await cap.release("user\udcff")
@@ -226,7 +230,7 @@ async def test_a_server_that_comes_back_with_a_refusal_is_back(tmp_path: Path) -
     with ValkeyProcess(tmp_path, persistent=True) as server:
         async with server.client() as client:
             cap = SlotCap(client, cap=2, ttl=0.9, timeout=0.5)
-            lease = await cap.take(BAD)
+            lease = await cap.acquire_lease(BAD)
             with redis.Redis.from_url(server.url) as admin:
                 spoil(admin)
             server.kill()
@@ -235,7 +239,7 @@ async def test_a_server_that_comes_back_with_a_refusal_is_back(tmp_path: Path) -
             # Its only answer is that it refuses the one key that is held.
             await until(lambda: not cap.statistics().away)
             assert cap.statistics().refused_keys == 1
-            (await cap.take(GOOD)).give_back()
+            (await cap.acquire_lease(GOOD)).release()
             assert cap.statistics().failed_open == 0
-            lease.give_back()
+            lease.release()
             await cap.aclose()

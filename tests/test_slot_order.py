@@ -54,10 +54,25 @@ async def test_a_released_slot_can_be_acquired_at_once(cap: OwnSlotCap, admin: r
 async def test_a_lease_that_was_given_back_is_free_for_the_next_take(
     cap: OwnSlotCap, admin: redis.Redis
 ) -> None:
-    lease = await cap.take(KEY)
+    lease = await cap.acquire_lease(KEY)
     for _ in range(200):
-        lease.give_back()
-        lease = await cap.take(KEY)
+        lease.release()
+        lease = await cap.acquire_lease(KEY)
+    assert live(admin) == [lease.id]
+    assert cap.statistics().refused == 0
+
+
+async def test_a_slot_that_is_released_while_an_acquire_is_under_way_is_free_for_it(
+    cap: OwnSlotCap, admin: redis.Redis
+) -> None:
+    lease = await cap.acquire_lease(KEY)
+    for _ in range(20):
+        acquiring = asyncio.create_task(cap.acquire_lease(KEY))
+        # Its call has left by now, without the release.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        lease.release()
+        lease = await acquiring
     assert live(admin) == [lease.id]
     assert cap.statistics().refused == 0
 
@@ -67,14 +82,14 @@ async def test_fifty_holders_that_give_back_and_take_at_once_are_never_refused(
 ) -> None:
     async with valkey.client() as client:
         cap = OwnSlotCap(client, cap=50)
-        leases = [await cap.take(KEY) for _ in range(50)]
+        leases = [await cap.acquire_lease(KEY) for _ in range(50)]
 
         async def reopen(number: int) -> None:
             for _ in range(20):
-                leases[number].give_back()
+                leases[number].release()
                 if number % 3 == 0:
                     await asyncio.sleep(0)
-                leases[number] = await cap.take(KEY)
+                leases[number] = await cap.acquire_lease(KEY)
 
         await asyncio.gather(*map(reopen, range(50)))
         assert sorted(live(admin)) == sorted(lease.id for lease in leases)
@@ -88,10 +103,10 @@ async def test_a_thousand_slots_of_a_key_that_are_given_back_are_free_for_as_man
     async with valkey.client() as client:
         cap = OwnSlotCap(client, cap=1000)
         for _ in range(3):
-            leases = await asyncio.gather(*(cap.take(KEY) for _ in range(1000)))
+            leases = await asyncio.gather(*(cap.acquire_lease(KEY) for _ in range(1000)))
             assert len(live(admin)) == 1000
             for lease in leases:
-                lease.give_back()
+                lease.release()
         assert cap.statistics().refused == 0
         await until(lambda: live(admin) == [])
         await cap.aclose()
@@ -102,20 +117,20 @@ async def test_a_slot_that_was_given_back_is_not_replaced(valkey: ValkeyProcess,
     async with valkey.client() as client, valkey.client() as another:
         cap = OwnSlotCap(client, cap=2, on_full="replace_oldest")
         elsewhere = OwnSlotCap(another, cap=2, on_full="replace_oldest")
-        first = await elsewhere.take(KEY, lambda: told.append("first"))
-        second = await cap.take(KEY, lambda: told.append("second"))
+        first = await elsewhere.acquire_lease(KEY, lambda: told.append("first"))
+        second = await cap.acquire_lease(KEY, lambda: told.append("second"))
         for number in range(100):
-            second.give_back()
-            second = await cap.take(KEY, lambda number=number: told.append(f"{number}"))  # type: ignore[misc]
+            second.release()
+            second = await cap.acquire_lease(KEY, lambda number=number: told.append(f"{number}"))  # type: ignore[misc]
             assert second.replaced == ()
         assert sorted(live(admin)) == sorted([first.id, second.id])
         # Now there is one too many.
-        third = await cap.take(KEY)
+        third = await cap.acquire_lease(KEY)
         assert third.replaced == (first.id,)
         # What was replaced and is given back by its holder costs nobody a slot.
         elsewhere.replaced(third.replaced)
         assert told == ["first"]
-        fourth = await elsewhere.take(KEY)
+        fourth = await elsewhere.acquire_lease(KEY)
         assert fourth.replaced == (second.id,)
         await cap.aclose()
         await elsewhere.aclose()
@@ -175,17 +190,17 @@ async def test_takes_that_are_cancelled_free_their_slots_for_the_next_take(
     cap: OwnSlotCap, admin: redis.Redis
 ) -> None:
     for turns in range(30):
-        take = asyncio.create_task(cap.take(KEY))
+        take = asyncio.create_task(cap.acquire_lease(KEY))
         # It is cancelled before its call left, on the way, and when its reply is there.
         for _ in range(turns % 15):
             await asyncio.sleep(0)
         take.cancel()
         (outcome,) = await asyncio.gather(take, return_exceptions=True)
         if isinstance(outcome, Lease):
-            outcome.give_back()
-        lease = await cap.take(KEY)
+            outcome.release()
+        lease = await cap.acquire_lease(KEY)
         assert live(admin) == [lease.id]
-        lease.give_back()
+        lease.release()
     await until(lambda: cap.statistics().owed == 0)
     assert live(admin) == []
 

@@ -1,6 +1,7 @@
 """Slots that many take at once: one call to a real server for all of them, and what it answers to each."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import anyio
@@ -32,7 +33,7 @@ def calls(admin: redis.Redis) -> int:
 
 
 async def outcomes(cap: OwnSlotCap, *slot_keys: str) -> list[Lease | BaseException]:
-    return await asyncio.gather(*map(cap.take, slot_keys), return_exceptions=True)
+    return await asyncio.gather(*map(cap.acquire_lease, slot_keys), return_exceptions=True)
 
 
 async def test_all_who_ask_in_one_turn_are_one_call_whatever_their_keys(
@@ -40,15 +41,15 @@ async def test_all_who_ask_in_one_turn_are_one_call_whatever_their_keys(
 ) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=5)
-        await cap.take("the script is known now")
+        await cap.acquire_lease("the script is known now")
         admin.config_resetstat()
-        leases = await asyncio.gather(*(cap.take(f"key {number % 20}") for number in range(100)))
+        leases = await asyncio.gather(*(cap.acquire_lease(f"key {number % 20}") for number in range(100)))
         assert calls(admin) == 1
         for key in range(20):
             assert live(admin, f"key {key}") == [lease.id for lease in leases[key::20]]
         admin.config_resetstat()
         # No call is so long that the server would stand still for all others.
-        await asyncio.gather(*(cap.take(f"another {number}") for number in range(250)))
+        await asyncio.gather(*(cap.acquire_lease(f"another {number}") for number in range(250)))
         assert calls(admin) == 3
         assert cap.statistics().held == 351
         await cap.aclose()
@@ -60,7 +61,7 @@ async def test_those_who_ask_one_after_the_other_wait_for_nobody(
 ) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=20)
-        leases = [await cap.take(KEY) for _ in range(20)]
+        leases = [await cap.acquire_lease(KEY) for _ in range(20)]
         assert live(admin) == [lease.id for lease in leases]
         await cap.aclose()
 
@@ -87,14 +88,14 @@ async def test_in_one_call_the_newest_win_and_each_names_whom_it_replaced(
     told: list[int] = []
     async with own_valkey.client() as client, own_valkey.client() as another:
         elsewhere = OwnSlotCap(another, cap=2, on_full="replace_oldest")
-        old = [await elsewhere.take(KEY) for _ in range(2)]
+        old = [await elsewhere.acquire_lease(KEY) for _ in range(2)]
         cap = OwnSlotCap(client, cap=2, on_full="replace_oldest")
         leases = await asyncio.gather(
-            *(cap.take(KEY, lambda number=number: told.append(number)) for number in range(5))  # type: ignore[misc]
+            *(cap.acquire_lease(KEY, lambda number=number: told.append(number)) for number in range(5))  # type: ignore[misc]
         )
         assert [lease.replaced for lease in leases] == [(old[0].id,), (old[1].id,), (), (), ()]
         assert told == [0, 1, 2]
-        assert [lease.given_back for lease in leases] == [True, True, True, False, False]
+        assert [lease.released for lease in leases] == [True, True, True, False, False]
         assert live(admin) == [lease.id for lease in leases[3:]]
         elsewhere.replaced(lease.id for lease in old)
         await cap.aclose()
@@ -105,8 +106,8 @@ async def test_in_one_call_the_newest_win_and_each_names_whom_it_replaced(
 async def test_a_smaller_cap_makes_room_by_several(own_valkey: ValkeyProcess, admin: redis.Redis) -> None:
     async with own_valkey.client() as client, own_valkey.client() as another:
         wide, narrow = OwnSlotCap(client, cap=4), OwnSlotCap(another, cap=2, on_full="replace_oldest")
-        old = [await wide.take(KEY) for _ in range(4)]
-        lease = await narrow.take(KEY)
+        old = [await wide.acquire_lease(KEY) for _ in range(4)]
+        lease = await narrow.acquire_lease(KEY)
         assert lease.replaced == tuple(lease.id for lease in old[:3])
         assert sorted(live(admin)) == sorted([old[3].id, lease.id])
         await wide.aclose()
@@ -149,7 +150,7 @@ async def test_a_take_that_is_cancelled_before_its_call_left_is_not_sent(
 ) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=10)
-        takes = [asyncio.create_task(cap.take(KEY)) for _ in range(10)]
+        takes = [asyncio.create_task(cap.acquire_lease(KEY)) for _ in range(10)]
         # Each has asked by now, and nothing has left. An eager task asks when it is made.
         if asyncio.get_running_loop().get_task_factory() is None:
             await asyncio.sleep(0)
@@ -186,7 +187,7 @@ async def test_a_crowd_whose_reply_is_lost_is_not_lost_itself(
             else:
                 assert {type(outcome) for outcome in found} == {SlotsUnavailableError}
             for lease in leases:
-                lease.give_back()
+                lease.release()
             await until(lambda: cap.statistics().owed == 0)
             assert [live(admin, key) for key in keys] == [[]] * 10
             await cap.aclose()
@@ -199,20 +200,41 @@ async def test_a_take_has_its_own_time_and_not_that_of_those_before_it(
 ) -> None:
     async with own_valkey.client() as client:
         cap = OwnSlotCap(client, cap=10, timeout=4.0, on_error="closed")
-        known = await cap.take("the script is known now")
+        known = await cap.acquire_lease("the script is known now")
         own_valkey.pause()
-        first = asyncio.create_task(cap.take(KEY))
+        first = asyncio.create_task(cap.acquire_lease(KEY))
         # Half of the time of the first is over.
         _, waiting = await asyncio.wait({first}, timeout=2.0)
         assert waiting == {first}
-        second = asyncio.create_task(cap.take(KEY))
+        second = asyncio.create_task(cap.acquire_lease(KEY))
         with pytest.raises(SlotsUnavailableError):
             await first
         own_valkey.resume()
         lease = await second
         await until(lambda: cap.statistics().owed == 0)
         assert live(admin) == [lease.id]
-        known.give_back()
+        known.release()
+        await cap.aclose()
+
+
+async def test_a_take_that_waits_behind_a_stuck_call_waits_no_longer_than_its_own_time(
+    own_valkey: ValkeyProcess,
+) -> None:
+    async with own_valkey.client() as client:
+        cap = OwnSlotCap(client, cap=10, timeout=1.0, on_error="closed")
+        known = await cap.acquire_lease("the script is known now")
+        own_valkey.pause()
+        first = asyncio.create_task(cap.acquire_lease(KEY))
+        await asyncio.wait({first}, timeout=0.4)
+        started = time.monotonic()
+        with pytest.raises(SlotsUnavailableError, match="no answer within 1 s"):
+            await cap.acquire_lease(KEY)
+        assert time.monotonic() - started < 1.4
+        with pytest.raises(SlotsUnavailableError):
+            await first
+        own_valkey.resume()
+        await until(lambda: cap.statistics().owed == 0)
+        known.release()
         await cap.aclose()
 
 
@@ -243,7 +265,7 @@ def test_a_cap_is_used_by_one_event_loop_after_the_other(own_valkey: ValkeyProce
         # The crowd of the last loop is left as it is, half of it on its way.
         found = await outcomes(cap, *[KEY] * 20)
         for _ in range(20):
-            waiting = asyncio.create_task(cap.take(KEY))
+            waiting = asyncio.create_task(cap.acquire_lease(KEY))
         await asyncio.sleep(0)
         assert not waiting.done()
         await client.aclose()
@@ -252,7 +274,7 @@ def test_a_cap_is_used_by_one_event_loop_after_the_other(own_valkey: ValkeyProce
     assert [asyncio.run(use()) for _ in range(3)] == [20, 20, 20]
 
     async def close() -> None:
-        await cap.take(KEY)
+        await cap.acquire_lease(KEY)
         await cap.aclose()
         await client.aclose()
 
@@ -265,8 +287,8 @@ def test_the_client_may_decode_what_it_reads(own_valkey: ValkeyProcess) -> None:
     async def use() -> None:
         client: Redis = own_valkey.client(decode_responses=True, protocol=2)
         cap = OwnSlotCap(client, cap=1, on_full="replace_oldest")
-        leases = await asyncio.gather(*(cap.take(KEY) for _ in range(3)))
-        assert [lease.given_back for lease in leases] == [True, True, False]
+        leases = await asyncio.gather(*(cap.acquire_lease(KEY) for _ in range(3)))
+        assert [lease.released for lease in leases] == [True, True, False]
         await cap.aclose()
         await client.aclose()
 

@@ -69,10 +69,10 @@ class GatedSlots(MemorySlotCap):
         )
         self._gate = gate
 
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         if self._gate is not None:
             await self._gate.pass_through()
-        return await super().take(slot_key, on_replaced)
+        return await super().acquire_lease(slot_key, on_replaced)
 
 
 @dataclass

@@ -105,6 +105,19 @@ async def test_a_heartbeat_is_a_comment_of_one_line_and_only_sent_while_idle() -
     assert stream.empty_blocks == 0
 
 
+async def test_what_a_stream_was_woken_for_is_sent_before_its_end() -> None:
+    # Behind a middleware the stream's own task sends, on Python 3.11 and on trio.
+    push = LivePush(MemoryBroker(), public("news"), inline_send=False)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        await push.publish("news", "first")
+        await push.publish("news", "second")
+        # Both are delivered and the stream ends before its task runs.
+        await push.disconnect(channel="news")
+        assert await stream.wait_ended() == "revoked"
+    assert [event.data for event in stream.received if event.event == "message"] == ["first", "second"]
+
+
 async def test_without_an_interval_there_is_no_heartbeat() -> None:
     push = LivePush(MemoryBroker(), public("news"), timing=Timing(heartbeat_interval=None))
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:

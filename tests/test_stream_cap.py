@@ -57,9 +57,9 @@ async def test_requests_that_are_being_authorized_or_wait_for_a_slot_count() -> 
         return Grant(channels="c", slot_key="k")
 
     class SlowSlots(MemorySlotCap):
-        async def take(self, slot_key: str, on_replaced: object = None) -> Lease:
+        async def acquire_lease(self, slot_key: str, on_replaced: object = None) -> Lease:
             await go_on.wait()
-            return await super().take(slot_key)
+            return await super().acquire_lease(slot_key)
 
     push = LivePush(MemoryBroker(), authorize, slots=SlowSlots(), limits=Limits(streams=2))
     async with push.lifespan(), Client(push) as client:

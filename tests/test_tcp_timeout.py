@@ -12,7 +12,7 @@ import pytest
 from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, SSEStreamService, Timing, public
 from livepush_asgi.runtime.asgi import Message
 from livepush_asgi.runtime.tcp_timeout import Address, address_of
-from livepush_asgi.testing.scope import http_scope
+from livepush_asgi.testing.exchange import http_scope
 
 from .virtual_clock import VirtualClockLoop, let_pass
 

@@ -1,5 +1,6 @@
 """The in-memory client against small applications written by hand, each with one habit or fault."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -106,6 +107,26 @@ async def test_a_timeout_loses_nothing() -> None:
             except TimeoutError:
                 continue
         assert seen == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_read_that_asyncio_cancels_as_the_event_comes_loses_nothing(anyio_backend: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        await due.wait()
+        await send(body("data: 1\n\n"))
+        reading.cancel()
+        await receive()
+        await receive()
+
+    due = anyio.Event()
+    async with Client(app) as client, client.open("/") as stream:
+        reading = asyncio.create_task(stream.next_event())
+        await anyio.wait_all_tasks_blocked()
+        due.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert (await stream.next_event()).data == "1"
 
 
 async def test_an_event_that_was_read_already_needs_no_time() -> None:

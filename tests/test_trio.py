@@ -41,7 +41,7 @@ CALLS: dict[str, Callable[[], Awaitable[object]]] = {
     "JetStreamBroker.subscribe": lambda: JetStreamBroker(f"nats:{NOBODY}").subscribe("c"),
     "JetStreamBroker.append": lambda: JetStreamBroker(f"nats:{NOBODY}").append("c", b"x"),
     "JetStreamBroker.read": lambda: JetStreamBroker(f"nats:{NOBODY}").read("c", 0, 1),
-    "SlotCap.take": lambda: SlotCap(redis()).take("k"),
+    "SlotCap.acquire_lease": lambda: SlotCap(redis()).acquire_lease("k"),
     "SlotCap.held": lambda: SlotCap(redis()).held("k"),
 }
 

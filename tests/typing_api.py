@@ -266,9 +266,9 @@ async def read_a_broker(broker: HistoryBroker, slots: Slots) -> None:
     sink: Sink = OwnSink()
     if isinstance(subscription, ForwardingSubscription):
         subscription.forward(sink)
-    lease = await slots.take("42")
+    lease = await slots.acquire_lease("42")
     assert_type(lease, Lease)
-    lease.give_back()
+    lease.release()
     assert_type(Cursor.parse("1-x"), Cursor | None)
 
 

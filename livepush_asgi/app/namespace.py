@@ -6,12 +6,16 @@ application and the clients use the names without prefix.
 
 import re
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from ..brokers import READ_BYTES, Broker, HistoryBroker, Page, Subscription
 from ..errors import CapExceededError, PositionConflictError
 from ..slots import Lease, Slots
 from ..wire.cursor import Position
 from ..wire.event import RESERVED_PREFIX
+
+T = TypeVar("T")
+B = TypeVar("B", bound=Broker)
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -41,28 +45,26 @@ def broker_in(broker: Broker, namespace: str | None) -> Broker:
 
 def slots_in(slots: Slots | None, namespace: str | None) -> Slots | None:
     """Return a cap that adds the namespace to each slot key, or the cap itself if it is None."""
-    check_namespace(namespace)
     return slots if slots is None or namespace is None else _SlotsInNamespace(slots, namespace)
 
 
-class _BrokerInNamespace:
-    def __init__(self, broker: Broker, namespace: str) -> None:
-        self._broker = broker
+class _Wrapper(Generic[T]):
+    """Has the attributes of the wrapped object, apart from the methods that take a name."""
+
+    def __init__(self, wrapped: T, namespace: str) -> None:
+        self._wrapped = wrapped
         self._namespace = namespace
 
-    @property
-    def in_process(self) -> bool:
-        return getattr(self._broker, "in_process", False)
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._wrapped, name)
 
-    @property
-    def healthy(self) -> bool:
-        return getattr(self._broker, "healthy", True)
 
+class _BrokerInNamespace(_Wrapper[B]):
     async def publish(self, channel: str, payload: str | bytes) -> int:
-        return await self._broker.publish(self._name(channel), payload)
+        return await self._wrapped.publish(self._name(channel), payload)
 
     async def subscribe(self, channel: str) -> Subscription:
-        return await self._broker.subscribe(self._name(channel))
+        return await self._wrapped.subscribe(self._name(channel))
 
     def _name(self, channel: str) -> str:
         # A reserved name keeps its prefix, so that no channel of an application can have the same name.
@@ -71,11 +73,7 @@ class _BrokerInNamespace:
         return f"{self._namespace}:{channel}"
 
 
-class _HistoryBrokerInNamespace(_BrokerInNamespace):
-    def __init__(self, broker: HistoryBroker, namespace: str) -> None:
-        super().__init__(broker, namespace)
-        self._log = broker
-
+class _HistoryBrokerInNamespace(_BrokerInNamespace[HistoryBroker]):
     async def append(
         self,
         channel: str,
@@ -85,7 +83,7 @@ class _HistoryBrokerInNamespace(_BrokerInNamespace):
         expected_position: Position | None = None,
     ) -> Position:
         try:
-            return await self._log.append(
+            return await self._wrapped.append(
                 self._name(channel),
                 payload,
                 idempotency_key=idempotency_key,
@@ -95,7 +93,7 @@ class _HistoryBrokerInNamespace(_BrokerInNamespace):
             raise PositionConflictError(channel, error.last) from error
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
-        return await self._log.read(self._name(channel), after, limit, max_bytes=max_bytes)
+        return await self._wrapped.read(self._name(channel), after, limit, max_bytes=max_bytes)
 
 
 class _Key(str):
@@ -106,26 +104,18 @@ class _Key(str):
     plain: str
 
 
-class _SlotsInNamespace:
-    def __init__(self, slots: Slots, namespace: str) -> None:
-        self._slots = slots
-        self._namespace = namespace
-
+class _SlotsInNamespace(_Wrapper[Slots]):
     @property
     def cap(self) -> int:
-        return self._slots.cap
+        return self._wrapped.cap
 
-    @property
-    def bounded(self) -> bool:
-        return getattr(self._slots, "bounded", False)
-
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
         key = _Key(f"{self._namespace}:{slot_key}")
         key.plain = slot_key
         try:
-            return await self._slots.take(key, on_replaced)
+            return await self._wrapped.acquire_lease(key, on_replaced)
         except CapExceededError as error:
             raise CapExceededError(slot_key, error.cap) from error
 
     async def aclose(self) -> None:
-        await self._slots.aclose()
+        await self._wrapped.aclose()

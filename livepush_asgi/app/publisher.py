@@ -6,22 +6,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future, wait
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from inspect import isawaitable
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from weakref import WeakSet, finalize
-
-import anyio
-from anyio.from_thread import BlockingPortal
 
 from ..brokers import Broker
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.revocation import Disconnected, Revocation
-from ..runtime.event_loop import threadsafe_caller
+from ..runtime.event_loop import on_asyncio, threadsafe_caller
 from ..wire.cursor import Position
 from .namespace import broker_in, check_namespace
 from .publishing import prepare, publish_with_retries
@@ -60,16 +55,14 @@ class Publisher:
             )
         self._make_broker = make_broker
         self._namespace = namespace
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._thread: _LoopThread | None = None
         _publishers.add(self)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def publish(
@@ -109,102 +102,84 @@ class Publisher:
 
     def close(self) -> None:
         """Wait for other threads that publish, and close the broker. A later publish opens a new one."""
-        with self._changed:
+        with self._lock:
             thread, self._thread = self._thread, None
-            if thread is None:
-                return
+        if thread is not None:
             self._finalizer.detach()
-            self._changed.wait_for(lambda: not thread.users)
-        thread.stop()
-        thread.wait_ended()
+            wait(thread.calls)
+            thread.stop()
+            thread.join()
+            if thread.error is not None:
+                raise thread.error
 
-    def _call(self, name: str, function: Callable[["_LoopThread"], Awaitable[T]]) -> T:
+    def _call(self, name: str, function: Callable[["_LoopThread"], Coroutine[Any, Any, T]]) -> T:
         """Call a function with the loop thread, and await its result in the event loop."""
-        if _in_event_loop():
+        # If trio is not imported, it cannot be running.
+        trio = sys.modules.get("trio")
+        if on_asyncio() or (trio is not None and trio.lowlevel.in_trio_run()):
             raise RuntimeError(
                 f"Publisher.{name} blocks, and this thread runs an event loop: use `await push.{name}(...)`"
             )
-        thread = self._acquire_thread()
-        try:
-            return thread.call(partial(function, thread))
-        finally:
-            self._release_thread(thread)
+        return self._submit(function).result()
 
-    def _acquire_thread(self) -> "_LoopThread":
-        with self._changed:
+    def _submit(self, function: Callable[["_LoopThread"], Coroutine[Any, Any, T]]) -> Future[T]:
+        with self._lock:
             if self._thread is None:
                 self._thread = _LoopThread(self._make_broker, self._namespace)
                 self._finalizer = finalize(self, self._thread.stop)
                 self._finalizer.atexit = False
-            self._thread.users += 1
-            return self._thread
-
-    def _release_thread(self, thread: "_LoopThread") -> None:
-        with self._changed:
-            thread.users -= 1
-            self._changed.notify_all()
-
-    def _forget_thread(self) -> None:
-        # A thread that the fork did not copy may have held the lock.
-        self._changed = threading.Condition()
-        if self._thread is not None:
-            self._finalizer.detach()
-        self._thread = None
+            return self._thread.submit(function(self._thread))
 
 
-class _LoopThread:
-    """An event loop in a daemon thread, and the broker that lives there."""
+class _LoopThread(threading.Thread):
+    """An event loop in a daemon thread, and the broker that lives there.
+
+    `start_blocking_portal` of anyio would wait for a broker that hangs, and so hold up the exit.
+    """
 
     def __init__(self, make_broker: MakeBroker, namespace: str | None) -> None:
-        #: How many threads are using it now.
-        self.users = 0
+        super().__init__(name="livepush-publisher", daemon=True)
         self.sender = CommandSender()
-        self._started: Future[tuple[BlockingPortal, Broker, Callable[[], None]]] = Future()
-        self._ended: Future[None] = Future()
-        # `start_blocking_portal` of anyio is a generator. If it were collected at exit, it would wait for a
-        # thread that has ended.
-        self._thread = threading.Thread(
-            target=self._run, args=(make_broker,), name="livepush-publisher", daemon=True
-        )
-        self._thread.start()
-        self._portal, broker, self._stop = self._started.result()
-        self.broker = broker_in(broker, namespace)
+        #: The calls that have not returned.
+        self.calls: set[Future[Any]] = set()
+        #: What closing the broker raised.
+        self.error: BaseException | None = None
+        self._make_broker = make_broker
+        self._opened: Future[Broker] = Future()
+        self.start()
+        self.broker = broker_in(self._opened.result(), namespace)
         _running.add(self)
 
-    def call(self, function: Callable[[], Awaitable[T]]) -> T:
-        """Call a function in the event loop, and wait for its result."""
-        return self._portal.call(function)
+    def submit(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine in the event loop."""
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        self.calls.add(future)
+        future.add_done_callback(self.calls.discard)
+        return future
 
     def stop(self) -> None:
         """Close the broker and end the event loop, soon. Returns at once; any thread may call it."""
-        self._stop()
+        if self in _running:
+            self._call_soon(self._closing.set)
 
-    def wait_ended(self, timeout: float | None = None) -> None:
-        """Wait until the event loop has ended. Raises the exception of closing the broker, if any."""
-        self._ended.result(timeout)
-        self._thread.join()
-
-    def _run(self, make_broker: MakeBroker) -> None:
+    def run(self) -> None:
+        """Open the broker, and close it after `stop`."""
         try:
-            anyio.run(self._serve, make_broker)
+            asyncio.run(self._serve())
         except BaseException as error:
-            if not self._started.done():
-                self._started.set_exception(error)
-            elif not self._ended.done():
-                self._ended.set_exception(error)
-        else:
-            self._ended.set_result(None)
+            if self._opened.done():
+                self.error = error
+            else:
+                self._opened.set_exception(error)
         finally:
             _running.discard(self)
 
-    async def _serve(self, make_broker: MakeBroker) -> None:
-        stopped = anyio.Event()
-        call_soon = threadsafe_caller()
+    async def _serve(self) -> None:
+        self._loop, self._call_soon = asyncio.get_running_loop(), threadsafe_caller()
+        self._closing = asyncio.Event()
         async with AsyncExitStack() as stack:
-            broker = await _open(make_broker, stack)
-            async with BlockingPortal() as portal:
-                self._started.set_result((portal, broker, partial(call_soon, stopped.set)))
-                await stopped.wait()
+            self._opened.set_result(await _open(self._make_broker, stack))
+            await self._closing.wait()
 
 
 async def _open(make_broker: MakeBroker, stack: AsyncExitStack) -> Broker:
@@ -221,16 +196,6 @@ async def _open(make_broker: MakeBroker, stack: AsyncExitStack) -> Broker:
     return made
 
 
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        # If trio is not imported, it cannot be running.
-        trio = sys.modules.get("trio")
-        return trio is not None and bool(trio.lowlevel.in_trio_run())
-    return True
-
-
 _publishers: WeakSet[Publisher] = WeakSet()
 _running: set[_LoopThread] = set()
 # The threads that a forked process has inherited. They are kept, because closing or collecting them would
@@ -242,19 +207,18 @@ def _reset_after_fork() -> None:
     _inherited.extend(_running)
     _running.clear()
     for publisher in list(_publishers):
-        publisher._forget_thread()
+        # A thread that the fork did not copy may have held the lock.
+        publisher._lock, publisher._thread = threading.Lock(), None
 
 
 def _close_all() -> None:
     """Close all publishers at exit. Daemon threads still run at that time."""
+    deadline = time.monotonic() + EXIT_TIMEOUT
     threads = list(_running)
     for thread in threads:
         thread.stop()
-    deadline = time.monotonic() + EXIT_TIMEOUT
     for thread in threads:
-        # From Python 3.12 on, an event loop cannot start the thread that shuts down its executor at exit.
-        with suppress(TimeoutError, Exception):
-            thread.wait_ended(max(0.0, deadline - time.monotonic()))
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 atexit.register(_close_all)

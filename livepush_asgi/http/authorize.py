@@ -2,9 +2,10 @@
 
 import inspect
 import logging
+import math
 import time
 from collections.abc import Collection
-from types import TracebackType
+from traceback import walk_tb
 
 from ..errors import (
     AuthorizeError,
@@ -119,6 +120,11 @@ class Decider:
                     decision = await run.callbacks.result(decision, receive=receive, timeout=self._timeout)
                 finally:
                     deciding.reset(token)
+            if not isinstance(decision, (Grant, Refusal)):
+                raise AuthorizeError(
+                    f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
+                    "Is a `return` missing, or an `await` in front of what it calls?"
+                )
         except (NotRunningError, ClientLeftError):
             raise
         except Refusal as refusal:
@@ -127,8 +133,6 @@ class Decider:
             decision = self._refusal_for(error)
         if isinstance(decision, Refusal):
             raise Refused(decision, RefusalCause.AUTHORIZE)
-        if not isinstance(decision, Grant):
-            raise self._wrong_type(decision)
         return decision
 
     async def decide_again(
@@ -150,42 +154,25 @@ class Decider:
             took = time.perf_counter() - begun
             self._blocking = self._blocking + 1 if took > BLOCKING_TIME else 0
             if self._blocking >= BLOCKING_CALLS:
-                self._failures.warn("blocking", BLOCKED, took)
+                self._failures.log(logging.WARNING, BLOCKED, took)
 
     def _refusal_for(self, error: Exception) -> Refusal:
+        """Return the refusal that an exception of `authorize` means. Raises Refused for other exceptions."""
         if isinstance(error, InvalidGrantError):
-            self._failures.warn(
-                "invalid", "authorize raised InvalidGrantError; the client got a 400: %s", error
-            )
+            text = "authorize raised InvalidGrantError; the client got a 400: %s"
+            self._failures.log(logging.WARNING, text, error)
             return Refusal(400, INVALID)
-        try:
-            refusal = refusal_of(error)
-        except Exception as wrong:
-            self._failures.error(
-                error, "authorize raised an HTTP error that is no refusal (%s); the client got a 500", wrong
-            )
-            raise self._error_refusal(500) from None
-        if refusal is not None:
-            return refusal
+        status, text = 500, "authorize failed; the client got a 500"
         if isinstance(error, TimeoutError):
-            self._failures.error(
-                error, "authorize took longer than Timing.authorize_timeout; the client got a 503"
-            )
-            raise self._error_refusal(503) from None
-        self._failures.error(error, "authorize raised; the client got a 500")
-        raise self._error_refusal(500) from None
-
-    def _wrong_type(self, decision: object) -> Refused:
-        error = AuthorizeError(
-            f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
-            "Is a `return` missing, or an `await` in front of what it calls?"
-        )
-        self._failures.warn(type(decision), "%s", error, level=logging.ERROR)
-        return self._error_refusal(500)
-
-    def _error_refusal(self, status: int) -> Refused:
-        cause = RefusalCause.ERROR
-        return Refused(Refusal(status, soft=cause in self._soft_refusals), cause)
+            status, text = 503, "authorize took longer than Timing.authorize_timeout; the client got a 503"
+        try:
+            if (refusal := refusal_of(error)) is not None:
+                return refusal
+        except Exception as wrong:
+            text = f"authorize raised an HTTP error that is no refusal ({wrong}); the client got a 500"
+        self._failures.log(logging.ERROR, text, error=error)
+        soft = RefusalCause.ERROR in self._soft_refusals
+        raise Refused(Refusal(status, soft=soft), RefusalCause.ERROR) from None
 
 
 class _FailureLog:
@@ -195,32 +182,20 @@ class _FailureLog:
         # When each kind was logged last, and how often it has occurred since.
         self._logged: dict[object, tuple[float, int]] = {}
 
-    def warn(self, kind: object, text: str, argument: object, *, level: int = logging.WARNING) -> None:
-        """Log a failure of this kind."""
-        if (more := self._suffix_if_due(kind)) is not None:
-            logger.log(level, text + more, argument)
-
-    def error(self, error: Exception, text: str, *arguments: object) -> None:
-        """Log an exception with its traceback. Its kind is its type and the line that raised it."""
-        if (more := self._suffix_if_due((type(error), *_raising_line(error.__traceback__)))) is not None:
-            logger.error(text + more, *arguments, exc_info=error)
-
-    def _suffix_if_due(self, kind: object) -> str | None:
+    def log(self, level: int, text: str, *arguments: object, error: Exception | None = None) -> None:
+        """Log a failure; an error with its traceback. Errors of one type from one line are of one kind."""
+        kind: object = text
+        if error is not None:
+            *_, (frame, line) = walk_tb(error.__traceback__)
+            kind = type(error), frame.f_code, line
         moment = now()
-        since, count = self._logged.get(kind, (None, 0))
+        since, count = self._logged.get(kind, (-math.inf, 0))
         # The clock of another event loop may be behind.
-        if since is not None and 0 <= moment - since < LOG_INTERVAL:
-            self._logged[kind] = (since, count + 1)
-            return None
+        if 0 <= moment - since < LOG_INTERVAL:
+            self._logged[kind] = since, count + 1
+            return
         if len(self._logged) >= MOST_KINDS:
             self._logged.clear()
-        self._logged[kind] = (moment, 0)
-        return f" ({count} more of these since the last line)" if count else ""
-
-
-def _raising_line(traceback: TracebackType | None) -> tuple[str, int]:
-    if traceback is None:
-        return "", 0
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
+        self._logged[kind] = moment, 0
+        more = f" ({count} more of these since the last line)" if count else ""
+        logger.log(level, text + more, *arguments, exc_info=error)

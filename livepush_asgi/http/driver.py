@@ -12,7 +12,7 @@ import anyio.lowlevel
 
 from ..runtime.asgi import Message, Receive, Send
 from ..runtime.disconnect import DisconnectWatcher
-from ..runtime.inline_send import InlineSend, can_step
+from ..runtime.inline_send import InlineSend, can_send_inline, can_step
 from ..runtime.tcp_timeout import Limited
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason, StreamState
@@ -153,7 +153,7 @@ class _AsyncioDriver(_Driver):
     def __init__(self, stream: Stream, receive: Receive, send: Send) -> None:
         super().__init__(stream, send)
         may_step = stream.context.inline_send
-        self._inline = may_step and can_step(send)
+        self._inline = may_step and can_send_inline(send)
         self._disconnect = DisconnectWatcher(receive, self) if may_step and can_step(receive) else None
         self._interrupted = False
         self._task: asyncio.Task[Any] | None = None

@@ -1,7 +1,7 @@
 """Translates the HTTP errors of frameworks into refusals, without importing a framework."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from ..grant import Refusal
 
@@ -31,11 +31,11 @@ def refusal_of(error: Exception) -> Refusal | None:
     for kind in type(error).__mro__:
         name = f"{kind.__module__}.{kind.__qualname__}"
         if name in _STATUS_CODE:
-            return _refusal(error, _attribute(error, "status_code"), _attribute(error, "detail"))
+            return _refusal(error, getattr(error, "status_code", None), getattr(error, "detail", None))
         if name == _WERKZEUG:
-            response = _attribute(error, "response")
-            status = _attribute(error, "code") if response is None else _attribute(response, "status_code")
-            return _refusal(error, status, _attribute(error, "description"))
+            status = getattr(error, "code", None)
+            status = getattr(getattr(error, "response", None), "status_code", status)
+            return _refusal(error, status, getattr(error, "description", None))
         if name in _DJANGO:
             # The text of a 404 names the model, and must not reach the client.
             detail = str(error) if name.endswith("PermissionDenied") else None
@@ -48,19 +48,11 @@ def _refusal(error: Exception, status: object, detail: object) -> Refusal:
         raise ValueError(f"{type(error).__name__} has no status")
     if detail is not None and not isinstance(detail, str):
         detail = json.dumps(detail, default=str)
-    headers = {name: value for name, value in _headers(error) if name not in _BODY_HEADERS}
+    get_headers = getattr(error, "get_headers", None)
+    found = get_headers() if callable(get_headers) else getattr(error, "headers", None)
+    pairs = found.items() if isinstance(found, Mapping) else found or ()
+    headers = {str(name).lower(): str(value) for name, value in pairs}
+    headers = {name: value for name, value in headers.items() if name not in _BODY_HEADERS}
     retry_after = headers.get("retry-after", "")
     seconds = int(headers.pop("retry-after")) if retry_after.isascii() and retry_after.isdigit() else None
     return Refusal(status, detail or None, retry_after=seconds, headers=headers)
-
-
-def _headers(error: Exception) -> Iterable[tuple[str, str]]:
-    get_headers = _attribute(error, "get_headers")
-    found = get_headers() if callable(get_headers) else _attribute(error, "headers")
-    pairs = found.items() if isinstance(found, Mapping) else found or ()
-    assert isinstance(pairs, Iterable)
-    return [(str(name).lower(), str(value)) for name, value in pairs]
-
-
-def _attribute(value: object, name: str) -> object:
-    return getattr(value, name, None)

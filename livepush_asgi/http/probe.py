@@ -10,7 +10,8 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Self
 
 import anyio
@@ -113,8 +114,10 @@ class Probes:
             async with anyio.create_task_group() as tasks:
                 tasks.cancel_scope.deadline = anyio.current_time() + plan.seconds + GRACE
                 tasks.start_soon(_watch, receive, tasks.cancel_scope)
-                probe = _Probe(plan, self._heartbeat_interval, stopped, send)
-                await probe.run(_request_facts(scope), [*STREAM_HEADERS, *headers])
+                with suppress(*DISCONNECT_ERRORS):
+                    fields = [*STREAM_HEADERS, *headers]
+                    await send({"type": "http.response.start", "status": 200, "headers": fields})
+                    await _Probe(plan, stopped, send).run(self._heartbeat_interval, scope)
                 tasks.cancel_scope.cancel()
         finally:
             self._running -= 1
@@ -124,8 +127,8 @@ class Probes:
             decision = self._rule(request)
             if inspect.isawaitable(decision):
                 decision = await decision
-        except Refusal as refusal:
-            decision = refusal
+        except Refusal:
+            raise
         except Exception:
             logger.exception("the rule for probes raised; the client got a 500")
             raise Refusal(500) from None
@@ -140,84 +143,59 @@ class Probes:
 
 
 class _Probe:
-    """One probe. Its events carry the milliseconds since its start."""
+    """One probe, from the start of its response. Its events carry the milliseconds since then."""
 
-    def __init__(
-        self, plan: ProbePlan, heartbeat_interval: float | None, stopped: Callable[[], bool], send: Send
-    ) -> None:
+    def __init__(self, plan: ProbePlan, stopped: Callable[[], bool], send: Send) -> None:
         self._plan = plan
-        self._heartbeat_interval = heartbeat_interval
         self._stopped = stopped
         self._send = send
         self._start = anyio.current_time()
         self._number = 0
         self._bytes = 0
 
-    async def run(self, seen: dict[str, object], headers: RawHeaders) -> None:
-        try:
-            await self._send({"type": "http.response.start", "status": 200, "headers": list(headers)})
-            self._start = anyio.current_time()
-            plan = {name: getattr(self._plan, name) for name in BOUNDS}
-            facts = {**plan, "heartbeat": self._heartbeat_interval, **seen}
-            # As large as the other events: some proxies decide by the first chunk whether they compress.
-            await self._send_event(facts, pad_to=self._plan.size)
-            complete = await self._send_series() and await self._send_idle()
-            end = "complete" if complete else "drain"
-            await self._send_event({"end": end, "events": self._number - 1, "bytes": self._bytes}, more=False)
-        except DISCONNECT_ERRORS:
-            return
-
-    async def _send_series(self) -> bool:
-        for index in range(self._plan.events):
-            if not await self._wait_until((index + 1) * self._plan.interval / 1000):
-                return False
-            await self._send_event({}, pad_to=self._plan.size)
-        return True
-
-    async def _send_idle(self) -> bool:
-        end = self._now() + self._plan.idle / 1000
-        while self._heartbeat_interval is not None and self._now() + self._heartbeat_interval < end:
-            if not await self._wait_until(self._now() + self._heartbeat_interval):
-                return False
-            await self._send_body(HEARTBEAT)
-        return await self._wait_until(end)
+    async def run(self, heartbeat: float | None, scope: Scope) -> None:
+        plan, fields = self._plan, StreamRequest(scope).headers
+        facts: dict[str, object] = {
+            "heartbeat": heartbeat,
+            "http": scope.get("http_version", ""),
+            "scheme": scope.get("scheme", ""),
+            "telling": sorted(filter(PROXY_HEADERS.fullmatch, fields)),
+            "via": fields.get("via", "")[:200],
+        }
+        await self._send_event(asdict(plan) | facts)
+        for number in range(1, plan.events + 1):
+            if await self._wait_until(number * plan.interval / 1000):
+                await self._send_event({})
+        beat = plan.events * plan.interval / 1000
+        while heartbeat is not None and (beat := beat + heartbeat) < plan.seconds:
+            if await self._wait_until(beat):
+                await self._send_body(HEARTBEAT)
+        end = "complete" if await self._wait_until(plan.seconds) else "drain"
+        await self._send_event({"end": end, "events": self._number - 1, "bytes": self._bytes}, more=False)
 
     async def _wait_until(self, moment: float) -> bool:
+        """Wait until a moment of the probe. Return False at once if the process drains."""
         while not self._stopped():
-            left = moment - self._now()
+            left = self._start + moment - anyio.current_time()
             if left <= 0:
                 return True
             await anyio.sleep(min(left, DRAIN_CHECK))
         return False
 
-    async def _send_event(self, facts: Mapping[str, object], *, pad_to: int = 0, more: bool = True) -> None:
-        stamp: dict[str, object] = {"n": self._number, "ms": round(1000 * self._now())}
-        block = encode_block(json.dumps({**stamp, **facts}, separators=(",", ":")), event=EVENT)
+    async def _send_event(self, facts: Mapping[str, object], *, more: bool = True) -> None:
+        ms = round(1000 * (anyio.current_time() - self._start))
+        data = json.dumps({"n": self._number, "ms": ms, **facts}, separators=(",", ":"))
+        block = encode_block(data, event=EVENT)
         self._number += 1
-        await self._send_body(_padding(pad_to - len(block)) + block, more=more)
+        # The first one is as large as the others: some proxies decide by the first chunk if they compress.
+        # The bytes of the comment are random, so that compression cannot shrink them.
+        if more and (missing := self._plan.size - len(block)) >= 2:
+            block = f":{secrets.token_hex(missing)[: missing - 2]}\n".encode() + block
+        await self._send_body(block, more=more)
 
     async def _send_body(self, body: bytes, *, more: bool = True) -> None:
         self._bytes += len(body)
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-    def _now(self) -> float:
-        return anyio.current_time() - self._start
-
-
-def _padding(size: int) -> bytes:
-    """Return a comment line of `size` random bytes, which compression cannot shrink."""
-    return b":" + secrets.token_hex(size)[: size - 2].encode() + b"\n" if size >= 2 else b""
-
-
-def _request_facts(scope: Scope) -> dict[str, object]:
-    """Return the HTTP version, the scheme and the header names of proxies that a request has."""
-    fields = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-    return {
-        "http": scope.get("http_version", ""),
-        "scheme": scope.get("scheme", ""),
-        "telling": sorted({name for name, _ in fields if PROXY_HEADERS.fullmatch(name)}),
-        "via": ", ".join(value for name, value in fields if name == "via")[:200],
-    }
 
 
 async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -17,13 +17,15 @@ from .driver import STREAM_HEADERS, RawHeaders
 ALLOWED_METHODS = b"GET, HEAD, OPTIONS"
 
 
-async def answer(send: Send, status: int, headers: RawHeaders, body: bytes = b"") -> None:
-    """Send a whole response. A 204 has no `Content-Length`, by RFC 9110, section 8.6."""
+async def answer(
+    send: Send, status: int, headers: RawHeaders, content: bytes = b"", *, body: bool = True
+) -> None:
+    """Send a whole response, or only its head. A 204 has no `Content-Length`, by RFC 9110, section 8.6."""
     fields = list(headers)
     if status != 204:
-        fields.append((b"content-length", str(len(body)).encode()))
+        fields.append((b"content-length", str(len(content)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await send({"type": "http.response.body", "body": content if body else b"", "more_body": False})
 
 
 async def refuse(send: Send, refusal: Refusal, headers: RawHeaders, *, body: bool = True) -> None:
@@ -35,14 +37,8 @@ async def refuse(send: Send, refusal: Refusal, headers: RawHeaders, *, body: boo
     problem = {"type": "about:blank", "title": refusal.title, "status": refusal.status}
     if refusal.detail is not None:
         problem["detail"] = refusal.detail
-    text = json.dumps(problem).encode()
     fields.append((b"content-type", b"application/problem+json"))
-    if body:
-        await answer(send, refusal.status, fields, text)
-        return
-    fields.append((b"content-length", str(len(text)).encode()))
-    await send({"type": "http.response.start", "status": refusal.status, "headers": fields})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await answer(send, refusal.status, fields, json.dumps(problem).encode(), body=body)
 
 
 def soft_block(refusal: Refusal, cause: RefusalCause, timing: Timing, *, control_events: bool) -> bytes:
@@ -65,9 +61,7 @@ async def refuse_softly(send: Send, refusal: Refusal, block: bytes, headers: Raw
 
 
 def _own_headers(refusal: Refusal) -> list[tuple[bytes, bytes]]:
-    fields = [
-        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers.items()
-    ]
+    fields = dict(refusal.headers)
     if refusal.retry_after is not None:
-        fields.append((b"retry-after", str(refusal.retry_after).encode()))
-    return fields
+        fields["retry-after"] = str(refusal.retry_after)
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]

@@ -173,13 +173,13 @@ class Run:
             stream = self._make_stream(grant, control_events, last_event_id)
         else:
             relay = _ReplacementRelay()
-            lease = await self._take_slot(self._slots, grant.slot_key, relay, receive)
+            lease = await self._acquire_slot(self._slots, grant.slot_key, relay, receive)
             try:
                 # Check again: taking the slot may have waited.
                 self._check_admissible(grant, decided_at, request)
                 stream = self._make_stream(grant, control_events, last_event_id)
             except BaseException:
-                lease.give_back()
+                lease.release()
                 raise
             stream.lease, relay.stream = lease, stream
             if lease.on_replaced is not None:
@@ -334,19 +334,19 @@ class Run:
         if log.number != decided_at and log.outdates(decided_at, grant, request):
             raise GrantRevokedError("the stream was revoked while it was being opened")
 
-    async def _take_slot(
+    async def _acquire_slot(
         self, slots: Slots, key: str, relay: _ReplacementRelay, receive: Receive | None
     ) -> Lease:
-        take = slots.take(key, relay.replaced)
+        acquiring = slots.acquire_lease(key, relay.replaced)
         if getattr(slots, "bounded", False):
-            # This `take` never waits long, so it needs no timeout. The caller checks the grant again
+            # This call never waits long, so it needs no timeout. The caller checks the grant again
             # afterwards.
-            lease = await take
+            lease = await acquiring
         else:
             timeout = self.timing.authorize_timeout
             try:
                 lease = await self.callbacks.result(
-                    take, receive=receive, timeout=timeout, discard=Lease.give_back
+                    acquiring, receive=receive, timeout=timeout, discard=Lease.release
                 )
             except TimeoutError as error:
                 raise SlotsUnavailableError(f"the slot store did not answer within {timeout} s") from error

@@ -7,7 +7,6 @@ turn of the loop, so that a `finally` of the callback could not return a connect
 """
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +16,7 @@ from anyio.abc import TaskGroup
 from ..errors import LivePushError, NotRunningError
 from .asgi import Receive
 from .disconnect import DisconnectWatcher
-from .event_loop import on_asyncio, pause, sleep_at_most, sleep_maker, wake
+from .event_loop import on_asyncio, pause, sleep_at_most, sleep_maker, start_eager_task, wake
 from .inline_send import can_step
 
 T = TypeVar("T")
@@ -173,22 +172,11 @@ _calls: set[asyncio.Task[None]] = set()
 
 
 def _start_on_asyncio(call: _Call[Any]) -> None:
-    task = _new_task(call.run())
+    task = start_eager_task(call.run())
     if not task.done():
         call.cancel = task.cancel
         _calls.add(task)
         task.add_done_callback(_calls.discard)
-
-
-if sys.version_info >= (3, 12):
-
-    def _new_task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), eager_start=True)
-
-else:
-
-    def _new_task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(coroutine)
 
 
 def _starter_on_trio(tasks: TaskGroup) -> Callable[[_Call[Any]], None]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Protocol, TypeVar
@@ -122,6 +123,26 @@ def start_task(
     factory.
     """
     return asyncio.Task(coroutine, loop=asyncio_loop(), name=name, context=context)
+
+
+#: Whether `start_eager_task` starts a task at once.
+HAS_EAGER_TASKS = sys.version_info >= (3, 12)
+
+if sys.version_info >= (3, 12):
+
+    def start_eager_task(
+        coroutine: Coroutine[Any, Any, None], context: Context | None = None
+    ) -> asyncio.Task[None]:
+        """Start a task that runs its first step now, in a context that runs nothing else."""
+        return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), context=context, eager_start=True)
+
+else:
+
+    def start_eager_task(
+        coroutine: Coroutine[Any, Any, None], context: Context | None = None
+    ) -> asyncio.Task[None]:
+        """Start a task, whose first step runs in the next turn of the loop on this version of Python."""
+        return asyncio.get_running_loop().create_task(coroutine, context=context)
 
 
 # asyncio itself keeps only weak references to its tasks.

@@ -1,12 +1,14 @@
 """Slots: a cap on the number of open streams of each key, such as a user.
 
-This file is the port: `Slots`, and the `Lease` that it returns. `memory` implements it for one process, and
-`redis` for all processes that share a server. The component takes a slot before a stream starts. It imports
-this file only; the application chooses an implementation. Start with `Slots`, then `memory`.
+This file is the port: `Slots`, and the `Lease` that it returns. It also has what the implementations share.
+`memory` is for one process, and `redis` for all processes that share a server. The component acquires a slot
+before a stream starts. It imports this file only; the application chooses an implementation. Start with
+`Slots`, then `memory`.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable
 from itertools import count
 from os import urandom
 from typing import Literal, Protocol, runtime_checkable
@@ -23,19 +25,19 @@ _numbers = count()
 
 
 class Lease:
-    """One taken slot, which its holder gives back once.
+    """One acquired slot, which its holder releases once.
 
-    `replaced` has the ids of the leases that were ended to make room for this one; the caller of `take`
-    announces them to the processes that hold them. `on_replaced` is called on the event loop when this lease
-    is ended to make room for a newer one.
+    `replaced` has the ids of the leases that were ended to make room for this one; the caller of
+    `acquire_lease` announces them to the processes that hold them. `on_replaced` is called on the event loop
+    when this lease is ended to make room for a newer one.
     """
 
-    __slots__ = ("_give_back", "_id", "on_replaced", "replaced", "slot_key")
+    __slots__ = ("_id", "_on_release", "on_replaced", "replaced", "slot_key")
 
     def __init__(
         self,
         slot_key: str,
-        give_back: Callable[["Lease"], None],
+        on_release: Callable[["Lease"], None],
         on_replaced: Callable[[], None] | None = None,
     ) -> None:
         # An empty slot key is almost certainly a bug in the caller.
@@ -45,13 +47,13 @@ class Lease:
         self.slot_key = slot_key
         self.on_replaced = on_replaced
         self.replaced: tuple[str, ...] = ()
-        self._give_back: Callable[[Lease], None] | None = give_back
+        self._on_release: Callable[[Lease], None] | None = on_release
 
-    def give_back(self) -> None:
-        """Give the slot back. Returns at once, never raises, and does nothing the second time."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            give_back(self)
+    def release(self) -> None:
+        """Release the slot. Returns at once, never raises, and does nothing the second time."""
+        on_release, self._on_release = self._on_release, None
+        if on_release is not None:
+            on_release(self)
 
     @property
     def id(self) -> str:
@@ -67,16 +69,16 @@ class Lease:
         return self._id
 
     @property
-    def given_back(self) -> bool:
-        """Whether the slot has been given back."""
-        return self._give_back is None
+    def released(self) -> bool:
+        """Whether the slot has been released."""
+        return self._on_release is None
 
 
 @runtime_checkable
 class Slots(Protocol):
     """At most `cap` open streams for each slot key.
 
-    An implementation whose `take` never waits long sets `bounded = True`. A request then awaits `take`
+    An implementation whose `acquire_lease` never waits long sets `bounded = True`. A request then awaits it
     directly, without a task and without a time-out.
     """
 
@@ -85,57 +87,66 @@ class Slots(Protocol):
         """How many slots each key has."""
         ...
 
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
-        """Take a slot of `slot_key` and return its lease, which the caller gives back once.
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+        """Acquire a slot of `slot_key` and return its lease, which the caller releases once.
 
         Raises CapExceededError when all slots are taken, and SlotsUnavailableError when they cannot be
-        counted and the cap fails closed. A call that is cancelled has taken nothing.
+        counted and the cap fails closed. A call that is cancelled has acquired nothing.
         """
         ...
 
     async def aclose(self) -> None:
-        """Wait, for a bounded time, until every slot that was given back here is free for other processes.
+        """Wait, for a bounded time, until every slot that was released here is free for other processes.
 
-        A slot that is held stays taken until its holder gives it back: several `LivePush` objects may share
-        one cap.
+        A slot that is held stays taken until its holder releases it: several `LivePush` objects may share one
+        cap.
         """
         ...
 
 
-class LeasesByKey:
-    """Leases for callers that name only the slot key when they release: `acquire` and `release` of a cap."""
+class BaseSlotCap(Slots):
+    """What all caps have: the settings, the hooks, and `acquire` and `release` by the slot key alone."""
 
-    __slots__ = ("_leases",)
+    def __init__(
+        self, cap: int, on_full: OnFull, on_acquire: SlotHook | None, on_release: SlotHook | None
+    ) -> None:
+        check_whole("cap", cap)
+        if on_full not in ("refuse", "replace_oldest"):
+            raise ValueError(f"on_full is 'refuse' or 'replace_oldest', not {on_full!r}")
+        self._cap = cap
+        self._replaces = on_full == "replace_oldest"
+        self._on_acquire = on_acquire
+        self._on_release = on_release
+        # The leases that `acquire` got and `release` has not released yet, the oldest first.
+        self._acquired_by_key: dict[str, deque[Lease]] = {}
 
-    def __init__(self) -> None:
-        self._leases: dict[str, list[Lease]] = {}
+    @property
+    def cap(self) -> int:
+        """How many slots each key has."""
+        return self._cap
 
-    async def acquire(self, taking: Awaitable[Lease]) -> bool:
-        """Keep the lease that `taking` returns. Return False if all slots are taken."""
+    async def acquire(self, slot_key: str) -> bool:
+        """Acquire a slot, which `release` frees and `aclose` does not. Return False if all are taken."""
         try:
-            lease = await taking
+            lease = await self.acquire_lease(slot_key)
         except CapExceededError:
             return False
-        self._leases.setdefault(lease.slot_key, []).append(lease)
+        self._acquired_by_key.setdefault(slot_key, deque()).append(lease)
         return True
 
-    def release(self, slot_key: str) -> Lease | None:
-        """Give back the oldest lease of the key and return it; None if there is none."""
-        leases = self._leases.get(slot_key)
-        if not leases:
+    async def release(self, slot_key: str) -> None:
+        """Release the oldest slot that `acquire` got. Does nothing if there is none."""
+        self._release_oldest(slot_key)
+
+    def _release_oldest(self, slot_key: str) -> Lease | None:
+        leases = self._acquired_by_key.get(slot_key)
+        if leases is None:
             return None
-        lease = leases.pop(0)
+        lease = leases.popleft()
         if not leases:
-            del self._leases[slot_key]
-        lease.give_back()
+            del self._acquired_by_key[slot_key]
+        lease.release()
         return lease
-
-
-def check_cap(cap: int, on_full: str) -> None:
-    """Raise ValueError for a cap that no implementation can keep."""
-    check_whole("cap", cap)
-    if on_full not in ("refuse", "replace_oldest"):
-        raise ValueError(f"on_full is 'refuse' or 'replace_oldest', not {on_full!r}")
 
 
 def call_hook(hook: SlotHook, slot_key: str) -> None:

@@ -197,7 +197,7 @@ class Stream:
         if self._work is not None:
             self._work.cancel()
         if reason not in _FLUSHING:
-            self._discard()
+            self._composer.discard()
         wake(self._sleep)
 
     def replaced(self) -> None:
@@ -226,8 +226,8 @@ class Stream:
         self._cancel_subscribe_timer()
         lease, self.lease = self.lease, None
         if lease is not None:
-            lease.give_back()
-        self._discard()
+            lease.release()
+        self._composer.discard()
         wake(self._sleep)
         self._on_closed(self)
 
@@ -316,11 +316,6 @@ class Stream:
         sleep = self._sleep
         return sleep is not None and not sleep.done()
 
-    def _discard(self) -> None:
-        """Discard everything that has not been sent."""
-        self._chunk = b""
-        self._composer.discard()
-
     def _send_inline(self, chunk: bytes, now: float) -> None:
         self._last_chunk_at = now
         assert self.driver is not None
@@ -335,7 +330,6 @@ class Stream:
             return b""
         # What comes to be composed after `discard` may have an id that is beyond what was discarded.
         chunk = self._chunk + self._composer.flush() if self.reason in _FLUSHING else b""
-        self._chunk = b""
         opened = self._composer.opened
         self.finished = True
         assert self.reason is not None

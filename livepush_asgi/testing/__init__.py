@@ -4,13 +4,12 @@ Applications and adapters import it in their tests. Only cli/ may import it, whi
 no pytest. `Client(lifespan=True)` needs asgi-lifespan: `pip install 'livepush_asgi[testing]'`.
 
 Start with `client.py`, which calls an application. `exchange.py` is the server's side of a request,
-`stream.py` the client's side; `scope.py` builds the ASGI scope and `lifespan.py` runs the lifespan.
-`contract.py` and `history_contract.py` test whether a broker keeps to its port, with helpers in `checks.py`.
+`stream.py` the client's side; `lifespan.py` runs the lifespan. `contract.py` tests whether a broker keeps to
+its port.
 """
 
 from .client import Answer, Client
-from .contract import BrokerContract
-from .history_contract import HistoryBrokerContract
+from .contract import BrokerContract, HistoryBrokerContract
 from .mock import MockBroker
 from .parser import EventStreamParser, ParsedEvent
 from .stream import Stream, StreamEnded

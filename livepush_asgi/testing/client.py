@@ -7,12 +7,10 @@ return from a live event stream; this one reads while the application runs.
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
-from .exchange import AfterDisconnect, Exchange, with_note
-from .scope import RequestOptions, http_scope
+from .exchange import AfterDisconnect, Exchange, RequestOptions, http_scope
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -68,20 +66,9 @@ class Client:
             await self._lifespan.startup()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._lifespan is None:
-            return
-        try:
-            await self._lifespan.aclose()
-        except Exception as failure:
-            if error is None:
-                raise
-            with_note(error, failure)
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._lifespan is not None:
+            await self._lifespan.aclose(error)
 
     async def shutdown(self) -> None:
         """Send `lifespan.shutdown` now, while streams may still be open, and wait for the answer."""
@@ -101,7 +88,7 @@ class Client:
         """Open a response, wait for its start, and disconnect on leaving.
 
         `path` is the whole path of the URL, `root_path` included where a server would have it there; for
-        `options` see `scope.RequestOptions`: headers, query, cookies, last_event_id. The application's `send`
+        `options` see `RequestOptions`: headers, query, cookies, last_event_id. The application's `send`
         waits while `window` messages are unread; with 0 it returns only when its message is read. Leaving
         raises what the application raised, and TimeoutError if it does not return after the disconnect.
         """

@@ -1,12 +1,14 @@
-"""Exchange: the server's side of one request, with the `receive` and the `send` of the application.
+"""Exchange: the server's side of one request, with its scope and the application's `receive` and `send`.
 
 https://asgi.readthedocs.io/en/latest/specs/www.html#http
 """
 
+import math
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, TypedDict, Unpack, get_args
+from urllib.parse import quote, unquote, urlencode
 
 import anyio
 import anyio.lowlevel
@@ -14,12 +16,80 @@ import anyio.lowlevel
 from ..runtime.asgi import ASGIApp, Message, Scope
 from ..runtime.event_loop import Waker, pause
 
+Pairs = Mapping[str, str] | Iterable[tuple[str, str]]
 # What `send` does once the client has left: uvicorn's swallows the message, others raise OSError.
 AfterDisconnect = Literal["ignore", "raise"]
 
 # An application that sends in a loop and ignores the disconnect keeps a virtual clock from moving, so no
 # deadline would ever end it. A correct application sends a message or two before it notices.
 MAX_MESSAGES_AFTER_DISCONNECT = 10_000
+# What may stand in a path as it is: RFC 3986's pchar, the slash, and escapes that are there already.
+_PATH_SAFE = "/%:@!$&'()*+,;=-._~"
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may carry besides its method, path and body. Names and values are text.
+
+    A name may come several times in pairs, not in a mapping. A `query` that is a str is sent as it is.
+    """
+
+    headers: Pairs
+    query: Pairs | str
+    cookies: Mapping[str, str] | None
+    last_event_id: str | None
+
+
+def http_scope(
+    method: str = "GET",
+    path: str = "/",
+    *,
+    root_path: str = "",
+    spec_version: str = "2.3",
+    **options: Unpack[RequestOptions],
+) -> Scope:
+    """Return the scope that a server would make of a request.
+
+    `path` is the whole path of the URL, `root_path` included where a server or a mount puts it
+    there, and may have a query of its own.
+    """
+    path, _, own_query = path.partition("?")
+    raw_path = quote(path, safe=_PATH_SAFE)
+    query = options.get("query", "")
+    text = query if isinstance(query, str) else urlencode(_pairs(query))
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": spec_version},
+        "http_version": "1.1",
+        "method": method.upper(),
+        "scheme": "http",
+        "path": unquote(raw_path),
+        "raw_path": raw_path.encode("ascii"),
+        "query_string": "&".join(filter(None, (own_query, text))).encode("ascii"),
+        "root_path": root_path,
+        "headers": _header_fields(options),
+        "client": ("127.0.0.1", 50123),
+        "server": ("testserver", 80),
+    }
+
+
+def _pairs(given: Pairs) -> list[tuple[str, str]]:
+    return list(given.items() if isinstance(given, Mapping) else given)
+
+
+def _header_fields(options: RequestOptions) -> list[tuple[bytes, bytes]]:
+    pairs = _pairs(options.get("headers", ()))
+    fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+    names = dict(fields)
+    if b"host" not in names:
+        fields.insert(0, (b"host", b"testserver"))
+    if b"accept" not in names:
+        fields.append((b"accept", b"text/event-stream"))
+    if cookies := options.get("cookies"):
+        fields.append((b"cookie", "; ".join(f"{k}={v}" for k, v in cookies.items()).encode("latin-1")))
+    if (last_event_id := options.get("last_event_id")) is not None:
+        # The one header field that browsers send as UTF-8.
+        fields.append((b"last-event-id", last_event_id.encode()))
+    return fields
 
 
 class Exchange:
@@ -31,21 +101,22 @@ class Exchange:
     """
 
     def __init__(self, *, window: float, after_disconnect: AfterDisconnect, body: bytes = b"") -> None:
-        if after_disconnect not in ("ignore", "raise"):
+        if after_disconnect not in get_args(AfterDisconnect):
             raise ValueError(f"after_disconnect is 'ignore' or 'raise', not {after_disconnect!r}")
         #: Every message the application sent, taken or not, also those sent after the disconnect.
         self.messages: list[Message] = []
         self._after_disconnect = after_disconnect
         self._request: Message | None = {"type": "http.request", "body": body, "more_body": False}
-        # Sent by the application and not taken by the client. A deque, because an inline `send` runs outside
-        # of any task, where anyio's memory streams do not work.
+        # Sent by the application and not taken by the client. A memory stream of anyio does not work outside
+        # of a task, where an inline `send` runs, and loses a message if asyncio cancels the reader.
         self._untaken: deque[Message] = deque()
         self._window = window
         self._room = Waker()
         self._arrival = Waker()
         self._expected: str | None = "http.response.start"
         self._client_left = False
-        self._sent_after_disconnect = 0
+        # How many messages the application may still send.
+        self._allowed = math.inf
         # Whether a send was cancelled. The application may then return without completing the response.
         self._gave_up = False
         self._over = anyio.Event()
@@ -68,8 +139,7 @@ class Exchange:
                 raise
             except BaseException as error:
                 raised = error
-            finally:
-                self.leave()
+            self.leave()
             try:
                 await self.settle(deadline)
             except Exception as error:
@@ -101,11 +171,10 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Take a message from the application; wait until the window has room for it."""
-        try:
-            check_message(message, self._expected)
-        except RuntimeError as error:
-            self._error = error
-            raise
+        self._allowed -= 1
+        for fault in _faults(message, self._expected, self._allowed):
+            self._error = RuntimeError(fault)
+            raise self._error
         message = dict(message)
         self.messages.append(message)
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -113,7 +182,9 @@ class Exchange:
         if not self._client_left:
             await self._hand_over(message)
         if self._client_left:
-            await self._send_after_disconnect()
+            await pause()
+            if self._after_disconnect == "raise":
+                raise OSError("the client has disconnected")
         if last:
             self._over.set()
 
@@ -135,6 +206,7 @@ class Exchange:
     def leave(self) -> None:
         """Disconnect the client. An application that waits in `send` or `receive` hears of it at once."""
         self._client_left = True
+        self._allowed = min(self._allowed, MAX_MESSAGES_AFTER_DISCONNECT)
         self._untaken.clear()
         self._over.set()
         self._room.wake()
@@ -150,11 +222,6 @@ class Exchange:
         if not self._returned.is_set():
             raise TimeoutError(f"the application has not returned within {timeout} s of its end")
 
-    @property
-    def failed(self) -> bool:
-        """Whether the application has raised an error that `settle` has still to raise."""
-        return self._error is not None
-
     async def _hand_over(self, message: Message) -> None:
         self._untaken.append(message)
         self._arrival.wake()
@@ -167,17 +234,6 @@ class Exchange:
             self._untaken = deque(other for other in self._untaken if other is not message)
             raise
 
-    async def _send_after_disconnect(self) -> None:
-        await pause()
-        if self._after_disconnect == "raise":
-            raise OSError("the client has disconnected")
-        self._sent_after_disconnect += 1
-        if self._sent_after_disconnect > MAX_MESSAGES_AFTER_DISCONNECT:
-            self._error = RuntimeError(
-                f"{MAX_MESSAGES_AFTER_DISCONNECT} messages were sent after the client had left"
-            )
-            raise self._error
-
 
 def with_note(raised: BaseException | None, later: Exception) -> BaseException:
     """Return the error of a block with the later error as a note, or the later one if the block had none."""
@@ -187,18 +243,19 @@ def with_note(raised: BaseException | None, later: Exception) -> BaseException:
     return raised
 
 
-def check_message(message: Message, expected: str | None) -> None:
-    """Raise RuntimeError for a message that breaks the protocol. `expected` is the type that is due."""
-    kind = message["type"]
+def _faults(message: Message, expected: str | None, allowed: float) -> Iterator[str]:
+    """Yield how a message breaks the protocol. `expected` is the type that is due."""
+    kind, body, status = message["type"], message.get("body", b""), message.get("status")
+    if allowed < 0:
+        yield f"{MAX_MESSAGES_AFTER_DISCONNECT} messages were sent after the client had left"
     if expected is None:
-        raise RuntimeError(f"{kind!r} was sent after the response was complete")
-    if kind != expected:
-        raise RuntimeError(f"{kind!r} was sent where {expected!r} was due")
-    if kind == "http.response.body":
-        if not isinstance(body := message.get("body", b""), bytes):
-            raise RuntimeError(f"a body is bytes, not {type(body).__name__}")
-    elif not isinstance(status := message.get("status"), int):
-        raise RuntimeError(f"a status is an int, not {status!r}")
+        yield f"{kind!r} was sent after the response was complete"
+    elif kind != expected:
+        yield f"{kind!r} was sent where {expected!r} was due"
+    elif kind == "http.response.start" and not isinstance(status, int):
+        yield f"a status is an int, not {status!r}"
+    elif not isinstance(body, bytes):
+        yield f"a body is bytes, not {type(body).__name__}"
     for name, value in message.get("headers", ()):
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise RuntimeError(f"a header field is two byte strings, not {(name, value)!r}")
+            yield f"a header field is two byte strings, not {(name, value)!r}"

@@ -4,7 +4,7 @@ https://asgi.readthedocs.io/en/latest/specs/lifespan.html
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
@@ -16,11 +16,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ..runtime.asgi import ASGIApp, Message, Receive, Scope, Send
-
-if TYPE_CHECKING:
-    from asgiref.typing import ASGIVersions
-
-VERSIONS: "ASGIVersions" = {"version": "3.0", "spec_version": "2.0"}
+from .exchange import with_note
 
 
 class Lifespan:
@@ -38,9 +34,9 @@ class Lifespan:
         self._app = app
         self._deadline = deadline
         self._manager = LifespanManager(self._run, startup_timeout=None, shutdown_timeout=None)
-        self._scope = anyio.CancelScope()
-        self._supported = False
-        self._stopped = False
+        self._scope = anyio.CancelScope(deadline=anyio.current_time() + deadline)
+        self._asked = "lifespan.startup"
+        self._started = False
         self._failure: Exception | None = None
 
     async def startup(self) -> None:
@@ -52,18 +48,23 @@ class Lifespan:
 
     async def shutdown(self) -> None:
         """Tell the application to stop and wait until it has; do nothing the second time."""
-        if self._stopped:
-            return
-        self._stopped = True
-        self._scope.deadline = anyio.current_time() + self._deadline
-        await self._manager.shutdown()
-        if self._failure is not None:
-            raise self._failure
+        if self._asked == "lifespan.startup":
+            self._asked = "lifespan.shutdown"
+            self._scope.deadline = anyio.current_time() + self._deadline
+            await self._manager.shutdown()
+            if self._failure is not None:
+                raise self._failure
 
-    async def aclose(self) -> None:
-        """Shut the application down if that has not been done, and wait until it has returned."""
+    async def aclose(self, raised: BaseException | None) -> None:
+        """Shut the application down if that has not been done, and wait until it has returned.
+
+        A failure is added as a note to the error that the caller has `raised`.
+        """
         try:
             await self.shutdown()
+        except Exception as failure:
+            if with_note(raised, failure) is failure:
+                raise
         finally:
             await self._leave()
 
@@ -74,6 +75,7 @@ class Lifespan:
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.state = scope["state"]
+        # LifespanManager takes no answer from an application that has received nothing.
         received = [await receive()]
 
         async def receive_again() -> Message:
@@ -82,24 +84,23 @@ class Lifespan:
         async def watched_send(message: Message) -> None:
             kind = message["type"]
             self._scope.deadline = math.inf
-            self._supported |= kind == "lifespan.startup.complete"
+            self._started |= kind == "lifespan.startup.complete"
             if kind.endswith(".failed"):
                 self._failure = RuntimeError(f"{kind}: {message.get('message', '')}")
                 self._scope.cancel()
             await send(message)
 
+        scope["asgi"] = {"version": "3.0", "spec_version": "2.0"}
         try:
             with self._scope:
-                self._scope.deadline = anyio.current_time() + self._deadline
-                await self._app({**scope, "asgi": VERSIONS}, receive_again, watched_send)
+                await self._app(scope, receive_again, watched_send)
         except Exception as error:
             # An application that raises before its start is complete says that it has no lifespan.
-            if self._supported:
+            if self._started:
                 self._failure = self._failure or error
         if self._scope.cancelled_caught and anyio.current_time() >= self._scope.deadline:
-            question = "lifespan.shutdown" if self._stopped else "lifespan.startup"
             self._failure = TimeoutError(
-                f"the application has not answered {question} within {self._deadline} s"
+                f"the application has not answered {self._asked} within {self._deadline} s"
             )
         for answer in ("lifespan.startup.complete", "lifespan.shutdown.complete"):
             await send({"type": answer})

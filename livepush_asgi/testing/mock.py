@@ -19,15 +19,16 @@ class MockBroker:
         #: The channel and the payload of everything that the application published, in order.
         self.published: list[tuple[str, bytes]] = []
         self._limit = limit
-        # A dict keeps the order in which the subscriptions were made.
-        self._mailboxes: dict[Mailbox, None] = {}
+        self._mailboxes: list[Mailbox] = []
         self._publish_error: Exception | None = None
         self._subscribe_error: Exception | None = None
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Deliver a payload and return how many subscriptions took it."""
         await anyio.lowlevel.checkpoint()
-        _raise(self._publish_error)
+        if self._publish_error is not None:
+            # The same error may be raised many times; its traceback must not grow each time.
+            raise self._publish_error.with_traceback(None)
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
         if not channel.startswith(RESERVED_PREFIX):
             self.published.append((channel, data))
@@ -39,9 +40,10 @@ class MockBroker:
     async def subscribe(self, channel: str) -> ForwardingSubscription:
         """Return a subscription that gets what is published from now on."""
         await anyio.lowlevel.checkpoint()
-        _raise(self._subscribe_error)
-        mailbox = Mailbox(channel, self._forget, self._limit)
-        self._mailboxes[mailbox] = None
+        if self._subscribe_error is not None:
+            raise self._subscribe_error.with_traceback(None)
+        mailbox = Mailbox(channel, self._mailboxes.remove, self._limit)
+        self._mailboxes.append(mailbox)
         return mailbox
 
     def subscriptions(self, channel: str) -> int:
@@ -65,12 +67,3 @@ class MockBroker:
         """Lose the connection for a moment: every subscription says that messages may be lost."""
         for mailbox in tuple(self._mailboxes):
             mailbox.lost()
-
-    def _forget(self, mailbox: Mailbox) -> None:
-        del self._mailboxes[mailbox]
-
-
-def _raise(error: Exception | None) -> None:
-    if error is not None:
-        # The same error may be raised many times; its traceback must not grow each time.
-        raise error.with_traceback(None)

@@ -9,7 +9,6 @@ import codecs
 import re
 from dataclasses import dataclass
 
-_BOM = "\ufeff"
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -46,8 +45,8 @@ class EventStreamParser:
         self.retry: int | None = None
         # What a client would send as `Last-Event-ID`. An id takes effect with the blank line after it.
         self.last_event_id = last_event_id
-        self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
-        self._at_start = True
+        # The standard skips one byte order mark at the start.
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._after_cr = False
         self._rest = ""
         self._id_buffer = last_event_id
@@ -67,9 +66,6 @@ class EventStreamParser:
         return events
 
     def _lines(self, text: str) -> list[str]:
-        if self._at_start and text:
-            self._at_start = False
-            text = text.removeprefix(_BOM)
         if self._after_cr and text:
             # The CR has ended its line already; an LF right behind it belongs to the same line end.
             self._after_cr = False
@@ -79,15 +75,11 @@ class EventStreamParser:
         return lines
 
     def _take_line(self, line: str) -> None:
-        if line.startswith(":"):
-            self.comments.append(line[1:])
-            return
         field, _, value = line.partition(":")
-        if not self._take_field(field, value.removeprefix(" ")):
-            self.ignored.append(line)
-
-    def _take_field(self, field: str, value: str) -> bool:
+        value = value.removeprefix(" ")
         match field:
+            case "":
+                self.comments.append(line[1:])
             case "event":
                 self._event = value
             case "data":
@@ -98,16 +90,12 @@ class EventStreamParser:
                 # The reconnection time changes at once, even if the block is never dispatched.
                 self._retry = self.retry = int(value)
             case _:
-                return False
-        return True
+                self.ignored.append(line)
 
     def _end_block(self) -> ParsedEvent | None:
         self.last_event_id = self._id_buffer
         name, data = self._event or "message", "\n".join(self._data)
         event = ParsedEvent(name, data, self.last_event_id, self._id, self._retry) if self._data else None
         self.empty_blocks += event is None
-        self._begin_block()
-        return event
-
-    def _begin_block(self) -> None:
         self._event, self._data, self._id, self._retry = "", [], None, None
+        return event

@@ -27,22 +27,27 @@ class StreamEnded(Exception):
         super().__init__(f"the stream has ended, {given}")
 
 
-class Stream:
-    """An open response, from `Client.open`. One task at a time reads it.
+class Stream(EventStreamParser):
+    """An open response, from `Client.open`, and what was read of it so far. One task at a time reads it.
 
     A method takes messages from the application only as far as it needs them, so a test that calls none
     is a slow client. Each method that waits raises TimeoutError after its timeout, in seconds, and what the
     application raised, if it did.
+
+    `last_event_id` counts all events that were read, also those that `next_event` has not returned yet: a
+    message can hold several events. Each event has the id at its place as `last_event_id`.
     """
 
     def __init__(self, exchange: Exchange, deadline: float, last_event_id: str | None = None) -> None:
+        super().__init__(last_event_id or "")
         self.status = 0
         self.headers: Mapping[str, str] = {}
+        #: Every message that the application has sent so far, whether read or not.
+        self.messages = exchange.messages
         #: All events that were read so far, in order.
         self.received: list[ParsedEvent] = []
         self._exchange = exchange
         self._deadline = deadline
-        self._parser = EventStreamParser(last_event_id or "")
         self._unread: deque[ParsedEvent] = deque()
         self._comments_read = 0
         self._body: list[bytes] = []
@@ -50,12 +55,7 @@ class Stream:
 
     async def opened(self) -> None:
         """Wait for the start of the response."""
-        start = await self._within(self._deadline, "the start of the response", self._exchange.take)
-        if start is None:
-            await self._raise_end()
-        else:
-            self.status = start["status"]
-            self.headers = _by_name(start)
+        await self._within(self._deadline, "the start of the response", self._read_message)
 
     async def next_event(
         self, timeout: float = 1.0, *, name: str | None = None, control: bool = False
@@ -85,10 +85,10 @@ class Stream:
         """Return the next comment, the text after its colon. Events before it can still be read."""
 
         async def find() -> str:
-            while len(self._parser.comments) <= self._comments_read:
+            while len(self.comments) <= self._comments_read:
                 await self._read_more()
             self._comments_read += 1
-            return self._parser.comments[self._comments_read - 1]
+            return self.comments[self._comments_read - 1]
 
         return await self._within(timeout, "a comment", find)
 
@@ -113,68 +113,39 @@ class Stream:
         await self._exchange.settle(self._deadline)
 
     @property
-    def messages(self) -> list[Message]:
-        """Every message that the application has sent so far, whether read or not."""
-        return self._exchange.messages
-
-    @property
     def control_events(self) -> list[ParsedEvent]:
         """The component's own events, `livepush.*`, among those that were received."""
         return [event for event in self.received if _is_control(event)]
 
     @property
-    def comments(self) -> list[str]:
-        """The comments read so far."""
-        return self._parser.comments
-
-    @property
-    def retry(self) -> int | None:
-        """The reconnection time in milliseconds, None as long as the stream has not set one."""
-        return self._parser.retry
-
-    @property
-    def last_event_id(self) -> str:
-        """What a browser would send as `Last-Event-ID` if the connection broke here.
-
-        It counts all events that were read, also those that `next_event` has not returned yet: a message can
-        hold several events. Each event has the id at its place as `last_event_id`.
-        """
-        return self._parser.last_event_id
-
-    @property
-    def empty_blocks(self) -> int:
-        """How many blank lines dispatched no event. Some clients fail at them."""
-        return self._parser.empty_blocks
-
-    @property
-    def ignored(self) -> list[str]:
-        """The lines read so far that mean nothing in an event stream."""
-        return self._parser.ignored
-
-    @property
     def end_reason(self) -> str | None:
         """The reason in the stream's `livepush.close` event, None if none was read."""
-        closing = [event for event in self.control_events if event.event == f"{RESERVED_PREFIX}close"]
+        closing = [event for event in self.received if event.event == f"{RESERVED_PREFIX}close"]
         return str(json.loads(closing[-1].data)["reason"]) if closing else None
 
     async def _read_more(self) -> None:
-        """Read one message; raise StreamEnded, or what the application raised, if there is none."""
+        """Read one message of an event stream; raise StreamEnded if there is none."""
         if not self._is_event_stream:
             raise ValueError(f"{self._description} is not an event stream; read_body() reads it")
         if not await self._read_message():
-            await self._raise_end()
+            raise StreamEnded(self.end_reason)
 
     async def _read_message(self) -> bool:
-        """Read one message and return whether there was one."""
-        message = None if self._ended else await self._exchange.take()
-        if message is None:
-            self._ended = True
+        """Read one message and return whether there was one. Raises what the application raised."""
+        if self._ended:
             return False
+        message = await self._exchange.take()
+        if message is None:
+            await self._exchange.settle(self._deadline)
+            return False
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], _by_name(message)
+            return True
         self._ended = not message.get("more_body", False)
         chunk = message.get("body", b"")
         self._body.append(chunk)
         if self._is_event_stream:
-            events = self._parser.feed(chunk)
+            events = self.feed(chunk)
             self.received += events
             self._unread += events
         return True
@@ -182,15 +153,6 @@ class Stream:
     async def _drain(self) -> None:
         while await self._read_message():
             pass
-        await self._raise_failure()
-
-    async def _raise_end(self) -> None:
-        await self._raise_failure()
-        raise StreamEnded(self.end_reason)
-
-    async def _raise_failure(self) -> None:
-        if self._exchange.failed:
-            await self._exchange.settle(self._deadline)
 
     async def _within(self, timeout: float, what: str, wait: Callable[[], Awaitable[T]]) -> T:
         with anyio.move_on_after(timeout):

@@ -7,9 +7,8 @@ from typing import Any, Protocol
 import anyio
 
 from livepush_asgi.runtime.asgi import ASGIApp
-from livepush_asgi.testing.exchange import Exchange
+from livepush_asgi.testing.exchange import Exchange, http_scope
 from livepush_asgi.testing.parser import EventStreamParser, ParsedEvent
-from livepush_asgi.testing.scope import http_scope
 
 from .plan import Plan
 from .promise import Ledger, Promise, PromiseBroken

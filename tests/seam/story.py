@@ -53,10 +53,10 @@ class SlowSlots(MemorySlotCap):
 
     delay = 0.0
 
-    async def take(self, *arguments: Any, **named: Any) -> Any:
+    async def acquire_lease(self, *arguments: Any, **named: Any) -> Any:
         if self.delay:
             await anyio.sleep(self.delay)
-        return await super().take(*arguments, **named)
+        return await super().acquire_lease(*arguments, **named)
 
 
 @dataclass

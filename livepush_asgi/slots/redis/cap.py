@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import AskError
 
-from ...brokers.redis.connection import FAILURES
+from ...brokers.redis.connection import FAILURES, named_timeout
 from ...errors import CapExceededError, SlotsUnavailableError
 from ...runtime.event_loop import asyncio_loop
 from ...settings import check_seconds
-from .. import Lease, LeasesByKey, OnFull, SlotHook, call_hook, check_cap
-from .leases import HeldLeases, LeaseRecord
-from .scripts import ONE_NODE_OF_MANY, Faults, LeaseStore, is_absence
+from .. import BaseSlotCap, Lease, OnFull, SlotHook, call_hook
+from .leases import Answer, HeldLeases, LeaseRecord
+from .store import ONE_NODE_OF_MANY, Faults, LeaseStore, Settings, is_absence
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -32,11 +31,11 @@ class SlotStatistics(NamedTuple):
 
     #: Leases held now.
     held: int
-    #: Slots that were given since the beginning, `failed_open` among them.
-    taken: int
-    #: Takes that found no slot free.
+    #: Slots that were acquired since the beginning, `failed_open` among them.
+    acquired: int
+    #: Acquires that found no slot free.
     refused: int
-    #: Slots given without being counted, because the server was away or refused the slot key.
+    #: Slots acquired without being counted, because the server was away or refused the slot key.
     failed_open: int
     #: Leases held here that were ended to make room for newer ones.
     replaced: int
@@ -50,7 +49,7 @@ class SlotStatistics(NamedTuple):
     refused_keys: int = 0
 
 
-class SlotCap:
+class SlotCap(BaseSlotCap):
     """At most `cap` open streams for each key, counted on a server.
 
     A slot is a lease that lives for `ttl` seconds on the server. This process renews it as long as the stream
@@ -68,16 +67,16 @@ class SlotCap:
     MISCONF, NOREPLICAS, CLUSTERDOWN, MASTERDOWN). The log has a line when a server goes away or comes back,
     and when the first key is refused or the last one is accepted again.
 
-    `take` waits for at most `timeout` seconds. A slot that is given back in this process is free for every
-    later `take`.
+    `acquire_lease` waits for at most `timeout` seconds. A slot that is released in this process is free for
+    every later `acquire_lease`.
 
     The client is a `Redis` or a `RedisCluster`; the cap does not close it. In a cluster each node counts its
-    own keys. With a `Redis` that talks to one node of a cluster of several, the first `take` raises. A proxy
-    that spreads keys over several servers does not work. Use one cap on one event loop at a time. Several
-    `LivePush` objects may share it.
+    own keys. With a `Redis` that talks to one node of a cluster of several, every `acquire_lease` raises. A
+    proxy that spreads keys over several servers does not work. Use one cap on one event loop at a time.
+    Several `LivePush` objects may share it.
     """
 
-    #: See `Slots`: a request awaits `take` directly. A task for each `take` would cost 40 µs.
+    #: See `Slots`: a request awaits `acquire_lease` directly. A task for each call would cost 40 µs.
     bounded = True
 
     def __init__(
@@ -94,42 +93,25 @@ class SlotCap:
         on_acquire: SlotHook | None = None,
         on_release: SlotHook | None = None,
     ) -> None:
-        check_cap(cap, on_full)
+        super().__init__(cap, on_full, on_acquire, on_release)
         if on_error not in ("open", "closed"):
             raise ValueError(f"on_error is 'open' or 'closed', not {on_error!r}")
         check_seconds("timeout", timeout, LONGEST_TIMEOUT)
-        lifetime = _lifetime(ttl, ttl_seconds)
-        self._cap = cap
-        self._replaces = on_full == "replace_oldest"
-        self._fails_open = on_error == "open"
-        self._timeout = timeout
-        self._on_acquire = on_acquire
-        self._on_release = on_release
+        if ttl is not None and ttl_seconds is not None:
+            raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
+        lifetime = next((given for given in (ttl, ttl_seconds) if given is not None), DEFAULT_TTL)
+        check_seconds("ttl", lifetime, LONGEST_TTL)
         # One bound method for all leases.
-        self._on_give_back = self._give_back
-        self._by_key = LeasesByKey()
-        self._store = LeaseStore(
-            redis,
-            prefix=key_prefix,
-            cap=cap,
-            ttl=lifetime,
-            replaces=self._replaces,
-            strict=not self._fails_open,
-            timeout=timeout,
-        )
-        meanwhile = "streams are let in uncounted" if self._fails_open else "no stream is let in"
-        self._faults = Faults(self._store, ttl=lifetime, meanwhile=meanwhile)
-        self._leases = HeldLeases(self._store, self._faults, ttl=lifetime, timeout=timeout)
-        self._taken = self._refused = self._failed_open = 0
+        self._released = self._lease_released
+        self._settings = Settings(cap, lifetime, timeout, self._replaces, on_error == "open")
+        self._store = LeaseStore(redis, key_prefix, self._settings)
+        self._faults = Faults(self._store)
+        self._leases = HeldLeases(self._store, self._faults)
+        self._acquired = self._refused = self._failed_open = 0
         self._wrong_loop_logged = False
 
-    @property
-    def cap(self) -> int:
-        """How many slots each key has."""
-        return self._cap
-
-    async def take(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
-        """Take a slot and return its lease, which the server has stored by then.
+    async def acquire_lease(self, slot_key: str, on_replaced: Callable[[], None] | None = None) -> Lease:
+        """Acquire a slot and return its lease, which the server has stored by then.
 
         The lease's `replaced` names leases of other processes only. In this process, `on_replaced` was
         called.
@@ -137,47 +119,38 @@ class SlotCap:
         Raises CapExceededError when all are taken and none may be replaced. Raises SlotsUnavailableError when
         the key cannot be counted and the cap fails closed, when the client talks to one node of a cluster
         that does not have all keys, or when the event loop is not asyncio's; ValueError for a key that cannot
-        be encoded as UTF-8, before anything is sent. A call that is cancelled has taken nothing.
+        be encoded as UTF-8, before anything is sent. A call that is cancelled has acquired nothing.
         """
-        lease = Lease(slot_key, self._on_give_back, on_replaced)
-        loop = self._check(slot_key)
+        lease = Lease(slot_key, self._released, on_replaced)
+        self._check(slot_key)
         record, leases = LeaseRecord(lease), self._leases
-        if self._fails_open and self._faults.away and leases.is_away(slot_key):
-            return self._let_in(record, loop)
+        away = self._faults.away and self._faults.is_away(slot_key)
         try:
-            replaced = await leases.acquire(record, loop)
-        except FAILURES as error:
-            return self._acquire_failed(record, loop, error)
+            if away and self._settings.fails_open and leases.running:
+                replaced = self._let_in(slot_key)
+            else:
+                replaced = self._replaced_by(slot_key, await leases.acquire(record))
         except BaseException:
             leases.abandon(record)
             raise
-        if self._store.partial:
-            leases.abandon(record)
-            raise self._one_node_of_many(slot_key)
-        if replaced is None:
-            raise self._full(record)
-        leases.hold(record, loop)
+        leases.hold(record)
         if replaced:
-            lease.replaced = tuple(lease_id for lease_id in replaced if lease_id not in leases.held.by_id)
+            lease.replaced = tuple(lease_id for lease_id in replaced if lease_id not in leases.held)
             leases.end(replaced)
-        return self._given(lease)
-
-    async def acquire(self, slot_key: str) -> bool:
-        """Take a slot, to be given back by `release`. Return False if all are taken.
-
-        The slot stays taken until it is released or this process ends, also after `aclose`.
-        """
-        return await self._by_key.acquire(self.take(slot_key))
+        self._acquired += 1
+        if self._on_acquire is not None:
+            call_hook(self._on_acquire, slot_key)
+        return lease
 
     async def release(self, slot_key: str) -> None:
-        """Give back the oldest slot that `acquire` took. Does nothing if there is none.
+        """Release the oldest slot that `acquire` got. Does nothing if there is none.
 
         Returns when the server has confirmed, after `timeout` seconds at the latest, and at once while the
-        server is known to be away. The slot is given back in any case, also when the call is cancelled.
+        server is known to be away. The slot is released in any case, also when the call is cancelled.
         """
-        lease = self._by_key.release(slot_key)
+        lease = self._release_oldest(slot_key)
         if lease is not None and not self._faults.is_away(slot_key):
-            await self._leases.released([lease.id], self._timeout)
+            await self._leases.released([lease.id], self._settings.timeout)
 
     def replaced(self, ids: Iterable[str]) -> None:
         """End the leases of these ids that this process holds: another process has replaced them.
@@ -194,17 +167,17 @@ class SlotCap:
         """
         self._check(slot_key)
         try:
-            return await self._store.count(slot_key)
+            async with asyncio.timeout(self._settings.timeout):
+                return await self._store.count(slot_key)
         except FAILURES as error:
-            raise SlotsUnavailableError(
-                f"the slots of {slot_key!r} cannot be counted, {self._cause(slot_key, error)}"
-            ) from error
+            cause = named_timeout(error, self._settings.timeout)
+            raise self._unavailable("the slots of {!r} cannot be counted", slot_key, cause) from error
 
     def statistics(self) -> SlotStatistics:
         """Return the figures of this process."""
         return SlotStatistics(
             held=len(self._leases.held),
-            taken=self._taken,
+            acquired=self._acquired,
             refused=self._refused,
             failed_open=self._failed_open,
             replaced=self._leases.replaced,
@@ -215,21 +188,18 @@ class SlotCap:
         )
 
     async def aclose(self) -> None:
-        """Wait up to 2 seconds until the server has confirmed all slots that were given back here.
+        """Wait up to 2 seconds until the server has confirmed all slots that were released here.
 
         Slots that are still held stay taken, and are renewed as long as the event loop runs: another
-        `LivePush` may share this cap. Slots that `acquire` took stay taken until they are released.
+        `LivePush` may share this cap. Slots that `acquire` got stay taken until they are released.
         """
         await self._leases.aclose(CLOSE_TIMEOUT)
 
-    def _check(self, slot_key: str) -> asyncio.AbstractEventLoop:
-        """Return the event loop.
-
-        Raises ValueError for a key that cannot be sent, and SlotsUnavailableError on trio's event loop.
-        """
+    def _check(self, slot_key: str) -> None:
+        """Raise ValueError for a key that cannot be sent, and SlotsUnavailableError on trio's event loop."""
         try:
             slot_key.encode()
-            return asyncio_loop()
+            asyncio_loop()
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"the slot key {slot_key!r} cannot be encoded as UTF-8: it has a lone surrogate, as text has "
@@ -241,61 +211,38 @@ class SlotCap:
                 logger.error("slots: no slot can be taken: %s", error)
             raise SlotsUnavailableError(f"no slot of {slot_key!r} can be taken: {error}") from error
 
-    def _acquire_failed(
-        self, record: LeaseRecord, loop: asyncio.AbstractEventLoop, error: Exception
-    ) -> Lease:
-        slot_key = record.lease.slot_key
-        misdirected = self._store.one and isinstance(error, AskError)
-        if self._fails_open and not misdirected:
-            return self._let_in(record, loop)
-        self._leases.abandon(record)
-        if misdirected:
-            raise self._one_node_of_many(slot_key) from error
-        raise SlotsUnavailableError(
-            f"no slot of {slot_key!r} can be taken, {self._cause(slot_key, error)}"
-        ) from error
+    def _replaced_by(self, slot_key: str, answer: Answer) -> tuple[str, ...]:
+        """Return the ids of the leases that a new one has replaced. Raises if there is no slot for it."""
+        if self._store.partial or (isinstance(answer, Exception) and not self._settings.fails_open):
+            raise self._unavailable("no slot of {!r} can be taken", slot_key, answer)
+        if isinstance(answer, Exception):
+            return self._let_in(slot_key)
+        if answer is None:
+            raise self._full(slot_key)
+        return answer
 
-    def _let_in(self, record: LeaseRecord, loop: asyncio.AbstractEventLoop) -> Lease:
-        """Give a slot without the server. The cap applies to the leases of this process alone."""
-        mine = [held.lease.id for held in self._leases.held.of(record.lease.slot_key)]
+    def _let_in(self, slot_key: str) -> tuple[str, ...]:
+        """Let a stream in without the server. The cap applies to the leases of this process alone."""
+        mine = [record.lease.id for record in self._leases.held.of(slot_key)]
         if len(mine) >= self._cap:
             if not self._replaces:
-                raise self._full(record)
+                raise self._full(slot_key)
             self._leases.end(mine[: len(mine) - self._cap + 1])
         self._failed_open += 1
-        self._leases.hold(record, loop)
-        return self._given(record.lease)
+        return ()
 
-    def _full(self, record: LeaseRecord) -> CapExceededError:
-        self._leases.abandon(record)
+    def _full(self, slot_key: str) -> CapExceededError:
         self._refused += 1
-        return CapExceededError(record.lease.slot_key, self._cap)
+        return CapExceededError(slot_key, self._cap)
 
-    def _given(self, lease: Lease) -> Lease:
-        self._taken += 1
-        if self._on_acquire is not None:
-            call_hook(self._on_acquire, lease.slot_key)
-        return lease
-
-    def _give_back(self, lease: Lease) -> None:
-        self._leases.give_back(lease)
+    def _lease_released(self, lease: Lease) -> None:
+        self._leases.release(lease)
         if self._on_release is not None:
             call_hook(self._on_release, lease.slot_key)
 
-    def _cause(self, slot_key: str, error: Exception) -> str:
+    def _unavailable(self, what: str, slot_key: str, error: object) -> SlotsUnavailableError:
         outcome = "does not answer" if is_absence(error) else "refuses this key"
-        return f"{self._store.place_of(slot_key)} {outcome}: {error}"
-
-    def _one_node_of_many(self, slot_key: str) -> SlotsUnavailableError:
-        return SlotsUnavailableError(
-            f"no slot of {slot_key!r} can be taken, {self._store.where} {ONE_NODE_OF_MANY}"
-        )
-
-
-def _lifetime(ttl: float | None, ttl_seconds: float | None) -> float:
-    if ttl is not None and ttl_seconds is not None:
-        raise ValueError("ttl and ttl_seconds are two names for one thing; give one of them")
-    given = ttl if ttl is not None else ttl_seconds
-    lifetime = DEFAULT_TTL if given is None else given
-    check_seconds("ttl", lifetime, LONGEST_TTL)
-    return float(lifetime)
+        cause = f"{self._store.place_of(slot_key)} {outcome}: {error}"
+        if self._store.partial:
+            cause = f"{self._store.where} {ONE_NODE_OF_MANY}"
+        return SlotsUnavailableError(f"{what.format(slot_key)}, {cause}")
