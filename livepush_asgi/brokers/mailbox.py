@@ -85,7 +85,9 @@ class Mailbox:
         """Return the next payload, with its position if it has one. See `Subscription`."""
         if not self._waiting and not self._closed:
             with anyio.move_on_after(timeout):
-                await self._next_arrival()
+                while not self._waiting and not self._closed:
+                    self._arrived = self._arrived or anyio.Event()
+                    await self._arrived.wait()
         else:
             await anyio.lowlevel.checkpoint()
         if self._waiting:
@@ -104,12 +106,6 @@ class Mailbox:
             self._waiting.clear()
             self._on_close(self)
             self._wake()
-
-    async def _next_arrival(self) -> None:
-        while not self._waiting and not self._closed:
-            if self._arrived is None:
-                self._arrived = anyio.Event()
-            await self._arrived.wait()
 
     def _wake(self) -> None:
         if self._arrived is not None:

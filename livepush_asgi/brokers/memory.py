@@ -127,11 +127,6 @@ class MemoryLog:
         while len(self._payloads) > leave and self._usage.bytes > most:
             self._drop_oldest()
 
-    def clear(self) -> None:
-        """Drop all events."""
-        while self._payloads:
-            self._drop_oldest()
-
     def _drop_oldest(self) -> None:
         size = len(self._payloads.popleft())
         self._times.popleft()
@@ -279,7 +274,7 @@ class MemoryBroker:
                 log.used = now
                 self._logs.move_to_end(channel)
                 continue
-            log.clear()
+            log.shrink(0, leave=0)
             self._filled.pop(channel, None)
             del self._logs[channel]
             if log is self._newest:

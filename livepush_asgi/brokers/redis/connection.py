@@ -7,21 +7,13 @@ and after a reconnect one refused channel leaves all others unsubscribed.
 
 import asyncio
 import contextlib
-import math
 import re
 
 from redis import Redis as BlockingRedis
 from redis import RedisCluster as BlockingCluster
+from redis import exceptions
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    NoPermissionError,
-    OutOfMemoryError,
-    RedisError,
-    ResponseError,
-)
 
 from ...errors import BrokerUnavailableError
 from ...wire.event import RESERVED_PREFIX
@@ -31,10 +23,18 @@ Argument = bytes | str | int
 Reply = bytes | str | int | list["Reply"] | None
 
 # The errors of a server that is away, refuses or does not answer. TimeoutError is an OSError.
-FAILURES = (RedisError, OSError)
+FAILURES = (exceptions.RedisError, OSError)
 
 # redis-py has no exception class for an exhausted pool before version 7, only these texts.
 _EXHAUSTED_POOL = ("Too many connections", "No connection available.")
+# The first that fits: in redis-py wrong credentials and a server that is loading are connection errors.
+_REMEDIES = (
+    (exceptions.AuthenticationError, "check the user name and the password of the client"),
+    (exceptions.OutOfMemoryError, "the server is full: raise its maxmemory, or keep less (History)"),
+    (exceptions.BusyLoadingError, "it is loading its data and will be there soon"),
+    (exceptions.ResponseError, "the server is there and refuses"),
+    (object, "is it running, is the address right, and can it be reached from here?"),
+)
 # The server names a command that the user may not run; the scripts here name the ACL rules that allow it.
 _FORBIDDEN_COMMAND = re.compile(r"run the '([^']+)'")
 _NAMED_RULES = re.compile(r"\[(\+.*)\]")
@@ -103,28 +103,40 @@ async def send(connection: AbstractConnection, data: bytes) -> None:
         await connection.send_packed_command([], check_health=False)
 
 
-def read_timeout(connection: AbstractConnection, timeout: float) -> float | None:
-    """Return the timeout for one reply, where a deadline of `timeout` seconds bounds all replies together."""
-    # A timer for each reply costs as much as reading it. The client's own is needed only if it is shorter.
-    own = connection.socket_timeout
-    return math.inf if own is not None and own >= timeout else None
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if the task was cancelled. Otherwise the end of its event loop would wait for it.
+
+    On Python 3.11 `asyncio.wait_for`, which redis-py uses, may swallow a cancellation:
+    https://github.com/python/cpython/issues/86296
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def drop(connection: AbstractConnection) -> None:
     """Close a connection without waiting for the server. Raises CancelledError only."""
     _, writer = _streams_of(connection)
     # A connection of a closed event loop raises RuntimeError.
-    with contextlib.suppress(RuntimeError, *FAILURES):
-        if writer is not None:
+    if writer is not None:
+        with contextlib.suppress(RuntimeError):
             # `close` would wait until everything is sent, which never happens on a dead connection.
             writer.transport.abort()
+    with contextlib.suppress(RuntimeError, *FAILURES):
         await connection.disconnect(nowait=True)
 
 
 def is_broken(connection: AbstractConnection) -> bool:
-    """Return whether the server closed or reset an idle connection, which redis-py's pool may overlook."""
+    """Return whether an idle connection is of no use, which redis-py's pool may overlook.
+
+    The server closed or reset it, or it is of an earlier event loop. Such a connection still sends, and the
+    server executes the command, but the reply cannot be read.
+    """
     reader, writer = _streams_of(connection)
-    return (reader is not None and reader.at_eof()) or (writer is not None and writer.is_closing())
+    loop = asyncio.get_running_loop()
+    return getattr(reader, "_loop", loop) is not loop or (
+        (reader is not None and reader.at_eof()) or (writer is not None and writer.is_closing())
+    )
 
 
 def _streams_of(
@@ -148,11 +160,13 @@ def unavailable(
     `channel` and `keys` are the patterns that the client's user needs access to.
     """
     reason = str(cause) if cause is not None and str(cause) else type(cause).__name__
-    if _is_forbidden(cause):
+    if isinstance(cause, exceptions.NoPermissionError) or reason.startswith("ACL failure in script"):
         user = pool.connection_kwargs.get("username") or "default"
         remedy = f"allow it: ACL SETUSER {user} {_missing_rules(reason, channel, keys)}"
+    elif reason in _EXHAUSTED_POOL:
+        remedy = "the client's pool is used up: raise its max_connections"
     else:
-        remedy = _remedy(cause)
+        remedy = next(remedy for kind, remedy in _REMEDIES if isinstance(cause, kind))
     return BrokerUnavailableError(f"cannot {attempt}: {address_of(pool)}: {reason}; {remedy}")
 
 
@@ -162,25 +176,3 @@ def _missing_rules(refusal: str, channel: str, keys: str) -> str:
     if command := _FORBIDDEN_COMMAND.search(refusal):
         return f"+{command[1]}"
     return f"~{keys}" if "access a key" in refusal else f"&{channel}"
-
-
-def _is_forbidden(cause: BaseException | None) -> bool:
-    # redis-py raises another class for a refusal inside a script.
-    return isinstance(cause, NoPermissionError) or (
-        isinstance(cause, ResponseError) and str(cause).startswith("ACL failure in script")
-    )
-
-
-def _remedy(cause: BaseException | None) -> str:
-    # The order counts: in redis-py wrong credentials and a server that is loading are connection errors.
-    if isinstance(cause, AuthenticationError):
-        return "check the user name and the password of the client"
-    if isinstance(cause, OutOfMemoryError):
-        return "the server is full: raise its maxmemory, or keep less (History)"
-    if isinstance(cause, BusyLoadingError):
-        return "it is loading its data and will be there soon"
-    if isinstance(cause, ResponseError):
-        return "the server is there and refuses"
-    if str(cause) in _EXHAUSTED_POOL:
-        return "the client's pool is used up: raise its max_connections"
-    return "is it running, is the address right, and can it be reached from here?"

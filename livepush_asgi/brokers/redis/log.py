@@ -1,201 +1,96 @@
-"""Logs: appends to the logs of the channels on a server, in order and in batches, and reads from them.
-
-Each busy channel has one script call under way. Appends that come meanwhile wait, and the next call carries
-all of them: a burst of a hundred events costs one call, not a hundred.
-"""
+"""What goes to the scripts of a channel's log, and what comes back. `log.lua` says what a log is."""
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
 from ...errors import PositionConflictError
-from ...runtime.event_loop import asyncio_loop
-from ...wire.cursor import Position, new_epoch
+from ...wire.cursor import Position
+from ...wire.event import POSITION_MARK
 from .. import Page, Record
 from ..history import History
-from .connection import Argument, Reply
-from .log_scripts import Scripts
-from .pipeline import Receiver
-from .script import Call, tag_of
+from .connection import Reply
+from .script import Script
 
 # Bounds of one call, which keeps the server busy for some 2 ms.
 MOST_EVENTS = 200
 MOST_BYTES = 256 * 1024
+# In milliseconds. A log outlives its events, so that a quiet channel keeps its epoch: processes that listen
+# ask for it about every minute. An idempotency key is remembered for at least five minutes, and for a day
+# where events have no age.
+_LEAST_KEEP = 600_000
+_LEAST_REMEMBER, _ENDLESS_REMEMBER = 300_000, 86_400_000
 
 
-class Addition(NamedTuple):
-    """An event to append."""
-
-    payload: bytes
-    idempotency_key: str | None = None
-    expected_position: Position | None = None
+def log_scripts(history: History, verb: str) -> tuple[Script, Script]:
+    """Return the scripts to append and to read, for logs with these bounds. `verb` is PUBLISH or SPUBLISH."""
+    age = None if history.age is None else max(1, round(history.age * 1000))
+    constants = {
+        "EVENTS": history.events,
+        "SIZE": history.size,
+        "AGE": age or "false",
+        "KEEP": "false" if age is None else max(2 * age, _LEAST_KEEP),
+        "REMEMBER": _ENDLESS_REMEMBER if age is None else max(age, _LEAST_REMEMBER),
+        "VERB": f"'{verb}'",
+        "MARK": "'" + "".join(f"\\{byte:03}" for byte in POSITION_MARK) + "'",
+    }
+    begin = "".join(f"local {name} = {value}\n" for name, value in constants.items())
+    folder = files(__package__)
+    log, append, read = [folder.joinpath(f"{name}.lua").read_text() for name in ("log", "append", "read")]
+    return Script(begin + log + append), Script(begin + log + read)
 
 
 class Added(NamedTuple):
     """Where an event is in the log, and to how many connections it was sent."""
 
-    epoch: str
-    offset: int
+    position: Position
     receivers: int
 
-    @property
-    def position(self) -> Position:
-        """The position of the event."""
-        return Position(self.epoch, self.offset)
+
+class Append(NamedTuple):
+    """An event to append, and the future of its place."""
+
+    payload: bytes
+    idempotency_key: str | None
+    expected_position: Position | None
+    added: asyncio.Future[Added]
 
 
-_Outcome = Added | PositionConflictError
-_Waiting = tuple[Addition, asyncio.Future[Added]]
+class AppendQueue:
+    """The appends of one channel, of which one call is under way. The queue is the receiver of its reply.
 
+    Appends that come meanwhile wait, and the next call carries all of them: a burst of a hundred events costs
+    one call, not a hundred. `start` begins a call; it is called without appends when none is left.
+    """
 
-class Server(Protocol):
-    """Runs scripts: on one server, or on the nodes of a cluster."""
+    __slots__ = ("_sent", "_start", "channel", "waiting")
 
-    #: PUBLISH, or SPUBLISH in a cluster.
-    verb: str
-
-    @property
-    def writer(self) -> str:
-        """The name under which calls are numbered, so that they may be repeated. Empty: never repeated."""
-        ...
-
-    def live_name(self, channel: str) -> str:
-        """Return the name under which the channel's events are published."""
-        ...
-
-    async def run(self, call: Call) -> Reply:
-        """Run a script. Raises one of FAILURES if it did not run, or may not have run."""
-        ...
-
-    def start(self, call: Call, receiver: Receiver) -> None:
-        """Run a script. Its reply goes to `receiver`, after this call has returned."""
-        ...
-
-
-class Logs:
-    """The logs of all channels, bounded by `history`. For one event loop at a time."""
-
-    def __init__(self, server: Server, history: History, prefix: str) -> None:
-        self._server = server
-        self._prefix = prefix
-        self._scripts = Scripts.of(history, server.verb)
-        self._calls = 0
-        self._queues: dict[str, _AppendQueue] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        # Until the first call has succeeded, each call checks all permissions. So a missing permission is
-        # reported at once, and not hours later when a log is trimmed for the first time.
-        self._may_append = self._may_read = False
-
-    def append(self, channel: str, addition: Addition) -> asyncio.Future[Added]:
-        """Queue an event and return the future of its position.
-
-        An event whose future is cancelled is not appended, unless it was sent already. The future raises
-        PositionConflictError, or one of FAILURES. Raises UnicodeError at once for a name or a key that is
-        not UTF-8, which would fail the other events of the same call.
-        """
-        loop = asyncio_loop()
-        channel.encode()
-        (addition.idempotency_key or "").encode()
-        if self._loop is not loop:
-            # Events that an earlier event loop left in the queues will not be sent.
-            self._queues, self._loop = {}, loop
-        queue = self._queues.get(channel)
-        if queue is None:
-            queue = self._queues[channel] = _AppendQueue(self, channel)
-            # Not at once, so that one call carries all appends of this turn of the event loop.
-            loop.call_soon(queue.send_next)
-        future: asyncio.Future[Added] = loop.create_future()
-        queue.waiting.append((addition, future))
-        return future
-
-    def discard(self, queue: "_AppendQueue") -> None:
-        """Forget a queue that is empty."""
-        if self._queues.get(queue.channel) is queue:
-            del self._queues[queue.channel]
-
-    def start(self, queue: "_AppendQueue", additions: Sequence[Addition]) -> None:
-        """Append events and publish them, in one step. The queue gets the reply."""
-        key = self._key(queue.channel)
-        writer = self._server.writer
-        self._calls += 1
-        keys = [key, f"{key}:head"]
-        if writer:
-            keys.append(f"{key}:writer:{writer}")
-        arguments: list[Argument] = [
-            self._server.live_name(queue.channel),
-            new_epoch(),
-            self._calls if writer else b"",
-            int(not self._may_append),
-            sum(len(addition.payload) for addition in additions),
-        ]
-        for addition in additions:
-            index = 0
-            if addition.idempotency_key is not None:
-                keys.append(f"{key}:key:{addition.idempotency_key}")
-                # Lua counts from 1.
-                index = len(keys)
-            expected = "" if addition.expected_position is None else str(addition.expected_position)
-            arguments += (addition.payload, index, expected)
-        self._server.start(Call(self._scripts.append, tag_of(queue.channel), keys, arguments), queue)
-
-    def outcomes(self, channel: str, reply: Reply) -> list[_Outcome]:
-        """Return the outcome of each event of a call. Raises ValueError for a malformed reply."""
-        if not isinstance(reply, bytes):
-            raise ValueError("the reply is no text")
-        self._may_append = True
-        epoch, *outcomes = reply.decode().split(" ")
-        return [_outcome(channel, epoch, outcome) for outcome in outcomes]
-
-    async def read(self, channel: str, after: int, limit: int, max_bytes: int) -> Page:
-        """Return a part of a channel's log. See `HistoryBroker`."""
-        key = self._key(channel)
-        arguments = (max(after, 0) + 1, max(limit, 0), new_epoch(), int(not self._may_read), max_bytes)
-        call = Call(self._scripts.read, tag_of(channel), (key, f"{key}:head"), arguments)
-        match await self._server.run(call):
-            case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as records]:
-                self._may_read = True
-                found = tuple(map(_record, records))
-                return Page(epoch.decode(), int(first), int(last), found, *_ancestors(older.decode()))
-            case reply:
-                raise ResponseError(f"the server's reply is no page of a log: {reply!r:.100}")
-
-    def _key(self, channel: str) -> str:
-        return f"{self._prefix}{{{tag_of(channel)}}}"
-
-
-class _AppendQueue:
-    """The appends of one channel. It receives the replies of its calls."""
-
-    __slots__ = ("_logs", "_sent", "channel", "waiting")
-
-    def __init__(self, logs: Logs, channel: str) -> None:
-        self._logs = logs
+    def __init__(self, channel: str, start: Callable[["AppendQueue", Sequence[Append]], None]) -> None:
         self.channel = channel
-        self.waiting: deque[_Waiting] = deque()
-        self._sent: list[_Waiting] = []
+        self.waiting: deque[Append] = deque()
+        self._start = start
+        self._sent: list[Append] = []
 
     def send_next(self) -> None:
         """Send the appends that wait, as many as fit into one call."""
-        waiting, size = self.waiting, 0
-        sent: list[_Waiting] = []
-        while waiting and len(sent) < MOST_EVENTS and size < MOST_BYTES:
-            addition, future = waiting.popleft()
-            if not future.done():
-                sent.append((addition, future))
-                size += len(addition.payload)
-        self._sent = sent
-        if sent:
-            self._logs.start(self, [addition for addition, _ in sent])
-        else:
-            self._logs.discard(self)
+        self._sent, size = [], 0
+        while self.waiting and len(self._sent) < MOST_EVENTS and size < MOST_BYTES:
+            append = self.waiting.popleft()
+            if not append.added.done():
+                self._sent.append(append)
+                size += len(append.payload)
+        self._start(self, self._sent)
 
     def done(self) -> bool:
+        """Return False: the reply is needed."""
         return False
 
     def set_result(self, reply: Reply, /) -> None:
+        """Take the reply of the append script: a text with the outcome of each event."""
         sent, more = self._sent, bool(self.waiting)
         self.send_next()
         if more:
@@ -205,48 +100,50 @@ class _AppendQueue:
             self._resolve(sent, reply)
 
     def set_exception(self, error: Exception, /) -> None:
-        # The appends that wait would get the same error.
-        _fail((*self._sent, *self.waiting), error)
+        """Take the reason why there is no reply. The appends that wait would get the same error."""
+        failed = (*self._sent, *self.waiting)
         self.waiting.clear()
         self.send_next()
+        for append in failed:
+            _settle(append, error)
 
-    def _resolve(self, sent: list[_Waiting], reply: Reply) -> None:
+    def _resolve(self, sent: Sequence[Append], reply: Reply) -> None:
+        outcomes: Sequence[Added | Exception]
         try:
-            outcomes = list(zip(sent, self._logs.outcomes(self.channel, reply), strict=True))
+            texts = reply.decode().split(" ") if isinstance(reply, bytes) else []
+            outcomes = [_outcome(self.channel, text) for _, text in zip(sent, texts, strict=True)]
         except ValueError:
-            _fail(sent, ResponseError(f"the server's reply is no outcome of appends: {reply!r:.100}"))
-            return
-        for (_, future), outcome in outcomes:
-            if future.done():
-                continue
-            if isinstance(outcome, PositionConflictError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            error = ResponseError(f"the server's reply is no outcome of appends: {reply!r:.100}")
+            outcomes = [error] * len(sent)
+        for append, outcome in zip(sent, outcomes, strict=True):
+            _settle(append, outcome)
 
 
-def _fail(waiting: Iterable[_Waiting], error: Exception) -> None:
-    for _, future in waiting:
-        if not future.done():
-            future.set_exception(error)
+def _settle(append: Append, outcome: Added | Exception) -> None:
+    if append.added.done():
+        return
+    if isinstance(outcome, Exception):
+        append.added.set_exception(outcome)
+    else:
+        append.added.set_result(outcome)
 
 
-def _outcome(channel: str, epoch: str, text: str) -> _Outcome:
-    if text.startswith("+"):
-        offset, _, receivers = text.partition(":")
-        return Added(epoch, int(offset), int(receivers))
-    position = Position.parse(text[1:])
+def _outcome(channel: str, text: str) -> Added | PositionConflictError:
+    where, _, receivers = text[1:].partition(":")
+    position = Position.parse(where)
     if text.startswith("!"):
         return PositionConflictError(channel, position)
-    return Added(position.epoch, position.offset, 0)
+    return Added(position, int(receivers or 0))
 
 
-def _ancestors(text: str) -> tuple[tuple[Position, ...], tuple[str, ...]]:
-    """Return the ancestors, and the epochs of the doubtful ones."""
-    parts = text.split(",") if text else []
-    ancestors = tuple([Position.parse(part.rstrip("!")) for part in parts])
-    doubtful = [ancestor.epoch for ancestor, part in zip(ancestors, parts, strict=True) if part.endswith("!")]
-    return ancestors, tuple(doubtful)
+def page_of(reply: Reply) -> Page:
+    """Return the page in a reply of the read script. Raises ResponseError for another reply."""
+    match reply:
+        case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as entries]:
+            records = tuple(map(_record, entries))
+            return Page(epoch.decode(), int(first), int(last), records, *_ancestors(older.decode()))
+        case _:
+            raise ResponseError(f"the server's reply is no page of a log: {reply!r:.100}")
 
 
 def _record(entry: Reply) -> Record:
@@ -255,3 +152,11 @@ def _record(entry: Reply) -> Record:
             return Record(int(id_.partition(b"-")[0]), payload)
         case _:
             raise ResponseError(f"the log has an entry that is no event: {entry!r:.100}")
+
+
+def _ancestors(text: str) -> tuple[tuple[Position, ...], tuple[str, ...]]:
+    """Return the ancestors, and the epochs of the doubtful ones."""
+    parts = text.split(",") if text else []
+    ancestors = tuple([Position.parse(part.rstrip("!")) for part in parts])
+    doubtful = [ancestor.epoch for ancestor, part in zip(ancestors, parts, strict=True) if part.endswith("!")]
+    return ancestors, tuple(doubtful)

@@ -6,27 +6,18 @@ concurrent callers need one connection. The pipeline gives the connection back s
 
 import asyncio
 import contextlib
+import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
-from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from ...runtime.event_loop import asyncio_loop, start_task
-from .connection import (
-    Argument,
-    Reply,
-    drop,
-    is_broken,
-    named_timeout,
-    pool_of,
-    read_timeout,
-    send,
-)
+from .connection import Argument, Reply, drop, is_broken, named_timeout, pool_of, raise_if_cancelled, send
 
 # Bounds of one exchange, so that its timeout does not depend on how many commands wait.
 MOST_COMMANDS = 1000
@@ -51,6 +42,7 @@ class Receiver(Protocol):
 class _Call(NamedTuple):
     command: bytes
     receiver: Receiver
+    fallback: Callable[[], None] | None
 
 
 def pack(arguments: tuple[Argument, ...]) -> bytes:
@@ -60,15 +52,12 @@ def pack(arguments: tuple[Argument, ...]) -> bytes:
     """
     parts: list[int | bytes] = [len(arguments)]
     for argument in arguments:
-        data = _encode(argument)
-        parts += (len(data), data)
+        if isinstance(argument, str):
+            argument = argument.encode()
+        elif isinstance(argument, int):
+            argument = b"%d" % argument
+        parts += (len(argument), argument)
     return (b"*%d\r\n" + b"$%d\r\n%b\r\n" * len(arguments)) % tuple(parts)
-
-
-def _encode(argument: Argument) -> bytes:
-    if isinstance(argument, str):
-        return argument.encode()
-    return argument if isinstance(argument, bytes) else b"%d" % argument
 
 
 class Pipeline:
@@ -92,9 +81,6 @@ class Pipeline:
         # Set when a command is queued, while an idle connection is kept.
         self._queued: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
-        # The event loop on which each connection has answered. See `_check_loop`.
-        self._loops: WeakKeyDictionary[AbstractConnection, ReferenceType[asyncio.AbstractEventLoop]]
-        self._loops = WeakKeyDictionary()
 
     def submit(self, *arguments: Argument) -> asyncio.Future[Reply]:
         """Queue a command and return the future of its reply, undecoded.
@@ -107,13 +93,18 @@ class Pipeline:
         self.send(reply, *arguments)
         return reply
 
-    def send(self, receiver: Receiver, *arguments: Argument) -> None:
-        """Queue a command whose reply goes to `receiver`. See `submit`."""
+    def send(
+        self, receiver: Receiver, *arguments: Argument, fallback: Callable[[], None] | None = None
+    ) -> None:
+        """Queue a command whose reply goes to `receiver`. See `submit`.
+
+        If the server does not know the script that the command names, `fallback` is called instead.
+        """
         loop = asyncio_loop()
-        call = _Call(pack(arguments), receiver)
+        call = _Call(pack(arguments), receiver, fallback)
         if self._task is not None and self._task.get_loop() is not loop:
-            self._task = self._queued = None
-            self._waiting.clear()
+            # The earlier loop ended. Its task may be finalized later, and then fails its own calls.
+            self._task, self._queued, self._waiting = None, None, deque()
         self._waiting.append(call)
         if self._task is None:
             self._task = start_task(self._run(), "livepush redis pipeline")
@@ -129,33 +120,34 @@ class Pipeline:
             # A task of a closed loop may be finalized here; another one may have replaced it.
             if self._task is task:
                 self._task = None
-                self._fail_waiting(RedisConnectionError("the event loop ended before this was sent"))
+                _fail(self._waiting, RedisConnectionError("the event loop ended before this was sent"))
 
     async def _use_connection(self) -> None:
         """Send the queued commands on one connection, until it breaks or no more commands come."""
+        connection: AbstractConnection | None = None
+        # Without a connection all commands fail: the next attempt would end with the same error.
+        calls = self._waiting
         try:
             async with asyncio.timeout(self._timeout):
-                connection = await self._acquire()
-        except Exception as error:
-            # The next attempt would fail with the same error.
-            self._fail_waiting(named_timeout(error, self._timeout))
-            return
-        calls: deque[_Call] = deque()
-        try:
+                connection = await self._pool.get_connection()
+                if is_broken(connection):
+                    await drop(connection)
+                    await connection.connect()
             while await self._has_more(connection):
                 calls = self._next_calls()
                 await self._exchange(calls, connection)
             if self._idle_seconds:
                 await drop(connection)
-        except Exception as error:
+        except BaseException as error:
+            if connection is not None:
+                await drop(connection)
+            if not isinstance(error, Exception):
+                _fail(calls, RedisConnectionError("the event loop ended before the reply"))
+                raise
             _fail(calls, named_timeout(error, self._timeout))
-            await drop(connection)
-        except BaseException:
-            _fail(calls, RedisConnectionError("the event loop ended before the reply"))
-            await drop(connection)
-            raise
         finally:
-            await self._pool.release(connection)
+            if connection is not None:
+                await self._pool.release(connection)
 
     async def _has_more(self, connection: AbstractConnection) -> bool:
         """Return whether commands are queued, now or while the idle connection is held."""
@@ -164,11 +156,7 @@ class Pipeline:
                 return True
             await asyncio.sleep(0)
         if self._idle_seconds and not self._waiting:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # On Python 3.11 `asyncio.wait_for`, which redis-py uses, may swallow a cancellation:
-                # https://github.com/python/cpython/issues/86296. Without this the loop would end 30 s late.
-                raise asyncio.CancelledError
+            raise_if_cancelled()
             self._queued = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._idle_seconds):
@@ -189,59 +177,29 @@ class Pipeline:
 
     async def _exchange(self, calls: deque[_Call], connection: AbstractConnection) -> None:
         """Send the commands and pass on their replies. On an error `calls` has those without a reply."""
-        timeout_of_one = read_timeout(connection, self._timeout)
+        # A timer for each reply costs as much as reading it. The client's own counts only if it is shorter.
+        own = connection.socket_timeout
+        timeout_of_one = math.inf if own is not None and own >= self._timeout else None
         async with asyncio.timeout(self._timeout):
             await send(connection, b"".join([call.command for call in calls]))
             while calls:
                 try:
                     reply = await connection.read_response(disable_decoding=True, timeout=timeout_of_one)
                 except ResponseError as error:
-                    _fail((calls.popleft(),), error)
+                    call = calls.popleft()
+                    if call.fallback is not None and isinstance(error, NoScriptError):
+                        call.fallback()
+                    else:
+                        _fail(deque([call]), error)
                 else:
                     receiver = calls.popleft().receiver
                     if not receiver.done():
                         receiver.set_result(reply)
 
-    async def _acquire(self) -> AbstractConnection:
-        connection: AbstractConnection = await self._pool.get_connection()
-        try:
-            if is_broken(connection):
-                await _reconnect(connection)
-            await self._check_loop(connection)
-        except BaseException:
-            await drop(connection)
-            await self._pool.release(connection)
-            raise
-        return connection
 
-    async def _check_loop(self, connection: AbstractConnection) -> None:
-        """Reconnect a connection that an earlier event loop left in the pool.
-
-        Such a connection still sends, and the server executes the command, but the reply cannot be read.
-        """
-        loop = asyncio.get_running_loop()
-        known = self._loops.get(connection)
-        if known is not None and known() is loop:
-            return
-        try:
-            await send(connection, pack((b"PING",)))
-            await connection.read_response(disable_decoding=True)
-        except RuntimeError:
-            await _reconnect(connection)
-        self._loops[connection] = ref(loop)
-
-    def _fail_waiting(self, error: Exception) -> None:
-        calls = list(self._waiting)
-        self._waiting.clear()
-        _fail(calls, error)
-
-
-def _fail(calls: Iterable[_Call], error: Exception) -> None:
-    for call in calls:
+def _fail(calls: deque[_Call], error: Exception) -> None:
+    failed = list(calls)
+    calls.clear()
+    for call in failed:
         if not call.receiver.done():
             call.receiver.set_exception(error)
-
-
-async def _reconnect(connection: AbstractConnection) -> None:
-    await drop(connection)
-    await connection.connect()

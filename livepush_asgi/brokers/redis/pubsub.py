@@ -1,49 +1,12 @@
 """RedisBroker: pub/sub over Redis or Valkey, with one connection to listen and one to publish."""
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Redis
 
 from ...settings import value_or_default
-from .. import Subscription
-from ..mailbox import Mailbox
 from ..timeouts import BrokerTimeouts
-from .connection import FAILURES, live_name_of, pool_of, unavailable
-from .listener import Listener
+from .connection import FAILURES, pool_of, unavailable
+from .listening import ListeningBroker
 from .pipeline import Pipeline
-from .sharded_listener import ShardedListener
-
-
-class ListeningBroker:
-    """Base of RedisBroker and RedisStreamsBroker: the subscriptions, on a listening connection."""
-
-    def __init__(self, pool: ConnectionPool, listener: Listener | ShardedListener) -> None:
-        self._pool = pool
-        self._listener = listener
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the server has confirmed every channel and the connection is up; True without channels."""
-        return self._listener.healthy
-
-    async def subscribe(self, channel: str) -> Subscription:
-        """Return a subscription, confirmed by the server.
-
-        Raises BrokerUnavailableError if the server refuses, or does not confirm within
-        `BrokerTimeouts.subscribe`.
-        """
-        mailbox = Mailbox(self._live_name(channel), self._listener.leave)
-        await self._listener.listen(mailbox)
-        return mailbox
-
-    async def aclose(self) -> None:
-        """Close the idle connections of the client's pool.
-
-        Call it after the last use, and only if nothing else uses the client and nothing else closes it.
-        """
-        await self._pool.disconnect()
-
-    def _live_name(self, channel: str) -> str:
-        """Return the name under which the channel's payloads are published."""
-        return live_name_of(channel, self._pool)
 
 
 class RedisBroker(ListeningBroker):
@@ -65,7 +28,7 @@ class RedisBroker(ListeningBroker):
 
     def __init__(self, redis: Redis, *, timeouts: BrokerTimeouts | None = None) -> None:
         timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
-        super().__init__(pool_of(redis), Listener(redis, timeouts))
+        super().__init__(pool_of(redis), timeouts)
         self._pipeline = Pipeline(redis, timeout=timeouts.publish, idle_turns=2)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:

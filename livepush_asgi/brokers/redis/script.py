@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from redis.exceptions import NoScriptError
+from redis.asyncio import Redis
 
 from ...runtime.event_loop import asyncio_loop
 from .connection import Argument, Reply
@@ -41,7 +42,8 @@ class Script:
     ) -> None:
         """Run the script once, or not at all. Its reply goes to `receiver`."""
         rest = (len(keys), *keys, *arguments)
-        pipeline.send(_RunByName(self, pipeline, rest, receiver), b"EVALSHA", self.name, *rest)
+        by_text = partial(pipeline.send, receiver, b"EVAL", self.text, *rest)
+        pipeline.send(receiver, b"EVALSHA", self.name, *rest, fallback=by_text)
 
     async def run_asking(
         self, pipeline: Pipeline, keys: Sequence[str], arguments: Iterable[Argument]
@@ -64,28 +66,20 @@ class Call:
     arguments: Sequence[Argument]
 
 
-class _RunByName:
-    """Receives the reply of a script, and sends the text if the server does not know the name."""
+class OneServer:
+    """Runs scripts on one server. A call whose reply is lost is not repeated."""
 
-    __slots__ = ("_pipeline", "_receiver", "_rest", "_script")
+    verb = "PUBLISH"
+    #: Empty: calls have no number by which the server would recognize a repeated one.
+    writer = ""
 
-    def __init__(
-        self, script: Script, pipeline: Pipeline, rest: tuple[Argument, ...], receiver: Receiver
-    ) -> None:
-        self._script = script
-        self._pipeline = pipeline
-        self._rest = rest
-        self._receiver = receiver
+    def __init__(self, redis: Redis, timeout: float) -> None:
+        self._pipeline = Pipeline(redis, timeout=timeout, idle_turns=2)
 
-    def done(self) -> bool:
-        return self._receiver.done()
+    def start(self, call: Call, receiver: Receiver) -> None:
+        """Run a script. Its reply goes to `receiver`, after this method has returned."""
+        call.script.send(self._pipeline, call.keys, call.arguments, receiver)
 
-    def set_result(self, reply: Reply, /) -> None:
-        self._receiver.set_result(reply)
-
-    def set_exception(self, error: Exception, /) -> None:
-        if isinstance(error, NoScriptError):
-            # The script did not run.
-            self._pipeline.send(self._receiver, b"EVAL", self._script.text, *self._rest)
-        else:
-            self._receiver.set_exception(error)
+    async def run(self, call: Call) -> Reply:
+        """Run a script. Raises one of FAILURES if it did not run, or may not have run."""
+        return await call.script.run(self._pipeline, call.keys, call.arguments)

@@ -1,19 +1,20 @@
 """RedisStreamsBroker: pub/sub over Redis or Valkey with history, a log of each channel in a stream."""
 
+import asyncio
+from collections.abc import Sequence
+
 from redis.asyncio import Redis, RedisCluster
 
+from ...runtime.event_loop import asyncio_loop
 from ...settings import value_or_default
-from ...wire.cursor import Position
+from ...wire.cursor import Position, new_epoch
 from .. import READ_BYTES, Page
 from ..history import History
 from ..timeouts import BrokerTimeouts
-from .connection import FAILURES, Reply, live_name_of, pool_of, unavailable
-from .listener import Listener
-from .log import Added, Addition, Logs, Server
-from .pipeline import Pipeline, Receiver
-from .pubsub import ListeningBroker
-from .script import Call
-from .sharded_listener import ShardedListener
+from .connection import FAILURES, Argument, pool_of, unavailable
+from .listening import ListeningBroker
+from .log import Added, Append, AppendQueue, log_scripts, page_of
+from .script import Call, OneServer, tag_of
 from .slot_router import SlotRouter
 
 
@@ -57,15 +58,21 @@ class RedisStreamsBroker(ListeningBroker):
         history = value_or_default("history", history, History)
         if "{" in key_prefix or "}" in key_prefix:
             raise ValueError(f"key_prefix may have no braces, which enclose the channel: {key_prefix!r}")
-        self._server: Server
+        self._server: OneServer | SlotRouter
         if isinstance(redis, RedisCluster):
             self._server = router = SlotRouter(redis, timeout=timeouts.publish)
-            super().__init__(router.cluster.first.pool, ShardedListener(router.cluster, timeouts))
+            super().__init__(router.cluster.first.pool, timeouts, router.cluster)
         else:
-            self._server = _OneServer(redis, timeouts.publish)
-            super().__init__(pool_of(redis), Listener(redis, timeouts))
-        self._logs = Logs(self._server, history, key_prefix)
-        self._keys = f"{key_prefix}*"
+            self._server = OneServer(redis, timeouts.publish)
+            super().__init__(pool_of(redis), timeouts)
+        self._prefix = key_prefix
+        self._append_script, self._read_script = log_scripts(history, self._server.verb)
+        self._calls = 0
+        self._queues: dict[str, AppendQueue] = {}
+        self._appending_loop: asyncio.AbstractEventLoop | None = None
+        # Until the first call has succeeded, each call checks all permissions. So a missing permission is
+        # reported at once, and not hours later when a log is trimmed for the first time.
+        self._may_append = self._may_read = False
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload and return how many connections listened, those of other processes too.
@@ -74,7 +81,7 @@ class RedisStreamsBroker(ListeningBroker):
         not at all, and the caller decides whether to publish it again.
         """
         data = payload.encode() if isinstance(payload, str) else bytes(payload)
-        return (await self._append(channel, Addition(data))).receivers
+        return (await self._append(channel, data)).receivers
 
     async def append(
         self,
@@ -85,40 +92,76 @@ class RedisStreamsBroker(ListeningBroker):
         expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `HistoryBroker`."""
-        return (await self._append(channel, Addition(payload, idempotency_key, expected_position))).position
+        return (await self._append(channel, payload, idempotency_key, expected_position)).position
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `HistoryBroker`."""
+        key = self._key(channel)
+        arguments = (max(after, 0) + 1, max(limit, 0), new_epoch(), int(not self._may_read), max_bytes)
         try:
-            return await self._logs.read(channel, after, limit, max_bytes)
+            reply = await self._server.run(
+                Call(self._read_script, tag_of(channel), (key, f"{key}:head"), arguments)
+            )
+            page = page_of(reply)
         except FAILURES as error:
-            raise unavailable("read", self._pool, error, keys=self._keys) from error
+            raise unavailable("read", self._pool, error, keys=f"{self._prefix}*") from error
+        self._may_read = True
+        return page
 
     def _live_name(self, channel: str) -> str:
-        return self._server.live_name(channel)
+        # In a cluster its slot is that of the keys.
+        return tag_of(channel) if self._server.verb == "SPUBLISH" else super()._live_name(channel)
 
-    async def _append(self, channel: str, addition: Addition) -> Added:
+    def _key(self, channel: str) -> str:
+        return f"{self._prefix}{{{tag_of(channel)}}}"
+
+    async def _append(
+        self, channel: str, payload: bytes, key: str | None = None, expected: Position | None = None
+    ) -> Added:
+        loop = asyncio_loop()
+        # Raises UnicodeError at once for text that is not UTF-8: it would fail the other events of the call.
+        (channel + (key or "")).encode()
+        if self._appending_loop is not loop:
+            # Events that an earlier event loop left in the queues will not be sent.
+            self._queues, self._appending_loop = {}, loop
+        queue = self._queues.get(channel)
+        if queue is None:
+            queue = self._queues[channel] = AppendQueue(channel, self._start)
+            # Not at once, so that one call carries all appends of this turn of the event loop.
+            loop.call_soon(queue.send_next)
+        append = Append(payload, key, expected, loop.create_future())
+        queue.waiting.append(append)
         try:
-            return await self._logs.append(channel, addition)
+            added = await append.added
         except FAILURES as error:
-            raise unavailable("publish", self._pool, error, keys=self._keys) from error
+            raise unavailable("publish", self._pool, error, keys=f"{self._prefix}*") from error
+        self._may_append = True
+        return added
 
-
-class _OneServer:
-    """Runs scripts on one server. A call whose reply is lost is not repeated."""
-
-    verb = "PUBLISH"
-    writer = ""
-
-    def __init__(self, redis: Redis, timeout: float) -> None:
-        self._pool = pool_of(redis)
-        self._pipeline = Pipeline(redis, timeout=timeout, idle_turns=2)
-
-    def live_name(self, channel: str) -> str:
-        return live_name_of(channel, self._pool)
-
-    def start(self, call: Call, receiver: Receiver) -> None:
-        call.script.send(self._pipeline, call.keys, call.arguments, receiver)
-
-    async def run(self, call: Call) -> Reply:
-        return await call.script.run(self._pipeline, call.keys, call.arguments)
+    def _start(self, queue: AppendQueue, appends: Sequence[Append]) -> None:
+        """Append events and publish them, in one step. The queue gets the reply."""
+        channel, writer = queue.channel, self._server.writer
+        if not appends:
+            if self._queues.get(channel) is queue:
+                del self._queues[channel]
+            return
+        self._calls += 1
+        key = self._key(channel)
+        keys = [key, f"{key}:head"]
+        if writer:
+            keys.append(f"{key}:writer:{writer}")
+        arguments: list[Argument] = [
+            self._live_name(channel),
+            new_epoch(),
+            self._calls if writer else b"",
+            int(not self._may_append),
+            sum(len(append.payload) for append in appends),
+        ]
+        for append in appends:
+            index = 0
+            if append.idempotency_key is not None:
+                keys.append(f"{key}:key:{append.idempotency_key}")
+                # Lua counts from 1.
+                index = len(keys)
+            arguments += (append.payload, index, str(append.expected_position or ""))
+        self._server.start(Call(self._append_script, tag_of(channel), keys, arguments), queue)

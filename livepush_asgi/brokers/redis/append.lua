@@ -1,0 +1,110 @@
+-- KEYS: log, head, the writer's last call, then idempotency keys.
+-- ARGV: the name to publish on; a fresh epoch; the number of the writer's call, or an empty text if calls are
+-- never repeated; 1 to check the permissions for every command of an append; the bytes of all payloads. Then
+-- three for each event: payload, index of its idempotency key or 0, expected position or an empty text.
+-- Returns a text: for each event `+position:receivers`, `=position` if its key is known, or `!position` if the
+-- log does not end at the expected one.
+--
+-- The server does not roll back a script when it refuses a command. So the script makes every check and every
+-- read before its first write: an append is done whole or not at all. The server checks the user's permissions
+-- for the keys before it runs the script.
+
+-- How long a writer's last call is remembered. It is repeated within seconds.
+local REMEMBER_CALL = 300000
+-- The most events that are examined in order to drop them. The next call continues.
+local MOST_EXAMINED = 50
+
+local channel, fresh, call, check, size = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
+
+if call ~= '' then
+  local number, result = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (.*)$')
+  if number == call then
+    return result
+  elseif number and tonumber(number) > tonumber(call) then
+    return redis.error_reply('ERR this call was given up before it came')
+  end
+end
+
+local is_new = not load()
+if is_new then
+  begin(fresh)
+else
+  local info = replication()
+  -- Nearly always it is the same, and a search is cheaper than to parse the text.
+  if not string.find(info, 'master_replid:' .. run .. '\r', 1, true) then
+    local current, followed = running(info)
+    local doubt = string.match(followed, '[^0]') and '!' or ''
+    local older, count = {epoch .. '.' .. whole(last) .. doubt}, 1
+    for ancestor in string.gmatch(ancestors, '[^,]+') do
+      if count < MOST_ANCESTORS then
+        older[#older + 1], count = ancestor, count + 1
+      end
+    end
+    epoch, run, ancestors = fresh, current, table.concat(older, ',')
+  end
+end
+
+local function is_last(position)
+  local name, offset = string.match(position, '^(%S+)%.(%d+)$')
+  if offset == '0' then
+    return last == 0
+  elseif tonumber(offset) ~= last or name == epoch then
+    return tonumber(offset) == last
+  end
+  for ancestor, shared in string.gmatch(ancestors, '([^,.]+)%.(%d+)') do
+    if ancestor == name then
+      return last <= tonumber(shared)
+    end
+  end
+  return false
+end
+
+local lacking = lacks('SET', head) or lacks(VERB, channel) or (AGE and lacks('PEXPIRE', log))
+if check or is_new then
+  lacking = lacking or lacks('UNLINK', log) or lacks('XADD', log)
+end
+local known = {}
+for i = call == '' and 3 or 4, #KEYS do
+  known[KEYS[i]] = redis.call('GET', KEYS[i])
+end
+if check or total + size - base > SIZE or (AGE and since + AGE < now) then
+  lacking = lacking or lacks('XRANGE', log) or lacks('XTRIM', log)
+end
+if lacking then
+  return redis.error_reply(lacking)
+end
+
+if is_new then
+  save_new()
+end
+local reply = {}
+for i = 6, #ARGV, 3 do
+  local payload, name, expected = ARGV[i], KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2]
+  if name and known[name] then
+    reply[#reply + 1] = '=' .. known[name]
+  elseif expected ~= '' and not is_last(expected) then
+    reply[#reply + 1] = '!' .. epoch .. '.' .. whole(last)
+  else
+    last = last + 1
+    local offset = whole(last)
+    local position = epoch .. '.' .. offset
+    redis.call('XADD', log, 'MAXLEN', '=', EVENTS, offset .. '-' .. whole(now), whole(total), payload)
+    total = total + #payload
+    if name then
+      known[name] = position
+      redis.call('SET', name, position, 'PX', REMEMBER)
+    end
+    local receivers = redis.call(VERB, channel, MARK .. position .. '\n' .. payload)
+    reply[#reply + 1] = '+' .. position .. ':' .. receivers
+  end
+end
+trim(MOST_EXAMINED)
+save()
+if AGE then
+  redis.call('PEXPIRE', log, AGE)
+end
+reply = table.concat(reply, ' ')
+if call ~= '' then
+  redis.call('SET', KEYS[3], call .. ' ' .. reply, 'PX', REMEMBER_CALL)
+end
+return reply

@@ -1,0 +1,133 @@
+-- The log of a channel. This text is the beginning of append.lua and of read.lua. Each of them is one atomic
+-- step on the keys of one channel. Times are in milliseconds. log.py puts the constants of the
+-- broker's History before this text: EVENTS, SIZE and AGE (false: no bound), KEEP and REMEMBER (how long a
+-- head and an idempotency key are kept), VERB (PUBLISH or SPUBLISH) and MARK (begins a live payload).
+--
+-- A log is two keys. `<log>` is a stream. An event's id is `<offset>-<milliseconds>`: a read by offset is a
+-- search by id, and the id has the event's time. An event has one field. Its name is the number of payload
+-- bytes that were appended before the event, so that the size of the kept events is a difference of two names.
+-- `<log>:head` is a text: the epoch, the last offset, all bytes so far, the bytes before and the time of an
+-- event that is or was the oldest, the server's replication id, and the ancestors, `epoch.offset` each, the
+-- newest first, with `!` behind the doubtful ones.
+--
+-- The replication id (`master_replid`) names a history of writes on the server. It is drawn at random when a
+-- server starts as a master and when a replica becomes one. At these moments the end of a log may be lost: a
+-- killed server loses the writes that were not on its disk, a new master lacks the writes that did not reach
+-- it. The rest is always a prefix of the log. So an append that finds another replication id than the log's
+-- begins a new epoch, with the next offset, and notes the offset at which the old epoch ended on this server.
+-- Up to it, a position of the old epoch names the same event; beyond it, a lost event. If the epoch stayed,
+-- the offsets of lost events would be given to other events. A restart that lost nothing begins a new epoch
+-- too, at no cost: no position is beyond the noted offset.
+--
+-- A new master cannot know which writes did not reach it, so the log cannot tell whether events are missing.
+-- The server then has a second replication id, that of the master it followed; a server that starts from its
+-- append-only file has none. If there is a second one, the end of the old epoch is doubtful: each client that
+-- reads past it is told of a gap.
+
+-- A server before 7.0 has no sharded pub/sub, and may replicate a script as text, so that a replica would read
+-- another time. It has no REDIS_VERSION_NUM either.
+if not redis.REDIS_VERSION_NUM then
+  return redis.error_reply('ERR this server is too old, Redis 7.0 or a Valkey is needed')
+end
+local log, head = KEYS[1], KEYS[2]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local epoch, last, total, base, since, run, ancestors
+
+-- A channel that is read before its first event gets a head for its epoch, so that a client with the id
+-- `epoch.0` gets later events from any process. Clients may ask for any name, so this head is kept for a short
+-- time; a process that listens reads every 41 seconds at most, which renews it. Without it the log begins under
+-- another epoch, and a client that returns with the old one is told of a gap. An epoch derived from the name
+-- would need no key, but a log that was deleted, evicted or flushed would begin again under the same epoch: a
+-- silent loss.
+local KEEP_EMPTY = 120000
+-- How many ancestors a log remembers, so that many restarts of the server do not make long heads.
+local MOST_ANCESTORS = 8
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+-- Returns nil, or the error text if the user may not run a command on a key or a channel.
+local function lacks(verb, name)
+  if not redis.acl_check_cmd(verb, name) then
+    local where = verb == VERB and '&' .. name or '~' .. string.match(log, '^[^{]*') .. '*'
+    return 'NOPERM no permission for ' .. verb .. ' [+' .. string.lower(verb) .. ' ' .. where .. ']'
+  end
+end
+
+local function replication()
+  local info = redis.pcall('INFO', 'replication')
+  if type(info) ~= 'string' or not string.find(info, 'master_replid:', 1, true) then
+    error({err = 'NOPERM no permission for INFO, which has the master_replid [+info]'})
+  end
+  return info
+end
+
+local function running(info)
+  return string.match(info, 'master_replid:(%w+)'), string.match(info, 'master_replid2:(%w*)') or ''
+end
+
+local function load()
+  local text = redis.call('GET', head)
+  if not text then
+    return false
+  end
+  epoch, last, total, base, since, run, ancestors = string.match(
+    text, '^(%S+) (%d+) (%d+) (%d+) (%d+) (%w+) (%S*)$')
+  last, total, base, since = tonumber(last), tonumber(total), tonumber(base), tonumber(since)
+  return true
+end
+
+local function begin(fresh)
+  epoch, last, total, base, since, run, ancestors = fresh, 0, 0, 0, now, (running(replication())), ''
+end
+
+local function save()
+  local numbers = string.format('%.0f %.0f %.0f %.0f', last, total, base, since)
+  local text = table.concat({epoch, numbers, run, ancestors}, ' ')
+  local keep = last == 0 and KEEP_EMPTY or KEEP
+  if keep then
+    redis.call('SET', head, text, 'PX', keep)
+  else
+    redis.call('SET', head, text)
+  end
+end
+
+-- A full server refuses only the first write of a script, and never an UNLINK. So the head is written first.
+local function save_new()
+  save()
+  -- The server may have evicted the head alone. The rest of the log cannot be continued without it.
+  redis.call('UNLINK', log)
+end
+
+local function over()
+  return total - base > SIZE or (AGE and since + AGE < now)
+end
+
+local function trim(looks)
+  -- `base` and `since` may be of a dropped event: then the log only seems to exceed its bounds.
+  local most = 2
+  while looks > 0 and over() do
+    local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', most)
+    if #oldest == 0 then
+      base, since = total, now
+      return
+    end
+    local from, gone = nil, 0
+    for _, entry in ipairs(oldest) do
+      local offset, at = string.match(entry[1], '^(%d+)-(%d+)$')
+      base, since, from = tonumber(entry[2][1]), tonumber(at), tonumber(offset)
+      local newest = from == last and not (AGE and since + AGE < now)
+      if newest or not over() then
+        looks = 0
+        break
+      end
+      from, gone = from + 1, gone + 1
+    end
+    if gone > 0 then
+      redis.call('XTRIM', log, 'MINID', '=', whole(from))
+    end
+    looks, most = looks - #oldest, 16
+  end
+end

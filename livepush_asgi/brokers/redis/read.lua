@@ -1,0 +1,43 @@
+-- KEYS: log, head. ARGV: the first wanted offset; the most events; a fresh epoch; 1 to check the permissions
+-- for every command of a read; the most bytes of payload, which the first event may exceed.
+-- Returns the epoch, the first offset that is kept, the last one, the ancestors, and the events.
+
+-- The most events that are examined in order to drop them. The next call continues.
+local MOST_EXAMINED = 1000
+
+if ARGV[4] == '1' then
+  local lacking = lacks('SET', head) or lacks('PEXPIRE', head) or lacks('UNLINK', log)
+    or lacks('XRANGE', log) or lacks('XTRIM', log) or lacks('XLEN', log)
+  if lacking then
+    return redis.error_reply(lacking)
+  end
+end
+if not load() then
+  begin(ARGV[3])
+  save_new()
+elseif over() then
+  trim(MOST_EXAMINED)
+  save()
+elseif last == 0 or KEEP then
+  redis.call('PEXPIRE', head, last == 0 and KEEP_EMPTY or KEEP)
+end
+local records, from, left, size, count = {}, ARGV[1], tonumber(ARGV[2]), 0, 8
+while left > 0 do
+  -- A few at first: they may be large, and events that do not fit are read in vain.
+  count = math.min(2 * count, left)
+  local found = redis.call('XRANGE', log, from, '+', 'COUNT', count)
+  left = #found == count and left - count or 0
+  for _, entry in ipairs(found) do
+    size = size + #entry[2][2]
+    if size > tonumber(ARGV[5]) and #records > 0 then
+      left = 0
+      break
+    end
+    records[#records + 1] = entry
+  end
+  if left > 0 then
+    from = whole(string.match(found[count][1], '^%d+') + 1)
+  end
+end
+local first = last - redis.call('XLEN', log) + 1
+return {epoch, whole(first), whole(last), ancestors, records}
