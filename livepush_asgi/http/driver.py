@@ -12,7 +12,7 @@ import anyio.lowlevel
 
 from ..runtime.asgi import Message, Receive, Send
 from ..runtime.disconnect import DisconnectWatcher
-from ..runtime.inline_send import InlineSend, can_send_inline, can_step
+from ..runtime.inline_send import InlineSend, can_step
 from ..runtime.tcp_timeout import Limited
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason, StreamState
@@ -126,10 +126,11 @@ class _AnyioDriver(_Driver):
         stream, send = self._stream, self._send
         try:
             # Start the response when the stream has opened: every later event reaches the client.
-            chunk = await stream.next_chunk()
+            chunk = stream.take_chunk() or await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             while stream.state is not StreamState.CLOSED:
-                await send(_body(chunk, more=not stream.finished))
+                if chunk or stream.finished:
+                    await send(_body(chunk, more=not stream.finished))
                 if stream.finished:
                     break
                 chunk = await stream.next_chunk()
@@ -153,7 +154,7 @@ class _AsyncioDriver(_Driver):
     def __init__(self, stream: Stream, receive: Receive, send: Send) -> None:
         super().__init__(stream, send)
         may_step = stream.context.inline_send
-        self._inline = may_step and can_send_inline(send)
+        self._inline = may_step and self.can_begin
         self._disconnect = DisconnectWatcher(receive, self) if may_step and can_step(receive) else None
         self._interrupted = False
         self._task: asyncio.Task[Any] | None = None
@@ -165,20 +166,24 @@ class _AsyncioDriver(_Driver):
         try:
             self._begin(receive, client)
             # Start the response when the stream has opened: every later event reaches the client.
-            chunk = await stream.next_chunk()
+            chunk = stream.take_chunk() or await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
             stream.inline = self._inline
             while stream.state is not StreamState.CLOSED:
                 if chunk or stream.finished:
                     await send(_body(chunk, more=not stream.finished))
-                if stream.finished:
-                    break
-                # The sleeping stream must not keep the chunk in memory.
-                chunk = b""
-                chunk = await stream.next_chunk()
-                if self.unfinished is not None:
-                    await self.finish()
+                    if stream.finished:
+                        break
+                else:
+                    try:
+                        assert stream.sleeping is not None
+                        await stream.sleeping
+                    finally:
+                        stream.awake()
+                    if self.unfinished is not None:
+                        await self.finish()
+                chunk = stream.take_chunk()
             if stream.state is not StreamState.CLOSED:
                 self._release(stuck=False)
         except Exception as error:

@@ -106,13 +106,8 @@ def _is_tested(version: str) -> bool:
     return False
 
 
-def can_send_inline(send: Send) -> bool:
-    """Return whether `send` may run outside of the stream's task: in a step, or in an eager task."""
-    return HAS_EAGER_TASKS or can_step(send)
-
-
 class InlineSend(ABC):
-    """Sends chunks outside of the stream's task, if `can_send_inline(send)`. Base class of the drivers."""
+    """Sends chunks outside of the stream's task, if `can_begin`. Base class of the drivers."""
 
     __slots__ = ("_context", "_send", "_yielded", "unfinished")
 
@@ -124,6 +119,11 @@ class InlineSend(ABC):
         self._yielded: object = None
         # The context of the eager tasks; None if `send` is stepped.
         self._context: Context | None = None if can_step(send) else copy_context()
+
+    @property
+    def can_begin(self) -> bool:
+        """Whether `send` may run outside of the stream's task: in a step, or in an eager task."""
+        return self._context is None or HAS_EAGER_TASKS
 
     @abstractmethod
     def send_failed(self, error: Exception) -> None:

@@ -49,8 +49,8 @@ def draw_lifetime(timing: Timing) -> float | None:
 class Stream:
     """One client's stream. It is attached to its channels from the start; `close` releases everything.
 
-    The driver awaits `next_chunk` until `finished`, and then calls `close`. While it does not await
-    `next_chunk`, it counts as busy sending.
+    The driver sends what `take_chunk` returns, and awaits `sleeping` when there is nothing, until the stream
+    is `finished`; then it calls `close`. While it does not sleep, it counts as busy sending.
     """
 
     __slots__ = (
@@ -66,7 +66,6 @@ class Stream:
         "_on_closed",
         "_parked",
         "_retry",
-        "_sleep",
         "_subscribe_timer",
         "_unsubscribed",
         "_work",
@@ -78,6 +77,7 @@ class Stream:
         "lease",
         "multi_channel",
         "reason",
+        "sleeping",
         "state",
     )
 
@@ -95,7 +95,7 @@ class Stream:
         self.multi_channel = len(names) > 1
         self.state = StreamState.OPENING
         self.reason: EndReason | None = None
-        #: Whether `next_chunk` has returned the last chunk.
+        #: Whether `take_chunk` has returned the last chunk.
         self.finished = False
         #: The driver, if it can be interrupted.
         self.driver: InlineSend | None = None
@@ -106,7 +106,7 @@ class Stream:
         # Called when the stream has closed.
         self._on_closed = on_closed
         self._control_events = control_events
-        self._sleep: Sleep | None = None
+        self.sleeping: Sleep | None = None
         # Since when the driver has been sending a chunk; None while the stream waits for the next one.
         self._busy_since: float | None
         # The cancel scope of the running work: reading history, or a snapshot.
@@ -147,15 +147,15 @@ class Stream:
                 return
         elif self._sleeps and (chunk := self._composer.pass_through(batch)):
             self._chunk = chunk
-            assert self._sleep is not None
-            self._sleep.set_result(True)
+            assert self.sleeping is not None
+            self.sleeping.set_result(True)
             return
         try:
             self._composer.put(batch)
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
-            wake(self._sleep)
+            wake(self.sleeping)
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
         """Send the client a gap, or end the stream if the client does not accept control events."""
@@ -169,7 +169,7 @@ class Stream:
         except OutboxFullError:
             self.end(EndReason.SLOW)
         else:
-            wake(self._sleep)
+            wake(self.sleeping)
 
     def subscribed(self, channel: str, /) -> None:
         """Called when a channel is subscribed. The stream opens after the last, or starts a late channel."""
@@ -178,11 +178,11 @@ class Stream:
         self._unsubscribed = tuple(name for name in self._unsubscribed if name != channel)
         if self.state is StreamState.OPENING:
             self._composer.channel_subscribed(channel)
-            wake(self._sleep)
+            wake(self.sleeping)
         elif not self._composer.channel_subscribed_late(channel):
             self.end(EndReason.BROKER)
         else:
-            wake(self._sleep)
+            wake(self.sleeping)
 
     # The run and the driver call these methods.
 
@@ -198,7 +198,7 @@ class Stream:
             self._work.cancel()
         if reason not in _FLUSHING:
             self._composer.discard()
-        wake(self._sleep)
+        wake(self.sleeping)
 
     def replaced(self) -> None:
         """End the stream because a newer one has taken its slot."""
@@ -228,35 +228,46 @@ class Stream:
         if lease is not None:
             lease.release()
         self._composer.discard()
-        wake(self._sleep)
+        wake(self.sleeping)
         self._on_closed(self)
 
     async def next_chunk(self, timeout: float | None = None) -> bytes:
         """Return the next chunk, or b"" if there is none within `timeout` seconds.
 
-        It also returns b"" when an inline `send` has to be finished. After the last chunk `finished` is True.
-        Cancelling a call loses nothing: the next call returns the chunk.
+        After the last chunk `finished` is True. Cancelling a call loses nothing: the next call returns the
+        chunk.
         """
-        self._busy_since = None
-        try:
-            while self.reason is None:
-                chunk = self._ready()
-                if chunk:
-                    self._last_chunk_at = self._now()
-                    return chunk
-                if self.reason is not None:
+        while not (chunk := self.take_chunk()) and not self.finished:
+            sleep = self.sleeping
+            assert sleep is not None
+            try:
+                if not await (sleep if timeout is None else sleep_at_most(sleep, timeout)):
                     break
-                self._parked = parked = self.inline and self.state is StreamState.LIVE
-                self._sleep = sleep = self.context.make_sleep()
-                woken = await (sleep if timeout is None else sleep_at_most(sleep, timeout))
-                if self._parked is not parked or not (woken or timeout is None):
-                    return b""
-                self._parked = False
-            return self._last_chunk()
-        finally:
-            # Also when cancelled: a stream whose driver has stopped must reach its send timeout.
-            self._busy_since = self._now()
-            self._parked = False
+            finally:
+                self.awake()
+        return chunk
+
+    def take_chunk(self) -> bytes:
+        """Return the chunk to send now. After the last one `finished` is True.
+
+        If there is none, return b"". Then await `sleeping`, and call `awake` in any case. This is not a
+        coroutine, since each takes 500 bytes for as long as its stream is idle.
+        """
+        chunk = self._ready() if self.reason is None else b""
+        if not chunk and self.reason is not None:
+            chunk = self._last_chunk()
+        if chunk:
+            self._busy_since = self._last_chunk_at = self._now()
+        elif not self.finished:
+            self._busy_since = None
+            self._parked = self.inline and self.state is StreamState.LIVE
+            self.sleeping = self.context.make_sleep()
+        return chunk
+
+    def awake(self) -> None:
+        """Called when the sleep has ended, also by a cancellation: then the send timeout has to run."""
+        self._busy_since = self._now()
+        self._parked = False
 
     def _ready(self) -> bytes:
         """Open the stream if possible, return what can be sent now, and start the work for the rest."""
@@ -308,12 +319,12 @@ class Stream:
             raise
         finally:
             self._work = None
-            wake(self._sleep)
+            wake(self.sleeping)
 
     @property
     def _sleeps(self) -> bool:
         """Whether the driver's task waits for a chunk and was not woken yet."""
-        sleep = self._sleep
+        sleep = self.sleeping
         return sleep is not None and not sleep.done()
 
     def _send_inline(self, chunk: bytes, now: float) -> None:
@@ -323,7 +334,7 @@ class Stream:
             # The driver's task has to finish the `send`.
             self._parked = False
             self._busy_since = now
-            wake(self._sleep)
+            wake(self.sleeping)
 
     def _last_chunk(self) -> bytes:
         if self.finished:
@@ -348,7 +359,7 @@ class Stream:
 
     def _open_without_broker(self) -> None:
         self._composer.without_broker = True
-        wake(self._sleep)
+        wake(self.sleeping)
 
     # Deadlines: one timer for the heartbeat, the send timeout, the lifetime and the expiry.
 
@@ -400,4 +411,4 @@ class Stream:
             self._send_inline(HEARTBEAT, self._now())
         else:
             self._composer.heartbeat_due = True
-            wake(self._sleep)
+            wake(self.sleeping)
