@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from benchmarks.app import plain, push
 from livepush_asgi import LivePushMiddleware
-from livepush_asgi.runtime.asgi import AnyASGIApp
+from livepush_asgi.runtime.asgi import AnyASGIApp, Receive, Scope, Send
 
 
 def middleware() -> AnyASGIApp:
@@ -77,7 +77,6 @@ def litestar_route() -> AnyASGIApp:
     from litestar import Litestar, Request, Response, asgi, get
 
     from livepush_asgi.contrib.litestar import sse_streaming_response
-    from livepush_asgi.runtime.asgi import Receive, Scope, Send
 
     @get("/events")
     async def events(request: Request) -> Response:  # type: ignore[type-arg]
@@ -90,9 +89,68 @@ def litestar_route() -> AnyASGIApp:
     return Litestar([events, pub], lifespan=[push.lifespan])  # type: ignore[return-value]
 
 
+def quart_view() -> AnyASGIApp:
+    from quart import Quart, Response, request
+
+    from livepush_asgi.contrib.quart import sse_streaming_response
+
+    app = Quart(__name__)
+
+    @app.get("/events")
+    async def events() -> Response:
+        return await sse_streaming_response(push, request, channel="c")
+
+    return with_plain(app.asgi_app)  # type: ignore[arg-type]
+
+
+def django_view() -> AnyASGIApp:
+    from django.conf import settings
+    from django.core.asgi import get_asgi_application
+    from django.http import HttpRequest, HttpResponseBase
+    from django.urls import path
+
+    from livepush_asgi.contrib.django import sse_streaming_response
+
+    async def events(request: HttpRequest) -> HttpResponseBase:
+        return await sse_streaming_response(push, request, channel="c")
+
+    settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=(path("events", events),), SECRET_KEY="secret")
+    return with_plain(get_asgi_application())
+
+
+def with_plain(app: AnyASGIApp) -> AnyASGIApp:
+    """Return an application that publishes at `/pub`, runs `push`, and passes on the rest to `app`."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        is_own = scope["type"] == "http" and scope["path"] == "/pub"
+        await (plain if is_own else app)(scope, receive, send)  # type: ignore[arg-type]
+
+    return LivePushMiddleware(serve, push, "/unused")
+
+
+#: The label, the name and the path of each application.
+MOUNTED = (
+    ("LivePushMiddleware", "middleware", "/events"),
+    ("mounted in Starlette", "starlette_mount", "/events/"),
+    ("mounted in FastAPI", "fastapi_mount", "/events/"),
+    ("behind five middleware", "fastapi_stack", "/events/"),
+    ("route of FastAPI", "fastapi_route", "/events"),
+    ("route of Litestar", "litestar_route", "/events"),
+    ("view of Quart", "quart_view", "/events"),
+    ("view of Django", "django_view", "/events"),
+)
 APPLICATIONS: dict[str, Callable[[], AnyASGIApp]] = {
     made.__name__: made
-    for made in (middleware, fastapi_mount, starlette_mount, fastapi_stack, fastapi_route, litestar_route)
+    for made in (
+        middleware,
+        starlette_mount,
+        fastapi_mount,
+        fastapi_stack,
+        fastapi_route,
+        litestar_route,
+        quart_view,
+        django_view,
+    )
 }
 
 

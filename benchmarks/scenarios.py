@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from .bench import APP, FLOOR, Bench
 from .elsewhere import publish_cases, redis_cases, resume_cases, slow_cases, subscribe_cases
 from .load import Figures
+from .mounted import MOUNTED
 from .result import Case, Result, Size
 
 LINE = ((1, 100), (10, 100), (100, 100), (1000, 100), (1000, 1000))
@@ -41,6 +42,17 @@ def connect(bench: Bench) -> list[Case]:
         Case("floor", lambda: bench.connect(FLOOR)),
         Case("livepush_asgi", lambda: bench.connect(APP)),
         Case("livepush_asgi, slots in Valkey", with_slots),
+    ]
+
+
+def mounted(bench: Bench) -> list[Case]:
+    """The floor, and the component where people mount it."""
+    return [
+        Case("floor", lambda: bench.fan_out(FLOOR)),
+        *[
+            Case(label, lambda app=f"benchmarks.mounted:{name}", path=path: bench.fan_out(app, path=path))  # type: ignore[misc]
+            for label, name, path in MOUNTED
+        ],
     ]
 
 
@@ -93,6 +105,22 @@ SCENARIOS = {
         applications,
         Size(1000, 200, 20),
         Size(200, 60, 20),
+        DELIVERY,
+        ("us_per_event", "p99_ms"),
+    ),
+    "mounted": Scenario(
+        "Processor time for each delivered event, all at once, where people mount the component",
+        mounted,
+        Size(1000, 200),
+        Size(200, 50),
+        (*DELIVERY, "kib_per_stream"),
+        ("us_per_event", "kib_per_stream"),
+    ),
+    "mounted-paced": Scenario(
+        "Processor time for each delivered event, one after the other, where people mount the component",
+        mounted,
+        Size(1000, 200, 20),
+        Size(200, 20, 20),
         DELIVERY,
         ("us_per_event", "p99_ms"),
     ),

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from .errors import InvalidGrantError
 from .runtime.asgi import Scope
-from .wire.cursor import MOST_POSITIONS
+from .wire.cursor import MAX_POSITIONS
 from .wire.event import RESERVED_PREFIX
 
 # The end of the year 9999, the last year of a datetime, in seconds since the epoch.
@@ -148,9 +148,9 @@ class Grant:
             raise InvalidGrantError(
                 "a Grant names at least one channel; to refuse a client, return a Refusal"
             )
-        if len(given) > MOST_POSITIONS:
+        if len(given) > MAX_POSITIONS:
             raise InvalidGrantError(
-                f"a stream has at most {MOST_POSITIONS} channels, or its id outgrows a header"
+                f"a stream has at most {MAX_POSITIONS} channels, or its id outgrows a header"
             )
         names = given if len(given) == 1 else tuple(dict.fromkeys(given))
         object.__setattr__(self, "channels", names)

@@ -31,7 +31,7 @@ from livepush_asgi.brokers import READ_BYTES, Page, Subscription
 from livepush_asgi.grant import Replay
 from livepush_asgi.runtime.event_loop import soon_caller
 from livepush_asgi.testing import Client, Stream, StreamEnded
-from livepush_asgi.wire.cursor import MOST_POSITIONS, Position
+from livepush_asgi.wire.cursor import MAX_POSITIONS, Position
 from livepush_asgi.wire.event import positioned, to_payload
 
 from .faulty_broker import FaultyBroker, FaultyServer
@@ -672,7 +672,7 @@ async def test_a_hostile_id_costs_one_read_when_it_comes_and_no_more_than_one_of
         texts = {
             hostile: "epoch",
             ",".join(swapped): "epoch",
-            ",".join(swapped[:1] * MOST_POSITIONS): "unknown",
+            ",".join(swapped[:1] * MAX_POSITIONS): "unknown",
         }
         for text, reason in texts.items():
             house.brokers[0].reads = 0

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livepush_asgi.wire.cursor import (
-    MOST_OFFSET,
-    MOST_POSITIONS,
+    MAX_OFFSET,
+    MAX_POSITIONS,
     Cursor,
     Position,
     event_id,
@@ -17,7 +17,7 @@ from livepush_asgi.wire.cursor import (
 )
 
 EPOCHS = st.text("abcXYZ019_-", min_size=1, max_size=16)
-OFFSETS = st.integers(0, MOST_OFFSET)
+OFFSETS = st.integers(0, MAX_OFFSET)
 CHANNELS = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())
 
 
@@ -36,7 +36,7 @@ def test_a_position_is_the_same_however_it_was_made(epoch: str, offset: int) -> 
             other.offset = 7  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("offset", [-1, MOST_OFFSET + 1])
+@pytest.mark.parametrize("offset", [-1, MAX_OFFSET + 1])
 def test_an_offset_has_bounds(offset: int) -> None:
     with pytest.raises(ValueError, match="an offset is from 0"):
         Position("e", offset)
@@ -59,7 +59,7 @@ def test_an_epoch_is_a_short_plain_word(epoch: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "e", "e.", ".1", "e.01", "e.-1", "e.1 ", "e.1\n", f"e.{MOST_OFFSET + 1}", "e.\u0661"]
+    "text", ["", "e", "e.", ".1", "e.01", "e.-1", "e.1 ", "e.1\n", f"e.{MAX_OFFSET + 1}", "e.\u0661"]
 )
 def test_text_that_is_no_position_is_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"position|offset"):
@@ -91,7 +91,7 @@ def test_text_that_is_no_cursor_is_none(text: str) -> None:
 
 
 def test_a_cursor_has_at_most_so_many_entries() -> None:
-    entries = [f"{number:04x}~e.1" for number in range(MOST_POSITIONS + 1)]
+    entries = [f"{number:04x}~e.1" for number in range(MAX_POSITIONS + 1)]
     assert Cursor.parse(",".join(entries[:-1])) is not None
     assert Cursor.parse(",".join(entries)) is None
 

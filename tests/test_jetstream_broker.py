@@ -17,7 +17,7 @@ from livepush_asgi import BrokerTimeouts, JetStreamBroker, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Page, Record, Subscription
 from livepush_asgi.brokers.history import History
 from livepush_asgi.errors import BrokerUnavailableError, PositionConflictError
-from livepush_asgi.wire.cursor import MOST_OFFSET, Position
+from livepush_asgi.wire.cursor import MAX_OFFSET, Position
 from livepush_asgi.wire.event import positioned
 
 from .fault_contract import by_way_of
@@ -63,12 +63,12 @@ async def test_a_log_counts_its_events_from_one(nats_server: NatsProcess, prefix
     assert await broker.read("news", 0, 10) == Page(epoch, 1, 5, records)
     assert await broker.read("news", 2, 2) == Page(epoch, 1, 5, records[2:4])
     assert await broker.read("news", 5, 10) == Page(epoch, 1, 5, ())
-    assert await broker.read("news", MOST_OFFSET, 0) == Page(epoch, 1, 5, ())
+    assert await broker.read("news", MAX_OFFSET, 0) == Page(epoch, 1, 5, ())
 
 
 async def test_a_log_that_is_read_first_keeps_its_epoch(nats_server: NatsProcess, prefix: str) -> None:
     broker = JetStreamBroker(nats_server.url, prefix=prefix)
-    empty = await broker.read("news", MOST_OFFSET, 0)
+    empty = await broker.read("news", MAX_OFFSET, 0)
     assert (empty.first, empty.last, empty.records) == (1, 0, ())
     other = JetStreamBroker(nats_server.url, prefix=prefix)
     assert await other.read("news", 0, 10) == empty
@@ -90,7 +90,7 @@ async def test_what_is_delivered_has_its_position_and_is_in_the_log(
             looks.start_soon(self.look, len(self.heard))
 
         async def look(self, number: int) -> None:
-            ends.append((number, (await reader.read("news", MOST_OFFSET, 0)).last))
+            ends.append((number, (await reader.read("news", MAX_OFFSET, 0)).last))
 
     async with anyio.create_task_group() as looks:
         subscription, transcript = await reader.subscribe("news"), Reader()
@@ -295,7 +295,7 @@ async def test_bytes_are_bounded_over_all_channels_together_and_not_for_each(
     assert (page.epoch, page.last) == (loud.epoch, 100)
     assert 40 < len(page.records) < 64
     # The oldest went, whosever they were. Who followed the quiet one is told that its log is another.
-    assert (await broker.read("quiet", 0, 1)).place_of(end) is None
+    assert (await broker.read("quiet", 0, 1)).locate(end) is None
 
 
 # --- idempotency and expectations -------------------------------------------------------------------------

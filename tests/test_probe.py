@@ -20,7 +20,7 @@ from livepush_asgi import (
     Timing,
     public,
 )
-from livepush_asgi.http.probe import MOST_AT_ONCE, ProbePlan, ProbeRule
+from livepush_asgi.http.probe import MAX_AT_ONCE, ProbePlan, ProbeRule
 from livepush_asgi.testing import Answer, Client, Stream
 
 pytestmark = pytest.mark.virtual_time
@@ -224,7 +224,7 @@ def test_a_plan_is_written_as_it_is_read() -> None:
 async def test_so_many_run_at_once_and_no_more() -> None:
     async with probed() as (client, _):
         async with AsyncExitStack() as stack:
-            for _ in range(MOST_AT_ONCE):
+            for _ in range(MAX_AT_ONCE):
                 await stack.enter_async_context(client.open("/", query={"livepush_probe": "1-10-60000"}))
             refused = await ask(client)
             assert (refused.status, refused.headers["retry-after"]) == (429, "5")

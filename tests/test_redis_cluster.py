@@ -118,7 +118,7 @@ async def test_a_channel_is_followed_to_the_node_that_gets_its_slot(cluster: Val
         await other.append("news", b"x")
     page = await broker.read("news", 0, 10)
     assert [record.payload for record in page.records] == [b"1", b"2", b"x", b"x"]
-    assert [page.place_of(Position(first.epoch, n)) for n in (1, 2)] == [
+    assert [page.locate(Position(first.epoch, n)) for n in (1, 2)] == [
         Position(page.epoch, n) for n in (1, 2)
     ]
     await until(lambda: offsets_in(transcript)[-1] == 4)
@@ -183,9 +183,9 @@ async def test_a_killed_node_is_replaced_by_its_replica(tmp_path: Path) -> None:
             assert numbers == sorted(set(numbers))
             assert None in heard
             for position, number in zip(acknowledged[channel], range(1, 101), strict=True):
-                place = page.place_of(position)
+                place = page.locate(position)
                 assert place is None or page.records[place.offset - 1].payload == b"%d" % number
-            assert page.place_of(acknowledged[channel][-1]) is not None
+            assert page.locate(acknowledged[channel][-1]) is not None
             last = await broker.append(channel, b"end")
             await until(partial(ends_with, transcripts[channel], positioned(last, b"end")))
 

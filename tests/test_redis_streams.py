@@ -27,7 +27,7 @@ from livepush_asgi.brokers import HistoryBroker, Page, Record
 from livepush_asgi.brokers.history import History
 from livepush_asgi.errors import PositionConflictError
 from livepush_asgi.testing import Client
-from livepush_asgi.wire.cursor import MOST_OFFSET, Position
+from livepush_asgi.wire.cursor import MAX_OFFSET, Position
 from livepush_asgi.wire.event import positioned, split_position, to_payload
 
 from .serving import REPOSITORY
@@ -111,9 +111,9 @@ async def test_a_log_is_read_in_pages(valkey: ValkeyProcess) -> None:
             (9, 1, records(10, 10)),
             (10, 5, ()),
             (500, 5, ()),
-            (MOST_OFFSET, 5, ()),
+            (MAX_OFFSET, 5, ()),
             (0, 0, ()),
-            (MOST_OFFSET, 0, ()),
+            (MAX_OFFSET, 0, ()),
         ):
             assert await broker.read("news", after, limit) == Page(epoch, 4, 10, expected)
 
@@ -289,7 +289,7 @@ async def test_old_events_go_while_new_ones_come(valkey: ValkeyProcess) -> None:
 
 
 async def first_of(broker: RedisStreamsBroker) -> int:
-    return (await broker.read("news", MOST_OFFSET, 0)).first
+    return (await broker.read("news", MAX_OFFSET, 0)).first
 
 
 async def page_from(broker: RedisStreamsBroker, channel: str, first: int) -> Page:
@@ -434,7 +434,7 @@ async def test_a_log_that_is_lost_begins_anew_in_another_epoch(own_valkey: Valke
         with raw(own_valkey) as client:
             client.flushall()
         page = await broker.read("news", 0, 10)
-        assert (page.first, page.last, page.place_of(old)) == (1, 0, None)
+        assert (page.first, page.last, page.locate(old)) == (1, 0, None)
         assert await broker.append("news", b"1") == Position(page.epoch, 1)
         own_valkey.kill()
         await restart(own_valkey)
@@ -457,7 +457,7 @@ async def test_a_killed_server_with_persistence_loses_nothing_in_silence(tmp_pat
             assert not set(after) & set(seen)
             page = await broker.read("news", 0, 1000)
             assert page.records == records(1, kept + 10)
-            assert [page.place_of(position) is not None for position in seen] == [
+            assert [page.locate(position) is not None for position in seen] == [
                 position.offset <= kept for position in seen
             ]
             if fsync == "always":
@@ -479,7 +479,7 @@ async def test_a_server_that_lost_the_end_of_a_log_goes_on_in_another_epoch(tmp_
             await restart(server)
             # Nobody was told yet where the old epoch ends. But then there is nothing beyond it either.
             page = await broker.read("news", 0, 10)
-            assert (page.epoch, page.last, page.place_of(gone[3])) == (before[0].epoch, 5, None)
+            assert (page.epoch, page.last, page.locate(gone[3])) == (before[0].epoch, 5, None)
             with pytest.raises(PositionConflictError):
                 await broker.append("news", b"x", expected_position=gone[3])
             again = [await broker.append("news", b"6", expected_position=before[4])]
@@ -488,10 +488,10 @@ async def test_a_server_that_lost_the_end_of_a_log_goes_on_in_another_epoch(tmp_
             assert not set(again) & set(gone)
             page = await broker.read("news", 0, 100)
             assert page == Page(again[0].epoch, 1, 12, records(1, 12), (before[4],))
-            assert [page.place_of(p) for p in before] == [Position(page.epoch, n) for n in range(1, 6)]
-            assert [page.place_of(p) for p in gone[:4]] == [None] * 4
+            assert [page.locate(p) for p in before] == [Position(page.epoch, n) for n in range(1, 6)]
+            assert [page.locate(p) for p in gone[:4]] == [None] * 4
             quiet = await broker.read("quiet", 0, 100)
-            assert [quiet.place_of(p) for p in gone[4:]] == [None] * 2
+            assert [quiet.locate(p) for p in gone[4:]] == [None] * 2
 
 
 async def test_a_log_remembers_where_several_epochs_ended_and_not_too_many(tmp_path: Path) -> None:
@@ -505,10 +505,10 @@ async def test_a_log_remembers_where_several_epochs_ended_and_not_too_many(tmp_p
             assert len({position.epoch for position in positions}) == 11
             page = await broker.read("news", 0, 100)
             assert page == Page(positions[-1].epoch, 1, 11, records(1, 11), tuple(positions[-2:1:-1]))
-            places = [page.place_of(position) for position in positions]
+            places = [page.locate(position) for position in positions]
             assert places == [None] * 2 + [Position(page.epoch, n) for n in range(3, 12)]
             # An epoch that ended at 10 has no eleventh event.
-            assert page.place_of(Position(positions[-2].epoch, 11)) is None
+            assert page.locate(Position(positions[-2].epoch, 11)) is None
 
 
 async def test_a_replica_that_takes_over_goes_on_in_another_epoch(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from livepush_asgi import Grant, HistoryBroker, LivePush, MemoryBroker, RedisStreamsBroker
 from livepush_asgi.runtime.asgi import Message
-from livepush_asgi.wire.cursor import MOST_OF_ONE_TAG, MOST_OFFSET, MOST_POSITIONS, Position, event_id
+from livepush_asgi.wire.cursor import MAX_OF_ONE_TAG, MAX_OFFSET, MAX_POSITIONS, Position, event_id
 from tests.valkey import ValkeyProcess
 
 from .fan_out import SCOPE
@@ -59,9 +59,9 @@ def replaced(places: Places, change: Callable[[Position], Position]) -> str:
 
 def cursors(places: Places) -> dict[str, str]:
     """Return an id that is up to date, and the hostile ones, by what is wrong with them."""
-    beyond = replaced(places, lambda place: place.at(MOST_OFFSET))
+    beyond = replaced(places, lambda place: place.at(MAX_OFFSET))
     unknown = replaced(places, lambda place: Position("other", 1))
-    some = places[: MOST_POSITIONS // MOST_OF_ONE_TAG]
+    some = places[: MAX_POSITIONS // MAX_OF_ONE_TAG]
     several = [replaced([each], lambda place, n=n: Position(f"o{n}", 1)) for each in some for n in range(4)]  # type: ignore[misc]
     mixed = zip(beyond.split(","), unknown.split(","), strict=True)
     return {
@@ -70,7 +70,7 @@ def cursors(places: Places) -> dict[str, str]:
         "one beyond the end": replaced(places, lambda place: place.at(place.offset + 1)),
         "unknown epochs": unknown,
         "several entries of a tag": ",".join(several),
-        "one tag alone": ",".join([f"{unknown.partition('~')[0]}~other.1"] * MOST_POSITIONS),
+        "one tag alone": ",".join([f"{unknown.partition('~')[0]}~other.1"] * MAX_POSITIONS),
         "placeholders": ",".join(event_id(channel, None) for channel, _ in places),
         "mixed": ",".join(each[number % 2] for number, each in enumerate(mixed)),
         "no cursor": "~" * len(beyond),
@@ -133,7 +133,7 @@ async def measure(broker: HistoryBroker, channels: int) -> None:
 
 
 async def end_of(broker: HistoryBroker, channel: str) -> Position:
-    page = await broker.read(channel, MOST_OFFSET, 0)
+    page = await broker.read(channel, MAX_OFFSET, 0)
     return Position(page.epoch, page.last)
 
 

@@ -18,7 +18,7 @@ from ..wire.event import Event, to_payload
 logger = logging.getLogger("livepush_asgi")
 
 # The first and the longest delay between two attempts, in seconds.
-RETRY_FIRST, RETRY_MOST = 0.05, 2.0
+RETRY_FIRST, RETRY_MAX = 0.05, 2.0
 #: The name of the first event of a job.
 START_EVENT = "start"
 # How long publishing the end of a job that failed or was cancelled may take, in seconds.
@@ -89,7 +89,7 @@ async def publish_with_retries(broker: Broker, publication: Publication, retry_f
             if anyio.current_time() + delay > deadline:
                 raise
         await anyio.sleep(delay * random.uniform(0.5, 1.0))
-        delay = min(RETRY_MOST, 2 * delay)
+        delay = min(RETRY_MAX, 2 * delay)
 
 
 @lru_cache(maxsize=64)

@@ -125,7 +125,7 @@ class Page:
     ancestors: tuple[Position, ...] = ()
     doubtful: tuple[str, ...] = ()
 
-    def place_of(self, position: Position) -> Position | None:
+    def locate(self, position: Position) -> Position | None:
         """Translate a position into this epoch. None if events after it are lost, or may be."""
         if self._doubt_after(position.epoch) is not None:
             return None

@@ -46,7 +46,7 @@ BLOCKED = (
 )
 # A failure of the same kind is logged once in this time, in seconds.
 LOG_INTERVAL = 60.0
-MOST_KINDS = 100
+MAX_KINDS = 100
 
 # The status, detail and cause of the refusal for each error. A class precedes its base class.
 _REFUSALS: dict[type[Exception], tuple[int, str, RefusalCause]] = {
@@ -194,7 +194,7 @@ class _FailureLog:
         if 0 <= moment - since < LOG_INTERVAL:
             self._logged[kind] = since, count + 1
             return
-        if len(self._logged) >= MOST_KINDS:
+        if len(self._logged) >= MAX_KINDS:
             self._logged.clear()
         self._logged[kind] = moment, 0
         more = f" ({count} more of these since the last line)" if count else ""

@@ -30,7 +30,7 @@ EVENT = "livepush.probe"
 # The bounds of a plan. The largest one sends 0.4 MB in 100 s, and ten minutes of heartbeats.
 BOUNDS = {"events": (1, 100), "interval": (10, 1000), "idle": (0, 600_000), "size": (50, 4096)}
 # How many probes of one application run at the same time. Each holds a connection.
-MOST_AT_ONCE = 8
+MAX_AT_ONCE = 8
 # How often a probe checks whether the process drains, in seconds.
 DRAIN_CHECK = 0.25
 # Request header fields that proxies add. Their names show which proxies a request passed.
@@ -95,7 +95,7 @@ class Probes:
             plan = ProbePlan.parse(request.query[QUERY])
         except ValueError as error:
             raise Refusal(400, str(error)) from None
-        if self._running >= MOST_AT_ONCE:
+        if self._running >= MAX_AT_ONCE:
             raise Refusal(429, "Too many probes.", retry_after=5)
         return plan
 

@@ -25,12 +25,12 @@ logger = logging.getLogger("livepush_asgi")
 # `get_message` is called again.
 POLL_TIMEOUT = 60.0
 # The first and the longest delay before a retry, in seconds.
-RETRY_FIRST, RETRY_MOST = 0.2, 5.0
+RETRY_FIRST, RETRY_MAX = 0.2, 5.0
 # How much a task that calls `get_message` delivers before it lets the streams send.
 MESSAGES_PER_TURN, BYTES_PER_TURN = 32, 128 * 1024
 # With this many pending deliveries the Coalescer does not wait for the end of the turn: a publisher that
 # blocks the event loop must not fill the memory.
-MOST_PENDING = 256
+MAX_PENDING = 256
 # How long closing a subscription may take, in seconds, if the broker does not answer.
 CLOSE_TIMEOUT = 2.0
 
@@ -55,7 +55,7 @@ class Coalescer:
     def add(self, channel: "Channel", delivery: Delivery) -> None:
         """Deliver at the end of this turn, after all earlier deliveries."""
         self.pending.append((channel, delivery))
-        if len(self.pending) >= MOST_PENDING:
+        if len(self.pending) >= MAX_PENDING:
             self.flush()
         elif not self._end_scheduled:
             self._end_scheduled = True
@@ -212,7 +212,7 @@ class Channel:
 
         Returns when subscribed if the subscription forwards its messages.
         """
-        backoff = Backoff(RETRY_FIRST, RETRY_MOST)
+        backoff = Backoff(RETRY_FIRST, RETRY_MAX)
         while True:
             try:
                 if await self._subscribe():

@@ -14,9 +14,9 @@ import anyio
 from ..brokers import HistoryBroker, Page
 from ..brokers.backoff import Backoff
 from ..runtime.event_loop import BackgroundFunction
-from ..wire.cursor import MOST_OFFSET, Position
+from ..wire.cursor import MAX_OFFSET, Position
 from ..wire.reasons import GapReason
-from .channel import RETRY_FIRST, RETRY_MOST, Channel, Coalescer
+from .channel import RETRY_FIRST, RETRY_MAX, Channel, Coalescer
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -84,7 +84,7 @@ class LoggedChannel(Channel):
             self.lost()
             return
         self._lost_more = False
-        page = await self._log.read(self.name, MOST_OFFSET, 0)
+        page = await self._log.read(self.name, MAX_OFFSET, 0)
         self.position = Position(page.epoch, page.last)
         self._reading_log = False
         if self._lost_more or (self._last_seen is not None and self._is_ahead(self._last_seen)):
@@ -102,7 +102,7 @@ class LoggedChannel(Channel):
             )
 
     async def _read_log(self) -> None:
-        backoff, failed = Backoff(RETRY_FIRST, RETRY_MOST), False
+        backoff, failed = Backoff(RETRY_FIRST, RETRY_MAX), False
         while not self.closed:
             try:
                 if await self._read_page():
@@ -136,7 +136,7 @@ class LoggedChannel(Channel):
 
     def _deliver_page(self, page: Page) -> None:
         assert self.position is not None
-        placed = page.place_of(self.position)
+        placed = page.locate(self.position)
         if placed is None:
             # The log is new, or has lost its end. This page may start anywhere in it; the next page starts at
             # the loss.

@@ -19,7 +19,7 @@ from ..wire.cursor import Position
 
 # How long a page is cached, in seconds, and the largest size of all cached pages, in bytes.
 MAX_AGE = 2.0
-MOST_BYTES = 8 * 1024 * 1024
+MAX_BYTES = 8 * 1024 * 1024
 # The size of a page without its payloads, in bytes, so that empty pages are bounded too.
 PAGE_OVERHEAD = 1024
 
@@ -141,7 +141,7 @@ class SharedReads:
             self._scheduler.call_later(MAX_AGE, self._expire)
         self._cached[request] = read
         self._bytes += _size(read)
-        while self._bytes > MOST_BYTES:
+        while self._bytes > MAX_BYTES:
             self._drop(next(iter(self._cached)))
 
     def _drop(self, request: Request) -> None:

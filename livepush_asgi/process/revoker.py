@@ -28,7 +28,7 @@ ECHO_TIMEOUT = 1.0
 # A process sends `here` at most once in this time, in seconds, however many processes start together.
 HERE_INTERVAL = 1.0
 # How many other processes are remembered at most: any client of the broker may send `hello`.
-MOST_KNOWN = 1000
+MAX_KNOWN = 1000
 
 
 class Revoker:
@@ -243,7 +243,7 @@ class Revoker:
     def _on_process(self, process: str, *, answer: bool) -> None:
         if process == self._process:
             return
-        if len(self._known) < MOST_KNOWN:
+        if len(self._known) < MAX_KNOWN:
             self._known.add(process)
         if answer and not self._here_due:
             self._here_due = True

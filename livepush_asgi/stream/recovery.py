@@ -264,12 +264,12 @@ class RecoveryState:
 
     def _compare(self, channel: str, position: Position, page: Page) -> tuple[GapReason | None, Position]:
         """Return the gap between a position and a page, if any, and the position where the page goes on."""
-        placed = page.place_of(position)
+        placed = page.locate(position)
         if placed is None:
             return GapReason.EPOCH, page.start_after_loss(position)
         if placed.offset >= page.first - 1:
             return None, placed
-        guaranteed = page.place_of(self._guaranteed.get(channel, position))
+        guaranteed = page.locate(self._guaranteed.get(channel, position))
         is_missing = guaranteed is None or guaranteed.offset < page.first - 1
         return GapReason.EXPIRED if is_missing else None, Position(page.epoch, page.first - 1)
 

@@ -219,8 +219,8 @@ class Resumption:
         position = next((position for position in cursor_positions if page.has(position)), None)
         if position is not None:
             # If events after it may be lost, reading on from there sends the gap.
-            position = self._confirmed[channel] = page.seen_from(position).place_of(position) or position
-            placed = page.place_of(position)
+            position = self._confirmed[channel] = page.seen_from(position).locate(position) or position
+            placed = page.locate(position)
             self._missed = self._missed or placed is None or placed.offset < page.first - 1
             return
         # The client is sent a gap, and goes on where an open stream would after the loss.

@@ -14,7 +14,7 @@ import anyio.lowlevel
 from ..brokers import Broker, ForwardingSubscription, HistoryBroker, Page, Record, Subscription
 from ..brokers.mailbox import Mailbox
 from ..errors import MessagesLostError, PositionConflictError
-from ..wire.cursor import MOST_OFFSET, Position
+from ..wire.cursor import MAX_OFFSET, Position
 from ..wire.event import positioned, split_position, to_payload
 
 #: How long a payload that has to come may take, in seconds. A busy machine must not fail a test.
@@ -233,7 +233,7 @@ class HistoryBrokerContract(BrokerContract):
         channel = new_channel()
         empty = await broker.read(channel, 0, 10)
         check_equal((empty.first, empty.last, empty.records), (1, 0, ()))
-        check_equal(await broker.read(channel, MOST_OFFSET, 0), empty)
+        check_equal(await broker.read(channel, MAX_OFFSET, 0), empty)
         check_equal(await broker.append(channel, b"x"), Position(empty.epoch, 1))
 
     async def test_a_log_is_read_page_by_page(self, broker: HistoryBroker) -> None:
@@ -244,7 +244,7 @@ class HistoryBrokerContract(BrokerContract):
         for after, limit in [(0, 100), (0, 9), (0, 4), (4, 4), (8, 4), (8, 1), (0, 0), (5, 0)]:
             wanted = Page(epoch, 1, 9, everything[after : after + limit])
             check_equal(await broker.read(channel, after, limit), wanted)
-        for after in (9, 10, MOST_OFFSET):
+        for after in (9, 10, MAX_OFFSET):
             check_equal(await broker.read(channel, after, 10), Page(epoch, 1, 9, ()))
 
     async def test_a_page_is_bounded_in_bytes(self, broker: HistoryBroker) -> None:

@@ -20,11 +20,11 @@ from secrets import token_urlsafe
 from types import MappingProxyType
 
 # A cursor has to fit into a request header: servers and proxies commonly allow 8 KiB for all headers.
-MOST_POSITIONS = 128
-MOST_OFFSET = 2**63 - 1
+MAX_POSITIONS = 128
+MAX_OFFSET = 2**63 - 1
 # At most this many channels of one stream may share a tag. Among 128 channels the chance that two share one
 # is 1 in 2,000.
-MOST_OF_ONE_TAG = 4
+MAX_OF_ONE_TAG = 4
 
 _EPOCH = re.compile(r"[A-Za-z0-9_-]{1,16}")
 _POSITION = re.compile(r"([A-Za-z0-9_-]{1,16})\.(0|[1-9][0-9]{0,18})")
@@ -32,7 +32,7 @@ _TAG = r"[A-Za-z0-9_-]{4}"
 _ENTRY = rf"{_TAG}~(?:{_POSITION.pattern})?"
 _CURSOR = re.compile(rf"!?{_ENTRY}(?:,{_ENTRY})*")
 # The longest text that can be a cursor; a longer text is not parsed.
-_MOST_TEXT = MOST_POSITIONS * 42
+_MOST_TEXT = MAX_POSITIONS * 42
 _OWED = "!"
 
 
@@ -59,8 +59,8 @@ class Position:
             raise ValueError(f"an epoch is 1 to 16 letters, digits, '-' and '_', not {self.epoch!r}")
         if isinstance(self.offset, bool) or not isinstance(self.offset, int):
             raise TypeError(f"an offset is an int, not {self.offset!r}")
-        if not 0 <= self.offset <= MOST_OFFSET:
-            raise ValueError(f"an offset is from 0 to {MOST_OFFSET}, not {self.offset!r}")
+        if not 0 <= self.offset <= MAX_OFFSET:
+            raise ValueError(f"an offset is from 0 to {MAX_OFFSET}, not {self.offset!r}")
 
     def __str__(self) -> str:
         return f"{self.epoch}.{self.offset}"
@@ -93,8 +93,8 @@ _set_offset = Position.__dict__["offset"].__set__
 
 def _make_position(epoch: str, offset: int) -> Position:
     """Return a position without validating the epoch, which must be valid."""
-    if not 0 <= offset <= MOST_OFFSET:
-        raise ValueError(f"an offset is from 0 to {MOST_OFFSET}, not {offset!r}")
+    if not 0 <= offset <= MAX_OFFSET:
+        raise ValueError(f"an offset is from 0 to {MAX_OFFSET}, not {offset!r}")
     position = object.__new__(Position)
     _set_epoch(position, epoch)
     _set_offset(position, offset)
@@ -149,7 +149,7 @@ class Cursor:
         if not text or len(text) > _MOST_TEXT or not text.isascii():
             return None
         parts = text.removeprefix(_OWED).split(",")
-        entries = _entries(parts) if len(parts) <= MOST_POSITIONS else None
+        entries = _entries(parts) if len(parts) <= MAX_POSITIONS else None
         return None if entries is None else cls(entries, text.startswith(_OWED))
 
     def knows(self, channel: str) -> bool:
@@ -165,7 +165,7 @@ class Cursor:
             [
                 _make_position(match[1], int(match[2]))
                 for part in self.entries.get(tag_of(channel), "").split(",")
-                if (match := _POSITION.fullmatch(part)) and int(match[2]) <= MOST_OFFSET
+                if (match := _POSITION.fullmatch(part)) and int(match[2]) <= MAX_OFFSET
             ]
         )
 
@@ -179,7 +179,7 @@ def _entries(parts: Iterable[str]) -> dict[str, str] | None:
             return None
         if tag in entries:
             text = f"{entries[tag]},{text}"
-            if text.count(",") == MOST_OF_ONE_TAG:
+            if text.count(",") == MAX_OF_ONE_TAG:
                 return None
         entries[tag] = text
     return entries

@@ -19,7 +19,7 @@ from .tales import Tale, invent, shorten
 
 CHUNK = 50
 #: How many kinds of failure are shortened and printed whole.
-MOST_SHOWN = 25
+MAX_SHOWN = 25
 
 
 def failures(seeds: range) -> list[tuple[int, str]]:
@@ -42,7 +42,7 @@ def report(found: Iterable[tuple[int, str]], stories: int, seconds: float) -> bo
     print(f"{stories} stories in {seconds:.0f} s, {stories / seconds:.0f} a second: {failed} failed")
     for name, seeds in sorted(kinds.items(), key=lambda item: -len(item[1])):
         print(f"{len(seeds):6} {name}  (seeds {', '.join(map(str, seeds[:5]))})")
-    for seeds in list(kinds.values())[:MOST_SHOWN]:
+    for seeds in list(kinds.values())[:MAX_SHOWN]:
         show(shorten(invent(seeds[0])))
     return bool(kinds)
 

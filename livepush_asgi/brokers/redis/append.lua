@@ -12,7 +12,7 @@
 -- How long a writer's last call is remembered. It is repeated within seconds.
 local REMEMBER_CALL = 300000
 -- The most events that are examined in order to drop them. The next call continues.
-local MOST_EXAMINED = 50
+local MAX_EXAMINED = 50
 
 local channel, fresh, call, check, size = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
 
@@ -36,7 +36,7 @@ else
     local doubt = string.match(followed, '[^0]') and '!' or ''
     local older, count = {epoch .. '.' .. whole(last) .. doubt}, 1
     for ancestor in string.gmatch(ancestors, '[^,]+') do
-      if count < MOST_ANCESTORS then
+      if count < MAX_ANCESTORS then
         older[#older + 1], count = ancestor, count + 1
       end
     end
@@ -98,7 +98,7 @@ for i = 6, #ARGV, 3 do
     reply[#reply + 1] = '+' .. position .. ':' .. receivers
   end
 end
-trim(MOST_EXAMINED)
+trim(MAX_EXAMINED)
 save()
 if AGE then
   redis.call('PEXPIRE', log, AGE)

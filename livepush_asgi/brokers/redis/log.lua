@@ -42,7 +42,7 @@ local epoch, last, total, base, since, run, ancestors
 -- silent loss.
 local KEEP_EMPTY = 120000
 -- How many ancestors a log remembers, so that many restarts of the server do not make long heads.
-local MOST_ANCESTORS = 8
+local MAX_ANCESTORS = 8
 
 local function whole(number)
   return string.format('%.0f', number)

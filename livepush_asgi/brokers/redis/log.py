@@ -17,8 +17,8 @@ from .connection import Reply
 from .script import Script
 
 # Bounds of one call, which keeps the server busy for some 2 ms.
-MOST_EVENTS = 200
-MOST_BYTES = 256 * 1024
+MAX_EVENTS = 200
+MAX_BYTES = 256 * 1024
 # In milliseconds. A log outlives its events, so that a quiet channel keeps its epoch: processes that listen
 # ask for it about every minute. An idempotency key is remembered for at least five minutes, and for a day
 # where events have no age.
@@ -78,7 +78,7 @@ class AppendQueue:
     def send_next(self) -> None:
         """Send the appends that wait, as many as fit into one call."""
         self._sent, size = [], 0
-        while self.waiting and len(self._sent) < MOST_EVENTS and size < MOST_BYTES:
+        while self.waiting and len(self._sent) < MAX_EVENTS and size < MAX_BYTES:
             append = self.waiting.popleft()
             if not append.added.done():
                 self._sent.append(append)

@@ -20,8 +20,8 @@ from ...runtime.event_loop import asyncio_loop, start_task
 from .connection import Argument, Reply, drop, is_broken, named_timeout, pool_of, raise_if_cancelled, send
 
 # Bounds of one exchange, so that its timeout does not depend on how many commands wait.
-MOST_COMMANDS = 1000
-MOST_BYTES = 1_000_000
+MAX_COMMANDS = 1000
+MAX_BYTES = 1_000_000
 # In a pool of fewer connections an idle connection is not held: other users need it at once.
 LEAST_POOL = 10
 
@@ -168,7 +168,7 @@ class Pipeline:
     def _next_calls(self) -> deque[_Call]:
         calls: deque[_Call] = deque()
         size = 0
-        while self._waiting and len(calls) < MOST_COMMANDS and size < MOST_BYTES:
+        while self._waiting and len(calls) < MAX_COMMANDS and size < MAX_BYTES:
             call = self._waiting.popleft()
             if not call.receiver.done():
                 calls.append(call)

@@ -3,7 +3,7 @@
 -- Returns the epoch, the first offset that is kept, the last one, the ancestors, and the events.
 
 -- The most events that are examined in order to drop them. The next call continues.
-local MOST_EXAMINED = 1000
+local MAX_EXAMINED = 1000
 
 if ARGV[4] == '1' then
   local lacking = lacks('SET', head) or lacks('PEXPIRE', head) or lacks('UNLINK', log)
@@ -16,7 +16,7 @@ if not load() then
   begin(ARGV[3])
   save_new()
 elseif over() then
-  trim(MOST_EXAMINED)
+  trim(MAX_EXAMINED)
   save()
 elseif last == 0 or KEEP then
   redis.call('PEXPIRE', head, last == 0 and KEEP_EMPTY or KEEP)

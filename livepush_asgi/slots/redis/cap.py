@@ -242,7 +242,7 @@ class SlotCap(BaseSlotCap):
 
     def _unavailable(self, what: str, slot_key: str, error: object) -> SlotsUnavailableError:
         outcome = "does not answer" if is_absence(error) else "refuses this key"
-        cause = f"{self._store.place_of(slot_key)} {outcome}: {error}"
+        cause = f"{self._store.server_of(slot_key)} {outcome}: {error}"
         if self._store.partial:
             cause = f"{self._store.where} {ONE_NODE_OF_MANY}"
         return SlotsUnavailableError(f"{what.format(slot_key)}, {cause}")

@@ -273,7 +273,7 @@ class HeldLeases:
             self._due |= failed
             return
         for slot_key in {**failed, **self.held.by_key}:
-            place = self._store.place_of(slot_key)
+            place = self._store.server_of(slot_key)
             if place in silent:
                 silent.remove(place)
                 self._due[slot_key] = True

@@ -29,7 +29,7 @@ from ...brokers.redis.slot_router import SlotRouter
 logger = logging.getLogger("livepush_asgi")
 
 # The most refused slot keys that are remembered.
-MOST_REFUSED_KEYS = 1000
+MAX_REFUSED_KEYS = 1000
 # A server that goes away again and again is logged at most once in this time, in seconds.
 LOG_INTERVAL = 10.0
 
@@ -101,7 +101,7 @@ class LeaseStore:
         #: Whether the server turned out to be one node of a cluster, so that it has only some of the keys.
         self.partial = False
 
-    def place_of(self, slot_key: str) -> str:
+    def server_of(self, slot_key: str) -> str:
         """Return the name of the server that has a slot key, as far as known."""
         node = self._router.cluster.known_node_of(tag_of(slot_key)) if self._router else None
         return "Redis node at {}:{}".format(*node.address) if node else self.where
@@ -170,14 +170,14 @@ class Faults:
 
     def is_away(self, slot_key: str) -> bool:
         """Return whether the server of a slot key did not answer the last time."""
-        return bool(self.away) and self._store.place_of(slot_key) in self.away
+        return bool(self.away) and self._store.server_of(slot_key) in self.away
 
     def note(self, slot_key: str, error: Exception | None) -> bool:
         """Note that a call for a slot key failed, or that it was executed.
 
         Return whether its server was away until now.
         """
-        place = self._store.place_of(slot_key)
+        place = self._store.server_of(slot_key)
         if error is not None and is_absence(error):
             self._note_absence(place, error)
             return False
@@ -208,5 +208,5 @@ class Faults:
             refusal = f"refuses {slot_key!r}, {self._meanwhile}: {error}"
             trouble = ONE_NODE_OF_MANY if self._store.partial else refusal
             logger.warning("slots: %s %s", self._store.where, trouble)
-        if len(self.refused) < MOST_REFUSED_KEYS:
+        if len(self.refused) < MAX_REFUSED_KEYS:
             self.refused[slot_key] = now
