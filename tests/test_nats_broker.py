@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from livepush_asgi import Broker, BrokerTimeouts, NatsBroker
+from livepush_asgi import Broker, BrokerTimeouts, JetStreamBroker, NatsBroker
 from livepush_asgi.brokers import ForwardingSubscription, HistoryBroker, Subscription
 from livepush_asgi.brokers.nats.subjects import subject_of
 from livepush_asgi.errors import BrokerUnavailableError
@@ -338,6 +338,15 @@ async def test_a_payload_that_is_too_long_is_refused_alone(nats_server: NatsProc
         tasks.start_soon(broker.publish, "news", "x")
         with pytest.raises(BrokerUnavailableError, match="2000000 bytes are more than the server takes"):
             await broker.publish("news", b"x" * 2_000_000)
+
+
+async def test_headers_count_against_what_the_server_takes(nats_server: NatsProcess, prefix: str) -> None:
+    broker = JetStreamBroker(nats_server.url, prefix=prefix)
+    first = await broker.append("news", b"x")
+    with pytest.raises(BrokerUnavailableError, match="more than the server takes"):
+        await broker.append("news", b"x" * (2**20 - 30))
+    # The connection has been kept.
+    assert await broker.append("news", b"y") == first.at(2)
 
 
 @pytest.mark.parametrize("options", [{"allow_reconnect": True}, {"closed_cb": None}, {"colour": "red"}])

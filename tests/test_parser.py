@@ -141,7 +141,21 @@ def test_a_block_without_data_dispatches_nothing_and_leaves_no_name_behind() -> 
 
 @pytest.mark.parametrize(
     "value",
-    [b"", b" ", b"-1", b"+1", b"1.5", b"1e3", b"0x10", b" 1", b"1 ", b"1_000", "٣".encode(), "²".encode()],
+    [
+        b"1" * 5000,
+        b"",
+        b" ",
+        b"-1",
+        b"+1",
+        b"1.5",
+        b"1e3",
+        b"0x10",
+        b" 1",
+        b"1 ",
+        b"1_000",
+        "٣".encode(),
+        "²".encode(),
+    ],
 )
 def test_a_retry_that_is_not_digits_is_ignored(value: bytes) -> None:
     parser = EventStreamParser()

@@ -213,7 +213,7 @@ async def test_a_replica_that_takes_over_counts_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("on_error", ["open", "closed"])
 async def test_a_client_of_one_node_of_a_cluster_is_refused(
-    cluster: ValkeyCluster, on_error: OnError
+    cluster: ValkeyCluster, on_error: OnError, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with cluster.nodes[0].client() as client:
         cap = SlotCap(client, cap=2, on_error=on_error)
@@ -226,6 +226,7 @@ async def test_a_client_of_one_node_of_a_cluster_is_refused(
         assert cap.statistics().held == 0
         await cap.aclose()
     assert keys_left(cluster) == [[], [], []]
+    assert len([text for text in caplog.messages if "one node of a cluster" in text]) == 1
 
 
 def test_a_cap_on_a_cluster_is_used_by_one_event_loop_after_the_other(cluster: ValkeyCluster) -> None:

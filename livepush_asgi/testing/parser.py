@@ -9,6 +9,9 @@ import codecs
 import re
 from dataclasses import dataclass
 
+# Python reads no number of more digits; such a `retry` is ignored.
+# https://docs.python.org/3/library/stdtypes.html#int-max-str-digits
+MAX_DIGITS = 4300
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -86,7 +89,7 @@ class EventStreamParser:
                 self._data.append(value)
             case "id" if "\0" not in value:
                 self._id = self._id_buffer = value
-            case "retry" if value.isascii() and value.isdigit():
+            case "retry" if value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS:
                 # The reconnection time changes at once, even if the block is never dispatched.
                 self._retry = self.retry = int(value)
             case _:

@@ -83,7 +83,8 @@ class OutgoingQueue:
                 await self._send(call)
 
     async def _send(self, call: Call) -> None:
-        size = len(call.payload)
+        # The server counts the headers too, and closes the connection of who sends more than it takes.
+        size = len(call.payload) + _size_of(call.headers)
         if size > self._client.max_payload:
             error = NatsError(f"its {size} bytes are more than the server takes (max_payload)")
             settle(call.outcome, error)
@@ -115,3 +116,9 @@ class OutgoingQueue:
             # A message with a status ends a batch.
             if "Status" in headers or "Nats-Num-Pending" not in headers:
                 settle(call.outcome, call.answer)
+
+
+def _size_of(headers: dict[str, str] | None) -> int:
+    # https://docs.nats.io/reference/reference-protocols/nats-protocol#hpub
+    lines = [f"{name}: {value}\r\n".encode() for name, value in (headers or {}).items()]
+    return sum(map(len, lines)) + len(b"NATS/1.0\r\n\r\n") if lines else 0

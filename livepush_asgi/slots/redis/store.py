@@ -149,7 +149,14 @@ class LeaseStore:
         known = not info.cancelled() and info.exception() is None
         found = re.search(r"cluster_size:(\d+)", str(info.result())) if known else None
         self.mixes_keys = found is None
-        self.partial = found is not None and int(found[1]) > 1
+        if found is not None and int(found[1]) > 1:
+            self.note_partial()
+
+    def note_partial(self) -> None:
+        """Note that the server is one node of a cluster, so that no slot can be taken. Logs that once."""
+        if not self.partial:
+            self.partial = True
+            logger.warning("slots: %s %s", self.where, ONE_NODE_OF_MANY)
 
 
 class Faults:
@@ -200,13 +207,14 @@ class Faults:
 
     def _note_refusal(self, slot_key: str, error: Exception) -> None:
         # A node of a cluster answers MOVED for the keys of other nodes.
-        self._store.partial |= self._store.one and isinstance(error, AskError)
+        if self._store.one and isinstance(error, AskError):
+            self._store.note_partial()
         now = time.monotonic()
         forgotten = now - max(2 * self._store.settings.ttl, LOG_INTERVAL)
         self.refused = {key: at for key, at in self.refused.items() if at > forgotten}
-        if not self.refused:
-            refusal = f"refuses {slot_key!r}, {self._meanwhile}: {error}"
-            trouble = ONE_NODE_OF_MANY if self._store.partial else refusal
-            logger.warning("slots: %s %s", self._store.where, trouble)
+        if not self.refused and not self._store.partial:
+            logger.warning(
+                "slots: %s refuses %r, %s: %s", self._store.where, slot_key, self._meanwhile, error
+            )
         if len(self.refused) < MAX_REFUSED_KEYS:
             self.refused[slot_key] = now
