@@ -12,7 +12,7 @@ import anyio
 import pytest
 import uvicorn
 
-from livepush_asgi import EndReason, LivePush, MemoryBroker, Timing, public
+from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, StreamRequest, Timing, public
 from livepush_asgi.hub.channel import Channel, Coalescer
 from livepush_asgi.hub.delivery import Batch, Delivery
 from livepush_asgi.runtime.asgi import Message, Send
@@ -244,28 +244,121 @@ async def test_streams_on_several_channels_get_events_in_the_order_of_publishing
 user = ContextVar("user", default="nobody")
 
 
-async def test_an_eager_send_runs_in_the_context_of_its_stream() -> None:
-    push, server = LivePush(MemoryBroker(), public("c")), Wrapped()
-    users: list[str] = []
+async def test_a_send_runs_in_the_context_that_its_stream_started_its_response_with() -> None:
+    push, server = LivePush(MemoryBroker(), public("c")), Server()
+    seen: list[tuple[str, bool]] = []
 
-    async def send(message: Message) -> None:
-        users.append(user.get())
-        await server.send(message)
-
-    async def serve() -> None:
-        user.set("ada")
-        await push(SCOPE, server.receive, send)
+    def send(message: Message) -> Awaitable[None]:
+        # A plain function, as the `send` of granian: calling it is a part of sending already.
+        seen.append((user.get(), asyncio.current_task() is not None))
+        if message["type"] == "http.response.start":
+            user.set("ada")
+        return server.send(message)
 
     async with push.lifespan(), anyio.create_task_group() as tasks:
-        tasks.start_soon(serve)
+        tasks.start_soon(push, SCOPE, server.receive, send)
         await anyio.wait_all_tasks_blocked()
         user.set("a publisher")
         await push.publish("c", "x")
         await anyio.wait_all_tasks_blocked()
+        server.gate = anyio.Event()
+        await push.publish("c", "waits")
+        await anyio.wait_all_tasks_blocked()
+        server.gate.set()
+        await anyio.wait_all_tasks_blocked()
+        await push.publish("c", "y")
+        await anyio.wait_all_tasks_blocked()
         server.gone.set()
-    assert server.data == ["x"]
-    assert set(users) == {"ada"}
-    assert None not in server.tasks
+    assert server.data == ["x", "waits", "y"]
+    assert seen == [("nobody", True), *[("ada", True)] * 4]
+
+
+async def test_a_send_that_publishes_is_not_entered_again() -> None:
+    push = LivePush(MemoryBroker(), public("c"), timing=Timing(heartbeat_interval=15))
+    server, sending, nested = Server(), [False], [False]
+
+    async def send(message: Message) -> None:
+        nested[0] |= sending[0]
+        sending[0] = True
+        if message.get("body") == b":\n" and "pulse" not in server.data:
+            await push.publish("c", "pulse")
+            # It delivers what waits at once.
+            await push.disconnect(slot_key="nobody")
+            await anyio.sleep(1)
+        await server.send(message)
+        sending[0] = False
+
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        await push.disconnect(slot_key="nobody")
+        tasks.start_soon(push, SCOPE, server.receive, send)
+        await let_pass(15.5)
+        await push.publish("c", "after")
+        await let_pass(3)
+        server.gone.set()
+    assert server.data == ["pulse", "after"]
+    assert nested == [False]
+
+
+async def test_a_stream_may_receive_while_it_is_attached_to_its_channels() -> None:
+    def authorize(request: StreamRequest) -> Grant:
+        return Grant(channels=request.query["channels"].split(","))
+
+    def scope(channels: str) -> dict[str, Any]:
+        return {**SCOPE, "query_string": f"channels={channels}".encode()}
+
+    push = LivePush(MemoryBroker(), authorize)
+    news, receipts, other, both = Server(), Server(), Server(), Server()
+
+    async def send(message: Message) -> None:
+        if b"data: hello" in message.get("body", b""):
+            await push.publish("receipts", "one")
+        await news.send(message)
+
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        for channels, server, own_send in (
+            ("news", news, send),
+            ("receipts", receipts, receipts.send),
+            ("other", other, other.send),
+        ):
+            tasks.start_soon(push, scope(channels), server.receive, own_send)
+        await anyio.wait_all_tasks_blocked()
+        # Opening the next stream delivers this, which publishes to a channel of that stream.
+        await push.publish("news", "hello")
+        tasks.start_soon(push, scope("receipts,other"), both.receive, both.send)
+        await anyio.wait_all_tasks_blocked()
+        await push.publish("receipts", "two")
+        await anyio.wait_all_tasks_blocked()
+        assert receipts.data == ["one", "two"]
+        assert both.data[-1:] == ["two"]
+        for server in (news, receipts, other, both):
+            server.gone.set()
+
+
+async def test_the_application_ends_after_a_send_that_was_waiting() -> None:
+    push, server = LivePush(MemoryBroker(), public("c")), Server()
+    begun, ended = list[Message](), list[Message]()
+
+    async def send(message: Message) -> None:
+        begun.append(message)
+        try:
+            await server.send(message)
+        finally:
+            if not server.gate.is_set():
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(1)
+            ended.append(message)
+
+    async def application() -> None:
+        await push(SCOPE, server.receive, send)
+
+    async with push.lifespan():
+        serving = asyncio.create_task(application())
+        await let_pass(1)
+        server.gate = anyio.Event()
+        await push.publish("c", "x")
+        asyncio.get_running_loop().call_soon(serving.cancel)
+        await asyncio.wait([serving])
+        assert ended == begun
 
 
 async def test_an_awaitable_that_is_no_coroutine_can_be_sent() -> None:

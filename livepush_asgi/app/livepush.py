@@ -58,7 +58,8 @@ class LivePush:
 
     Under the tested versions of uvicorn, and from Python 3.12 on under every server and behind every
     middleware, an event is sent without waking the stream's task, which is several times cheaper.
-    `inline_send=False` turns this off: for a patched server, or to find the cause of a problem.
+    `inline_send=False` turns this off: for a patched server, for a middleware whose `send` depends on the
+    task of its request (a lock of that task, an anyio shield), or to find the cause of a problem.
 
     It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with the
     first request if it gets no lifespan. One object serves one event loop at a time.

@@ -110,8 +110,8 @@ class _AnyioDriver(_Driver):
     __slots__ = ("_scope",)
 
     async def run(self, headers: RawHeaders, receive: Receive, client: object) -> None:
-        self._limited = self._stream.context.tcp_timeouts.limit(client, receive)
         try:
+            self._limited = self._stream.context.tcp_timeouts.limit(client, receive)
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
                 self._stream.driver = self
@@ -169,6 +169,7 @@ class _AsyncioDriver(_Driver):
             chunk = stream.take_chunk() or await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
+            self.keep_context()
             stream.inline = self._inline
             while stream.state is not StreamState.CLOSED:
                 if chunk or stream.finished:
@@ -192,8 +193,12 @@ class _AsyncioDriver(_Driver):
             if self._is_cancelled_from_outside():
                 raise
         finally:
+            unfinished = self.unfinished
             self._close()
             await self._end_watcher()
+            if isinstance(unfinished, asyncio.Task) and not unfinished.done():
+                # The application ends after everything that it has started.
+                await asyncio.wait([unfinished])
         self._raise_failure()
 
     def _begin(self, receive: Receive, client: object) -> None:

@@ -12,7 +12,7 @@ import re
 import sys
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from contextvars import Context, copy_context
 from functools import lru_cache
 from typing import Any
@@ -109,7 +109,7 @@ def _is_tested(version: str) -> bool:
 class InlineSend(ABC):
     """Sends chunks outside of the stream's task, if `can_begin`. Base class of the drivers."""
 
-    __slots__ = ("_context", "_send", "_yielded", "unfinished")
+    __slots__ = ("_context", "_is_stepped", "_send", "_yielded", "unfinished")
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -117,13 +117,19 @@ class InlineSend(ABC):
         #: else.
         self.unfinished: Coroutine[Any, Any, None] | asyncio.Task[None] | None = None
         self._yielded: object = None
-        # The context of the eager tasks; None if `send` is stepped.
-        self._context: Context | None = None if can_step(send) else copy_context()
+        self._is_stepped = can_step(send)
+        # The context of the eager tasks.
+        self._context: Context | None = None
 
     @property
     def can_begin(self) -> bool:
         """Whether `send` may run outside of the stream's task: in a step, or in an eager task."""
-        return self._context is None or HAS_EAGER_TASKS
+        return self._is_stepped or HAS_EAGER_TASKS
+
+    def keep_context(self) -> None:
+        """Run each later `send` in a copy of the context of this task."""
+        if not self._is_stepped:
+            self._context = copy_context()
 
     @abstractmethod
     def send_failed(self, error: Exception) -> None:
@@ -156,8 +162,9 @@ class InlineSend(ABC):
         return False
 
     def _run(self, message: Message, context: Context) -> bool:
-        # A copy, because a context runs one task at a time.
-        task = start_eager_task(_await(self._send(message)), context.copy())
+        # A copy, because a context runs one task at a time. A `send` that is a plain function is called in
+        # the task too.
+        task = start_eager_task(_call(self._send, message), context.copy())
         if task.done():
             task.result()
             return True
@@ -182,13 +189,8 @@ class InlineSend(ABC):
             unfinished.close()
 
 
-def _await(sent: Awaitable[None]) -> Coroutine[Any, Any, None]:
-    """Return the coroutine of a `send`, which may be another awaitable."""
-    return sent if isinstance(sent, types.CoroutineType) else _wait_for(sent)
-
-
-async def _wait_for(sent: Awaitable[None]) -> None:
-    await sent
+async def _call(send: Send, message: Message) -> None:
+    await send(message)
 
 
 @types.coroutine

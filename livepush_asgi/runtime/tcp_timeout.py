@@ -63,7 +63,7 @@ class TcpTimeouts:
         self._limit = max(1, round(timing.send_timeout * 1000))
         # Before its first heartbeat a stream sends nothing that could stay unacknowledged.
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
-        # The value that sockets have from their server, read from the first one. Reading each would cost as
+        # The value that the last socket had from its server. After a 0 no other is read: that would cost as
         # much as setting it.
         self._preset: int | None = None
         self._unmatched: set[Address] = set()
@@ -81,7 +81,7 @@ class TcpTimeouts:
         option itself, its connections stay unchanged. Pass the result to `release` when the response has
         ended.
         """
-        if _OPTION is None or self._preset:
+        if _OPTION is None:
             return None
         connection = _connection_of(receive)
         if connection is not None and self._limit_socket(connection):
@@ -97,7 +97,7 @@ class TcpTimeouts:
         return address
 
     def _limit_socket(self, connection: Connection) -> bool:
-        if self._preset is None:
+        if self._preset != 0:
             self._preset = _value_of(connection)
         return self._preset == 0 and _set(connection, self._limit)
 

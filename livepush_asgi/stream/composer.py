@@ -32,7 +32,7 @@ Work = Callable[[], Awaitable[None]]
 class Composer:
     """Composes the bytes of one stream, in the order in which they are sent.
 
-    `ends` has the current end of each log, for the channels that are subscribed already.
+    `ends` gets the current end of each log when the stream is attached to its channel, if it is subscribed.
     """
 
     __slots__ = (

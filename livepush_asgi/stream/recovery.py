@@ -37,8 +37,8 @@ class PageSlice(NamedTuple):
 class RecoveryState:
     """The positions of one stream.
 
-    `ends` has the current end of each log, for the channels that are subscribed already. `resumption` is None
-    for a new client.
+    `ends` gets the current end of each log when the stream is attached to its channel, if it is subscribed.
+    `resumption` is None for a new client.
     """
 
     __slots__ = (

@@ -119,17 +119,19 @@ class Stream:
         # A chunk that the driver's task was woken for. It precedes what the composer has.
         self._chunk = b""
         self._unsubscribed: tuple[str, ...] = ()
-        # The end of each log at this moment: a new client starts there.
+        # The end of each log when its channel is attached: a new client starts there.
         ends: dict[str, Position] = {}
+        # Composed before it is attached: attaching delivers what other streams wait for, and a middleware of
+        # theirs may publish to this stream's channels.
+        self._composer = Composer(
+            context, grant, ends, control_events=control_events, last_event_id=last_event_id
+        )
         for name in names:
             channel = context.hub.attach(name, self)
             if not channel.ready:
                 self._unsubscribed += (name,)
             elif channel.position is not None:
                 ends[name] = channel.position
-        self._composer = Composer(
-            context, grant, ends, control_events=control_events, last_event_id=last_event_id
-        )
         self._subscribe_timer: Timer | None = None
         if self._unsubscribed:
             wait = context.timing.subscribe_timeout
@@ -330,9 +332,12 @@ class Stream:
     def _send_inline(self, chunk: bytes, now: float) -> None:
         self._last_chunk_at = now
         assert self.driver is not None
-        if not self.driver.begin(chunk):
+        # A middleware's `send` may publish, and nothing else may be sent before it has returned.
+        self._parked = False
+        if self.driver.begin(chunk):
+            self._parked = self._sleeps
+        else:
             # The driver's task has to finish the `send`.
-            self._parked = False
             self._busy_since = now
             wake(self.sleeping)
 
