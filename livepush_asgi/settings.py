@@ -65,6 +65,8 @@ class Limits:
     """The limits on the streams of a process and on the outbox of a client, and the overflow policy.
 
     An outbox holds at most `outbox_events` events and `outbox_bytes` bytes, or a single event of any size.
+    For a client that has accepted everything, the events of one turn of the event loop do not pass through
+    it, up to `message_bytes`.
     `overflow` decides what happens when it is full. "resume" empties it and reads on from history at the
     client's pace, so no event is lost; without history it acts as "close". "close" ends the stream as
     `slow`. "drop_oldest" drops the oldest events, and the client is sent a gap in their place. "latest" keeps
