@@ -1,13 +1,16 @@
 """NatsBroker on a real server that is killed, stopped and started again."""
 
 import asyncio
+import contextlib
 import gc
+import itertools
 import random
 import re
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Coroutine
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -277,6 +280,32 @@ async def test_a_cancelled_subscribe_leaves_nothing(tmp_path: Path) -> None:
     )
     with anyio.move_on_after(0.1):
         await broker.subscribe("news")
+    await until(lambda: not tasks_of_brokers())
+
+
+async def test_a_cancellation_that_the_standard_library_swallows_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As `asyncio.wait_for` of Python 3.11 does when it is cancelled at the moment at which the attempt fails.
+    broker = NatsBroker(
+        f"nats://127.0.0.1:{NatsProcess(tmp_path).port}", timeouts=BrokerTimeouts(subscribe=LONG)
+    )
+    attempts = itertools.count(1)
+    wait_for = asyncio.wait_for
+
+    async def swallowing(attempt: Coroutine[Any, Any, Any], timeout: float) -> Any:
+        if next(attempts) != 3:
+            return await wait_for(attempt, timeout)
+        attempt.close()
+        subscribing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise ConnectionRefusedError(111, "refused")
+
+    monkeypatch.setattr(asyncio, "wait_for", swallowing)
+    subscribing = asyncio.create_task(broker.subscribe("news"))
+    await asyncio.wait([subscribing])
+    assert subscribing.cancelled()
     await until(lambda: not tasks_of_brokers())
 
 

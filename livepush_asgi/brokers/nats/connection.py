@@ -167,6 +167,10 @@ class Connection:
             logger.warning("no connection to %s, trying until it works: %s", address, self._fault)
 
     async def _note_error(self, error: Exception) -> None:
+        if self.has_ended and asyncio.current_task() is self._task:
+            # The `asyncio.wait_for` of Python 3.11, by which nats-py connects, has swallowed the cancellation
+            # if the attempt failed at the same moment: https://github.com/python/cpython/issues/86296
+            raise asyncio.CancelledError
         refusal = _REFUSAL.search(str(error))
         if refusal is not None:
             kind = self._outgoing if refusal[1] == "publish" else self._subscriptions
