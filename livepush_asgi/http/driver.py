@@ -5,6 +5,7 @@ https://asgi.readthedocs.io/en/latest/specs/www.html#http
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -169,7 +170,7 @@ class _AsyncioDriver(_Driver):
             chunk = stream.take_chunk() or await stream.next_chunk()
             await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
             del headers, receive
-            self.keep_context()
+            self._context = None if self._is_stepped else copy_context()
             stream.inline = self._inline
             while stream.state is not StreamState.CLOSED:
                 if chunk or stream.finished:

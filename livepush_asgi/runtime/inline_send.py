@@ -13,7 +13,7 @@ import sys
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator
-from contextvars import Context, copy_context
+from contextvars import Context
 from functools import lru_cache
 from typing import Any
 
@@ -118,18 +118,13 @@ class InlineSend(ABC):
         self.unfinished: Coroutine[Any, Any, None] | asyncio.Task[None] | None = None
         self._yielded: object = None
         self._is_stepped = can_step(send)
-        # The context of the eager tasks.
+        # The context of the eager tasks: that of the stream's task when the response has started.
         self._context: Context | None = None
 
     @property
     def can_begin(self) -> bool:
         """Whether `send` may run outside of the stream's task: in a step, or in an eager task."""
         return self._is_stepped or HAS_EAGER_TASKS
-
-    def keep_context(self) -> None:
-        """Run each later `send` in a copy of the context of this task."""
-        if not self._is_stepped:
-            self._context = copy_context()
 
     @abstractmethod
     def send_failed(self, error: Exception) -> None:
