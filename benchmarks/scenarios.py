@@ -108,6 +108,14 @@ SCENARIOS = {
         DELIVERY,
         ("us_per_event", "p99_ms"),
     ),
+    "memory": Scenario(
+        "Memory of an open stream, idle and at the peak of a burst",
+        applications,
+        Size(1000, 200),
+        Size(500, 100),
+        ("kib_per_stream", "peak_kib_per_stream"),
+        ("kib_per_stream", "peak_kib_per_stream"),
+    ),
     "mounted": Scenario(
         "Processor time for each delivered event, all at once, where people mount the component",
         mounted,
@@ -123,14 +131,6 @@ SCENARIOS = {
         Size(200, 20, 20),
         DELIVERY,
         ("us_per_event", "p99_ms"),
-    ),
-    "memory": Scenario(
-        "Memory of an open stream, idle and at the peak of a burst",
-        applications,
-        Size(1000, 200),
-        Size(500, 100),
-        ("kib_per_stream", "peak_kib_per_stream"),
-        ("kib_per_stream", "peak_kib_per_stream"),
     ),
     "connect": Scenario(
         "Time until every connect is answered, 200 of them waiting at any time",
