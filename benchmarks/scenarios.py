@@ -1,6 +1,6 @@
 """The scenarios by name: what each compares, how much of it, and which figures it shows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from .bench import APP, FLOOR, Bench
@@ -24,13 +24,18 @@ class Scenario:
     compared: tuple[str, ...]
 
 
+def fan_outs(bench: Bench, applications: Iterable[tuple[str, str, str]]) -> list[Case]:
+    """Return a case for each application, given as its label, its import name and the path of its stream."""
+    return [
+        Case(label, lambda app=app, path=path: bench.fan_out(app, path=path))  # type: ignore[misc]
+        for label, app, path in applications
+    ]
+
+
 def applications(bench: Bench) -> list[Case]:
     """The floor, the component and the peers that were asked for, under the same load."""
-    peers = [(name, f"benchmarks.peers.{name.replace('-', '_')}:app") for name in bench.peers]
-    return [
-        Case(label, lambda app=app: bench.fan_out(app))  # type: ignore[misc]
-        for label, app in (("floor", FLOOR), ("livepush_asgi", APP), *peers)
-    ]
+    peers = [(name, f"benchmarks.peers.{name.replace('-', '_')}:app", "/events") for name in bench.peers]
+    return fan_outs(bench, [("floor", FLOOR, "/events"), ("livepush_asgi", APP, "/events"), *peers])
 
 
 def connect(bench: Bench) -> list[Case]:
@@ -47,13 +52,8 @@ def connect(bench: Bench) -> list[Case]:
 
 def mounted(bench: Bench) -> list[Case]:
     """The floor, and the component where people mount it."""
-    return [
-        Case("floor", lambda: bench.fan_out(FLOOR)),
-        *[
-            Case(label, lambda app=f"benchmarks.mounted:{name}", path=path: bench.fan_out(app, path=path))  # type: ignore[misc]
-            for label, name, path in MOUNTED
-        ],
-    ]
+    places = [(label, f"benchmarks.mounted:{name}", path) for label, name, path in MOUNTED]
+    return fan_outs(bench, [("floor", FLOOR, "/events"), *places])
 
 
 def idle(bench: Bench) -> list[Case]:

@@ -71,7 +71,7 @@ def can_step(function: object) -> bool:
 
 
 def _name_of(function: types.FunctionType) -> tuple[object, str]:
-    # Of the name only that in the code object is sure: `functools.wraps` changes the others.
+    # `functools.wraps` changes every name of a function but that in its code object.
     return function.__globals__.get("__name__"), function.__code__.co_qualname
 
 
@@ -98,7 +98,7 @@ def _is_tested(version: str) -> bool:
     # `lru_cache` limits this line to one per version.
     logger.info(
         "uvicorn %s is not among the versions whose `send` was tested outside of its task "
-        "(%d.%d to %d.%d): each stream's own task sends, which takes more processor time",
+        "(%d.%d to %d.%d): it runs in a task, which takes more processor time",
         version or "of an unknown version",
         *first,
         *last,

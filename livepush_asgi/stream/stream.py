@@ -99,19 +99,20 @@ class Stream:
         self.finished = False
         #: The driver, if it can be interrupted.
         self.driver: InlineSend | None = None
-        #: Whether the driver's `send` can be stepped while its task sleeps.
+        #: Whether the driver can begin a `send` while its task sleeps.
         self.inline = False
         self.lease: Lease | None = None
         self.context = context
         # Called when the stream has closed.
         self._on_closed = on_closed
         self._control_events = control_events
+        #: What the driver awaits when there is no chunk.
         self.sleeping: Sleep | None = None
         # Since when the driver has been sending a chunk; None while the stream waits for the next one.
         self._busy_since: float | None
         # The cancel scope of the running work: reading history, or a snapshot.
         self._work: anyio.CancelScope | None = None
-        # Whether the driver's task sleeps, so that its `send` may be stepped inline.
+        # Whether the driver's task sleeps and a `send` may begin meanwhile.
         self._parked = False
         #: The reconnection time of this client, in milliseconds.
         self._retry = draw_retry(context.timing)
@@ -344,7 +345,7 @@ class Stream:
     def _last_chunk(self) -> bytes:
         if self.finished:
             return b""
-        # What comes to be composed after `discard` may have an id that is beyond what was discarded.
+        # An end that discards sends nothing more: an id composed now could be beyond what was discarded.
         chunk = self._chunk + self._composer.flush() if self.reason in _FLUSHING else b""
         opened = self._composer.opened
         self.finished = True

@@ -17,13 +17,13 @@ from ..runtime.asgi import ASGIApp, Message, Scope
 from ..runtime.event_loop import Waker, pause
 
 Pairs = Mapping[str, str] | Iterable[tuple[str, str]]
-# What `send` does once the client has left: uvicorn's swallows the message, others raise OSError.
+# How `send` treats a message after the client has left: uvicorn's ignores it, others raise OSError.
 AfterDisconnect = Literal["ignore", "raise"]
 
 # An application that sends in a loop and ignores the disconnect keeps a virtual clock from moving, so no
 # deadline would ever end it. A correct application sends a message or two before it notices.
 MAX_MESSAGES_AFTER_DISCONNECT = 10_000
-# What may stand in a path as it is: RFC 3986's pchar, the slash, and escapes that are there already.
+# These characters stay unquoted in a path: RFC 3986's pchar, the slash, and escapes that are there already.
 _PATH_SAFE = "/%:@!$&'()*+,;=-._~"
 
 

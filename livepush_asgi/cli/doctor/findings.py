@@ -110,7 +110,7 @@ REFUSALS = {
     429: "There are too many streams or requests.",
     503: "The service is not available now.",
 }
-# What something on the way does, by what the events wait for.
+# The sentences about a proxy that holds events back, by what it waits for.
 HOLDS = {
     "next": "keeps the end of each event until the next one comes.",
     "end": "waits until the answer ends, or until more than {size} have come together.",

@@ -44,7 +44,7 @@ return redis.call('ZCOUNT', KEYS[1], string.format('(%d%06d', time[1], time[2]),
 # of a replaced lease lives for this many times `ttl`.
 TOMBSTONE_TTLS = 3
 
-# What messages say of the server of a `Redis`, which has to have all keys.
+# A part of messages about a server that is used through a `Redis`, which has to have all keys.
 ONE_NODE_OF_MANY = (
     "is one node of a cluster and has only some of the keys: give SlotCap a redis.asyncio.RedisCluster"
 )
@@ -151,6 +151,8 @@ class LeaseStore:
         self.mixes_keys = found is None
         if found is not None and int(found[1]) > 1:
             self.note_partial()
+        else:
+            self.partial = False
 
     def note_partial(self) -> None:
         """Note that the server is one node of a cluster, so that no slot can be taken. Logs that once."""
