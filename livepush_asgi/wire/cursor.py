@@ -32,7 +32,7 @@ _TAG = r"[A-Za-z0-9_-]{4}"
 _ENTRY = rf"{_TAG}~(?:{_POSITION.pattern})?"
 _CURSOR = re.compile(rf"!?{_ENTRY}(?:,{_ENTRY})*")
 # The longest text that can be a cursor; a longer text is not parsed.
-_MOST_TEXT = MAX_POSITIONS * 42
+_MAX_TEXT = MAX_POSITIONS * 42
 _OWED = "!"
 
 
@@ -115,7 +115,7 @@ def owed(id: str) -> str:
 
 def is_cursor(text: str) -> bool:
     """Return whether an event id parses as a cursor. A publisher may not give such an id to an event."""
-    return len(text) <= _MOST_TEXT and _CURSOR.fullmatch(text) is not None
+    return len(text) <= _MAX_TEXT and _CURSOR.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Cursor:
     @classmethod
     def parse(cls, text: str) -> "Cursor | None":
         """Return the cursor that the text encodes, or None if the text is no cursor."""
-        if not text or len(text) > _MOST_TEXT or not text.isascii():
+        if not text or len(text) > _MAX_TEXT or not text.isascii():
             return None
         parts = text.removeprefix(_OWED).split(",")
         entries = _entries(parts) if len(parts) <= MAX_POSITIONS else None

@@ -24,11 +24,11 @@ from .stream import FOREIGN, MARK, POSITION, Entry, Stream
 from .subjects import subject_of
 
 # The most logs whose ends are remembered, and the most places in logs. To find one again costs requests.
-_MOST_REMEMBERED = 10_000
+_MAX_REMEMBERED = 10_000
 # Between two attempts to append, in seconds.
-_FIRST_PAUSE, _MOST_PAUSE = 0.001, 0.05
+_FIRST_PAUSE, _MAX_PAUSE = 0.001, 0.05
 # How often a read starts again because the log changed between two requests.
-_MOST_READS = 10
+_MAX_READS = 10
 # The most bytes of a request, and the bytes of a message beside its payload: its subject and its headers. A
 # page may be shorter than its limits.
 _PAGE_SIZE, _MESSAGE_COST = 4 * 1024 * 1024, 512
@@ -53,7 +53,7 @@ class Logs:
     ) -> Position:
         """Add an event and return its position. See `HistoryBroker`."""
         subject = subject_of(self._stream.log_prefix, channel)
-        backoff = Backoff(_FIRST_PAUSE, _MOST_PAUSE)
+        backoff = Backoff(_FIRST_PAUSE, _MAX_PAUSE)
         async with self._stream.lock(subject):
             # The first attempt trusts the remembered end. If it is wrong, the server refuses.
             head = self._heads.get(subject)
@@ -75,7 +75,7 @@ class Logs:
     async def read(self, channel: str, after: int, limit: int, max_bytes: int) -> Page:
         """Return a part of a log. See `HistoryBroker`."""
         subject = subject_of(self._stream.log_prefix, channel)
-        for _ in range(_MOST_READS):
+        for _ in range(_MAX_READS):
             head, oldest = await asyncio.gather(self._find(subject), self._stream.oldest(subject))
             if head is None or oldest is None:
                 # No message is young enough to be kept. If another one comes first, the log needs no mark.
@@ -128,7 +128,7 @@ class Logs:
             return False
         self._heads[subject] = Entry(position, answer["seq"])
         self._heads.move_to_end(subject)
-        if len(self._heads) > _MOST_REMEMBERED:
+        if len(self._heads) > _MAX_REMEMBERED:
             self._heads.popitem(last=False)
         return True
 
@@ -198,7 +198,7 @@ class Logs:
             sequence = (events or entries)[-1].sequence + 1
         end = events[-1].position
         self._sequences[subject, end.at(end.offset + 1)] = sequence
-        if len(self._sequences) > _MOST_REMEMBERED:
+        if len(self._sequences) > _MAX_REMEMBERED:
             self._sequences.popitem(last=False)
         return [Record(event.position.offset, event.payload) for event in events]
 

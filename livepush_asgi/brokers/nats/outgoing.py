@@ -14,7 +14,7 @@ from .client import Client, Receiver, settle
 
 # The most bytes that are sent before the server has to confirm them. It confirms with the answer to a PING,
 # which comes after it has processed all earlier commands.
-_MOST_UNCONFIRMED = 1_000_000
+_MAX_UNCONFIRMED = 1_000_000
 
 _tokens = itertools.count()
 
@@ -77,7 +77,7 @@ class OutgoingQueue:
     async def send_waiting(self) -> None:
         """Send what waits, if there is a connection."""
         # This never suspends, since nats-py writes to a buffer. So no call can overtake another one.
-        while self._waiting and self._client.is_connected and self._unconfirmed <= _MOST_UNCONFIRMED:
+        while self._waiting and self._client.is_connected and self._unconfirmed <= _MAX_UNCONFIRMED:
             call = self._waiting.popleft()
             if not call.outcome.done():
                 await self._send(call)
@@ -92,7 +92,7 @@ class OutgoingQueue:
         reply = f"{await self._own_inbox()}.{call.token}" if call.is_request else ""
         await self._client.publish(call.subject, call.payload, reply, call.headers)
         self._unconfirmed += size
-        if not call.is_request or self._unconfirmed > _MOST_UNCONFIRMED:
+        if not call.is_request or self._unconfirmed > _MAX_UNCONFIRMED:
             self._client.when_processed(partial(self._note_processed, call))
 
     def _note_processed(self, call: Call) -> None:

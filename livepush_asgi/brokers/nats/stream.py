@@ -32,14 +32,14 @@ POSITION, MARK = "Livepush-Position", "Livepush-Mark"
 #: The position of a message that another program has added. No log draws this epoch.
 FOREIGN = Position("-", 0)
 # A log gets a mark when it begins, and then at most one in the time for which events are kept.
-_MOST_MARKS = 4
+_MAX_MARKS = 4
 _STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # A day, in seconds. A longer window is most likely in milliseconds.
 _LONGEST_WINDOW = 24 * 3600
 # Direct batch get needs this version.
 _LEAST_VERSION = (2, 11)
 # A stream that is lost and made again must have other sequences: an equal sequence means an unchanged log.
-_MOST_FIRST_SEQUENCE = 2**48
+_MAX_FIRST_SEQUENCE = 2**48
 # Error codes of JetStream.
 _NO_MESSAGE, _NO_STREAM, _NAME_TAKEN, _WRONG_ID, _WRONG_SEQUENCE = 10037, 10059, 10058, 10070, 10071
 
@@ -105,12 +105,12 @@ class Stream:
             "storage": "file",
             "discard": "old",
             "num_replicas": replicas,
-            "max_msgs_per_subject": history.events + _MOST_MARKS,
+            "max_msgs_per_subject": history.events + _MAX_MARKS,
             "max_bytes": size,
             "max_age": int(kept * 1e9),
             "duplicate_window": int(min(window, kept or window) * 1e9),
             "allow_direct": True,
-            "first_seq": 1 + randbelow(_MOST_FIRST_SEQUENCE),
+            "first_seq": 1 + randbelow(_MAX_FIRST_SEQUENCE),
             # The server republishes each event after it has stored it. Subscriptions get the copy.
             "republish": {"src": f"{self.log_prefix}.>", "dest": f"{prefix}.>"},
         }

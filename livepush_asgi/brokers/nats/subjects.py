@@ -14,7 +14,7 @@ _PLAIN = ":@/"
 # A dot that would leave a word empty: at either end, or after another dot.
 _LONE_DOT = re.compile(r"^\.|\.$|(?<=\.)\.")
 # A server cuts the connection for a line of more than 4 KiB, and some lines have two subjects.
-_MOST_CHARACTERS = 512
+_MAX_CHARACTERS = 512
 # For an empty name and for a hashed one. `quote` never writes either: two hexadecimal digits follow its %.
 _EMPTY = "%"
 _DIGEST = "%~"
@@ -26,14 +26,14 @@ def subject_of(prefix: str, channel: str) -> str:
     """Return the subject of a channel, below a prefix. Any str is a channel."""
     # A lone surrogate has no UTF-8. It must neither fail nor give two channels one subject.
     words = _LONE_DOT.sub("%2E", quote(channel, safe=_PLAIN, errors="surrogatepass"))
-    if len(words) > _MOST_CHARACTERS:
+    if len(words) > _MAX_CHARACTERS:
         words = _DIGEST + sha256(channel.encode(errors="surrogatepass")).hexdigest()
     return f"{prefix}.{words or _EMPTY}"
 
 
 def check_prefix(prefix: str) -> str:
     """Return a prefix for subjects. Raises ValueError for an empty one, a wildcard or other characters."""
-    if not _PREFIX.fullmatch(prefix) or len(prefix) > _MOST_CHARACTERS:
+    if not _PREFIX.fullmatch(prefix) or len(prefix) > _MAX_CHARACTERS:
         raise ValueError(
             f"a prefix is letters, digits, '-' and '_', in words with dots between them, not {prefix!r}"
         )
