@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from itertools import islice
 from typing import Protocol
 
 from ..settings import Timing
@@ -21,8 +22,8 @@ Address = tuple[str, int]
 
 _OPTION: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 _OPEN_FILES = "/proc/self/fd"
-# How many files are checked in one turn of the loop; this takes less than a millisecond.
-_FILES_PER_BATCH = 200
+# How many files are checked, or options set, in one turn of the loop; this takes less than a millisecond.
+_BATCH = 200
 
 
 def address_of(client: object) -> Address | None:
@@ -53,6 +54,9 @@ Limited = Connection | Address
 class TcpTimeouts:
     """Sets the option to the send timeout on the connections of streams, and resets it.
 
+    It is set halfway to the first heartbeat. So a wave of clients that connect costs less, and clients that
+    soon leave cost nothing. The kernel applies a new value to data that already waits to be acknowledged.
+
     uvicorn gives access to the socket. Other servers do not. But the socket is an open file of this process
     and the client's address is known, so a scan of all open files finds the sockets of new streams.
     """
@@ -61,11 +65,15 @@ class TcpTimeouts:
         self._scheduler = scheduler
         # The kernel takes whole milliseconds.
         self._limit = max(1, round(timing.send_timeout * 1000))
-        # Before its first heartbeat a stream sends nothing that could stay unacknowledged.
         self._delay = min(timing.send_timeout, timing.heartbeat_interval or timing.send_timeout) / 2
         # The value that the last socket had from its server. After a 0 no other is read: that would cost as
         # much as setting it.
         self._preset: int | None = None
+        # The sockets whose option is still to be set, in the order of their streams.
+        self._waiting: dict[Connection, None] = {}
+        self._limits_scheduled = False
+        # The sockets that keep the value of their server.
+        self._kept: set[Connection] = set()
         self._unmatched: set[Address] = set()
         self._scan_scheduled = False
         # How many streams the connection from an address carries: over HTTP/2 there may be several.
@@ -74,17 +82,21 @@ class TcpTimeouts:
         self._files: dict[Address, int] = {}
 
     def limit(self, client: object, receive: Receive | None = None) -> Limited | None:
-        """Set the option of a connection: at once if `receive` gives access to the socket, or else in a scan.
+        """Have the option of a connection set before the first heartbeat. Returns at once.
 
-        The scan runs before the first heartbeat. `client` is `scope["client"]`. The scan finds no socket if
-        that is not the address of the connection: behind a proxy, or on a Unix socket. If the server sets the
-        option itself, its connections stay unchanged. Pass the result to `release` when the response has
-        ended.
+        `receive` may give access to the socket; else a scan looks for the address, `scope["client"]`. The
+        scan finds no socket if that is not the address of the connection: behind a proxy, or on a Unix
+        socket. If the server sets the option itself, its connections stay unchanged. Pass the result to
+        `release` when the response has ended.
         """
         if _OPTION is None:
             return None
         connection = _connection_of(receive)
-        if connection is not None and self._limit_socket(connection):
+        if connection is not None:
+            self._waiting[connection] = None
+            if not self._limits_scheduled:
+                self._limits_scheduled = True
+                self._scheduler.call_later(self._delay, self._limit_waiting)
             return connection
         address = address_of(client)
         if address is not None:
@@ -95,6 +107,15 @@ class TcpTimeouts:
                     self._scan_scheduled = True
                     self._scheduler.call_later(self._delay, self._scan_files)
         return address
+
+    def _limit_waiting(self) -> None:
+        for connection in list(islice(self._waiting, _BATCH)):
+            del self._waiting[connection]
+            if not self._limit_socket(connection):
+                self._kept.add(connection)
+        self._limits_scheduled = bool(self._waiting)
+        if self._waiting:
+            self._scheduler.call_later(0.0, self._limit_waiting)
 
     def _limit_socket(self, connection: Connection) -> bool:
         if self._preset != 0:
@@ -109,6 +130,10 @@ class TcpTimeouts:
         """
         if isinstance(limited, tuple):
             self._release_address(limited, stuck)
+        elif limited in self._waiting:
+            del self._waiting[limited]
+        elif limited in self._kept:
+            self._kept.discard(limited)
         elif limited is not None and not stuck:
             _set(limited, 0)
 
@@ -129,7 +154,7 @@ class TcpTimeouts:
             self._scan_batch(sought, iter(os.listdir(_OPEN_FILES)))
 
     def _scan_batch(self, sought: set[Address], files: Iterator[str]) -> None:
-        for _ in range(_FILES_PER_BATCH):
+        for _ in range(_BATCH):
             name = next(files, None)
             if name is None or not sought:
                 return
