@@ -160,7 +160,8 @@ class Grant:
             expiry = _timestamp(self.expires_at)
             object.__setattr__(self, "expires_at", expiry)
         object.__setattr__(self, "expiry", expiry)
-        _check_replay(self.replay)
+        if self.replay != "new":
+            _check_replay(self.replay)
         if self.slot_key is not None:
             check_slot_key(self.slot_key)
         if self.snapshot is not None and not callable(self.snapshot):
@@ -233,7 +234,8 @@ def check_channel(channel: object) -> None:
         raise InvalidGrantError("a channel name is not empty")
     if channel.startswith(RESERVED_PREFIX):
         raise InvalidGrantError(f"channel names that begin with {RESERVED_PREFIX!r} are the component's own")
-    _check_text("channel name", channel)
+    if not channel.isascii():
+        _check_text("channel name", channel)
 
 
 def check_slot_key(slot_key: object) -> None:
@@ -242,12 +244,11 @@ def check_slot_key(slot_key: object) -> None:
         raise TypeError(f"a slot key is a str, or None for no slot, not {type(slot_key).__name__}")
     if not slot_key:
         raise InvalidGrantError("a slot key is not empty; None takes no slot")
-    _check_text("slot key", slot_key)
+    if not slot_key.isascii():
+        _check_text("slot key", slot_key)
 
 
 def _check_text(what: str, text: str) -> None:
-    if text.isascii():
-        return
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -255,7 +256,7 @@ def _check_text(what: str, text: str) -> None:
 
 
 def _check_replay(replay: object) -> None:
-    if replay in ("new", "last", "all"):
+    if replay in ("last", "all"):
         return
     if isinstance(replay, bool) or not isinstance(replay, int) or replay < 0:
         raise InvalidGrantError(f"replay is 'new', 'last', 'all' or a number of events, not {replay!r:.200}")

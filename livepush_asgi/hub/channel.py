@@ -163,7 +163,8 @@ class Channel:
 
     def add(self, listener: Listener) -> None:
         """Add a listener. It receives later deliveries only."""
-        self._coalescer.flush()
+        if self._coalescer.pending:
+            self._coalescer.flush()
         self._listeners[listener] = None
         self._snapshot = None
 

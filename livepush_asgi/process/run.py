@@ -329,7 +329,8 @@ class Run:
     def _check_admissible(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
         if self.draining or not self.running:
             raise NotRunningError(NOT_RUNNING)
-        check_expiry(grant)
+        if grant.expiry is not None:
+            check_expiry(grant)
         log = self.revoker.log
         if log.number != decided_at and log.outdates(decided_at, grant, request):
             raise GrantRevokedError("the stream was revoked while it was being opened")

@@ -83,7 +83,9 @@ class DisconnectWatcher:
             future = coroutine.send(None)
         except StopIteration as returned:
             self._coroutine = None
-            return self._is_other_message(returned.value)
+            if returned.value["type"] != "http.disconnect":
+                return True
+            self._handler.client_left()
         except asyncio.CancelledError:
             # The server has cancelled the future that `receive` waited for: the connection is closed.
             self._coroutine = None
@@ -103,9 +105,3 @@ class DisconnectWatcher:
             # As an asyncio task does: https://docs.python.org/3/library/asyncio-extending.html
             future._asyncio_future_blocking = False
             future.add_done_callback(self._resume, context=_thread.context)
-
-    def _is_other_message(self, message: Message) -> bool:
-        if message["type"] != "http.disconnect":
-            return True
-        self._handler.client_left()
-        return False

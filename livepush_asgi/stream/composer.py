@@ -233,14 +233,12 @@ class Composer:
         elif not chunk and self.heartbeat_due:
             chunk = HEARTBEAT
         self.heartbeat_due = False
-        self.work = self._next_work()
+        self.work = None if self._recovery.settled and not self._state_owed else self._next_work()
         return chunk
 
     def _next_work(self) -> Work | None:
         if self._state is not None and self._state_owed:
             return self._read_state if self._state.must_read else None
-        if self._recovery.settled:
-            return None
         if self._recovery.must_seek:
             return self._seek
         # Read one page per chunk, so that a busy live channel does not delay a channel that is behind.

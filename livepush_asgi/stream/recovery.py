@@ -142,9 +142,12 @@ class RecoveryState:
         if self.resumption is not None:
             ends, self.read_at = self.resumption.defer(ends), self.resumption.read_at
         self._unstarted = tuple([name for name in self._unstarted if name not in ends])
-        gaps = [(channel, self._start_channel(channel, end, late)) for channel, end in ends.items()]
+        gaps = []
+        for channel, end in ends.items():
+            if (gap := self._start_channel(channel, end, late)) is not None:
+                gaps.append((channel, gap))
         self._settle()
-        return [(channel, gap) for channel, gap in gaps if gap is not None]
+        return gaps
 
     def _start_channel(self, channel: str, end: Position | None, late: bool) -> GapReason | None:
         resumption = self.resumption

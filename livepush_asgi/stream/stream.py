@@ -279,7 +279,7 @@ class Stream:
             return chunk
         composer = self._composer
         if self.state is StreamState.OPENING:
-            if self._waits_for_broker:
+            if self._unsubscribed and not composer.without_broker:
                 return b""
             if not composer.open(self._retry):
                 self._start_work()
@@ -295,10 +295,6 @@ class Stream:
             # Start before this chunk is sent, so that a busy channel does not delay reading history.
             self._start_work()
         return chunk
-
-    @property
-    def _waits_for_broker(self) -> bool:
-        return bool(self._unsubscribed) and not self._composer.without_broker
 
     def _start_work(self) -> None:
         """Start a task for the composer's work, with the context of this task, unless one is running."""
