@@ -3,7 +3,7 @@
 python -m benchmarks.proxies [--write]        (from the repository, with what .ci/run installs)
 
 The clock starts before the request that publishes is sent, and stops when the whole event is there. With
---write the table goes into docs/proxies.md.
+--write the table goes into docs/guides/proxies.md.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from tests.serving import Serving, uvicorn
 EVENTS = 30
 PATIENCE = 3.0
 PAUSE = 0.02
-DOCUMENT = Path(__file__).parent.parent / "docs" / "proxies.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "guides" / "proxies.md"
 MARKS = "<!-- measured by benchmarks/proxies.py -->", "<!-- end of what was measured -->"
 PROXIED, DJANGO = "tests.apps.proxied:app", "tests.apps.gzip_django:app --lifespan off"
 PADDED = "/events?pad=2000"

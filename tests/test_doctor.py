@@ -26,7 +26,7 @@ from .observations import PLAN, SEEN, URL, answer, arriving, cut, held_evidence,
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "livepush_asgi" / "cli" / "doctor"
-DOCUMENTATION = REPOSITORY / "docs" / "doctor.md"
+DOCUMENTATION = REPOSITORY / "docs" / "guides" / "doctor.md"
 
 
 def codes(evidence: Evidence) -> list[str]:

@@ -12,7 +12,7 @@ import livepush_asgi
 from .serving import REPOSITORY
 
 PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.testing"}
-SHOWN = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/*.py")]
+SHOWN = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("examples/*.py")]
 
 PREDECESSOR = {
     "Broker",

@@ -1,4 +1,4 @@
-"""docs/guarantees.md: each cell that promises something names a test, and each test that it names exists."""
+"""docs/explanation/guarantees.md: each cell that promises something names a test, and each test that it names exists."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from .serving import REPOSITORY
 
-TEXT = (REPOSITORY / "docs" / "guarantees.md").read_text()
+TEXT = (REPOSITORY / "docs" / "explanation" / "guarantees.md").read_text()
 NOTE = re.compile(r"\[\^([a-z-]+)\]")
 TEST = re.compile(r"`((?:tests|livepush_asgi)/[\w/]+\.py(?:::\w+)*)`")
 # What promises nothing needs no test.

@@ -1,4 +1,4 @@
-"""What docs/proxies.md shows is what the tests run and what the benchmark measures."""
+"""What docs/guides/proxies.md shows is what the tests run and what the benchmark measures."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from .proxies import CONFIGURATIONS, configuration, nginx
 from .recording import ENCODINGS
 from .serving import uvicorn
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "proxies.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "guides" / "proxies.md"
 BLOCKS = re.findall(r"^```\w+ file=(\S+)\n(.*?)^```$", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
 
 pytestmark = pytest.mark.real_time

@@ -10,8 +10,8 @@ from .test_rooms import ARROWS
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
 EXAMPLES = {path.name: path.read_text() for path in (REPOSITORY / "examples").glob("*.py")}
-BROKERS = (REPOSITORY / "docs" / "brokers.md").read_text()
-AUTHORIZE = (REPOSITORY / "docs" / "authorize.md").read_text()
+BROKERS = (REPOSITORY / "docs" / "guides" / "brokers.md").read_text()
+AUTHORIZE = (REPOSITORY / "docs" / "guides" / "authorize.md").read_text()
 ROUTES = AUTHORIZE.partition("## Authorize a stream of a route")[2].partition("\n## ")[0]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README + BROKERS + ROUTES, re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""docs/servers.md says of each server what the tests show, and names tests that there are."""
+"""docs/reference/servers.md says of each server what the tests show, and names tests that there are."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from .servers import SERVERS, Server
 
 REPOSITORY = Path(__file__).parent.parent
-TEXT = (REPOSITORY / "docs" / "servers.md").read_text()
+TEXT = (REPOSITORY / "docs" / "reference" / "servers.md").read_text()
 
 
 def rows() -> list[list[str]]:

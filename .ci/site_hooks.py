@@ -1,0 +1,39 @@
+"""Hooks of the documentation's build: the table of all error messages, out of the source."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent.parent / "livepush_asgi"
+MARK = "<!-- messages -->"
+# Commands and tests have messages of their own.
+LEFT_OUT = {"cli", "testing"}
+
+
+def text_of(node: ast.expr) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    return ""
+
+
+def messages() -> list[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    for path in PACKAGE.rglob("*.py"):
+        if LEFT_OUT.isdisjoint(path.relative_to(PACKAGE).parts):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+                    text = text_of(node.exc.args[0])
+                    name = ast.unparse(node.exc.func)
+                    if text.strip("… ") and re.fullmatch(r"\w+Error", name):
+                        found.add((text, name))
+    return sorted(found, key=lambda pair: pair[0].strip("… ").lower())
+
+
+def on_page_markdown(markdown: str, **options: Any) -> str:
+    if MARK not in markdown:
+        return markdown
+    rows = [f"| `{name}` | {text.replace('|', chr(92) + '|').replace('<', '&lt;')} |" for text, name in messages()]
+    return markdown.replace(MARK, "\n".join(["| Class | Message |", "|---|---|", *rows]))

@@ -1,0 +1,42 @@
+import json
+
+from asgiref.sync import async_to_sync
+from django.core.serializers.json import DjangoJSONEncoder
+from live import with_user
+
+from livepush_asgi import Event, Grant, LivePush, MemoryBroker, Refusal
+from livepush_asgi.contrib.django import uses_database
+
+
+def can_read_channel(user, channel):
+    # Your channel manager's method.
+    return channel == "news" or (user.is_active and channel == f"user:{user.pk}")
+
+
+# --8<-- [start:authorize]
+@uses_database
+def authorize(stream_request):
+    user = with_user(stream_request).user
+    channels = stream_request.query_all("channel")
+    if not channels or not all(can_read_channel(user, channel) for channel in channels):
+        return Refusal(403)
+    return Grant(channels=channels, slot_key=str(user.pk) if user.is_authenticated else None)
+
+
+push = LivePush(MemoryBroker(), authorize)  # RedisStreamsBroker where EVENTSTREAM_REDIS was set
+# --8<-- [end:authorize]
+
+
+# --8<-- [start:send]
+def send_event(channel, event_type, data):
+    text = json.dumps(data, cls=DjangoJSONEncoder)
+    event = Event(text, event=None if event_type == "message" else event_type)
+    async_to_sync(push.publish)(channel, event)
+
+
+def channel_permission_changed(user, channel):
+    if not can_read_channel(user, channel):
+        async_to_sync(push.disconnect)(slot_key=str(user.pk), channel=channel)
+
+
+# --8<-- [end:send]

@@ -1,0 +1,37 @@
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.responses import StreamingResponse
+from live import User, push
+
+from livepush_asgi import Grant
+from livepush_asgi.contrib.fastapi import sse_streaming_response
+
+MEMBERS = {"kitchen": {"ada"}}  # Stands for a table.
+router = APIRouter()
+
+
+# --8<-- [start:route]
+@router.get(
+    "/rooms/{room}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def room_events(request: Request, room: str, user: User):
+    async def authorize(stream_request):
+        if user not in MEMBERS.get(room, ()):
+            raise HTTPException(403, "You are no member of this room.")
+        return Grant(channels=f"room:{room}", slot_key=user)
+
+    return await sse_streaming_response(push, request, authorize=authorize)
+
+
+# --8<-- [end:route]
+@router.post("/rooms/{room}/messages", status_code=201)
+async def write(room: str, text: str, user: User):
+    return {"id": await push.publish(f"room:{room}", {"user": user, "text": text})}
+
+
+# --8<-- [start:app]
+app = FastAPI(lifespan=push.lifespan)
+app.include_router(router)
+app.mount("/events", push)
+# --8<-- [end:app]

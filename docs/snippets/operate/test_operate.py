@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from livepush_asgi import DrainPolicy, Grant, Limits, LivePush, MemoryBroker
+from livepush_asgi.testing import Client
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+def authorize(request):
+    return Grant(channels="prices")
+
+
+# --8<-- [start:slow]
+push = LivePush(MemoryBroker(), authorize, limits=Limits(overflow="latest", outbox_events=200))
+# --8<-- [end:slow]
+
+
+@pytest.mark.anyio
+async def test_a_slow_client_gets_the_latest_price():
+    async with Client(push, lifespan=True) as client, client.open("/", window=0) as stream:
+        for price in range(2000):
+            await push.publish("prices", price)
+        while (event := await stream.next_event()).data != "1999":
+            assert int(event.data) < 1999
+        assert len(stream.received) < 2000
+
+
+# --8<-- [start:ready]
+async def ready(scope, receive, send):
+    """Answer 503 while the process drains or hears nothing of the broker: for a load balancer."""
+    now = push.statistics()
+    status = 200 if now["healthy"] and not now["draining"] else 503
+    body = json.dumps(now).encode()
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+# --8<-- [end:ready]
+
+
+@pytest.mark.anyio
+async def test_a_process_that_drains_is_not_ready():
+    async with Client(push, lifespan=True), Client(ready) as client:
+        assert (await client.request("GET", "/")).status == 200
+        await push.drain()
+        answer = await client.request("GET", "/")
+        assert (answer.status, json.loads(answer.body)["draining"]) == (503, True)
+
+
+# --8<-- [start:drain]
+def made(broker):
+    return LivePush(broker, authorize, drain=DrainPolicy(window=8))
+
+
+# --8<-- [end:drain]
+
+
+def test_the_window_is_taken():
+    assert made(MemoryBroker()).drain_policy.window == 8
+
+
+# --8<-- [start:revoke]
+async def remove(push, user, room, expected_processes):
+    # First take the permission away, then end the streams.
+    done = await push.disconnect(slot_key=user, channel=f"room:{room}")
+    if done.processes < expected_processes:
+        raise RuntimeError(f"{done.processes} processes have confirmed")
+    return done.streams
+
+
+# --8<-- [end:revoke]
+
+
+@pytest.mark.anyio
+async def test_the_streams_of_a_member_end():
+    rooms = LivePush(MemoryBroker(), lambda request: Grant(channels="room:7", slot_key="42"))
+    async with Client(rooms, lifespan=True) as client, client.open("/") as stream:
+        assert await remove(rooms, "42", "7", expected_processes=1) == 1
+        assert await stream.wait_ended() == "revoked"

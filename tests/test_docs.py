@@ -1,0 +1,214 @@
+"""The documentation: each snippet is a file that is run, each name, option, log line and error is in the reference."""
+
+import ast
+import dataclasses
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import livepush_asgi
+from livepush_asgi import BrokerTimeouts, Cors, DrainPolicy, History, Limits, Timing, contrib, errors, testing
+
+from .serving import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXT = {page.relative_to(DOCS).as_posix(): page.read_text() for page in PAGES}
+SNIPPETS = DOCS / "snippets"
+PACKAGE = REPOSITORY / "livepush_asgi"
+INCLUDE = re.compile(r'^ *--8<-- "([^":]+)(?::([\w-]+))?"$', re.MULTILINE)
+
+
+# Nothing is typed twice.
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_each_block_of_python_is_a_file(name: str) -> None:
+    for block in re.findall(r"```python\n(.*?)```", TEXT[name], re.DOTALL):
+        assert INCLUDE.fullmatch(block.strip()), block
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_each_file_and_each_part_of_it_is_there(name: str) -> None:
+    for path, part in INCLUDE.findall(TEXT[name]):
+        text = (REPOSITORY / path).read_text()
+        if part:
+            assert text.count(f"--8<-- [start:{part}]") == text.count(f"--8<-- [end:{part}]") == 1
+
+
+def test_each_snippet_is_shown() -> None:
+    shown = {path for text in TEXT.values() for path, _ in INCLUDE.findall(text)}
+    snippets = {path.relative_to(REPOSITORY).as_posix() for path in SNIPPETS.rglob("*.py")}
+    assert snippets - shown == {
+        # What the shown parts of the same folder need.
+        "docs/snippets/django/settings.py",
+        "docs/snippets/django/test_moved.py",
+        "docs/snippets/django/urls.py",
+    }
+
+
+# The tests that the pages show are run as a reader runs them.
+
+
+def ran(folder: Path, *command: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{folder}", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+SHOWN_TESTS = sorted(path.parent.name for path in SNIPPETS.glob("*/test_*.py") if path.parent.name != "django")
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("folder", SHOWN_TESTS)
+def test_the_tests_of_a_page_pass(folder: str) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(SNIPPETS / folder)]
+    assert " passed" in ran(SNIPPETS / folder, "pytest", *options, "-c", os.devnull)
+
+
+@pytest.mark.real_time
+def test_the_tests_of_the_page_about_django_pass() -> None:
+    output = ran(SNIPPETS / "django", "django", "test", DJANGO_SETTINGS_MODULE="settings")
+    assert re.search(r"Ran [5-9] tests", output)
+
+
+# The reference has every public name.
+
+
+def shown_names() -> list[str]:
+    return [name for text in TEXT.values() for name in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)]
+
+
+def test_every_public_name_is_in_the_reference_once() -> None:
+    names = shown_names()
+    assert len(names) == len(set(names))
+    ours = {f"livepush_asgi.{name}" for name in livepush_asgi.__all__}
+    ours |= {f"livepush_asgi.testing.{name}" for name in testing.__all__}
+    # The same object, shown where it is used most.
+    ours.remove("livepush_asgi.MockBroker")
+    assert ours - set(names) == set()
+
+
+def test_every_framework_is_in_the_reference() -> None:
+    names = shown_names()
+    for path in Path(contrib.__file__).parent.glob("*.py"):
+        if path.stem not in ("__init__", "route"):
+            assert f"livepush_asgi.contrib.{path.stem}.sse_streaming_response" in names
+
+
+# Options.
+
+OPTIONS = TEXT["reference/options.md"]
+SETTINGS = [Timing, Limits, DrainPolicy, History, BrokerTimeouts, Cors]
+
+
+def section(text: str, title: str) -> dict[str, list[str]]:
+    """Return the cells of the rows below a heading, by the first cell."""
+    below = text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in re.findall(r"^\| `.*$", below, re.M)]
+    return {row[0].strip(" `"): row[1:] for row in rows}
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_every_setting_is_there_with_its_default(kind: type) -> None:
+    rows = section(OPTIONS, kind.__name__)
+    fields = dataclasses.fields(kind)
+    assert list(rows) == [field.name for field in fields]
+    for field in fields:
+        if field.default is not dataclasses.MISSING:
+            default = rows[field.name][0].strip("`").replace(",", "") if isinstance(field.default, int) else None
+            assert rows[field.name][0].strip("`") == repr(field.default) or default == str(field.default)
+
+
+@pytest.mark.parametrize("name", ["LivePush", "Grant", "Refusal", "MemorySlotCap", "SlotCap"])
+def test_every_argument_is_there(name: str) -> None:
+    arguments = list(inspect.signature(getattr(livepush_asgi, name)).parameters)
+    assert list(section(OPTIONS, name)) == arguments
+
+
+# Log lines.
+
+LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR", "exception": "ERROR"}
+# Where the text of a line is not written in its call: the variables of that module that hold it.
+NAMED_TEXTS = {"http/authorize.py": r"(?:text|BLOCKED)"}
+
+
+def plain(text: str) -> str:
+    """Return the text of a log line as the page writes it."""
+    text = re.sub(r"%\.\d+f|%[a-z]", "…", text).replace("`", "")
+    return text.replace("(…….… to …….…)", "(… to …)").replace("(….… to ….…)", "(… to …)")
+
+
+def text_of(node: ast.expr) -> list[str]:
+    """Return the texts that an expression may stand for."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values)]
+    if isinstance(node, ast.Tuple):
+        return [text for each in node.elts for text in text_of(each)]
+    return []
+
+
+def logged() -> dict[str, str | None]:
+    """Return every line that the package can log, with its level, None where that is not written there."""
+    found: dict[str, str | None] = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assign) and name in NAMED_TEXTS:
+                if re.fullmatch(NAMED_TEXTS[name], ast.unparse(node.targets[0]).split(", ")[-1].strip("()")):
+                    found.update({plain(text): None for text in text_of(node.value)})
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logger."):
+                method = ast.unparse(node.func).removeprefix("logger.")
+                texts = text_of(node.args[0]) if method in LEVELS else []
+                assert texts or name in NAMED_TEXTS, f"{name}:{node.lineno}: no text in this call"
+                found.update({plain(text): LEVELS[method] for text in texts})
+    return found
+
+
+def test_every_log_line_is_there_and_no_other() -> None:
+    page = TEXT["reference/log-lines.md"]
+    rows = re.findall(r"^\| (DEBUG|INFO|WARNING|ERROR) \| `(.*?)` \| (.+) \|$", page, re.MULTILINE)
+    told = {text: level for level, text, _ in rows}
+    lines = logged()
+    assert len(lines) > 40
+    assert sorted(set(lines) - set(told)) == [], "log lines that docs/reference/log-lines.md lacks"
+    assert sorted(set(told) - set(lines)) == [], "log lines that no call writes any more"
+    assert {text: (told[text], level) for text, level in lines.items() if level not in (None, told[text])} == {}
+
+
+def test_all_loggers_have_the_name_that_the_page_says() -> None:
+    source = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    assert set(re.findall(r'logger = logging\.getLogger\("([\w.]+)"\)', source)) == {"livepush_asgi"}
+
+
+# Errors.
+
+
+def test_every_error_is_there_with_what_to_do() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", TEXT["reference/errors.md"], re.MULTILINE)
+    classes = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
+    }
+    assert {row[0] for row in rows} == classes
+
+
+def test_every_refusal_of_the_component_is_there() -> None:
+    page = TEXT["reference/errors.md"]
+    source = (PACKAGE / "http" / "authorize.py").read_text()
+    refusals = re.findall(r'Error: \((\d+), "([^"]+)", RefusalCause\.(\w+)\)', source)
+    assert len(refusals) >= 6
+    for status, detail, cause in refusals:
+        assert f"| {status} | {detail} | `{livepush_asgi.RefusalCause[cause]}` |" in page
