@@ -35,5 +35,7 @@ def messages() -> list[tuple[str, str]]:
 def on_page_markdown(markdown: str, **options: Any) -> str:
     if MARK not in markdown:
         return markdown
-    rows = [f"| `{name}` | {text.replace('|', chr(92) + '|').replace('<', '&lt;')} |" for text, name in messages()]
+    rows = [
+        f"| `{name}` | {text.replace('|', chr(92) + '|').replace('<', '&lt;')} |" for text, name in messages()
+    ]
     return markdown.replace(MARK, "\n".join(["| Class | Message |", "|---|---|", *rows]))

@@ -1,7 +1,4 @@
-"""FastAPI: a route that authorizes its stream, for the members of a room, until they are removed.
-
-`uvicorn --app-dir examples fastapi_rooms:app`
-"""
+"""FastAPI: a room for its members, until they are removed. `uvicorn --app-dir examples fastapi_rooms:app`"""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -44,6 +41,8 @@ async def events(request: Request, room: str, user: Annotated[User, Depends(curr
         return Grant(channels=f"room:{room}", slot_key=str(user.id))
 
     return await sse_streaming_response(push, request, authorize=authorize)
+
+
 # --8<-- [end:route]
 
 

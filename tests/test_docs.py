@@ -1,4 +1,4 @@
-"""The documentation: each snippet is a file that is run, each name, option, log line and error is in the reference."""
+"""The documentation: each snippet is a file that is run; each name, option, log line and error is there."""
 
 import ast
 import dataclasses
@@ -67,7 +67,7 @@ def ran(folder: Path, *command: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-SHOWN_TESTS = sorted(path.parent.name for path in SNIPPETS.glob("*/test_*.py") if path.parent.name != "django")
+SHOWN_TESTS = sorted({path.parent.name for path in SNIPPETS.glob("*/test_*.py")} - {"django"})
 
 
 @pytest.mark.real_time
@@ -116,7 +116,9 @@ SETTINGS = [Timing, Limits, DrainPolicy, History, BrokerTimeouts, Cors]
 def section(text: str, title: str) -> dict[str, list[str]]:
     """Return the cells of the rows below a heading, by the first cell."""
     below = text.split(f"\n## {title}\n")[1].split("\n## ")[0]
-    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in re.findall(r"^\| `.*$", below, re.M)]
+    rows = [
+        [cell.strip() for cell in row.strip("|").split(" | ")] for row in re.findall(r"^\| `.*$", below, re.M)
+    ]
     return {row[0].strip(" `"): row[1:] for row in rows}
 
 
@@ -127,7 +129,9 @@ def test_every_setting_is_there_with_its_default(kind: type) -> None:
     assert list(rows) == [field.name for field in fields]
     for field in fields:
         if field.default is not dataclasses.MISSING:
-            default = rows[field.name][0].strip("`").replace(",", "") if isinstance(field.default, int) else None
+            default = (
+                rows[field.name][0].strip("`").replace(",", "") if isinstance(field.default, int) else None
+            )
             assert rows[field.name][0].strip("`") == repr(field.default) or default == str(field.default)
 
 
@@ -161,15 +165,20 @@ def text_of(node: ast.expr) -> list[str]:
     return []
 
 
+def _holds_a_text(module: str, node: ast.Assign) -> bool:
+    """Return whether an assignment is to a variable of NAMED_TEXTS, perhaps as the last of several."""
+    last = ast.unparse(node.targets[0]).strip("()").split(", ")[-1]
+    return module in NAMED_TEXTS and re.fullmatch(NAMED_TEXTS[module], last) is not None
+
+
 def logged() -> dict[str, str | None]:
     """Return every line that the package can log, with its level, None where that is not written there."""
     found: dict[str, str | None] = {}
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Assign) and name in NAMED_TEXTS:
-                if re.fullmatch(NAMED_TEXTS[name], ast.unparse(node.targets[0]).split(", ")[-1].strip("()")):
-                    found.update({plain(text): None for text in text_of(node.value)})
+            if isinstance(node, ast.Assign) and _holds_a_text(name, node):
+                found.update({plain(text): None for text in text_of(node.value)})
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logger."):
                 method = ast.unparse(node.func).removeprefix("logger.")
                 texts = text_of(node.args[0]) if method in LEVELS else []
@@ -186,7 +195,9 @@ def test_every_log_line_is_there_and_no_other() -> None:
     assert len(lines) > 40
     assert sorted(set(lines) - set(told)) == [], "log lines that docs/reference/log-lines.md lacks"
     assert sorted(set(told) - set(lines)) == [], "log lines that no call writes any more"
-    assert {text: (told[text], level) for text, level in lines.items() if level not in (None, told[text])} == {}
+    assert {
+        text: (told[text], level) for text, level in lines.items() if level not in (None, told[text])
+    } == {}
 
 
 def test_all_loggers_have_the_name_that_the_page_says() -> None:
@@ -200,7 +211,9 @@ def test_all_loggers_have_the_name_that_the_page_says() -> None:
 def test_every_error_is_there_with_what_to_do() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", TEXT["reference/errors.md"], re.MULTILINE)
     classes = {
-        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
     }
     assert {row[0] for row in rows} == classes
 

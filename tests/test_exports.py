@@ -12,7 +12,12 @@ import livepush_asgi
 from .serving import REPOSITORY
 
 PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.testing"}
-SHOWN = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("examples/*.py")]
+SHOWN = [
+    REPOSITORY / "README.md",
+    *REPOSITORY.glob("docs/**/*.md"),
+    *REPOSITORY.glob("docs/**/*.py"),
+    *REPOSITORY.glob("examples/*.py"),
+]
 
 PREDECESSOR = {
     "Broker",
@@ -52,7 +57,7 @@ def test_the_changelog_has_the_version_that_is_released() -> None:
     assert released[0] == livepush_asgi.__version__
 
 
-@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_examples_and_documents_import_from_public_places_only(path: Path) -> None:
     modules = set(re.findall(r"^ *(?:from|import) (livepush_asgi[\w.]*)", path.read_text(), re.M))
     frameworks = {module for module in modules if module.startswith("livepush_asgi.contrib.")}

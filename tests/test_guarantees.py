@@ -1,4 +1,4 @@
-"""docs/explanation/guarantees.md: each cell that promises something names a test, and each test that it names exists."""
+"""docs/explanation/guarantees.md: each cell that promises something names a test that exists."""
 
 import ast
 import re

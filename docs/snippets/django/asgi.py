@@ -7,6 +7,7 @@ from livepush_asgi import LivePushMiddleware
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
 django = get_asgi_application()
 
-from live import push  # noqa: E402 - after Django is set up, because it asks for models
+# Imported when Django is set up, because it asks for models.
+from live import push
 
 application = LivePushMiddleware(django, push, path="/events")
