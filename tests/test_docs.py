@@ -1,8 +1,10 @@
 """The documentation: each snippet is a file that is run; each name, option, log line and error is there."""
 
 import ast
+import asyncio
 import dataclasses
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -12,9 +14,22 @@ from pathlib import Path
 import pytest
 
 import livepush_asgi
-from livepush_asgi import BrokerTimeouts, Cors, DrainPolicy, History, Limits, Timing, contrib, errors, testing
+from livepush_asgi import (
+    BrokerTimeouts,
+    Cors,
+    DrainPolicy,
+    History,
+    Limits,
+    RedisStreamsBroker,
+    Timing,
+    contrib,
+    errors,
+    testing,
+)
+from livepush_asgi.wire.event import from_payload
 
-from .serving import REPOSITORY
+from .serving import REPOSITORY, uvicorn
+from .valkey import ValkeyProcess
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -81,6 +96,90 @@ def test_the_tests_of_a_page_pass(folder: str) -> None:
 def test_the_tests_of_the_page_about_django_pass() -> None:
     output = ran(SNIPPETS / "django", "django", "test", DJANGO_SETTINGS_MODULE="settings")
     assert re.search(r"Ran [5-9] tests", output)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(
+    ("app", "channel"), [("tutorial/hello", "board"), ("home", "news"), ("asgi/lifespan", "news")]
+)
+async def test_an_application_is_served(app: str, channel: str, tmp_path: Path) -> None:
+    folder, _, module = f"docs/snippets/{app}".rpartition("/")
+    async with uvicorn(f"{module}:app", tmp_path / "log", "--app-dir", folder) as server:
+        stream = await server.open("/events/")
+        await stream.next_event("livepush.open")
+        path, body = {"board": ("/messages", b"hello"), "news": ("/news?title=hello", b"")}[channel]
+        if (await server.open(path, method="POST", body=body)).status == 200:
+            assert "hello" in (await stream.next_event()).data
+        else:
+            assert module == "lifespan"
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.real_time
+async def test_the_tutorial_over_two_workers(valkey: ValkeyProcess, tmp_path: Path) -> None:
+    """All streams of both workers hear each message, and one that comes back gets what it missed."""
+    options = ("--app-dir", "docs/snippets/tutorial", "--workers", "2")
+    environment = {"LIVEPUSH_REDIS": valkey.url}
+    kind = {"content_type": "application/json"}
+    async with uvicorn("app:app", tmp_path / "log", *options, environment=environment) as server:
+        assert (await server.open("/events/")).status == 401
+        ada, alan = [
+            (await server.open("/login", method="POST", body=json.dumps(login).encode(), **kind))
+            .headers["set-cookie"]
+            .partition(";")[0]
+            for login in ({"name": "ada", "password": "lovelace"}, {"name": "alan", "password": "turing"})
+        ]
+        streams = [await server.open("/events/", cookie=cookie) for cookie in [ada] * 5 + [alan]]
+        for stream in streams:
+            await stream.next_event("livepush.open")
+        refused = await server.open("/events/", cookie=ada)
+        await refused.next_event("livepush.refused")
+        for text in ("one", "two"):
+            body = json.dumps({"text": text}).encode()
+            await server.open("/messages", method="POST", body=body, cookie=ada, **kind)
+        for stream in streams:
+            assert [json.loads((await stream.next_event()).data)["text"] for _ in range(2)] == ["one", "two"]
+        streams[-1].close()
+        first = next(event for event in streams[-1].events if event.event == "message").last_event_id
+        again = await server.open("/events/", cookie=alan, last_event_id=first)
+        assert json.loads((await again.next_event()).data) == {"user": "ada", "text": "two"}
+
+
+@pytest.mark.real_time
+async def test_a_task_publishes_once(valkey: ValkeyProcess) -> None:
+    """From a process that was forked, as Celery's workers are, and again when the task is repeated."""
+    program = """
+import os, tasks
+for _ in range(2):
+    if (child := os.fork()) == 0:
+        tasks.report_ready(7, "https://example.org/report")
+        tasks.publisher.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    async with valkey.client() as client:
+        broker = RedisStreamsBroker(client)
+        await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-W", "error", "-c", program],
+            cwd=SNIPPETS / "publish",
+            env={"LIVEPUSH_REDIS": valkey.url, "PYTHONPATH": str(REPOSITORY)},
+            check=True,
+        )
+        page = await broker.read("user:7", 0, 10)
+        assert [from_payload(record.payload) for record in page.records] == [
+            b'event: report-ready\ndata: {"url":"https://example.org/report"}\n\n'
+        ]
+        await broker.aclose()
+
+
+@pytest.mark.real_time
+def test_the_log_lines_are_shown_as_the_page_says() -> None:
+    program = "import logging_setup, logging; logging.getLogger('livepush_asgi').info('a line')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=SNIPPETS / "operate", capture_output=True, text=True, check=True
+    )
+    assert done.stderr.endswith("INFO livepush_asgi: a line\n")
 
 
 # The reference has every public name.
