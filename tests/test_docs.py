@@ -42,10 +42,17 @@ INCLUDE = re.compile(r'^ *--8<-- "([^":]+)(?::([\w-]+))?"$', re.MULTILINE)
 # Nothing is typed twice.
 
 
+def files() -> list[str]:
+    """Return the text of every file that a page may show."""
+    return [
+        path.read_text() for folder in (SNIPPETS, REPOSITORY / "examples") for path in folder.rglob("*.py")
+    ]
+
+
 @pytest.mark.parametrize("name", TEXT)
-def test_each_block_of_python_is_a_file(name: str) -> None:
+def test_each_block_of_python_is_a_file_or_a_part_of_one(name: str) -> None:
     for block in re.findall(r"```python\n(.*?)```", TEXT[name], re.DOTALL):
-        assert INCLUDE.fullmatch(block.strip()), block
+        assert INCLUDE.fullmatch(block.strip()) or any(block.strip("\n") in text for text in files()), block
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -71,10 +78,11 @@ def test_each_snippet_is_shown() -> None:
 
 
 def ran(folder: Path, *command: str, **environment: str) -> str:
+    path = [str(REPOSITORY), str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", *command],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{folder}", **environment},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment},
         capture_output=True,
         text=True,
     )

@@ -1,4 +1,4 @@
-"""Hooks of the documentation's build: the table of all error messages, out of the source."""
+"""A hook of the site's build: the table of all error messages in reference/errors.md, from the source."""
 
 import ast
 import re
@@ -12,6 +12,7 @@ LEFT_OUT = {"cli", "testing"}
 
 
 def text_of(node: ast.expr) -> str:
+    """Return a text as it is written, with … for what is filled in; "" for another expression."""
     if isinstance(node, ast.JoinedStr):
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -20,6 +21,7 @@ def text_of(node: ast.expr) -> str:
 
 
 def messages() -> list[tuple[str, str]]:
+    """Return each message and the class of its error, in alphabetical order."""
     found: set[tuple[str, str]] = set()
     for path in PACKAGE.rglob("*.py"):
         if LEFT_OUT.isdisjoint(path.relative_to(PACKAGE).parts):
@@ -33,6 +35,7 @@ def messages() -> list[tuple[str, str]]:
 
 
 def on_page_markdown(markdown: str, **options: Any) -> str:
+    """Put the table in the place of its mark. mkdocs calls it for each page."""
     if MARK not in markdown:
         return markdown
     rows = [
