@@ -20,10 +20,13 @@ from livepush_asgi import (
     DrainPolicy,
     History,
     Limits,
+    LivePush,
+    MemoryBroker,
     RedisStreamsBroker,
     Timing,
     contrib,
     errors,
+    public,
     testing,
 )
 from livepush_asgi.wire.event import from_payload
@@ -246,6 +249,19 @@ def test_every_setting_is_there_with_its_default(kind: type) -> None:
 def test_every_argument_is_there(name: str) -> None:
     arguments = list(inspect.signature(getattr(livepush_asgi, name)).parameters)
     assert list(section(OPTIONS, name)) == arguments
+
+
+# Figures.
+
+
+@pytest.mark.parametrize("channels", [1, 2, 10, 50, 128])
+async def test_an_id_is_as_long_as_the_page_says(channels: int) -> None:
+    rows = re.findall(r"^\| (\d+) \| (\d+) \|$", TEXT["guides/channels.md"], re.MULTILINE)
+    push = LivePush(MemoryBroker(), public(*(f"metric:{number}" for number in range(channels))))
+    async with push.lifespan(), testing.Client(push) as client, client.open("/") as stream:
+        await push.publish("metric:0", 1)
+        event = await stream.next_event()
+    assert dict(rows)[str(channels)] == str(len(event.last_event_id))
 
 
 # Log lines.
