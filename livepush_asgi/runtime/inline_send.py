@@ -138,20 +138,19 @@ class InlineSend(ABC):
         """Start to send a chunk. Return True if `send` has returned, False if `finish` has to be awaited."""
         message: Message = {"type": "http.response.body", "body": chunk, "more_body": True}
         try:
-            return self._step(message) if self._context is None else self._run(message, self._context)
+            if self._context is not None:
+                return self._run(message, self._context)
+            # `can_step` guarantees a coroutine; the type of `send` is wider.
+            coroutine: Any = self._send(message)
+            self._yielded = coroutine.send(None)
+        except StopIteration:
+            return True
         except asyncio.CancelledError:
             # The server has cancelled the future that `send` awaits, and not a task of the component.
             self.send_failed(ConnectionAbortedError("the server has closed the connection"))
+            return True
         except Exception as error:
             self.send_failed(error)
-        return True
-
-    def _step(self, message: Message) -> bool:
-        # `can_step` guarantees a coroutine; the type of `send` is wider.
-        coroutine: Any = self._send(message)
-        try:
-            self._yielded = coroutine.send(None)
-        except StopIteration:
             return True
         self.unfinished = coroutine
         return False
