@@ -46,6 +46,24 @@ def test_a_burst_is_measured_beside_the_floor() -> None:
     assert re.fullmatch(r"livepush_asgi  [_\d]+  [_\d]+  [_\d]+  [_\d]+  0  0", words(own))
 
 
+def test_a_view_is_measured_beside_one_that_is_written_by_hand() -> None:
+    options = ("--only", "view of Django, behind five", "--streams", "20", "--events", "5")
+    _, _, title, head, *rows = benchmarks("--quick", "mounted", *options).splitlines()
+    assert title.startswith("mounted: Processor time for each delivered event, all at once, where people ")
+    assert words(head) == f"{HEAD}  KiB per stream  ratio (spread)"
+    figures = r"  [_\d]+  [_\d]+  [_\d]+  [_\d]+  0  0  [_\d]+  [_\d]+"
+    labels = (
+        "floor",
+        "behind five middleware",
+        "view of Django",
+        "floor behind five middleware",
+        "floor in a view of Django",
+    )
+    assert len(rows) == len(labels)
+    for label, row in zip(labels, rows, strict=True):
+        assert re.fullmatch(label + figures, words(row)), row
+
+
 def test_publishing_to_a_log_is_measured_beside_redis_py() -> None:
     _, _, title, head, *rows = benchmarks("--quick", "publish", "--events", "100").splitlines()
     assert title == (
@@ -69,9 +87,10 @@ def test_publishing_to_a_log_is_measured_beside_redis_py() -> None:
         assert re.fullmatch(re.escape(label) + figures, words(row)), row
 
 
-def test_an_unknown_scenario_is_named_with_those_that_there_are() -> None:
+def refusal(*arguments: str) -> str:
+    """Return what the command says of arguments that it cannot take."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "gust"],
+        [sys.executable, "-m", "benchmarks", *arguments],
         cwd=REPOSITORY,
         capture_output=True,
         encoding="utf-8",
@@ -79,4 +98,14 @@ def test_an_unknown_scenario_is_named_with_those_that_there_are() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("no scenario gust; there are burst, paced, memory, ")
+    return done.stderr
+
+
+def test_an_unknown_scenario_is_named_with_those_that_there_are() -> None:
+    assert refusal("gust").startswith("no scenario gust; there are burst, paced, memory, ")
+
+
+def test_an_unknown_case_is_named_with_those_that_there_are() -> None:
+    need("cc")
+    said = refusal("burst", "mounted", "--only", "middleware, gust")
+    assert said == "burst has no case middleware, gust; it has livepush_asgi\n"
