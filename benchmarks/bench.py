@@ -126,7 +126,11 @@ class Bench:
         idle, before, start = server.memory(), server.cpu(), time.monotonic()
         time.sleep(self.size.seconds)
         used, took = server.cpu() - before, time.monotonic() - start
-        return {"kib_per_stream": (idle - empty) / self.size.streams, "cpu_percent": 100 * used / took}
+        return {
+            "kib_per_stream": (idle - empty) / self.size.streams,
+            "mib": idle / 1024,
+            "cpu_percent": 100 * used / took,
+        }
 
     @contextmanager
     def valkey(self, *, serving: bool = False) -> Iterator[ValkeyProcess]:

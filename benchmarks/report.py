@@ -18,17 +18,21 @@ TITLES = {
     "us_per_connect": "µs per connect",
     "kib_per_stream": "KiB per stream",
     "peak_kib_per_stream": "KiB at the peak",
+    "mib": "MiB in all",
+    "fullest": "most in one process",
     "connect_s": "connected, s",
     "subscribed_s": "subscribed, s",
     "ready_s": "ready, s",
     "cpu_s": "processor, s",
     "cpu_percent": "% of a core",
+    "first_ms": "first ms",
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
+    "max_ms": "last ms",
     "live_p99_ms": "p99 of others, ms",
     "work": "events x streams",
 }
-COUNTS = {"missing", "duplicates", "connections", "work"}
+COUNTS = {"missing", "duplicates", "connections", "fullest", "work"}
 PACKAGES = ("uvicorn", "granian", "hypercorn", "uvloop", "httptools", "anyio", "redis", "hiredis")
 
 

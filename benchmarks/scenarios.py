@@ -8,6 +8,7 @@ from .bench import APP, FLOOR, MADE, Bench
 from .elsewhere import publish_cases, redis_cases, resume_cases, slow_cases, subscribe_cases
 from .load import Figures
 from .result import Case, Result, Size
+from .scale import scale_cases
 
 LINE = ((1, 100), (10, 100), (100, 100), (1000, 100), (1000, 1000))
 
@@ -147,6 +148,17 @@ SCENARIOS = {
         Size(1000, seconds=16),
         ("kib_per_stream", "cpu_percent"),
         ("kib_per_stream",),
+    ),
+    "scale": Scenario(
+        "As many streams as one process may hold, and one event to all of them",
+        scale_cases,
+        Size(20_000, 5, 1, seconds=15),
+        Size(1000, 2, 2, seconds=1),
+        (
+            *("connect_s", "kib_per_stream", "mib", "fullest", "cpu_percent", "us_per_event"),
+            *("first_ms", "p50_ms", "p99_ms", "max_ms", "missing"),
+        ),
+        ("us_per_event", "max_ms"),
     ),
     "channels": Scenario(
         "As many channels as streams, and one channel for all of them",

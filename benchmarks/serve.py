@@ -17,6 +17,8 @@ REPOSITORY = Path(__file__).parent.parent
 STARTUP_TIMEOUT = 30.0
 BETWEEN_TRIES = 0.05
 WARM_UP = 0.2
+# A server that uses less of a core has started. One look after the other takes so many seconds.
+QUIET, BETWEEN_LOOKS = 0.02, 0.5
 
 COMMANDS = {
     "uvicorn": "uvicorn {app} --port {port} --no-access-log --log-level error --backlog 4096",
@@ -93,6 +95,13 @@ class Server:
     def peak(self) -> float:
         """Return the most that ever was resident, in KiB."""
         return sum(_status(pid, "VmHWM") for pid in self._family())
+
+    def wait_until_quiet(self) -> None:
+        """Wait until nothing runs any more: one worker answers before the others have started."""
+        end, used = time.monotonic() + STARTUP_TIMEOUT, -1.0
+        while (now := self.cpu()) - used > QUIET * BETWEEN_LOOKS and time.monotonic() < end:
+            used = now
+            time.sleep(BETWEEN_LOOKS)
 
     def files(self) -> dict[int, int]:
         """Return how many files and sockets each process has open."""
