@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +41,12 @@ class Bench:
         environment: Environment | None = None,
         *,
         workers: int = 1,
+        beside: Sequence[int] = (),
         on: Set[int] = frozenset(),
     ) -> Server:
         port = free_port()
         command = command_of(app, self.server, port, workers)
-        return Server(command, port, self.folder / "server.log", environment or {}, on=on)
+        return Server(command, port, self.folder / "server.log", environment or {}, beside, on)
 
     def fan_out(
         self,

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from redis.asyncio import Redis
 
-from .bench import APP, FLOOR, SETTLE, Bench
+from .bench import APP, FLOOR, SETTLE, Bench, Environment
 from .load import Figures, Load
 from .result import Case
 from .serve import REPOSITORY, Server, cores
@@ -44,10 +44,18 @@ def redis_cases(bench: Bench) -> list[Case]:
     return [Case("floor, in process", floor), Case("livepush_asgi, through Valkey", through_valkey)]
 
 
-def start_publisher(bench: Bench, url: str) -> "subprocess.Popen[bytes]":
+def start_publisher(bench: Bench, url: str, broker: str = "RedisBroker") -> "subprocess.Popen[bytes]":
+    """Publish the events through Valkey, from a process of its own."""
+    return start_beside_load(bench, "benchmarks.publish", url, {**os.environ, "BROKER": broker})
+
+
+def start_beside_load(
+    bench: Bench, module: str, to: str, environment: Environment | None = None
+) -> "subprocess.Popen[bytes]":
+    """Run a module that publishes the events of this size, on the cores of the load."""
     size = bench.size
-    arguments = [url, str(size.events), str(size.rate), str(size.bytes)]
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.publish", *arguments], cwd=REPOSITORY)
+    arguments = [to, str(size.events), str(size.rate), str(size.bytes)]
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env=environment)
     os.sched_setaffinity(process.pid, cores()[1])
     return process
 

@@ -15,6 +15,7 @@ from .result import Result
 TITLES = {
     "events_per_s": "events a second",
     "us_per_event": "µs per event",
+    "valkey_us": "of it Valkey",
     "us_per_connect": "µs per connect",
     "kib_per_stream": "KiB per stream",
     "peak_kib_per_stream": "KiB at the peak",

@@ -7,6 +7,7 @@ from . import handwritten, mounted
 from .bench import APP, FLOOR, MADE, Bench
 from .elsewhere import publish_cases, redis_cases, resume_cases, slow_cases, subscribe_cases
 from .load import Figures
+from .nchan import nchan_cases
 from .result import Case, Result, Size
 from .scale import scale_cases
 
@@ -91,6 +92,7 @@ def line(bench: Bench) -> list[Case]:
 
 
 DELIVERY = ("us_per_event", "p50_ms", "p99_ms", "missing", "duplicates")
+NCHAN = ("us_per_event", "valkey_us", *DELIVERY[1:], "kib_per_stream")
 
 SCENARIOS = {
     "burst": Scenario(
@@ -149,10 +151,26 @@ SCENARIOS = {
         ("kib_per_stream", "cpu_percent"),
         ("kib_per_stream",),
     ),
+    "nchan": Scenario(
+        "Processor time of all that serves for each delivered event, all at once, beside a module of nginx",
+        nchan_cases,
+        Size(1000, 200),
+        Size(200, 100),
+        NCHAN,
+        ("us_per_event", "p99_ms"),
+    ),
+    "nchan-paced": Scenario(
+        "Processor time of all that serves for each delivered event, one after the other, beside nchan",
+        nchan_cases,
+        Size(1000, 200, 20),
+        Size(200, 20, 20),
+        NCHAN,
+        ("us_per_event", "p99_ms"),
+    ),
     "scale": Scenario(
         "As many streams as one process may hold, and one event to all of them",
         scale_cases,
-        Size(20_000, 5, 1, seconds=15),
+        Size(20_000, 4, 0.5, seconds=15),
         Size(1000, 2, 2, seconds=1),
         (
             *("connect_s", "kib_per_stream", "mib", "fullest", "cpu_percent", "us_per_event"),

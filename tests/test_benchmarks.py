@@ -4,6 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.nchan import MODULE
 
 from .programs import need
 from .serving import REPOSITORY
@@ -11,8 +16,8 @@ from .serving import REPOSITORY
 HEAD = "µs per event  ratio (spread)  p50 ms  p99 ms  missing  duplicates"
 
 
-def benchmarks(*arguments: str) -> str:
-    """Return what a run writes on the terminal."""
+def benchmarks(*arguments: str, said: str = "") -> str:
+    """Return the tables that a run writes; on the error stream it writes what is `said`, and nothing else."""
     need("cc")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments],
@@ -23,7 +28,7 @@ def benchmarks(*arguments: str) -> str:
         timeout=120,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, said)
     return done.stdout
 
 
@@ -85,6 +90,47 @@ def test_publishing_to_a_log_is_measured_beside_redis_py() -> None:
     assert len(rows) == len(labels)
     for label, row in zip(labels, rows, strict=True):
         assert re.fullmatch(re.escape(label) + figures, words(row)), row
+
+
+def test_four_workers_are_measured_beside_the_floor() -> None:
+    options = ("--only", "on one core", "--streams", "40", "--events", "2")
+    _, _, title, head, floor, workers = benchmarks("--quick", "scale", *options).splitlines()
+    assert title == (
+        "scale: As many streams as one process may hold, and one event to all of them "
+        "(40 streams, 2 events of 200 bytes at 2 a second, 1 s; median of 1 round)"
+    )
+    assert words(head) == (
+        "connected, s  KiB per stream  MiB in all  most in one process  % of a core  µs per event  "
+        "ratio (spread)  first ms  p50 ms  p99 ms  last ms  ratio (spread)  missing"
+    )
+    before, behind = r"(  [_\d]+){3}", r"(  [_\d]+){8}  0"
+    assert re.fullmatch(f"floor, no heartbeats{before}  40{behind}", words(floor))
+    label = "4 workers through Valkey, on one core"
+    assert re.fullmatch(rf"{label}{before}  \d\d{behind}", words(workers))
+
+
+@pytest.mark.parametrize("module", [MODULE, Path("/nowhere/nchan.so")], ids=["as it is here", "missing"])
+def test_nchan_is_measured_or_the_run_says_how_to_install_it(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("nginx")
+    monkeypatch.setenv("NCHAN_MODULE", str(module))
+    there = module.exists()
+    said = f"nchan is not installed ({module}) and left out: apt-get install libnginx-mod-nchan\n"
+    _, _, title, head, *rows = benchmarks(
+        "--quick", "nchan", "--streams", "20", "--events", "20", said="" if there else said
+    ).splitlines()
+    assert title.startswith(
+        "nchan: Processor time of all that serves for each delivered event, all at once, "
+    )
+    assert words(head) == (
+        "µs per event  ratio (spread)  of it Valkey  p50 ms  p99 ms  ratio (spread)  missing  duplicates  "
+        "KiB per stream"
+    )
+    labels = (*["nchan"][: int(there)], "RedisBroker", "RedisStreamsBroker")
+    assert len(rows) == len(labels)
+    for label, row in zip(labels, rows, strict=True):
+        assert re.fullmatch(label + r"(  [_\d]+){6}  0  0  [_\d]+", words(row)), row
 
 
 def refusal(*arguments: str) -> str:
