@@ -44,18 +44,15 @@ def redis_cases(bench: Bench) -> list[Case]:
     return [Case("floor, in process", floor), Case("livepush_asgi, through Valkey", through_valkey)]
 
 
-def start_publisher(bench: Bench, url: str, broker: str = "RedisBroker") -> "subprocess.Popen[bytes]":
-    """Publish the events through Valkey, from a process of its own."""
-    return start_beside_load(bench, "benchmarks.publish", url, {**os.environ, "BROKER": broker})
-
-
-def start_beside_load(
-    bench: Bench, module: str, to: str, environment: Environment | None = None
+def start_publisher(
+    bench: Bench, to: str, module: str = "benchmarks.publish", environment: Environment | None = None
 ) -> "subprocess.Popen[bytes]":
     """Run a module that publishes the events of this size, on the cores of the load."""
     size = bench.size
     arguments = [to, str(size.events), str(size.rate), str(size.bytes)]
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env={**os.environ, **(environment or {})}
+    )
     os.sched_setaffinity(process.pid, cores()[1])
     return process
 

@@ -8,8 +8,8 @@
  * as many such lines, each about EVENTS events more. With -d (deaf) nothing is read but the head of the
  * answers.
  *
- * The streams come from 127.0.0.1, and from 20,000 on from 127.0.0.2 and so on: one address has about 28,000
- * ports for them.
+ * The streams come from 127.0.0.1, and from 10,000 on from 127.0.0.2 and so on. An address has about 28,000
+ * ports, and once half of them are taken the kernel needs a millisecond to find the next.
  *
  * An event of interest is a line `data:` with "seq": its number from 0 up on this stream, and "t": the
  * nanoseconds of CLOCK_MONOTONIC at which it was published. Any other is one of the component's own. */
@@ -33,7 +33,7 @@ enum part { CONNECT, HEAD, SIZE, DATA, AFTER, PLAIN, GONE };
 
 /* The start of a line is enough: it holds the number and the time. */
 #define KEPT 120
-#define STREAMS_OF_AN_ADDRESS 20000
+#define STREAMS_OF_AN_ADDRESS 10000
 
 struct stream {
     enum part part;

@@ -13,7 +13,7 @@ from tests.programs import program
 from tests.server_process import free_port
 
 from .bench import APP, Bench
-from .elsewhere import start_beside_load, start_publisher
+from .elsewhere import start_publisher
 from .load import Figures
 from .result import Case
 from .serve import Server, cpu_of
@@ -39,7 +39,7 @@ def nchan(bench: Bench) -> Figures:
     with ExitStack() as running:
 
         def publish(server: Server) -> None:
-            running.callback(start_beside_load(bench, "benchmarks.post", str(server.port)).wait)
+            running.callback(start_publisher(bench, str(server.port), "benchmarks.post").wait)
 
         return {**bench.deliver(nginx(bench), publish), "valkey_us": 0}
 
@@ -55,14 +55,13 @@ def nginx(bench: Bench) -> Server:
 
 def through_valkey(bench: Bench, broker: str) -> Figures:
     with bench.valkey(serving=True) as valkey, ExitStack() as running:
-        before = 0.0
+        before, environment = 0.0, {"REDIS_URL": valkey.url, "BROKER": broker}
 
         def publish(server: Server) -> None:
             nonlocal before
             before = cpu_of(valkey.pid)
-            running.callback(start_publisher(bench, valkey.url, broker).wait)
+            running.callback(start_publisher(bench, valkey.url, environment=environment).wait)
 
-        serving = bench.serve(APP, {"REDIS_URL": valkey.url, "BROKER": broker}, beside=[valkey.pid])
-        figures = bench.deliver(serving, publish)
+        figures = bench.deliver(bench.serve(APP, environment, beside=[valkey.pid]), publish)
         used = cpu_of(valkey.pid) - before
         return {**figures, "valkey_us": 1e6 * used / max(1, figures["events"])}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,11 @@ from .serving import REPOSITORY
 HEAD = "µs per event  ratio (spread)  p50 ms  p99 ms  missing  duplicates"
 
 
-def benchmarks(*arguments: str, said: str = "") -> str:
+def benchmarks(*arguments: str, said: str = "", module: str = "benchmarks") -> str:
     """Return the tables that a run writes; on the error stream it writes what is `said`, and nothing else."""
     need("cc")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
@@ -49,6 +50,17 @@ def test_a_burst_is_measured_beside_the_floor() -> None:
     assert words(head) == HEAD
     assert re.fullmatch(r"floor  [_\d]+  1  [_\d]+  [_\d]+  0  0", words(floor))
     assert re.fullmatch(r"livepush_asgi  [_\d]+  [_\d]+  [_\d]+  [_\d]+  0  0", words(own))
+
+
+def test_the_ratios_of_two_runs_are_put_side_by_side(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    benchmarks("--quick", "burst", "--streams", "5", "--events", "5", "--json", str(old))
+    shutil.copy(old, new)
+    head, rule, floor, own = benchmarks(str(old), str(new), module="benchmarks.merge").strip().splitlines()
+    assert head == "| burst | µs per event, old | µs per event, new |"
+    assert rule == "|---|--:|--:|"
+    assert floor == "| floor | 1 | 1 |"
+    assert re.fullmatch(r"\| livepush_asgi \| ([\d.]+) \| \1 \|", own)
 
 
 def test_a_view_is_measured_beside_one_that_is_written_by_hand() -> None:
