@@ -1,6 +1,6 @@
 """The floor where people write it by hand: behind middleware, in a route, in a view.
 
-What these cost more than the floor alone is the framework's, and the component in the same place has it too.
+Each shows what the framework costs in that place, with the component or without it.
 """
 
 from collections.abc import AsyncIterator

@@ -20,7 +20,7 @@ TITLES = {
     "kib_per_stream": "KiB per stream",
     "peak_kib_per_stream": "KiB at the peak",
     "mib": "MiB in all",
-    "fullest": "most in one process",
+    "fullest": "most sockets of a process",
     "connect_s": "connected, s",
     "subscribed_s": "subscribed, s",
     "ready_s": "ready, s",

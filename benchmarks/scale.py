@@ -11,7 +11,7 @@ from .result import Case
 from .serve import Server, cores
 
 WORKERS = 4
-# Of an event to all streams: what is told of the clients, the median over the events.
+# When the first client has an event, the median one, 99 % of them and the last.
 DELAYS = ("first_ms", "p50_ms", "p99_ms", "max_ms")
 
 

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parent.parent
 STARTUP_TIMEOUT = 30.0
 BETWEEN_TRIES = 0.05
 WARM_UP = 0.2
-# A server that uses less of a core has started. One look after the other takes so many seconds.
+# A server that uses less than this share of a core has started. Then the seconds between two looks at it.
 QUIET, BETWEEN_LOOKS = 0.02, 0.5
 
 COMMANDS = {
@@ -97,7 +97,7 @@ class Server:
         return sum(_status(pid, "VmHWM") for pid in self._family())
 
     def wait_until_quiet(self) -> None:
-        """Wait until nothing runs any more: one worker answers before the others have started."""
+        """Wait until all workers have started: the first one answers before the others."""
         end, used = time.monotonic() + STARTUP_TIMEOUT, -1.0
         while (now := self.cpu()) - used > QUIET * BETWEEN_LOOKS and time.monotonic() < end:
             used = now

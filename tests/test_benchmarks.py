@@ -112,7 +112,7 @@ def test_four_workers_are_measured_beside_the_floor() -> None:
         "(40 streams, 2 events of 200 bytes at 2 a second, 1 s; median of 1 round)"
     )
     assert words(head) == (
-        "connected, s  KiB per stream  MiB in all  most in one process  % of a core  µs per event  "
+        "connected, s  KiB per stream  MiB in all  most sockets of a process  % of a core  µs per event  "
         "ratio (spread)  first ms  p50 ms  p99 ms  last ms  ratio (spread)  missing"
     )
     before, behind = r"(  [_\d]+){3}", r"(  [_\d]+){8}  0"
