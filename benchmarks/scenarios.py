@@ -8,6 +8,7 @@ from .bench import APP, FLOOR, MADE, Bench
 from .elsewhere import publish_cases, redis_cases, resume_cases, slow_cases, subscribe_cases
 from .load import Figures
 from .nchan import nchan_cases
+from .relay import relay_cases
 from .result import Case, Result, Size
 from .scale import scale_cases
 
@@ -201,6 +202,14 @@ SCENARIOS = {
         Size(0, 2000),
         ("events_per_s", "us_per_event"),
         ("events_per_s",),
+    ),
+    "relay": Scenario(
+        "Processor time of Valkey for each event of a log, by the number of processes that listen",
+        relay_cases,
+        Size(0, 5000),
+        Size(0, 500),
+        ("events_per_s", "us_per_event"),
+        (),
     ),
     "redis": Scenario(
         "From a process that publishes, through Valkey, to one that serves",

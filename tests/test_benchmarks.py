@@ -104,6 +104,21 @@ def test_publishing_to_a_log_is_measured_beside_redis_py() -> None:
         assert re.fullmatch(re.escape(label) + figures, words(row)), row
 
 
+def test_valkey_is_measured_by_those_who_listen() -> None:
+    options = ("--only", "10 listen", "--events", "50")
+    _, _, title, head, *rows = benchmarks("--quick", "relay", *options).splitlines()
+    assert title.startswith("relay: Processor time of Valkey for each event of a log, ")
+    assert words(head) == "events a second  µs per event"
+    labels = (
+        "0 listen, one after the other",
+        "10 listen, one after the other",
+        "10 listen, from 1,000 tasks",
+    )
+    assert len(rows) == len(labels)
+    for label, row in zip(labels, rows, strict=True):
+        assert re.fullmatch(rf"{label}  [\d,_]+  [_\d]+", words(row)), row
+
+
 def test_four_workers_are_measured_beside_the_floor() -> None:
     options = ("--only", "on one core", "--streams", "40", "--events", "2")
     _, _, title, head, floor, workers = benchmarks("--quick", "scale", *options).splitlines()
