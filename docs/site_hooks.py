@@ -1,4 +1,8 @@
-"""A hook of the site's build: the table of all error messages in reference/errors.md, from the source."""
+"""What the site's build adds: the table of all error messages, and links to files of the repository.
+
+A page links to an example as the repository has it, `../../examples/NAME.py`; on the site the link leads to its place
+on the page of all examples.
+"""
 
 import ast
 import re
@@ -34,8 +38,11 @@ def messages() -> list[tuple[str, str]]:
     return sorted(found, key=lambda pair: pair[0].strip("… ").lower())
 
 
-def on_page_markdown(markdown: str, **options: Any) -> str:
-    """Put the table in the place of its mark. mkdocs calls it for each page."""
+def on_page_markdown(markdown: str, *, page: Any, **options: Any) -> str:
+    """Put the table in the place of its mark, and change the links. mkdocs calls it for each page."""
+    top = "../" * page.file.src_uri.count("/")
+    markdown = re.sub(r"\]\((?:\.\./)+examples/(\w+)\.\w+\)", rf"]({top}examples.md#\1)", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)+README\.md\)", f"]({top}index.md)", markdown)
     if MARK not in markdown:
         return markdown
     rows = [

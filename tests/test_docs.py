@@ -77,6 +77,13 @@ def test_each_snippet_is_shown() -> None:
     }
 
 
+def test_every_example_is_shown() -> None:
+    shown = {path for path, _ in INCLUDE.findall(TEXT["examples.md"])}
+    assert shown == {
+        path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "examples").glob("*.*")
+    }
+
+
 # The tests that the pages show are run as a reader runs them.
 
 
