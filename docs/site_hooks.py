@@ -1,7 +1,7 @@
 """What the site's build adds: the table of all error messages, and links to files of the repository.
 
-A page links to an example as the repository has it, `../../examples/NAME.py`. On the site the link leads to the
-page of all examples.
+A page links to an example as the repository has it, `../../examples/NAME.py`. On the site the link leads to
+the page of all examples.
 """
 
 import ast
