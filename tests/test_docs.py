@@ -104,6 +104,7 @@ SHOWN_TESTS = sorted({path.parent.name for path in SNIPPETS.glob("*/test_*.py")}
 
 
 @pytest.mark.real_time
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", SHOWN_TESTS)
 def test_the_tests_of_a_page_pass(folder: str) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(SNIPPETS / folder)]
@@ -111,6 +112,7 @@ def test_the_tests_of_a_page_pass(folder: str) -> None:
 
 
 @pytest.mark.real_time
+@pytest.mark.slow
 def test_the_tests_of_the_page_about_django_pass() -> None:
     output = ran(SNIPPETS / "django", "django", "test", DJANGO_SETTINGS_MODULE="settings")
     assert re.search(r"Ran [5-9] tests", output)
