@@ -28,6 +28,7 @@ from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, Slots
 from ..stream.context import StreamContext
 from ..stream.stream import Stream
+from .arrivals import Arrivals
 from .drain import Drain
 from .open_streams import OpenStreams, Reauthorization, Reauthorize
 from .revoker import Revoker
@@ -99,6 +100,8 @@ class Run:
         self.hub: Hub
         #: The objects that all streams share.
         self.context: StreamContext
+        #: Where requests wait before `authorize`.
+        self.arrivals: Arrivals
         #: Awaits `authorize` and slots for requests.
         self.callbacks: Callbacks
         self.revoker: Revoker
@@ -278,6 +281,7 @@ class Run:
         tasks, broker = self._tasks, self._broker
         self.hub = Hub(broker, self.scheduler, tasks, self.timing.linger, self.call_threadsafe)
         self.callbacks = Callbacks(tasks)
+        self.arrivals = Arrivals(self.scheduler.now)
         self.context = StreamContext(
             hub=self.hub,
             make_sleep=sleep_maker(),
