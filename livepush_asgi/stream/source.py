@@ -1,0 +1,203 @@
+"""Source: runs the async iterator behind one stream, no further than its client takes."""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import copy_context
+
+import anyio
+
+from ..runtime.event_loop import Sleep, spawn, wake
+from ..runtime.scheduler import Timer
+from ..wire.event import Event
+from ..wire.reasons import EndReason
+from .context import StreamContext
+
+#: How long a generator may take to close after its stream has ended, in seconds. Then it is cancelled again.
+CLOSE_TIMEOUT = 3.0
+# How much longer those wait that need a generator closed, in seconds: one may ignore its cancellation.
+PATIENCE = 0.5
+# Events that are ready at once go out in one chunk: those of this time, in seconds, up to
+# `Limits.message_bytes`.
+BURST = 0.002
+
+
+class Source:
+    """Runs an async iterator of events in a task of its own, and closes it.
+
+    While the stream sends a chunk the iterator runs until it has produced one event more, and then waits.
+    One task runs every step and the closing: cancel scopes and context variables of a generator stay in it.
+    `on_closed` is called once, when the iterator has been closed.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_burst_ends",
+        "_cancel",
+        "_closed",
+        "_context",
+        "_is_idle",
+        "_iterator",
+        "_on_closed",
+        "_room",
+        "_size",
+        "_stepping",
+        "_stopped",
+        "_timer",
+        "_wake_stream",
+        "end_reason",
+    )
+
+    def __init__(
+        self,
+        iterator: AsyncIterator[object],
+        context: StreamContext,
+        on_closed: Callable[["Source"], object],
+    ) -> None:
+        #: FINISHED or ERROR when the iterator has ended by itself. `take` may still return blocks.
+        self.end_reason: EndReason | None = None
+        self._iterator: AsyncIterator[object] | None = iterator
+        self._context = context
+        self._on_closed = on_closed
+        self._closed = anyio.Event()
+        # The blocks that the stream has not taken, and their total size in bytes.
+        self._blocks: list[bytes] = []
+        self._size = 0
+        self._burst_ends = 0.0
+        # What the task awaits while the stream has not taken the blocks.
+        self._room: Sleep | None = None
+        # Whether the task is in a step of the iterator.
+        self._stepping = False
+        self._stopped = False
+        self._cancel: Callable[[], object] | None = None
+        self._timer: Timer | None = None
+        self._wake_stream: Callable[[], None] = lambda: None
+        self._is_idle: Callable[[], bool] = lambda: False
+
+    def start(self, wake_stream: Callable[[], None], is_idle: Callable[[], bool]) -> None:
+        """Start the task, in the context of the calling task. Harmless the second time.
+
+        `wake_stream` is called when there is a block, and at the end. `is_idle` returns whether the stream
+        sends nothing.
+        """
+        if self._cancel is None:
+            self._wake_stream, self._is_idle = wake_stream, is_idle
+            self._cancel = spawn(self._run, "livepush generator", copy_context())
+
+    def take(self) -> bytes:
+        """Remove and return the blocks, and let the iterator run on."""
+        if not self._blocks:
+            return b""
+        chunk = b"".join(self._blocks)
+        self._blocks.clear()
+        self._size = 0
+        wake(self._room)
+        return chunk
+
+    def stop(self) -> None:
+        """Close the iterator soon, because its stream has ended. Returns at once; harmless the second time.
+
+        A generator that awaits is cancelled there, and one at a `yield` gets a GeneratorExit. Its `finally`
+        may await, for CLOSE_TIMEOUT.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._closed.is_set():
+            return
+        self._timer = self._context.scheduler.call_later(CLOSE_TIMEOUT, self._close_late)
+        if self._cancel is None:
+            # It never ran. A generator then has nothing to do, but another iterator may hold something.
+            self._cancel = spawn(self._run, "livepush generator")
+        elif self._stepping:
+            self._cancel()
+        else:
+            wake(self._room)
+
+    async def wait_closed(self) -> None:
+        """Wait until the iterator has been closed, even if cancelled. After `stop` that takes a bounded time.
+
+        It returns CLOSE_TIMEOUT and half a second after `stop` in any case.
+        """
+        with anyio.move_on_after(CLOSE_TIMEOUT + PATIENCE, shield=True):
+            await self._closed.wait()
+
+    async def _run(self) -> None:
+        reason = EndReason.ERROR
+        try:
+            await self._iterate()
+            reason = EndReason.FINISHED
+        except Exception as error:
+            text = "a generator raised, so its stream ended as `error`"
+            self._log_failure("a generator raised while it was closed" if self._stopped else text, error)
+        except BaseException as error:
+            if not self._stopped:
+                self._log_failure("a generator was cancelled by other code, so its stream ended", error)
+            raise
+        finally:
+            self.end_reason = reason
+            self._wake_stream()
+            await self._close()
+
+    async def _iterate(self) -> None:
+        iterator, now = self._iterator, self._context.scheduler.now
+        assert iterator is not None
+        while not self._stopped:
+            self._stepping = True
+            try:
+                item = await anext(iterator)
+            except StopAsyncIteration:
+                return
+            finally:
+                self._stepping = False
+            if self._stopped:
+                return
+            block = (item if isinstance(item, Event) else Event(item)).encode()
+            if not self._blocks:
+                self._burst_ends = now() + BURST
+            self._blocks.append(block)
+            self._size += len(block)
+            self._wake_stream()
+            while self._blocks and not self._stopped and not self._may_run_on(now()):
+                self._room = self._context.make_sleep()
+                await self._room
+
+    def _may_run_on(self, now: float) -> bool:
+        """Return whether another event may join those that wait: if the stream sends nothing now."""
+        return self._is_idle() and now < self._burst_ends and self._size < self._context.limits.message_bytes
+
+    async def _close(self) -> None:
+        iterator, self._iterator = self._iterator, None
+        aclose = getattr(iterator, "aclose", None)
+        try:
+            if aclose is not None:
+                await aclose()
+        except Exception as error:
+            self._log_failure("a generator raised while it was closed", error)
+        finally:
+            self._closed.set()
+            # Break the reference cycle with the stream.
+            self._wake_stream, self._is_idle = (lambda: None), (lambda: False)
+            timer, self._timer = self._timer, None
+            if timer is not None:
+                timer.cancel()
+            self._on_closed(self)
+
+    def _close_late(self) -> None:
+        if not self._closed.is_set() and self._cancel is not None:
+            self._context.failures.log(
+                logging.WARNING,
+                "a generator was not closed %.0f s after the end of its stream, so it is cancelled: does its "
+                "`finally` wait for something slow, or does it catch CancelledError?",
+                CLOSE_TIMEOUT,
+            )
+            self._cancel()
+
+    def _log_failure(self, text: str, error: BaseException) -> None:
+        self._context.failures.log(logging.ERROR, text, error=error)
+
+
+async def wait_all_closed(sources: Sequence[Source]) -> None:
+    """Wait until these sources are closed. They were stopped before, so this takes a bounded time."""
+    with anyio.move_on_after(CLOSE_TIMEOUT + PATIENCE):
+        for source in sources:
+            await source.wait_closed()
