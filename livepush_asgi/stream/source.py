@@ -170,7 +170,10 @@ class Source:
         aclose = getattr(iterator, "aclose", None)
         try:
             if aclose is not None:
-                await aclose()
+                # On trio the step was cancelled for good, and closing is not part of it.
+                with anyio.CancelScope(shield=True) as scope:
+                    self._cancel = scope.cancel
+                    await aclose()
         except Exception as error:
             self._log_failure("a generator raised while it was closed", error)
         finally:
