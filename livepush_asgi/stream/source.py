@@ -14,6 +14,9 @@ from .context import StreamContext
 
 #: How long a generator may take to close after its stream has ended, in seconds. Then it is cancelled again.
 CLOSE_TIMEOUT = 3.0
+# How long the end of the response waits for the generator to close, in seconds: some servers exit right after
+# their last response.
+LAST_CHUNK_WAIT = 0.5
 # How much longer those wait that need a generator closed, in seconds: one may ignore its cancellation.
 PATIENCE = 0.5
 # Events that are ready at once go out in one chunk: those of this time, in seconds, up to
@@ -45,6 +48,7 @@ class Source:
         "_timer",
         "_wake_stream",
         "end_reason",
+        "over",
     )
 
     def __init__(
@@ -55,6 +59,8 @@ class Source:
     ) -> None:
         #: FINISHED or ERROR when the iterator has ended by itself. `take` may still return blocks.
         self.end_reason: EndReason | None = None
+        #: Whether the response may end: the iterator has been closed, or has not been in LAST_CHUNK_WAIT.
+        self.over = False
         self._iterator: AsyncIterator[object] | None = iterator
         self._context = context
         self._on_closed = on_closed
@@ -104,7 +110,7 @@ class Source:
         self._stopped = True
         if self._closed.is_set():
             return
-        self._timer = self._context.scheduler.call_later(CLOSE_TIMEOUT, self._close_late)
+        self._timer = self._context.scheduler.call_later(LAST_CHUNK_WAIT, self._let_response_end)
         if self._cancel is None:
             # It never ran. A generator then has nothing to do, but another iterator may hold something.
             self._cancel = spawn(self._run, "livepush generator")
@@ -135,6 +141,7 @@ class Source:
             raise
         finally:
             self.end_reason = reason
+            # The stream sends what it has while the iterator closes.
             self._wake_stream()
             await self._close()
 
@@ -178,12 +185,22 @@ class Source:
             self._log_failure("a generator raised while it was closed", error)
         finally:
             self._closed.set()
+            self.over = True
+            self._wake_stream()
             # Break the reference cycle with the stream.
             self._wake_stream, self._is_idle = (lambda: None), (lambda: False)
             timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
             self._on_closed(self)
+
+    def _let_response_end(self) -> None:
+        if not self._closed.is_set():
+            self._timer = self._context.scheduler.call_later(
+                CLOSE_TIMEOUT - LAST_CHUNK_WAIT, self._close_late
+            )
+            self.over = True
+            self._wake_stream()
 
     def _close_late(self) -> None:
         if not self._closed.is_set() and self._cancel is not None:

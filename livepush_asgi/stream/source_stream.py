@@ -50,7 +50,7 @@ class SourceComposer(Composer):
 
 
 class SourceStream(Stream):
-    """One client's stream of the events of a source. The end of the stream closes the source."""
+    """One client's stream of the events of a source. Its end closes the source, if possible before."""
 
     __slots__ = ("source",)
 
@@ -79,6 +79,10 @@ class SourceStream(Stream):
             # Here and not earlier: this is the task of the request, with its context variables.
             self.source.start(self._source_ready, self._is_idle)
         return super()._ready()
+
+    def _last_chunk(self) -> bytes:
+        # What has been produced goes out meanwhile.
+        return super()._last_chunk() if self.source.over or self.finished else self._composer.flush()
 
     def _source_ready(self) -> None:
         wake(self.sleeping)
