@@ -28,7 +28,7 @@ from livepush_asgi import (
     send_event_stream,
 )
 from livepush_asgi.app.generator import default_push, iterator_of, open_source
-from livepush_asgi.runtime.asgi import ASGIApp, Receive, Scope, Send
+from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 from livepush_asgi.testing import Client, Stream
 from livepush_asgi.testing.exchange import http_scope
 
@@ -390,46 +390,39 @@ async def test_an_item_that_comes_after_the_end_is_dropped_and_the_generator_clo
 async def test_a_generator_is_one_event_ahead_of_a_client_that_reads_slowly() -> None:
     desk = Desk(endless)
     async with desk.push.lifespan(), Client(desk) as client, client.open("/", window=0) as stream:
-        await stream.next_event()
-        seen = len(stream.received)
-        for _ in range(20):
-            await stream.next_event()
+        for number in range(1, 100):
+            assert (await stream.next_event()).data == str(number - 1)
             await let_pass(0.1)
-            # One event waits in `send`, or those that were ready at once, and one more.
-            seen = len(stream.received)
-            waiting = stream.messages[-1]["body"].count(b"\n\n")
-            assert len(desk.log) <= seen + waiting + 1
-            if seen > 20_000:
-                break
+            # One event waits in `send`, and one behind it.
+            assert len(desk.log) == number + 2
 
 
-async def test_events_that_are_ready_at_once_go_out_in_one_message() -> None:
+@pytest.mark.parametrize("around", [lambda app: app, behind_a_middleware], ids=["bare", "middleware"])
+async def test_an_event_goes_out_before_the_generator_goes_on(
+    around: Callable[[ASGIApp], ASGIApp],
+) -> None:
+    sent: list[list[object]] = []
+    made: list[object] = []
+
     async def source(desk: Desk) -> AsyncGenerator[object]:
-        await anyio.sleep(1)
         for number in range(20):
+            # The code here may block the event loop for long.
+            made.append(number)
             yield number
 
-    desk = Desk(source)
-    async with desk.push.lifespan(), Client(desk) as client, client.open("/") as stream:
-        await stream.wait_ended(timeout=5)
-    bodies = [message["body"] for message in stream.messages[2:]]
-    assert bodies[0] == b"".join(b"data: %d\n\n" % number for number in range(20))
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_on(message: Message) -> None:
+            sent.append(list(made))
+            await send(message)
 
-
-async def test_an_event_does_not_wait_for_a_generator_that_computes_the_next_one() -> None:
-    async def source(desk: Desk) -> AsyncGenerator[object]:
-        for number in range(3):
-            # This blocks, and so is wrong; but each event still goes out before the next one is made.
-            ends = time.perf_counter() + 0.02
-            while time.perf_counter() < ends:
-                pass
-            yield number
-            await anyio.lowlevel.checkpoint()
+        await send_event_stream(scope, receive, send_on, source(desk), push=desk.push)
 
     desk = Desk(source)
-    async with desk.push.lifespan(), Client(desk) as client, client.open("/") as stream:
+    async with desk.push.lifespan(), Client(around(noting)) as client, client.open("/") as stream:
         await stream.wait_ended()
-    assert [message["body"] for message in stream.messages[2:5]] == [b"data: %d\n\n" % n for n in range(3)]
+    assert [event.data for event in stream.received] == [str(number) for number in range(20)]
+    # The start and the reconnection time, an event after the other, and the end.
+    assert [len(each) for each in sent[2:-1]][1:] == list(range(2, 21))
 
 
 class Feed:

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import copy_context
+from time import perf_counter
 
 import anyio
 
-from ..runtime.event_loop import Sleep, spawn, wake
+from ..runtime.event_loop import Sleep, pause, spawn, wake
 from ..runtime.scheduler import Timer
 from ..wire.event import Event
 from ..wire.reasons import EndReason
@@ -19,34 +20,30 @@ CLOSE_TIMEOUT = 3.0
 LAST_CHUNK_WAIT = 0.5
 # How much longer those wait that need a generator closed, in seconds: one may ignore its cancellation.
 PATIENCE = 0.5
-# Events that are ready at once go out in one chunk: those of this time, in seconds, up to
-# `Limits.message_bytes`.
-BURST = 0.002
+# A generator that never waits lets other tasks run after this time, in seconds.
+TURN = 0.002
 
 
 class Source:
     """Runs an async iterator of events in a task of its own, and closes it.
 
-    While the stream sends a chunk the iterator runs until it has produced one event more, and then waits.
-    One task runs every step and the closing: cancel scopes and context variables of a generator stay in it.
+    While the stream sends an event the iterator runs until it has produced one more, and then waits. One task
+    runs every step and the closing: cancel scopes and context variables of a generator stay in it.
     `on_closed` is called once, when the iterator has been closed.
     """
 
     __slots__ = (
-        "_blocks",
-        "_burst_ends",
+        "_block",
         "_cancel",
         "_closed",
         "_context",
-        "_is_idle",
         "_iterator",
         "_on_closed",
         "_room",
-        "_size",
         "_stepping",
         "_stopped",
+        "_tell_stream",
         "_timer",
-        "_wake_stream",
         "end_reason",
         "over",
     )
@@ -57,7 +54,7 @@ class Source:
         context: StreamContext,
         on_closed: Callable[["Source"], object],
     ) -> None:
-        #: FINISHED or ERROR when the iterator has ended by itself. `take` may still return blocks.
+        #: FINISHED or ERROR when the iterator has ended by itself. `take` may still return a block.
         self.end_reason: EndReason | None = None
         #: Whether the response may end: the iterator has been closed, or has not been in LAST_CHUNK_WAIT.
         self.over = False
@@ -65,39 +62,32 @@ class Source:
         self._context = context
         self._on_closed = on_closed
         self._closed = anyio.Event()
-        # The blocks that the stream has not taken, and their total size in bytes.
-        self._blocks: list[bytes] = []
-        self._size = 0
-        self._burst_ends = 0.0
-        # What the task awaits while the stream has not taken the blocks.
+        # The block that the stream has not taken.
+        self._block = b""
+        # What the task awaits while the stream has not taken the block.
         self._room: Sleep | None = None
         # Whether the task is in a step of the iterator.
         self._stepping = False
         self._stopped = False
         self._cancel: Callable[[], object] | None = None
         self._timer: Timer | None = None
-        self._wake_stream: Callable[[], None] = lambda: None
-        self._is_idle: Callable[[], bool] = lambda: False
+        self._tell_stream: Callable[[], None] = lambda: None
 
-    def start(self, wake_stream: Callable[[], None], is_idle: Callable[[], bool]) -> None:
+    def start(self, tell_stream: Callable[[], None]) -> None:
         """Start the task, in the context of the calling task. Harmless the second time.
 
-        `wake_stream` is called when there is a block, and at the end. `is_idle` returns whether the stream
-        sends nothing.
+        `tell_stream` is called when there is a block, and at the end.
         """
         if self._cancel is None:
-            self._wake_stream, self._is_idle = wake_stream, is_idle
+            self._tell_stream = tell_stream
             self._cancel = spawn(self._run, "livepush generator", copy_context())
 
     def take(self) -> bytes:
-        """Remove and return the blocks, and let the iterator run on."""
-        if not self._blocks:
-            return b""
-        chunk = b"".join(self._blocks)
-        self._blocks.clear()
-        self._size = 0
-        wake(self._room)
-        return chunk
+        """Remove and return the block, and let the iterator run on. Return b"" if there is none."""
+        block, self._block = self._block, b""
+        if block:
+            wake(self._room)
+        return block
 
     def stop(self) -> None:
         """Close the iterator soon, because its stream has ended. Returns at once; harmless the second time.
@@ -142,11 +132,11 @@ class Source:
         finally:
             self.end_reason = reason
             # The stream sends what it has while the iterator closes.
-            self._wake_stream()
+            self._tell_stream()
             await self._close()
 
     async def _iterate(self) -> None:
-        iterator, now = self._iterator, self._context.scheduler.now
+        iterator, turn_ends = self._iterator, perf_counter() + TURN
         assert iterator is not None
         while not self._stopped:
             self._stepping = True
@@ -158,19 +148,14 @@ class Source:
                 self._stepping = False
             if self._stopped:
                 return
-            block = (item if isinstance(item, Event) else Event(item)).encode()
-            if not self._blocks:
-                self._burst_ends = now() + BURST
-            self._blocks.append(block)
-            self._size += len(block)
-            self._wake_stream()
-            while self._blocks and not self._stopped and not self._may_run_on(now()):
+            self._block = (item if isinstance(item, Event) else Event(item)).encode()
+            self._tell_stream()
+            while self._block and not self._stopped:
                 self._room = self._context.make_sleep()
                 await self._room
-
-    def _may_run_on(self, now: float) -> bool:
-        """Return whether another event may join those that wait: if the stream sends nothing now."""
-        return self._is_idle() and now < self._burst_ends and self._size < self._context.limits.message_bytes
+            if perf_counter() >= turn_ends:
+                await pause()
+                turn_ends = perf_counter() + TURN
 
     async def _close(self) -> None:
         iterator, self._iterator = self._iterator, None
@@ -186,9 +171,9 @@ class Source:
         finally:
             self._closed.set()
             self.over = True
-            self._wake_stream()
+            self._tell_stream()
             # Break the reference cycle with the stream.
-            self._wake_stream, self._is_idle = (lambda: None), (lambda: False)
+            self._tell_stream = lambda: None
             timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
@@ -200,7 +185,7 @@ class Source:
                 CLOSE_TIMEOUT - LAST_CHUNK_WAIT, self._close_late
             )
             self.over = True
-            self._wake_stream()
+            self._tell_stream()
 
     def _close_late(self) -> None:
         if not self._closed.is_set() and self._cancel is not None:

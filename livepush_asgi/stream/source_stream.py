@@ -15,7 +15,7 @@ from .stream import Stream
 
 
 class SourceComposer(Composer):
-    """Composes the chunks of a stream without channels from the blocks of its source."""
+    """Composes the chunks of a stream without channels from those of its source."""
 
     __slots__ = ("_source",)
 
@@ -39,7 +39,7 @@ class SourceComposer(Composer):
         return chunk
 
     def flush(self) -> bytes:
-        """Return the blocks that wait as one chunk."""
+        """Return what waits as one chunk."""
         chunk, self._head = self._head + self._source.take(), b""
         return chunk
 
@@ -77,7 +77,7 @@ class SourceStream(Stream):
     def _ready(self) -> bytes:
         if self.state is StreamState.OPENING:
             # Here and not earlier: this is the task of the request, with its context variables.
-            self.source.start(self._source_ready, self._is_idle)
+            self.source.start(self._source_ready)
         return super()._ready()
 
     def _last_chunk(self) -> bytes:
@@ -85,7 +85,8 @@ class SourceStream(Stream):
         return super()._last_chunk() if self.source.over or self.finished else self._composer.flush()
 
     def _source_ready(self) -> None:
-        wake(self.sleeping)
-
-    def _is_idle(self) -> bool:
-        return self._busy_since is None
+        # Sent before the next step of the source, which may block the event loop.
+        if self._parked and (chunk := self._composer.ready()):
+            self._send_inline(chunk, self._now())
+        else:
+            wake(self.sleeping)
