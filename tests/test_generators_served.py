@@ -111,8 +111,8 @@ async def test_sigterm_ends_the_streams_and_closes_the_generators(
 ) -> None:
     if server.hold and not push:
         pytest.skip("daphne cuts its connections at a signal: there a LivePush needs DrainPolicy(hold=True)")
-    # Daphne would still have to send what an endless one has produced.
-    kinds = ("ticking", "silent") if server.hold else KINDS
+    # Some servers exit before they have sent all that an endless one has produced.
+    kinds = KINDS if server.name.startswith("uvicorn") else ("ticking", "silent")
     with interruptible():
         async with serve(server, tmp_path / "log") as serving, Visit(serving.port) as visit:
             streams = [await visit.request(f"/events?kind={kind}&push={push}") for kind in kinds * 5]
