@@ -2,12 +2,13 @@
 `test_generators_served.py`.
 """
 
+import asyncio
 import gc
 import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -368,6 +369,58 @@ async def test_a_generator_that_ignores_its_end_holds_up_nobody_for_long(
         assert desk.closed == 0
         over.set()
     assert "a generator was not closed" in caplog.text
+
+
+async def test_generators_that_ignore_their_end_hold_up_a_stop_together(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    over = anyio.Event()
+
+    async def source(desk: Desk) -> AsyncGenerator[object]:
+        yield "first"
+        with anyio.CancelScope(shield=True):
+            while not over.is_set():
+                with suppress(asyncio.CancelledError):
+                    await over.wait()
+
+    desk = Desk(source, slot_key=None)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_event_stream(scope, receive, send, source(desk), push=desk.push)
+
+    await desk.push.start()
+    async with Client(app) as client, AsyncExitStack() as stack:
+        for _ in range(20):
+            stream = await stack.enter_async_context(client.open("/"))
+            await stream.next_event()
+        start = anyio.current_time()
+        await desk.push.stop()
+        # The window of the drain, and the time that all of them have.
+        assert anyio.current_time() - start < 1 + 3.6
+        over.set()
+    assert desk.ended() == {EndReason.DRAIN: 20}
+    assert caplog.text.count("a generator was not closed") == 1
+
+
+async def test_a_cancellation_that_a_generator_raises_itself_is_logged(
+    caplog: pytest.LogCaptureFixture, anyio_backend_name: str
+) -> None:
+    if anyio_backend_name == "trio":
+        # There only a cancel scope can raise one, which then catches it.
+        return
+
+    async def source(desk: Desk) -> AsyncGenerator[object]:
+        yield "first"
+        task = asyncio.create_task(anyio.sleep_forever())
+        task.cancel()
+        await task
+
+    desk = Desk(source)
+    async with desk.push.lifespan(), Client(desk) as client, client.open("/") as stream:
+        await stream.wait_ended()
+    assert [event.data for event in stream.received] == ["first"]
+    assert "a generator raised a cancellation of its own" in caplog.text
+    assert desk.ended() == {EndReason.ERROR: 1}
 
 
 async def test_an_item_that_comes_after_the_end_is_dropped_and_the_generator_closed() -> None:

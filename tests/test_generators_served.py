@@ -13,7 +13,7 @@ from .servers import BY_NAME, SERVERS, Server, interruptible
 from .serving import Serving, WireStream
 from .visit import BETWEEN_LOOKS, Visit, reader
 
-# What a busy machine may need, in seconds. A generator of these tests takes 0.05 s to close.
+# What a busy machine may need, in seconds. A generator of these tests takes 0.01 s to close.
 PATIENCE = 30.0
 KINDS = ("ticking", "silent", "endless")
 UVICORN, DAPHNE = BY_NAME["uvicorn-httptools-uvloop"], BY_NAME["daphne"]

@@ -178,6 +178,11 @@ def _spawn_on_trio(function: BackgroundFunction, name: str, context: Context) ->
     return scope.cancel
 
 
+def is_cancelled() -> bool:
+    """Return whether the running task was cancelled. On trio nothing else raises a cancellation."""
+    return not on_asyncio() or ((task := asyncio.current_task()) is not None and task.cancelling() > 0)
+
+
 def time_source() -> Callable[[], float]:
     """Return the clock function of the running loop: monotonic, in seconds."""
     try:

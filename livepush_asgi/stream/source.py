@@ -7,7 +7,7 @@ from time import perf_counter
 
 import anyio
 
-from ..runtime.event_loop import Sleep, pause, spawn, wake
+from ..runtime.event_loop import Sleep, is_cancelled, pause, spawn, wake
 from ..runtime.scheduler import Timer
 from ..wire.event import Event
 from ..wire.reasons import EndReason
@@ -16,8 +16,8 @@ from .context import StreamContext
 #: How long a generator may take to close after its stream has ended, in seconds. Then it is cancelled again.
 CLOSE_TIMEOUT = 3.0
 # How long the end of the response waits for the generator to close, in seconds: some servers exit right after
-# their last response.
-LAST_CHUNK_WAIT = 0.5
+# their last response. It is short beside the window of a drain.
+LAST_CHUNK_WAIT = 0.1
 # How much longer those wait that need a generator closed, in seconds: one may ignore its cancellation.
 PATIENCE = 0.5
 # A generator that never waits lets other tasks run after this time, in seconds.
@@ -35,7 +35,6 @@ class Source:
     __slots__ = (
         "_block",
         "_cancel",
-        "_closed",
         "_context",
         "_iterator",
         "_on_closed",
@@ -44,6 +43,7 @@ class Source:
         "_stopped",
         "_tell_stream",
         "_timer",
+        "closed",
         "end_reason",
         "over",
     )
@@ -54,6 +54,8 @@ class Source:
         context: StreamContext,
         on_closed: Callable[["Source"], object],
     ) -> None:
+        #: Set when the iterator has been closed.
+        self.closed = anyio.Event()
         #: FINISHED or ERROR when the iterator has ended by itself. `take` may still return a block.
         self.end_reason: EndReason | None = None
         #: Whether the response may end: the iterator has been closed, or has not been in LAST_CHUNK_WAIT.
@@ -61,7 +63,6 @@ class Source:
         self._iterator: AsyncIterator[object] | None = iterator
         self._context = context
         self._on_closed = on_closed
-        self._closed = anyio.Event()
         # The block that the stream has not taken.
         self._block = b""
         # What the task awaits while the stream has not taken the block.
@@ -98,7 +99,7 @@ class Source:
         if self._stopped:
             return
         self._stopped = True
-        if self._closed.is_set():
+        if self.closed.is_set():
             return
         self._timer = self._context.scheduler.call_later(LAST_CHUNK_WAIT, self._let_response_end)
         if self._cancel is None:
@@ -114,8 +115,7 @@ class Source:
 
         It returns CLOSE_TIMEOUT and half a second after `stop` in any case.
         """
-        with anyio.move_on_after(CLOSE_TIMEOUT + PATIENCE, shield=True):
-            await self._closed.wait()
+        await wait_all_closed([self])
 
     async def _run(self) -> None:
         reason = EndReason.ERROR
@@ -126,8 +126,10 @@ class Source:
             text = "a generator raised, so its stream ended as `error`"
             self._log_failure("a generator raised while it was closed" if self._stopped else text, error)
         except BaseException as error:
-            if not self._stopped:
-                self._log_failure("a generator was cancelled by other code, so its stream ended", error)
+            # A cancellation of this task from outside is the end of the event loop.
+            if not self._stopped and not is_cancelled():
+                text = "a generator raised a cancellation of its own, so its stream ended as `error`"
+                self._log_failure(text, error)
             raise
         finally:
             self.end_reason = reason
@@ -169,7 +171,7 @@ class Source:
         except Exception as error:
             self._log_failure("a generator raised while it was closed", error)
         finally:
-            self._closed.set()
+            self.closed.set()
             self.over = True
             self._tell_stream()
             # Break the reference cycle with the stream.
@@ -180,7 +182,7 @@ class Source:
             self._on_closed(self)
 
     def _let_response_end(self) -> None:
-        if not self._closed.is_set():
+        if not self.closed.is_set():
             self._timer = self._context.scheduler.call_later(
                 CLOSE_TIMEOUT - LAST_CHUNK_WAIT, self._close_late
             )
@@ -188,7 +190,7 @@ class Source:
             self._tell_stream()
 
     def _close_late(self) -> None:
-        if not self._closed.is_set() and self._cancel is not None:
+        if not self.closed.is_set() and self._cancel is not None:
             self._context.failures.log(
                 logging.WARNING,
                 "a generator was not closed %.0f s after the end of its stream, so it is cancelled: does its "
@@ -202,7 +204,7 @@ class Source:
 
 
 async def wait_all_closed(sources: Sequence[Source]) -> None:
-    """Wait until these sources are closed. They were stopped before, so this takes a bounded time."""
-    with anyio.move_on_after(CLOSE_TIMEOUT + PATIENCE):
+    """Wait as `Source.wait_closed` does, for all of these together."""
+    with anyio.move_on_after(CLOSE_TIMEOUT + PATIENCE, shield=True):
         for source in sources:
-            await source.wait_closed()
+            await source.closed.wait()

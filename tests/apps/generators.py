@@ -37,7 +37,7 @@ async def generate(kind: str) -> AsyncGenerator[str]:
     finally:
         counts["running"] -= 1
         with anyio.CancelScope(shield=True):
-            await anyio.sleep(0.05)
+            await anyio.sleep(0.01)
         counts["closed"] += 1
         print("a generator was closed", flush=True)
 
