@@ -569,6 +569,8 @@ async def test_a_slot_key_needs_the_push_that_counts() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         with pytest.raises(TypeError, match="needs the LivePush whose slots it counts in"):
             await send_event_stream(scope, receive, send, one(), slot_key="k")
+        with pytest.raises(TypeError, match=r"push is a LivePush, or left out, not <.*MemoryBroker"):
+            await send_event_stream(scope, receive, send, one(), push=MemoryBroker())  # type: ignore[arg-type]
         await send_event_stream(scope, receive, send, one())
 
     async with Client(app) as client, client.open("/") as stream:

@@ -108,6 +108,8 @@ def _resolve(
         raise TypeError("a slot_key needs the LivePush whose slots it counts in: push=push, slot_key=...")
     if isinstance(push, SSEStreamService):
         push = push.push
+    if push is not None and not isinstance(push, LivePush):
+        raise TypeError(f"push is a LivePush, or left out, not {push!r:.100}")
     try:
         grant = SourceGrant(slot_key=slot_key, expires_at=expires_at, control_events=control_events)
     except InvalidGrantError as error:

@@ -16,7 +16,7 @@ import anyio
 from livepush_asgi import send_event_stream
 from livepush_asgi.runtime.asgi import ASGIApp, Receive, Scope, Send
 
-from .push import push, rest
+from .push import numbers, push, rest
 
 KINDS = ("ticking", "silent", "endless", "failing")
 counts = {"running": 0, "closed": 0, "produced": 0}
@@ -82,6 +82,10 @@ def fastapi() -> ASGIApp:
     @served.get("/events")
     async def events(request: Request, kind: str) -> Response:
         return await event_stream_response(request, generate(kind), push=push)
+
+    @served.post("/ask")
+    async def ask(request: Request, question: dict[str, str]) -> Response:
+        return await event_stream_response(request, generate(question["kind"]), push=push)
 
     return served
 
@@ -157,7 +161,10 @@ async def tell(send: Send) -> None:
         tasks = len(asyncio.all_tasks())
     except RuntimeError:
         tasks = 0
-    content = json.dumps({**counts, "tasks": tasks, "slots": push.statistics()["streams"]}).encode()
+    found = numbers()
+    content = json.dumps(
+        {**counts, "tasks": tasks, "streams": found["streams"], "resident_kib": found["resident_kib"]}
+    ).encode()
     headers = [(b"content-length", str(len(content)).encode()), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": content})
