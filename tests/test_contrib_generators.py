@@ -1,5 +1,8 @@
 """Responses from generators in each framework: refusals, HEAD, what the response keeps open meanwhile."""
 
+import asyncio
+import gc
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
@@ -22,14 +25,15 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from livepush_asgi import Event
+from livepush_asgi import Event, send_event_stream
 from livepush_asgi.contrib import django as for_django
 from livepush_asgi.contrib import fastapi as for_fastapi
 from livepush_asgi.contrib import litestar as for_litestar
 from livepush_asgi.contrib import quart as for_quart
 from livepush_asgi.contrib import starlette as for_starlette
-from livepush_asgi.runtime.asgi import ASGIApp
+from livepush_asgi.runtime.asgi import ASGIApp, Message
 from livepush_asgi.testing import Client
+from livepush_asgi.testing.exchange import http_scope
 
 from .apps.django_project import configure
 from .house import House
@@ -202,3 +206,50 @@ async def test_starlettes_background_task_and_headers_are_kept() -> None:
         await stream.events(2)
     assert stream.headers["x-own"] == "kept"
     assert HOUSE.log == ["begun", "closed", "background"]
+
+
+async def test_a_response_that_a_route_drops_frees_its_slot_and_runs_no_generator() -> None:
+    global HOUSE
+    HOUSE = House()
+
+    async def endpoint(request: StarletteRequest) -> Response:
+        await for_starlette.event_stream_response(request, events(), **terms())
+        return Response("something else")
+
+    async with Client(Starlette(routes=[Route("/route", endpoint)])) as client:
+        assert (await client.request("GET", "/route")).body == b"something else"
+        gc.collect()
+        await HOUSE.until_free()
+    assert HOUSE.log == []
+    await HOUSE.service.aclose()
+
+
+def test_generators_are_closed_when_the_event_loop_ends_and_nothing_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    global HOUSE
+    HOUSE = House()
+
+    async def main() -> None:
+        never, arrived = asyncio.Event(), asyncio.Event()
+
+        async def receive() -> Message:
+            await never.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if b'{"n":2}' in message.get("body", b""):
+                arrived.set()
+
+        serving = asyncio.create_task(
+            send_event_stream(http_scope(), receive, send, events(), push=HOUSE.service)
+        )
+        await arrived.wait()
+        assert not serving.done()
+        # A process that is interrupted ends its event loop, and with it every task.
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert HOUSE.log == ["begun", "closed"]
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
