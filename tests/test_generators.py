@@ -6,11 +6,13 @@ import asyncio
 import gc
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -604,3 +606,13 @@ async def test_a_thousand_quick_visits_leave_nothing() -> None:
     gc.collect()
     kinds = [type(each).__name__ for each in gc.get_objects()]
     assert not [kinds.count(name) for name in ("Source", "SourceStream", "SourceBody") if name in kinds]
+
+
+def test_the_document_names_every_end_that_a_generator_may_have() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "generators.md").read_text()
+    table = text.partition("| What happens |")[2].partition("\n\n")[0]
+    # Without channels no event of a broker can be missing.
+    for reason in set(EndReason) - {EndReason.BROKER}:
+        assert f"`{reason}`" in table
+    for name in re.findall(r"`tests/(\w+\.py)`", text):
+        assert (Path(__file__).parent / name).exists()
