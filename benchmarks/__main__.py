@@ -1,6 +1,6 @@
 """Measure what events and streams cost, beside a floor, and print the table.
 
-    python -m benchmarks [SCENARIO ...] [--quick] [--peers sse-starlette,fastapi,litestar,mgf-livepush]
+    python -m benchmarks [SCENARIO ...] [--quick] [--only LABEL,...] [--peers sse-starlette,fastapi,...]
 
 Run it from the repository, on Linux, with a C compiler and `pip install -e ".[bench,test]"`. The server has
 one core to itself and the clients the others; the rounds alternate between those compared, so that a ratio
@@ -20,7 +20,7 @@ from pathlib import Path
 from . import report
 from .bench import Bench
 from .load import build
-from .result import Result, Size
+from .result import Case, Result, Size
 from .scenarios import SCENARIOS, run
 from .serve import COMMANDS
 
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"all of {', '.join(SCENARIOS)}")
     made.add_argument("--quick", action="store_true", help="small sizes and one round")
+    made.add_argument("--only", default="", metavar="LABEL,...", help="the first case, and those that match")
     made.add_argument("--rounds", type=int, help="how often each is measured (3)")
     made.add_argument("--streams", type=int, help="instead of the scenario's own size")
     made.add_argument("--events", type=int, help="instead of the scenario's own size")
@@ -51,9 +52,14 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def texts(option: str) -> tuple[str, ...]:
+    """Return the texts between the commas of an option."""
+    return tuple(filter(None, (text.strip() for text in option.split(","))))
+
+
 def peers_of(text: str) -> tuple[str, ...]:
     """Return the peers named that are installed, and say of the others that they are not."""
-    names = tuple(filter(None, text.split(",")))
+    names = texts(text)
     for name in names:
         if name not in PEERS:
             raise SystemExit(f"there is no peer {name!r}; there are {', '.join(PEERS)}")
@@ -79,17 +85,30 @@ def size_of(name: str, options: argparse.Namespace) -> Size:
     return replace(size, streams=min(size.streams, room))
 
 
+def cases_of(name: str, bench: Bench, only: Sequence[str]) -> list[Case]:
+    """Return the first case, which is what the others are held against, and those that `only` names."""
+    first, *others = SCENARIOS[name].cases(bench)
+    if not only:
+        return [first, *others]
+    chosen = [case for case in others if any(text.lower() in case.label.lower() for text in only)]
+    if not chosen:
+        labels = ", ".join(case.label for case in others)
+        raise SystemExit(f"{name} has no case {', '.join(only)}; it has {labels}")
+    return [first, *chosen]
+
+
 def measure(names: Sequence[str], options: argparse.Namespace, conditions: str) -> list[Result]:
     """Run the scenarios and print each table as soon as it is there."""
     rounds = options.rounds or (1 if options.quick else 3)
     print(conditions, flush=True)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        program = build(Path(folder))
-        for name in names:
-            size = size_of(name, options)
-            bench = Bench(program, Path(folder), size, options.server, peers_of(options.peers))
-            results.append(run(name, bench, rounds))
+        program, peers = build(Path(folder)), peers_of(options.peers)
+        sizes = [(name, size_of(name, options)) for name in names]
+        benches = [(name, Bench(program, Path(folder), size, options.server, peers)) for name, size in sizes]
+        chosen = [(name, bench.size, cases_of(name, bench, texts(options.only))) for name, bench in benches]
+        for name, size, cases in chosen:
+            results.append(run(name, size, cases, rounds))
             print(f"\n{report.text(results[-1])}", flush=True)
     return results
 

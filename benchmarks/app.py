@@ -1,7 +1,8 @@
 """The application that the benchmarks load: everything on that a user would have on.
 
 `GET /events` is the stream, `GET /pub?n=&rate=&size=` publishes n payloads, at a rate or in a burst.
-With `REDIS_URL` set it runs over a real server, with `SLOTS_URL` only its slots are there.
+With `REDIS_URL` set it runs over a real server, on the broker that `BROKER` names; with `SLOTS_URL` only its
+slots are there.
 """
 
 import os
@@ -17,12 +18,13 @@ slots: Slots = MemorySlotCap(10**6)
 if url := os.environ.get("REDIS_URL") or os.environ.get("SLOTS_URL"):
     from redis.asyncio import Redis
 
-    from livepush_asgi import RedisBroker, SlotCap
+    from benchmarks.broker import broker_over
+    from livepush_asgi import SlotCap
 
     redis = Redis.from_url(url)
     slots = SlotCap(redis, cap=10**6)
     if "REDIS_URL" in os.environ:
-        broker = RedisBroker(redis)
+        broker = broker_over(redis)
 
 
 def authorize(request: StreamRequest) -> Grant:

@@ -3,23 +3,26 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.server_process import free_port
 from tests.valkey import ValkeyProcess
 
 from .load import Figures, Load
 from .result import Size
-from .serve import Server, cores
+from .serve import Server, command_of, cores
 
 APP = "benchmarks.app:app"
 FLOOR = "benchmarks.floor:app"
+MADE = "benchmarks.made:app"
 # Seconds for the work after the head of an opened stream, and after the last event.
 SETTLE = 0.5
 
 Environment = Mapping[str, str]
+Publish = Callable[[Server], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,18 @@ class Bench:
     server: str = "uvicorn"
     peers: tuple[str, ...] = ()
 
-    def serve(self, app: str, environment: Environment | None = None) -> Server:
-        return Server(app, self.server, self.folder / "server.log", environment)
+    def serve(
+        self,
+        app: str,
+        environment: Environment | None = None,
+        *,
+        workers: int = 1,
+        beside: Sequence[int] = (),
+        on: Set[int] = frozenset(),
+    ) -> Server:
+        port = free_port()
+        command = command_of(app, self.server, port, workers)
+        return Server(command, port, self.folder / "server.log", environment or {}, beside, on)
 
     def fan_out(
         self,
@@ -42,22 +55,25 @@ class Bench:
         *,
         path: str = "/events",
         query: str = "",
-        publish: Callable[[Server], object] | None = None,
+        publish: Publish | None = None,
     ) -> Figures:
+        """Serve an application to the streams, and publish to all of them."""
+        return self.deliver(
+            self.serve(app, environment), publish or (lambda server: server.get(self.order(query))), path
+        )
+
+    def deliver(self, serving: Server, publish: Publish, path: str = "/events") -> Figures:
         """Open the streams, publish to all of them, and wait until all has come."""
         size = self.size
         with (
-            self.serve(app, environment) as server,
+            serving as server,
             Load(self.program, server.port, size.streams, path, expect=size.events) as load,
         ):
             empty = server.memory()
             load.opened()
             time.sleep(SETTLE)
             idle, before = server.memory(), server.cpu()
-            if publish is None:
-                server.get(self.order(query))
-            else:
-                publish(server)
+            publish(server)
             figures = load.result()
             used, peak = server.cpu() - before, server.peak()
         return {
@@ -102,23 +118,27 @@ class Bench:
         with self.serve(app) as server, Load(self.program, server.port, self.size.streams) as load:
             empty = server.memory()
             load.opened()
-            time.sleep(SETTLE)
-            idle, before, start = server.memory(), server.cpu(), time.monotonic()
-            time.sleep(self.size.seconds)
-            used, took = server.cpu() - before, time.monotonic() - start
-            figures = load.stop()
+            rest = self.rest(server, empty)
+            return {**load.stop(), **rest}
+
+    def rest(self, server: Server, empty: float) -> Figures:
+        """Return what the open streams take while nothing happens; `empty` is the memory without them."""
+        time.sleep(SETTLE)
+        idle, before, start = server.memory(), server.cpu(), time.monotonic()
+        time.sleep(self.size.seconds)
+        used, took = server.cpu() - before, time.monotonic() - start
         return {
-            **figures,
             "kib_per_stream": (idle - empty) / self.size.streams,
+            "mib": idle / 1024,
             "cpu_percent": 100 * used / took,
         }
 
     @contextmanager
-    def valkey(self) -> Iterator[ValkeyProcess]:
-        """Run a Valkey beside the load, off the core that serves."""
+    def valkey(self, *, serving: bool = False) -> Iterator[ValkeyProcess]:
+        """Run a Valkey on the core that serves, or off it beside the load."""
         with (
             tempfile.TemporaryDirectory(dir=self.folder) as folder,
             ValkeyProcess(Path(folder) / "valkey") as valkey,
         ):
-            os.sched_setaffinity(valkey.pid, cores()[1])
+            os.sched_setaffinity(valkey.pid, cores()[0 if serving else 1])
             yield valkey

@@ -9,13 +9,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Set
 from contextlib import ExitStack
 
 from redis.asyncio import Redis
 
-from .bench import APP, FLOOR, SETTLE, Bench
+from .bench import APP, FLOOR, SETTLE, Bench, Environment
 from .load import Figures, Load
-from .result import Case
+from .result import Case, Size
 from .serve import REPOSITORY, Server, cores
 
 DEAF = 10
@@ -44,10 +45,15 @@ def redis_cases(bench: Bench) -> list[Case]:
     return [Case("floor, in process", floor), Case("livepush_asgi, through Valkey", through_valkey)]
 
 
-def start_publisher(bench: Bench, url: str) -> "subprocess.Popen[bytes]":
+def start_publisher(
+    bench: Bench, to: str, module: str = "benchmarks.publish", environment: Environment | None = None
+) -> "subprocess.Popen[bytes]":
+    """Run a module that publishes the events of this size, on the cores of the load."""
     size = bench.size
-    arguments = [url, str(size.events), str(size.rate), str(size.bytes)]
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.publish", *arguments], cwd=REPOSITORY)
+    arguments = [to, str(size.events), str(size.rate), str(size.bytes)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env={**os.environ, **(environment or {})}
+    )
     os.sched_setaffinity(process.pid, cores()[1])
     return process
 
@@ -77,20 +83,16 @@ def publish_cases(bench: Bench) -> list[Case]:
 
 def append(bench: Bench, way: str) -> Figures:
     """Append the events in a process that has a core for itself."""
-    size = bench.size
     with bench.valkey() as valkey:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.append",
-            way,
-            valkey.url,
-            str(size.events),
-            str(size.bytes),
-        ]
-        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
-            os.sched_setaffinity(process.pid, cores()[0])
-            written, _ = process.communicate()
+        return append_to(valkey.url, way, bench.size, cores()[0])
+
+
+def append_to(url: str, way: str, size: Size, on: Set[int]) -> Figures:
+    """Append the events of a size in a process on these cores."""
+    command = [sys.executable, "-m", "benchmarks.append", way, url, str(size.events), str(size.bytes)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        os.sched_setaffinity(process.pid, on)
+        written, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"benchmarks.append {way} has failed")
     figures: Figures = json.loads(written)
@@ -108,11 +110,10 @@ def subscribe_cases(bench: Bench) -> list[Case]:
 def subscribe(bench: Bench, path: str, channels: int) -> Figures:
     """Open the streams, and wait until Valkey has all their channels."""
     with bench.valkey() as valkey, bench.serve(APP, {"REDIS_URL": valkey.url}) as server:
-        # The component has one of its own, for commands.
-        before = asyncio.run(subscribed(valkey.url, 0))
         start = time.monotonic()
         with Load(bench.program, server.port, bench.size.streams, path) as load:
-            asyncio.run(subscribed(valkey.url, before + channels))
+            # The component has one of its own, for commands, from its first stream on.
+            asyncio.run(subscribed(valkey.url, channels + 1))
             took = time.monotonic() - start
             return {**load.opened(), "subscribed_s": took}
 

@@ -1,11 +1,15 @@
 /* Open event streams and report what arrives on them, as JSON on standard output.
  *
- *   load [-e EVENTS] [-s SECONDS] [-w WINDOW] [-h HEADER] [-d] PORT STREAMS PATH
+ *   load [-e EVENTS] [-n TIMES] [-s SECONDS] [-w WINDOW] [-h HEADER] [-d] PORT STREAMS PATH
  *
  * A `{}` in PATH becomes the number of the stream. At most WINDOW connects wait for their answer at once.
  * The first line tells that all streams are open, or refused. The second tells what has come, when every
- * open stream has had EVENTS events, or SECONDS have passed, or standard input has ended. With -d (deaf)
- * nothing is read but the head of the answers.
+ * open stream has had EVENTS events, or SECONDS have passed, or standard input has ended. With -n there are
+ * as many such lines, each about EVENTS events more. With -d (deaf) nothing is read but the head of the
+ * answers.
+ *
+ * The streams come from 127.0.0.1, and from 10,000 on from 127.0.0.2 and so on. An address has about 28,000
+ * ports, and once half of them are taken the kernel needs a millisecond to find the next.
  *
  * An event of interest is a line `data:` with "seq": its number from 0 up on this stream, and "t": the
  * nanoseconds of CLOCK_MONOTONIC at which it was published. Any other is one of the component's own. */
@@ -29,6 +33,7 @@ enum part { CONNECT, HEAD, SIZE, DATA, AFTER, PLAIN, GONE };
 
 /* The start of a line is enough: it holds the number and the time. */
 #define KEPT 120
+#define STREAMS_OF_AN_ADDRESS 10000
 
 struct stream {
     enum part part;
@@ -39,7 +44,7 @@ struct stream {
     char line[KEPT + 1];
 };
 
-static int port, window = 200, deaf, stream_count, watch;
+static int port, window = 200, deaf, stream_count, times = 1, watch;
 static const char *path, *header = "";
 static unsigned long expected;
 static double seconds = 120;
@@ -159,12 +164,21 @@ static void take(struct stream *s, const char *at, size_t size) {
     }
 }
 
+/* Bind a socket to one of the addresses of this machine; connect() then chooses the port. */
+static void take_address(int fd, uint32_t number) {
+    struct sockaddr_in own = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK + number)};
+    int on = 1;
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (number && bind(fd, (void *)&own, sizeof own) < 0) perror("load: bind");
+}
+
 static void begin(int number) {
     struct stream *s = &streams[number];
     struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     s->last = -1, s->part = CONNECT, waiting++;
     s->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    if (s->fd >= 0) take_address(s->fd, (uint32_t)(number / STREAMS_OF_AN_ADDRESS));
     int small = 4096;
     if (s->fd >= 0 && deaf) setsockopt(s->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
     struct epoll_event want = {.events = EPOLLOUT, .data.ptr = s};
@@ -211,17 +225,27 @@ static double delay_of(double share) {
 static void report(void) {
     if (delay_count) qsort(delays, delay_count, sizeof *delays, by_size);
     printf("{\"open\":%d,\"refused\":%d,\"lost\":%d,\"connect_s\":%.4f,\"events\":%lu,\"missing\":%lu,"
-           "\"duplicates\":%lu,\"gaps\":%lu,\"bytes\":%lu,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"max_ms\":%.3f,"
-           "\"deliver_s\":%.4f,\"caught_up\":%d,\"caught_up_s\":%.4f}\n",
+           "\"duplicates\":%lu,\"gaps\":%lu,\"bytes\":%lu,\"first_ms\":%.3f,\"p50_ms\":%.3f,\"p99_ms\":%.3f,"
+           "\"max_ms\":%.3f,\"deliver_s\":%.4f,\"caught_up\":%d,\"caught_up_s\":%.4f}\n",
            opened, refused, lost, opened ? opened_at - started_at : 0, events, missing, duplicates, gaps,
-           received, delay_of(0.5), delay_of(0.99), delay_of(1), last_at - first_at, caught_up,
+           received, delay_of(0), delay_of(0.5), delay_of(0.99), delay_of(1), last_at - first_at, caught_up,
            caught_up ? caught_up_at - started_at : 0);
     fflush(stdout);
 }
 
+/* Report, and count from here on what comes next. */
+static void report_and_restart(void) {
+    report();
+    delay_count = 0, events = 0, caught_up = 0;
+    for (struct stream *s = streams; s < streams + stream_count; s++) {
+        if (s->part != GONE && (s->seen -= expected) >= expected) caught_up++;
+    }
+}
+
 static int take_arguments(int count, char **values) {
-    for (int option; (option = getopt(count, values, "e:s:w:h:d")) != -1;) {
+    for (int option; (option = getopt(count, values, "e:n:s:w:h:d")) != -1;) {
         if (option == 'e') expected = strtoul(optarg, NULL, 10);
+        else if (option == 'n') times = atoi(optarg);
         else if (option == 's') seconds = atof(optarg);
         else if (option == 'w') window = atoi(optarg);
         else if (option == 'h') header = optarg;
@@ -241,7 +265,8 @@ static int told_to_end(void) {
 
 int main(int count, char **values) {
     if (!take_arguments(count, values)) {
-        fprintf(stderr, "usage: load [-e EVENTS] [-s SECONDS] [-w WINDOW] [-h HEADER] [-d] PORT STREAMS PATH\n");
+        fprintf(stderr, "usage: load [-e EVENTS] [-n TIMES] [-s SECONDS] [-w WINDOW] [-h HEADER] [-d] "
+                        "PORT STREAMS PATH\n");
         return 2;
     }
     struct rlimit files;
@@ -262,7 +287,10 @@ int main(int count, char **values) {
             said = 1;
             report();
         }
-        if (said && expected && caught_up + lost >= opened) break;
+        if (said && expected && caught_up + lost >= opened) {
+            if (!--times) break;
+            report_and_restart();
+        }
     }
     if (!said) report();
     report();

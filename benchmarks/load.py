@@ -35,11 +35,13 @@ class Load:
         path: str = "/events",
         *,
         expect: int = 0,
+        times: int = 1,
         seconds: float = 300,
         header: str = "",
         deaf: bool = False,
     ) -> None:
-        options = [f"-e{expect}", f"-s{seconds}", *([f"-h{header}"] if header else []), *["-d"][: int(deaf)]]
+        options = [f"-e{expect}", f"-n{times}", f"-s{seconds}", *["-d"][: int(deaf)]]
+        options += [f"-h{header}"] if header else []
         self._command = [str(program), *options, str(port), str(streams), path]
 
     def __enter__(self) -> Self:
@@ -66,7 +68,10 @@ class Load:
         return figures
 
     def result(self) -> Figures:
-        """Wait until every stream has had what is expected, and return what came, and how late."""
+        """Wait until every stream has had what is expected, and return what came, and how late.
+
+        It may be called as many `times` as the load was told, each time for as many events more.
+        """
         figures = self._next()
         if figures["lost"]:
             raise RuntimeError(f"{figures['lost']:.0f} streams have ended")

@@ -15,20 +15,25 @@ from .result import Result
 TITLES = {
     "events_per_s": "events a second",
     "us_per_event": "µs per event",
+    "valkey_us": "of it Valkey",
     "us_per_connect": "µs per connect",
     "kib_per_stream": "KiB per stream",
     "peak_kib_per_stream": "KiB at the peak",
+    "mib": "MiB in all",
+    "fullest": "most sockets of a process",
     "connect_s": "connected, s",
     "subscribed_s": "subscribed, s",
     "ready_s": "ready, s",
     "cpu_s": "processor, s",
     "cpu_percent": "% of a core",
+    "first_ms": "first ms",
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
+    "max_ms": "last ms",
     "live_p99_ms": "p99 of others, ms",
     "work": "events x streams",
 }
-COUNTS = {"missing", "duplicates", "connections", "work"}
+COUNTS = {"missing", "duplicates", "connections", "fullest", "work"}
 PACKAGES = ("uvicorn", "granian", "hypercorn", "uvloop", "httptools", "anyio", "redis", "hiredis")
 
 
@@ -72,10 +77,16 @@ def markdown(results: Sequence[Result], conditions: str) -> str:
     """Return all tables, under the machine."""
     parts = [f"{conditions}."]
     for result in results:
-        head, *rest = rows(result)
-        lines = [_markdown_row(head), "|---" + "|--:" * (len(head) - 1) + "|", *map(_markdown_row, rest)]
-        parts.append("\n".join([f"**{heading(result)}**", "", *lines, *_fit_line(result)]))
+        parts.append(
+            "\n".join([f"**{heading(result)}**", "", *markdown_table(rows(result)), *_fit_line(result)])
+        )
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, whose first row is its head."""
+    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
+    return [head, "|---" + "|--:" * (len(rows[0]) - 1) + "|", *rest]
 
 
 def plot(results: Sequence[Result], folder: Path, conditions: str) -> list[Path]:
@@ -116,11 +127,12 @@ def _cells(result: Result, label: str) -> list[str]:
     for key in result.shown:
         cells.append(_number(key, result.median(label, key)))
         if key in result.compared:
-            cells.append(_ratio(result.ratios(label, key)))
+            cells.append(ratio(result.ratios(label, key)))
     return cells
 
 
-def _ratio(ratios: list[float]) -> str:
+def ratio(ratios: list[float]) -> str:
+    """Return the median, and where there are several rounds the smallest and the largest."""
     middle = ratios[len(ratios) // 2] if len(ratios) % 2 else sum(ratios[len(ratios) // 2 - 1 :][:2]) / 2
     return f"{middle:.3g} ({ratios[0]:.3g} to {ratios[-1]:.3g})" if len(ratios) > 1 else f"{middle:.3g}"
 
@@ -131,10 +143,6 @@ def _number(key: str, value: float) -> str:
     if value < 1:
         return f"{value:.3f}"
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _draw_bars(pyplot, result: Result):  # type: ignore[no-untyped-def]

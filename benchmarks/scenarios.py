@@ -1,13 +1,16 @@
 """The scenarios by name: what each compares, how much of it, and which figures it shows."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .bench import APP, FLOOR, Bench
+from . import handwritten, mounted
+from .bench import APP, FLOOR, MADE, Bench
 from .elsewhere import publish_cases, redis_cases, resume_cases, slow_cases, subscribe_cases
 from .load import Figures
-from .mounted import MOUNTED
+from .nchan import nchan_cases
+from .relay import relay_cases
 from .result import Case, Result, Size
+from .scale import scale_cases
 
 LINE = ((1, 100), (10, 100), (100, 100), (1000, 100), (1000, 1000))
 
@@ -24,18 +27,13 @@ class Scenario:
     compared: tuple[str, ...]
 
 
-def fan_outs(bench: Bench, applications: Iterable[tuple[str, str, str]]) -> list[Case]:
-    """Return a case for each application, given as its label, its import name and the path of its stream."""
-    return [
-        Case(label, lambda app=app, path=path: bench.fan_out(app, path=path))  # type: ignore[misc]
-        for label, app, path in applications
-    ]
-
-
 def applications(bench: Bench) -> list[Case]:
     """The floor, the component and the peers that were asked for, under the same load."""
-    peers = [(name, f"benchmarks.peers.{name.replace('-', '_')}:app", "/events") for name in bench.peers]
-    return fan_outs(bench, [("floor", FLOOR, "/events"), ("livepush_asgi", APP, "/events"), *peers])
+    peers = [(name, f"benchmarks.peers.{name.replace('-', '_')}:app") for name in bench.peers]
+    return [
+        Case(label, lambda app=app: bench.fan_out(app))  # type: ignore[misc]
+        for label, app in (("floor", FLOOR), ("livepush_asgi", APP), *peers)
+    ]
 
 
 def connect(bench: Bench) -> list[Case]:
@@ -50,10 +48,15 @@ def connect(bench: Bench) -> list[Case]:
     ]
 
 
-def mounted(bench: Bench) -> list[Case]:
-    """The floor, and the component where people mount it."""
-    places = [(label, f"benchmarks.mounted:{name}", path) for label, name, path in MOUNTED]
-    return fan_outs(bench, [("floor", FLOOR, "/events"), *places])
+def mounted_cases(bench: Bench) -> list[Case]:
+    """The floor, the component where people mount it, and the floor written by hand in such places."""
+    return [
+        Case("floor", lambda: bench.fan_out(FLOOR)),
+        *(
+            Case(made.label, lambda made=made: bench.fan_out(MADE, made.environment, path=made.path))  # type: ignore[misc]
+            for made in (*mounted.APPLICATIONS, *handwritten.APPLICATIONS)
+        ),
+    ]
 
 
 def idle(bench: Bench) -> list[Case]:
@@ -90,6 +93,7 @@ def line(bench: Bench) -> list[Case]:
 
 
 DELIVERY = ("us_per_event", "p50_ms", "p99_ms", "missing", "duplicates")
+NCHAN = ("us_per_event", "valkey_us", *DELIVERY[1:], "kib_per_stream")
 
 SCENARIOS = {
     "burst": Scenario(
@@ -118,7 +122,7 @@ SCENARIOS = {
     ),
     "mounted": Scenario(
         "Processor time for each delivered event, all at once, where people mount the component",
-        mounted,
+        mounted_cases,
         Size(1000, 200),
         Size(200, 50),
         (*DELIVERY, "kib_per_stream"),
@@ -126,7 +130,7 @@ SCENARIOS = {
     ),
     "mounted-paced": Scenario(
         "Processor time for each delivered event, one after the other, where people mount the component",
-        mounted,
+        mounted_cases,
         Size(1000, 200, 20),
         Size(200, 20, 20),
         DELIVERY,
@@ -147,6 +151,33 @@ SCENARIOS = {
         Size(1000, seconds=16),
         ("kib_per_stream", "cpu_percent"),
         ("kib_per_stream",),
+    ),
+    "nchan": Scenario(
+        "Processor time of all that serves for each delivered event, all at once, beside a module of nginx",
+        nchan_cases,
+        Size(1000, 200),
+        Size(200, 100),
+        NCHAN,
+        ("us_per_event", "p99_ms"),
+    ),
+    "nchan-paced": Scenario(
+        "Processor time of all that serves for each delivered event, one after the other, beside nchan",
+        nchan_cases,
+        Size(1000, 200, 20),
+        Size(200, 20, 20),
+        NCHAN,
+        ("us_per_event", "p99_ms"),
+    ),
+    "scale": Scenario(
+        "As many streams as one process may hold, and one event to all of them",
+        scale_cases,
+        Size(20_000, 4, 0.5, seconds=15),
+        Size(1000, 2, 2, seconds=1),
+        (
+            *("connect_s", "kib_per_stream", "mib", "fullest", "cpu_percent", "us_per_event"),
+            *("first_ms", "p50_ms", "p99_ms", "max_ms", "missing"),
+        ),
+        ("us_per_event", "max_ms"),
     ),
     "channels": Scenario(
         "As many channels as streams, and one channel for all of them",
@@ -171,6 +202,14 @@ SCENARIOS = {
         Size(0, 2000),
         ("events_per_s", "us_per_event"),
         ("events_per_s",),
+    ),
+    "relay": Scenario(
+        "Processor time of Valkey for each event of a log, by the number of processes that listen",
+        relay_cases,
+        Size(0, 5000),
+        Size(0, 500),
+        ("events_per_s", "us_per_event"),
+        (),
     ),
     "redis": Scenario(
         "From a process that publishes, through Valkey, to one that serves",
@@ -207,12 +246,11 @@ SCENARIOS = {
 }
 
 
-def run(name: str, bench: Bench, rounds: int) -> Result:
+def run(name: str, size: Size, cases: Sequence[Case], rounds: int) -> Result:
     """Measure every case once in each round, so that what the machine does meanwhile meets all of them."""
     scenario = SCENARIOS[name]
-    cases = scenario.cases(bench)
     runs: dict[str, list[Figures]] = {case.label: [] for case in cases}
     for _ in range(rounds):
         for case in cases:
             runs[case.label].append(case.measure())
-    return Result(name, scenario.title, bench.size, scenario.shown, scenario.compared, runs)
+    return Result(name, scenario.title, size, scenario.shown, scenario.compared, runs)

@@ -7,17 +7,18 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-from tests.server_process import free_port
 
 REPOSITORY = Path(__file__).parent.parent
 STARTUP_TIMEOUT = 30.0
 BETWEEN_TRIES = 0.05
 WARM_UP = 0.2
+# A server that uses less than this share of a core has started. Then the seconds between two looks at it.
+QUIET, BETWEEN_LOOKS = 0.02, 0.5
 
 COMMANDS = {
     "uvicorn": "uvicorn {app} --port {port} --no-access-log --log-level error --backlog 4096",
@@ -32,27 +33,39 @@ def cores() -> tuple[set[int], set[int]]:
     return {mine[0]}, set(mine[1:]) or {mine[0]}
 
 
-class Server:
-    """One server, inside its `with` block. Its processor time and memory are those of all its processes."""
+def command_of(app: str, kind: str, port: int, workers: int = 1) -> list[str]:
+    """Return the command that serves an application. All servers have the same option for workers."""
+    several = ["--workers", str(workers)] if workers > 1 else []
+    return [sys.executable, "-m", *COMMANDS[kind].format(app=app, port=port).split(), *several]
 
-    def __init__(self, app: str, kind: str, log: Path, environment: Mapping[str, str] | None = None) -> None:
-        self.port = free_port()
-        self._command = COMMANDS[kind].format(app=app, port=self.port)
-        self._log = log
-        self._environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
+
+@dataclass
+class Server:
+    """One server, inside its `with` block. Its processor time and memory are those of all its processes.
+
+    `beside` are other processes that are counted with them, for example a broker. `on` are the cores that it
+    runs on, if not the one that serves.
+    """
+
+    command: Sequence[str]
+    port: int
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    beside: Sequence[int] = ()
+    on: Set[int] = frozenset()
 
     def __enter__(self) -> Self:
-        with self._log.open("wb") as log:
+        with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *self._command.split()],
+                self.command,
                 stdout=log,
                 stderr=log,
-                env=self._environment,
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY), **self.environment},
                 cwd=REPOSITORY,
                 start_new_session=True,
             )
         # Its children and threads inherit the core; it has none yet.
-        os.sched_setaffinity(self._process.pid, cores()[0])
+        os.sched_setaffinity(self._process.pid, self.on or cores()[0])
         try:
             self._wait_until_it_answers()
             self._warm_up()
@@ -73,7 +86,7 @@ class Server:
 
     def cpu(self) -> float:
         """Return the processor time so far, in seconds."""
-        return sum(_cpu_of(task) for pid in self._family() for task in Path(f"/proc/{pid}/task").iterdir())
+        return sum(map(cpu_of, self._family()))
 
     def memory(self) -> float:
         """Return what is resident, in KiB."""
@@ -83,9 +96,20 @@ class Server:
         """Return the most that ever was resident, in KiB."""
         return sum(_status(pid, "VmHWM") for pid in self._family())
 
+    def wait_until_quiet(self) -> None:
+        """Wait until all workers have started: the first one answers before the others."""
+        end, used = time.monotonic() + STARTUP_TIMEOUT, -1.0
+        while (now := self.cpu()) - used > QUIET * BETWEEN_LOOKS and time.monotonic() < end:
+            used = now
+            time.sleep(BETWEEN_LOOKS)
+
+    def files(self) -> dict[int, int]:
+        """Return how many files and sockets each process has open."""
+        return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in self._family()}
+
     def _family(self) -> list[int]:
         # The list grows while it is walked through: granian and hypercorn serve from a child.
-        found = [self._process.pid]
+        found = [self._process.pid, *self.beside]
         for pid in found:
             for children in Path(f"/proc/{pid}/task").glob("*/children"):
                 found += map(int, children.read_text().split())
@@ -98,7 +122,9 @@ class Server:
                 self.get("/pub?n=0")
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"{self._command} does not serve:\n{self._log.read_text()}") from None
+                    raise RuntimeError(
+                        f"{' '.join(self.command)} does not serve:\n{self.log.read_text()}"
+                    ) from None
                 time.sleep(BETWEEN_TRIES)
             else:
                 return
@@ -114,13 +140,10 @@ class Server:
         self._process.wait()
 
 
-def _cpu_of(task: Path) -> float:
-    """Return the seconds that a thread has run: exactly where the kernel counts so, else in its ticks."""
-    try:
-        return int((task / "schedstat").read_text().split()[0]) / 1e9
-    except FileNotFoundError:
-        user, system = (task / "stat").read_text().rsplit(")", 1)[1].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+def cpu_of(pid: int) -> float:
+    """Return the seconds that a process has run, with those of its threads that have ended."""
+    # What the C function clock_getcpuclockid() returns on Linux.
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def _status(pid: int, name: str) -> float:

@@ -23,6 +23,7 @@ The rooms, from the top to the bottom. A room imports only rooms below it; `test
 The adapters are imported on first use: `import livepush_asgi` loads neither redis nor a framework.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from .app.generator import send_event_stream
@@ -100,7 +101,6 @@ __all__ = [
     "HistoryBroker",
     "InvalidEventError",
     "InvalidGrantError",
-    "JetStreamBroker",
     "Lease",
     "Limits",
     "LivePush",
@@ -110,8 +110,6 @@ __all__ = [
     "MemoryBroker",
     "MemorySlotCap",
     "MessagesLostError",
-    "MockBroker",
-    "NatsBroker",
     "NotRunningError",
     "Page",
     "Position",
@@ -119,14 +117,11 @@ __all__ = [
     "ProcessFullError",
     "Publisher",
     "Record",
-    "RedisBroker",
-    "RedisStreamsBroker",
     "Refusal",
     "RefusalCause",
     "SSEStream",
     "SSEStreamService",
     "Sink",
-    "SlotCap",
     "Slots",
     "SlotsUnavailableError",
     "Statistics",
@@ -142,7 +137,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# The names that need a client library, or are for tests, are loaded when they are first used.
+# The names that are loaded when they are first used: they need a client library, or are for tests.
 _LAZY = {
     "JetStreamBroker": ".brokers.nats",
     "MockBroker": ".testing.mock",
@@ -152,6 +147,20 @@ _LAZY = {
     "SlotCap": ".slots.redis",
 }
 _LIBRARIES = {"redis": "redis-py", "nats": "nats-py"}
+
+# `from livepush_asgi import *` and `help` take the names that can be loaded here.
+if TYPE_CHECKING:
+    __all__ += [
+        "JetStreamBroker",
+        "MockBroker",
+        "NatsBroker",
+        "RedisBroker",
+        "RedisStreamsBroker",
+        "SlotCap",
+    ]
+else:
+    _missing = {name for name in _LIBRARIES if find_spec(name) is None}
+    __all__ += [name for name, room in _LAZY.items() if room.rpartition(".")[2] not in _missing]
 
 
 def __getattr__(name: str) -> object:
@@ -173,4 +182,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *__all__})

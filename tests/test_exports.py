@@ -73,6 +73,27 @@ getattr(livepush_asgi, sys.argv[2])
 """
 
 
+STAR = """
+import pydoc, sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name in ("nats", "redis") else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+from livepush_asgi import *
+import livepush_asgi
+assert LivePush and MockBroker and "RedisBroker" not in globals()
+assert "class LivePush" in pydoc.plain(pydoc.render_doc(livepush_asgi))
+"""
+
+
+def test_everything_is_imported_and_shown_without_any_library() -> None:
+    subprocess.run([sys.executable, "-c", STAR], check=True, cwd=REPOSITORY)
+
+
 @pytest.mark.parametrize(
     "name", ["RedisBroker", "RedisStreamsBroker", "SlotCap", "NatsBroker", "JetStreamBroker"]
 )

@@ -197,10 +197,10 @@ async def test_a_subscription_is_confirmed_behind_what_waits_to_be_sent() -> Non
 
 async def test_a_server_that_reads_slowly_is_not_given_up() -> None:
     """nats-py sends everything at once. Then the answer to a PING behind it comes too late."""
-    server = SlowServer(pace=0.02)
+    server = SlowServer(pace=0.03)
     server.resume()
     async with server.serve():
-        timeouts = BrokerTimeouts(publish=LONG, ping_interval=0.5, ping=0.5)
+        timeouts = BrokerTimeouts(publish=LONG, ping_interval=0.5, ping=1.5)
         broker = NatsBroker(f"nats://127.0.0.1:{server.port}", timeouts=timeouts, linger=0.1)
         await asyncio.gather(*(broker.publish("news", b"x" * 200_000) for _ in range(40)))
         await server.closed.wait()

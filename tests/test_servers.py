@@ -3,10 +3,11 @@
 import asyncio
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from .servers import SERVERS, Server, running
+from .servers import BY_NAME, SERVERS, Server, running
 from .serving import Serving, WireStream
 from .visit import Visit, reader
 
@@ -56,3 +57,22 @@ async def test_a_client_that_is_stopped_is_noticed_by_what_it_does_not_take(serv
         (stream,) = await visit.streams(1)
         await visit.publish("still here")
         assert (await stream.next_event()).data == "still here"
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("uvicorn-httptools-uvloop", b"yes"),
+        ("uvicorn-h11-asyncio", b"yes"),
+        ("gunicorn-uvicorn", b"yes"),
+        ("granian", b"yes"),
+        ("hypercorn-asyncio", b"no"),
+    ],
+)
+async def test_the_send_of_some_servers_needs_no_task(name: str, answer: bytes, tmp_path: Path) -> None:
+    server = BY_NAME[name]
+    command = f"{server.command} {server.one}".replace("{app}", "tests.apps.steps:app")
+    async with server.serve(tmp_path / "log", command=command) as serving:
+        found = await serving.open("/")
+        assert await found.read_body() == answer
+        found.close()

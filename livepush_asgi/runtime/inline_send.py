@@ -14,7 +14,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator
 from contextvars import Context
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from .asgi import Message, Send
@@ -34,6 +34,10 @@ _STEPPABLE = frozenset(
         for name in ("send", "receive")
     }
 )
+
+# The `send` of granian, written in Rust, returns an awaitable that is done already.
+# https://github.com/emmett-framework/granian/blob/master/src/asgi/io.rs
+_STEPPABLE_BUILTINS = frozenset({("granian._granian", "ASGIHTTPProtocol.send")})
 
 # The functions that every application of Starlette and FastAPI puts around `send`. They await nothing else.
 # https://github.com/encode/starlette/blob/master/starlette/_exception_handler.py
@@ -67,6 +71,8 @@ def can_step(function: object) -> bool:
             return can_step(_closure_of(function).get("send"))
         if _is_steppable(function):
             return True
+    if isinstance(function, types.BuiltinMethodType):
+        return (type(function.__self__).__module__, function.__qualname__) in _STEPPABLE_BUILTINS
     return getattr(function, "livepush_inline", False) is True
 
 
@@ -112,7 +118,8 @@ class InlineSend(ABC):
     __slots__ = ("_context", "_is_stepped", "_send", "_yielded", "unfinished")
 
     def __init__(self, send: Send) -> None:
-        self._send = send
+        # A function of another language may return an awaitable that is no coroutine.
+        self._send = partial(_call, send) if isinstance(send, types.BuiltinMethodType) else send
         #: A `send` that has started and waits. Until `finish` returns, the driver must not send anything
         #: else.
         self.unfinished: Coroutine[Any, Any, None] | asyncio.Task[None] | None = None
@@ -138,20 +145,19 @@ class InlineSend(ABC):
         """Start to send a chunk. Return True if `send` has returned, False if `finish` has to be awaited."""
         message: Message = {"type": "http.response.body", "body": chunk, "more_body": True}
         try:
-            return self._step(message) if self._context is None else self._run(message, self._context)
+            if self._context is not None:
+                return self._run(message, self._context)
+            # `can_step` guarantees a coroutine; the type of `send` is wider.
+            coroutine: Any = self._send(message)
+            self._yielded = coroutine.send(None)
+        except StopIteration:
+            return True
         except asyncio.CancelledError:
             # The server has cancelled the future that `send` awaits, and not a task of the component.
             self.send_failed(ConnectionAbortedError("the server has closed the connection"))
+            return True
         except Exception as error:
             self.send_failed(error)
-        return True
-
-    def _step(self, message: Message) -> bool:
-        # `can_step` guarantees a coroutine; the type of `send` is wider.
-        coroutine: Any = self._send(message)
-        try:
-            self._yielded = coroutine.send(None)
-        except StopIteration:
             return True
         self.unfinished = coroutine
         return False

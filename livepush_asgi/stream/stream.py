@@ -339,7 +339,7 @@ class Stream:
         # A middleware's `send` may publish, and nothing else may be sent before it has returned.
         self._parked = False
         if self.driver.begin(chunk):
-            self._parked = self._sleeps
+            self._parked = self.sleeping is not None and not self.sleeping.done()
         else:
             # The driver's task has to finish the `send`.
             self._busy_since = now
