@@ -32,7 +32,7 @@ from livepush_asgi import (
 )
 from livepush_asgi.app.generator import default_push, iterator_of, open_source
 from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
-from livepush_asgi.testing import Client, Stream
+from livepush_asgi.testing import Client, MockBroker, Stream
 from livepush_asgi.testing.exchange import http_scope
 
 from .around import behind_a_middleware
@@ -481,6 +481,28 @@ async def test_an_event_goes_out_before_the_generator_goes_on(
     assert [event.data for event in stream.received] == [str(number) for number in range(20)]
     # The start and the reconnection time, an event after the other, and the end.
     assert [len(each) for each in sent[2:-1]][1:] == list(range(2, 21))
+
+
+async def test_a_broker_that_is_away_ends_only_generators_that_may_have_been_revoked() -> None:
+    broker = MockBroker()
+    push = LivePush(broker, public("news"), drain=DrainPolicy(signals=False))
+    desk = Desk(ticking)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        key = scope["path"].removeprefix("/") or None
+        await send_event_stream(scope, receive, send, ticking(desk), push=push, slot_key=key)
+
+    async with push.lifespan(), Client(app) as client, client.open("/") as stays:
+        await stays.next_event()
+        # Nothing can revoke it, so its process need not hear commands.
+        assert broker.subscriptions("livepush.commands") == 0
+        async with client.open("/alice") as ends:
+            await ends.next_event()
+            broker.drop()
+            await ends.wait_ended(timeout=8)
+        await stays.events(20, timeout=2)
+        ended = push.statistics()["ended"]
+    assert (ended[EndReason.REVOKED], ended[EndReason.DISCONNECT]) == (1, 0)
 
 
 class Feed:
