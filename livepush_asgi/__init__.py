@@ -8,7 +8,7 @@ An event is delivered in order, or the client is told that it was not.
 The rooms, from the top to the bottom. A room imports only rooms below it; `tests/test_rooms.py` holds that.
 
     contrib/, cli/, testing/   one file per framework; the command `livepush`; help for tests of applications
-    app/        LivePush, its middleware, SSEStreamService, Publisher
+    app/        LivePush, its middleware, SSEStreamService, Publisher, responses from generators
     http/       one request: authorize, the answer, the ASGI messages of a stream
     process/    one process: start, signals and drain, revocation in every process, statistics
     stream/     one client: what it is sent next, its outbox, recovery after a reconnect, deadlines
@@ -26,6 +26,7 @@ The adapters are imported on first use: `import livepush_asgi` loads neither red
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from .app.generator import send_event_stream
 from .app.livepush import LivePush
 from .app.middleware import LivePushMiddleware
 from .app.publisher import Publisher
@@ -130,6 +131,7 @@ __all__ = [
     "Timing",
     "positioned",
     "public",
+    "send_event_stream",
     "split_position",
     "sse_headers",
 ]

@@ -4,6 +4,7 @@ and the custom broker in files of their own.
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ USED_ELSEWHERE = {
     "starlette_app.py": "test_frameworks.py",
     "fastapi_app.py": "test_frameworks.py",
     "fastapi_rooms.py": "test_examples.py",
+    "generator.py": "test_examples.py",
     "django_app.py": "test_frameworks.py",
     "quart_app.py": "test_frameworks.py",
     "litestar_app.py": "test_frameworks.py",
@@ -68,6 +70,31 @@ async def test_a_member_who_is_removed_from_a_room_loses_the_stream_and_gets_no_
         assert (await server.open("/rooms/kitchen/events?user=1")).status == 403
         await server.open("/rooms/kitchen", method="POST", body=b"coffee", content_type="text/plain")
         assert (await other.next_event()).data == "coffee"
+
+
+async def test_a_generator_answers_one_client_and_is_closed_when_that_leaves(tmp_path: Path) -> None:
+    async with uvicorn("generator:app", tmp_path / "log", "--app-dir", "examples") as server:
+        stream = await server.open("/answer?question=Why%20not%3F")
+        await stream.read_to_end()
+        assert [(event.event, event.data) for event in stream.events] == [
+            *(("word", word) for word in ("You", "asked:", "Why", "not?")),
+            ("end", '{"words":2}'),
+        ]
+        leaving, staying = [
+            await server.open(f"/users/1/answer?question={'long+' * 100}{name}") for name in "ab"
+        ]
+        for stream in (leaving, staying):
+            await stream.next_event("word")
+        assert (await server.open("/users/1/answer?question=third")).status == 429
+        leaving.abort()
+        async with asyncio.timeout(10):
+            while len(json.loads(await (await server.open("/thinking")).read_body())) > 1:
+                pass
+        assert (await server.open("/users/1/answer?question=third")).status == 200
+        server.send_signal(signal.SIGTERM)
+        await staying.read_to_end()
+        await server.ended(timeout=10)
+        assert "Traceback" not in server.log
 
 
 async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ tests/test_typing.py has both check this file, and that it uses every public nam
 caller gets.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, assert_type
@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 
 from livepush_asgi import (
     READ_BYTES,
@@ -77,6 +78,7 @@ from livepush_asgi import (
     Timing,
     positioned,
     public,
+    send_event_stream,
     split_position,
     sse_headers,
 )
@@ -208,6 +210,24 @@ async def stream_in_a_route(push: LivePush, request: Request, other: FastAPIRequ
         assert_type(chunk, bytes)
     await contrib_fastapi.sse_streaming_response(service, other, grant=Grant(channels="news"))
     return await contrib_starlette.sse_streaming_response(push, request, channel="news", slot_key="42")
+
+
+async def answer() -> AsyncIterator[Event | str]:
+    yield Event("x")
+    yield "y"
+
+
+async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+    await send_event_stream(scope, receive, send, answer(), control_events=True)
+
+
+async def respond_from_generators(
+    push: LivePush, request: Request, other: FastAPIRequest
+) -> StreamingResponse:
+    await contrib_starlette.event_stream_response(request, answer())
+    service = SSEStreamService(MemoryBroker())
+    await contrib_starlette.event_stream_response(request, answer(), push=service, expires_at=1.0)
+    return await contrib_fastapi.event_stream_response(other, answer(), push=push, slot_key="42")
 
 
 class OwnBroker:

@@ -16,7 +16,7 @@ from ..http.driver import drive
 from ..http.endpoint import Endpoint
 from ..http.probe import ProbeRule, Probes
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
-from ..process.revocation import Disconnected, Revocation
+from ..process.revocation import Disconnected, Revocation, can_be_revoked
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
 from ..runtime.asgi import Receive, Scope, Send
@@ -341,8 +341,15 @@ class LivePush:
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _open_granted(self, grant: Grant, last_event_id: str | None = None) -> tuple[Stream, Run]:
+    async def _open_granted(
+        self,
+        grant: Grant,
+        last_event_id: str | None = None,
+        source: AsyncIterator[object] | None = None,
+    ) -> tuple[Stream, Run]:
         """Open a stream for a Grant that the caller has decided on. The caller has to close the stream.
+
+        With a `source` its events come from there, and the stream closes it.
 
         Raises CapExceededError (ProcessFullError if the process is full), SlotsUnavailableError,
         GrantExpiredError, GrantRevokedError if `disconnect` revokes the stream meanwhile, and NotRunningError
@@ -353,10 +360,15 @@ class LivePush:
             check_expiry(grant)
             run.admit()
             try:
-                await run.revoker.listen()
+                if can_be_revoked(grant):
+                    await run.revoker.listen()
                 decided_at = run.revoker.log.number
                 stream = await run.open(
-                    grant, decided_at=decided_at, control_events=control_events, last_event_id=last_event_id
+                    grant,
+                    decided_at=decided_at,
+                    control_events=control_events,
+                    last_event_id=last_event_id,
+                    source=source,
                 )
             finally:
                 run.pending -= 1

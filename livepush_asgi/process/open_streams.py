@@ -18,7 +18,7 @@ from ..runtime.event_loop import spawn
 from ..runtime.scheduler import Scheduler
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason, StreamState
-from .revocation import Revocation
+from .revocation import Revocation, can_be_revoked
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -155,7 +155,9 @@ class Reauthorization:
 
     async def _reauthorize_all(self) -> None:
         requests = self._streams.requests
-        streams = [stream for stream in self._streams.all if stream.reason is None]
+        streams = [
+            stream for stream in self._streams.all if stream.reason is None and can_be_revoked(stream.grant)
+        ]
         again = deque([stream for stream in streams if stream in requests])
         others = [stream for stream in streams if stream not in requests]
         if not streams:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import anyio
@@ -27,6 +27,8 @@ from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, Slots
 from ..stream.context import StreamContext
+from ..stream.source import Source, wait_all_closed
+from ..stream.source_stream import SourceStream
 from ..stream.stream import Stream
 from .arrivals import Arrivals
 from .drain import Drain
@@ -109,6 +111,8 @@ class Run:
         self._tasks: TaskGroup
         self._broker = broker
         self._slots = slots
+        # The generators that have not been closed.
+        self._sources: set[Source] = set()
         # One bound method for all streams.
         self._on_closed = self._stream_closed
         self._handles_signals = drain_policy.signals
@@ -163,8 +167,11 @@ class Run:
         request: StreamRequest | None = None,
         authorize: Authorize | None = None,
         receive: Receive | None = None,
+        source: AsyncIterator[object] | None = None,
     ) -> Stream:
         """Take a slot and return a stream that is attached to its channels. The caller has to close it.
+
+        With a `source`, a SourceStream, which closes it; if this raises, the caller has to.
 
         `decided_at` is the value of `revoker.log.number` before the decision, read after `revoker.listen`
         returned. A reauthorization uses `request`, and `authorize` of the route if given. Raises
@@ -173,14 +180,14 @@ class Run:
         """
         self._check_admissible(grant, decided_at, request)
         if grant.slot_key is None or self._slots is None:
-            stream = self._make_stream(grant, control_events, last_event_id)
+            stream = self._make_stream(grant, control_events, last_event_id, source)
         else:
             relay = _ReplacementRelay()
             lease = await self._acquire_slot(self._slots, grant.slot_key, relay, receive)
             try:
                 # Check again: taking the slot may have waited.
                 self._check_admissible(grant, decided_at, request)
-                stream = self._make_stream(grant, control_events, last_event_id)
+                stream = self._make_stream(grant, control_events, last_event_id, source)
             except BaseException:
                 lease.release()
                 raise
@@ -194,7 +201,17 @@ class Run:
         self._counters.opened += 1
         return stream
 
-    def _make_stream(self, grant: Grant, control_events: bool, last_event_id: str | None) -> Stream:
+    def _make_stream(
+        self,
+        grant: Grant,
+        control_events: bool,
+        last_event_id: str | None,
+        source: AsyncIterator[object] | None,
+    ) -> Stream:
+        if source is not None:
+            run = Source(source, self.context, self._sources.discard)
+            self._sources.add(run)
+            return SourceStream(self.context, grant, self._on_closed, run, control_events=control_events)
         return Stream(
             self.context,
             grant,
@@ -262,6 +279,8 @@ class Run:
                 self.running = True
                 self._started.set()
                 await self._call_functions()
+                # Before the scheduler ends: it bounds how long a generator may take.
+                await wait_all_closed(list(self._sources))
                 self._tasks.cancel_scope.cancel()
         except Exception:
             logger.exception(
