@@ -29,6 +29,7 @@ from .app.livepush import LivePush
 from .app.middleware import LivePushMiddleware
 from .app.publisher import Publisher
 from .app.service import SSEStream, SSEStreamService, sse_headers
+from .app.subscriber import Gap, Received, Subscriber
 from .brokers import (
     READ_BYTES,
     Broker,
@@ -91,6 +92,7 @@ __all__ = [
     "EndReason",
     "Event",
     "ForwardingSubscription",
+    "Gap",
     "GapReason",
     "Grant",
     "GrantExpiredError",
@@ -117,6 +119,7 @@ __all__ = [
     "PositionConflictError",
     "ProcessFullError",
     "Publisher",
+    "Received",
     "Record",
     "RedisBroker",
     "RedisStreamsBroker",
@@ -130,6 +133,7 @@ __all__ = [
     "SlotsUnavailableError",
     "Statistics",
     "StreamRequest",
+    "Subscriber",
     "Subscription",
     "SubscriptionClosedError",
     "Timing",

@@ -48,7 +48,7 @@ class Drain:
         streams, window = self._streams, self._policy.window
         span = SPREAD * window * min(1.0, len(streams) / FULL_SPREAD_FROM)
         if streams:
-            logger.warning("draining: %d streams end within %.1f s", len(streams), span)
+            logger.info("draining: %d streams end within %.1f s", len(streams), span)
         for stream in streams:
             self._scheduler.call_later(random.uniform(0.0, span), partial(stream.end, EndReason.DRAIN))
         with anyio.move_on_after(window):

@@ -28,7 +28,10 @@ from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, Slots
 from ..stream.context import StreamContext
 from ..stream.stream import Stream
+from ..stream.subscriber import SubscriberStream
+from ..wire.reasons import EndReason
 from .drain import Drain
+from .hooks import StreamHooks
 from .open_streams import OpenStreams, Reauthorization, Reauthorize
 from .revoker import Revoker
 from .signals import SignalWatch
@@ -77,6 +80,7 @@ class Run:
         counters: Counters,
         reauthorize: Reauthorize,
         inline_send: bool = True,
+        hooks: StreamHooks | None = None,
     ) -> None:
         self.timing = timing
         self.scheduler = Scheduler()
@@ -85,6 +89,8 @@ class Run:
         # A broker in this process loses no command, so no stream has to be authorized again.
         self._open = OpenStreams(keep_requests=not getattr(broker, "in_process", False))
         self.streams = self._open.all
+        #: The streams that code of this process reads. They count as no streams, and are not revoked.
+        self.subscribers: set[Stream] = set()
         #: How many admitted requests have neither become a stream nor been refused yet.
         self.pending = 0
         # Whether the process has logged that it is full.
@@ -114,6 +120,7 @@ class Run:
         )
         self._drain = Drain(drain_policy, self.streams, self.scheduler, self._signals)
         self._counters = counters
+        self._hooks = hooks
         self._started = anyio.Event()
         #: Whether the run has drained and is closing its resources. No task may be started any more.
         self.stopping = False
@@ -189,6 +196,8 @@ class Run:
                 stream.replaced()
         self._open.add(stream, request, authorize)
         self._counters.opened += 1
+        if self._hooks is not None:
+            self._hooks.opened(stream)
         return stream
 
     def _make_stream(self, grant: Grant, control_events: bool, last_event_id: str | None) -> Stream:
@@ -199,6 +208,22 @@ class Run:
             control_events=control_events,
             last_event_id=last_event_id,
         )
+
+    def subscribe(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
+        """Return a stream that code of this process reads. The caller has to close it.
+
+        It needs no slot. Raises NotRunningError in a drain.
+        """
+        if self.draining or not self.running:
+            raise NotRunningError(NOT_RUNNING)
+        stream = SubscriberStream(self.context, grant, self.subscribers.discard, last_event_id=last_event_id)
+        self.subscribers.add(stream)
+        return stream
+
+    def listeners(self, channel: str) -> int:
+        """Return how many streams of clients are attached to a channel."""
+        own = sum([channel in stream.grant.channel_names for stream in self.subscribers])
+        return len(self.hub.listeners(channel)) - own
 
     def admit(self) -> None:
         """Admit a request. The caller decrements `pending` when it has become a stream or was refused.
@@ -235,13 +260,21 @@ class Run:
         assert stream.reason is not None
         self._counters.ended[stream.reason] += 1
         self._drain.stream_closed()
+        if self._hooks is not None:
+            self._hooks.ended(stream, stream.reason)
 
     def drain_soon(self) -> None:
         """Start a drain: refuse new streams, and end the open ones within the window. Returns at once."""
         if not self.draining and self.running:
             self.draining = True
             self.callbacks.stop()
+            self._end_subscribers()
             self._tasks.start_soon(self._drain.run)
+
+    def _end_subscribers(self) -> None:
+        # At once: no client of theirs reconnects, and the application may wait for their end to stop.
+        for stream in list(self.subscribers):
+            stream.end(EndReason.DRAIN)
 
     async def drain(self) -> None:
         """Drain, and wait until all streams have ended."""
@@ -314,6 +347,7 @@ class Run:
 
     async def _clean_up(self) -> None:
         self.callbacks.stop()
+        self._end_subscribers()
         self._drain.abort_remaining()
         self._counters.delivered += self.hub.delivered
         with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):

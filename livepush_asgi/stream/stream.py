@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
+from typing import ClassVar
 
 import anyio
 
@@ -81,6 +82,8 @@ class Stream:
         "state",
     )
 
+    composer_type: ClassVar[type[Composer]] = Composer
+
     def __init__(
         self,
         context: StreamContext,
@@ -124,7 +127,7 @@ class Stream:
         ends: dict[str, Position] = {}
         # Composed before it is attached: attaching delivers what other streams wait for, and a middleware of
         # theirs may publish to this stream's channels.
-        self._composer = Composer(
+        self._composer = self.composer_type(
             context, grant, ends, control_events=control_events, last_event_id=last_event_id
         )
         for name in names:
