@@ -21,7 +21,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 USED_ELSEWHERE = {
     "custom_broker.py": "test_custom_broker.py",
     "postgres_broker.py": "test_postgres.py",
+    "presence.py": "test_examples.py",
     "quickstart.py": "test_quickstart.py",
+    "worker.py": "test_subscriber_servers.py",
     "publisher.py": "test_frameworks.py",
     "resumable_job.py": "test_examples.py",
     "plain_asgi.py": "test_frameworks.py",
@@ -68,6 +70,22 @@ async def test_a_member_who_is_removed_from_a_room_loses_the_stream_and_gets_no_
         assert (await server.open("/rooms/kitchen/events?user=1")).status == 403
         await server.open("/rooms/kitchen", method="POST", body=b"coffee", content_type="text/plain")
         assert (await other.next_event()).data == "coffee"
+
+
+async def test_a_room_is_told_who_comes_and_who_goes(tmp_path: Path) -> None:
+    async with uvicorn("presence:app", tmp_path / "log", "--app-dir", "examples") as server:
+        ann = await server.open("/events/?user=ann")
+        assert (await ann.next_event("here")).data == '["ann"]'
+        bob, again = [await server.open("/events/?user=bob") for _ in range(2)]
+        assert (await again.next_event("here")).data == '["ann","bob"]'
+        while (event := await ann.next_event("join")).data != "bob":
+            assert event.data == "ann"
+        bob.abort()
+        again.abort()
+        assert (await ann.next_event("leave")).data == "bob"
+        names = [(event.event, event.data) for event in ann.events if not event.event.startswith("livepush.")]
+        assert names[-2:] == [("join", "bob"), ("leave", "bob")]
+        assert (await server.open("/")).status == 200
 
 
 async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ async def test_a_place_that_is_unknown_is_a_gap(id: str) -> None:
         async with push.subscribe("news", "more", last_event_id=id) as events:
             await push.publish("more", 2)
             items = await take(events, 3)
-            assert [item.channel for item in items if isinstance(item, Gap)][0] == "news"
+            assert "news" in [item.channel for item in items if isinstance(item, Gap)]
             assert "2" in [item.data for item in items if isinstance(item, Received)]
 
 

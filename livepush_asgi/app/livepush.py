@@ -71,11 +71,11 @@ class LivePush:
     `inline_send=False` turns this off: for a patched server, for a middleware whose `send` depends on the
     task of its request (a lock of that task, an anyio shield), or to find the cause of a problem.
 
-    `on_open(grant)` is called when a stream opens: it has its slot, and gets what is published from now on.
-    `on_end(grant, reason, duration)` is called once after that, whatever ends the stream, with the EndReason
-    and the duration in seconds. Both are plain functions, which block the event loop as long as they take.
-    What they raise is logged, once for each kind of error, and affects no stream. They are called in any task
-    of the loop, so they read no context variable of a request.
+    `on_open(grant)` is called when a stream opens: it has its slot, and is about to be subscribed.
+    `on_end(grant, reason, duration)` is called once for each such stream, whatever ends it, with the
+    EndReason and the duration in seconds; its slot is free then. Both are plain functions and block the event
+    loop as long as they take. What they raise is logged, once for each kind of error, and affects no stream.
+    They are called in any task of the loop, so they read no context variable of a request.
 
     It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with the
     first request if it gets no lifespan. One object serves one event loop at a time.

@@ -138,8 +138,7 @@ class Subscriber:
             return True
         if stream.reason is EndReason.SLOW:
             logger.warning(
-                "a subscriber of %s was too slow, so it ends: see Limits.overflow, or take a broker that keeps "
-                "history",
+                "a subscriber of %s was too slow and ends; take a broker with history or see Limits.overflow",
                 ", ".join(stream.grant.channel_names),
             )
         stream.close()
