@@ -431,6 +431,7 @@ PAYLOADS = {
     "an unknown field": to_payload(b"field: x\ndata: x\n\n"),
     "no event": to_payload(b"field: x\n\n"),
     "two events": to_payload(b"data: x\n\ndata: y\n\n"),
+    "an event and a gap": to_payload(b"data: x\n\nevent: livepush.gap\ndata: nonsense\n\n"),
     "plain": b"data: x\n\nevent: livepush.gap\n",
     "binary": b"\xff\xfe",
 }
@@ -455,6 +456,20 @@ async def test_what_another_program_publishes_breaks_nothing(name: str) -> None:
             assert await data(again, 1) == ["more"]
 
 
+async def test_two_events_of_another_program_in_one_payload_both_come() -> None:
+    broker = MemoryBroker()
+    push = push_over(broker)
+    async with push.lifespan(), push.subscribe("a", "b") as events:
+        await broker.append("a", PAYLOADS["two events"])
+        await push.publish("b", "z")
+        items = await take(events, 3)
+        assert [(item.channel, item.data) for item in items if isinstance(item, Received)] == [
+            ("a", "x"),
+            ("a", "y"),
+            ("b", "z"),
+        ]
+
+
 async def test_two_tasks_cannot_iterate_at_once() -> None:
     push = push_over()
     async with push.lifespan(), push.subscribe("news") as events, anyio.create_task_group() as tasks:
@@ -473,6 +488,8 @@ async def test_wrong_use_says_what_is_right() -> None:
         push.subscribe("news", replay=-1)
     with pytest.raises(TypeError, match="a channel name is a str"):
         push.subscribe(["news"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="last_event_id is the id of an item, a str, not 7"):
+        push.subscribe("news", last_event_id=7)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match=r"async with push\.subscribe"):
         await anext(push.subscribe("news"))
     async with push.lifespan():

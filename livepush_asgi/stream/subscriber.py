@@ -44,8 +44,11 @@ class _OriginComposer(Composer):
             if delivery.gap:
                 blocks.append(with_id(delivery.bare, self._id))
             else:
-                blocks.append(origin_line(delivery.channel, self._id))
-                blocks.append(delivery.bare or delivery.block)
+                line, block = origin_line(delivery.channel, self._id), delivery.bare or delivery.block
+                if block.count(b"\n\n") > 1:
+                    # Another program has published several blocks as one event.
+                    block = block[:-2].replace(b"\n\n", b"\n\n" + line) + block[-2:]
+                blocks += line, block
         return b"".join(blocks)
 
 
