@@ -303,6 +303,35 @@ async def test_stop_ends_it_and_what_came_can_be_read_afterwards() -> None:
         await push.subscribe("news").__aenter__()
 
 
+async def test_a_drain_waits_for_an_event_that_is_being_handled() -> None:
+    push = push_over()
+    handled = False
+
+    async def work() -> None:
+        nonlocal handled
+        async with push.subscribe("news") as events:
+            async for _ in events:
+                await let_pass(0.6)
+                handled = True
+
+    async with push.lifespan(), anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        await anyio.wait_all_tasks_blocked()
+        await push.publish("news", 1)
+        await anyio.wait_all_tasks_blocked()
+        await push.drain()
+        assert handled
+
+
+async def test_a_drain_waits_no_longer_than_its_window() -> None:
+    push = push_over()
+    async with push.lifespan(), push.subscribe("news"):
+        # Nobody leaves the block meanwhile.
+        begun = anyio.current_time()
+        await push.drain()
+        assert anyio.current_time() - begun < 1.1
+
+
 async def test_a_stop_wakes_a_subscriber_that_waits() -> None:
     push = push_over()
     await push.start()

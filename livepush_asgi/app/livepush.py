@@ -304,7 +304,10 @@ class LivePush:
         return await self._sender.revoke(self.broker, revocation, timeout)
 
     async def drain(self) -> None:
-        """Refuse new streams, end the open ones spread over the window, and wait until all have ended."""
+        """Refuse new streams, end the open ones spread over the window, and wait until all have ended.
+
+        Subscribers end at once. Waits for the code in their blocks too, but no longer than the window.
+        """
         if self._run is not None:
             await self._run.drain()
 

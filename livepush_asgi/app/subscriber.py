@@ -64,8 +64,9 @@ class Subscriber:
 
     The iteration ends when the block is left, when the LivePush drains or stops (the events that were
     delivered to this process before are yielded first), and when the subscriber was too slow and the policy
-    ends it, which is logged. `end_reason` says which. A call that is cancelled loses no event. One task
-    iterates at a time; another one gets `anyio.BusyResourceError`.
+    ends it, which is logged. `end_reason` says which. A drain waits until the block is left, within its
+    window. A call that is cancelled loses no event. One task iterates at a time; another one gets
+    `anyio.BusyResourceError`.
     """
 
     def __init__(self, open: Callable[[], Awaitable[SubscriberStream]], last_event_id: str | None) -> None:

@@ -29,7 +29,6 @@ from ..slots import Lease, Slots
 from ..stream.context import StreamContext
 from ..stream.stream import Stream
 from ..stream.subscriber import SubscriberStream
-from ..wire.reasons import EndReason
 from .drain import Drain
 from .hooks import StreamHooks
 from .open_streams import OpenStreams, Reauthorization, Reauthorize
@@ -118,7 +117,7 @@ class Run:
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
         )
-        self._drain = Drain(drain_policy, self.streams, self.scheduler, self._signals)
+        self._drain = Drain(drain_policy, self.streams, self.subscribers, self.scheduler, self._signals)
         self._counters = counters
         self._hooks = hooks
         self._started = anyio.Event()
@@ -216,7 +215,7 @@ class Run:
         """
         if self.draining or not self.running:
             raise NotRunningError(NOT_RUNNING)
-        stream = SubscriberStream(self.context, grant, self.subscribers.discard, last_event_id=last_event_id)
+        stream = SubscriberStream(self.context, grant, self._subscriber_closed, last_event_id=last_event_id)
         self.subscribers.add(stream)
         return stream
 
@@ -263,18 +262,16 @@ class Run:
         if self._hooks is not None:
             self._hooks.ended(stream, stream.reason)
 
+    def _subscriber_closed(self, stream: Stream) -> None:
+        self.subscribers.discard(stream)
+        self._drain.stream_closed()
+
     def drain_soon(self) -> None:
         """Start a drain: refuse new streams, and end the open ones within the window. Returns at once."""
         if not self.draining and self.running:
             self.draining = True
             self.callbacks.stop()
-            self._end_subscribers()
             self._tasks.start_soon(self._drain.run)
-
-    def _end_subscribers(self) -> None:
-        # At once: no client of theirs reconnects, and the application may wait for their end to stop.
-        for stream in list(self.subscribers):
-            stream.end(EndReason.DRAIN)
 
     async def drain(self) -> None:
         """Drain, and wait until all streams have ended."""
@@ -347,7 +344,6 @@ class Run:
 
     async def _clean_up(self) -> None:
         self.callbacks.stop()
-        self._end_subscribers()
         self._drain.abort_remaining()
         self._counters.delivered += self.hub.delivered
         with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):
