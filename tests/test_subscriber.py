@@ -215,6 +215,7 @@ async def test_a_slow_subscriber_without_history_ends_and_the_end_can_be_seen(
             await anyio.wait_all_tasks_blocked()
         seen = await rest(events)
         assert seen == [str(number) for number in range(len(seen))]
+        assert await rest(events) == []
         assert events.end_reason is EndReason.SLOW
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "a subscriber of news was too slow" in caplog.text

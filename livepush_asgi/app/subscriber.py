@@ -16,7 +16,7 @@ from ..stream.subscriber import SubscriberStream
 from ..wire.control import origin_of
 from ..wire.event import Event
 from ..wire.parser import EventStreamParser, ParsedEvent
-from ..wire.reasons import EndReason, GapReason
+from ..wire.reasons import EndReason, GapReason, StreamState
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -83,9 +83,9 @@ class Subscriber:
 
     @property
     def end_reason(self) -> EndReason | None:
-        """Why it ended: `drain`, `slow`, or `disconnect` if the block was left. None while it has not.
+        """Why it ended: `drain`, `slow`, `disconnect` if the block was left, or `error` for a defect.
 
-        The events that were delivered before may still be yielded.
+        None while it has not ended. The events that were delivered before may still be yielded.
         """
         return None if self._stream is None else self._stream.reason
 
@@ -137,7 +137,7 @@ class Subscriber:
             self._take_block(block)
         if not stream.finished or chunk:
             return True
-        if stream.reason is EndReason.SLOW:
+        if stream.reason is EndReason.SLOW and stream.state is not StreamState.CLOSED:
             logger.warning(
                 "a subscriber of %s was too slow and ends; take a broker with history or see Limits.overflow",
                 ", ".join(stream.grant.channel_names),
