@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from typing import ClassVar
 
 import anyio
 
@@ -82,8 +81,6 @@ class Stream:
         "state",
     )
 
-    composer_type: ClassVar[type[Composer]] = Composer
-
     def __init__(
         self,
         context: StreamContext,
@@ -127,9 +124,7 @@ class Stream:
         ends: dict[str, Position] = {}
         # Composed before it is attached: attaching delivers what other streams wait for, and a middleware of
         # theirs may publish to this stream's channels.
-        self._composer = self.composer_type(
-            context, grant, ends, control_events=control_events, last_event_id=last_event_id
-        )
+        self._composer = self._make_composer(ends, last_event_id)
         for name in names:
             channel = context.hub.attach(name, self)
             if not channel.ready:
@@ -140,6 +135,15 @@ class Stream:
         if self._unsubscribed:
             wait = context.timing.subscribe_timeout
             self._subscribe_timer = context.scheduler.call_later(wait, Stream._open_without_broker, self)
+
+    def _make_composer(self, ends: dict[str, Position], last_event_id: str | None) -> Composer:
+        return Composer(
+            self.context,
+            self.grant,
+            ends,
+            control_events=self._control_events,
+            last_event_id=last_event_id,
+        )
 
     # The hub calls these methods.
 

@@ -5,7 +5,6 @@ client: the channel of each event, and the event id even for an event that has a
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 from ..grant import Grant
 from ..hub.delivery import Delivery
@@ -23,15 +22,9 @@ class _OriginComposer(Composer):
     __slots__ = ()
 
     def __init__(
-        self,
-        context: StreamContext,
-        grant: Grant,
-        ends: dict[str, Position],
-        *,
-        control_events: bool,
-        last_event_id: str | None,
+        self, context: StreamContext, grant: Grant, ends: dict[str, Position], last_event_id: str | None
     ) -> None:
-        super().__init__(context, grant, ends, control_events=control_events, last_event_id=last_event_id)
+        super().__init__(context, grant, ends, control_events=True, last_event_id=last_event_id)
         # Blocks with the id of a single channel are shared by all streams, and lack the line.
         self._single_channel = False
 
@@ -60,8 +53,6 @@ class SubscriberStream(Stream):
 
     __slots__ = ()
 
-    composer_type: ClassVar[type[Composer]] = _OriginComposer
-
     def __init__(
         self,
         context: StreamContext,
@@ -71,6 +62,9 @@ class SubscriberStream(Stream):
         last_event_id: str | None,
     ) -> None:
         super().__init__(context, grant, on_closed, last_event_id=last_event_id)
+
+    def _make_composer(self, ends: dict[str, Position], last_event_id: str | None) -> Composer:
+        return _OriginComposer(self.context, self.grant, ends, last_event_id)
 
     def _set_deadlines(self) -> None:
         super()._set_deadlines()
