@@ -22,7 +22,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 USED_ELSEWHERE = {
     "custom_broker.py": "test_custom_broker.py",
     "postgres_broker.py": "test_postgres.py",
+    "presence.py": "test_examples.py",
     "quickstart.py": "test_quickstart.py",
+    "worker.py": "test_subscriber_servers.py",
     "publisher.py": "test_frameworks.py",
     "resumable_job.py": "test_examples.py",
     "plain_asgi.py": "test_frameworks.py",
@@ -95,6 +97,22 @@ async def test_a_generator_answers_one_client_and_is_closed_when_that_leaves(tmp
         await staying.read_to_end()
         await server.ended(timeout=10)
         assert "Traceback" not in server.log
+
+
+async def test_a_room_is_told_who_comes_and_who_goes(tmp_path: Path) -> None:
+    async with uvicorn("presence:app", tmp_path / "log", "--app-dir", "examples") as server:
+        ann = await server.open("/events/?user=ann")
+        assert (await ann.next_event("here")).data == '["ann"]'
+        bob, again = [await server.open("/events/?user=bob") for _ in range(2)]
+        assert (await again.next_event("here")).data == '["ann","bob"]'
+        while (event := await ann.next_event("join")).data != "bob":
+            assert event.data == "ann"
+        bob.abort()
+        again.abort()
+        assert (await ann.next_event("leave")).data == "bob"
+        names = [(event.event, event.data) for event in ann.events if not event.event.startswith("livepush.")]
+        assert names[-2:] == [("join", "bob"), ("leave", "bob")]
+        assert (await server.open("/")).status == 200
 
 
 async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> None:

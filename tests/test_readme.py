@@ -13,8 +13,10 @@ EXAMPLES = {path.name: path.read_text() for path in (REPOSITORY / "examples").gl
 BROKERS = (REPOSITORY / "docs" / "brokers.md").read_text()
 AUTHORIZE = (REPOSITORY / "docs" / "authorize.md").read_text()
 ROUTES = AUTHORIZE.partition("## Authorize a stream of a route")[2].partition("\n## ")[0]
-GENERATORS = (REPOSITORY / "docs" / "generators.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README + BROKERS + ROUTES + GENERATORS, re.DOTALL)
+PAGES = "".join(
+    (REPOSITORY / "docs" / name).read_text() for name in ("generators.md", "hooks.md", "subscribe.md")
+)
+SNIPPETS = re.findall(r"```python\n(.*?)```", README + BROKERS + ROUTES + PAGES, re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.split("\n")[0][:40].strip())

@@ -34,6 +34,7 @@ from livepush_asgi import (
     EndReason,
     Event,
     ForwardingSubscription,
+    Gap,
     GapReason,
     Grant,
     GrantExpiredError,
@@ -60,6 +61,7 @@ from livepush_asgi import (
     PositionConflictError,
     ProcessFullError,
     Publisher,
+    Received,
     Record,
     RedisBroker,
     RedisStreamsBroker,
@@ -73,6 +75,7 @@ from livepush_asgi import (
     SSEStreamService,
     Statistics,
     StreamRequest,
+    Subscriber,
     Subscription,
     SubscriptionClosedError,
     Timing,
@@ -159,7 +162,27 @@ def make(redis: "Redis") -> LivePush:
         probe=lambda request: True,
         namespace="staging",
         inline_send=False,
+        on_open=told_of_open,
+        on_end=lambda grant, reason, duration: (grant.channels, reason.value, round(duration, 1)),
     )
+
+
+def told_of_open(grant: Grant) -> None:
+    assert_type(grant.slot_key, str | None)
+
+
+async def subscribe(push: LivePush) -> None:
+    assert_type(push.listeners("news"), int)
+    async with push.subscribe("news", "jobs", replay="all", last_event_id="x") as events:
+        assert_type(events, Subscriber)
+        async for item in events:
+            match item:
+                case Received(channel, event, id):
+                    assert_type((channel, event, id, item.data), tuple[str, Event, str, str])
+                case Gap(channel, reason):
+                    assert_type((channel, reason, item.id), tuple[str, GapReason, str])
+    assert_type(events.end_reason, EndReason | None)
+    assert_type(events.last_event_id, str)
 
 
 def mount(push: LivePush, django: "ASGI3Application") -> list[LivePushMiddleware | Starlette | FastAPI]:

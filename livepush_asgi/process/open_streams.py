@@ -17,6 +17,7 @@ from ..runtime.asgi import Scope
 from ..runtime.event_loop import spawn
 from ..runtime.scheduler import Scheduler
 from ..stream.stream import Stream
+from ..stream.subscriber import SubscriberStream
 from ..wire.reasons import EndReason, StreamState
 from .revocation import Revocation, can_be_revoked
 
@@ -105,7 +106,9 @@ class OpenStreams:
             found = self.of_key(revocation.slot_key)
         else:
             listeners = hub.listeners(revocation.channel or "")
-            found = [listener for listener in listeners if isinstance(listener, Stream)]
+            streams = [listener for listener in listeners if isinstance(listener, Stream)]
+            # A permission is a client's. Code of this process needs none.
+            found = [stream for stream in streams if not isinstance(stream, SubscriberStream)]
         ending = EndingStreams(stream for stream in found if revocation.matches(stream.grant))
         if ending.remaining:
             self._ending.add(ending)

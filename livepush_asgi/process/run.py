@@ -30,8 +30,10 @@ from ..stream.context import StreamContext
 from ..stream.source import Source, wait_all_closed
 from ..stream.source_stream import SourceStream
 from ..stream.stream import Stream
+from ..stream.subscriber import SubscriberStream
 from .arrivals import Arrivals
 from .drain import Drain
+from .hooks import StreamHooks
 from .open_streams import OpenStreams, Reauthorization, Reauthorize
 from .revoker import Revoker
 from .signals import SignalWatch
@@ -80,6 +82,7 @@ class Run:
         counters: Counters,
         reauthorize: Reauthorize,
         inline_send: bool = True,
+        hooks: StreamHooks | None = None,
     ) -> None:
         self.timing = timing
         self.scheduler = Scheduler()
@@ -88,6 +91,8 @@ class Run:
         # A broker in this process loses no command, so no stream has to be authorized again.
         self._open = OpenStreams(keep_requests=not getattr(broker, "in_process", False))
         self.streams = self._open.all
+        #: The streams that code of this process reads. They count as no streams, and are not revoked.
+        self.subscribers: set[Stream] = set()
         #: How many admitted requests have neither become a stream nor been refused yet.
         self.pending = 0
         # Whether the process has logged that it is full.
@@ -119,8 +124,9 @@ class Run:
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
         )
-        self._drain = Drain(drain_policy, self.streams, self.scheduler, self._signals)
+        self._drain = Drain(drain_policy, self.streams, self.subscribers, self.scheduler, self._signals)
         self._counters = counters
+        self._hooks = hooks
         self._started = anyio.Event()
         #: Whether the run has drained and is closing its resources. No task may be started any more.
         self.stopping = False
@@ -199,6 +205,8 @@ class Run:
                 stream.replaced()
         self._open.add(stream, request, authorize)
         self._counters.opened += 1
+        if self._hooks is not None:
+            self._hooks.opened(stream)
         return stream
 
     def _make_stream(
@@ -219,6 +227,22 @@ class Run:
             control_events=control_events,
             last_event_id=last_event_id,
         )
+
+    def subscribe(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
+        """Return a stream that code of this process reads. The caller has to close it.
+
+        It needs no slot. Raises NotRunningError in a drain.
+        """
+        if self.draining or not self.running:
+            raise NotRunningError(NOT_RUNNING)
+        stream = SubscriberStream(self.context, grant, self._subscriber_closed, last_event_id=last_event_id)
+        self.subscribers.add(stream)
+        return stream
+
+    def listeners(self, channel: str) -> int:
+        """Return how many streams of clients are attached to a channel."""
+        own = sum([channel in stream.grant.channel_names for stream in self.subscribers])
+        return len(self.hub.listeners(channel)) - own
 
     def admit(self) -> None:
         """Admit a request. The caller decrements `pending` when it has become a stream or was refused.
@@ -254,6 +278,12 @@ class Run:
         self._open.discard(stream)
         assert stream.reason is not None
         self._counters.ended[stream.reason] += 1
+        self._drain.stream_closed()
+        if self._hooks is not None:
+            self._hooks.ended(stream, stream.reason)
+
+    def _subscriber_closed(self, stream: Stream) -> None:
+        self.subscribers.discard(stream)
         self._drain.stream_closed()
 
     def drain_soon(self) -> None:
