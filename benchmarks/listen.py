@@ -1,6 +1,7 @@
 """Listen as so many processes do: `python -m benchmarks.listen URL COUNT`, until standard input ends.
 
-Each listener is a broker with a connection of its own, subscribed to the channel `c`. Prints a line when all are.
+Each listener is a broker with a connection of its own, subscribed to the channel `c`. Prints a line when all
+are subscribed.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The scenario of what an event costs Valkey itself, by the number of processes that listen to its channel."""
+"""The scenario of what an event costs Valkey itself, by the number of processes that listen."""
 
 import os
 import subprocess

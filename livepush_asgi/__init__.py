@@ -8,9 +8,9 @@ An event is delivered in order, or the client is told that it was not.
 The rooms, from the top to the bottom. A room imports only rooms below it; `tests/test_rooms.py` holds that.
 
     contrib/, cli/, testing/   one file per framework; the command `livepush`; help for tests of applications
-    app/        LivePush, its middleware, SSEStreamService, Publisher
+    app/        LivePush, its middleware, SSEStreamService, Subscriber, Publisher, responses from generators
     http/       one request: authorize, the answer, the ASGI messages of a stream
-    process/    one process: start, signals and drain, revocation in every process, statistics
+    process/    one process: start, signals and drain, revocation in every process, statistics, hooks
     stream/     one client: what it is sent next, its outbox, recovery after a reconnect, deadlines
     hub/        the channels of a process, one subscription each
     slots/      caps on the streams of a key: the port, in memory, over Redis
@@ -26,10 +26,12 @@ The adapters are imported on first use: `import livepush_asgi` loads neither red
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from .app.generator import send_event_stream
 from .app.livepush import LivePush
 from .app.middleware import LivePushMiddleware
 from .app.publisher import Publisher
 from .app.service import SSEStream, SSEStreamService, sse_headers
+from .app.subscriber import Gap, Received, Subscriber
 from .brokers import (
     READ_BYTES,
     Broker,
@@ -92,6 +94,7 @@ __all__ = [
     "EndReason",
     "Event",
     "ForwardingSubscription",
+    "Gap",
     "GapReason",
     "Grant",
     "GrantExpiredError",
@@ -115,6 +118,7 @@ __all__ = [
     "PositionConflictError",
     "ProcessFullError",
     "Publisher",
+    "Received",
     "Record",
     "Refusal",
     "RefusalCause",
@@ -125,11 +129,13 @@ __all__ = [
     "SlotsUnavailableError",
     "Statistics",
     "StreamRequest",
+    "Subscriber",
     "Subscription",
     "SubscriptionClosedError",
     "Timing",
     "positioned",
     "public",
+    "send_event_stream",
     "split_position",
     "sse_headers",
 ]

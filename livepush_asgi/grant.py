@@ -144,7 +144,7 @@ class Grant:
         given = (self.channels,) if isinstance(self.channels, str) else tuple(self.channels)
         for channel in given:
             check_channel(channel)
-        if not given:
+        if not given and not isinstance(self, SourceGrant):
             raise InvalidGrantError(
                 "a Grant names at least one channel; to refuse a client, return a Refusal"
             )
@@ -169,6 +169,13 @@ class Grant:
                 f"snapshot is a function that returns the state, not {self.snapshot!r:.200}; "
                 "for a value that is known already: lambda: value"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceGrant(Grant):
+    """Permission for one stream whose events come from a generator: it has no channels."""
+
+    channels: tuple[()] = ()
 
 
 class Refusal(Exception):

@@ -223,7 +223,8 @@ def test_every_framework_is_in_the_reference() -> None:
     names = shown_names()
     for path in Path(contrib.__file__).parent.glob("*.py"):
         if path.stem not in ("__init__", "route"):
-            assert f"livepush_asgi.contrib.{path.stem}.sse_streaming_response" in names
+            for function in ("sse_streaming_response", "event_stream_response"):
+                assert f"livepush_asgi.contrib.{path.stem}.{function}" in names
 
 
 # Options.
@@ -275,9 +276,9 @@ async def test_an_id_is_as_long_as_the_page_says(channels: int) -> None:
 
 # Log lines.
 
+# Calls of a logger that write nothing.
+LOOKS = (".isEnabledFor", ".setLevel")
 LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR", "exception": "ERROR"}
-# Where the text of a line is not written in its call: the variables of that module that hold it.
-NAMED_TEXTS = {"http/authorize.py": r"(?:text|BLOCKED)"}
 
 
 def plain(text: str) -> str:
@@ -292,30 +293,55 @@ def text_of(node: ast.expr) -> list[str]:
         return [node.value]
     if isinstance(node, ast.JoinedStr):
         return ["".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values)]
-    if isinstance(node, ast.Tuple):
-        return [text for each in node.elts for text in text_of(each)]
+    if isinstance(node, ast.IfExp):
+        return text_of(node.body) + text_of(node.orelse)
     return []
 
 
-def _holds_a_text(module: str, node: ast.Assign) -> bool:
-    """Return whether an assignment is to a variable of NAMED_TEXTS, perhaps as the last of several."""
-    last = ast.unparse(node.targets[0]).strip("()").split(", ")[-1]
-    return module in NAMED_TEXTS and re.fullmatch(NAMED_TEXTS[module], last) is not None
+def _assigned(tree: ast.Module, name: str) -> list[str]:
+    """Return the texts that a module assigns to a variable, alone or as the last of several."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                target, value = target.elts[-1], value.elts[-1]
+            if isinstance(target, ast.Name) and target.id == name:
+                found += text_of(value)
+    return found
+
+
+def _logged_by(call: ast.Call, tree: ast.Module) -> dict[str, str | None]:
+    """Return the lines that a call may log, with their level, None for lines that a variable holds."""
+    assert isinstance(call.func, ast.Attribute)
+    level: str | None
+    if call.func.attr == "_log_failure":
+        level, text = "ERROR", call.args[0]
+    elif call.func.attr == "log":
+        level, text = ast.unparse(call.args[0]).removeprefix("logging."), call.args[1]
+    else:
+        level, text = LEVELS[call.func.attr], call.args[0]
+    if isinstance(text, ast.Name):
+        return {plain(each): None for each in _assigned(tree, text.id)}
+    return {plain(each): level for each in text_of(text)}
 
 
 def logged() -> dict[str, str | None]:
-    """Return every line that the package can log, with its level, None where that is not written there."""
+    """Return every line that the package can log, with its level."""
     found: dict[str, str | None] = {}
     for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Assign) and _holds_a_text(name, node):
-                found.update({plain(text): None for text in text_of(node.value)})
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logger."):
-                method = ast.unparse(node.func).removeprefix("logger.")
-                texts = text_of(node.args[0]) if method in LEVELS else []
-                assert texts or name in NAMED_TEXTS, f"{name}:{node.lineno}: no text in this call"
-                found.update({plain(text): LEVELS[method] for text in texts})
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            # A FailureLog, called `failures`, passes on what it gets, and so does `_log_failure`.
+            if (
+                isinstance(node, ast.Call)
+                and re.fullmatch(r"\w*logger\.\w+|\S*failures\.log|\S*\._log_failure", ast.unparse(node.func))
+                and path.name != "failure_log.py"
+            ):
+                lines = _logged_by(node, tree) if not ast.unparse(node.func).endswith(LOOKS) else {"": None}
+                assert lines, f"{path.name}:{node.lineno}: no text in this call"
+                found.update(lines)
+    found.pop("", None)
     return found
 
 
@@ -334,7 +360,10 @@ def test_every_log_line_is_there_and_no_other() -> None:
 
 def test_all_loggers_have_the_name_that_the_page_says() -> None:
     source = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
-    assert set(re.findall(r'logger = logging\.getLogger\("([\w.]+)"\)', source)) == {"livepush_asgi"}
+    loggers = set(re.findall(r'logger = logging\.getLogger\("([\w.]+)"\)', source))
+    assert loggers == {"livepush_asgi", "livepush_asgi.streams"}
+    for name in loggers:
+        assert f"`{name}`" in TEXT["reference/log-lines.md"]
 
 
 # Errors.

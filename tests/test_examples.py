@@ -4,6 +4,7 @@ and the custom broker in files of their own.
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +22,16 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 USED_ELSEWHERE = {
     "custom_broker.py": "test_custom_broker.py",
     "postgres_broker.py": "test_postgres.py",
+    "presence.py": "test_examples.py",
     "quickstart.py": "test_quickstart.py",
+    "worker.py": "test_subscriber_servers.py",
     "publisher.py": "test_frameworks.py",
     "resumable_job.py": "test_examples.py",
     "plain_asgi.py": "test_frameworks.py",
     "starlette_app.py": "test_frameworks.py",
     "fastapi_app.py": "test_frameworks.py",
     "fastapi_rooms.py": "test_examples.py",
+    "generator.py": "test_examples.py",
     "django_app.py": "test_frameworks.py",
     "quart_app.py": "test_frameworks.py",
     "litestar_app.py": "test_frameworks.py",
@@ -68,6 +72,47 @@ async def test_a_member_who_is_removed_from_a_room_loses_the_stream_and_gets_no_
         assert (await server.open("/rooms/kitchen/events?user=1")).status == 403
         await server.open("/rooms/kitchen", method="POST", body=b"coffee", content_type="text/plain")
         assert (await other.next_event()).data == "coffee"
+
+
+async def test_a_generator_answers_one_client_and_is_closed_when_that_leaves(tmp_path: Path) -> None:
+    async with uvicorn("generator:app", tmp_path / "log", "--app-dir", "examples") as server:
+        stream = await server.open("/answer?question=Why%20not%3F")
+        await stream.read_to_end()
+        assert [(event.event, event.data) for event in stream.events] == [
+            *(("word", word) for word in ("You", "asked:", "Why", "not?")),
+            ("end", '{"words":2}'),
+        ]
+        leaving, staying = [
+            await server.open(f"/users/1/answer?question={'long+' * 100}{name}") for name in "ab"
+        ]
+        for stream in (leaving, staying):
+            await stream.next_event("word")
+        assert (await server.open("/users/1/answer?question=third")).status == 429
+        leaving.abort()
+        async with asyncio.timeout(10):
+            while len(json.loads(await (await server.open("/thinking")).read_body())) > 1:
+                pass
+        assert (await server.open("/users/1/answer?question=third")).status == 200
+        server.send_signal(signal.SIGTERM)
+        await staying.read_to_end()
+        await server.ended(timeout=10)
+        assert "Traceback" not in server.log
+
+
+async def test_a_room_is_told_who_comes_and_who_goes(tmp_path: Path) -> None:
+    async with uvicorn("presence:app", tmp_path / "log", "--app-dir", "examples") as server:
+        ann = await server.open("/events/?user=ann")
+        assert (await ann.next_event("here")).data == '["ann"]'
+        bob, again = [await server.open("/events/?user=bob") for _ in range(2)]
+        assert (await again.next_event("here")).data == '["ann","bob"]'
+        while (event := await ann.next_event("join")).data != "bob":
+            assert event.data == "ann"
+        bob.abort()
+        again.abort()
+        assert (await ann.next_event("leave")).data == "bob"
+        names = [(event.event, event.data) for event in ann.events if not event.event.startswith("livepush.")]
+        assert names[-2:] == [("join", "bob"), ("leave", "bob")]
+        assert (await server.open("/")).status == 200
 
 
 async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> None:

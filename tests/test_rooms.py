@@ -26,11 +26,11 @@ ARROWS = {
     "app": "http process stream slots grant brokers wire runtime errors settings",
     "testing": "app http slots grant brokers wire runtime errors settings",
     "contrib": "app http grant wire runtime errors",
-    "cli": "app http testing slots grant brokers wire runtime errors settings",
+    "cli": "app http slots grant brokers wire runtime errors settings",
 }
 # Pure functions and values: no event loop, no input or output.
 PURE = [
-    *(f"wire/{name}" for name in ("cursor", "event", "control", "reasons")),
+    *(f"wire/{name}" for name in ("cursor", "event", "control", "parser", "reasons")),
     *(f"stream/{name}" for name in ("outbox", "recovery")),
     *("errors", "grant", "settings", "http/cors"),
 ]

@@ -13,7 +13,7 @@ import pytest
 
 from .programs import EVERYTHING
 from .seam.found import FOUND
-from .seam.tales import Tale, invent, shorten
+from .seam.tales import Tale, invent, shorten, subscribing
 
 STORIES = int(os.environ.get("SEAM_STORIES") or (2000 if EVERYTHING in os.environ else 400))
 PARTS = 8
@@ -28,6 +28,12 @@ def test_what_was_found_wrong_once(name: str) -> None:
 def test_contiguous_or_told(part: int) -> None:
     for seed in range(part, STORIES, PARTS):
         _check(invent(seed))
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_contiguous_or_told_to_python_code(part: int) -> None:
+    for seed in range(part, STORIES // 2, PARTS):
+        _check(subscribing(invent(seed)))
 
 
 def _check(tale: Tale) -> None:

@@ -27,7 +27,7 @@ from livepush_asgi.brokers import Subscription
 from livepush_asgi.runtime.asgi import Message
 from livepush_asgi.runtime.event_loop import on_asyncio
 from livepush_asgi.testing import MockBroker, ParsedEvent
-from livepush_asgi.testing.parser import EventStreamParser
+from livepush_asgi.wire.parser import EventStreamParser
 
 from .virtual_clock import let_pass
 

@@ -4,7 +4,7 @@ tests/test_typing.py has both check this file, and that it uses every public nam
 caller gets.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, assert_type
@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 
 from livepush_asgi import (
     READ_BYTES,
@@ -33,6 +34,7 @@ from livepush_asgi import (
     EndReason,
     Event,
     ForwardingSubscription,
+    Gap,
     GapReason,
     Grant,
     GrantExpiredError,
@@ -59,6 +61,7 @@ from livepush_asgi import (
     PositionConflictError,
     ProcessFullError,
     Publisher,
+    Received,
     Record,
     RedisBroker,
     RedisStreamsBroker,
@@ -72,11 +75,13 @@ from livepush_asgi import (
     SSEStreamService,
     Statistics,
     StreamRequest,
+    Subscriber,
     Subscription,
     SubscriptionClosedError,
     Timing,
     positioned,
     public,
+    send_event_stream,
     split_position,
     sse_headers,
 )
@@ -157,7 +162,27 @@ def make(redis: "Redis") -> LivePush:
         probe=lambda request: True,
         namespace="staging",
         inline_send=False,
+        on_open=told_of_open,
+        on_end=lambda grant, reason, duration: (grant.channels, reason.value, round(duration, 1)),
     )
+
+
+def told_of_open(grant: Grant) -> None:
+    assert_type(grant.slot_key, str | None)
+
+
+async def subscribe(push: LivePush) -> None:
+    assert_type(push.listeners("news"), int)
+    async with push.subscribe("news", "jobs", replay="all", last_event_id="x") as events:
+        assert_type(events, Subscriber)
+        async for item in events:
+            match item:
+                case Received(channel, event, id):
+                    assert_type((channel, event, id, item.data), tuple[str, Event, str, str])
+                case Gap(channel, reason):
+                    assert_type((channel, reason, item.id), tuple[str, GapReason, str])
+    assert_type(events.end_reason, EndReason | None)
+    assert_type(events.last_event_id, str)
 
 
 def mount(push: LivePush, django: "ASGI3Application") -> list[LivePushMiddleware | Starlette | FastAPI]:
@@ -208,6 +233,24 @@ async def stream_in_a_route(push: LivePush, request: Request, other: FastAPIRequ
         assert_type(chunk, bytes)
     await contrib_fastapi.sse_streaming_response(service, other, grant=Grant(channels="news"))
     return await contrib_starlette.sse_streaming_response(push, request, channel="news", slot_key="42")
+
+
+async def answer() -> AsyncIterator[Event | str]:
+    yield Event("x")
+    yield "y"
+
+
+async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+    await send_event_stream(scope, receive, send, answer(), control_events=True)
+
+
+async def respond_from_generators(
+    push: LivePush, request: Request, other: FastAPIRequest
+) -> StreamingResponse:
+    await contrib_starlette.event_stream_response(request, answer())
+    service = SSEStreamService(MemoryBroker())
+    await contrib_starlette.event_stream_response(request, answer(), push=service, expires_at=1.0)
+    return await contrib_fastapi.event_stream_response(other, answer(), push=push, slot_key="42")
 
 
 class OwnBroker:

@@ -1,5 +1,6 @@
 """Validation of the arguments of LivePush. Each error names the likely mistake and the fix."""
 
+import inspect
 from collections.abc import Collection, Mapping
 
 from ..brokers import Broker
@@ -37,6 +38,20 @@ def check_callbacks(authorize: object, probe: object) -> None:
             f"probe is a function that says who may probe, not {probe!r:.100}; "
             "to allow all: lambda request: True"
         )
+
+
+def check_hooks(**hooks: object) -> None:
+    """Raise TypeError for a hook that is no plain function."""
+    for name, hook in hooks.items():
+        if hook is None:
+            continue
+        if not callable(hook):
+            raise TypeError(f"{name} is a function, not {hook!r:.100}")
+        if inspect.iscoroutinefunction(hook):
+            raise TypeError(
+                f"{name} is a plain function, since a stream does not wait for it, and {hook!r:.100} is "
+                "asynchronous: put what it has to do into a queue that a task of yours reads"
+            )
 
 
 def check_slots(slots: object) -> None:

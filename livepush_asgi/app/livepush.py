@@ -9,14 +9,15 @@ from typing import Any
 
 from ..brokers import Broker, HistoryBroker
 from ..errors import NotRunningError
-from ..grant import Authorize, Grant, StreamRequest, check_channel
+from ..grant import Authorize, Grant, Replay, StreamRequest, check_channel
 from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, Refused, refused_for
 from ..http.cors import Cors
 from ..http.driver import drive
 from ..http.endpoint import Endpoint
 from ..http.probe import ProbeRule, Probes
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
-from ..process.revocation import Disconnected, Revocation
+from ..process.hooks import OnEnd, OnOpen, make_hooks
+from ..process.revocation import Disconnected, Revocation, can_be_revoked
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
 from ..runtime.asgi import Receive, Scope, Send
@@ -24,11 +25,20 @@ from ..runtime.event_loop import is_running, loop_identity, run_on
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Slots
 from ..stream.stream import Stream
+from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Position
 from ..wire.reasons import RefusalCause
-from .arguments import check_broker, check_callbacks, check_settings, check_slots, check_soft_refusals
+from .arguments import (
+    check_broker,
+    check_callbacks,
+    check_hooks,
+    check_settings,
+    check_slots,
+    check_soft_refusals,
+)
 from .namespace import broker_in, slots_in
 from .publishing import prepare, publish, publish_job, publish_with_retries
+from .subscriber import Subscriber
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -61,6 +71,12 @@ class LivePush:
     `inline_send=False` turns this off: for a patched server, for a middleware whose `send` depends on the
     task of its request (a lock of that task, an anyio shield), or to find the cause of a problem.
 
+    `on_open(grant)` is called when a stream opens: it has its slot, and is about to be subscribed.
+    `on_end(grant, reason, duration)` is called once for each such stream, whatever ends it, with the
+    EndReason and the duration in seconds; its slot is free then. Both are plain functions and block the event
+    loop as long as they take. What they raise is logged, once for each kind of error, and affects no stream.
+    They are called in any task of the loop, so they read no context variable of a request.
+
     It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with the
     first request if it gets no lifespan. One object serves one event loop at a time.
     """
@@ -80,10 +96,13 @@ class LivePush:
         probe: ProbeRule | None = None,
         namespace: str | None = None,
         inline_send: bool = True,
+        on_open: OnOpen | None = None,
+        on_end: OnEnd | None = None,
     ) -> None:
         check_broker(broker)
         check_callbacks(authorize, probe)
         check_slots(slots)
+        check_hooks(on_open=on_open, on_end=on_end)
         check_settings(timing=timing, limits=limits, drain=drain, cors=cors)
         check_soft_refusals(soft_refusals)
         self.broker = broker_in(broker, namespace)
@@ -93,6 +112,7 @@ class LivePush:
         self.drain_policy = drain or DrainPolicy()
         self.control_events = control_events
         self._inline_send = inline_send
+        self._on_open, self._on_end = on_open, on_end
         #: The causes for which a client gets a 200 with a `livepush.refused` event.
         self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
         self._counters = Counters()
@@ -226,6 +246,38 @@ class LivePush:
             self.publish, channel, items, event=event, end_event=end_event, retry_for=retry_for
         )
 
+    def subscribe(
+        self, *channels: str, replay: Replay = "new", last_event_id: str | None = None
+    ) -> Subscriber:
+        """Return a Subscriber, for `async with push.subscribe("news") as events: async for item in events`.
+
+        It yields a Received for each event, in the order of its channel, and a Gap where events are missing.
+        `last_event_id`, the id of an item of an earlier subscriber or an id that `publish` returned, goes on
+        after that event. Without it, `replay` says how many earlier events come first, as in a Grant. Both
+        need a broker with history.
+
+        A subscriber belongs to the application and not to a client: it takes no slot, is not authorized or
+        revoked, calls no hook, and counts in no statistics. It needs no HTTP server. Entering it starts this
+        LivePush if it is not started; entering raises NotRunningError in a drain, and RuntimeError if this
+        LivePush runs on another event loop. Raises InvalidGrantError for an invalid name or `replay`,
+        and TypeError for a value of another type.
+        """
+        if not (last_event_id is None or isinstance(last_event_id, str)):
+            raise TypeError(f"last_event_id is the id of an item, a str, not {last_event_id!r:.100}")
+        grant = Grant(channels=channels, replay=replay)
+        return Subscriber(partial(self._open_subscriber, grant, last_event_id), last_event_id)
+
+    async def _open_subscriber(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
+        if self._other_loop() is not None:
+            raise RuntimeError(
+                "this LivePush runs on another event loop: subscribe in a task of that loop, or in this one "
+                "from a LivePush with a broker of its own"
+            )
+        run = await self._current_run()
+        if run is None:
+            raise NotRunningError(NOT_RUNNING)
+        return run.subscribe(grant, last_event_id)
+
     async def disconnect(
         self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
     ) -> Disconnected:
@@ -252,7 +304,10 @@ class LivePush:
         return await self._sender.revoke(self.broker, revocation, timeout)
 
     async def drain(self) -> None:
-        """Refuse new streams, end the open ones spread over the window, and wait until all have ended."""
+        """Refuse new streams, end the open ones spread over the window, and wait until all have ended.
+
+        Subscribers end at once. Waits for the code in their blocks too, but no longer than the window.
+        """
         if self._run is not None:
             await self._run.drain()
 
@@ -264,6 +319,14 @@ class LivePush:
         down. The streams stay open meanwhile.
         """
         return self.statistics()["healthy"]
+
+    def listeners(self, channel: str) -> int:
+        """Return how many streams of this process are open on a channel; subscribers in Python do not count.
+
+        Raises InvalidGrantError for an invalid name.
+        """
+        check_channel(channel)
+        return self._run.listeners(channel) if self._run is not None and self._run.running else 0
 
     def statistics(self) -> Statistics:
         """Return the current state and the counts of this process."""
@@ -303,6 +366,7 @@ class LivePush:
                 self._counters,
                 lambda request, authorize: self._endpoint.decider.decide_again(request, run, authorize),
                 inline_send=self._inline_send,
+                hooks=make_hooks(self._on_open, self._on_end),
             )
             run.launch()
         await self._run.wait_started()
@@ -341,8 +405,15 @@ class LivePush:
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _open_granted(self, grant: Grant, last_event_id: str | None = None) -> tuple[Stream, Run]:
+    async def _open_granted(
+        self,
+        grant: Grant,
+        last_event_id: str | None = None,
+        source: AsyncIterator[object] | None = None,
+    ) -> tuple[Stream, Run]:
         """Open a stream for a Grant that the caller has decided on. The caller has to close the stream.
+
+        With a `source` its events come from there, and the stream closes it.
 
         Raises CapExceededError (ProcessFullError if the process is full), SlotsUnavailableError,
         GrantExpiredError, GrantRevokedError if `disconnect` revokes the stream meanwhile, and NotRunningError
@@ -353,10 +424,15 @@ class LivePush:
             check_expiry(grant)
             run.admit()
             try:
-                await run.revoker.listen()
+                if can_be_revoked(grant):
+                    await run.revoker.listen()
                 decided_at = run.revoker.log.number
                 stream = await run.open(
-                    grant, decided_at=decided_at, control_events=control_events, last_event_id=last_event_id
+                    grant,
+                    decided_at=decided_at,
+                    control_events=control_events,
+                    last_event_id=last_event_id,
+                    source=source,
                 )
             finally:
                 run.pending -= 1

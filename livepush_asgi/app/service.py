@@ -3,16 +3,19 @@
 For frameworks whose views return a streaming response. It has the interface of mgf-livepush.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import anyio
 
 from ..brokers import Broker
 from ..errors import GrantRevokedError, LivePushError, NotRunningError
 from ..grant import Authorize, Grant, Refusal, StreamRequest
+from ..http.authorize import Refused
 from ..http.driver import STREAM_HEADERS, RawHeaders, drive
+from ..http.responses import soft_block
 from ..process.run import NOT_RUNNING, Run
 from ..process.statistics import Statistics
 from ..runtime.asgi import Receive, Send
@@ -122,6 +125,49 @@ class SSEStream:
     body: StreamBody
 
 
+class FiniteStream:
+    """Stands for an SSEStream where none is open: the answer to HEAD, or a soft refusal.
+
+    It is its own body, of one block or of none, and holds nothing to give back.
+    """
+
+    def __init__(self, headers: dict[str, str], block: bytes = b"", status: int = 200) -> None:
+        self.headers = headers
+        self._block = block
+        self._status = status
+
+    @property
+    def body(self) -> Self:
+        """The stream itself."""
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._block:
+            yield self._block
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+
+    async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
+        """Send the block as a whole ASGI response."""
+        await send({"type": "http.response.start", "status": self._status, "headers": list(headers)})
+        await send({"type": "http.response.body", "body": self._block, "more_body": False})
+
+
+def refusal_headers(refusal: Refusal) -> dict[str, str]:
+    """Return the header fields of a refusal, with `Retry-After` if it has one."""
+    retry_after = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    return {**refusal.headers, **retry_after}
+
+
+def soft_refusal(refused: Refused, push: LivePush, *, control_events: bool) -> FiniteStream:
+    """Return the response of a soft refusal. Raises a refusal that is not soft."""
+    if not refused.soft:
+        raise refused
+    block = soft_block(refused, refused.cause, push.timing, control_events=control_events)
+    return FiniteStream({**sse_headers(), **refusal_headers(refused)}, block)
+
+
 class SSEStreamService:
     """Streams over a broker with a slot cap, for routes that authenticate by themselves.
 
@@ -143,7 +189,7 @@ class SSEStreamService:
     ) -> None:
         self.push = LivePush(
             broker,
-            _refuse_all,
+            refuse_all,
             slots=slot_cap,
             timing=Timing(heartbeat_interval=heartbeat_seconds, retry=RETRY),
             limits=limits,
@@ -247,5 +293,6 @@ def _error_for(reason: EndReason | None) -> LivePushError:
     return NotRunningError(NOT_RUNNING)
 
 
-def _refuse_all(request: StreamRequest) -> Refusal:
+def refuse_all(request: StreamRequest) -> Refusal:
+    """Refuse: the `authorize` of a LivePush whose streams are opened by routes alone."""
     return Refusal(404)

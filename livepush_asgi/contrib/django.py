@@ -7,7 +7,7 @@ stays. For thousands of clients put LivePushMiddleware in front of Django: its s
 `uses_database`.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
 from functools import wraps
 from inspect import isawaitable
 from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
@@ -19,17 +19,11 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("this needs Django: pip install 'livepush_asgi[django]'") from error
 
+from ..app.generator import SourceTerms, open_source
+from ..app.service import refusal_headers
 from ..grant import Authorize, Refusal
 from ..runtime.asgi import Scope
-from .route import (
-    CONTENT_TYPE,
-    RouteStream,
-    StreamService,
-    StreamTerms,
-    open_for_route,
-    refusal_headers,
-    refusal_text,
-)
+from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route, refusal_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,8 +108,29 @@ async def sse_streaming_response(
     await sync_to_async(_close_connections)()
     if authorize := terms.get("authorize"):
         terms["authorize"] = cast("Authorize", _closing(authorize, _close_connections))
+    return await _response(open_for_route(service, _scope_of(request), **terms))
+
+
+async def event_stream_response(
+    request: HttpRequest, source: AsyncIterable[object], **terms: Unpack[SourceTerms]
+) -> HttpResponseBase:
+    """Return the events of an async iterator as the response of an asynchronous view, without a broker.
+
+    `source` yields Events, or data for one as `publish` takes it: `yield {"n": 1}` sends JSON. It runs no
+    further than the client takes: while a send waits, it produces one event more. It is closed when it ends
+    or raises, when the client leaves or takes nothing for `Timing.send_timeout`, and in a drain. Its
+    `finally` may then await for 3 seconds. For the terms (`push`, `slot_key`, `expires_at`,
+    `control_events`) see SourceTerms. A client that gets no stream gets a 429 when the cap is full, a 503
+    when the slots are away, a 401 for `expires_at` in the past. A soft refusal is a response. The request's
+    database connections are closed before; a query of the source opens one again.
+    """
+    await sync_to_async(_close_connections)()
+    return await _response(open_source(_scope_of(request), source, **terms))
+
+
+async def _response(opening: Awaitable[RouteStream]) -> HttpResponseBase:
     try:
-        stream = await open_for_route(service, _scope_of(request), **terms)
+        stream = await opening
     except Refusal as refusal:
         text, headers = refusal_text(refusal), refusal_headers(refusal)
         return HttpResponse(text, "text/plain; charset=utf-8", refusal.status, headers=headers)

@@ -1,5 +1,6 @@
 """FastAPI: an event stream as the response of a path operation, after its dependencies have ended."""
 
+from collections.abc import AsyncIterable, Awaitable
 from contextlib import AsyncExitStack
 from typing import Unpack
 
@@ -10,8 +11,10 @@ except ModuleNotFoundError as error:
 
 from starlette.types import Receive, Scope, Send
 
+from ..app.generator import SourceTerms, open_source
+from ..app.service import refusal_headers
 from ..grant import Refusal
-from .route import StreamService, StreamTerms, open_for_route, refusal_headers
+from .route import RouteStream, StreamService, StreamTerms, open_for_route
 from .starlette import EventStreamResponse as StarletteResponse
 
 
@@ -43,8 +46,27 @@ async def sse_streaming_response(
     HTTPException: 429 when the cap is full, 503 when the slots or the broker are away, 401 for a grant that
     has expired, or what `authorize` refuses with. A soft refusal is a response.
     """
+    return EventStreamResponse(await _opened(open_for_route(service, request.scope, **terms)))
+
+
+async def event_stream_response(
+    request: Request, source: AsyncIterable[object], **terms: Unpack[SourceTerms]
+) -> StarletteResponse:
+    """Return the events of an async iterator as the response of a path operation, without a broker.
+
+    `source` yields Events, or data for one as `publish` takes it: `yield {"n": 1}` sends JSON. It runs no
+    further than the client takes: while a send waits, it produces one event more. It is closed when it ends
+    or raises, when the client leaves or takes nothing for `Timing.send_timeout`, and in a drain. Its
+    `finally` may then await for 3 seconds. For the terms (`push`, `slot_key`, `expires_at`,
+    `control_events`) see SourceTerms. Raises HTTPException: 429 when the cap is full, 503 when the slots are
+    away, 401 for `expires_at` in the past. A soft refusal is a response. The
+    request's `yield` dependencies end after the source was closed, so that it may use them.
+    """
+    return StarletteResponse(await _opened(open_source(request.scope, source, **terms)))
+
+
+async def _opened(opening: Awaitable[RouteStream]) -> RouteStream:
     try:
-        stream = await open_for_route(service, request.scope, **terms)
+        return await opening
     except Refusal as refusal:
         raise HTTPException(refusal.status, refusal.detail, refusal_headers(refusal)) from refusal
-    return EventStreamResponse(stream)

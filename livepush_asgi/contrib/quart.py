@@ -1,5 +1,6 @@
 """Quart: an event stream as the response of a route."""
 
+from collections.abc import AsyncIterable, Awaitable
 from typing import Unpack
 
 try:
@@ -8,8 +9,10 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("this needs Quart: pip install 'livepush_asgi[quart]'") from error
 
+from ..app.generator import SourceTerms, open_source
+from ..app.service import refusal_headers
 from ..grant import Refusal
-from .route import CONTENT_TYPE, StreamService, StreamTerms, open_for_route, refusal_headers, refusal_text
+from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route, refusal_text
 
 
 async def sse_streaming_response(
@@ -22,8 +25,28 @@ async def sse_streaming_response(
     Unauthorized for a grant that has expired, or the exception for what `authorize` refuses with. A soft
     refusal is a response. Quart cancels the response when the client has gone.
     """
+    return await _response(open_for_route(service, request.scope, **terms))
+
+
+async def event_stream_response(
+    request: Request, source: AsyncIterable[object], **terms: Unpack[SourceTerms]
+) -> Response:
+    """Return the events of an async iterator as the response of a route, without a broker.
+
+    `source` yields Events, or data for one as `publish` takes it: `yield {"n": 1}` sends JSON. It runs no
+    further than the client takes: while a send waits, it produces one event more. It is closed when it ends
+    or raises, when the client leaves or takes nothing for `Timing.send_timeout`, and in a drain. Its
+    `finally` may then await for 3 seconds. For the terms (`push`, `slot_key`, `expires_at`,
+    `control_events`) see SourceTerms. Raises TooManyRequests when the cap is full, ServiceUnavailable when
+    the slots are away, Unauthorized for `expires_at` in the past. A soft refusal is a response.
+    `RESPONSE_TIMEOUT` does not end it.
+    """
+    return await _response(open_source(request.scope, source, **terms))
+
+
+async def _response(opening: Awaitable[RouteStream]) -> Response:
     try:
-        stream = await open_for_route(service, request.scope, **terms)
+        stream = await opening
     except Refusal as refusal:
         # Werkzeug sends header fields only as part of a whole response.
         text, headers = refusal_text(refusal), refusal_headers(refusal)

@@ -1,18 +1,16 @@
 """The stream of a route, or the refusal to answer with: the part that all frameworks share."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Self, TypedDict, Unpack, cast
+from typing import TypedDict, Unpack, cast
 
 from ..app.livepush import LivePush
-from ..app.service import SSEStream, SSEStreamService, sse_headers
+from ..app.service import FiniteStream, SSEStream, SSEStreamService, soft_refusal
 from ..errors import BrokerUnavailableError, InvalidGrantError
 from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..http.authorize import INVALID, REFUSED_ERRORS, Refused, refused_for
-from ..http.driver import STREAM_HEADERS, RawHeaders
-from ..http.responses import soft_block
-from ..runtime.asgi import Receive, Scope, Send
+from ..runtime.asgi import Scope
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -35,35 +33,6 @@ class StreamTerms(TypedDict, total=False):
     authorize: Authorize | None
 
 
-class FiniteStream:
-    """Stands for an SSEStream where none is open: the answer to HEAD, or a soft refusal.
-
-    It is its own body, of one block or of none, and holds nothing to give back.
-    """
-
-    def __init__(self, headers: dict[str, str], block: bytes = b"", status: int = 200) -> None:
-        self.headers = headers
-        self._block = block
-        self._status = status
-
-    @property
-    def body(self) -> Self:
-        """The stream itself."""
-        return self
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._block:
-            yield self._block
-
-    async def aclose(self) -> None:
-        """Do nothing."""
-
-    async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
-        """Send the block as a whole ASGI response."""
-        await send({"type": "http.response.start", "status": self._status, "headers": list(headers)})
-        await send({"type": "http.response.body", "body": self._block, "more_body": False})
-
-
 RouteStream = SSEStream | FiniteStream
 
 
@@ -83,12 +52,6 @@ async def open_for_route(
         await stream.body.aclose()
         return FiniteStream(stream.headers)
     return stream
-
-
-def refusal_headers(refusal: Refusal) -> dict[str, str]:
-    """Return the header fields of a refusal, with `Retry-After` if it has one."""
-    retry_after = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
-    return {**refusal.headers, **retry_after}
 
 
 def refusal_text(refusal: Refusal) -> str:
@@ -132,10 +95,5 @@ async def _open(service: SSEStreamService, terms: Grant | Authorize, request: St
 
 
 def _soft_refusal(refused: Refused, push: LivePush, terms: Grant | Authorize) -> FiniteStream:
-    """Return the response of a soft refusal. Raises a refusal that is not soft."""
-    if not refused.soft:
-        raise refused
     granted = terms.control_events if isinstance(terms, Grant) else None
-    control_events = push.control_events if granted is None else granted
-    block = soft_block(refused, refused.cause, push.timing, control_events=control_events)
-    return FiniteStream({**sse_headers(), **refusal_headers(refused)}, block)
+    return soft_refusal(refused, push, control_events=push.control_events if granted is None else granted)

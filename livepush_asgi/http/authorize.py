@@ -2,10 +2,8 @@
 
 import inspect
 import logging
-import math
 import time
 from collections.abc import Collection
-from traceback import walk_tb
 
 from ..errors import (
     AuthorizeError,
@@ -22,7 +20,7 @@ from ..process.revocation import deciding
 from ..process.run import Run, check_expiry
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import ClientLeftError
-from ..runtime.event_loop import now
+from ..runtime.failure_log import FailureLog
 from ..wire.reasons import RefusalCause
 from .framework_errors import refusal_of
 
@@ -44,9 +42,6 @@ BLOCKED = (
     "authorize blocks the event loop, and every stream with it, the last time for %.3f s: decorate it with "
     "asgiref.sync's sync_to_async (with uses_database for Django's ORM), or make it asynchronous"
 )
-# A failure of the same kind is logged once in this time, in seconds.
-LOG_INTERVAL = 60.0
-MAX_KINDS = 100
 
 # The status, detail and cause of the refusal for each error. A class precedes its base class.
 _REFUSALS: dict[type[Exception], tuple[int, str, RefusalCause]] = {
@@ -95,7 +90,7 @@ class Decider:
         self._authorize = authorize
         self._soft_refusals = soft_refusals
         self._timeout = timeout
-        self._failures = _FailureLog()
+        self._failures = FailureLog()
         # How many calls in a row have blocked.
         self._blocking = 0
 
@@ -173,29 +168,3 @@ class Decider:
         self._failures.log(logging.ERROR, text, error=error)
         soft = RefusalCause.ERROR in self._soft_refusals
         raise Refused(Refusal(status, soft=soft), RefusalCause.ERROR) from None
-
-
-class _FailureLog:
-    """Logs each kind of failure once in LOG_INTERVAL, however many clients meet it."""
-
-    def __init__(self) -> None:
-        # When each kind was logged last, and how often it has occurred since.
-        self._logged: dict[object, tuple[float, int]] = {}
-
-    def log(self, level: int, text: str, *arguments: object, error: Exception | None = None) -> None:
-        """Log a failure; an error with its traceback. Errors of one type from one line are of one kind."""
-        kind: object = text
-        if error is not None:
-            *_, (frame, line) = walk_tb(error.__traceback__)
-            kind = type(error), frame.f_code, line
-        moment = now()
-        since, count = self._logged.get(kind, (-math.inf, 0))
-        # The clock of another event loop may be behind.
-        if 0 <= moment - since < LOG_INTERVAL:
-            self._logged[kind] = since, count + 1
-            return
-        if len(self._logged) >= MAX_KINDS:
-            self._logged.clear()
-        self._logged[kind] = moment, 0
-        more = f" ({count} more of these since the last line)" if count else ""
-        logger.log(level, text + more, *arguments, exc_info=error)

@@ -154,6 +154,8 @@ class Endpoint:
             raise NotRunningError(NOT_RUNNING)
         run.admit()
         try:
+            if not run.arrivals.proceeds():
+                await run.arrivals.wait()
             for attempts_left in reversed(range(ATTEMPTS)):
                 if not run.revoker.listening:
                     await run.revoker.listen()

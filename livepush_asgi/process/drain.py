@@ -25,13 +25,22 @@ LAST_CHUNK_TIME = 0.2
 
 
 class Drain:
-    """Ends the streams of a run within the window of its policy, and then releases the held signals."""
+    """Ends the streams of a run within the window of its policy, and then releases the held signals.
+
+    `subscribers` end at once, and the drain waits, within the window, until their code has left them.
+    """
 
     def __init__(
-        self, policy: DrainPolicy, streams: set[Stream], scheduler: Scheduler, signals: SignalWatch
+        self,
+        policy: DrainPolicy,
+        streams: set[Stream],
+        subscribers: set[Stream],
+        scheduler: Scheduler,
+        signals: SignalWatch,
     ) -> None:
         self._policy = policy
         self._streams = streams
+        self._subscribers = subscribers
         self._scheduler = scheduler
         self._signals = signals
         self._empty = anyio.Event()
@@ -40,7 +49,7 @@ class Drain:
 
     def stream_closed(self) -> None:
         """Called when a stream has closed."""
-        if not self._streams:
+        if not self._streams and not self._subscribers:
             self._empty.set()
 
     async def run(self) -> None:
@@ -48,11 +57,12 @@ class Drain:
         streams, window = self._streams, self._policy.window
         span = SPREAD * window * min(1.0, len(streams) / FULL_SPREAD_FROM)
         if streams:
-            logger.warning("draining: %d streams end within %.1f s", len(streams), span)
+            logger.info("draining: %d streams end within %.1f s", len(streams), span)
+        self.end_subscribers()
         for stream in streams:
             self._scheduler.call_later(random.uniform(0.0, span), partial(stream.end, EndReason.DRAIN))
         with anyio.move_on_after(window):
-            while streams:
+            while streams or self._subscribers:
                 self._empty = anyio.Event()
                 await self._empty.wait()
         self.abort_remaining()
@@ -60,9 +70,15 @@ class Drain:
 
     def abort_remaining(self) -> None:
         """Abort every stream that has not closed. Returns at once."""
+        self.end_subscribers()
         for stream in list(self._streams):
             stream.abort(EndReason.DRAIN)
         self.done.set()
+
+    def end_subscribers(self) -> None:
+        """End the subscribers, which yield what was delivered to them first. Returns at once."""
+        for stream in list(self._subscribers):
+            stream.end(EndReason.DRAIN)
 
     async def release_signals(self) -> None:
         """Pass the held signals on to the server, after the end of its streams."""

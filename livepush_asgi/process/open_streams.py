@@ -17,8 +17,9 @@ from ..runtime.asgi import Scope
 from ..runtime.event_loop import spawn
 from ..runtime.scheduler import Scheduler
 from ..stream.stream import Stream
+from ..stream.subscriber import SubscriberStream
 from ..wire.reasons import EndReason, StreamState
-from .revocation import Revocation
+from .revocation import Revocation, can_be_revoked
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -105,7 +106,9 @@ class OpenStreams:
             found = self.of_key(revocation.slot_key)
         else:
             listeners = hub.listeners(revocation.channel or "")
-            found = [listener for listener in listeners if isinstance(listener, Stream)]
+            streams = [listener for listener in listeners if isinstance(listener, Stream)]
+            # A permission is a client's. Code of this process needs none.
+            found = [stream for stream in streams if not isinstance(stream, SubscriberStream)]
         ending = EndingStreams(stream for stream in found if revocation.matches(stream.grant))
         if ending.remaining:
             self._ending.add(ending)
@@ -155,7 +158,9 @@ class Reauthorization:
 
     async def _reauthorize_all(self) -> None:
         requests = self._streams.requests
-        streams = [stream for stream in self._streams.all if stream.reason is None]
+        streams = [
+            stream for stream in self._streams.all if stream.reason is None and can_be_revoked(stream.grant)
+        ]
         again = deque([stream for stream in streams if stream in requests])
         others = [stream for stream in streams if stream not in requests]
         if not streams:

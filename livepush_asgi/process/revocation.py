@@ -50,6 +50,11 @@ class Revocation:
         )
 
 
+def can_be_revoked(grant: Grant) -> bool:
+    """Return whether a revocation can match a stream with this grant: it has a slot key or a channel."""
+    return grant.slot_key is not None or bool(grant.channel_names)
+
+
 class RevocationLog:
     """The newest revocations, numbered. Read `number` before a decision, and call `outdates` after it."""
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import anyio
@@ -27,8 +27,13 @@ from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, Slots
 from ..stream.context import StreamContext
+from ..stream.source import Source, wait_all_closed
+from ..stream.source_stream import SourceStream
 from ..stream.stream import Stream
+from ..stream.subscriber import SubscriberStream
+from .arrivals import Arrivals
 from .drain import Drain
+from .hooks import StreamHooks
 from .open_streams import OpenStreams, Reauthorization, Reauthorize
 from .revoker import Revoker
 from .signals import SignalWatch
@@ -77,6 +82,7 @@ class Run:
         counters: Counters,
         reauthorize: Reauthorize,
         inline_send: bool = True,
+        hooks: StreamHooks | None = None,
     ) -> None:
         self.timing = timing
         self.scheduler = Scheduler()
@@ -85,6 +91,8 @@ class Run:
         # A broker in this process loses no command, so no stream has to be authorized again.
         self._open = OpenStreams(keep_requests=not getattr(broker, "in_process", False))
         self.streams = self._open.all
+        #: The streams that code of this process reads. They count as no streams, and are not revoked.
+        self.subscribers: set[Stream] = set()
         #: How many admitted requests have neither become a stream nor been refused yet.
         self.pending = 0
         # Whether the process has logged that it is full.
@@ -99,6 +107,8 @@ class Run:
         self.hub: Hub
         #: The objects that all streams share.
         self.context: StreamContext
+        #: Where requests wait before `authorize`.
+        self.arrivals: Arrivals
         #: Awaits `authorize` and slots for requests.
         self.callbacks: Callbacks
         self.revoker: Revoker
@@ -106,14 +116,17 @@ class Run:
         self._tasks: TaskGroup
         self._broker = broker
         self._slots = slots
+        # The generators that have not been closed.
+        self._sources: set[Source] = set()
         # One bound method for all streams.
         self._on_closed = self._stream_closed
         self._handles_signals = drain_policy.signals
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
         )
-        self._drain = Drain(drain_policy, self.streams, self.scheduler, self._signals)
+        self._drain = Drain(drain_policy, self.streams, self.subscribers, self.scheduler, self._signals)
         self._counters = counters
+        self._hooks = hooks
         self._started = anyio.Event()
         #: Whether the run has drained and is closing its resources. No task may be started any more.
         self.stopping = False
@@ -160,8 +173,11 @@ class Run:
         request: StreamRequest | None = None,
         authorize: Authorize | None = None,
         receive: Receive | None = None,
+        source: AsyncIterator[object] | None = None,
     ) -> Stream:
         """Take a slot and return a stream that is attached to its channels. The caller has to close it.
+
+        With a `source`, a SourceStream, which closes it; if this raises, the caller has to.
 
         `decided_at` is the value of `revoker.log.number` before the decision, read after `revoker.listen`
         returned. A reauthorization uses `request`, and `authorize` of the route if given. Raises
@@ -170,14 +186,14 @@ class Run:
         """
         self._check_admissible(grant, decided_at, request)
         if grant.slot_key is None or self._slots is None:
-            stream = self._make_stream(grant, control_events, last_event_id)
+            stream = self._make_stream(grant, control_events, last_event_id, source)
         else:
             relay = _ReplacementRelay()
             lease = await self._acquire_slot(self._slots, grant.slot_key, relay, receive)
             try:
                 # Check again: taking the slot may have waited.
                 self._check_admissible(grant, decided_at, request)
-                stream = self._make_stream(grant, control_events, last_event_id)
+                stream = self._make_stream(grant, control_events, last_event_id, source)
             except BaseException:
                 lease.release()
                 raise
@@ -189,9 +205,21 @@ class Run:
                 stream.replaced()
         self._open.add(stream, request, authorize)
         self._counters.opened += 1
+        if self._hooks is not None:
+            self._hooks.opened(stream)
         return stream
 
-    def _make_stream(self, grant: Grant, control_events: bool, last_event_id: str | None) -> Stream:
+    def _make_stream(
+        self,
+        grant: Grant,
+        control_events: bool,
+        last_event_id: str | None,
+        source: AsyncIterator[object] | None,
+    ) -> Stream:
+        if source is not None:
+            run = Source(source, self.context, self._sources.discard)
+            self._sources.add(run)
+            return SourceStream(self.context, grant, self._on_closed, run, control_events=control_events)
         return Stream(
             self.context,
             grant,
@@ -199,6 +227,22 @@ class Run:
             control_events=control_events,
             last_event_id=last_event_id,
         )
+
+    def subscribe(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
+        """Return a stream that code of this process reads. The caller has to close it.
+
+        It needs no slot. Raises NotRunningError in a drain.
+        """
+        if self.draining or not self.running:
+            raise NotRunningError(NOT_RUNNING)
+        stream = SubscriberStream(self.context, grant, self._subscriber_closed, last_event_id=last_event_id)
+        self.subscribers.add(stream)
+        return stream
+
+    def listeners(self, channel: str) -> int:
+        """Return how many streams of clients are attached to a channel."""
+        own = sum([channel in stream.grant.channel_names for stream in self.subscribers])
+        return len(self.hub.listeners(channel)) - own
 
     def admit(self) -> None:
         """Admit a request. The caller decrements `pending` when it has become a stream or was refused.
@@ -235,6 +279,12 @@ class Run:
         assert stream.reason is not None
         self._counters.ended[stream.reason] += 1
         self._drain.stream_closed()
+        if self._hooks is not None:
+            self._hooks.ended(stream, stream.reason)
+
+    def _subscriber_closed(self, stream: Stream) -> None:
+        self.subscribers.discard(stream)
+        self._drain.stream_closed()
 
     def drain_soon(self) -> None:
         """Start a drain: refuse new streams, and end the open ones within the window. Returns at once."""
@@ -259,6 +309,8 @@ class Run:
                 self.running = True
                 self._started.set()
                 await self._call_functions()
+                # Before the scheduler ends: it bounds how long a generator may take.
+                await wait_all_closed(list(self._sources))
                 self._tasks.cancel_scope.cancel()
         except Exception:
             logger.exception(
@@ -278,6 +330,7 @@ class Run:
         tasks, broker = self._tasks, self._broker
         self.hub = Hub(broker, self.scheduler, tasks, self.timing.linger, self.call_threadsafe)
         self.callbacks = Callbacks(tasks)
+        self.arrivals = Arrivals(self.scheduler.now)
         self.context = StreamContext(
             hub=self.hub,
             make_sleep=sleep_maker(),

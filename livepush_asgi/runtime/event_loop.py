@@ -149,20 +149,38 @@ else:
 _background: set[asyncio.Task[None]] = set()
 
 
-def spawn(function: BackgroundFunction, name: str, context: Context | None = None) -> None:
-    """Start a task that outlives the caller, in `context` or an empty context.
+def spawn(function: BackgroundFunction, name: str, context: Context | None = None) -> Callable[[], object]:
+    """Start a task that outlives the caller, in `context` or an empty context. Return its `cancel`.
 
     The task runs until it returns, or until the loop ends and cancels it. The function must not raise.
+    Each call of `cancel` cancels what the task awaits at that moment, on asyncio: a `finally` may await. On
+    trio the task stays cancelled.
     """
     context = Context() if context is None else context
     if not on_asyncio():
-        import trio
-
-        trio.lowlevel.spawn_system_task(function, name=name, context=context)
-        return
+        return _spawn_on_trio(function, name, context)
     task = start_task(function(), name, context)
     _background.add(task)
     task.add_done_callback(_background.discard)
+    return task.cancel
+
+
+def _spawn_on_trio(function: BackgroundFunction, name: str, context: Context) -> Callable[[], object]:
+    import trio
+
+    scope = anyio.CancelScope()
+
+    async def run() -> None:
+        with scope:
+            await function()
+
+    trio.lowlevel.spawn_system_task(run, name=name, context=context)
+    return scope.cancel
+
+
+def is_cancelled() -> bool:
+    """Return whether the running task was cancelled. On trio nothing else raises a cancellation."""
+    return not on_asyncio() or ((task := asyncio.current_task()) is not None and task.cancelling() > 0)
 
 
 def time_source() -> Callable[[], float]:

@@ -1,11 +1,12 @@
 """StreamContext: the objects that the streams of one process share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..hub.hub import Hub
 from ..runtime.callbacks import Callbacks
 from ..runtime.event_loop import Sleep
+from ..runtime.failure_log import FailureLog
 from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import Limits, Timing
@@ -29,3 +30,5 @@ class StreamContext:
     inline_send: bool
     #: Whether the last snapshot failed. The first failure is logged, and the first success after it.
     snapshots_fail: bool = False
+    #: Logs the failures of generators.
+    failures: FailureLog = field(default_factory=FailureLog)

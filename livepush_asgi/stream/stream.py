@@ -124,9 +124,7 @@ class Stream:
         ends: dict[str, Position] = {}
         # Composed before it is attached: attaching delivers what other streams wait for, and a middleware of
         # theirs may publish to this stream's channels.
-        self._composer = Composer(
-            context, grant, ends, control_events=control_events, last_event_id=last_event_id
-        )
+        self._composer = self._make_composer(ends, last_event_id)
         for name in names:
             channel = context.hub.attach(name, self)
             if not channel.ready:
@@ -137,6 +135,15 @@ class Stream:
         if self._unsubscribed:
             wait = context.timing.subscribe_timeout
             self._subscribe_timer = context.scheduler.call_later(wait, Stream._open_without_broker, self)
+
+    def _make_composer(self, ends: dict[str, Position], last_event_id: str | None) -> Composer:
+        return Composer(
+            self.context,
+            self.grant,
+            ends,
+            control_events=self._control_events,
+            last_event_id=last_event_id,
+        )
 
     # The hub calls these methods.
 
@@ -351,7 +358,10 @@ class Stream:
         retry = self._retry
         if self._control_events and not opened:
             chunk = open_block(retry, None, resumed=False)
-        return chunk + (close_block(self.reason, retry) if self._control_events else retry_line(retry))
+        if self._control_events:
+            return chunk + close_block(self.reason, retry)
+        # A generator that has returned may have set another reconnection time.
+        return chunk if self.reason is EndReason.FINISHED else chunk + retry_line(retry)
 
     def _cancel_subscribe_timer(self) -> None:
         # Drop the timer, to save memory while the stream is open.

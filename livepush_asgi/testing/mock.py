@@ -5,7 +5,7 @@ import anyio.lowlevel
 from ..brokers import ForwardingSubscription
 from ..brokers.mailbox import Mailbox
 from ..wire.event import RESERVED_PREFIX, from_payload
-from .parser import EventStreamParser, ParsedEvent
+from ..wire.parser import EventStreamParser, ParsedEvent
 
 
 class MockBroker:

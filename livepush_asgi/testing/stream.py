@@ -9,8 +9,8 @@ import anyio
 
 from ..runtime.asgi import Message
 from ..wire.event import RESERVED_PREFIX
+from ..wire.parser import EventStreamParser, ParsedEvent
 from .exchange import Exchange
-from .parser import EventStreamParser, ParsedEvent
 
 T = TypeVar("T")
 

@@ -63,6 +63,17 @@ def refused_block(reason: str, status: int, detail: str | None, retry: int) -> b
     return encode_block(_json(**data), event="livepush.refused", retry=retry)
 
 
+def origin_line(channel: str, id: str) -> bytes:
+    """Return a comment line with the channel of the next event and the event id after it: see `origin_of`."""
+    return f": {json.dumps([channel, id])}\n".encode()
+
+
+def origin_of(comment: str) -> tuple[str, str]:
+    """Return the channel and the event id that `origin_line` has written, given the text after the colon."""
+    channel, id = json.loads(comment)
+    return channel, id
+
+
 def id_block(id: str) -> bytes:
     """Return an id without an event, for clients that do not accept control events.
 

@@ -22,7 +22,9 @@ class EndReason(StrEnum):
     REPLACED = "replaced"
     #: Events may be missing, and the client does not accept control events, so it cannot be sent a gap.
     BROKER = "broker"
-    #: The application's snapshot, the server or the component raised; the log has the error.
+    #: The generator of the stream has returned: there are no more events.
+    FINISHED = "finished"
+    #: The application's snapshot or generator, the server or the component raised; the log has the error.
     ERROR = "error"
 
 

@@ -8,7 +8,7 @@ import anyio
 
 from livepush_asgi.runtime.asgi import ASGIApp
 from livepush_asgi.testing.exchange import Exchange, http_scope
-from livepush_asgi.testing.parser import EventStreamParser, ParsedEvent
+from livepush_asgi.wire.parser import EventStreamParser, ParsedEvent
 
 from .plan import Plan
 from .promise import Ledger, Promise, PromiseBroken

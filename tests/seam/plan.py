@@ -65,3 +65,5 @@ class Plan(Terse):
     window: float = 64
     #: How long `authorize` takes, in seconds, or None if it raises.
     authorize: float | None = 0.0
+    #: Whether Python code reads the stream, by `subscribe`. Then nobody authorizes it.
+    subscriber: bool = False

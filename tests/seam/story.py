@@ -34,6 +34,7 @@ from ..virtual_clock import VirtualClockLoop
 from .client import DEADLINE, WANTED, Client, Connection
 from .plan import CHANNELS, Operation, Plan, Setup
 from .promise import Fate, Ledger, PromiseBroken, Published
+from .subscriber import subscriber_app
 
 #: Longer than the component lets a channel look quiet twice, so that whatever was lost has been noticed.
 LONG = 100.0
@@ -76,6 +77,7 @@ class Revocation:
         return (
             decided is not None
             and decided < self.called
+            and not plan.subscriber
             and self.slot_key in (None, plan.slot)
             and (self.channel is None or self.channel in plan.channels)
         )
@@ -160,7 +162,7 @@ class Story:
                     await self._publish(channel, process, how)
             case ("connect", int(client), int(process), Plan() as plan):
                 if self.clients[client].connection is None:
-                    self.clients[client].connect(self._app(process), process, plan)
+                    self._connect(self.clients[client], process, plan)
             case ("read", int(client), int(blocks)):
                 await self.clients[client].read(blocks)
             case ("listen", int(client)):
@@ -393,7 +395,7 @@ class Story:
                 window=64.0,
             )
             process = (self.setup.seed + client.number) % self.setup.processes
-            client.connect(self._app(process), process, plan)
+            self._connect(client, process, plan)
         await client.read(100_000)
 
     async def _publish_last(self, channel: str) -> None:
@@ -491,6 +493,8 @@ class Story:
         connection = client.connection
         if connection is None or connection.status is None or connection.refused:
             return
+        if connection.plan.subscriber:
+            return
         begun = self.now()
         while client.connection is connection and self.now() < begun + 2.5 * HEARTBEAT:
             await client.read(100_000)
@@ -516,8 +520,15 @@ class Story:
         if away:
             self.harmed.update(CHANNELS)
 
-    def _app(self, process: int) -> ASGIApp:
+    def _connect(self, client: Client, process: int, plan: Plan) -> None:
+        client.connect(self._app(process, plan), process, plan)
+        if plan.subscriber and client.connection is not None:
+            client.connection.decided = self.tick()
+
+    def _app(self, process: int, plan: Plan) -> ASGIApp:
         push = self.pushes[process]
+        if plan.subscriber:
+            return subscriber_app(push, plan)
         return behind_a_middleware(push) if process in self.setup.behind else push
 
     def _make_slots(self) -> SlowSlots | None:

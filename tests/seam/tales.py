@@ -73,6 +73,19 @@ def invent(seed: int) -> Tale:
     return _Inventor(seed).tale()
 
 
+def subscribing(tale: Tale) -> Tale:
+    """Return the story with Python code in the place of each client."""
+    return Tale(tale.setup, [_subscribing(operation) for operation in tale.operations])
+
+
+def _subscribing(operation: Operation) -> Operation:
+    match operation:
+        case ("connect", client, process, Plan() as plan):
+            own = replace(plan, subscriber=True, snapshot=None, slot=None, expires=None, control=True)
+            return ("connect", client, process, own)
+    return operation
+
+
 class _Inventor:
     def __init__(self, seed: int) -> None:
         self.random = chance = random.Random(seed)

@@ -13,7 +13,7 @@ import anyio.to_thread
 import httpx
 
 from ...http.probe import BOUNDS, EVENT, QUERY, ProbePlan
-from ...testing.parser import EventStreamParser, ParsedEvent
+from ...wire.parser import EventStreamParser, ParsedEvent
 from .observation import (
     SHORTEST_SILENCE,
     Answer,

@@ -1,0 +1,42 @@
+"""A worker that handles each event once, and goes on where it was: `python examples/worker.py place`
+
+It serves nothing. It keeps the id of the last event in a file, and ends at SIGTERM.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from livepush_asgi import Gap, LivePush, Received, RedisStreamsBroker, Refusal
+
+
+async def handle(channel, event):
+    print(channel, event.data, flush=True)
+
+
+async def work(push, place):
+    last_event_id = place.read_text() if place.exists() else None
+    async with push.subscribe("orders", replay="all", last_event_id=last_event_id) as events:
+        async for item in events:
+            match item:
+                case Received(channel, event):
+                    await handle(channel, event)
+                case Gap(channel, reason):
+                    print(f"events of {channel} are missing: {reason}", file=sys.stderr)
+            # Behind `handle`: an event whose handling is cut off comes again.
+            place.write_text(item.id)
+    print("ended:", events.end_reason)
+
+
+async def main():
+    async with Redis.from_url(os.environ.get("LIVEPUSH_REDIS", "redis://localhost:6379/0")) as redis:
+        push = LivePush(RedisStreamsBroker(redis), lambda request: Refusal(404))  # It serves no clients.
+        async with push.lifespan():
+            await work(push, Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

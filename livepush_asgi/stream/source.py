@@ -1,0 +1,210 @@
+"""Source: runs the async iterator behind one stream, no further than its client takes."""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import copy_context
+from time import perf_counter
+
+import anyio
+
+from ..runtime.event_loop import Sleep, is_cancelled, pause, spawn, wake
+from ..runtime.scheduler import Timer
+from ..wire.event import Event
+from ..wire.reasons import EndReason
+from .context import StreamContext
+
+#: How long a generator may take to close after its stream has ended, in seconds. Then it is cancelled again.
+CLOSE_TIMEOUT = 3.0
+# How long the end of the response waits for the generator to close, in seconds: some servers exit right after
+# their last response. It is short beside the window of a drain.
+LAST_CHUNK_WAIT = 0.1
+# How much longer those wait that need a generator closed, in seconds: one may ignore its cancellation.
+PATIENCE = 0.5
+# A generator that never waits lets other tasks run after this time, in seconds.
+TURN = 0.002
+
+
+class Source:
+    """Runs an async iterator of events in a task of its own, and closes it.
+
+    While the stream sends an event the iterator runs until it has produced one more, and then waits. One task
+    runs every step and the closing: cancel scopes and context variables of a generator stay in it.
+    `on_closed` is called once, when the iterator has been closed.
+    """
+
+    __slots__ = (
+        "_block",
+        "_cancel",
+        "_context",
+        "_iterator",
+        "_on_closed",
+        "_room",
+        "_stepping",
+        "_stopped",
+        "_tell_stream",
+        "_timer",
+        "closed",
+        "end_reason",
+        "over",
+    )
+
+    def __init__(
+        self,
+        iterator: AsyncIterator[object],
+        context: StreamContext,
+        on_closed: Callable[["Source"], object],
+    ) -> None:
+        #: Set when the iterator has been closed.
+        self.closed = anyio.Event()
+        #: FINISHED or ERROR when the iterator has ended by itself. `take` may still return a block.
+        self.end_reason: EndReason | None = None
+        #: Whether the response may end: the iterator has been closed, or has not been in LAST_CHUNK_WAIT.
+        self.over = False
+        self._iterator: AsyncIterator[object] | None = iterator
+        self._context = context
+        self._on_closed = on_closed
+        # The block that the stream has not taken.
+        self._block = b""
+        # What the task awaits while the stream has not taken the block.
+        self._room: Sleep | None = None
+        # Whether the task is in a step of the iterator.
+        self._stepping = False
+        self._stopped = False
+        self._cancel: Callable[[], object] | None = None
+        self._timer: Timer | None = None
+        self._tell_stream: Callable[[], None] = lambda: None
+
+    def start(self, tell_stream: Callable[[], None]) -> None:
+        """Start the task, in the context of the calling task. Harmless the second time.
+
+        `tell_stream` is called when there is a block, and at the end.
+        """
+        if self._cancel is None:
+            self._tell_stream = tell_stream
+            self._cancel = spawn(self._run, "livepush generator", copy_context())
+
+    def take(self) -> bytes:
+        """Remove and return the block, and let the iterator run on. Return b"" if there is none."""
+        block, self._block = self._block, b""
+        if block:
+            wake(self._room)
+        return block
+
+    def stop(self) -> None:
+        """Close the iterator soon, because its stream has ended. Returns at once; harmless the second time.
+
+        A generator that awaits is cancelled there, and one at a `yield` gets a GeneratorExit. Its `finally`
+        may await, for CLOSE_TIMEOUT.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        if self.closed.is_set():
+            return
+        self._timer = self._context.scheduler.call_later(LAST_CHUNK_WAIT, self._let_response_end)
+        if self._cancel is None:
+            # It never ran. A generator then has nothing to do, but another iterator may hold something.
+            self._cancel = spawn(self._run, "livepush generator")
+        elif self._stepping:
+            self._cancel()
+        else:
+            wake(self._room)
+
+    async def wait_closed(self) -> None:
+        """Wait until the iterator has been closed, even if cancelled. After `stop` that takes a bounded time.
+
+        It returns CLOSE_TIMEOUT and half a second after `stop` in any case.
+        """
+        await wait_all_closed([self])
+
+    async def _run(self) -> None:
+        reason = EndReason.ERROR
+        try:
+            await self._iterate()
+            reason = EndReason.FINISHED
+        except Exception as error:
+            text = "a generator raised, so its stream ended as `error`"
+            self._log_failure("a generator raised while it was closed" if self._stopped else text, error)
+        except BaseException as error:
+            # A cancellation of this task from outside is the end of the event loop.
+            if not self._stopped and not is_cancelled():
+                text = "a generator raised a cancellation of its own, so its stream ended as `error`"
+                self._log_failure(text, error)
+            raise
+        finally:
+            self.end_reason = reason
+            # The stream sends what it has while the iterator closes.
+            self._tell_stream()
+            await self._close()
+
+    async def _iterate(self) -> None:
+        iterator, turn_ends = self._iterator, perf_counter() + TURN
+        assert iterator is not None
+        while not self._stopped:
+            self._stepping = True
+            try:
+                item = await anext(iterator)
+            except StopAsyncIteration:
+                return
+            finally:
+                self._stepping = False
+            if self._stopped:
+                return
+            self._block = (item if isinstance(item, Event) else Event(item)).encode()
+            self._tell_stream()
+            while self._block and not self._stopped:
+                self._room = self._context.make_sleep()
+                await self._room
+            if perf_counter() >= turn_ends:
+                await pause()
+                turn_ends = perf_counter() + TURN
+
+    async def _close(self) -> None:
+        iterator, self._iterator = self._iterator, None
+        aclose = getattr(iterator, "aclose", None)
+        try:
+            if aclose is not None:
+                # On trio the step was cancelled for good, and closing is not part of it.
+                with anyio.CancelScope(shield=True) as scope:
+                    self._cancel = scope.cancel
+                    await aclose()
+        except Exception as error:
+            self._log_failure("a generator raised while it was closed", error)
+        finally:
+            self.closed.set()
+            self.over = True
+            self._tell_stream()
+            # Break the reference cycle with the stream.
+            self._tell_stream = lambda: None
+            timer, self._timer = self._timer, None
+            if timer is not None:
+                timer.cancel()
+            self._on_closed(self)
+
+    def _let_response_end(self) -> None:
+        if not self.closed.is_set():
+            self._timer = self._context.scheduler.call_later(
+                CLOSE_TIMEOUT - LAST_CHUNK_WAIT, self._close_late
+            )
+            self.over = True
+            self._tell_stream()
+
+    def _close_late(self) -> None:
+        if not self.closed.is_set() and self._cancel is not None:
+            self._context.failures.log(
+                logging.WARNING,
+                "a generator was not closed %.0f s after the end of its stream, so it is cancelled: does its "
+                "`finally` wait for something slow, or does it catch CancelledError?",
+                CLOSE_TIMEOUT,
+            )
+            self._cancel()
+
+    def _log_failure(self, text: str, error: BaseException) -> None:
+        self._context.failures.log(logging.ERROR, text, error=error)
+
+
+async def wait_all_closed(sources: Sequence[Source]) -> None:
+    """Wait as `Source.wait_closed` does, for all of these together."""
+    with anyio.move_on_after(CLOSE_TIMEOUT + PATIENCE, shield=True):
+        for source in sources:
+            await source.closed.wait()
