@@ -151,6 +151,7 @@ def make(redis: "Redis") -> LivePush:
         timing=Timing(heartbeat_interval=None, retry=3, max_lifetime=None),
         limits=Limits(outbox_events=10, overflow="latest", streams=None),
         drain=DrainPolicy(window=1, signals=False, hold=False),
+        encode=repr,
         cors=Cors(["https://app.example.com"], credentials=True),
         control_events=False,
         soft_refusals={RefusalCause.CAP, RefusalCause.ERROR},
@@ -190,7 +191,7 @@ def publish_from_a_script() -> None:
         async with Redis() as redis:
             yield RedisBroker(redis)
 
-    with Publisher(make_broker, namespace="staging") as publisher:
+    with Publisher(make_broker, namespace="staging", encode=lambda data: repr(data).encode()) as publisher:
         assert_type(publisher.publish("news", {"a": 1}), str | None)
         assert_type(publisher.disconnect(channel="news"), Disconnected)
     Publisher(lambda: NatsBroker()).close()

@@ -1,6 +1,7 @@
 """Validation of the arguments of LivePush. Each error names the likely mistake and the fix."""
 
 from collections.abc import Collection, Mapping
+from inspect import iscoroutinefunction
 
 from ..brokers import Broker
 from ..grant import public
@@ -36,6 +37,15 @@ def check_callbacks(authorize: object, probe: object) -> None:
         raise TypeError(
             f"probe is a function that says who may probe, not {probe!r:.100}; "
             "to allow all: lambda request: True"
+        )
+
+
+def check_encode(encode: object) -> None:
+    """Raise TypeError if this is neither a function that encodes data nor None."""
+    if encode is not None and (not callable(encode) or iscoroutinefunction(encode)):
+        raise TypeError(
+            f"encode is a function that makes text of data, such as orjson.dumps, not {encode!r:.100}; "
+            "it is not asynchronous"
         )
 
 

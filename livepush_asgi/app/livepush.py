@@ -25,8 +25,16 @@ from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Slots
 from ..stream.stream import Stream
 from ..wire.cursor import Position
+from ..wire.encode import Encode
 from ..wire.reasons import RefusalCause
-from .arguments import check_broker, check_callbacks, check_settings, check_slots, check_soft_refusals
+from .arguments import (
+    check_broker,
+    check_callbacks,
+    check_encode,
+    check_settings,
+    check_slots,
+    check_soft_refusals,
+)
 from .namespace import broker_in, slots_in
 from .publishing import prepare, publish, publish_job, publish_with_retries
 
@@ -61,6 +69,10 @@ class LivePush:
     `inline_send=False` turns this off: for a patched server, for a middleware whose `send` depends on the
     task of its request (a lock of that task, an anyio shield), or to find the cause of a problem.
 
+    `encode` makes text (str, or bytes in UTF-8) of the data that is published, of the items of a job and of
+    what a snapshot returns: `orjson.dumps`, for example. Text, bytes and an Event do not pass through it.
+    Without it, data becomes JSON as described at Event.
+
     It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with the
     first request if it gets no lifespan. One object serves one event loop at a time.
     """
@@ -80,8 +92,10 @@ class LivePush:
         probe: ProbeRule | None = None,
         namespace: str | None = None,
         inline_send: bool = True,
+        encode: Encode | None = None,
     ) -> None:
         check_broker(broker)
+        check_encode(encode)
         check_callbacks(authorize, probe)
         check_slots(slots)
         check_settings(timing=timing, limits=limits, drain=drain, cors=cors)
@@ -93,6 +107,7 @@ class LivePush:
         self.drain_policy = drain or DrainPolicy()
         self.control_events = control_events
         self._inline_send = inline_send
+        self.encode = encode
         #: The causes for which a client gets a 200 with a `livepush.refused` event.
         self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
         self._counters = Counters()
@@ -185,7 +200,9 @@ class LivePush:
                 retry_for=retry_for,
             )
             return await run_on(loop, again)
-        publication = prepare(channel, data, event, id, retry, idempotency_key, expected_position)
+        publication = prepare(
+            channel, data, event, id, retry, idempotency_key, expected_position, self.encode
+        )
         if retry_for:
             sent = await publish_with_retries(self.broker, publication, retry_for)
         else:
@@ -303,6 +320,7 @@ class LivePush:
                 self._counters,
                 lambda request, authorize: self._endpoint.decider.decide_again(request, run, authorize),
                 inline_send=self._inline_send,
+                encode=self.encode,
             )
             run.launch()
         await self._run.wait_started()

@@ -28,6 +28,7 @@ from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, Slots
 from ..stream.context import StreamContext
 from ..stream.stream import Stream
+from ..wire.encode import Encode
 from .drain import Drain
 from .open_streams import OpenStreams, Reauthorization, Reauthorize
 from .revoker import Revoker
@@ -77,11 +78,13 @@ class Run:
         counters: Counters,
         reauthorize: Reauthorize,
         inline_send: bool = True,
+        encode: Encode | None = None,
     ) -> None:
         self.timing = timing
         self.scheduler = Scheduler()
         self._limits = limits
         self._inline_send = inline_send
+        self._encode = encode
         # A broker in this process loses no command, so no stream has to be authorized again.
         self._open = OpenStreams(keep_requests=not getattr(broker, "in_process", False))
         self.streams = self._open.all
@@ -288,6 +291,7 @@ class Run:
             limits=self._limits,
             on_asyncio=on_asyncio(),
             inline_send=self._inline_send,
+            encode=self._encode,
         )
         self.revoker = Revoker(
             broker,
