@@ -294,6 +294,7 @@ async def test_an_application(push: LivePush) -> None:
         event = await stream.next_event(name="livepush.open")
         assert_type(event, ParsedEvent)
         assert_type(await client.request("HEAD", "/"), Answer)
+        assert (await client.request("POST", "/", json={"a": 1})).json() == event.json()
         try:
             await stream.wait_ended()
         except StreamEnded as ended:

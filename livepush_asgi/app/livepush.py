@@ -363,12 +363,13 @@ class LivePush:
         """Open a stream for a Grant that the caller has decided on. The caller has to close the stream.
 
         Raises CapExceededError (ProcessFullError if the process is full), SlotsUnavailableError,
-        GrantExpiredError, GrantRevokedError if `disconnect` revokes the stream meanwhile, and NotRunningError
-        in a drain.
+        GrantExpiredError, GrantRevokedError if `disconnect` revokes the stream meanwhile, NotRunningError in
+        a drain, and TypeError for a `replay` without history.
         """
         control_events = self.control_events if grant.control_events is None else grant.control_events
         async with self._counting_refusals() as run:
             check_expiry(grant)
+            run.check_replay(grant)
             run.admit()
             try:
                 await run.revoker.listen()

@@ -125,6 +125,8 @@ class Decider:
                     f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
                     "Is a `return` missing, or an `await` in front of what it calls?"
                 )
+            if isinstance(decision, Grant):
+                run.check_replay(decision)
         except (NotRunningError, ClientLeftError):
             raise
         except Refusal as refusal:

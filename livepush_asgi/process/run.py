@@ -203,6 +203,15 @@ class Run:
             last_event_id=last_event_id,
         )
 
+    def check_replay(self, grant: Grant) -> None:
+        """Raise TypeError if the grant replays history and the broker keeps none."""
+        if grant.replay not in ("new", 0) and not self.hub.keeps_history:
+            raise TypeError(
+                f"Grant(replay={grant.replay!r}) needs a broker with history, and this one keeps none "
+                "(RedisBroker and NatsBroker keep none): use RedisStreamsBroker, JetStreamBroker or "
+                "MemoryBroker, or leave replay out"
+            )
+
     def admit(self) -> None:
         """Admit a request. The caller decrements `pending` when it has become a stream or was refused.
 
