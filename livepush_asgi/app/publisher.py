@@ -201,6 +201,11 @@ async def _open(make_broker: MakeBroker, stack: AsyncExitStack) -> Broker:
         stack.push_async_callback(made.aclose)
     if not isinstance(made, Broker):
         raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")
+    if getattr(made, "in_process", False):
+        raise TypeError(
+            f"{type(made).__name__} has no server, so no stream would get what a Publisher publishes: use "
+            "RedisStreamsBroker or another broker with a server, or `push.publish` of the application"
+        )
     return made
 
 
