@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from django.db.backends.signals import connection_created
 from django.http import HttpRequest
 from django.test import AsyncRequestFactory, RequestFactory, override_settings
 
-from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, Refusal, StreamRequest
-from livepush_asgi.contrib.django import sse_streaming_response, user_of
+from livepush_asgi import Authorize, LivePush, LivePushMiddleware, MemoryBroker
+from livepush_asgi.contrib.django import sse_streaming_response
 from livepush_asgi.testing import Client
 
 from .apps.django_project import configure
+from .serving import REPOSITORY
 
 configure()
 
@@ -66,11 +68,8 @@ def log_in(user: Any) -> Any:
     return request.session
 
 
-async def authorize(request: StreamRequest) -> Grant | Refusal:
-    user = await user_of(request)
-    if not user.is_authenticated:
-        return Refusal(401)
-    return Grant(channels=f"user:{user.pk}", slot_key=str(user.pk))
+#: The `authorize` that the guide shows.
+authorize: Authorize = run_path(str(REPOSITORY / "docs/snippets/login/authorize.py"))["authorize"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The example that renews a stream with a new token, in a browser: alone, and under the shared stream."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from .chromium import Browser, Page
-from .serving import Serving, uvicorn
+from .serving import REPOSITORY, Serving, uvicorn
 
 pytestmark = pytest.mark.real_time
 
@@ -144,3 +145,23 @@ async def test_an_address_that_fails_is_asked_for_again(
     await post(client, "/publish?channel=c", "hello")
     check_shown(page, ["hello"])
     assert reasons(page) == ["null", "null"]
+
+
+async def test_the_example_page_goes_on_too(
+    browser: Browser, server: Serving, client: httpx.AsyncClient
+) -> None:
+    page = browser.open(f"{server.url}/renewing_stream.html")
+    page.wait_for(OPEN)
+    await post(client, "/forget")
+    await post(client, "/disconnect?channel=news")
+    await post(client, "/publish?channel=news", "meanwhile")
+    check_shown(page, ["meanwhile"])
+    assert page.complaints == []
+
+
+def test_the_guide_shows_the_example_page() -> None:
+    guide = next((REPOSITORY / "docs").glob("**/clients.md")).read_text()
+    section = guide.partition("## Renew a stream")[2].partition("\n## ")[0]
+    (shown,) = re.findall(r"```js\n(.*?)```", section, re.DOTALL)
+    page = (REPOSITORY / "examples/renewing_stream.html").read_text().splitlines()
+    assert {line.strip() for line in shown.splitlines()} <= {line.strip() for line in page}

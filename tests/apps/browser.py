@@ -112,7 +112,7 @@ async def make_token(query: Mapping[str, str], body: str) -> str:
     if "none" in tokens:
         return ""
     token = token_hex(8)
-    tokens[token] = time.time() + float(query["lasts"])
+    tokens[token] = time.time() + float(query.get("lasts", "60"))
     asked["tokens"] += 1
     return token
 
