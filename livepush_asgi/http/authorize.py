@@ -37,8 +37,8 @@ ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
 #: The detail of a 400: `authorize` raised InvalidGrantError.
 INVALID = "The request names no valid channel or key."
 # An `authorize` runs on the event loop, also an asynchronous one that does not wait. A warning is logged if
-# it takes longer than BLOCKING_TIME, in seconds, BLOCKING_CALLS times in a row: on a busy machine a single call
-# may take long without blocking. A call that waits is not measured.
+# it takes longer than BLOCKING_TIME, in seconds, BLOCKING_CALLS times in a row: on a busy machine a single
+# call may take long without blocking. A call that waits is not measured.
 BLOCKING_TIME = 0.02
 BLOCKING_CALLS = 5
 BLOCKED = "authorize blocks the event loop, and every stream with it, the last time for %.3f s: "
