@@ -13,6 +13,7 @@ from ..brokers import Broker, HistoryBroker
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..grant import check_channel
 from ..wire.cursor import Position, event_id
+from ..wire.encode import Encode, encoded
 from ..wire.event import Event, to_payload
 
 logger = logging.getLogger("livepush_asgi")
@@ -44,15 +45,16 @@ def prepare(
     retry: int | None,
     idempotency_key: str | None,
     expected_position: Position | str | None,
+    encode: Encode | None,
 ) -> Publication:
-    """Validate and encode the arguments of `LivePush.publish`.
+    """Validate and encode the arguments of `LivePush.publish`. Without `encode`, Event encodes the data.
 
     Raises what `check_channel` and Event raise, ValueError for an `expected_position` that is no event id of
     `publish`, and TypeError if both an Event and one of `event`, `id` and `retry` are given.
     """
     check_channel(channel)
     if not isinstance(data, Event):
-        data = Event(data, event, id, retry)
+        data = Event(data if encode is None else encoded(data, encode), event, id, retry)
     elif (event, id, retry) != (None, None, None):
         raise TypeError("an Event has its own event, id and retry: give them to the Event, not to publish")
     if isinstance(expected_position, str):
@@ -146,8 +148,8 @@ class _Job:
     async def run(self, items: AsyncIterable[object], name: str | None) -> None:
         try:
             async for item in items:
-                event = item if isinstance(item, Event) else Event(item, name)
-                await self._add(event, str(self._count + 1), self._retry_for)
+                event = None if isinstance(item, Event) else name
+                await self._add(item, event, str(self._count + 1), self._retry_for)
                 self._count += 1
             await self._end(None, self._retry_for)
         except BaseException as error:
@@ -169,8 +171,8 @@ class _Job:
 
     async def _end(self, error: str | None, retry_for: float) -> None:
         event = Event({"count": self._count, "error": error}, self._end_event)
-        await self._add(event, "end", retry_for)
+        await self._add(event, None, "end", retry_for)
 
-    async def _add(self, event: Event, number: str, retry_for: float) -> None:
+    async def _add(self, data: object, event: str | None, number: str, retry_for: float) -> None:
         key = f"{self._start}/{number}"
-        await self._publish(self._channel, event, idempotency_key=key, retry_for=retry_for)
+        await self._publish(self._channel, data, event=event, idempotency_key=key, retry_for=retry_for)
