@@ -155,10 +155,9 @@ class RedisStreamsBroker(ListeningBroker):
             new_epoch(),
             self._calls if writer else b"",
             int(not self._may_append),
-            sum(len(append.payload) for append in appends),
         ]
         for append in appends:
-            index = 0
+            index: Argument = b""
             if append.idempotency_key is not None:
                 keys.append(f"{key}:key:{append.idempotency_key}")
                 # Lua counts from 1.
