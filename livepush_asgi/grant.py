@@ -233,7 +233,8 @@ def check_channel(channel: object) -> None:
         raise InvalidGrantError("a channel name is not empty")
     if channel.startswith(RESERVED_PREFIX):
         raise InvalidGrantError(f"channel names that begin with {RESERVED_PREFIX!r} are the component's own")
-    _check_text("channel name", channel)
+    if not channel.isascii():
+        _check_text("channel name", channel)
 
 
 def check_slot_key(slot_key: object) -> None:
@@ -242,12 +243,11 @@ def check_slot_key(slot_key: object) -> None:
         raise TypeError(f"a slot key is a str, or None for no slot, not {type(slot_key).__name__}")
     if not slot_key:
         raise InvalidGrantError("a slot key is not empty; None takes no slot")
-    _check_text("slot key", slot_key)
+    if not slot_key.isascii():
+        _check_text("slot key", slot_key)
 
 
 def _check_text(what: str, text: str) -> None:
-    if text.isascii():
-        return
     try:
         text.encode()
     except UnicodeEncodeError:
