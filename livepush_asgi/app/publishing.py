@@ -25,8 +25,8 @@ START_EVENT = "start"
 END_TIMEOUT = 5.0
 
 
-#: One encoded event, ready for a broker: the channel, the payload, the caller's own event id, the idempotency key
-#: and the expected position. One is made for every event, so it is a plain tuple.
+#: One encoded event, ready for a broker: the channel, the payload, the caller's own event id, the idempotency
+#: key and the expected position. One is made for every event, so it is a plain tuple.
 Publication = tuple[str, bytes, str | None, str | None, Position | None]
 
 

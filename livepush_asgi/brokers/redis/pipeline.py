@@ -150,7 +150,7 @@ class Pipeline:
                 await self._pool.release(connection)
 
     def _extend(self, limit: asyncio.Timeout) -> None:
-        """Give the next exchange its time, or up to a tenth more: a timer for each would cost as much as it."""
+        """Give the next exchange its time, or up to a tenth more: a timer for each would cost too much."""
         raise_if_cancelled()
         now, end = asyncio.get_running_loop().time(), limit.when()
         if end is None or end < now + self._timeout:
