@@ -150,11 +150,11 @@ class Pipeline:
                 await self._pool.release(connection)
 
     def _extend(self, limit: asyncio.Timeout) -> None:
-        """Give the next exchange its time, or up to a tenth more: a timer for each would cost too much."""
+        """Give the next exchange its time, or up to a tenth less: a timer for each would cost too much."""
         raise_if_cancelled()
         now, end = asyncio.get_running_loop().time(), limit.when()
-        if end is None or end < now + self._timeout:
-            limit.reschedule(now + 1.1 * self._timeout)
+        if end is None or end < now + 0.9 * self._timeout:
+            limit.reschedule(now + self._timeout)
 
     async def _has_more(self, connection: AbstractConnection, limit: asyncio.Timeout) -> bool:
         """Return whether commands are queued, now or while the idle connection is held."""
