@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from functools import lru_cache
 from secrets import token_urlsafe
-from typing import NamedTuple, cast
+from typing import TypeGuard
 
 import anyio
 
@@ -14,7 +14,7 @@ from ..errors import BrokerUnavailableError, PositionConflictError
 from ..grant import check_channel
 from ..wire.cursor import Position, event_id
 from ..wire.encode import Encode, encoded
-from ..wire.event import Event, to_payload
+from ..wire.event import Event, plain_payload, to_payload
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -26,15 +26,9 @@ START_EVENT = "start"
 END_TIMEOUT = 5.0
 
 
-class Publication(NamedTuple):
-    """One encoded event, ready for a broker."""
-
-    channel: str
-    payload: bytes
-    #: The event id that the caller has given, if any.
-    own_id: str | None
-    idempotency_key: str | None
-    expected_position: Position | None
+#: One encoded event, ready for a broker: the channel, the payload, the caller's own event id, the idempotency
+#: key and the expected position. One is made for every event, so it is a plain tuple.
+Publication = tuple[str, bytes, str | None, str | None, Position | None]
 
 
 def prepare(
@@ -53,23 +47,26 @@ def prepare(
     `publish`, and TypeError if both an Event and one of `event`, `id` and `retry` are given.
     """
     check_channel(channel)
-    if not isinstance(data, Event):
-        data = Event(data if encode is None else encoded(data, encode), event, id, retry)
-    elif (event, id, retry) != (None, None, None):
-        raise TypeError("an Event has its own event, id and retry: give them to the Event, not to publish")
     if isinstance(expected_position, str):
         expected_position = Position.of_id(expected_position)
+    has_more = event is not None or id is not None or retry is not None
+    if not isinstance(data, Event):
+        if encode is not None:
+            data = encoded(data, encode)
+        if not has_more:
+            return channel, plain_payload(data), None, idempotency_key, expected_position
+        data = Event(data, event, id, retry)
+    elif has_more:
+        raise TypeError("an Event has its own event, id and retry: give them to the Event, not to publish")
     own_id = None if data.id is None else str(data.id)
-    return Publication(channel, to_payload(data.encode()), own_id, idempotency_key, expected_position)
+    return channel, to_payload(data.encode()), own_id, idempotency_key, expected_position
 
 
 async def publish(broker: Broker, publication: Publication) -> str | None:
     """Publish once and return the event id. Raises what the broker raises."""
     channel, payload, own_id, idempotency_key, expected_position = publication
-    # A broker that wraps another may define its methods on the instance only.
-    if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
-        log = cast("HistoryBroker", broker)
-        position = await log.append(
+    if _keeps_history(broker):
+        position = await broker.append(
             channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
         )
         return own_id or event_id(channel, position)
@@ -94,9 +91,14 @@ async def publish_with_retries(broker: Broker, publication: Publication, retry_f
         delay = min(RETRY_MAX, 2 * delay)
 
 
+def _keeps_history(broker: Broker) -> TypeGuard[HistoryBroker]:
+    """Return `isinstance(broker, HistoryBroker)`, which alone costs as much as the rest of a publish."""
+    # A broker that wraps another may define its methods on the instance only.
+    return _is_history_broker(type(broker)) or isinstance(broker, HistoryBroker)
+
+
 @lru_cache(maxsize=64)
-def _keeps_history(kind: type) -> bool:
-    # Cached, because `issubclass` of a protocol costs as much as the rest of a publish.
+def _is_history_broker(kind: type) -> bool:
     return issubclass(kind, HistoryBroker)
 
 

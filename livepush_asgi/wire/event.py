@@ -129,6 +129,11 @@ def to_payload(block: bytes) -> bytes:
     return PAYLOAD_MARK + block
 
 
+def plain_payload(data: object) -> bytes:
+    """Return `to_payload(Event(data).encode())` without making an Event, and raise what that raises."""
+    return PAYLOAD_MARK + encode_block(_text_of(data))
+
+
 def from_payload(payload: bytes) -> bytes:
     """Return the block of a payload. A plain payload becomes an event with data only.
 
