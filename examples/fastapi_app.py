@@ -7,7 +7,7 @@ from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
 from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap
-from livepush_asgi.contrib.fastapi import sse_streaming_response
+from livepush_asgi.contrib.fastapi import EventStreamResponse, sse_streaming_response
 
 if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
@@ -47,6 +47,6 @@ async def publish(data: Annotated[bytes, Body(media_type="text/plain")]):
     await push.publish("news", data)
 
 
-@app.get("/route")
+@app.get("/route", response_class=EventStreamResponse)
 async def route(request: Request, user: Annotated[str, Depends(current_user)]):
     return await sse_streaming_response(push, request, channel="news", slot_key=user)

@@ -44,7 +44,7 @@ async def publish(request: Request) -> None:
     await push.publish("news", await request.body())
 
 
-@get("/route")
+@get("/route", media_type="text/event-stream")
 async def route(request: Request, key: str = "visitors") -> EventStreamResponse:
     return await sse_streaming_response(push, request, channel="news", slot_key=key)
 

@@ -1,3 +1,5 @@
+import {renewingStream} from "./renewing_stream.js";
+
 /**
  * One event stream for all tabs of an origin, however many are open.
  *
@@ -9,8 +11,15 @@
  *
  * `onEvent` gets `{type, data, lastEventId}`. `onState` gets "waiting", "open" or "closed" (the server has
  * refused for good), and whether this tab has the stream. Locks need https, or localhost.
+ *
+ * A stream with a token takes an `address`, a function that returns the URL of the next stream, as for
+ * `renewingStream`. The tab that opens a stream calls its own. `url` then only says which tabs share one:
+ *
+ *     sharedStream("/events/", names, onEvent, onState, {address: async () => `/events/?token=${await newToken()}`});
  */
-export function sharedStream(url, names, onEvent, onState = () => {}, {withCredentials = false} = {}) {
+export function sharedStream(
+  url, names, onEvent, onState = () => {}, {address = url, withCredentials = false} = {},
+) {
   const name = `livepush ${new URL(url, location.href)}`;
   const channel = new BroadcastChannel(name);
   const leaving = new AbortController();
@@ -55,22 +64,15 @@ export function sharedStream(url, names, onEvent, onState = () => {}, {withCrede
   async function lead() {
     await settle();
     if (signal.aborted) return;
-    const address = new URL(url, location.href);
-    // The query, because EventSource takes no headers. When it reconnects it sends the header, which wins.
-    if (lastEventId) address.searchParams.set("last_event_id", lastEventId);
-    const source = new EventSource(address, {withCredentials});
-    source.onopen = source.onerror = () => tellState(["waiting", "open", "closed"][source.readyState]);
-    for (const type of heard) {
-      source.addEventListener(type, ({data, lastEventId}) => {
-        const event = {type, data, lastEventId};
-        channel.postMessage({event}); // The others first: whatever onEvent does, they have it.
-        takeEvent(event);
-      });
-    }
     leading = true;
-    tellState("waiting");
+    const pass = (event) => {
+      channel.postMessage({event}); // The others first: whatever onEvent does, they have it.
+      takeEvent(event);
+    };
+    const options = {lastEventId, withCredentials};
+    const stopStream = renewingStream(address, [...heard], pass, tellState, options);
     await new Promise((resolve) => signal.addEventListener("abort", resolve));
-    source.close();
+    stopStream();
   }
 
   function tellState(next) {

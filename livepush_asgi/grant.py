@@ -120,10 +120,13 @@ class Grant:
 
     `replay` decides where a client without a position begins in channels with history: "new" sends only new
     events, "last" begins with the last event (the latest value), "all" with the oldest event that is kept,
-    and a number N with the N newest events. `snapshot` is a function, async or not, that returns the state:
-    one event or a list of them, each an Event or data for one. The component calls it before the first event
-    of a stream that did not resume, and again after a gap. The stream is subscribed before the call, so
-    changes that are published during the call are delivered after the snapshot.
+    and a number N with the N newest events. Over a broker without history, such as RedisBroker, any other
+    `replay` than "new" is an error: the client gets a 500, and the log says why.
+
+    `snapshot` is a function, async or not, that returns the state: one event or a list of them, each an Event
+    or data for one. The component calls it before the first event of a stream that did not resume, and again
+    after a gap. The stream is subscribed before the call, so changes that are published during the call are
+    delivered after the snapshot.
 
     Raises InvalidGrantError, a ValueError, for a text that cannot name a channel or slot key. Raises
     TypeError for a name that is not text, and for a snapshot that is not callable.

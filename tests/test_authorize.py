@@ -27,11 +27,13 @@ from livepush_asgi import (
     MemorySlotCap,
     Refusal,
     RefusalCause,
+    SSEStreamService,
     StreamRequest,
     Timing,
 )
+from livepush_asgi.grant import Replay
 from livepush_asgi.runtime.asgi import Message, Scope
-from livepush_asgi.testing import Answer, Client
+from livepush_asgi.testing import Answer, Client, MockBroker
 
 from .virtual_clock import let_pass
 
@@ -382,3 +384,28 @@ async def test_a_receive_that_does_not_survive_a_cancellation_is_left_alone() ->
             await opened.wait()
         assert not cancelled
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("replay", ["last", "all", 5])
+async def test_a_replay_without_history_is_an_error_in_the_log(
+    replay: Replay, caplog: pytest.LogCaptureFixture
+) -> None:
+    grant = Grant(channels="news", replay=replay)
+    push = LivePush(MockBroker(), lambda request: grant)
+    async with push.lifespan(), Client(push) as client:
+        answers = [await client.request(method, "/") for method in ("GET", "GET", "HEAD")]
+        with pytest.raises(TypeError, match="needs a broker with history"):
+            await SSEStreamService.of(push).open_granted(grant)
+        assert push.statistics()["refused"][RefusalCause.ERROR] == 2
+    assert [answer.status for answer in answers] == [500, 500, 500]
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert f"Grant(replay={replay!r}) needs a broker with history" in caplog.text
+    assert "RedisStreamsBroker" in caplog.text
+
+
+@pytest.mark.parametrize("replay", ["new", 0])
+async def test_no_replay_needs_no_history(replay: Replay) -> None:
+    push = LivePush(MockBroker(), lambda request: Grant(channels="news", replay=replay))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        assert stream.status == 200

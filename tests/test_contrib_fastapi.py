@@ -350,3 +350,19 @@ async def test_a_route_names_a_channel_or_a_grant(house: House, arguments: dict[
     request = Request({"type": "http", "headers": [], "query_string": b""})
     with pytest.raises(TypeError):
         await for_starlette.sse_streaming_response(house.service, request, **arguments)  # type: ignore[arg-type]
+
+
+async def test_the_openapi_document_names_the_type_of_a_stream(house: House) -> None:
+    app = FastAPI()
+
+    @app.get("/route", response_class=for_fastapi.EventStreamResponse)
+    async def route(request: Request) -> Response:
+        return await for_fastapi.sse_streaming_response(house.service, request, grant=house.grant())
+
+    responses = app.openapi()["paths"]["/route"]["get"]["responses"]
+    assert list(responses) == ["200"]
+    assert responses["200"]["content"] == {"text/event-stream": {"schema": {"type": "string"}}}
+    async with Client(app) as client:
+        assert (await client.request("GET", "/openapi.json")).status == 200
+        async with client.open("/route") as stream:
+            assert (stream.status, stream.headers["content-type"]) == (200, "text/event-stream")

@@ -48,6 +48,20 @@ async def test_compression_holds_no_event_back(path: str) -> None:
     gc.collect()
 
 
+async def test_the_openapi_document_names_the_type_of_a_stream() -> None:
+    push = LivePush(MemoryBroker(), public("c"))
+
+    @get("/route", media_type="text/event-stream")
+    async def route(request: Request[Any, Any, State]) -> EventStreamResponse:
+        return await sse_streaming_response(push, request, channel="c")
+
+    app: Any = Litestar([route], lifespan=[push.lifespan])
+    responses = app.openapi_schema.to_schema()["paths"]["/route"]["get"]["responses"]
+    assert list(responses["200"]["content"]) == ["text/event-stream"]
+    async with Client(app, lifespan=True) as client, client.open("/route") as stream:
+        assert stream.headers["content-type"] == "text/event-stream"
+
+
 def inflated(stream: Stream) -> bytes:
     body = b"".join(message.get("body", b"") for message in stream.messages)
     return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(body)

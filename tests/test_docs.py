@@ -321,8 +321,11 @@ def _logged_by(call: ast.Call, tree: ast.Module) -> dict[str, str | None]:
         level, text = ast.unparse(call.args[0]).removeprefix("logging."), call.args[1]
     else:
         level, text = LEVELS[call.func.attr], call.args[0]
+    rest = ""
+    if isinstance(text, ast.BinOp):
+        text, rest = text.left, "…"
     if isinstance(text, ast.Name):
-        return {plain(each): None for each in _assigned(tree, text.id)}
+        return {plain(each) + rest: None for each in _assigned(tree, text.id)}
     return {plain(each): level for each in text_of(text)}
 
 

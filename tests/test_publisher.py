@@ -18,6 +18,7 @@ from livepush_asgi import (
     Event,
     InvalidEventError,
     JetStreamBroker,
+    MemoryBroker,
     MockBroker,
     NatsBroker,
     PositionConflictError,
@@ -133,6 +134,13 @@ def test_a_broker_that_cannot_be_made_is_tried_again() -> None:
 def test_a_broker_itself_is_refused() -> None:
     with pytest.raises(TypeError, match="a function that makes a broker"):
         Publisher(MockBroker())  # type: ignore[arg-type]
+
+
+def test_a_broker_without_a_server_is_refused() -> None:
+    with Publisher(MemoryBroker) as publisher:
+        for _ in range(2):
+            with pytest.raises(TypeError, match=r"MemoryBroker has no server.*RedisStreamsBroker"):
+                publisher.publish("c", "1")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 
@@ -122,6 +123,26 @@ async def test_a_log_that_is_something_else_fails_those_who_wait_and_nobody_else
         results = await asyncio.gather(*spoilt, *sound, return_exceptions=True)
         assert [type(result) for result in results[:3]] == [BrokerUnavailableError] * 3
         assert [result.offset for result in results[3:] if not isinstance(result, BaseException)] == [1, 2, 3]
+
+
+async def test_the_timeout_is_for_each_call_and_not_for_all_that_share_a_connection(
+    own_valkey: ValkeyProcess,
+) -> None:
+    timeout = 0.5
+    async with own_valkey.client() as client:
+        broker = RedisStreamsBroker(client, timeouts=BrokerTimeouts(publish=timeout))
+        with anyio.move_on_after(3 * timeout) as busy:
+            while True:
+                with anyio.CancelScope(shield=True):
+                    await broker.publish("busy", "x")
+                await anyio.lowlevel.checkpoint_if_cancelled()
+        assert busy.cancelled_caught
+        await broker.publish("busy", "x")
+        own_valkey.pause()
+        with anyio.fail_after(10), pytest.raises(BrokerUnavailableError, match=r"no answer within 0\.5 s"):
+            await broker.publish("busy", "x")
+        own_valkey.resume()
+        await broker.publish("busy", "x")
 
 
 @pytest.mark.parametrize(

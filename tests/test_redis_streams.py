@@ -229,6 +229,14 @@ async def test_a_burst_keeps_the_order_of_asking(valkey: ValkeyProcess) -> None:
         assert [position.offset for position in positions] == [n // 3 + 1 for n in range(1500)]
 
 
+async def test_one_event_and_then_a_burst_keep_the_order_of_asking(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey) as broker:
+        for _ in range(3):
+            first = await broker.append("news", b"alone")
+            positions = await asyncio.gather(*[broker.append("news", b"%d" % n) for n in range(300)])
+            assert positions == [first.at(first.offset + n) for n in range(1, 301)]
+
+
 async def test_whoever_hears_of_an_event_finds_it_in_the_log(valkey: ValkeyProcess) -> None:
     async with broker_on(valkey) as broker, broker_on(valkey) as reader, anyio.create_task_group() as tasks:
         subscription = await reader.subscribe("news")
@@ -322,6 +330,21 @@ async def test_idle_channels_are_forgotten(valkey: ValkeyProcess) -> None:
 
 
 # --- the keys ---------------------------------------------------------------------------------------------
+
+
+async def test_a_log_of_an_earlier_version_begins_anew_in_another_epoch(valkey: ValkeyProcess) -> None:
+    async with broker_on(valkey) as broker:
+        for channel in ("added to", "read"):
+            await fill(broker, channel, numbered(1, 3))
+            with raw(valkey) as client:
+                run = client.info("replication")["master_replid"]
+                key = f"livepush:log:{{{channel}}}"
+                client.set(f"{key}:head", f"abcdefgh 3 3 0 1764000000000 {run} ")
+        position = await broker.append("added to", b"1")
+        assert (position.offset, position.epoch != "abcdefgh") == (1, True)
+        assert await broker.read("added to", 0, 9) == Page(position.epoch, 1, 1, records(1, 1))
+        page = await broker.read("read", 0, 9)
+        assert (page.first, page.last, page.epoch != "abcdefgh") == (1, 0, True)
 
 
 async def test_no_two_channels_meet_and_the_keys_of_one_are_together(valkey: ValkeyProcess) -> None:
@@ -535,6 +558,34 @@ async def test_a_replica_that_takes_over_goes_on_in_another_epoch(tmp_path: Path
             assert page.records == records(1, 12)
             assert page.ancestors == (Position(seen[0].epoch, kept),)
             assert page.doubtful == (seen[0].epoch,)
+
+
+async def test_a_master_that_is_replaced_and_comes_back_goes_on_in_another_epoch(tmp_path: Path) -> None:
+    """No connection to it ends, and the head of the log names the time before."""
+    options = ("repl-diskless-sync-delay 0",)
+    with (
+        ValkeyProcess(tmp_path / "1", *options) as master,
+        ValkeyProcess(tmp_path / "2", *options, f"replicaof 127.0.0.1 {master.port}") as replica,
+        raw(master) as first,
+        raw(replica) as second,
+    ):
+        async with broker_on(master) as broker:
+            await until(lambda: second.info("replication")["master_link_status"] == "up")
+            kept = await fill(broker, "news", numbered(1, 5))
+            await until(lambda: second.xlen("livepush:log:{news}") == 5)
+            second.replicaof("no", "one")
+            lost = await fill(broker, "news", numbered(6, 7))
+            first.replicaof("127.0.0.1", str(replica.port))
+            await until(lambda: first.info("replication").get("master_link_status") == "up")
+            await until(lambda: first.xlen("livepush:log:{news}") == 5)
+            first.replicaof("no", "one")
+            again = await fill(broker, "news", numbered(6, 8))
+            assert [position.offset for position in again] == [6, 7, 8]
+            assert not set(again) & set(lost)
+            page = await broker.read("news", 0, 100)
+            assert page.records == records(1, 8)
+            assert page.ancestors == (kept[-1],)
+            assert page.doubtful == (kept[-1].epoch,)
 
 
 async def test_a_repeated_append_after_the_loss_is_an_event_again(tmp_path: Path) -> None:

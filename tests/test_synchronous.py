@@ -62,6 +62,39 @@ async def test_a_plain_authorize_that_blocks_is_told_of_with_the_way_out(
     assert "sync_to_async" in record.getMessage()
 
 
+async def test_an_asynchronous_authorize_that_blocks_is_told_of_too(caplog: pytest.LogCaptureFixture) -> None:
+    async def authorize(request: StreamRequest) -> Grant:
+        threading.Event().wait(0.03)
+        return Grant(channels="news")
+
+    push = LivePush(MemoryBroker(), authorize)
+    async with push.lifespan(), Client(push) as client:
+        for _ in range(7):
+            async with client.open("/") as stream:
+                assert stream.status == 200
+    (record,) = [record for record in caplog.records if "blocks the event loop" in record.getMessage()]
+    assert "it is asynchronous and calls something that is not" in record.getMessage()
+
+
+async def test_an_authorize_that_waits_does_not_block(caplog: pytest.LogCaptureFixture) -> None:
+    async def waiting(request: StreamRequest) -> Grant:
+        await anyio.sleep(0.03)
+        return Grant(channels="news")
+
+    @sync_to_async
+    def in_a_thread(request: StreamRequest) -> Grant:
+        threading.Event().wait(0.03)
+        return Grant(channels="news")
+
+    for authorize in (waiting, in_a_thread):
+        push = LivePush(MemoryBroker(), authorize)
+        async with push.lifespan(), Client(push) as client:
+            for _ in range(7):
+                async with client.open("/") as stream:
+                    assert stream.status == 200
+    assert caplog.records == []
+
+
 async def test_an_authorize_in_a_thread_stops_no_other_stream() -> None:
     blocked, free = threading.Event(), threading.Event()
 

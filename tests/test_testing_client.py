@@ -11,6 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
+from livepush_asgi import Grant, LivePush, MemoryBroker
+from livepush_asgi.brokers import Subscription
 from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 from livepush_asgi.testing import Answer, Client, ParsedEvent, Stream, StreamEnded
 
@@ -760,3 +762,51 @@ async def test_many_streams_are_open_at_once() -> None:
         await first.disconnect()
         with pytest.raises(TimeoutError):
             await second.next_event()
+
+
+async def mirror(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the request's body, and with its content type in the header `x-kind`."""
+    request = await receive()
+    kind = dict(scope["headers"]).get(b"content-type", b"none")
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-kind", kind)]})
+    await send({"type": "http.response.body", "body": request["body"]})
+
+
+async def test_json_goes_out_and_comes_back() -> None:
+    async with Client(mirror) as client:
+        answer = await client.request("POST", "/", json={"a": [1, "ä"]})
+        assert (answer.json(), answer.headers["x-kind"]) == ({"a": [1, "ä"]}, "application/json")
+        answer = await client.request("POST", "/", json=0, headers={"Content-Type": "application/x"})
+        assert (answer.json(), answer.headers["x-kind"]) == (0, "application/x")
+        answer = await client.request("POST", "/", body=b"{")
+        assert answer.headers["x-kind"] == "none"
+        with pytest.raises(ValueError, match="Expecting"):
+            answer.json()
+        with pytest.raises(TypeError, match="one body"):
+            await client.request("POST", "/", body=b"{", json={})
+        async with client.open("/", method="POST", json=[1]) as stream:
+            assert await stream.read_body() == b"[1]"
+
+
+async def test_the_data_of_an_event_is_read_as_json() -> None:
+    async with opened(body('data: {"a": 1}\n\n'), body("data: x\n\n")) as stream:
+        assert (await stream.next_event()).json() == {"a": 1}
+        with pytest.raises(ValueError, match="Expecting"):
+            (await stream.next_event()).json()
+
+
+class SlowBroker(MemoryBroker):
+    """Takes a while to subscribe, as a server does."""
+
+    async def subscribe(self, channel: str) -> Subscription:
+        await let_pass(0.5)
+        return await super().subscribe(channel)
+
+
+async def test_a_stream_that_has_been_opened_is_live() -> None:
+    push = LivePush(SlowBroker(), lambda request: Grant(channels=request.path))
+    async with Client(push, lifespan=True) as client:
+        for number in range(3):
+            async with client.open(f"/{number}") as stream:
+                await push.publish(f"/{number}", "at once")
+                assert (await stream.next_event()).data == "at once"

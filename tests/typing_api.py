@@ -156,6 +156,7 @@ def make(redis: "Redis") -> LivePush:
         timing=Timing(heartbeat_interval=None, retry=3, max_lifetime=None),
         limits=Limits(outbox_events=10, overflow="latest", streams=None),
         drain=DrainPolicy(window=1, signals=False, hold=False),
+        encode=repr,
         cors=Cors(["https://app.example.com"], credentials=True),
         control_events=False,
         soft_refusals={RefusalCause.CAP, RefusalCause.ERROR},
@@ -215,7 +216,7 @@ def publish_from_a_script() -> None:
         async with Redis() as redis:
             yield RedisBroker(redis)
 
-    with Publisher(make_broker, namespace="staging") as publisher:
+    with Publisher(make_broker, namespace="staging", encode=lambda data: repr(data).encode()) as publisher:
         assert_type(publisher.publish("news", {"a": 1}), str | None)
         assert_type(publisher.disconnect(channel="news"), Disconnected)
     Publisher(lambda: NatsBroker()).close()
@@ -336,6 +337,7 @@ async def test_an_application(push: LivePush) -> None:
         event = await stream.next_event(name="livepush.open")
         assert_type(event, ParsedEvent)
         assert_type(await client.request("HEAD", "/"), Answer)
+        assert (await client.request("POST", "/", json={"a": 1})).json() == event.json()
         try:
             await stream.wait_ended()
         except StreamEnded as ended:

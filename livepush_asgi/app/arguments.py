@@ -1,7 +1,7 @@
 """Validation of the arguments of LivePush. Each error names the likely mistake and the fix."""
 
-import inspect
 from collections.abc import Collection, Mapping
+from inspect import iscoroutinefunction
 
 from ..brokers import Broker
 from ..grant import public
@@ -47,11 +47,20 @@ def check_hooks(**hooks: object) -> None:
             continue
         if not callable(hook):
             raise TypeError(f"{name} is a function, not {hook!r:.100}")
-        if inspect.iscoroutinefunction(hook):
+        if iscoroutinefunction(hook):
             raise TypeError(
                 f"{name} is a plain function, since a stream does not wait for it, and {hook!r:.100} is "
                 "asynchronous: put what it has to do into a queue that a task of yours reads"
             )
+
+
+def check_encode(encode: object) -> None:
+    """Raise TypeError if this is neither a function that encodes data nor None."""
+    if encode is not None and (not callable(encode) or iscoroutinefunction(encode)):
+        raise TypeError(
+            f"encode is a function that makes text of data, such as orjson.dumps, not {encode!r:.100}; "
+            "it is not asynchronous"
+        )
 
 
 def check_slots(slots: object) -> None:

@@ -27,10 +27,12 @@ from ..slots import Slots
 from ..stream.stream import Stream
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Position
+from ..wire.encode import Encode
 from ..wire.reasons import RefusalCause
 from .arguments import (
     check_broker,
     check_callbacks,
+    check_encode,
     check_hooks,
     check_settings,
     check_slots,
@@ -71,6 +73,10 @@ class LivePush:
     `inline_send=False` turns this off: for a patched server, for a middleware whose `send` depends on the
     task of its request (a lock of that task, an anyio shield), or to find the cause of a problem.
 
+    `encode` makes text (str, or bytes in UTF-8) of the data that is published, of the items of a job and of
+    what a snapshot returns: `orjson.dumps`, for example. Text, bytes and an Event do not pass through it.
+    Without it, data becomes JSON as described at Event.
+
     `on_open(grant)` is called when a stream opens: it has its slot, and is about to be subscribed.
     `on_end(grant, reason, duration)` is called once for each such stream, whatever ends it, with the
     EndReason and the duration in seconds; its slot is free then. Both are plain functions and block the event
@@ -98,8 +104,10 @@ class LivePush:
         inline_send: bool = True,
         on_open: OnOpen | None = None,
         on_end: OnEnd | None = None,
+        encode: Encode | None = None,
     ) -> None:
         check_broker(broker)
+        check_encode(encode)
         check_callbacks(authorize, probe)
         check_slots(slots)
         check_hooks(on_open=on_open, on_end=on_end)
@@ -113,6 +121,7 @@ class LivePush:
         self.control_events = control_events
         self._inline_send = inline_send
         self._on_open, self._on_end = on_open, on_end
+        self.encode = encode
         #: The causes for which a client gets a 200 with a `livepush.refused` event.
         self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
         self._counters = Counters()
@@ -205,7 +214,9 @@ class LivePush:
                 retry_for=retry_for,
             )
             return await run_on(loop, again)
-        publication = prepare(channel, data, event, id, retry, idempotency_key, expected_position)
+        publication = prepare(
+            channel, data, event, id, retry, idempotency_key, expected_position, self.encode
+        )
         if retry_for:
             sent = await publish_with_retries(self.broker, publication, retry_for)
         else:
@@ -367,6 +378,7 @@ class LivePush:
                 lambda request, authorize: self._endpoint.decider.decide_again(request, run, authorize),
                 inline_send=self._inline_send,
                 hooks=make_hooks(self._on_open, self._on_end),
+                encode=self.encode,
             )
             run.launch()
         await self._run.wait_started()
@@ -416,12 +428,13 @@ class LivePush:
         With a `source` its events come from there, and the stream closes it.
 
         Raises CapExceededError (ProcessFullError if the process is full), SlotsUnavailableError,
-        GrantExpiredError, GrantRevokedError if `disconnect` revokes the stream meanwhile, and NotRunningError
-        in a drain.
+        GrantExpiredError, GrantRevokedError if `disconnect` revokes the stream meanwhile, NotRunningError in
+        a drain, and TypeError for a `replay` without history.
         """
         control_events = self.control_events if grant.control_events is None else grant.control_events
         async with self._counting_refusals() as run:
             check_expiry(grant)
+            run.check_replay(grant)
             run.admit()
             try:
                 if can_be_revoked(grant):

@@ -18,6 +18,8 @@ from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.revocation import Disconnected, Revocation
 from ..runtime.event_loop import on_asyncio, threadsafe_caller
 from ..wire.cursor import Position
+from ..wire.encode import Encode
+from .arguments import check_encode
 from .namespace import broker_in, check_namespace
 from .publishing import prepare, publish_with_retries
 
@@ -44,17 +46,21 @@ class Publisher:
     `with` block. A publisher that is garbage-collected without `close` is closed in its thread, and the exit
     of the process closes the others, within two seconds. If `make_broker` returns a broker that has an
     `aclose`, the publisher closes it, so `lambda: RedisBroker(Redis.from_url(url))` leaks nothing.
-    `namespace` is that of the application's LivePush.
+    `namespace` and `encode` are those of the application's LivePush.
     """
 
-    def __init__(self, make_broker: MakeBroker, *, namespace: str | None = None) -> None:
+    def __init__(
+        self, make_broker: MakeBroker, *, namespace: str | None = None, encode: Encode | None = None
+    ) -> None:
         check_namespace(namespace)
+        check_encode(encode)
         if not callable(make_broker):
             raise TypeError(
                 "Publisher takes a function that makes a broker: a broker belongs to one event loop"
             )
         self._make_broker = make_broker
         self._namespace = namespace
+        self._encode = encode
         self._lock = threading.Lock()
         self._thread: _LoopThread | None = None
         _publishers.add(self)
@@ -81,7 +87,9 @@ class Publisher:
 
         Raises RuntimeError in the thread of an event loop, which the call would block.
         """
-        publication = prepare(channel, data, event, id, retry, idempotency_key, expected_position)
+        publication = prepare(
+            channel, data, event, id, retry, idempotency_key, expected_position, self._encode
+        )
         return self._call(
             "publish", lambda thread: publish_with_retries(thread.broker, publication, retry_for)
         )
@@ -193,6 +201,11 @@ async def _open(make_broker: MakeBroker, stack: AsyncExitStack) -> Broker:
         stack.push_async_callback(made.aclose)
     if not isinstance(made, Broker):
         raise TypeError(f"{type(made).__name__} is no Broker: it needs `publish` and `subscribe`")
+    if getattr(made, "in_process", False):
+        raise TypeError(
+            f"{type(made).__name__} has no server, so no stream would get what a Publisher publishes: use "
+            "RedisStreamsBroker or another broker with a server, or `push.publish` of the application"
+        )
     return made
 
 

@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from functools import lru_cache
 from secrets import token_urlsafe
-from typing import NamedTuple, cast
+from typing import TypeGuard
 
 import anyio
 
@@ -13,7 +13,8 @@ from ..brokers import Broker, HistoryBroker
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..grant import check_channel
 from ..wire.cursor import Position, event_id
-from ..wire.event import Event, to_payload
+from ..wire.encode import Encode, encoded
+from ..wire.event import Event, plain_payload, to_payload
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -25,15 +26,9 @@ START_EVENT = "start"
 END_TIMEOUT = 5.0
 
 
-class Publication(NamedTuple):
-    """One encoded event, ready for a broker."""
-
-    channel: str
-    payload: bytes
-    #: The event id that the caller has given, if any.
-    own_id: str | None
-    idempotency_key: str | None
-    expected_position: Position | None
+#: One encoded event, ready for a broker: the channel, the payload, the caller's own event id, the idempotency
+#: key and the expected position. One is made for every event, so it is a plain tuple.
+Publication = tuple[str, bytes, str | None, str | None, Position | None]
 
 
 def prepare(
@@ -44,30 +39,34 @@ def prepare(
     retry: int | None,
     idempotency_key: str | None,
     expected_position: Position | str | None,
+    encode: Encode | None,
 ) -> Publication:
-    """Validate and encode the arguments of `LivePush.publish`.
+    """Validate and encode the arguments of `LivePush.publish`. Without `encode`, Event encodes the data.
 
     Raises what `check_channel` and Event raise, ValueError for an `expected_position` that is no event id of
     `publish`, and TypeError if both an Event and one of `event`, `id` and `retry` are given.
     """
     check_channel(channel)
-    if not isinstance(data, Event):
-        data = Event(data, event, id, retry)
-    elif (event, id, retry) != (None, None, None):
-        raise TypeError("an Event has its own event, id and retry: give them to the Event, not to publish")
     if isinstance(expected_position, str):
         expected_position = Position.of_id(expected_position)
+    has_more = event is not None or id is not None or retry is not None
+    if not isinstance(data, Event):
+        if encode is not None:
+            data = encoded(data, encode)
+        if not has_more:
+            return channel, plain_payload(data), None, idempotency_key, expected_position
+        data = Event(data, event, id, retry)
+    elif has_more:
+        raise TypeError("an Event has its own event, id and retry: give them to the Event, not to publish")
     own_id = None if data.id is None else str(data.id)
-    return Publication(channel, to_payload(data.encode()), own_id, idempotency_key, expected_position)
+    return channel, to_payload(data.encode()), own_id, idempotency_key, expected_position
 
 
 async def publish(broker: Broker, publication: Publication) -> str | None:
     """Publish once and return the event id. Raises what the broker raises."""
     channel, payload, own_id, idempotency_key, expected_position = publication
-    # A broker that wraps another may define its methods on the instance only.
-    if _keeps_history(type(broker)) or isinstance(broker, HistoryBroker):
-        log = cast("HistoryBroker", broker)
-        position = await log.append(
+    if _keeps_history(broker):
+        position = await broker.append(
             channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
         )
         return own_id or event_id(channel, position)
@@ -92,9 +91,14 @@ async def publish_with_retries(broker: Broker, publication: Publication, retry_f
         delay = min(RETRY_MAX, 2 * delay)
 
 
+def _keeps_history(broker: Broker) -> TypeGuard[HistoryBroker]:
+    """Return `isinstance(broker, HistoryBroker)`, which alone costs as much as the rest of a publish."""
+    # A broker that wraps another may define its methods on the instance only.
+    return _is_history_broker(type(broker)) or isinstance(broker, HistoryBroker)
+
+
 @lru_cache(maxsize=64)
-def _keeps_history(kind: type) -> bool:
-    # Cached, because `issubclass` of a protocol costs as much as the rest of a publish.
+def _is_history_broker(kind: type) -> bool:
     return issubclass(kind, HistoryBroker)
 
 
@@ -146,8 +150,8 @@ class _Job:
     async def run(self, items: AsyncIterable[object], name: str | None) -> None:
         try:
             async for item in items:
-                event = item if isinstance(item, Event) else Event(item, name)
-                await self._add(event, str(self._count + 1), self._retry_for)
+                event = None if isinstance(item, Event) else name
+                await self._add(item, event, str(self._count + 1), self._retry_for)
                 self._count += 1
             await self._end(None, self._retry_for)
         except BaseException as error:
@@ -169,8 +173,8 @@ class _Job:
 
     async def _end(self, error: str | None, retry_for: float) -> None:
         event = Event({"count": self._count, "error": error}, self._end_event)
-        await self._add(event, "end", retry_for)
+        await self._add(event, None, "end", retry_for)
 
-    async def _add(self, event: Event, number: str, retry_for: float) -> None:
+    async def _add(self, data: object, event: str | None, number: str, retry_for: float) -> None:
         key = f"{self._start}/{number}"
-        await self._publish(self._channel, event, idempotency_key=key, retry_for=retry_for)
+        await self._publish(self._channel, data, event=event, idempotency_key=key, retry_for=retry_for)

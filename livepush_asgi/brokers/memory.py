@@ -83,16 +83,15 @@ class MemoryLog:
 
     def append(self, payload: bytes, now: float, key: str | None = None) -> Position:
         """Add an event, and drop events that exceed the bounds."""
-        offset = self.end.offset + 1
-        self.end = self.end.at(offset)
-        self.used = now
+        self.end = self.end.next()
         self._payloads.append(payload)
         self._times.append(now)
-        self._size += len(payload)
-        self._usage.bytes += len(payload) + EVENT_COST
+        size = len(payload)
+        self._size += size
+        self._usage.bytes += size + EVENT_COST
         if key is not None:
             self._keys = self._keys or OrderedDict()
-            self._keys[key] = offset
+            self._keys[key] = self.end.offset
             # No more keys are remembered than events.
             if len(self._keys) > self._history.events:
                 self._keys.popitem(last=False)
@@ -205,8 +204,9 @@ class MemoryBroker:
             self._filled.move_to_end(channel)
         if self._usage.bytes > self._history.total_size:
             self._shrink_logs(log)
-        for mailbox in tuple(log.mailboxes):
-            mailbox.deliver_at(position, payload)
+        if log.mailboxes:
+            for mailbox in tuple(log.mailboxes):
+                mailbox.deliver_at(position, payload)
         self._publishes += 1
         self._bytes += len(payload)
         if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:

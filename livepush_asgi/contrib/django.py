@@ -4,16 +4,20 @@ Django gives each request a thread and keeps it, with the database connections o
 response has ended. `sse_streaming_response` closes the connections before the stream begins; the idle thread
 stays. For thousands of clients put LivePushMiddleware in front of Django: its streams have no threads. Its
 `authorize` runs outside of Django's request cycle, which replaces broken connections: decorate it with
-`uses_database`.
+`uses_database`, or ask only for the user, by `user_of`.
 """
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
 from functools import wraps
+from importlib import import_module
 from inspect import isawaitable
-from typing import Any, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 try:
     from asgiref.sync import sync_to_async
+    from django.conf import settings
+    from django.contrib.auth import get_user
+    from django.core.exceptions import ImproperlyConfigured
     from django.db import close_old_connections, connections
     from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 except ModuleNotFoundError as error:
@@ -21,9 +25,19 @@ except ModuleNotFoundError as error:
 
 from ..app.generator import SourceTerms, open_source
 from ..app.service import refusal_headers
-from ..grant import Authorize, Refusal
+from ..grant import Authorize, Refusal, StreamRequest
 from ..runtime.asgi import Scope
 from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route, refusal_text
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.contrib.auth.models import AnonymousUser
+
+BY_WSGI = (
+    "a stream needs ASGI, and this request came by WSGI: serve the project's asgi.py (`uvicorn "
+    "project.asgi:application`), or put 'daphne' first into INSTALLED_APPS, so that runserver speaks ASGI; "
+    "in a test, use AsyncRequestFactory"
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,6 +93,45 @@ def _closing(function: Callable[P, object], close: Callable[[], None]) -> Callab
     return with_database
 
 
+async def user_of(request: StreamRequest) -> "AbstractBaseUser | AnonymousUser":
+    """Return the user of the request's session: AnonymousUser without a login, as `request.user` of a view.
+
+        async def authorize(request):
+            user = await user_of(request)
+            if not user.is_authenticated:
+                return Refusal(401)
+            return Grant(channels=f"user:{user.pk}", slot_key=str(user.pk))
+
+    The session is read and never changed. It is looked up in asgiref's thread, as with `uses_database`. A
+    request without a session cookie costs no query.
+    """
+    return await _load_user(request)
+
+
+class _ReadSession(dict[str, object]):
+    """The data of a session, for `get_user`, which ends or renames a session that it finds outdated.
+
+    A stream cannot set a cookie, so a renamed session would log its user out.
+    """
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def cycle_key(self) -> None:
+        """Do nothing."""
+
+
+@uses_database
+def _load_user(request: StreamRequest) -> "AbstractBaseUser | AnonymousUser":
+    cookie = request.cookies.get(settings.SESSION_COOKIE_NAME)
+    http_request = HttpRequest()
+    http_request.session = _ReadSession()
+    if cookie:
+        store = import_module(settings.SESSION_ENGINE).SessionStore(cookie)
+        http_request.session.update(store.load())
+    return get_user(http_request)
+
+
 # Django ships no types: its class is Any to mypy.
 class EventStreamResponse(StreamingHttpResponse):  # type: ignore[misc]
     """A streaming response that no middleware compresses."""
@@ -103,8 +156,9 @@ async def sse_streaming_response(
     may use Django's ORM as it is. A client that gets no stream gets a 429 when the cap is full, a 503 when
     the slots or the broker are away, a 401 for a grant that has expired, or what `authorize` refuses with.
     The request's database connections are closed, except in a transaction; a later query opens one again.
-    Django cancels the response when the client has gone.
+    Django cancels the response when the client has gone. Raises ImproperlyConfigured under WSGI.
     """
+    _check_asgi(request)
     await sync_to_async(_close_connections)()
     if authorize := terms.get("authorize"):
         terms["authorize"] = cast("Authorize", _closing(authorize, _close_connections))
@@ -122,10 +176,17 @@ async def event_stream_response(
     `finally` may then await for 3 seconds. For the terms (`push`, `slot_key`, `expires_at`,
     `control_events`) see SourceTerms. A client that gets no stream gets a 429 when the cap is full, a 503
     when the slots are away, a 401 for `expires_at` in the past. A soft refusal is a response. The request's
-    database connections are closed before; a query of the source opens one again.
+    database connections are closed before; a query of the source opens one again. Raises
+    ImproperlyConfigured under WSGI.
     """
+    _check_asgi(request)
     await sync_to_async(_close_connections)()
     return await _response(open_source(_scope_of(request), source, **terms))
+
+
+def _check_asgi(request: HttpRequest) -> None:
+    if "wsgi.version" in request.META:
+        raise ImproperlyConfigured(BY_WSGI)
 
 
 async def _response(opening: Awaitable[RouteStream]) -> HttpResponseBase:

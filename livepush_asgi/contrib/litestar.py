@@ -27,7 +27,10 @@ AnyRequest = Request[Any, Any, State]
 
 
 class EventStreamResponse(Response[bytes]):
-    """A response that carries its stream as raw ASGI. Annotate the handler's return with it."""
+    """A response that carries its stream as raw ASGI. Annotate the handler's return with it.
+
+    `@get("/stream", media_type="text/event-stream")` has the OpenAPI document name the type as well.
+    """
 
     def __init__(self, stream: RouteStream) -> None:
         headers = {**stream.headers, "content-type": CONTENT_TYPE}

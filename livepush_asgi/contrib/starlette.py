@@ -26,8 +26,9 @@ class EventStreamResponse(StreamingResponse):
 
     media_type = CONTENT_TYPE
 
-    def __init__(self, stream: RouteStream) -> None:
-        super().__init__(stream.body, headers=stream.headers)
+    def __init__(self, stream: RouteStream, status_code: int = 200) -> None:
+        # FastAPI's OpenAPI document takes the status from this signature.
+        super().__init__(stream.body, status_code, stream.headers)
         # Starlette would add a charset; the standard knows UTF-8 only.
         self.headers["content-type"] = self.media_type
         self.stream = stream

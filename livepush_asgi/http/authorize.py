@@ -34,13 +34,19 @@ SOFT_CAUSES = frozenset(
 ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
 #: The detail of a 400: `authorize` raised InvalidGrantError.
 INVALID = "The request names no valid channel or key."
-# A synchronous `authorize` runs on the event loop. A warning is logged if it takes longer than BLOCKING_TIME,
-# in seconds, BLOCKING_CALLS times in a row: on a busy machine a single call may take long without blocking.
+# An `authorize` runs on the event loop, also an asynchronous one that does not wait. A warning is logged if
+# it takes longer than BLOCKING_TIME, in seconds, BLOCKING_CALLS times in a row: on a busy machine a single
+# call may take long without blocking. A call that waits is not measured.
 BLOCKING_TIME = 0.02
 BLOCKING_CALLS = 5
-BLOCKED = (
-    "authorize blocks the event loop, and every stream with it, the last time for %.3f s: decorate it with "
-    "asgiref.sync's sync_to_async (with uses_database for Django's ORM), or make it asynchronous"
+BLOCKED = "authorize blocks the event loop, and every stream with it, the last time for %.3f s: "
+IN_A_THREAD = (
+    "decorate it with asgiref.sync's sync_to_async (with uses_database for Django's ORM), or make it "
+    "asynchronous"
+)
+AWAIT = (
+    "it is asynchronous and calls something that is not; use an asynchronous library, or run that call in a "
+    "thread (`await sync_to_async(...)(...)`)"
 )
 
 # The status, detail and cause of the refusal for each error. A class precedes its base class.
@@ -112,7 +118,12 @@ class Decider:
             if not isinstance(decision, Grant) and inspect.isawaitable(decision):
                 token = deciding.set(request)
                 try:
-                    decision = await run.callbacks.result(decision, receive=receive, timeout=self._timeout)
+                    decision = await run.callbacks.result(
+                        decision,
+                        receive=receive,
+                        timeout=self._timeout,
+                        on_first_step=self._on_first_step,
+                    )
                 finally:
                     deciding.reset(token)
             if not isinstance(decision, (Grant, Refusal)):
@@ -120,6 +131,8 @@ class Decider:
                     f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
                     "Is a `return` missing, or an `await` in front of what it calls?"
                 )
+            if isinstance(decision, Grant):
+                run.check_replay(decision)
         except (NotRunningError, ClientLeftError):
             raise
         except Refusal as refusal:
@@ -143,13 +156,22 @@ class Decider:
 
     def _call(self, authorize: Authorize, request: StreamRequest) -> object:
         begun = time.perf_counter()
+        decision: object = None
         try:
-            return authorize(request)
+            decision = authorize(request)
+            return decision
         finally:
-            took = time.perf_counter() - begun
-            self._blocking = self._blocking + 1 if took > BLOCKING_TIME else 0
-            if self._blocking >= BLOCKING_CALLS:
-                self._failures.log(logging.WARNING, BLOCKED, took)
+            # Anything else is awaited, and blocks then, if it does.
+            if decision is None or isinstance(decision, (Grant, Refusal)):
+                self._count_blocking(time.perf_counter() - begun, IN_A_THREAD)
+
+    def _on_first_step(self, took: float) -> None:
+        self._count_blocking(took, AWAIT)
+
+    def _count_blocking(self, took: float, advice: str) -> None:
+        self._blocking = self._blocking + 1 if took > BLOCKING_TIME else 0
+        if self._blocking >= BLOCKING_CALLS:
+            self._failures.log(logging.WARNING, BLOCKED + advice, took)
 
     def _refusal_for(self, error: Exception) -> Refusal:
         """Return the refusal that an exception of `authorize` means. Raises Refused for other exceptions."""

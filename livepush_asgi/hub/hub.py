@@ -71,6 +71,11 @@ class Hub:
         return not self._failing and getattr(self._broker, "healthy", True)
 
     @property
+    def keeps_history(self) -> bool:
+        """Whether the broker keeps history."""
+        return self._log is not None
+
+    @property
     def history(self) -> SharedReads:
         """The logs of a broker with history."""
         assert self._history is not None

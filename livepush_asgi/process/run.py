@@ -31,6 +31,7 @@ from ..stream.source import Source, wait_all_closed
 from ..stream.source_stream import SourceStream
 from ..stream.stream import Stream
 from ..stream.subscriber import SubscriberStream
+from ..wire.encode import Encode
 from .arrivals import Arrivals
 from .drain import Drain
 from .hooks import StreamHooks
@@ -83,11 +84,13 @@ class Run:
         reauthorize: Reauthorize,
         inline_send: bool = True,
         hooks: StreamHooks | None = None,
+        encode: Encode | None = None,
     ) -> None:
         self.timing = timing
         self.scheduler = Scheduler()
         self._limits = limits
         self._inline_send = inline_send
+        self._encode = encode
         # A broker in this process loses no command, so no stream has to be authorized again.
         self._open = OpenStreams(keep_requests=not getattr(broker, "in_process", False))
         self.streams = self._open.all
@@ -244,6 +247,15 @@ class Run:
         own = sum([channel in stream.grant.channel_names for stream in self.subscribers])
         return len(self.hub.listeners(channel)) - own
 
+    def check_replay(self, grant: Grant) -> None:
+        """Raise TypeError if the grant replays history and the broker keeps none."""
+        if grant.replay not in ("new", 0) and not self.hub.keeps_history:
+            raise TypeError(
+                f"Grant(replay={grant.replay!r}) needs a broker with history, and this one keeps none "
+                "(RedisBroker and NatsBroker keep none): use RedisStreamsBroker, JetStreamBroker or "
+                "MemoryBroker, or leave replay out"
+            )
+
     def admit(self) -> None:
         """Admit a request. The caller decrements `pending` when it has become a stream or was refused.
 
@@ -341,6 +353,7 @@ class Run:
             limits=self._limits,
             on_asyncio=on_asyncio(),
             inline_send=self._inline_send,
+            encode=self._encode,
         )
         self.revoker = Revoker(
             broker,

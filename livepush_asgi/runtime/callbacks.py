@@ -7,6 +7,7 @@ turn of the loop, so that a `finally` of the callback could not return a connect
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -41,8 +42,12 @@ class Callbacks:
         receive: Receive | None = None,
         timeout: float | None = None,
         discard: Callable[[T], object] | None = None,
+        on_first_step: Callable[[float], object] | None = None,
     ) -> T:
         """Return the result of the awaitable. A result that comes too late is passed to `discard`.
+
+        If the callback ends in its first step, without a wait, `on_first_step` is called with the time that
+        it took, in seconds: for so long the event loop was blocked.
 
         Raises what the awaitable raises, TimeoutError after `timeout` seconds, NotRunningError after
         `stop`, and ClientLeftError when `receive` returns a disconnect. `receive` is called only if it
@@ -60,6 +65,8 @@ class Callbacks:
                 await pause()
             if not call.done:
                 await self._wait(call, receive, timeout)
+            elif on_first_step is not None:
+                on_first_step(call.took)
         except BaseException:
             call.abandon()
             raise
@@ -124,6 +131,8 @@ class _Call(Generic[T]):
 
     def __init__(self, awaitable: Awaitable[T], discard: Callable[[T], object] | None) -> None:
         self.done = False
+        #: The time from the start to the end, in seconds.
+        self.took = 0.0
         self.cancel: Callable[[], object] = lambda: None
         self.on_done: Callable[[], None] | None = None
         self._awaitable = awaitable
@@ -133,6 +142,7 @@ class _Call(Generic[T]):
         self._error: Exception | None = None
 
     async def run(self) -> None:
+        begun = time.perf_counter()
         try:
             self._value.append(await self._awaitable)
         except Exception as error:
@@ -142,6 +152,7 @@ class _Call(Generic[T]):
             self._error = RuntimeError("a callback was cancelled by code outside of the component")
             raise
         finally:
+            self.took = time.perf_counter() - begun
             self.done = True
             if self._abandoned:
                 self._discard_value()

@@ -279,7 +279,7 @@ class Composer:
         assert self._state is not None
         context = self._context
         try:
-            await self._state.read(context.callbacks, context.timing.snapshot_timeout)
+            await self._state.read(context.callbacks, context.timing.snapshot_timeout, context.encode)
         except Exception:
             self.end_reason = EndReason.ERROR
             if not context.snapshots_fail:

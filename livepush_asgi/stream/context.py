@@ -10,6 +10,7 @@ from ..runtime.failure_log import FailureLog
 from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import Limits, Timing
+from ..wire.encode import Encode
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -28,6 +29,8 @@ class StreamContext:
     on_asyncio: bool
     #: Whether `send` and `receive` may be stepped outside of the stream's task, if they `can_step`.
     inline_send: bool
+    #: Encodes the data of snapshots; None for the default.
+    encode: Encode | None = None
     #: Whether the last snapshot failed. The first failure is logged, and the first success after it.
     snapshots_fail: bool = False
     #: Logs the failures of generators.

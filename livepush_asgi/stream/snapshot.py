@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Callable
 
 from ..runtime.callbacks import Callbacks
-from ..wire.event import Event
+from ..wire.encode import Encode
+from ..wire.event import event_of
 
 
 class State:
@@ -35,8 +36,10 @@ class State:
         """Whether the callback has to be called."""
         return self.owed and self._blocks is None
 
-    async def read(self, callbacks: Callbacks, timeout: float) -> None:
+    async def read(self, callbacks: Callbacks, timeout: float, encode: Encode | None) -> None:
         """Call the callback, and keep its result unless the state was requested again meanwhile.
+
+        `encode` encodes the data in it; None for the default.
 
         Raises what the callback raises, InvalidEventError, and TimeoutError after `timeout` seconds.
         """
@@ -45,7 +48,7 @@ class State:
         if inspect.isawaitable(found):
             found = await callbacks.result(found, timeout=timeout)
         events = found if isinstance(found, (list, tuple)) else [found]
-        blocks = [_event_of(item).encode() for item in events]
+        blocks = [event_of(item, encode).encode() for item in events]
         if request == self._request_count:
             self._blocks = blocks
 
@@ -61,7 +64,3 @@ class State:
         if not self._blocks:
             self.owed, self._blocks = False, None
         return blocks[:count]
-
-
-def _event_of(item: object) -> Event:
-    return item if isinstance(item, Event) else Event(item)

@@ -9,7 +9,7 @@ import anyio
 
 from ..runtime.event_loop import Sleep, is_cancelled, pause, spawn, wake
 from ..runtime.scheduler import Timer
-from ..wire.event import Event
+from ..wire.event import event_of
 from ..wire.reasons import EndReason
 from .context import StreamContext
 
@@ -150,7 +150,7 @@ class Source:
                 self._stepping = False
             if self._stopped:
                 return
-            self._block = (item if isinstance(item, Event) else Event(item)).encode()
+            self._block = event_of(item, self._context.encode).encode()
             self._tell_stream()
             while self._block and not self._stopped:
                 self._room = self._context.make_sleep()

@@ -7,10 +7,11 @@ return from a live event stream; this one reads while the application runs.
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, Unpack, cast
+from json import dumps, loads
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
-from .exchange import AfterDisconnect, Exchange, RequestOptions, http_scope
+from .exchange import AfterDisconnect, Exchange, RequestOptions, http_scope, with_content_type
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
     messages: list[Message]
+
+    # Any: a test knows what its application answers.
+    def json(self) -> Any:
+        """Return the value of the JSON in the body. Raises ValueError if it is none."""
+        return loads(self.body)
 
 
 class Client:
@@ -82,16 +88,25 @@ class Client:
         *,
         method: str = "GET",
         body: bytes = b"",
+        json: object = None,
         window: float = 64,
         **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Stream]:
         """Open a response, wait for its start, and disconnect on leaving.
+
+        A stream of LivePush starts when its channels are subscribed, so it gets all that is published from
+        then on. `json` is a value that becomes the body, with its content type; None stands for no value.
 
         `path` is the whole path of the URL, `root_path` included where a server would have it there; for
         `options` see `RequestOptions`: headers, query, cookies, last_event_id. The application's `send`
         waits while `window` messages are unread; with 0 it returns only when its message is read. Leaving
         raises what the application raised, and TimeoutError if it does not return after the disconnect.
         """
+        if json is not None:
+            if body:
+                raise TypeError("a request has one body: give body or json")
+            body = dumps(json).encode()
+            options["headers"] = with_content_type(options.get("headers", ()), "application/json")
         scope = http_scope(
             method, path, root_path=self._root_path, spec_version=self._spec_version, **options
         )
@@ -105,10 +120,16 @@ class Client:
             yield stream
 
     async def request(
-        self, method: str, path: str, *, body: bytes = b"", **options: Unpack[RequestOptions]
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        json: object = None,
+        **options: Unpack[RequestOptions],
     ) -> Answer:
-        """Return a response that ends by itself; TimeoutError if it does not."""
-        async with self.open(path, method=method, body=body, **options) as stream:
+        """Return a response that ends by itself; TimeoutError if it does not. `json` is as for `open`."""
+        async with self.open(path, method=method, body=body, json=json, **options) as stream:
             content = await stream.read_body()
             await stream.wait_ended(self._deadline)
         return Answer(stream.status, stream.headers, content, stream.messages)

@@ -76,6 +76,13 @@ def _pairs(given: Pairs) -> list[tuple[str, str]]:
     return list(given.items() if isinstance(given, Mapping) else given)
 
 
+def with_content_type(headers: Pairs, kind: str) -> list[tuple[str, str]]:
+    """Return header fields with this content type, unless they have one."""
+    pairs = _pairs(headers)
+    named = any(name.lower() == "content-type" for name, _ in pairs)
+    return pairs if named else [*pairs, ("content-type", kind)]
+
+
 def _header_fields(options: RequestOptions) -> list[tuple[bytes, bytes]]:
     pairs = _pairs(options.get("headers", ()))
     fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs]

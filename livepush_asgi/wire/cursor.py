@@ -59,8 +59,7 @@ class Position:
             raise ValueError(f"an epoch is 1 to 16 letters, digits, '-' and '_', not {self.epoch!r}")
         if isinstance(self.offset, bool) or not isinstance(self.offset, int):
             raise TypeError(f"an offset is an int, not {self.offset!r}")
-        if not 0 <= self.offset <= MAX_OFFSET:
-            raise ValueError(f"an offset is from 0 to {MAX_OFFSET}, not {self.offset!r}")
+        _check_range(self.offset)
 
     def __str__(self) -> str:
         return f"{self.epoch}.{self.offset}"
@@ -71,17 +70,23 @@ class Position:
         match = _POSITION.fullmatch(text)
         if match is None:
             raise ValueError("this is no position")
-        return _make_position(match[1], int(match[2]))
+        _check_range(offset := int(match[2]))
+        return _make_position(match[1], offset)
 
     @classmethod
     def of_id(cls, id: str) -> "Position":
         """Return the position in an event id of `publish`. Raises ValueError for any other text."""
         return cls.parse(id.rpartition("~")[2])
 
+    def next(self) -> "Position":
+        """Return the position after this one in the same log."""
+        return _make_position(self.epoch, self.offset + 1)
+
     def at(self, offset: int) -> "Position":
         """Return the position with this offset in the same log. Raises what `Position(...)` raises."""
         if type(offset) is not int:
             raise TypeError(f"an offset is an int, not {offset!r}")
+        _check_range(offset)
         return _make_position(self.epoch, offset)
 
 
@@ -89,13 +94,17 @@ class Position:
 # positions are made for every event.
 _set_epoch = Position.__dict__["epoch"].__set__
 _set_offset = Position.__dict__["offset"].__set__
+_new = object.__new__
+
+
+def _check_range(offset: int) -> None:
+    if not 0 <= offset <= MAX_OFFSET:
+        raise ValueError(f"an offset is from 0 to {MAX_OFFSET}, not {offset!r}")
 
 
 def _make_position(epoch: str, offset: int) -> Position:
-    """Return a position without validating the epoch, which must be valid."""
-    if not 0 <= offset <= MAX_OFFSET:
-        raise ValueError(f"an offset is from 0 to {MAX_OFFSET}, not {offset!r}")
-    position = object.__new__(Position)
+    """Return a position without validating it."""
+    position = _new(Position)
     _set_epoch(position, epoch)
     _set_offset(position, offset)
     return position

@@ -7,12 +7,12 @@ dispatches it. A broker carries a *payload*: a block after a two-byte mark, or p
 published. Plain text becomes the data of an event.
 """
 
-import json
 import re
 from dataclasses import dataclass
 
 from ..errors import InvalidEventError
 from .cursor import Position, is_cursor
+from .encode import Encode, encoded, to_json
 
 # Event names and channels with this prefix belong to the component; an application cannot use them.
 RESERVED_PREFIX = "livepush."
@@ -47,10 +47,13 @@ _BREAKS_ID = re.compile(r"[\r\n\0]")
 class Event:
     """One event of an event stream, with values that cannot break the stream.
 
-    `data` is text, UTF-8 bytes or any value that JSON can encode; the event stores it as text. `event` is the
-    event name, for `addEventListener` in a browser. `id` becomes the client's last event id; it must not be
-    empty, nor parse as one of the component's own ids. `retry` sets the client's reconnection time in
-    milliseconds.
+    `data` is text, UTF-8 bytes, or a value that becomes JSON at once: what `json` encodes, and date, time,
+    datetime, UUID, Decimal, Enum, dataclasses and models of Pydantic. The event stores it as text. The
+    `encode` of a LivePush does not apply to it: give an Event the text, as in `Event(encode(data))`.
+
+    `event` is the event name, for `addEventListener` in a browser. `id` becomes the client's last event id;
+    it must not be empty, nor parse as one of the component's own ids. `retry` sets the client's reconnection
+    time in milliseconds.
 
     The client receives each line end in `data` as LF, because the format does not distinguish CRLF, CR and
     LF. Raises InvalidEventError for a value that a client could not read back unchanged.
@@ -85,6 +88,13 @@ _set_data, _set_event, _set_id, _set_retry = (
 )
 
 
+def event_of(item: object, encode: Encode | None) -> Event:
+    """Return an Event as it is, and other data as an Event, encoded by `encode` unless that is None."""
+    if isinstance(item, Event):
+        return item
+    return Event(item if encode is None else encoded(item, encode))
+
+
 def encode_block(
     data: str, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
 ) -> bytes:
@@ -117,6 +127,11 @@ def name_line(block: bytes) -> bytes:
 def to_payload(block: bytes) -> bytes:
     """Return a block as a payload: with the mark in front."""
     return PAYLOAD_MARK + block
+
+
+def plain_payload(data: object) -> bytes:
+    """Return `to_payload(Event(data).encode())` without making an Event, and raise what that raises."""
+    return PAYLOAD_MARK + encode_block(_text_of(data))
 
 
 def from_payload(payload: bytes) -> bytes:
@@ -178,12 +193,7 @@ def _text_of(data: object) -> str:
         return _encodable(data)
     if isinstance(data, (bytes, bytearray, memoryview)):
         return _decode(bytes(data))
-    try:
-        return _encodable(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidEventError(
-            f"data of type {type(data).__name__} is neither text, UTF-8 bytes nor JSON: {error}"
-        ) from error
+    return _encodable(to_json(data))
 
 
 def _decode(data: bytes) -> str:

@@ -6,8 +6,10 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-inte
 """
 
 import codecs
+import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 # Python reads no number of more digits; such a `retry` is ignored.
 # https://docs.python.org/3/library/stdtypes.html#int-max-str-digits
@@ -28,6 +30,11 @@ class ParsedEvent:
     last_event_id: str = ""
     id: str | None = None
     retry: int | None = None
+
+    # Any: a test knows what its application publishes.
+    def json(self) -> Any:
+        """Return the value of the JSON in the data. Raises ValueError if it is none."""
+        return json.loads(self.data)
 
 
 class EventStreamParser:

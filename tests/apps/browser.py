@@ -1,15 +1,20 @@
 """The application of the tests with browsers and with other people's clients, and its pages.
 
 `/events` is a stream whose terms are in the query, `/slow` one with a longer reconnection time, `/bare` one
-without control events. Over Redis with REDIS_URL. ORIGIN is let in from elsewhere, with its cookies.
-HEARTBEAT is in seconds.
+without control events, `/short` one whose streams end after a moment. Over Redis with REDIS_URL. ORIGIN is
+let in from elsewhere, with its cookies. HEARTBEAT is in seconds.
+
+`/token` makes a token for a stream, which lasts for some seconds, and with `once` in the stream's query is
+good for one stream. `/forget` makes all tokens invalid, and with `log_out` there are no more.
 """
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from secrets import token_hex
 from urllib.parse import parse_qsl
 
 from livepush_asgi import (
@@ -43,6 +48,8 @@ if url := setting("REDIS_URL"):
 
 #: How often a client that says its name has come.
 asked: Counter[str] = Counter()
+#: When each token ends, in seconds since the epoch.
+tokens: dict[str, float] = {}
 
 
 def authorize(request: StreamRequest) -> Grant | Refusal:
@@ -58,19 +65,29 @@ def authorize(request: StreamRequest) -> Grant | Refusal:
         user = request.cookies.get("user")
         asked[f"{name} as {user}"] += 1
         return Refusal(401) if user is None else Grant(channels=f"of:{user}")
+    expires_at = None
+    if "token" in query:
+        expires_at = tokens.get(query["token"], 0.0)
+        if expires_at < time.time():
+            return Refusal(401, soft="softly" in query)
+        if "once" in query:
+            del tokens[query["token"]]
     return Grant(
         channels=request.query_all("channel"),
+        expires_at=expires_at,
         slot_key=query.get("key"),
         replay="all" if "all" in query else "new",
     )
 
 
-def make_push(retry: float, *, control_events: bool = True) -> LivePush:
+def make_push(retry: float, *, control_events: bool = True, lifetime: float | None = None) -> LivePush:
     return LivePush(
         broker,
         authorize,
         slots=MemorySlotCap(1),
-        timing=Timing(retry=retry, heartbeat_interval=float(setting("HEARTBEAT", "15"))),
+        timing=Timing(
+            retry=retry, heartbeat_interval=float(setting("HEARTBEAT", "15")), max_lifetime=lifetime
+        ),
         cors=Cors([setting("ORIGIN", "https://elsewhere.example")], credentials=True),
         control_events=control_events,
         soft_refusals={RefusalCause.CAP},
@@ -78,6 +95,7 @@ def make_push(retry: float, *, control_events: bool = True) -> LivePush:
 
 
 push, slow, bare = make_push(0.2), make_push(3.0), make_push(0.2, control_events=False)
+short = make_push(0.2, lifetime=0.3)
 
 
 async def publish(query: Mapping[str, str], body: str) -> str:
@@ -85,8 +103,24 @@ async def publish(query: Mapping[str, str], body: str) -> str:
 
 
 async def disconnect(query: Mapping[str, str], body: str) -> str:
-    for each in (push, slow, bare):
+    for each in (push, slow, bare, short):
         await each.disconnect(channel=query["channel"])
+    return ""
+
+
+async def make_token(query: Mapping[str, str], body: str) -> str:
+    if "none" in tokens:
+        return ""
+    token = token_hex(8)
+    tokens[token] = time.time() + float(query.get("lasts", "60"))
+    asked["tokens"] += 1
+    return token
+
+
+async def forget(query: Mapping[str, str], body: str) -> str:
+    tokens.clear()
+    if "log_out" in query:
+        tokens["none"] = 0.0
     return ""
 
 
@@ -98,6 +132,8 @@ ROUTES: Mapping[str, Callable[[Mapping[str, str], str], Coroutine[object, object
     "/publish": publish,
     "/disconnect": disconnect,
     "/asked": tell_asked,
+    "/token": make_token,
+    "/forget": forget,
 }
 
 
@@ -126,5 +162,5 @@ async def whole_body(receive: Receive) -> str:
     return body.decode()
 
 
-inner = LivePushMiddleware(LivePushMiddleware(rest, bare, path="/bare"), slow, path="/slow")
-app = LivePushMiddleware(inner, push, path="/events")
+innermost = LivePushMiddleware(LivePushMiddleware(rest, bare, path="/bare"), short, path="/short")
+app = LivePushMiddleware(LivePushMiddleware(innermost, slow, path="/slow"), push, path="/events")

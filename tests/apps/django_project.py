@@ -17,5 +17,12 @@ def configure() -> None:
     path = Path(gettempdir()) / uuid4().hex
     atexit.register(path.unlink, missing_ok=True)
     database = {"ENGINE": "django.db.backends.sqlite3", "NAME": path}
-    settings.configure(ALLOWED_HOSTS=["*"], DATABASES={"default": database}, SECRET_KEY="for tests")
+    apps = [f"django.contrib.{name}" for name in ("auth", "contenttypes", "sessions")]
+    settings.configure(
+        ALLOWED_HOSTS=["*"],
+        DATABASES={"default": database},
+        INSTALLED_APPS=apps,
+        SECRET_KEY="for tests",
+        USE_TZ=True,
+    )
     django.setup()

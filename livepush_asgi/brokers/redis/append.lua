@@ -1,7 +1,7 @@
 -- KEYS: log, head, the writer's last call, then idempotency keys.
 -- ARGV: the name to publish on; a fresh epoch; the number of the writer's call, or an empty text if calls are
--- never repeated; 1 to check the permissions for every command of an append; the bytes of all payloads. Then
--- three for each event: payload, index of its idempotency key or 0, expected position or an empty text.
+-- never repeated; 1 to check the permissions for every command of an append. Then three for each event: payload,
+-- index of its idempotency key or an empty text, expected position or an empty text.
 -- Returns a text: for each event `+position:receivers`, `=position` if its key is known, or `!position` if the
 -- log does not end at the expected one.
 --
@@ -13,8 +13,11 @@
 local REMEMBER_CALL = 300000
 -- The most events that are examined in order to drop them. The next call continues.
 local MAX_EXAMINED = 50
+-- How many ancestors a log remembers, so that many restarts of the server do not make long heads.
+local MAX_ANCESTORS = 8
 
-local channel, fresh, call, check, size = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
+local channel, fresh, call, check = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+local FIRST_EVENT = 5
 
 if call ~= '' then
   local number, result = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (.*)$')
@@ -25,23 +28,20 @@ if call ~= '' then
   end
 end
 
-local is_new = not load()
+local info = redis.pcall('INFO', 'replication')
 if is_new then
-  begin(fresh)
-else
-  local info = replication()
-  -- Nearly always it is the same, and a search is cheaper than to parse the text.
-  if not string.find(info, 'master_replid:' .. run .. '\r', 1, true) then
-    local current, followed = running(info)
-    local doubt = string.match(followed, '[^0]') and '!' or ''
-    local older, count = {epoch .. '.' .. whole(last) .. doubt}, 1
-    for ancestor in string.gmatch(ancestors, '[^,]+') do
-      if count < MAX_ANCESTORS then
-        older[#older + 1], count = ancestor, count + 1
-      end
+  begin(fresh, info)
+-- Nearly always it is the same, and a search is cheaper than to parse the text.
+elseif type(info) ~= 'string' or not string.find(info, 'master_replid:' .. run .. '\r', 1, true) then
+  local current, followed = running(info)
+  local doubt = string.match(followed, '[^0]') and '!' or ''
+  local older, count = {epoch .. '.' .. whole(last) .. doubt}, 1
+  for ancestor in string.gmatch(ancestors, '[^,]+') do
+    if count < MAX_ANCESTORS then
+      older[#older + 1], count = ancestor, count + 1
     end
-    epoch, run, ancestors = fresh, current, table.concat(older, ',')
   end
+  epoch, run, ancestors = fresh, current, table.concat(older, ',')
 end
 
 local function is_last(position)
@@ -67,7 +67,12 @@ local known = {}
 for i = call == '' and 3 or 4, #KEYS do
   known[KEYS[i]] = redis.call('GET', KEYS[i])
 end
-if check or total + size - base > SIZE or (AGE and since + AGE < now) then
+local size = 0
+for i = FIRST_EVENT, #ARGV, 3 do
+  size = size + #ARGV[i]
+end
+local must_trim = total + size - base > SIZE or (AGE and since + AGE < now)
+if check or must_trim then
   lacking = lacking or lacks('XRANGE', log) or lacks('XTRIM', log)
 end
 if lacking then
@@ -75,10 +80,10 @@ if lacking then
 end
 
 if is_new then
-  save_new()
+  save(true)
 end
 local reply = {}
-for i = 6, #ARGV, 3 do
+for i = FIRST_EVENT, #ARGV, 3 do
   local payload, name, expected = ARGV[i], KEYS[tonumber(ARGV[i + 1])], ARGV[i + 2]
   if name and known[name] then
     reply[#reply + 1] = '=' .. known[name]
@@ -88,17 +93,19 @@ for i = 6, #ARGV, 3 do
     last = last + 1
     local offset = whole(last)
     local position = epoch .. '.' .. offset
-    redis.call('XADD', log, 'MAXLEN', '=', EVENTS, offset .. '-' .. whole(now), whole(total), payload)
+    redis.call('XADD', log, 'MAXLEN', '=', EVENTS, offset .. '-' .. moment, total, payload)
     total = total + #payload
     if name then
       known[name] = position
       redis.call('SET', name, position, 'PX', REMEMBER)
     end
     local receivers = redis.call(VERB, channel, MARK .. position .. '\n' .. payload)
-    reply[#reply + 1] = '+' .. position .. ':' .. receivers
+    reply[#reply + 1] = string.format('+%s:%d', position, receivers)
   end
 end
-trim(MAX_EXAMINED)
+if must_trim then
+  trim(MAX_EXAMINED)
+end
 save()
 if AGE then
   redis.call('PEXPIRE', log, AGE)

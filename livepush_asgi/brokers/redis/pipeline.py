@@ -52,18 +52,17 @@ def pack(arguments: tuple[Argument, ...]) -> bytes:
     """
     parts: list[int | bytes] = [len(arguments)]
     for argument in arguments:
-        if isinstance(argument, str):
-            argument = argument.encode()
-        elif isinstance(argument, int):
-            argument = b"%d" % argument
-        parts += (len(argument), argument)
+        if not isinstance(argument, bytes):
+            argument = argument.encode() if isinstance(argument, str) else b"%d" % argument
+        parts.append(len(argument))
+        parts.append(argument)
     return (b"*%d\r\n" + b"$%d\r\n%b\r\n" * len(arguments)) % tuple(parts)
 
 
 class Pipeline:
     """The commands to one server. For one event loop at a time.
 
-    `timeout` in seconds bounds each exchange: getting a connection, sending, and all replies. An idle
+    `timeout` in seconds bounds getting a connection, and each exchange: sending, and all replies. An idle
     connection is held for `idle_turns` turns of the event loop: a caller that awaits one command after the
     other sends the next one within two turns, and to return the connection in between would cost more.
     `idle_seconds` is for a pool without other users: an idle connection is held for this long, then closed.
@@ -128,16 +127,17 @@ class Pipeline:
         # Without a connection all commands fail: the next attempt would end with the same error.
         calls = self._waiting
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout) as limit:
                 connection = await self._pool.get_connection()
                 if is_broken(connection):
                     await drop(connection)
                     await connection.connect()
-            while await self._has_more(connection):
-                calls = self._next_calls()
-                await self._exchange(calls, connection)
-            if self._idle_seconds:
-                await drop(connection)
+                while await self._has_more(connection, limit):
+                    self._extend(limit)
+                    calls = self._next_calls()
+                    await self._exchange(calls, connection)
+                if self._idle_seconds:
+                    await drop(connection)
         except BaseException as error:
             if connection is not None:
                 await drop(connection)
@@ -149,7 +149,14 @@ class Pipeline:
             if connection is not None:
                 await self._pool.release(connection)
 
-    async def _has_more(self, connection: AbstractConnection) -> bool:
+    def _extend(self, limit: asyncio.Timeout) -> None:
+        """Give the next exchange its time, or up to a tenth less: a timer for each would cost too much."""
+        raise_if_cancelled()
+        now, end = asyncio.get_running_loop().time(), limit.when()
+        if end is None or end < now + 0.9 * self._timeout:
+            limit.reschedule(now + self._timeout)
+
+    async def _has_more(self, connection: AbstractConnection, limit: asyncio.Timeout) -> bool:
         """Return whether commands are queued, now or while the idle connection is held."""
         for _ in range(self._idle_turns):
             if self._waiting:
@@ -157,6 +164,7 @@ class Pipeline:
             await asyncio.sleep(0)
         if self._idle_seconds and not self._waiting:
             raise_if_cancelled()
+            limit.reschedule(None)
             self._queued = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._idle_seconds):
@@ -180,21 +188,20 @@ class Pipeline:
         # A timer for each reply costs as much as reading it. The client's own counts only if it is shorter.
         own = connection.socket_timeout
         timeout_of_one = math.inf if own is not None and own >= self._timeout else None
-        async with asyncio.timeout(self._timeout):
-            await send(connection, b"".join([call.command for call in calls]))
-            while calls:
-                try:
-                    reply = await connection.read_response(disable_decoding=True, timeout=timeout_of_one)
-                except ResponseError as error:
-                    call = calls.popleft()
-                    if call.fallback is not None and isinstance(error, NoScriptError):
-                        call.fallback()
-                    else:
-                        _fail(deque([call]), error)
+        await send(connection, b"".join([call.command for call in calls]))
+        while calls:
+            try:
+                reply = await connection.read_response(disable_decoding=True, timeout=timeout_of_one)
+            except ResponseError as error:
+                call = calls.popleft()
+                if call.fallback is not None and isinstance(error, NoScriptError):
+                    call.fallback()
                 else:
-                    receiver = calls.popleft().receiver
-                    if not receiver.done():
-                        receiver.set_result(reply)
+                    _fail(deque([call]), error)
+            else:
+                receiver = calls.popleft().receiver
+                if not receiver.done():
+                    receiver.set_result(reply)
 
 
 def _fail(calls: deque[_Call], error: Exception) -> None:

@@ -12,11 +12,10 @@ if ARGV[4] == '1' then
     return redis.error_reply(lacking)
   end
 end
-if not load() then
-  begin(ARGV[3])
-  save_new()
-elseif over() then
-  trim(MAX_EXAMINED)
+if is_new then
+  begin(ARGV[3], redis.pcall('INFO', 'replication'))
+  save(true)
+elseif trim(MAX_EXAMINED) then
   save()
 elseif last == 0 or KEEP then
   redis.call('PEXPIRE', head, last == 0 and KEEP_EMPTY or KEEP)

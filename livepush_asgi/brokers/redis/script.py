@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from redis.asyncio import Redis
 
@@ -56,8 +56,7 @@ class Script:
         return reply
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A run of a script: all its keys have the hash tag `tag`."""
 
     script: Script

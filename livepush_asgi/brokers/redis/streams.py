@@ -69,6 +69,8 @@ class RedisStreamsBroker(ListeningBroker):
         self._append_script, self._read_script = log_scripts(history, self._server.verb)
         self._calls = 0
         self._queues: dict[str, AppendQueue] = {}
+        # Whether the last call had one event, and no other call was under way.
+        self._alone = False
         self._appending_loop: asyncio.AbstractEventLoop | None = None
         # Until the first call has succeeded, each call checks all permissions. So a missing permission is
         # reported at once, and not hours later when a log is trimmed for the first time.
@@ -124,13 +126,18 @@ class RedisStreamsBroker(ListeningBroker):
         if self._appending_loop is not loop:
             # Events that an earlier event loop left in the queues will not be sent.
             self._queues, self._appending_loop = {}, loop
-        queue = self._queues.get(channel)
-        if queue is None:
-            queue = self._queues[channel] = AppendQueue(channel, self._start)
-            # Not at once, so that one call carries all appends of this turn of the event loop.
-            loop.call_soon(queue.send_next)
         append = Append(payload, key, expected, loop.create_future())
-        queue.waiting.append(append)
+        queue = self._queues.get(channel)
+        if queue is not None:
+            queue.waiting.append(append)
+        else:
+            queue = self._queues[channel] = AppendQueue(channel, self._start)
+            queue.waiting.append(append)
+            if self._alone:
+                queue.send_next()
+            else:
+                # Not at once, so that one call carries all appends of this turn of the event loop.
+                loop.call_soon(queue.send_next)
         try:
             added = await append.added
         except FAILURES as error:
@@ -145,6 +152,7 @@ class RedisStreamsBroker(ListeningBroker):
             if self._queues.get(channel) is queue:
                 del self._queues[channel]
             return
+        self._alone = len(appends) == len(self._queues) == 1
         self._calls += 1
         key = self._key(channel)
         keys = [key, f"{key}:head"]
@@ -155,10 +163,9 @@ class RedisStreamsBroker(ListeningBroker):
             new_epoch(),
             self._calls if writer else b"",
             int(not self._may_append),
-            sum(len(append.payload) for append in appends),
         ]
         for append in appends:
-            index = 0
+            index: Argument = b""
             if append.idempotency_key is not None:
                 keys.append(f"{key}:key:{append.idempotency_key}")
                 # Lua counts from 1.
