@@ -7,7 +7,7 @@ from livepush_asgi import LivePushMiddleware
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
 django = get_asgi_application()
 
-# Imported when Django is set up, because it asks for models.
+# Imported when Django is set up.
 from live import push
 
 application = LivePushMiddleware(django, push, path="/events")

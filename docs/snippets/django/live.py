@@ -1,31 +1,21 @@
-from importlib import import_module
-
-from django.conf import settings
-from django.contrib.auth import get_user
-from django.http import HttpRequest
-
 from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, Refusal, RefusalCause
-from livepush_asgi.contrib.django import uses_database
+from livepush_asgi.contrib.django import user_of, uses_database
 
 
-# --8<-- [start:login]
-def with_user(stream_request):
-    """Return a request with the session and the user, as Django's own middleware finds them."""
-    request = HttpRequest()
-    sessions = import_module(settings.SESSION_ENGINE)
-    request.session = sessions.SessionStore(stream_request.cookies.get(settings.SESSION_COOKIE_NAME))
-    request.user = get_user(request)
-    return request
-
-
+# --8<-- [start:orm]
 @uses_database
-def authorize(stream_request):
-    request = with_user(stream_request)
-    if not request.user.is_authenticated:
+def groups_of(user):
+    return [f"group:{name}" for name in user.groups.values_list("name", flat=True)]
+
+
+# --8<-- [end:orm]
+# --8<-- [start:login]
+async def authorize(stream_request):
+    user = await user_of(stream_request)
+    if not user.is_authenticated:
         return Refusal(401, "Log in first.")
-    key = str(request.user.pk)
-    expiry = request.session.get_expiry_date()
-    return Grant(channels=["news", f"user:{key}"], slot_key=key, expires_at=expiry)
+    key = str(user.pk)
+    return Grant(channels=["news", f"user:{key}", *await groups_of(user)], slot_key=key)
 
 
 # --8<-- [end:login]

@@ -2,10 +2,9 @@ import json
 
 from asgiref.sync import async_to_sync
 from django.core.serializers.json import DjangoJSONEncoder
-from live import with_user
 
 from livepush_asgi import Event, Grant, LivePush, MemoryBroker, Refusal
-from livepush_asgi.contrib.django import uses_database
+from livepush_asgi.contrib.django import user_of
 
 
 def can_read_channel(user, channel):
@@ -14,9 +13,8 @@ def can_read_channel(user, channel):
 
 
 # --8<-- [start:authorize]
-@uses_database
-def authorize(stream_request):
-    user = with_user(stream_request).user
+async def authorize(stream_request):
+    user = await user_of(stream_request)
     channels = stream_request.query_all("channel")
     if not channels or not all(can_read_channel(user, channel) for channel in channels):
         return Refusal(403)

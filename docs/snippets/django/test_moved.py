@@ -1,4 +1,3 @@
-import json
 from datetime import date
 
 from asgiref.sync import sync_to_async
@@ -16,7 +15,7 @@ class MovedTests(TransactionTestCase):
             async with client.open("/?channel=news") as stream:
                 await sync_to_async(send_event)("news", "message", {"day": date(2026, 11, 29)})
                 event = await stream.next_event()
-                assert (event.event, json.loads(event.data)) == ("message", {"day": "2026-11-29"})
+                assert (event.event, event.json()) == ("message", {"day": "2026-11-29"})
 
     async def test_a_permission_that_is_taken_away(self):
         user = await User.objects.acreate_user("ada", password="lovelace")

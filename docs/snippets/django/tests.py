@@ -1,7 +1,5 @@
-import json
-
 from asgi import application
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.test import TransactionTestCase
 from live import push
 
@@ -20,12 +18,21 @@ class StreamTests(TransactionTestCase):
         async with Client(application, lifespan=True) as client:
             assert (await client.request("GET", "/events")).status == 401
 
+    async def test_a_member_of_a_group_hears_of_it(self):
+        cookies = await self.logged_in()
+        group = await Group.objects.acreate(name="editors")
+        await self.user.groups.aadd(group)
+        async with Client(application, lifespan=True) as client:
+            async with client.open("/events", cookies=cookies) as stream:
+                await push.publish("group:editors", "a draft")
+                assert (await stream.next_event()).data == "a draft"
+
     async def test_a_committed_change_arrives(self):
         cookies = await self.logged_in()
         async with Client(application, lifespan=True) as client:
             async with client.open("/events", cookies=cookies) as stream:
                 await client.request("POST", "/rename", body=b"name=Ada", headers=FORM, cookies=cookies)
-                assert json.loads((await stream.next_event(5)).data) == {"name": "Ada"}
+                assert (await stream.next_event(5)).json() == {"name": "Ada"}
 
     async def test_a_logout_ends_the_stream(self):
         cookies = await self.logged_in()

@@ -1,20 +1,15 @@
 from fastapi import APIRouter, FastAPI, HTTPException, Request
-from fastapi.responses import StreamingResponse
 from live import User, push
 
 from livepush_asgi import Grant
-from livepush_asgi.contrib.fastapi import sse_streaming_response
+from livepush_asgi.contrib.fastapi import EventStreamResponse, sse_streaming_response
 
 MEMBERS = {"kitchen": {"ada"}}  # Stands for a table.
 router = APIRouter()
 
 
 # --8<-- [start:route]
-@router.get(
-    "/rooms/{room}/events",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}},
-)
+@router.get("/rooms/{room}/events", response_class=EventStreamResponse)
 async def room_events(request: Request, room: str, user: User):
     async def authorize(stream_request):
         if user not in MEMBERS.get(room, ()):

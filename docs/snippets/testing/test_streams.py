@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, Refusal
@@ -28,7 +26,7 @@ async def test_an_event_arrives(push):
     async with Client(push, lifespan=True) as client, client.open("/?user=ada") as stream:
         await push.publish("news", {"price": 3}, event="quote")
         event = await stream.next_event()
-        assert (event.event, json.loads(event.data)) == ("quote", {"price": 3})
+        assert (event.event, event.json()) == ("quote", {"price": 3})
 
 
 # --8<-- [end:event]
@@ -64,7 +62,7 @@ async def test_the_page_is_told_of_what_is_missing(push):
         client.open("/?user=ada", last_event_id="from before the restart") as stream,
     ):
         gap = await stream.next_event(name="livepush.gap")
-        assert json.loads(gap.data) == {"channel": "news", "reason": "unknown"}
+        assert gap.json() == {"channel": "news", "reason": "unknown"}
 
 
 # --8<-- [end:gap]

@@ -1,11 +1,7 @@
-import json
-
 import pytest
 from app import app
 
 from livepush_asgi.testing import Client
-
-JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
@@ -13,13 +9,8 @@ def anyio_backend():
     return "asyncio"
 
 
-async def post(client, path, values, headers=None):
-    body = json.dumps(values).encode()
-    return await client.request("POST", path, body=body, headers={**JSON, **(headers or {})})
-
-
 async def logged_in(client, name, password):
-    answer = await post(client, "/login", {"name": name, "password": password})
+    answer = await client.request("POST", "/login", json={"name": name, "password": password})
     assert answer.status == 200
     return {"cookie": answer.headers["set-cookie"].partition(";")[0]}
 
@@ -30,9 +21,9 @@ async def test_a_message_reaches_the_others():
         ada = await logged_in(client, "ada", "lovelace")
         alan = await logged_in(client, "alan", "turing")
         async with client.open("/events/", headers=ada) as stream:
-            await post(client, "/messages", {"text": "hello"}, headers=alan)
+            await client.request("POST", "/messages", json={"text": "hello"}, headers=alan)
             event = await stream.next_event()
-            assert json.loads(event.data) == {"user": "alan", "text": "hello"}
+            assert event.json() == {"user": "alan", "text": "hello"}
 
 
 @pytest.mark.anyio
