@@ -40,14 +40,16 @@ def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> 
 
 
 class Batch:
-    """The deliveries of one turn of the event loop to a listener, in order."""
+    """Deliveries in order, for several streams: those of one turn of the event loop, or a page of history."""
 
-    __slots__ = ("_joined", "deliveries", "position", "size", "time")
+    __slots__ = ("_joined", "deliveries", "has_gap", "position", "size", "time")
 
-    def __init__(self, deliveries: Sequence[Delivery], time: float) -> None:
+    def __init__(self, deliveries: Sequence[Delivery], time: float = 0.0, *, has_gap: bool = False) -> None:
         self.deliveries = deliveries
-        #: When it was delivered, by the loop's clock.
+        #: When it was delivered, by the loop's clock. 0 for a page of history.
         self.time = time
+        #: Whether a gap is among them, which only a page of history has.
+        self.has_gap = has_gap
         #: The total size of the blocks, in bytes.
         self.size: int
         #: The last position, for a stream on a single channel.

@@ -225,7 +225,9 @@ class Composer:
             if self._state is not None and self._state_owed:
                 # The state precedes the changes.
                 chunk += self._next_state_blocks(self._state)
-            if self._outbox_filled and not self._state_owed:
+            if self._recovery.behind:
+                chunk += self._take_known_history(self._context.limits.message_bytes - len(chunk))
+            if self._outbox_filled and not self._state_owed and self.end_reason is None:
                 chunk += self._take_queued()
         if self.end_reason is not None:
             chunk += self._head
@@ -316,13 +318,38 @@ class Composer:
 
     async def _read_history(self) -> None:
         """Read a page of history into the head. A channel whose last event is read becomes live again."""
+        self._head += self._compose_page(await self._history.read())
+
+    def _take_known_history(self, max_bytes: int) -> bytes:
+        """Return pages of history that other streams have read lately, as many as fit into so many bytes.
+
+        So the clients that come back together are sent the open event and what they have missed at once,
+        without a task.
+        """
+        chunk = b""
+        while self._recovery.behind and not self._recovery.must_seek and not self._state_owed:
+            batch = self._history.take_known(max_bytes - len(chunk))
+            if batch is None or self.end_reason is not None:
+                break
+            chunk += self._compose_page(batch)
+        return chunk
+
+    @property
+    def _history(self) -> HistoryReader:
         if self._reader is None:
             self._reader = HistoryReader(self._context.hub, self._recovery, self._context.limits)
-        deliveries = await self._reader.next_deliveries()
-        self._gap_queued = self._gap_queued or any(delivery.gap for delivery in deliveries)
-        self._head += self._compose(deliveries)
-        # The next page starts at the recorded position.
+        return self._reader
+
+    def _compose_page(self, page: Batch) -> bytes:
+        """Join the blocks of a page of history, and record the position at which the next page starts."""
+        if self._single_channel and not (page.has_gap or self._gap_queued or self._state_owed):
+            self._unrecorded = page.position or self._unrecorded
+            chunk = page.joined
+        else:
+            self._gap_queued = self._gap_queued or page.has_gap
+            chunk = self._compose(page.deliveries)
         self._record_position()
+        return chunk
 
     def _take_queued(self) -> bytes:
         """Return the next part of the outbox, after a gap for each channel whose events were dropped."""
