@@ -4,7 +4,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from .bench import APP, FLOOR, Bench
-from .elsewhere import publish_cases, redis_cases, resume_cases, slow_cases, subscribe_cases
+from .elsewhere import (
+    publish_cases,
+    redis_cases,
+    restart_cases,
+    resume_cases,
+    resume_valkey_cases,
+    slow_cases,
+    subscribe_cases,
+)
 from .load import Figures
 from .mounted import MOUNTED
 from .result import Case, Result, Size
@@ -185,8 +193,24 @@ SCENARIOS = {
         resume_cases,
         Size(2000, 100),
         Size(300, 100),
-        ("ready_s", "live_p99_ms", "missing", "duplicates"),
-        ("ready_s", "live_p99_ms"),
+        ("ready_s", "us_per_connect", "live_p99_ms", "missing", "duplicates"),
+        ("ready_s", "us_per_connect", "live_p99_ms"),
+    ),
+    "resume-valkey": Scenario(
+        "Clients that all come back at once, with the log in Valkey",
+        resume_valkey_cases,
+        Size(2000, 100),
+        Size(300, 100),
+        ("ready_s", "us_per_connect", "live_p99_ms", "missing", "duplicates"),
+        ("ready_s", "us_per_connect", "live_p99_ms"),
+    ),
+    "restart": Scenario(
+        "Clients that all come back when their server was killed and started again, with the log in Valkey",
+        restart_cases,
+        Size(10_000, 100),
+        Size(300, 100),
+        ("ready_s", "cpu_s", "us_per_connect", "missing", "duplicates"),
+        ("ready_s", "us_per_connect"),
     ),
     "slow": Scenario(
         "Ten clients that read nothing, beside the others",
