@@ -25,8 +25,9 @@ MAX_AGE = 2.0
 MAX_BYTES = 8 * 1024 * 1024
 # The size of a page and of each event beside its payload, in bytes, so that empty ones are bounded too.
 PAGE_OVERHEAD, EVENT_OVERHEAD = 1024, 512
-# How often a page holds each payload: as it was read, as a block without and with an id, and joined.
-COPIES = 4
+# How often a page holds each payload: as it was read, as a block without and with an id, and joined for
+# streams on one and on several channels.
+COPIES = 5
 
 # The channel, the offset to read after, and the most events and bytes.
 Request = tuple[str, int, int, int]

@@ -14,13 +14,13 @@ from ..grant import Grant
 from ..hub.delivery import Batch, Delivery, gap_delivery
 from ..settings import Limits
 from ..wire.control import gap_block, id_block, open_block, retry_line
-from ..wire.cursor import Position, owed
+from ..wire.cursor import Position, event_id, owed
 from ..wire.event import HEARTBEAT, with_id
 from ..wire.reasons import EndReason, GapReason
 from .context import StreamContext
 from .history_reader import HistoryReader
 from .outbox import LatestOutbox, Outbox, OutboxFullError
-from .recovery import ChannelGap, RecoveryState
+from .recovery import ChannelGap, RecoveryState, join_entries
 from .resumption import Resumption
 from .snapshot import State
 
@@ -342,13 +342,17 @@ class Composer:
 
     def _compose_page(self, page: Batch) -> bytes:
         """Join the blocks of a page of history, and record the position at which the next page starts."""
-        if self._single_channel and not (page.has_gap or self._gap_queued or self._state_owed):
-            self._unrecorded = page.position or self._unrecorded
-            chunk = page.joined
-        else:
+        self._record_position()
+        if page.position is None or page.has_gap or self._gap_queued or self._state_owed:
             self._gap_queued = self._gap_queued or page.has_gap
             chunk = self._compose(page.deliveries)
-        self._record_position()
+            self._record_position()
+            return chunk
+        if self._single_channel:
+            chunk = page.joined
+        else:
+            chunk = page.composed(tuple(self._recovery.entries().items()), self._compose)
+        self._recovery.mark_sent(page.deliveries[-1].channel, page.position)
         return chunk
 
     def _take_queued(self) -> bytes:
@@ -378,18 +382,20 @@ class Composer:
         # A gap may be among the deliveries that are still in the outbox.
         self._gap_queued = self._gap_queued and self._outbox_filled
         self._record_position()
-        blocks = []
+        blocks, entries = [], self._recovery.entries()
         for delivery in deliveries:
             if delivery.gap:
                 self._resend_state()
             if delivery.position is not None:
                 self._recovery.mark_sent(delivery.channel, delivery.position)
+                entries[delivery.channel] = event_id(delivery.channel, delivery.position)
             if delivery.gap and not self._control_events:
                 blocks.append(self._end_at_gap())
                 break
             block = delivery.block
             if delivery.position is not None and (not self._single_channel or self._state_owed):
-                block = with_id(delivery.bare, self._id)
+                id = join_entries(entries)
+                block = with_id(delivery.bare, owed(id) if self._state_owed else id)
             blocks.append(block)
         return b"".join(blocks)
 

@@ -99,16 +99,18 @@ class RecoveryState:
         if len(self._channels) == 1 and not self._unstarted:
             (channel,) = self._channels
             return event_id(channel, self._sent.get(channel))
-        entries = [entry for channel in self._channels for entry in self._entries_of(channel)]
-        # Remove duplicates: two channels with the same tag may have the same positions.
-        return ",".join(dict.fromkeys(entries))
+        return join_entries(self.entries())
 
-    def _entries_of(self, channel: str) -> Iterable[str]:
+    def entries(self) -> dict[str, str]:
+        """Return the entries of each channel in the id."""
+        return {channel: self._entries_of(channel) for channel in self._channels}
+
+    def _entries_of(self, channel: str) -> str:
         if self.resumption is not None and channel in self._unstarted:
             cursor_positions = self.resumption.cursor_positions(channel)
             if cursor_positions:
-                return [event_id(channel, position) for position in cursor_positions]
-        return (event_id(channel, self._sent.get(channel)),)
+                return ",".join([event_id(channel, position) for position in cursor_positions])
+        return event_id(channel, self._sent.get(channel))
 
     def has_cursor(self, id: str) -> bool:
         """Return whether this id is the client's cursor."""
@@ -273,6 +275,12 @@ class RecoveryState:
         if not self._unstarted:
             self.resumption, self._start_ends = None, _NONE
         self.settled = not (self._unstarted or self.behind or self._ahead)
+
+
+def join_entries(entries: Mapping[str, str]) -> str:
+    """Return the id with the entries of these channels."""
+    # Remove duplicates: two channels with the same tag may have the same positions.
+    return ",".join(dict.fromkeys(",".join(entries.values()).split(",")))
 
 
 def _with(positions: Mapping[str, Position], channel: str, position: Position) -> Mapping[str, Position]:
