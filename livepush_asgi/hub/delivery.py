@@ -1,4 +1,4 @@
-"""Delivery, Batch and Listener: what a channel passes on, and to whom."""
+"""Delivery, Batch and Listener: what a channel passes on, or its log has, and to whom."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol

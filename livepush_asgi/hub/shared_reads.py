@@ -2,6 +2,7 @@
 
 After a restart or a deployment a thousand clients reconnect at the same position and read the same pages.
 Callers during a read wait for its page (single-flight), and callers shortly afterwards get the cached page.
+What streams send of a page is composed once too: its events with their ids, and the joined bytes.
 
 A page shows the log at one moment, so a cached page may be older than the caller's request. It is current for
 a caller in the same epoch if it has events, since the events of an epoch never change; or if it ends at the
