@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from livepush_asgi.testing.parser import EventStreamParser
 
 from livepush_asgi import Event, Grant, History, Limits, LivePush
 from livepush_asgi.brokers import READ_BYTES, Page, Record
@@ -20,6 +19,7 @@ from livepush_asgi.hub.shared_reads import MAX_BYTES, SharedPage
 from livepush_asgi.runtime.asgi import Message
 from livepush_asgi.testing import Client, ParsedEvent
 from livepush_asgi.testing.exchange import Exchange, http_scope
+from livepush_asgi.wire.parser import EventStreamParser
 
 from .faulty_broker import FaultyBroker, FaultyServer
 from .virtual_clock import let_pass
