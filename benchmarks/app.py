@@ -1,8 +1,8 @@
 """The application that the benchmarks load: everything on that a user would have on.
 
 `GET /events` is the stream, `GET /pub?n=&rate=&size=` publishes n payloads, at a rate or in a burst.
-With `REDIS_URL` set it runs over a real server, on the broker that `BROKER` names; with `SLOTS_URL` only its
-slots are there.
+With `REDIS_URL` set it runs over a real server, on the broker that `BROKER` names; with `LOG_URL` only its logs
+are there, with `SLOTS_URL` only its slots.
 """
 
 import os
@@ -15,7 +15,13 @@ from livepush_asgi.slots import Slots
 
 broker: Broker = MemoryBroker()
 slots: Slots = MemorySlotCap(10**6)
-if url := os.environ.get("REDIS_URL") or os.environ.get("SLOTS_URL"):
+if url := os.environ.get("LOG_URL"):
+    from redis.asyncio import Redis
+
+    from livepush_asgi import RedisStreamsBroker
+
+    broker = RedisStreamsBroker(Redis.from_url(url))
+elif url := os.environ.get("REDIS_URL") or os.environ.get("SLOTS_URL"):
     from redis.asyncio import Redis
 
     from benchmarks.broker import broker_over

@@ -144,9 +144,40 @@ def resume_cases(bench: Bench) -> list[Case]:
     ]
 
 
-def come(bench: Bench, *, behind: bool) -> Figures:
-    """Have all clients come at once, while others are there; `ready_s` is when each has all there is."""
-    with bench.serve(APP) as server, ExitStack() as running:
+def resume_valkey_cases(bench: Bench) -> list[Case]:
+    def over_valkey(*, behind: bool) -> Figures:
+        with bench.valkey() as valkey:
+            return come(bench, {"LOG_URL": valkey.url}, behind=behind)
+
+    return [
+        Case("plain connects", lambda: over_valkey(behind=False)),
+        Case(f"{bench.size.events} events behind", lambda: over_valkey(behind=True)),
+    ]
+
+
+def restart_cases(bench: Bench) -> list[Case]:
+    return [
+        Case("plain connects", lambda: restart(bench, behind=False)),
+        Case(f"{bench.size.events} events behind", lambda: restart(bench, behind=True)),
+    ]
+
+
+def restart(bench: Bench, *, behind: bool) -> Figures:
+    """Kill a server with open streams, start it again on the same port, and have all clients come back."""
+    with bench.valkey() as valkey, ExitStack() as running:
+        server = bench.serve(APP, {"LOG_URL": valkey.url})
+        with server:
+            running.enter_context(Load(bench.program, server.port, bench.size.streams)).opened()
+            last = first_id(server.port)
+        with server:
+            server.get(bench.order())
+            time.sleep(2 * SETTLE)
+            return come_back(bench, server, last if behind else None)
+
+
+def come(bench: Bench, environment: Environment | None = None, *, behind: bool) -> Figures:
+    """Have all clients come at once, while others are there."""
+    with bench.serve(APP, environment) as server, ExitStack() as running:
         # An id of before the events that are to be missed, which are published in either case.
         last = first_id(server.port)
         server.get(bench.order())
@@ -155,15 +186,20 @@ def come(bench: Bench, *, behind: bool) -> Figures:
         live.opened()
         server.get(f"/pub?n=100000&rate={LIVE_RATE}&channels=1")
         time.sleep(2 * SETTLE)
-        header = f"Last-Event-ID: {last}" if behind else ""
-        expect = bench.size.events if behind else 0
-        load = running.enter_context(
-            Load(bench.program, server.port, bench.size.streams, expect=expect, header=header)
-        )
+        figures = come_back(bench, server, last if behind else None)
+        return {**figures, "live_p99_ms": live.stop()["p99_ms"]}
+
+
+def come_back(bench: Bench, server: Server, last_id: str | None) -> Figures:
+    """Have all clients come at once with this id, if any; `ready_s` is when each has all there is."""
+    expect, header = (bench.size.events, f"Last-Event-ID: {last_id}") if last_id else (0, "")
+    before = server.cpu()
+    with Load(bench.program, server.port, bench.size.streams, expect=expect, header=header) as load:
         opened = load.opened()
-        figures = load.result() if behind else load.stop()
-        ready = figures["caught_up_s"] if behind else opened["connect_s"]
-        return {**figures, "ready_s": ready, "live_p99_ms": live.stop()["p99_ms"]}
+        figures = load.result() if last_id else load.stop()
+        used = server.cpu() - before
+    ready = figures["caught_up_s"] if last_id else opened["connect_s"]
+    return {**figures, "ready_s": ready, "cpu_s": used, "us_per_connect": 1e6 * used / bench.size.streams}
 
 
 def first_id(port: int) -> str:

@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 
 from . import handwritten, mounted
 from .bench import APP, FLOOR, MADE, Bench
-from .elsewhere import publish_cases, redis_cases, resume_cases, slow_cases, subscribe_cases
+from .elsewhere import (
+    publish_cases,
+    redis_cases,
+    restart_cases,
+    resume_cases,
+    resume_valkey_cases,
+    slow_cases,
+    subscribe_cases,
+)
 from .load import Figures
 from .nchan import nchan_cases
 from .relay import relay_cases
@@ -224,8 +232,24 @@ SCENARIOS = {
         resume_cases,
         Size(2000, 100),
         Size(300, 100),
-        ("ready_s", "live_p99_ms", "missing", "duplicates"),
-        ("ready_s", "live_p99_ms"),
+        ("ready_s", "us_per_connect", "live_p99_ms", "missing", "duplicates"),
+        ("ready_s", "us_per_connect", "live_p99_ms"),
+    ),
+    "resume-valkey": Scenario(
+        "Clients that all come back at once, with the log in Valkey",
+        resume_valkey_cases,
+        Size(2000, 100),
+        Size(300, 100),
+        ("ready_s", "us_per_connect", "live_p99_ms", "missing", "duplicates"),
+        ("ready_s", "us_per_connect", "live_p99_ms"),
+    ),
+    "restart": Scenario(
+        "Clients that all come back when their server was killed and started again, with the log in Valkey",
+        restart_cases,
+        Size(10_000, 100),
+        Size(300, 100),
+        ("ready_s", "cpu_s", "us_per_connect", "missing", "duplicates"),
+        ("ready_s", "us_per_connect"),
     ),
     "slow": Scenario(
         "Ten clients that read nothing, beside the others",

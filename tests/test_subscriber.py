@@ -129,6 +129,39 @@ async def test_each_item_is_a_place_to_go_on_even_with_an_id_of_its_own(channels
                 assert sorted(await data(again, 7 - place)) == numbers(place + 1, 7)
 
 
+@pytest.mark.parametrize("first", ["client", "subscriber"])
+async def test_a_subscriber_and_a_client_at_one_place_are_each_sent_their_own(first: str) -> None:
+    """Clients of the same channels that come back together share the bytes of a page, and it shares none."""
+    push = LivePush(MemoryBroker(), public("a", "b"))
+
+    async def client_reads() -> None:
+        async with Client(push) as client, client.open("/", last_event_id=place) as stream:
+            found = [(event.data, event.id) for event in await stream.events(20)]
+            assert [word for word, _ in found] == words
+            clients.append(found)
+
+    async def subscriber_reads() -> None:
+        async with push.subscribe("a", "b", last_event_id=place) as events:
+            items = await take(events, 20)
+            assert [(item.channel, item.data) for item in items if isinstance(item, Received)] == [
+                (word[0], word) for word in words
+            ]
+            subscribers.append([item.id for item in items])
+
+    clients: list[list[tuple[str, str | None]]] = []
+    subscribers: list[list[str | None]] = []
+    async with push.lifespan():
+        async with Client(push) as client, client.open("/") as stream:
+            place = (await stream.next_event(name="livepush.open")).id
+        words = [f"{channel}{number}" for channel in "ab" for number in range(10)]
+        for word in words:
+            await push.publish(word[0], word)
+        for reads in [client_reads, subscriber_reads][:: 1 if first == "client" else -1] * 2:
+            await reads()
+    assert clients[0] == clients[1]
+    assert subscribers == [[id for _, id in clients[0]]] * 2
+
+
 async def test_it_goes_on_after_an_event_that_publish_has_returned() -> None:
     push = push_over()
     async with push.lifespan():

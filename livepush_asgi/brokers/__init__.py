@@ -128,9 +128,9 @@ class Page:
 
     def locate(self, position: Position) -> Position | None:
         """Translate a position into this epoch. None if events after it are lost, or may be."""
-        if self._doubt_after(position.epoch) is not None:
+        if self._doubt_after(position.epoch) is not None or not self.has(position):
             return None
-        return Position(self.epoch, position.offset) if self.has(position) else None
+        return position if position.epoch == self.epoch else Position(self.epoch, position.offset)
 
     def has(self, position: Position) -> bool:
         """Return whether the event at this position is, or was, in this log. False for a lost event."""
@@ -164,6 +164,8 @@ class Page:
 
     def _doubt_after(self, epoch: str) -> int | None:
         """Return the index of the first doubtful ancestor between an epoch and this one."""
+        if not self.doubtful:
+            return None
         names = [ancestor.epoch for ancestor in self.ancestors]
         way = names[: names.index(epoch) + 1] if epoch in names else []
         return next((place for place in reversed(range(len(way))) if way[place] in self.doubtful), None)

@@ -1,6 +1,6 @@
-"""Delivery, Batch and Listener: what a channel passes on, and to whom."""
+"""Delivery, Batch and Listener: what a channel passes on, or its log has, and to whom."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..wire.control import gap_block
@@ -40,19 +40,22 @@ def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> 
 
 
 class Batch:
-    """The deliveries of one turn of the event loop to a listener, in order."""
+    """Deliveries in order, for several streams: those of one turn of the event loop, or a page of history."""
 
-    __slots__ = ("_joined", "deliveries", "position", "size", "time")
+    __slots__ = ("_composed", "_joined", "deliveries", "has_gap", "position", "size", "time")
 
-    def __init__(self, deliveries: Sequence[Delivery], time: float) -> None:
+    def __init__(self, deliveries: Sequence[Delivery], time: float = 0.0, *, has_gap: bool = False) -> None:
         self.deliveries = deliveries
-        #: When it was delivered, by the loop's clock.
+        #: When it was delivered, by the loop's clock. 0 for a page of history.
         self.time = time
+        #: Whether a gap is among them, which only a page of history has.
+        self.has_gap = has_gap
         #: The total size of the blocks, in bytes.
         self.size: int
         #: The last position, for a stream on a single channel.
         self.position: Position | None
         self._joined: bytes | None = None
+        self._composed: tuple[object, bytes] | None = None
         if len(deliveries) == 1:
             # The usual case with many channels.
             self.position, self._joined = deliveries[0].position, deliveries[0].block
@@ -67,6 +70,16 @@ class Batch:
         if self._joined is None:
             self._joined = b"".join([delivery.block for delivery in self.deliveries])
         return self._joined
+
+    def composed(self, place: object, compose: Callable[[Sequence[Delivery]], bytes]) -> bytes:
+        """Return what `compose` makes of the deliveries for a stream on several channels.
+
+        `place` is all that the result depends on: the channels of the stream and its position in each.
+        Streams that come one after the other at the same place share the result.
+        """
+        if self._composed is None or self._composed[0] != place:
+            self._composed = place, compose(self.deliveries)
+        return self._composed[1]
 
 
 class Listener(Protocol):

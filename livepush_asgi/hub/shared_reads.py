@@ -2,6 +2,7 @@
 
 After a restart or a deployment a thousand clients reconnect at the same position and read the same pages.
 Callers during a read wait for its page (single-flight), and callers shortly afterwards get the cached page.
+What streams send of a page is composed once too: its events with their ids, and the joined bytes.
 
 A page shows the log at one moment, so a cached page may be older than the caller's request. It is current for
 a caller in the same epoch if it has events, since the events of an epoch never change; or if it ends at the
@@ -13,18 +14,63 @@ from collections.abc import Callable
 
 import anyio
 
-from ..brokers import READ_BYTES, HistoryBroker, Page
+from ..brokers import READ_BYTES, HistoryBroker, Page, Record
+from ..errors import InvalidEventError
 from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
+from ..wire.reasons import GapReason
+from .delivery import Batch, Delivery, delivery_of, gap_delivery
 
 # How long a page is cached, in seconds, and the largest size of all cached pages, in bytes.
 MAX_AGE = 2.0
 MAX_BYTES = 8 * 1024 * 1024
-# The size of a page without its payloads, in bytes, so that empty pages are bounded too.
-PAGE_OVERHEAD = 1024
+# The size of a page and of each event beside its payload, in bytes, so that empty ones are bounded too.
+PAGE_OVERHEAD, EVENT_OVERHEAD = 1024, 512
+# How often a page holds each payload: as it was read, as a block without and with an id, and joined for
+# streams on one and on several channels.
+COPIES = 5
 
 # The channel, the offset to read after, and the most events and bytes.
 Request = tuple[str, int, int, int]
+
+
+class SharedPage:
+    """A page of a log. Its events become deliveries once, for all streams that send them."""
+
+    __slots__ = ("_batch", "_channel", "page")
+
+    def __init__(self, channel: str, page: Page) -> None:
+        self.page = page
+        self._channel = channel
+        self._batch: Batch | None = None
+
+    @property
+    def batch(self) -> Batch:
+        """All events of the page, with positions in the page's epoch."""
+        if self._batch is None:
+            deliveries = list(map(self._delivery_of, self.page.records))
+            self._batch = Batch(deliveries, has_gap=any(delivery.gap for delivery in deliveries))
+        return self._batch
+
+    def seen_from(self, position: Position) -> "SharedPage":
+        """Return the part of the page that a client at this position reads, as `Page.seen_from` does."""
+        page = self.page.seen_from(position)
+        return self if page is self.page else SharedPage(self._channel, page)
+
+    def after(self, offset: int) -> Batch:
+        """Return the events with offsets above `offset`."""
+        records = self.page.records
+        if not records or records[0].offset > offset:
+            return self.batch
+        skipped = sum([record.offset <= offset for record in records])
+        return Batch(self.batch.deliveries[skipped:], has_gap=self.batch.has_gap)
+
+    def _delivery_of(self, record: Record) -> Delivery:
+        position = Position(self.page.epoch, record.offset)
+        try:
+            return delivery_of(self._channel, record.payload, position)
+        except InvalidEventError:
+            return gap_delivery(self._channel, GapReason.BROKER, position)
 
 
 class _Read:
@@ -34,7 +80,7 @@ class _Read:
 
     def __init__(self, started_at: float) -> None:
         self.started_at = started_at
-        self.page: Page | None = None
+        self.page: SharedPage | None = None
         self.error: Exception | None = None
         #: Whether the page has refuted the position of a client.
         self.refuted = False
@@ -69,30 +115,34 @@ class SharedReads:
         self._cached: dict[Request, _Read] = {}
         self._bytes = 0
 
-    async def read(self, channel: str, after: Position, limit: int, max_bytes: int) -> Page:
+    def known_page(self, channel: str, after: Position, limit: int, max_bytes: int) -> SharedPage | None:
+        """Return the page that `read` would return, if it was read lately; None if it has to be read."""
+        read = self._known((channel, after.offset, limit, max_bytes), self._scheduler.now() - MAX_AGE)
+        return None if read is None else self._current(channel, after.epoch, read)
+
+    async def read(self, channel: str, after: Position, limit: int, max_bytes: int) -> SharedPage:
         """Return a page of the events after a position. Raises what the broker raises.
 
         If the caller that reads is cancelled, one of the waiting callers reads.
         """
+        page = self.known_page(channel, after, limit, max_bytes)
         request = (channel, after.offset, limit, max_bytes)
-        for read in (self._known(request, self._scheduler.now() - MAX_AGE), self._in_flight.get(request)):
-            if read is not None:
-                await read.wait()
-                if read.page is not None and self._is_current(channel, after.epoch, read.page):
-                    return read.page
-        return await self._read_now(request)
+        if page is None and (read := self._in_flight.get(request)) is not None:
+            await read.wait()
+            page = self._current(channel, after.epoch, read)
+        return page or await self._read_now(request)
 
     async def read_bounds(self, channel: str) -> Page:
         """Return an empty page with the current bounds of a log. Raises what the broker raises."""
         request = _bounds(channel)
         if (read := self._in_flight.get(request)) is not None:
             await read.wait()
-        return await self._read_now(request)
+        return (await self._read_now(request)).page
 
     def known_bounds(self, channel: str, since: float) -> Page | None:
         """Return the last result of `read_bounds`, or None if that read began before `since`."""
         read = self._known(_bounds(channel), since)
-        return None if read is None else read.page
+        return None if read is None or read.page is None else read.page.page
 
     def refute(self, channel: str) -> None:
         """Record that the known bounds have refuted the position of a client."""
@@ -104,7 +154,7 @@ class SharedReads:
         read = self._cached.get(_bounds(channel))
         return read is not None and read.refuted
 
-    async def _read_now(self, request: Request) -> Page:
+    async def _read_now(self, request: Request) -> SharedPage:
         # A read that starts while the caller waits is as new as a read of its own.
         while (read := self._in_flight.get(request)) is not None:
             await read.wait()
@@ -115,7 +165,8 @@ class SharedReads:
         channel, after, limit, max_bytes = request
         read = self._in_flight[request] = _Read(self._scheduler.now())
         try:
-            page = read.page = await self._broker.read(channel, after, limit, max_bytes=max_bytes)
+            found = await self._broker.read(channel, after, limit, max_bytes=max_bytes)
+            page = read.page = SharedPage(channel, found)
         except Exception as error:
             read.error = error
             raise
@@ -125,11 +176,12 @@ class SharedReads:
         self._cache(request, read)
         return page
 
-    def _is_current(self, channel: str, epoch: str, page: Page) -> bool:
-        end = self._end_of(channel)
-        if end is None or not page.epoch == epoch == end.epoch:
-            return False
-        return bool(page.records) or page.last >= end.offset
+    def _current(self, channel: str, epoch: str, read: _Read) -> SharedPage | None:
+        """Return the page of a read if it is current for a caller in this epoch."""
+        found, end = read.page, self._end_of(channel)
+        if found is None or end is None or not found.page.epoch == epoch == end.epoch:
+            return None
+        return found if found.page.records or found.page.last >= end.offset else None
 
     def _known(self, request: Request, since: float) -> _Read | None:
         read = self._cached.get(request)
@@ -163,4 +215,5 @@ def _bounds(channel: str) -> Request:
 
 
 def _size(read: _Read) -> int:
-    return PAGE_OVERHEAD + sum([len(record.payload) for record in read.page.records]) if read.page else 0
+    records = read.page.page.records if read.page else ()
+    return PAGE_OVERHEAD + sum([EVENT_OVERHEAD + COPIES * len(record.payload) for record in records])

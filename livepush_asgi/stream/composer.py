@@ -14,13 +14,13 @@ from ..grant import Grant
 from ..hub.delivery import Batch, Delivery, gap_delivery
 from ..settings import Limits
 from ..wire.control import gap_block, id_block, open_block, retry_line
-from ..wire.cursor import Position, owed
+from ..wire.cursor import Position, event_id, owed
 from ..wire.event import HEARTBEAT, with_id
 from ..wire.reasons import EndReason, GapReason
 from .context import StreamContext
 from .history_reader import HistoryReader
 from .outbox import LatestOutbox, Outbox, OutboxFullError
-from .recovery import ChannelGap, RecoveryState
+from .recovery import ChannelGap, RecoveryState, join_entries
 from .resumption import Resumption
 from .snapshot import State
 
@@ -225,7 +225,9 @@ class Composer:
             if self._state is not None and self._state_owed:
                 # The state precedes the changes.
                 chunk += self._next_state_blocks(self._state)
-            if self._outbox_filled and not self._state_owed:
+            if self._recovery.behind:
+                chunk += self._take_known_history(self._context.limits.message_bytes - len(chunk))
+            if self._outbox_filled and not self._state_owed and self.end_reason is None:
                 chunk += self._take_queued()
         if self.end_reason is not None:
             chunk += self._head
@@ -314,13 +316,42 @@ class Composer:
 
     async def _read_history(self) -> None:
         """Read a page of history into the head. A channel whose last event is read becomes live again."""
+        self._head += self._compose_page(await self._history.read())
+
+    def _take_known_history(self, max_bytes: int) -> bytes:
+        """Return pages of history that other streams have read lately, as many as fit into so many bytes.
+
+        So the clients that come back together are sent the open event and what they have missed at once,
+        without a task.
+        """
+        chunk = b""
+        while self._recovery.behind and not self._recovery.must_seek and not self._state_owed:
+            batch = self._history.take_known(max_bytes - len(chunk))
+            if batch is None or self.end_reason is not None:
+                break
+            chunk += self._compose_page(batch)
+        return chunk
+
+    @property
+    def _history(self) -> HistoryReader:
         if self._reader is None:
             self._reader = HistoryReader(self._context.hub, self._recovery, self._context.limits)
-        deliveries = await self._reader.next_deliveries()
-        self._gap_queued = self._gap_queued or any(delivery.gap for delivery in deliveries)
-        self._head += self._compose(deliveries)
-        # The next page starts at the recorded position.
+        return self._reader
+
+    def _compose_page(self, page: Batch) -> bytes:
+        """Join the blocks of a page of history, and record the position at which the next page starts."""
         self._record_position()
+        if page.position is None or page.has_gap or self._gap_queued or self._state_owed:
+            self._gap_queued = self._gap_queued or page.has_gap
+            chunk = self._compose(page.deliveries)
+            self._record_position()
+            return chunk
+        if self._single_channel:
+            chunk = page.joined
+        else:
+            chunk = page.composed(tuple(self._recovery.entries().items()), self._compose)
+        self._recovery.mark_sent(page.deliveries[-1].channel, page.position)
+        return chunk
 
     def _take_queued(self) -> bytes:
         """Return the next part of the outbox, after a gap for each channel whose events were dropped."""
@@ -349,18 +380,20 @@ class Composer:
         # A gap may be among the deliveries that are still in the outbox.
         self._gap_queued = self._gap_queued and self._outbox_filled
         self._record_position()
-        blocks = []
+        blocks, entries = [], self._recovery.entries()
         for delivery in deliveries:
             if delivery.gap:
                 self._resend_state()
             if delivery.position is not None:
                 self._recovery.mark_sent(delivery.channel, delivery.position)
+                entries[delivery.channel] = event_id(delivery.channel, delivery.position)
             if delivery.gap and not self._control_events:
                 blocks.append(self._end_at_gap())
                 break
             block = delivery.block
             if delivery.position is not None and (not self._single_channel or self._state_owed):
-                block = with_id(delivery.bare, self._id)
+                id = join_entries(entries)
+                block = with_id(delivery.bare, owed(id) if self._state_owed else id)
             blocks.append(block)
         return b"".join(blocks)
 

@@ -4,12 +4,11 @@ import logging
 
 import anyio
 
-from ..errors import InvalidEventError
-from ..hub.delivery import Delivery, delivery_of, gap_delivery
+from ..hub.delivery import Batch
 from ..hub.hub import Hub
+from ..hub.shared_reads import SharedPage
 from ..settings import Limits
-from ..wire.reasons import GapReason
-from .recovery import PageSlice, RecoveryState
+from .recovery import RecoveryState
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -31,7 +30,18 @@ class HistoryReader:
         # How many reads in a row have returned nothing new.
         self._failures = 0
 
-    async def next_deliveries(self) -> list[Delivery]:
+    def take_known(self, max_bytes: int) -> Batch | None:
+        """Return the next page if another stream has read it lately, and if it fits into so many bytes."""
+        if self._failures or self._recovery.read_at > self._hub.now():
+            return None
+        channel, position = self._recovery.next_behind()
+        page = self._hub.history.known_page(channel, position, PAGE, self._limits.message_bytes)
+        if page is None or page.batch.size > max_bytes:
+            return None
+        self._recovery.rotate_behind()
+        return self._take(channel, page)
+
+    async def read(self) -> Batch:
         """Read a page of the next channel, with gaps where events are missing.
 
         Waits first if the last read of every channel has returned nothing new. Raises only when cancelled.
@@ -42,8 +52,9 @@ class HistoryReader:
         if delay > 0:
             await anyio.sleep(delay)
         if not self._recovery.behind:
-            return []
+            return Batch(())
         channel, position = self._recovery.next_behind()
+        self._recovery.rotate_behind()
         try:
             with anyio.fail_after(READ_TIMEOUT):
                 page = await self._hub.history.read(channel, position, PAGE, self._limits.message_bytes)
@@ -51,25 +62,20 @@ class HistoryReader:
             if not self._failures:
                 logger.debug("history cannot be read, trying until it works: %s", error)
             self._failures += 1
-            return []
+            return Batch(())
+        return self._take(channel, page)
+
+    def _take(self, channel: str, page: SharedPage) -> Batch:
+        """Return what the client is sent of a page."""
+        recovery = self._recovery
         live_end = self._hub.catch_up([channel]).get(channel)
-        if live_end is None or channel not in self._recovery.behind:
+        if live_end is None or channel not in recovery.behind:
             # The hub has not subscribed the channel, so there is no end to reach.
             self._failures += live_end is None
-            return []
-        self._hub.refresh(channel, page.epoch)
-        part = self._recovery.take_page(channel, page, live_end)
+            return Batch(())
+        self._hub.refresh(channel, page.page.epoch)
+        batch = recovery.take_page(channel, page, live_end)
         # The hub has delivered events that the log does not show yet, or has lost.
-        is_futile = part.gap is None and not part.records and channel in self._recovery.behind
+        is_futile = not batch.deliveries and channel in recovery.behind
         self._failures = self._failures + 1 if is_futile else 0
-        return _deliveries(channel, part)
-
-
-def _deliveries(channel: str, part: PageSlice) -> list[Delivery]:
-    deliveries = [] if part.gap is None else [gap_delivery(channel, part.gap, part.start)]
-    for position, payload in part.records:
-        try:
-            deliveries.append(delivery_of(channel, payload, position))
-        except InvalidEventError:
-            deliveries.append(gap_delivery(channel, GapReason.BROKER, position))
-    return deliveries
+        return batch

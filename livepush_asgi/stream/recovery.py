@@ -11,11 +11,11 @@ state, so no transition can lose or repeat an event.
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 from ..brokers import Page
 from ..grant import Replay
-from ..hub.delivery import Delivery
+from ..hub.delivery import Batch, Delivery, gap_delivery
+from ..hub.shared_reads import SharedPage
 from ..wire.cursor import Position, event_id
 from ..wire.reasons import GapReason
 from .resumption import Ends, Resumption
@@ -24,14 +24,6 @@ ChannelGap = tuple[str, GapReason]
 
 # Most mappings of most streams are empty. All streams share this empty one, to save memory.
 _NONE: Mapping[str, Position] = MappingProxyType({})
-
-
-class PageSlice(NamedTuple):
-    """The part of a page of history that a stream sends: a gap, if any, and the records after `start`."""
-
-    gap: GapReason | None
-    start: Position
-    records: tuple[tuple[Position, bytes], ...]
 
 
 class RecoveryState:
@@ -107,16 +99,18 @@ class RecoveryState:
         if len(self._channels) == 1 and not self._unstarted:
             (channel,) = self._channels
             return event_id(channel, self._sent.get(channel))
-        entries = [entry for channel in self._channels for entry in self._entries_of(channel)]
-        # Remove duplicates: two channels with the same tag may have the same positions.
-        return ",".join(dict.fromkeys(entries))
+        return join_entries(self.entries())
 
-    def _entries_of(self, channel: str) -> Iterable[str]:
+    def entries(self) -> dict[str, str]:
+        """Return the entries of each channel in the id."""
+        return {channel: self._entries_of(channel) for channel in self._channels}
+
+    def _entries_of(self, channel: str) -> str:
         if self.resumption is not None and channel in self._unstarted:
             cursor_positions = self.resumption.cursor_positions(channel)
             if cursor_positions:
-                return [event_id(channel, position) for position in cursor_positions]
-        return (event_id(channel, self._sent.get(channel)),)
+                return ",".join([event_id(channel, position) for position in cursor_positions])
+        return event_id(channel, self._sent.get(channel))
 
     def has_cursor(self, id: str) -> bool:
         """Return whether this id is the client's cursor."""
@@ -239,31 +233,35 @@ class RecoveryState:
         self._settle()
 
     def next_behind(self) -> tuple[str, Position]:
-        """Return the channel to read next and the client's position in it. The channel moves to the end."""
-        channel, *others = self.behind
-        self.behind = (*others, channel)
+        """Return the channel to read next and the client's position in it."""
+        channel = self.behind[0]
         return channel, self._sent[channel]
 
-    def take_page(self, channel: str, page: Page, live_end: Position) -> PageSlice:
+    def rotate_behind(self) -> None:
+        """Read the other channels that are behind before the first one is read again."""
+        self.behind = (*self.behind[1:], self.behind[0])
+
+    def take_page(self, channel: str, shared: SharedPage, live_end: Position) -> Batch:
         """Return the part of a page to send. The channel is live again if the page reaches `live_end`.
 
         `live_end` is the end of the hub's deliveries at this moment; nothing may be awaited in between.
         """
-        page = page.seen_from(self._sent[channel])
-        gap, start = self._compare(channel, self._sent[channel], page)
+        shared = shared.seen_from(self._sent[channel])
+        gap, start = self._compare(channel, self._sent[channel], shared.page)
         # In a new log this page may start anywhere; the next page starts at the beginning.
-        found = () if gap is GapReason.EPOCH else page.records
-        records = tuple([(start.at(offset), payload) for offset, payload in found if offset > start.offset])
+        found = Batch(()) if gap is GapReason.EPOCH else shared.after(start.offset)
         self._sent[channel] = start
-        end = records[-1][0] if records else start
+        end = found.position or start
         if end.epoch == live_end.epoch and end.offset >= live_end.offset:
-            self.behind = tuple(name for name in self.behind if name != channel)
+            self.behind = tuple([name for name in self.behind if name != channel])
             if end.offset > live_end.offset:
                 self._ahead = _with(self._ahead, channel, end)
             self._settle()
         # From now on every event after the client's position counts.
         self._guaranteed = _without(self._guaranteed, channel)
-        return PageSlice(gap, start, records)
+        if gap is None:
+            return found
+        return Batch([gap_delivery(channel, gap, start), *found.deliveries], has_gap=True)
 
     def _compare(self, channel: str, position: Position, page: Page) -> tuple[GapReason | None, Position]:
         """Return the gap between a position and a page, if any, and the position where the page goes on."""
@@ -280,6 +278,12 @@ class RecoveryState:
         if not self._unstarted:
             self.resumption, self._start_ends = None, _NONE
         self.settled = not (self._unstarted or self.behind or self._ahead)
+
+
+def join_entries(entries: Mapping[str, str]) -> str:
+    """Return the id with the entries of these channels."""
+    # Remove duplicates: two channels with the same tag may have the same positions.
+    return ",".join(dict.fromkeys(",".join(entries.values()).split(",")))
 
 
 def _with(positions: Mapping[str, Position], channel: str, position: Position) -> Mapping[str, Position]:

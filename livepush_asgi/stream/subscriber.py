@@ -7,7 +7,7 @@ client: the channel of each event, and the event id even for an event that has a
 from collections.abc import Callable, Sequence
 
 from ..grant import Grant
-from ..hub.delivery import Delivery
+from ..hub.delivery import Batch, Delivery
 from ..wire.control import origin_line
 from ..wire.cursor import Position
 from ..wire.event import with_id
@@ -27,6 +27,11 @@ class _OriginComposer(Composer):
         super().__init__(context, grant, ends, control_events=True, last_event_id=last_event_id)
         # Blocks with the id of a single channel are shared by all streams, and lack the line.
         self._single_channel = False
+
+    def _compose_page(self, page: Batch) -> bytes:
+        # What clients share of a page lacks the lines.
+        self._gap_queued = self._gap_queued or page.has_gap
+        return self._compose(page.deliveries)
 
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         self._gap_queued = self._gap_queued and self._outbox_filled

@@ -38,6 +38,7 @@ THEMES = (
     "past",
     "snapshot",
     "slots",
+    "wave",
 )
 
 
@@ -114,6 +115,8 @@ class _Inventor:
     def _scene(self) -> list[Operation]:
         """Return an operation, or a few that say more together."""
         chance = self.random
+        if "wave" in self.themes and not self.fresh and chance.random() < 0.3:
+            return self._wave()
         operation = self._connect() if self.fresh else self._operation()
         self.fresh = False
         if operation[0] == "connect" and chance.random() < 0.6:
@@ -122,11 +125,28 @@ class _Inventor:
             return [operation, self._connect(operation[1])]
         return [operation]
 
+    def _wave(self) -> list[Operation]:
+        """Have all clients cut, and come back to one process, where they share pages of history."""
+        chance, clients, process = self.random, range(self.setup.clients), self._process()
+        connects = [self._connect(client) for client in clients]
+        shared = connects[0][3]
+        scene: list[Operation] = [("read", client, 100) for client in clients if chance.random() < 0.7]
+        scene += [("cut", client, False) for client in clients]
+        scene += [("publish", self._channel(), chance.choice([1, 3, 9]), process, "plain") for _ in range(2)]
+        for client, (_, _, _, own) in zip(clients, connects, strict=True):
+            scene.append(("connect", client, process, shared if chance.random() < 0.7 else own))
+            if chance.random() < 0.7:
+                # The first one reads the pages for those who come then.
+                scene.append(("read", client, chance.choice([0, 1, 2, 100])))
+            if chance.random() < 0.2:
+                scene.append(self._operation())
+        return scene
+
     def _setup(self, seed: int) -> Setup:
         chance, small = self.random, self.random.random() < 0.4
         return Setup(
             seed=seed,
-            clients=2 if "slots" in self.themes else chance.choice([1, 1, 2]),
+            clients=4 if "wave" in self.themes else 2 if "slots" in self.themes else chance.choice([1, 1, 2]),
             overflow=chance.choice(["resume", "resume", "close", "drop_oldest", "latest"]),
             outbox_events=chance.choice([1, 2, 4]) if small else 1000,
             message_bytes=chance.choice([40, 100]) if small else 256 * 1024,
