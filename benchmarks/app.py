@@ -1,8 +1,8 @@
 """The application that the benchmarks load: everything on that a user would have on.
 
 `GET /events` is the stream, `GET /pub?n=&rate=&size=` publishes n payloads, at a rate or in a burst.
-With `REDIS_URL` set it runs over a real server, on the broker that `BROKER` names; with `LOG_URL` only its logs
-are there, with `SLOTS_URL` only its slots.
+With `REDIS_URL` set it runs over a real server, on the broker that `BROKER` names; with `LOG_URL` only its
+logs are there, with `SLOTS_URL` only its slots.
 """
 
 import os
