@@ -102,8 +102,16 @@ def _resolve(
     slot_key: str | None = None,
     expires_at: datetime | float | None = None,
     control_events: bool = False,
+    **unknown: object,
 ) -> tuple[LivePush, SourceGrant]:
     """Return the LivePush and the Grant that the terms mean. Raises Refused for an invalid slot key."""
+    if unknown:
+        names = ", ".join(f"`{name}`" for name in sorted(unknown))
+        raise TypeError(
+            f"a stream of a generator takes no {names}; it takes "
+            "`push`, `slot_key`, `expires_at` and `control_events`. Set headers and a background task on the "
+            "response; what other libraries call `ping` is Timing(heartbeat_interval=...) of `push`"
+        )
     if push is None and slot_key is not None:
         raise TypeError("a slot_key needs the LivePush whose slots it counts in: push=push, slot_key=...")
     if isinstance(push, SSEStreamService):
