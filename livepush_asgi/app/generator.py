@@ -36,9 +36,9 @@ _thread = threading.local()
 class SourceTerms(TypedDict, total=False):
     """The terms of a stream of a generator. Each may be left out.
 
-    `push` is the LivePush of the application, whose timing, limits, slots, drain and statistics then hold.
-    Without it all such streams of the process share one of their own, with the defaults and without slots.
-    It starts at the first request and drains at SIGTERM.
+    `push` is the LivePush of the application, whose timing, limits, slots, drain, `encode`, hooks and
+    statistics then hold. Without it all such streams of the process share one of their own, with the defaults
+    and without slots, which starts at the first request and drains at SIGTERM.
     `slot_key` takes a slot of `push.slots`; `push.disconnect(slot_key=...)` ends the stream. It needs `push`.
     `expires_at` ends the stream, an aware datetime or seconds since the epoch.
     `control_events` sends `livepush.open` at the start and `livepush.close` at the end.
