@@ -14,6 +14,7 @@ app = FastAPI(lifespan=push.lifespan)
 thinking = []
 PAGE = """<!doctype html><title>Answer</title><p id=text></p><script>
 const stream = new EventSource("/answer?question=" + encodeURIComponent("What is it?"));
+stream.onopen = () => { text.textContent = ""; };  // a reconnection begins anew
 stream.addEventListener("word", ({data}) => { text.textContent += data + " "; });
 stream.addEventListener("end", () => stream.close());  // or EventSource asks again
 </script>"""

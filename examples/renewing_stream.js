@@ -57,15 +57,15 @@ export function renewingStream(
     return new Promise((resolve) => {
       const source = new EventSource(url, {withCredentials});
       const ending = new AbortController();
-      let opened = false;
+      let opens = 0;
       const end = (reason, retry = 0) => {
         source.close();
         ending.abort();
-        resolve({reason, retry, opened});
+        resolve({reason, retry, opened: opens > 0});
       };
       signal.addEventListener("abort", () => end("stopped"), {signal: ending.signal});
       source.onopen = () => {
-        opened = true;
+        opens += 1;
         onState("open");
       };
       source.onerror = () => {
@@ -82,6 +82,7 @@ export function renewingStream(
             const {reason, retry} = JSON.parse(event.data);
             if (reason === "expired" || reason === "revoked") end(reason, retry);
           } else if (type === "livepush.refused") {
+            opens -= 1;  // It came with a 200, but no stream was opened.
             const {status, retry} = JSON.parse(event.data);
             if (status === 401 || status === 403) end("refused", retry);
           }

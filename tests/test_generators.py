@@ -601,6 +601,16 @@ async def test_a_slot_key_needs_the_push_that_counts() -> None:
         await stream.wait_ended()
 
 
+async def test_an_argument_of_another_library_raises_and_says_where_it_belongs() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(TypeError, match=r"no `headers`, `ping`; .* `ping` is Timing"):
+            await send_event_stream(scope, receive, send, one(), ping=15, headers={})  # type: ignore[call-arg]
+        await send_event_stream(scope, receive, send, one())
+
+    async with Client(app) as client, client.open("/") as stream:
+        await stream.wait_ended()
+
+
 async def test_without_a_push_streams_share_one_of_the_process() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send_event_stream(scope, receive, send, one())

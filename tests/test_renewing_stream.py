@@ -131,8 +131,11 @@ async def test_what_was_published_while_no_stream_was_open_arrives(
     check_shown(page, published)
 
 
-async def test_a_token_that_is_refused_at_once_is_the_end(browser: Browser, server: Serving) -> None:
-    page = renewing(browser, server, lasts=-1)
+@pytest.mark.parametrize("more", ["", "softly=1"], ids=["401", "a soft 401"])
+async def test_a_token_that_is_refused_at_once_is_the_end(
+    more: str, browser: Browser, server: Serving
+) -> None:
+    page = renewing(browser, server, lasts=-1, more=more)
     page.wait_for(CLOSED)
     assert reasons(page) == ["null"]
 

@@ -184,6 +184,13 @@ async def test_replay_is_that_of_a_grant() -> None:
             assert await data(events, 1) == ["6"]
 
 
+async def test_a_replay_without_history_is_refused() -> None:
+    push = push_over(MockBroker())
+    async with push.lifespan():
+        with pytest.raises(TypeError, match=r"^replay='all' needs a broker with history"):
+            await push.subscribe("news", replay="all").__aenter__()
+
+
 async def test_a_place_that_the_log_has_dropped_is_a_gap() -> None:
     push = push_over(MemoryBroker(history=History(events=3)))
     async with push.lifespan():

@@ -772,6 +772,12 @@ async def mirror(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": request["body"]})
 
 
+async def test_an_argument_of_another_test_client_raises() -> None:
+    async with Client(mirror) as client:
+        with pytest.raises(TypeError, match="takes headers, query, cookies, last_event_id, and no params"):
+            await client.request("GET", "/", params={"token": "x"})  # type: ignore[call-arg]
+
+
 async def test_json_goes_out_and_comes_back() -> None:
     async with Client(mirror) as client:
         answer = await client.request("POST", "/", json={"a": [1, "ä"]})

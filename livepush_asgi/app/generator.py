@@ -36,9 +36,9 @@ _thread = threading.local()
 class SourceTerms(TypedDict, total=False):
     """The terms of a stream of a generator. Each may be left out.
 
-    `push` is the LivePush of the application, whose timing, limits, slots, drain and statistics then hold.
-    Without it all such streams of the process share one of their own, with the defaults and without slots.
-    It starts at the first request and drains at SIGTERM.
+    `push` is the LivePush of the application, whose timing, limits, slots, drain, `encode`, hooks and
+    statistics then hold. Without it all such streams of the process share one of their own, with the defaults
+    and without slots, which starts at the first request and drains at SIGTERM.
     `slot_key` takes a slot of `push.slots`; `push.disconnect(slot_key=...)` ends the stream. It needs `push`.
     `expires_at` ends the stream, an aware datetime or seconds since the epoch.
     `control_events` sends `livepush.open` at the start and `livepush.close` at the end.
@@ -102,8 +102,16 @@ def _resolve(
     slot_key: str | None = None,
     expires_at: datetime | float | None = None,
     control_events: bool = False,
+    **unknown: object,
 ) -> tuple[LivePush, SourceGrant]:
     """Return the LivePush and the Grant that the terms mean. Raises Refused for an invalid slot key."""
+    if unknown:
+        names = ", ".join(f"`{name}`" for name in sorted(unknown))
+        raise TypeError(
+            f"a stream of a generator takes no {names}; it takes "
+            "`push`, `slot_key`, `expires_at` and `control_events`. Set headers and a background task on the "
+            "response; what other libraries call `ping` is Timing(heartbeat_interval=...) of `push`"
+        )
     if push is None and slot_key is not None:
         raise TypeError("a slot_key needs the LivePush whose slots it counts in: push=push, slot_key=...")
     if isinstance(push, SSEStreamService):

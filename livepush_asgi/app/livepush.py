@@ -265,7 +265,8 @@ class LivePush:
         It yields a Received for each event, in the order of its channel, and a Gap where events are missing.
         `last_event_id`, the id of an item of an earlier subscriber or an id that `publish` returned, goes on
         after that event. Without it, `replay` says how many earlier events come first, as in a Grant. Both
-        need a broker with history.
+        need a broker with history: without it, `last_event_id` begins with a Gap, and a `replay` other than
+        "new" raises TypeError on entering.
 
         A subscriber belongs to the application and not to a client: it takes no slot, is not authorized or
         revoked, calls no hook, and counts in no statistics. It needs no HTTP server. Entering it starts this
@@ -287,6 +288,7 @@ class LivePush:
         run = await self._current_run()
         if run is None:
             raise NotRunningError(NOT_RUNNING)
+        run.check_replay(grant)
         return run.subscribe(grant, last_event_id)
 
     async def disconnect(

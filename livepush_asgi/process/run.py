@@ -251,7 +251,7 @@ class Run:
         """Raise TypeError if the grant replays history and the broker keeps none."""
         if grant.replay not in ("new", 0) and not self.hub.keeps_history:
             raise TypeError(
-                f"Grant(replay={grant.replay!r}) needs a broker with history, and this one keeps none "
+                f"replay={grant.replay!r} needs a broker with history, and this one keeps none "
                 "(RedisBroker and NatsBroker keep none): use RedisStreamsBroker, JetStreamBroker or "
                 "MemoryBroker, or leave replay out"
             )

@@ -52,6 +52,11 @@ def http_scope(
     `path` is the whole path of the URL, `root_path` included where a server or a mount puts it
     there, and may have a query of its own.
     """
+    if unknown := options.keys() - RequestOptions.__annotations__.keys():
+        raise TypeError(
+            f"a request of this client takes {', '.join(RequestOptions.__annotations__)}, and no "
+            f"{', '.join(sorted(unknown))}"
+        )
     path, _, own_query = path.partition("?")
     raw_path = quote(path, safe=_PATH_SAFE)
     query = options.get("query", "")
