@@ -6,12 +6,14 @@ import asyncio
 import gc
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import anyio
@@ -181,6 +183,52 @@ async def test_a_generator_has_the_context_of_its_request_and_one_task() -> None
         assert [event.data for event in await stream.events(3)] == ["/alice", "changed", "changed"]
         await stream.wait_ended()
     assert desk.ended() == {EndReason.FINISHED: 1}
+
+
+async def limited_by_asyncio(seconds: float) -> AsyncGenerator[object]:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for number in count():
+                yield number
+    yield "too late"
+
+
+async def limited_by_anyio(seconds: float) -> AsyncGenerator[object]:
+    with anyio.move_on_after(seconds):
+        for number in count():
+            yield number
+    yield "too late"
+
+
+LIMITED = {"asyncio": limited_by_asyncio, "anyio": limited_by_anyio}
+
+
+async def check_time_limit(kind: str, seconds: float, window: float) -> None:
+    push = LivePush(MemoryBroker(), public("c"), drain=DrainPolicy(window=1, signals=False))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_event_stream(scope, receive, send, LIMITED[kind](seconds), push=push)
+
+    async with push.lifespan(), Client(app) as client, client.open("/", window=window) as stream:
+        await let_pass(1.2 * seconds)
+        await stream.wait_ended()
+        *numbers, last = [event.data for event in stream.received]
+        assert (numbers, last) == ([str(number) for number in range(len(numbers))], "too late")
+        assert push.statistics()["ended"][EndReason.FINISHED] == 1
+
+
+@pytest.mark.parametrize("kind", LIMITED)
+async def test_a_time_limit_that_ends_while_the_client_takes_nothing_is_raised_in_the_generator(
+    kind: str, anyio_backend_name: str
+) -> None:
+    if kind != "asyncio" or anyio_backend_name == "asyncio":
+        await check_time_limit(kind, 5, window=0)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("kind", LIMITED)
+async def test_a_time_limit_that_ends_while_a_generator_lets_others_run_is_raised_in_it(kind: str) -> None:
+    await check_time_limit(kind, 0.02, window=math.inf)
 
 
 async def leave(desk: Desk, stream: Stream) -> None:

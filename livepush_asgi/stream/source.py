@@ -1,7 +1,7 @@
 """Source: runs the async iterator behind one stream, no further than its client takes."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import copy_context
 from time import perf_counter
 
@@ -140,10 +140,11 @@ class Source:
     async def _iterate(self) -> None:
         iterator, turn_ends = self._iterator, perf_counter() + TURN
         assert iterator is not None
+        cancellation: BaseException | None = None
         while not self._stopped:
             self._stepping = True
             try:
-                item = await anext(iterator)
+                item = await (anext(iterator) if cancellation is None else _throw(iterator, cancellation))
             except StopAsyncIteration:
                 return
             finally:
@@ -152,12 +153,32 @@ class Source:
                 return
             self._block = event_of(item, self._context.encode).encode()
             self._tell_stream()
-            while self._block and not self._stopped:
-                self._room = self._context.make_sleep()
-                await self._room
+            cancellation = await self._wait_taken() if self._block else None
             if perf_counter() >= turn_ends:
-                await pause()
+                try:
+                    await pause()
+                except anyio.get_cancelled_exc_class() as error:
+                    cancellation = error
                 turn_ends = perf_counter() + TURN
+
+    async def _wait_taken(self) -> BaseException | None:
+        """Wait until the stream has taken the block. Return a cancellation of this task meanwhile, if any.
+
+        It is for the generator: a time limit around a `yield` has ended.
+        """
+        cancellation: BaseException | None = None
+        while self._block and not self._stopped:
+            self._room = self._context.make_sleep()
+            try:
+                if cancellation is None:
+                    await self._room
+                else:
+                    # A cancel scope of anyio cancels in every turn of the loop.
+                    with anyio.CancelScope(shield=True):
+                        await self._room
+            except anyio.get_cancelled_exc_class() as error:
+                cancellation = error
+        return cancellation
 
     async def _close(self) -> None:
         iterator, self._iterator = self._iterator, None
@@ -201,6 +222,15 @@ class Source:
 
     def _log_failure(self, text: str, error: BaseException) -> None:
         self._context.failures.log(logging.ERROR, text, error=error)
+
+
+def _throw(iterator: AsyncIterator[object], cancellation: BaseException) -> Awaitable[object]:
+    """Return the next step of a generator, in which a cancellation is raised at its `yield`."""
+    athrow = getattr(iterator, "athrow", None)
+    if athrow is None:
+        raise cancellation
+    step: Awaitable[object] = athrow(cancellation)
+    return step
 
 
 async def wait_all_closed(sources: Sequence[Source]) -> None:
