@@ -231,6 +231,38 @@ async def test_a_time_limit_that_ends_while_a_generator_lets_others_run_is_raise
     await check_time_limit(kind, 0.02, window=math.inf)
 
 
+async def test_a_generator_that_is_closed_at_a_yield_leaves_its_scopes_and_tasks_in_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def child(desk: Desk) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            desk.log.append("child")
+
+    async def source(desk: Desk) -> AsyncGenerator[object]:
+        try:
+            with anyio.move_on_after(60):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(child, desk)
+                    while True:
+                        yield "more"
+        finally:
+            desk.log.append("generator")
+
+    desk = Desk(source)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_event_stream(scope, receive, send, source(desk), push=desk.push)
+
+    async with desk.push.lifespan(), Client(app) as client, client.open("/", window=0) as stream:
+        await stream.next_event()
+        await let_pass(0.1)
+        await stream.disconnect()
+        assert desk.log == ["child", "generator"]
+    assert caplog.text == ""
+
+
 async def leave(desk: Desk, stream: Stream) -> None:
     await stream.disconnect()
 

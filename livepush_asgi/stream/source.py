@@ -39,6 +39,7 @@ class Source:
         "_iterator",
         "_on_closed",
         "_room",
+        "_step_cancelled",
         "_stepping",
         "_stopped",
         "_tell_stream",
@@ -69,6 +70,8 @@ class Source:
         self._room: Sleep | None = None
         # Whether the task is in a step of the iterator.
         self._stepping = False
+        # Whether `stop` has cancelled a step.
+        self._step_cancelled = False
         self._stopped = False
         self._cancel: Callable[[], object] | None = None
         self._timer: Timer | None = None
@@ -106,6 +109,7 @@ class Source:
             # It never ran. A generator then has nothing to do, but another iterator may hold something.
             self._cancel = spawn(self._run, "livepush generator")
         elif self._stepping:
+            self._step_cancelled = True
             self._cancel()
         else:
             wake(self._room)
@@ -184,11 +188,20 @@ class Source:
         iterator, self._iterator = self._iterator, None
         aclose = getattr(iterator, "aclose", None)
         try:
-            if aclose is not None:
+            if aclose is None:
+                pass
+            elif self._step_cancelled and not self._context.on_asyncio:
                 # On trio the step was cancelled for good, and closing is not part of it.
                 with anyio.CancelScope(shield=True) as scope:
                     self._cancel = scope.cancel
                     await aclose()
+            else:
+                # In no scope: a generator at a `yield` leaves those that it has entered, which are outside.
+                await aclose()
+        except BaseExceptionGroup as errors:
+            # A task group around a `yield` wraps the GeneratorExit.
+            if errors.split((GeneratorExit, anyio.get_cancelled_exc_class()))[1] is not None:
+                self._log_failure("a generator raised while it was closed", errors)
         except Exception as error:
             self._log_failure("a generator raised while it was closed", error)
         finally:
