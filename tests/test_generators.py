@@ -6,12 +6,14 @@ import asyncio
 import gc
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import anyio
@@ -34,8 +36,10 @@ from livepush_asgi.app.generator import default_push, iterator_of, open_source
 from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 from livepush_asgi.testing import Client, MockBroker, Stream
 from livepush_asgi.testing.exchange import http_scope
+from livepush_asgi.wire.event import RESERVED_PREFIX
 
 from .around import behind_a_middleware
+from .faulty_broker import FaultyBroker
 from .virtual_clock import let_pass
 
 VISITOR = ContextVar("visitor", default="nobody")
@@ -181,6 +185,84 @@ async def test_a_generator_has_the_context_of_its_request_and_one_task() -> None
         assert [event.data for event in await stream.events(3)] == ["/alice", "changed", "changed"]
         await stream.wait_ended()
     assert desk.ended() == {EndReason.FINISHED: 1}
+
+
+async def limited_by_asyncio(seconds: float) -> AsyncGenerator[object]:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for number in count():
+                yield number
+    yield "too late"
+
+
+async def limited_by_anyio(seconds: float) -> AsyncGenerator[object]:
+    with anyio.move_on_after(seconds):
+        for number in count():
+            yield number
+    yield "too late"
+
+
+LIMITED = {"asyncio": limited_by_asyncio, "anyio": limited_by_anyio}
+
+
+async def check_time_limit(kind: str, seconds: float, window: float) -> None:
+    push = LivePush(MemoryBroker(), public("c"), drain=DrainPolicy(window=1, signals=False))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_event_stream(scope, receive, send, LIMITED[kind](seconds), push=push)
+
+    async with push.lifespan(), Client(app) as client, client.open("/", window=window) as stream:
+        await let_pass(1.2 * seconds)
+        await stream.wait_ended()
+        *numbers, last = [event.data for event in stream.received]
+        assert (numbers, last) == ([str(number) for number in range(len(numbers))], "too late")
+        assert push.statistics()["ended"][EndReason.FINISHED] == 1
+
+
+@pytest.mark.parametrize("kind", LIMITED)
+async def test_a_time_limit_that_ends_while_the_client_takes_nothing_is_raised_in_the_generator(
+    kind: str, anyio_backend_name: str
+) -> None:
+    if kind != "asyncio" or anyio_backend_name == "asyncio":
+        await check_time_limit(kind, 5, window=0)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("kind", LIMITED)
+async def test_a_time_limit_that_ends_while_a_generator_lets_others_run_is_raised_in_it(kind: str) -> None:
+    await check_time_limit(kind, 0.02, window=math.inf)
+
+
+async def test_a_generator_that_is_closed_at_a_yield_leaves_its_scopes_and_tasks_in_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def child(desk: Desk) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            desk.log.append("child")
+
+    async def source(desk: Desk) -> AsyncGenerator[object]:
+        try:
+            with anyio.move_on_after(60):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(child, desk)
+                    while True:
+                        yield "more"
+        finally:
+            desk.log.append("generator")
+
+    desk = Desk(source)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_event_stream(scope, receive, send, source(desk), push=desk.push)
+
+    async with desk.push.lifespan(), Client(app) as client, client.open("/", window=0) as stream:
+        await stream.next_event()
+        await let_pass(0.1)
+        await stream.disconnect()
+        assert desk.log == ["child", "generator"]
+    assert caplog.text == ""
 
 
 async def leave(desk: Desk, stream: Stream) -> None:
@@ -557,6 +639,20 @@ async def test_head_a_refusal_and_a_drain_close_the_iterator_and_never_run_it() 
     assert [refusals[cause] for cause in (RefusalCause.CAP, RefusalCause.EXPIRED, RefusalCause.DRAIN)] == [
         1
     ] * 3
+
+
+async def test_a_client_that_leaves_before_its_stream_is_opened_has_its_iterator_closed() -> None:
+    broker = FaultyBroker()
+    # The process waits until it hears commands.
+    broker.faults[RESERVED_PREFIX].slow = 60
+    push = LivePush(broker, public("c"), slots=MemorySlotCap(1), timing=Timing(subscribe_timeout=5))
+    feed = Feed()
+    async with push.lifespan():
+        with anyio.move_on_after(1) as scope:
+            await open_source(http_scope("GET", "/"), feed, push=push, slot_key="k")
+        assert scope.cancelled_caught
+        assert (feed.steps, feed.closed) == (0, 1)
+        broker.heal()
 
 
 async def test_a_response_that_nobody_sends_is_closed() -> None:

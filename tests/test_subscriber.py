@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -230,6 +231,18 @@ async def test_without_history_a_place_is_a_gap_and_live_goes_on() -> None:
             assert isinstance(gap, Gap)
             assert gap.reason is GapReason.UNKNOWN
             assert isinstance(event, Received)
+
+
+@pytest.mark.parametrize("replay", ["last", "all", 3])
+async def test_without_history_a_replay_is_refused_and_not_left_out(replay: Any) -> None:
+    push = push_over(MockBroker())
+    async with push.lifespan():
+        with pytest.raises(TypeError, match="needs a broker with history"):
+            async with push.subscribe("news", replay=replay):
+                pytest.fail("what was published before would be missing")
+        async with push.subscribe("news", replay=0) as events:
+            await push.publish("news", 1)
+            assert await data(events, 1) == ["1"]
 
 
 @pytest.mark.parametrize("channels", [["a"], ["a", "b"]])

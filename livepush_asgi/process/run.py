@@ -234,10 +234,11 @@ class Run:
     def subscribe(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
         """Return a stream that code of this process reads. The caller has to close it.
 
-        It needs no slot. Raises NotRunningError in a drain.
+        It needs no slot. Raises NotRunningError in a drain, and TypeError for a `replay` without history.
         """
         if self.draining or not self.running:
             raise NotRunningError(NOT_RUNNING)
+        self.check_replay(grant)
         stream = SubscriberStream(self.context, grant, self._subscriber_closed, last_event_id=last_event_id)
         self.subscribers.add(stream)
         return stream

@@ -1,7 +1,7 @@
 """Source: runs the async iterator behind one stream, no further than its client takes."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import copy_context
 from time import perf_counter
 
@@ -39,6 +39,7 @@ class Source:
         "_iterator",
         "_on_closed",
         "_room",
+        "_step_cancelled",
         "_stepping",
         "_stopped",
         "_tell_stream",
@@ -69,6 +70,8 @@ class Source:
         self._room: Sleep | None = None
         # Whether the task is in a step of the iterator.
         self._stepping = False
+        # Whether `stop` has cancelled a step.
+        self._step_cancelled = False
         self._stopped = False
         self._cancel: Callable[[], object] | None = None
         self._timer: Timer | None = None
@@ -106,6 +109,7 @@ class Source:
             # It never ran. A generator then has nothing to do, but another iterator may hold something.
             self._cancel = spawn(self._run, "livepush generator")
         elif self._stepping:
+            self._step_cancelled = True
             self._cancel()
         else:
             wake(self._room)
@@ -140,10 +144,11 @@ class Source:
     async def _iterate(self) -> None:
         iterator, turn_ends = self._iterator, perf_counter() + TURN
         assert iterator is not None
+        cancellation: BaseException | None = None
         while not self._stopped:
             self._stepping = True
             try:
-                item = await anext(iterator)
+                item = await (anext(iterator) if cancellation is None else _throw(iterator, cancellation))
             except StopAsyncIteration:
                 return
             finally:
@@ -152,22 +157,51 @@ class Source:
                 return
             self._block = event_of(item, self._context.encode).encode()
             self._tell_stream()
-            while self._block and not self._stopped:
-                self._room = self._context.make_sleep()
-                await self._room
+            cancellation = await self._wait_taken() if self._block else None
             if perf_counter() >= turn_ends:
-                await pause()
+                try:
+                    await pause()
+                except anyio.get_cancelled_exc_class() as error:
+                    cancellation = error
                 turn_ends = perf_counter() + TURN
+
+    async def _wait_taken(self) -> BaseException | None:
+        """Wait until the stream has taken the block. Return a cancellation of this task meanwhile, if any.
+
+        It is for the generator: a time limit around a `yield` has ended.
+        """
+        cancellation: BaseException | None = None
+        while self._block and not self._stopped:
+            self._room = self._context.make_sleep()
+            try:
+                if cancellation is None:
+                    await self._room
+                else:
+                    # A cancel scope of anyio cancels in every turn of the loop.
+                    with anyio.CancelScope(shield=True):
+                        await self._room
+            except anyio.get_cancelled_exc_class() as error:
+                cancellation = error
+        return cancellation
 
     async def _close(self) -> None:
         iterator, self._iterator = self._iterator, None
         aclose = getattr(iterator, "aclose", None)
         try:
-            if aclose is not None:
+            if aclose is None:
+                pass
+            elif self._step_cancelled and not self._context.on_asyncio:
                 # On trio the step was cancelled for good, and closing is not part of it.
                 with anyio.CancelScope(shield=True) as scope:
                     self._cancel = scope.cancel
                     await aclose()
+            else:
+                # In no scope: a generator at a `yield` leaves those that it has entered, which are outside.
+                await aclose()
+        except BaseExceptionGroup as errors:
+            # A task group around a `yield` wraps the GeneratorExit.
+            if errors.split((GeneratorExit, anyio.get_cancelled_exc_class()))[1] is not None:
+                self._log_failure("a generator raised while it was closed", errors)
         except Exception as error:
             self._log_failure("a generator raised while it was closed", error)
         finally:
@@ -201,6 +235,15 @@ class Source:
 
     def _log_failure(self, text: str, error: BaseException) -> None:
         self._context.failures.log(logging.ERROR, text, error=error)
+
+
+def _throw(iterator: AsyncIterator[object], cancellation: BaseException) -> Awaitable[object]:
+    """Return the next step of a generator, in which a cancellation is raised at its `yield`."""
+    athrow = getattr(iterator, "athrow", None)
+    if athrow is None:
+        raise cancellation
+    step: Awaitable[object] = athrow(cancellation)
+    return step
 
 
 async def wait_all_closed(sources: Sequence[Source]) -> None:
