@@ -15,10 +15,10 @@ settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="only 
 if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
 
-    from livepush_asgi import RedisBroker, SlotCap
+    from livepush_asgi import RedisStreamsBroker, SlotCap
 
     redis = Redis.from_url(url)
-    broker, slots = RedisBroker(redis), SlotCap(redis, cap=20)
+    broker, slots = RedisStreamsBroker(redis), SlotCap(redis, cap=20)
 else:
     broker, slots = MemoryBroker(), MemorySlotCap(20)
 

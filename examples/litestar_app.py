@@ -11,10 +11,10 @@ from livepush_asgi.contrib.litestar import EventStreamResponse, sse_streaming_re
 if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
 
-    from livepush_asgi import RedisBroker, SlotCap
+    from livepush_asgi import RedisStreamsBroker, SlotCap
 
     redis = Redis.from_url(url)
-    broker, slots = RedisBroker(redis), SlotCap(redis, cap=20)
+    broker, slots = RedisStreamsBroker(redis), SlotCap(redis, cap=20)
 else:
     broker, slots = MemoryBroker(), MemorySlotCap(20)
 

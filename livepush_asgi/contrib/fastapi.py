@@ -21,11 +21,11 @@ from .starlette import EventStreamResponse as StarletteResponse
 class EventStreamResponse(StarletteResponse):
     """A response that ends the request's `yield` dependencies before its stream begins.
 
-    `@app.get("/stream", response_class=EventStreamResponse)` has the OpenAPI document say that the path
-    operation answers with `text/event-stream`.
-
     FastAPI keeps them open until a response was sent, so a database session would be held for as long as
     its stream lives. https://fastapi.tiangolo.com/tutorial/dependencies/dependencies-with-yield/
+
+    `@app.get("/stream", response_class=EventStreamResponse)` has the OpenAPI document say that the path
+    operation answers with `text/event-stream`.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
