@@ -9,7 +9,17 @@ from typing import Any
 import anyio
 import pytest
 
-from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, SSEStreamService, Timing, public
+from livepush_asgi import (
+    EndReason,
+    Grant,
+    Limits,
+    LivePush,
+    MemoryBroker,
+    MockBroker,
+    SSEStreamService,
+    Timing,
+    public,
+)
 from livepush_asgi.runtime.asgi import Message
 from livepush_asgi.runtime.tcp_timeout import Address, address_of
 from livepush_asgi.testing.exchange import http_scope
@@ -215,6 +225,30 @@ async def test_the_limit_stays_where_a_client_is_stuck(way: str) -> None:
             await let_pass(14)
             await push.publish("c", "stuck")
             await let_pass(40)
+            assert push.statistics()["ended"][EndReason.SLOW] == 1
+            assert limit_of(connection) == 30
+
+
+@on_linux
+async def test_a_client_that_is_stuck_before_the_limit_is_set_gets_it_at_the_end() -> None:
+    """Catches a connection whose data the kernel would send again for a quarter of an hour."""
+    push = LivePush(MockBroker(), public("c"), timing=TIMING, limits=Limits(outbox_events=1))
+    with accepted(socket.AF_INET, "127.0.0.1", "127.0.0.1") as connection:
+        server, never = Transport(connection), anyio.Event()
+
+        async def send(message: Message) -> None:
+            if b"stuck" in message.get("body", b""):
+                await never.wait()
+
+        async with push.lifespan(), anyio.create_task_group() as tasks:
+            tasks.start_soon(push, SCOPE, server.receive, send)
+            await let_pass(1)
+            for _ in range(3):
+                await push.publish("c", "stuck")
+                await let_pass(0.1)
+            assert limit_of(connection) == 0
+            await push.drain()
+            await let_pass(0.1)
             assert push.statistics()["ended"][EndReason.SLOW] == 1
             assert limit_of(connection) == 30
 

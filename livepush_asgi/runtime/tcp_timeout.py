@@ -125,13 +125,15 @@ class TcpTimeouts:
     def release(self, limited: Limited | None, *, stuck: bool) -> None:
         """Reset the option: the connection may carry other responses, such as a download that pauses.
 
-        If the stream ended because its client is `stuck`, the option stays, so that the kernel soon closes
-        the connection.
+        If the stream ended because its client is `stuck`, the option stays, or is set now, so that the kernel
+        soon closes the connection.
         """
         if isinstance(limited, tuple):
             self._release_address(limited, stuck)
         elif limited in self._waiting:
             del self._waiting[limited]
+            if stuck:
+                self._limit_socket(limited)
         elif limited in self._kept:
             self._kept.discard(limited)
         elif limited is not None and not stuck:
