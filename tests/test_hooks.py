@@ -245,6 +245,28 @@ async def test_what_a_hook_raises_is_logged_once_per_kind_and_affects_nothing(
     assert [message.split()[0] for message in logged] == ["on_open", "on_end", "on_end", "on_end"]
 
 
+@pytest.mark.parametrize("hook", ["on_open", "on_end"])
+async def test_a_hook_that_asks_a_cancelled_future_cancels_nothing(
+    hook: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a cancellation that leaves a stream open, or ends the timers of the process."""
+
+    def ask(*told: object) -> object:
+        raise asyncio.CancelledError
+
+    terms: dict[str, Any] = {**TERMS, "timing": Timing(send_timeout=30), hook: ask}
+    push = LivePush(MemoryBroker(), lambda request: Grant(channels="a"), **terms)
+    async with push.lifespan(), Client(push) as client:
+        async with client.open("/", window=0) as stream:
+            await push.publish("a", "nobody takes this")
+            await let_pass(50)
+        assert push.statistics()["ended"]["slow"] == 1
+        async with client.open("/") as stream:
+            await stream.next_comment(timeout=20)
+        assert push.statistics()["streams"] == 0
+    assert f"{hook} raised, and the stream is not affected" in caplog.text
+
+
 async def test_a_hook_that_cannot_be_one_raises_where_it_is_given() -> None:
     async def on_open(grant: Grant) -> None: ...
 

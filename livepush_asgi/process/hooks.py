@@ -1,5 +1,6 @@
 """StreamHooks: calls the application's hooks, and logs the end of each stream if that is asked for."""
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Callable
@@ -60,7 +61,8 @@ class StreamHooks:
             if inspect.iscoroutine(result):
                 result.close()
                 raise TypeError(f"{name} returned a coroutine, and hooks are plain functions")
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            # A plain function is not cancelled: it has asked a future that was.
             if (name, type(error)) not in self._logged:
                 self._logged.add((name, type(error)))
                 logger.exception(
