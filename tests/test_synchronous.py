@@ -1,10 +1,12 @@
 """Synchronous code: a plain `authorize`, one in a thread, and publishing from synchronous views."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import cast
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -92,6 +94,22 @@ async def test_an_authorize_that_waits_does_not_block(caplog: pytest.LogCaptureF
             for _ in range(7):
                 async with client.open("/") as stream:
                     assert stream.status == 200
+    assert caplog.records == []
+
+
+async def test_an_authorize_that_waits_for_a_turn_does_not_block(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches the time of others in the same turn of the event loop that counts as its own."""
+
+    async def authorize(request: StreamRequest) -> Grant:
+        asyncio.get_running_loop().call_soon(threading.Event().wait, 0.03)
+        await anyio.lowlevel.checkpoint()
+        return Grant(channels="news")
+
+    push = LivePush(MemoryBroker(), authorize)
+    async with push.lifespan(), Client(push) as client:
+        for _ in range(7):
+            async with client.open("/") as stream:
+                assert stream.status == 200
     assert caplog.records == []
 
 

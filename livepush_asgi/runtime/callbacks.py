@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from ..errors import LivePushError, NotRunningError
 from .asgi import Receive
 from .disconnect import DisconnectWatcher
-from .event_loop import on_asyncio, pause, sleep_at_most, sleep_maker, start_eager_task, wake
+from .event_loop import HAS_EAGER_TASKS, on_asyncio, pause, sleep_at_most, sleep_maker, start_eager_task, wake
 from .inline_send import can_step
 
 T = TypeVar("T")
@@ -32,6 +32,8 @@ class Callbacks:
 
     def __init__(self, tasks: TaskGroup) -> None:
         self._start = _start_on_asyncio if on_asyncio() else _starter_on_trio(tasks)
+        # Whether a task that was started has made its first step.
+        self._steps_at_once = HAS_EAGER_TASKS and on_asyncio()
         self._waiting: set[_Wait] = set()
         self._stopped = False
 
@@ -59,13 +61,14 @@ class Callbacks:
             raise _draining_error()
         call = _Call(awaitable, discard)
         self._start(call)
+        waits = self._steps_at_once and not call.done
         try:
             if not call.done:
                 # Let the new task start. Most callbacks end in their first step.
                 await pause()
             if not call.done:
                 await self._wait(call, receive, timeout)
-            elif on_first_step is not None:
+            elif on_first_step is not None and not waits:
                 on_first_step(call.took)
         except BaseException:
             call.abandon()
