@@ -7,7 +7,7 @@ the page that the first has read, with the open event.
 import gc
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
@@ -29,15 +29,19 @@ UNREADABLE = b"\xfe\xfe"
 
 
 class CountedBroker(FaultyBroker):
-    """Counts the pages that are read."""
+    """Counts the pages that are read, and may hold them back."""
 
     def __init__(self, history: int) -> None:
         super().__init__(FaultyServer(History(events=history, size=64 * 1024**2, age=None)))
         self.pages: list[tuple[str, int]] = []
+        #: Pages come when it is set.
+        self.gate: anyio.Event | None = None
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         if limit and not channel.startswith("livepush."):
             self.pages.append((channel, after))
+            if self.gate is not None:
+                await self.gate.wait()
         return await super().read(channel, after, limit, max_bytes=max_bytes)
 
 
@@ -139,6 +143,31 @@ async def test_a_page_is_read_once_and_sent_with_the_open_event() -> None:
         for sent in (first, second):
             parsed = EventStreamParser().feed(b"".join(sent))
             assert [event.data for event in parsed[1:]] == numbered("a", 1, 250)
+
+
+async def test_a_page_that_several_wait_for_delays_none_of_them() -> None:
+    """Catches a page that is taken when it is known, and then is a read that has brought nothing."""
+    house = House()
+    async with house.running():
+        last_id = await house.first_id("a,b")
+        await house.publish("a", 250)
+        gate = house.broker.gate = anyio.Event()
+        query = {"channels": "a,b"}
+        async with AsyncExitStack() as stack:
+            streams = [
+                await stack.enter_async_context(house.client.open("/", last_event_id=last_id, query=query))
+                for _ in range(3)
+            ]
+            await let_pass(0.01)
+            begun = anyio.current_time()
+            # Its delivery is the first thing in the turn in which the page comes.
+            await house.publish("b", 1)
+            gate.set()
+            for stream in streams:
+                events = await stream.events(251)
+                found = [event.data for event in events if event.data.startswith("a ")]
+                assert found == numbered("a", 1, 250)
+            assert anyio.current_time() - begun < 0.1
 
 
 async def test_no_message_has_more_bytes_than_the_limit() -> None:

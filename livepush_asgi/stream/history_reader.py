@@ -63,6 +63,9 @@ class HistoryReader:
                 logger.debug("history cannot be read, trying until it works: %s", error)
             self._failures += 1
             return Batch(())
+        if not self._recovery.is_at(channel, position):
+            # `take_known` has taken this page meanwhile: several streams waited for it.
+            return Batch(())
         return self._take(channel, page)
 
     def _take(self, channel: str, page: SharedPage) -> Batch:

@@ -237,6 +237,10 @@ class RecoveryState:
         channel = self.behind[0]
         return channel, self._sent[channel]
 
+    def is_at(self, channel: str, position: Position) -> bool:
+        """Return whether the client has been sent a channel up to this position."""
+        return self._sent[channel] == position
+
     def rotate_behind(self) -> None:
         """Read the other channels that are behind before the first one is read again."""
         self.behind = (*self.behind[1:], self.behind[0])
