@@ -268,10 +268,13 @@ class LivePush:
         need a broker with history.
 
         A subscriber belongs to the application and not to a client: it takes no slot, is not authorized or
-        revoked, calls no hook, and counts in no statistics. It needs no HTTP server. Entering it starts this
-        LivePush if it is not started; entering raises NotRunningError in a drain, and RuntimeError if this
-        LivePush runs on another event loop, and TypeError for a `replay` without history. Raises
-        InvalidGrantError for an invalid name or `replay`, and TypeError for a value of another type.
+        revoked, calls no hook, and counts in no statistics but `channels` and `delivered`. It needs no HTTP
+        server.
+
+        Entering it starts this LivePush if it is not started. Entering raises NotRunningError in a drain,
+        RuntimeError if this LivePush runs on another event loop, and TypeError for a `replay` without
+        history. This call raises InvalidGrantError for an invalid name or `replay`, and TypeError for a value
+        of another type.
         """
         if not (last_event_id is None or isinstance(last_event_id, str)):
             raise TypeError(f"last_event_id is the id of an item, a str, not {last_event_id!r:.100}")
