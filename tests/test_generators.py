@@ -36,8 +36,10 @@ from livepush_asgi.app.generator import default_push, iterator_of, open_source
 from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 from livepush_asgi.testing import Client, MockBroker, Stream
 from livepush_asgi.testing.exchange import http_scope
+from livepush_asgi.wire.event import RESERVED_PREFIX
 
 from .around import behind_a_middleware
+from .faulty_broker import FaultyBroker
 from .virtual_clock import let_pass
 
 VISITOR = ContextVar("visitor", default="nobody")
@@ -637,6 +639,20 @@ async def test_head_a_refusal_and_a_drain_close_the_iterator_and_never_run_it() 
     assert [refusals[cause] for cause in (RefusalCause.CAP, RefusalCause.EXPIRED, RefusalCause.DRAIN)] == [
         1
     ] * 3
+
+
+async def test_a_client_that_leaves_before_its_stream_is_opened_has_its_iterator_closed() -> None:
+    broker = FaultyBroker()
+    # The process waits until it hears commands.
+    broker.faults[RESERVED_PREFIX].slow = 60
+    push = LivePush(broker, public("c"), slots=MemorySlotCap(1), timing=Timing(subscribe_timeout=5))
+    feed = Feed()
+    async with push.lifespan():
+        with anyio.move_on_after(1) as scope:
+            await open_source(http_scope("GET", "/"), feed, push=push, slot_key="k")
+        assert scope.cancelled_caught
+        assert (feed.steps, feed.closed) == (0, 1)
+        broker.heal()
 
 
 async def test_a_response_that_nobody_sends_is_closed() -> None:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from datetime import datetime
 from typing import TypedDict, Unpack
 
+import anyio
+
 from ..brokers.memory import MemoryBroker
 from ..errors import InvalidGrantError
 from ..grant import Refusal, SourceGrant
@@ -15,6 +17,7 @@ from ..http.driver import STREAM_HEADERS, RawHeaders
 from ..http.responses import refuse
 from ..process.run import Run
 from ..runtime.asgi import Receive, Scope, Send
+from ..stream.source import CLOSE_TIMEOUT
 from ..stream.source_stream import SourceStream
 from ..wire.reasons import RefusalCause
 from .livepush import LivePush
@@ -135,7 +138,9 @@ async def _close_unused(iterator: AsyncIterator[object]) -> None:
     # A generator that never ran has nothing to close, but another iterator may hold something.
     aclose = getattr(iterator, "aclose", None)
     if aclose is not None:
-        await aclose()
+        # The client may have left, which cancels this call.
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await aclose()
 
 
 class SourceBody(StreamBody):
