@@ -248,6 +248,7 @@ async def test_a_client_that_is_stuck_before_the_limit_is_set_gets_it_at_the_end
                 await let_pass(0.1)
             assert limit_of(connection) == 0
             await push.drain()
+            await let_pass(0.1)
             assert push.statistics()["ended"][EndReason.SLOW] == 1
             assert limit_of(connection) == 30
 
