@@ -723,7 +723,7 @@ async def test_without_a_push_streams_share_one_of_the_process() -> None:
 
 
 def sources_left() -> Counter[str]:
-    """Return how many objects of generators this process holds: the loop of another test may have left some."""
+    """Return how many objects of generators there are: the loop of another test may have left some."""
     gc.collect()
     kinds = Counter(type(each).__name__ for each in gc.get_objects())
     return Counter({name: kinds[name] for name in ("Source", "SourceStream", "SourceBody")})
