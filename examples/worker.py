@@ -28,7 +28,7 @@ async def work(push, place):
                     print(f"events of {channel} are missing: {reason}", file=sys.stderr)
             # Behind `handle`: an event whose handling is cut off comes again.
             place.write_text(item.id)
-    print("ended:", events.end_reason)
+    print("ended:", events.end_reason, flush=True)
 
 
 async def main():
