@@ -235,6 +235,7 @@ class Client:
             self.promise.owed = False
             for claim in self.promise.claims.values():
                 claim.missing.clear()
+                claim.gap_owes = False
 
     def _ended(self, connection: Connection) -> None:
         self.connection = None
