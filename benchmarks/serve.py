@@ -142,7 +142,7 @@ class Server:
 
 def cpu_of(pid: int) -> float:
     """Return the seconds that a process has run, with those of its threads that have ended."""
-    # What the C function clock_getcpuclockid() returns on Linux.
+    # The C function clock_getcpuclockid() returns this number on Linux.
     return time.clock_gettime(~pid << 3 | 2)
 
 

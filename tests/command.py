@@ -23,7 +23,7 @@ from livepush_asgi.testing import EventStreamParser, ParsedEvent
 REPOSITORY = Path(__file__).parent.parent
 STARTUP_TIMEOUT = 20.0
 COMMAND = [sys.executable, "-X", "dev", "-m", "livepush_asgi"]
-# What somebody has set for the terminal they sit at must not show in what is compared.
+# Settings of a user's terminal must not change the output that is compared.
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if name not in ("LIVEPUSH_REDIS", "FORCE_COLOR")
 }

@@ -6,7 +6,7 @@ the page that the first has read, with the open event.
 
 import gc
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
@@ -15,6 +15,7 @@ import pytest
 from livepush_asgi import Event, Grant, History, Limits, LivePush
 from livepush_asgi.brokers import READ_BYTES, Page, Record
 from livepush_asgi.grant import StreamRequest
+from livepush_asgi.hub.delivery import Batch, Delivery
 from livepush_asgi.hub.shared_reads import MAX_BYTES, SharedPage
 from livepush_asgi.runtime.asgi import Message
 from livepush_asgi.testing import Client, ParsedEvent
@@ -408,3 +409,16 @@ def test_a_page_gives_the_events_behind_an_offset(last: int) -> None:
     shared = SharedPage("a", Page("epoch", 3, 6, records))
     offsets = [delivery.position.offset for delivery in shared.after(last).deliveries if delivery.position]
     assert offsets == [offset for offset in range(3, 7) if offset > last]
+
+
+@pytest.mark.parametrize(("factor", "times"), [(2, 1), (3, 2)])
+def test_bytes_whose_ids_outgrow_the_events_are_not_kept(factor: int, times: int) -> None:
+    """Or the pages of clients with a hundred channels would hold ten times the bytes that are counted."""
+    batch, calls = Batch([Delivery("a", b"x" * 100), Delivery("a", b"y" * 100)]), []
+
+    def compose(deliveries: Sequence[Delivery]) -> bytes:
+        calls.append(deliveries)
+        return b"z" * 200 * factor
+
+    assert batch.composed("here", compose) == batch.composed("here", compose) == b"z" * 200 * factor
+    assert len(calls) == times

@@ -80,7 +80,7 @@ class LivePush:
     `on_open(grant)` is called when a stream opens: it has its slot, and is about to be subscribed.
     `on_end(grant, reason, duration)` is called once for each such stream, whatever ends it, with the
     EndReason and the duration in seconds; its slot is free then. Both are plain functions and block the event
-    loop as long as they take. What they raise is logged, once for each kind of error, and affects no stream.
+    loop as long as they take. What they raise is logged, once a minute for each kind, and affects no stream.
     They are called in any task of the loop, so they read no context variable of a request.
 
     It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with the

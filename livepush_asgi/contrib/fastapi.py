@@ -62,8 +62,8 @@ async def event_stream_response(
     or raises, when the client leaves or takes nothing for `Timing.send_timeout`, and in a drain. Its
     `finally` may then await for 3 seconds. For the terms (`push`, `slot_key`, `expires_at`,
     `control_events`) see SourceTerms. Raises HTTPException: 429 when the cap is full, 503 when the slots are
-    away, 401 for `expires_at` in the past. A soft refusal is a response. The
-    request's `yield` dependencies end after the source was closed, so that it may use them.
+    away, 401 for `expires_at` in the past. A soft refusal is a response. The request's `yield` dependencies
+    end after the source was closed, so that it may use them.
     """
     return StarletteResponse(await _opened(open_source(request.scope, source, **terms)))
 

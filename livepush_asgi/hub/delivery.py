@@ -8,6 +8,10 @@ from ..wire.cursor import Position, event_id
 from ..wire.event import from_payload, with_id
 from ..wire.reasons import GapReason
 
+# The bytes for streams on several channels are kept up to so many times those for one channel: with a hundred
+# channels the ids are ten times as large as an event.
+MAX_GROWTH = 2
+
 
 class Delivery(NamedTuple):
     """One block for the listeners of a channel. All outboxes share the same object.
@@ -77,9 +81,12 @@ class Batch:
         `place` is all that the result depends on: the channels of the stream and its position in each.
         Streams that come one after the other at the same place share the result.
         """
-        if self._composed is None or self._composed[0] != place:
-            self._composed = place, compose(self.deliveries)
-        return self._composed[1]
+        if self._composed is not None and self._composed[0] == place:
+            return self._composed[1]
+        chunk = compose(self.deliveries)
+        if len(chunk) <= MAX_GROWTH * self.size:
+            self._composed = place, chunk
+        return chunk
 
 
 class Listener(Protocol):

@@ -19,16 +19,16 @@ from ..errors import InvalidEventError
 from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
 from ..wire.reasons import GapReason
-from .delivery import Batch, Delivery, delivery_of, gap_delivery
+from .delivery import MAX_GROWTH, Batch, Delivery, delivery_of, gap_delivery
 
 # How long a page is cached, in seconds, and the largest size of all cached pages, in bytes.
 MAX_AGE = 2.0
 MAX_BYTES = 8 * 1024 * 1024
 # The size of a page and of each event beside its payload, in bytes, so that empty ones are bounded too.
 PAGE_OVERHEAD, EVENT_OVERHEAD = 1024, 512
-# How often a page holds each payload: as it was read, as a block without and with an id, and joined for
-# streams on one and on several channels.
-COPIES = 5
+# How often a page holds each payload: as it was read, as a block without and with an id, joined for streams
+# on one channel, and for those on several.
+COPIES = 4 + MAX_GROWTH
 
 # The channel, the offset to read after, and the most events and bytes.
 Request = tuple[str, int, int, int]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from ..grant import Grant
 from ..runtime.event_loop import now
+from ..runtime.failure_log import FailureLog
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason
 
-logger = logging.getLogger("livepush_asgi")
 # It gets one line of level INFO for each end, if the application sets its level. An application that sets the
 # level of the root logger to INFO does not ask for a line per client.
 stream_logger = logging.getLogger("livepush_asgi.streams")
@@ -31,8 +31,7 @@ class StreamHooks:
         self._on_end = on_end
         # When each open stream was opened, by the loop's clock.
         self._opened_at: dict[Stream, float] = {}
-        # The hooks and the kinds of their errors that were logged.
-        self._logged: set[tuple[str, type[BaseException]]] = set()
+        self._failures = FailureLog()
 
     def opened(self, stream: Stream) -> None:
         """Called when a stream has its slot and is attached to its channels."""
@@ -63,12 +62,7 @@ class StreamHooks:
                 raise TypeError(f"{name} returned a coroutine, and hooks are plain functions")
         except (Exception, asyncio.CancelledError) as error:
             # A plain function is not cancelled: it has asked a future that was.
-            if (name, type(error)) not in self._logged:
-                self._logged.add((name, type(error)))
-                logger.exception(
-                    "%s raised, and the stream is not affected; its next errors of this kind are not logged",
-                    name,
-                )
+            self._failures.log(logging.ERROR, "%s raised, and the stream is not affected", name, error=error)
 
 
 def make_hooks(on_open: OnOpen | None, on_end: OnEnd | None) -> StreamHooks | None:

@@ -66,7 +66,7 @@ class Source:
         self._on_closed = on_closed
         # The block that the stream has not taken.
         self._block = b""
-        # What the task awaits while the stream has not taken the block.
+        # The task sleeps here while the stream has not taken the block.
         self._room: Sleep | None = None
         # Whether the task is in a step of the iterator.
         self._stepping = False

@@ -81,7 +81,7 @@ class SourceStream(Stream):
         return super()._ready()
 
     def _last_chunk(self) -> bytes:
-        # What has been produced goes out meanwhile.
+        # Until then the events that the source has produced go out.
         return super()._last_chunk() if self.source.over or self.finished else self._composer.flush()
 
     def _source_ready(self) -> None:

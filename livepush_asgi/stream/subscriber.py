@@ -29,7 +29,7 @@ class _OriginComposer(Composer):
         self._single_channel = False
 
     def _compose_page(self, page: Batch) -> bytes:
-        # What clients share of a page lacks the lines.
+        # The bytes of a page that clients share lack the lines.
         self._gap_queued = self._gap_queued or page.has_gap
         return self._compose(page.deliveries)
 

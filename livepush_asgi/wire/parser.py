@@ -53,7 +53,7 @@ class EventStreamParser:
         self.ignored: list[str] = []
         self.empty_blocks = 0
         self.retry: int | None = None
-        # What a client would send as `Last-Event-ID`. An id takes effect with the blank line after it.
+        # The id that a client would send as `Last-Event-ID`. An id takes effect with the blank line after it.
         self.last_event_id = last_event_id
         # The standard skips one byte order mark at the start.
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from livepush_asgi.process.arrivals import AT_ONCE
 from livepush_asgi.wire.event import RESERVED_PREFIX
 
 from .plan import CHANNELS, Operation, Plan, Setup
@@ -142,11 +143,17 @@ class _Inventor:
                 scene.append(self._operation())
         return scene
 
+    def _clients(self) -> int:
+        if "wave" in self.themes:
+            # More than may be let in at once, or fewer.
+            return self.random.choice([4, 4, AT_ONCE + 4])
+        return 2 if "slots" in self.themes else self.random.choice([1, 1, 2])
+
     def _setup(self, seed: int) -> Setup:
         chance, small = self.random, self.random.random() < 0.4
         return Setup(
             seed=seed,
-            clients=4 if "wave" in self.themes else 2 if "slots" in self.themes else chance.choice([1, 1, 2]),
+            clients=self._clients(),
             overflow=chance.choice(["resume", "resume", "close", "drop_oldest", "latest"]),
             outbox_events=chance.choice([1, 2, 4]) if small else 1000,
             message_bytes=chance.choice([40, 100]) if small else 256 * 1024,
