@@ -2,5 +2,5 @@
 
 Only http/ and the rooms above it may import it. Start with `run.py`: one run, from start to drain and stop.
 `signals.py` starts a drain at SIGTERM and SIGINT; `revoker.py` ends streams in every process.
-`hooks.py` tells the application of its streams.
+`arrivals.py` lets the requests of a wave in together; `hooks.py` tells the application of its streams.
 """
