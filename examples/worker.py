@@ -1,6 +1,7 @@
 """A worker that handles each event once, and goes on where it was: `python examples/worker.py place`
 
-It serves nothing. It keeps the id of the last event in a file, and ends at SIGTERM.
+It serves nothing. It keeps the id of the last event in a file. At SIGTERM or Ctrl-C it handles what it has
+received, and ends.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from livepush_asgi import Gap, LivePush, Received, RedisStreamsBroker, Refusal
+from livepush_asgi import DrainPolicy, Gap, LivePush, Received, RedisStreamsBroker, Refusal
 
 
 async def handle(channel, event):
@@ -33,7 +34,8 @@ async def work(push, place):
 
 async def main():
     async with Redis.from_url(os.environ.get("LIVEPUSH_REDIS", "redis://localhost:6379/0")) as redis:
-        push = LivePush(RedisStreamsBroker(redis), lambda request: Refusal(404))  # It serves no clients.
+        # It serves no clients, and a signal waits until `work` has ended.
+        push = LivePush(RedisStreamsBroker(redis), lambda request: Refusal(404), drain=DrainPolicy(hold=True))
         async with push.lifespan():
             await work(push, Path(sys.argv[1]))
 

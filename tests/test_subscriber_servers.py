@@ -177,8 +177,9 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(own_valkey: ValkeyPr
         assert await numbers(events, 1) == [1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_worker_ends_at_a_signal_and_goes_on_where_it_was(
-    valkey: ValkeyProcess, tmp_path: Path
+    number: signal.Signals, valkey: ValkeyProcess, tmp_path: Path
 ) -> None:
     """The worker of the example, in a process without any server."""
     place = tmp_path / "place"
@@ -196,7 +197,7 @@ async def test_a_worker_ends_at_a_signal_and_goes_on_where_it_was(
                 lines = [await asyncio.to_thread(worker.stdout.readline)]
                 await publish(push, "orders", first + 1)
                 lines.append(await asyncio.to_thread(worker.stdout.readline))
-                worker.send_signal(signal.SIGTERM)
+                worker.send_signal(number)
                 rest = await asyncio.to_thread(worker.stdout.read)
             assert lines == [f"orders {first}\n", f"orders {first + 1}\n"]
             assert rest == "ended: drain\n"
