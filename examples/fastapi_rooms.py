@@ -32,7 +32,7 @@ push = LivePush(MemoryBroker(), lambda request: Refusal(404))
 app = FastAPI(lifespan=push.lifespan)
 
 
-# --8<-- [start:route]
+# start: route
 @app.get("/rooms/{room}/events")
 async def events(request: Request, room: str, user: Annotated[User, Depends(current_user)]):
     async def authorize(stream_request):
@@ -43,7 +43,7 @@ async def events(request: Request, room: str, user: Annotated[User, Depends(curr
     return await sse_streaming_response(push, request, authorize=authorize)
 
 
-# --8<-- [end:route]
+# end: route
 
 
 @app.post("/rooms/{room}", status_code=204, response_class=Response)

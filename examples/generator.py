@@ -5,11 +5,11 @@ import asyncio
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
-from livepush_asgi import Event, LivePush, MemoryBroker, MemorySlotCap, public
+from livepush_asgi import Event, LivePush, MemoryBroker, MemorySlotCap, RefusalCause, public
 from livepush_asgi.contrib.fastapi import event_stream_response
 
 # Without `push=push` streams of generators have a LivePush of their own, and no cap.
-push = LivePush(MemoryBroker(), public("news"), slots=MemorySlotCap(2))
+push = LivePush(MemoryBroker(), public("news"), slots=MemorySlotCap(2), soft_refusals={RefusalCause.CAP})
 app = FastAPI(lifespan=push.lifespan)
 thinking = []
 PAGE = """<!doctype html><title>Answer</title><p id=text></p><script>

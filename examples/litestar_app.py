@@ -5,7 +5,7 @@ import os
 from litestar import Litestar, MediaType, Request, asgi, get, post
 from litestar.types import Receive, Scope, Send
 
-from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap
+from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, RefusalCause
 from livepush_asgi.contrib.litestar import EventStreamResponse, sse_streaming_response
 
 if url := os.environ.get("LIVEPUSH_REDIS"):
@@ -26,7 +26,8 @@ def authorize(request):
     return Grant(channels="news", slot_key=request.query.get("key", "visitors"))
 
 
-push = LivePush(broker, authorize, slots=slots)
+# A browser that gets a 429 does not come back: a soft refusal tells it to try again.
+push = LivePush(broker, authorize, slots=slots, soft_refusals={RefusalCause.CAP})
 
 
 @asgi("/events", is_mount=True, copy_scope=True)

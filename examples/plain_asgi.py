@@ -2,7 +2,15 @@
 
 import os
 
-from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap, Refusal
+from livepush_asgi import (
+    Grant,
+    LivePush,
+    LivePushMiddleware,
+    MemoryBroker,
+    MemorySlotCap,
+    Refusal,
+    RefusalCause,
+)
 
 if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
@@ -41,5 +49,6 @@ async def rest(scope, receive, send):
     await send({"type": "http.response.body", "body": PAGE})
 
 
-push = LivePush(broker, authorize, slots=slots)
+# A browser that gets a 429 does not come back: a soft refusal tells it to try again.
+push = LivePush(broker, authorize, slots=slots, soft_refusals={RefusalCause.CAP})
 app = LivePushMiddleware(rest, push, path="/events")

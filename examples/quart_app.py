@@ -4,7 +4,7 @@ import os
 
 from quart import Quart, request
 
-from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap
+from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, MemorySlotCap, RefusalCause
 from livepush_asgi.contrib.quart import sse_streaming_response
 
 if url := os.environ.get("LIVEPUSH_REDIS"):
@@ -25,7 +25,8 @@ def authorize(stream_request):
     return Grant(channels="news", slot_key=stream_request.query.get("key", "visitors"))
 
 
-push = LivePush(broker, authorize, slots=slots)
+# A browser that gets a 429 does not come back: a soft refusal tells it to try again.
+push = LivePush(broker, authorize, slots=slots, soft_refusals={RefusalCause.CAP})
 app = Quart(__name__)
 app.asgi_app = LivePushMiddleware(app.asgi_app, push, path="/events")
 

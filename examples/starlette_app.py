@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
-from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap
+from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, RefusalCause
 from livepush_asgi.contrib.starlette import sse_streaming_response
 
 if url := os.environ.get("LIVEPUSH_REDIS"):
@@ -27,7 +27,8 @@ def authorize(request):
     return Grant(channels="news", slot_key=request.query.get("key", "visitors"))
 
 
-push = LivePush(broker, authorize, slots=slots)
+# A browser that gets a 429 does not come back: a soft refusal tells it to try again.
+push = LivePush(broker, authorize, slots=slots, soft_refusals={RefusalCause.CAP})
 
 
 async def home(request):

@@ -348,8 +348,14 @@ async def test_a_live_push_opens_streams_in_routes_too(house: House) -> None:
 )
 async def test_a_route_names_a_channel_or_a_grant(house: House, arguments: dict[str, object]) -> None:
     request = Request({"type": "http", "headers": [], "query_string": b""})
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="name a channel"):
         await for_starlette.sse_streaming_response(house.service, request, **arguments)  # type: ignore[arg-type]
+
+
+async def test_a_route_with_an_unknown_term_is_told_those_that_it_takes(house: House) -> None:
+    request = Request({"type": "http", "headers": [], "query_string": b""})
+    with pytest.raises(TypeError, match="takes no `chanel`; it takes channel, slot_key, grant, authorize"):
+        await for_starlette.sse_streaming_response(house.service, request, chanel="c")  # type: ignore[call-arg]
 
 
 async def test_the_openapi_document_names_the_type_of_a_stream(house: House) -> None:

@@ -9,7 +9,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -39,10 +41,11 @@ PAGES = sorted(DOCS.rglob("*.md"))
 TEXT = {page.relative_to(DOCS).as_posix(): page.read_text() for page in PAGES}
 SNIPPETS = DOCS / "snippets"
 PACKAGE = REPOSITORY / "livepush_asgi"
-INCLUDE = re.compile(r'^ *--8<-- "([^":]+)(?::([\w-]+))?"$', re.MULTILINE)
 
 
 # Nothing is typed twice.
+
+SHOWN = re.compile(r"<!-- file: ([\w./+-]+)(?::[\w-]+)? -->\n```")
 
 
 def files() -> list[str]:
@@ -53,21 +56,19 @@ def files() -> list[str]:
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_each_block_of_python_is_a_file_or_a_part_of_one(name: str) -> None:
-    for block in re.findall(r"```python\n(.*?)```", TEXT[name], re.DOTALL):
-        assert INCLUDE.fullmatch(block.strip()) or any(block.strip("\n") in text for text in files()), block
+def test_each_page_shows_its_files_as_they_are(name: str) -> None:
+    with_files: Callable[[str], str] = run_path(str(DOCS / "show_files.py"))["with_files"]
+    assert TEXT[name] == with_files(TEXT[name]), "run: python docs/show_files.py"
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_each_file_and_each_part_of_it_is_there(name: str) -> None:
-    for path, part in INCLUDE.findall(TEXT[name]):
-        text = (REPOSITORY / path).read_text()
-        if part:
-            assert text.count(f"--8<-- [start:{part}]") == text.count(f"--8<-- [end:{part}]") == 1
+def test_each_block_of_python_is_a_file_or_a_part_of_one(name: str) -> None:
+    for shown, block in re.findall(r"(-->\n)?```python\n(.*?)```", TEXT[name], re.DOTALL):
+        assert shown or any(block.strip("\n") in text for text in files()), block
 
 
 def test_each_snippet_is_shown() -> None:
-    shown = {path for text in TEXT.values() for path, _ in INCLUDE.findall(text)}
+    shown = {path for text in TEXT.values() for path in SHOWN.findall(text)}
     snippets = {path.relative_to(REPOSITORY).as_posix() for path in SNIPPETS.rglob("*.py")}
     assert snippets - shown == {
         # What the shown parts of the same folder need.
@@ -78,10 +79,8 @@ def test_each_snippet_is_shown() -> None:
 
 
 def test_every_example_is_shown() -> None:
-    shown = {path for path, _ in INCLUDE.findall(TEXT["examples.md"])}
-    assert shown == {
-        path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "examples").glob("*.*")
-    }
+    shown = re.findall(r"^\[`examples/[\w.]+`\]\(../examples/([\w.]+)\)$", TEXT["examples.md"], re.MULTILINE)
+    assert set(shown) == {path.name for path in (REPOSITORY / "examples").glob("*.*")}
 
 
 # The tests that the pages show are run as a reader runs them.
@@ -259,6 +258,19 @@ def test_every_setting_is_there_with_its_default(kind: type) -> None:
 def test_every_argument_is_there(name: str) -> None:
     arguments = list(inspect.signature(getattr(livepush_asgi, name)).parameters)
     assert list(section(OPTIONS, name)) == arguments
+
+
+@pytest.mark.parametrize("name", ["demo", "publish", "doctor"])
+def test_every_option_of_the_command_is_there(name: str) -> None:
+    rows = section(TEXT["reference/command.md"], f"`livepush {name}`")
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "livepush_asgi", name, "--help"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    lines = [re.split(r" {2,}", line) for line in re.findall(r"^│ (-.*)│$", shown, re.MULTILINE)]
+    options = {frozenset(cell for cell in cells if cell.startswith("-")) for cells in lines}
+    assert {frozenset(re.findall(r"--?[\w-]+", row)) for row in rows} == options - {
+        frozenset({"--help", "-h"})
+    }
 
 
 # Figures.

@@ -19,7 +19,7 @@ RECIPES = GUIDES / "deploy.md"
 
 def shown(document: Path) -> set[str]:
     """Return the files of `docs/proxies` that a document includes."""
-    return set(re.findall(r'^--8<-- "docs/proxies/(\S+)"$', document.read_text(), re.MULTILINE))
+    return set(re.findall(r"^<!-- file: docs/proxies/(\S+) -->$", document.read_text(), re.MULTILINE))
 
 
 pytestmark = pytest.mark.real_time

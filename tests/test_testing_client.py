@@ -701,6 +701,12 @@ async def test_an_application_without_lifespan_goes_on_without(refuse: Exception
         assert stream.status == 200
 
 
+async def test_a_client_that_was_not_entered_says_so() -> None:
+    with pytest.raises(RuntimeError, match=r"async with Client"):
+        async with Client(with_lifespan([]), lifespan=True).open("/"):
+            pytest.fail("the application has not started")
+
+
 async def test_a_failed_startup_is_raised() -> None:
     app = with_lifespan([], startup={"type": "lifespan.startup.failed", "message": "no database"})
     with pytest.raises(RuntimeError, match=r"lifespan\.startup\.failed: no database"):

@@ -279,6 +279,8 @@ class LivePush:
         """
         if not (last_event_id is None or isinstance(last_event_id, str)):
             raise TypeError(f"last_event_id is the id of an item, a str, not {last_event_id!r:.100}")
+        if not channels:
+            raise TypeError('name the channels to subscribe to: push.subscribe("news")')
         grant = Grant(channels=channels, replay=replay)
         return Subscriber(partial(self._open_subscriber, grant, last_event_id), last_event_id)
 

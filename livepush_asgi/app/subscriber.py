@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -37,6 +37,11 @@ class Received:
     def data(self) -> str:
         """The event's data: the text that was published, or the JSON of another value."""
         return str(self.event.data)
+
+    # Any: the application knows what it publishes.
+    def json(self) -> Any:
+        """Return the value of the JSON in the data. Raises ValueError if it is none."""
+        return json.loads(self.data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,14 @@ def _grant_or_authorize(
     slot_key: str | None = None,
     grant: Grant | None = None,
     authorize: Authorize | None = None,
+    **unknown: object,
 ) -> Grant | Authorize:
+    if unknown:
+        names = ", ".join(f"`{name}`" for name in sorted(unknown))
+        raise TypeError(
+            f"the stream of a route takes no {names}; it takes {', '.join(StreamTerms.__annotations__)}. "
+            "A Grant has the rest: grant=Grant(channels=..., replay=..., expires_at=...)"
+        )
     if [channel, grant, authorize].count(None) != 2 or (channel is None and slot_key is not None):
         raise TypeError(
             "name a channel (and a slot_key), or a grant, or an authorize: a Grant brings its own slot_key"

@@ -102,6 +102,8 @@ class Client:
         waits while `window` messages are unread; with 0 it returns only when its message is read. Leaving
         raises what the application raised, and TimeoutError if it does not return after the disconnect.
         """
+        if self._wants_lifespan and self._lifespan is None:
+            raise RuntimeError("enter the client first, which starts the application: async with Client(...)")
         if json is not None:
             if body:
                 raise TypeError("a request has one body: give body or json")

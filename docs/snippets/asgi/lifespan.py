@@ -1,4 +1,4 @@
-# --8<-- [start:lifespan]
+# start: lifespan
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -18,4 +18,4 @@ async def lifespan(app):
 
 
 app = Starlette(routes=[Mount("/events", push)], lifespan=lifespan)
-# --8<-- [end:lifespan]
+# end: lifespan

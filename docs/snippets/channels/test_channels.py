@@ -9,13 +9,13 @@ def anyio_backend():
     return "asyncio"
 
 
-# --8<-- [start:grant]
+# start: grant
 def authorize(request):
     user = request.query["user"]
     return Grant(channels=["news", f"user:{user}", *rooms_of(user)], slot_key=user)
 
 
-# --8<-- [end:grant]
+# end: grant
 def rooms_of(user):
     return {"ada": ["room:kitchen", "room:garden"]}.get(user, [])
 
@@ -29,12 +29,12 @@ async def test_one_stream_has_several_channels():
         assert [event.data for event in await stream.events(3)] == ["news", "user:ada", "room:garden"]
 
 
-# --8<-- [start:names]
+# start: names
 async def measure(push, metric, value):
     await push.publish("metrics", value, event=metric)
 
 
-# --8<-- [end:names]
+# end: names
 @pytest.mark.anyio
 async def test_names_instead_of_channels():
     push = LivePush(MemoryBroker(), lambda request: Grant(channels="metrics"))

@@ -2,14 +2,14 @@ from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, Refusal,
 from livepush_asgi.contrib.django import user_of, uses_database
 
 
-# --8<-- [start:orm]
+# start: orm
 @uses_database
 def groups_of(user):
     return [f"group:{name}" for name in user.groups.values_list("name", flat=True)]
 
 
-# --8<-- [end:orm]
-# --8<-- [start:login]
+# end: orm
+# start: login
 async def authorize(stream_request):
     user = await user_of(stream_request)
     if not user.is_authenticated:
@@ -18,12 +18,12 @@ async def authorize(stream_request):
     return Grant(channels=["news", f"user:{key}", *await groups_of(user)], slot_key=key)
 
 
-# --8<-- [end:login]
-# --8<-- [start:push]
+# end: login
+# start: push
 push = LivePush(
     MemoryBroker(),  # RedisStreamsBroker(Redis.from_url(...)) with several processes
     authorize,
     slots=MemorySlotCap(5),  # SlotCap(redis, cap=5)
     soft_refusals={RefusalCause.CAP},
 )
-# --8<-- [end:push]
+# end: push

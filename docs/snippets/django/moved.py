@@ -12,7 +12,7 @@ def can_read_channel(user, channel):
     return channel == "news" or (user.is_active and channel == f"user:{user.pk}")
 
 
-# --8<-- [start:authorize]
+# start: authorize
 async def authorize(stream_request):
     user = await user_of(stream_request)
     channels = stream_request.query_all("channel")
@@ -22,10 +22,10 @@ async def authorize(stream_request):
 
 
 push = LivePush(MemoryBroker(), authorize)  # RedisStreamsBroker where EVENTSTREAM_REDIS was set
-# --8<-- [end:authorize]
+# end: authorize
 
 
-# --8<-- [start:send]
+# start: send
 def send_event(channel, event_type, data):
     text = json.dumps(data, cls=DjangoJSONEncoder)
     event = Event(text, event=None if event_type == "message" else event_type)
@@ -37,4 +37,4 @@ def channel_permission_changed(user, channel):
         async_to_sync(push.disconnect)(slot_key=str(user.pk), channel=channel)
 
 
-# --8<-- [end:send]
+# end: send

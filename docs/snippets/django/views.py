@@ -9,7 +9,7 @@ from livepush_asgi import Grant
 from livepush_asgi.contrib.django import sse_streaming_response
 
 
-# --8<-- [start:publish]
+# start: publish
 @login_required
 def rename(request):
     user = request.user
@@ -23,8 +23,8 @@ def rename(request):
     return HttpResponse(status=204)
 
 
-# --8<-- [end:publish]
-# --8<-- [start:revoke]
+# end: publish
+# start: revoke
 @login_required
 def leave(request):
     key = str(request.user.pk)
@@ -33,8 +33,8 @@ def leave(request):
     return HttpResponse(status=204)
 
 
-# --8<-- [end:revoke]
-# --8<-- [start:view]
+# end: revoke
+# start: view
 async def room_events(request, room):
     user = await request.auser()
 
@@ -47,4 +47,4 @@ async def room_events(request, room):
     return await sse_streaming_response(push, request, authorize=authorize)
 
 
-# --8<-- [end:view]
+# end: view

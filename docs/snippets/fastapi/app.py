@@ -8,7 +8,7 @@ MEMBERS = {"kitchen": {"ada"}}  # Stands for a table.
 router = APIRouter()
 
 
-# --8<-- [start:route]
+# start: route
 @router.get("/rooms/{room}/events", response_class=EventStreamResponse)
 async def room_events(request: Request, room: str, user: User):
     async def authorize(stream_request):
@@ -19,14 +19,14 @@ async def room_events(request: Request, room: str, user: User):
     return await sse_streaming_response(push, request, authorize=authorize)
 
 
-# --8<-- [end:route]
+# end: route
 @router.post("/rooms/{room}/messages", status_code=201)
 async def write(room: str, text: str, user: User):
     return {"id": await push.publish(f"room:{room}", {"user": user, "text": text})}
 
 
-# --8<-- [start:app]
+# start: app
 app = FastAPI(lifespan=push.lifespan)
 app.include_router(router)
 app.mount("/events", push)
-# --8<-- [end:app]
+# end: app

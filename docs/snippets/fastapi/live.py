@@ -6,7 +6,7 @@ from fastapi import Depends, HTTPException, Request
 
 from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, RefusalCause
 
-# --8<-- [start:login]
+# start: login
 SECRET = os.environ.get("JWT_SECRET", "only for the documentation, and long enough")
 
 
@@ -30,12 +30,12 @@ def authorize(request):
     return Grant(channels=["news", f"user:{user}"], slot_key=user, expires_at=claims["exp"])
 
 
-# --8<-- [end:login]
-# --8<-- [start:push]
+# end: login
+# start: push
 push = LivePush(
     MemoryBroker(),  # RedisStreamsBroker(Redis.from_url(...)) with several processes
     authorize,
     slots=MemorySlotCap(5),  # SlotCap(redis, cap=5)
     soft_refusals={RefusalCause.CAP},
 )
-# --8<-- [end:push]
+# end: push

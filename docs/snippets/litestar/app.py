@@ -11,7 +11,7 @@ from livepush_asgi.contrib.litestar import EventStreamResponse, sse_streaming_re
 sessions = CookieBackendConfig(secret=os.environ.get("SESSION_SECRET", "sixteen letters.").encode())
 
 
-# --8<-- [start:login]
+# start: login
 def user_of(session: dict[str, str]) -> str:
     if user := session.get("user"):
         return user
@@ -23,8 +23,8 @@ def authorize(request):
     return Grant(channels=["news", f"user:{user}"], slot_key=user)
 
 
-# --8<-- [end:login]
-# --8<-- [start:app]
+# end: login
+# start: app
 push = LivePush(MemoryBroker(), authorize, slots=MemorySlotCap(5), soft_refusals={RefusalCause.CAP})
 
 
@@ -46,4 +46,4 @@ async def login(request: Request) -> None:
 
 
 app = Litestar([events, room_events, login], lifespan=[push.lifespan], middleware=[sessions.middleware])
-# --8<-- [end:app]
+# end: app

@@ -6,7 +6,7 @@ from livepush_asgi.testing import Client
 push = LivePush(MemoryBroker(), public("news"))
 
 
-# --8<-- [start:metrics]
+# start: metrics
 def metrics(push):
     """Return the numbers of this process in the text format of Prometheus."""
     now = push.statistics()
@@ -17,7 +17,7 @@ def metrics(push):
     return "\n".join(lines) + "\n"
 
 
-# --8<-- [end:metrics]
+# end: metrics
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ def authorize(request):
     return Grant(channels="prices")
 
 
-# --8<-- [start:slow]
+# start: slow
 push = LivePush(MemoryBroker(), authorize, limits=Limits(overflow="latest", outbox_events=200))
-# --8<-- [end:slow]
+# end: slow
 
 
 @pytest.mark.anyio
@@ -30,7 +30,7 @@ async def test_a_slow_client_gets_the_latest_price():
         assert len(stream.received) < 2000
 
 
-# --8<-- [start:ready]
+# start: ready
 async def ready(scope, receive, send):
     """Answer 503 while the process drains or hears nothing of the broker: for a load balancer."""
     now = push.statistics()
@@ -40,7 +40,7 @@ async def ready(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-# --8<-- [end:ready]
+# end: ready
 
 
 @pytest.mark.anyio
@@ -52,19 +52,19 @@ async def test_a_process_that_drains_is_not_ready():
         assert (answer.status, json.loads(answer.body)["draining"]) == (503, True)
 
 
-# --8<-- [start:drain]
+# start: drain
 def made(broker):
     return LivePush(broker, authorize, drain=DrainPolicy(window=8))
 
 
-# --8<-- [end:drain]
+# end: drain
 
 
 def test_the_window_is_taken():
     assert made(MemoryBroker()).drain_policy.window == 8
 
 
-# --8<-- [start:revoke]
+# start: revoke
 async def remove(push, user, room, expected_processes):
     # First take the permission away, then end the streams.
     done = await push.disconnect(slot_key=user, channel=f"room:{room}")
@@ -73,7 +73,7 @@ async def remove(push, user, room, expected_processes):
     return done.streams
 
 
-# --8<-- [end:revoke]
+# end: revoke
 
 
 @pytest.mark.anyio

@@ -8,10 +8,10 @@ from livepush_asgi.testing import Client
 os.environ["PROBE_SECRET"] = "only here"
 broker, authorize = MemoryBroker(), public("news")
 
-# --8<-- [start:probe]
+# start: probe
 SECRET = os.environ["PROBE_SECRET"]  # a KeyError where it is not set: None would let everyone in
 push = LivePush(broker, authorize, probe=lambda request: request.headers.get("x-probe") == SECRET)
-# --8<-- [end:probe]
+# end: probe
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ app = Quart(__name__)
 app.secret_key = os.environ.get("SESSION_SECRET", "only for the documentation")
 
 
-# --8<-- [start:login]
+# start: login
 def user_of(values):
     return values.get("user") or abort(401, "Log in first.")
 
@@ -28,8 +28,8 @@ def authorize(stream_request):
     return Grant(channels=["news", f"user:{user}"], slot_key=user)
 
 
-# --8<-- [end:login]
-# --8<-- [start:app]
+# end: login
+# start: app
 push = LivePush(MemoryBroker(), authorize, slots=MemorySlotCap(5), soft_refusals={RefusalCause.CAP})
 app.asgi_app = LivePushMiddleware(app.asgi_app, push, path="/events")
 
@@ -47,4 +47,4 @@ async def room_events(room):
     return await sse_streaming_response(push, request, channel=f"room:{room}", slot_key=user)
 
 
-# --8<-- [end:app]
+# end: app

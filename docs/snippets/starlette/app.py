@@ -11,7 +11,7 @@ from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, RefusalC
 from livepush_asgi.contrib.starlette import sse_streaming_response
 
 
-# --8<-- [start:login]
+# start: login
 def user_of(session):
     if user := session.get("user"):
         return user
@@ -23,8 +23,8 @@ def authorize(request):
     return Grant(channels=["news", f"user:{user}"], slot_key=user)
 
 
-# --8<-- [end:login]
-# --8<-- [start:app]
+# end: login
+# start: app
 push = LivePush(MemoryBroker(), authorize, slots=MemorySlotCap(5), soft_refusals={RefusalCause.CAP})
 
 
@@ -47,4 +47,4 @@ routes = [
 ]
 middleware = [Middleware(SessionMiddleware, secret_key=os.environ.get("SESSION_SECRET", "only here"))]
 app = Starlette(routes=routes, middleware=middleware, lifespan=push.lifespan)
-# --8<-- [end:app]
+# end: app

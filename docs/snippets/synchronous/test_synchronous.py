@@ -17,7 +17,7 @@ class Sessions:
 sessions = Sessions()
 event_loop_thread = threading.current_thread()
 
-# --8<-- [start:authorize]
+# start: authorize
 from asgiref.sync import sync_to_async
 
 
@@ -27,10 +27,10 @@ def authorize(request):
     return Grant(channels=f"user:{user}", slot_key=user)
 
 
-# --8<-- [end:authorize]
+# end: authorize
 push = LivePush(MemoryBroker(), authorize)
 
-# --8<-- [start:view]
+# start: view
 from asgiref.sync import async_to_sync
 
 
@@ -38,7 +38,7 @@ def view(request):
     async_to_sync(push.publish)("user:ada", {"hello": "world"})
 
 
-# --8<-- [end:view]
+# end: view
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def push():
     return LivePush(MemoryBroker(), authorize, slots=MemorySlotCap(1))
 
 
-# --8<-- [start:event]
+# start: event
 @pytest.mark.anyio
 async def test_an_event_arrives(push):
     async with Client(push, lifespan=True) as client, client.open("/?user=ada") as stream:
@@ -29,8 +29,8 @@ async def test_an_event_arrives(push):
         assert (event.event, event.json()) == ("quote", {"price": 3})
 
 
-# --8<-- [end:event]
-# --8<-- [start:refused]
+# end: event
+# start: refused
 @pytest.mark.anyio
 async def test_who_is_refused_and_why(push):
     async with Client(push, lifespan=True) as client:
@@ -40,8 +40,8 @@ async def test_who_is_refused_and_why(push):
             assert (second.status, second.headers["retry-after"]) == (429, "5")
 
 
-# --8<-- [end:refused]
-# --8<-- [start:resume]
+# end: refused
+# start: resume
 @pytest.mark.anyio
 async def test_a_client_that_comes_back_gets_what_it_missed(push):
     async with Client(push, lifespan=True) as client:
@@ -53,8 +53,8 @@ async def test_a_client_that_comes_back_gets_what_it_missed(push):
             assert (await again.next_event()).data == "2"
 
 
-# --8<-- [end:resume]
-# --8<-- [start:gap]
+# end: resume
+# start: gap
 @pytest.mark.anyio
 async def test_the_page_is_told_of_what_is_missing(push):
     async with (
@@ -65,8 +65,8 @@ async def test_the_page_is_told_of_what_is_missing(push):
         assert gap.json() == {"channel": "news", "reason": "unknown"}
 
 
-# --8<-- [end:gap]
-# --8<-- [start:end]
+# end: gap
+# start: end
 @pytest.mark.anyio
 async def test_a_logout_ends_the_stream(push):
     async with Client(push, lifespan=True) as client, client.open("/?user=ada") as stream:
@@ -76,4 +76,4 @@ async def test_a_logout_ends_the_stream(push):
         assert await stream.wait_ended() == "revoked"
 
 
-# --8<-- [end:end]
+# end: end

@@ -8,7 +8,7 @@ from starlette.middleware.sessions import SessionMiddleware
 
 from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, Refusal, RefusalCause
 
-# --8<-- [start:broker]
+# start: broker
 if url := os.environ.get("LIVEPUSH_REDIS"):
     from redis.asyncio import Redis
 
@@ -18,10 +18,10 @@ if url := os.environ.get("LIVEPUSH_REDIS"):
     broker, slots = RedisStreamsBroker(redis), SlotCap(redis, cap=5)
 else:
     broker, slots = MemoryBroker(), MemorySlotCap(5)
-# --8<-- [end:broker]
+# end: broker
 
 
-# --8<-- [start:authorize]
+# start: authorize
 def authorize(request):
     user = request.scope["session"].get("user")
     if user is None:
@@ -30,9 +30,9 @@ def authorize(request):
 
 
 push = LivePush(broker, authorize, slots=slots, soft_refusals={RefusalCause.CAP})
-# --8<-- [end:authorize]
+# end: authorize
 
-# --8<-- [start:app]
+# start: app
 app = FastAPI(lifespan=push.lifespan)
 app.add_middleware(SessionMiddleware, secret_key=os.environ.get("SESSION_SECRET", "only for this tutorial"))
 app.mount("/events", push)
@@ -79,7 +79,7 @@ async def send(message: Message, user: User):
     return {"id": await push.publish("board", {"user": user, "text": message.text})}
 
 
-# --8<-- [end:app]
+# end: app
 
 
 PAGE = """<!doctype html><title>Board</title>
