@@ -144,7 +144,7 @@ class Grant:
     expiry: float | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        given = (self.channels,) if isinstance(self.channels, str) else tuple(self.channels)
+        given = (self.channels,) if isinstance(self.channels, str) else _names(self.channels)
         for channel in given:
             check_channel(channel)
         if not given and not isinstance(self, SourceGrant):
@@ -263,6 +263,12 @@ def _check_text(what: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise InvalidGrantError(f"a {what} with a lone surrogate is no text: {text[:200]!r}") from None
+
+
+def _names(channels: object) -> tuple[str, ...]:
+    if not isinstance(channels, Iterable):
+        raise TypeError(f"channels is the name of a channel, or several names, not {channels!r:.100}")
+    return tuple(channels)
 
 
 def _check_replay(replay: object) -> None:

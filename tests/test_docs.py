@@ -83,6 +83,13 @@ def test_every_example_is_shown() -> None:
     assert set(shown) == {path.name for path in (REPOSITORY / "examples").glob("*.*")}
 
 
+@pytest.mark.parametrize("name", TEXT)
+def test_no_heading_of_a_page_is_there_twice(name: str) -> None:
+    prose = re.sub(r"^```.*?^```$", "", TEXT[name], flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^## .*$", prose, re.MULTILINE)
+    assert len(headings) == len(set(headings))
+
+
 # The tests that the pages show are run as a reader runs them.
 
 

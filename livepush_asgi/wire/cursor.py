@@ -69,7 +69,9 @@ class Position:
         """Parse the text that `str(position)` returns. Raises ValueError for any other text."""
         match = _POSITION.fullmatch(text)
         if match is None:
-            raise ValueError("this is no position")
+            raise ValueError(
+                f"{text!r:.100} is no position, which `publish` returns: Position, or the id after it"
+            )
         _check_range(offset := int(match[2]))
         return _make_position(match[1], offset)
 
