@@ -146,14 +146,19 @@ class _Inventor:
         return scene
 
     def _call(self) -> list[Operation]:
-        """Have a client come back, and publish before, during and after the call of its snapshot."""
+        """Have a client come, and publish before, during and after the call of its snapshot."""
         chance, client = self.random, self._client()
         _, _, process, plan = self._connect(client)
         plan = replace(plan, snapshot=chance.choice(["sync", "slow", "slow"]))
-        scene: list[Operation] = [("cut", client, chance.random() < 0.3)]
+        scene: list[Operation] = [
+            ("forget", client) if chance.random() < 0.6 else ("cut", client, chance.random() < 0.3)
+        ]
         if chance.random() < 0.5:
             scene.append(("publish", self._channel(), chance.choice([1, 3, 9]), self._process(), "plain"))
         scene.append(("connect", client, process, plan))
+        if chance.random() < 0.8:
+            # From the start of the response on the client has a claim.
+            scene.append(("read", client, chance.choice([0, 1])))
         for pause in (("turns", chance.choice([1, 3, 8])), ("pass", 0.1), ("pass", 3.0)):
             scene.append(pause)
             if chance.random() < 0.6:

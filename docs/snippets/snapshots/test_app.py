@@ -47,9 +47,10 @@ async def test_the_state_comes_first_and_then_the_changes():
 
 @pytest.mark.anyio
 async def test_one_read_answers_all_that_wait_and_none_is_older_than_its_call():
-    reads = []
+    reads, reading = [], asyncio.Event()
 
     async def read():
+        reading.set()
         begun = len(reads)
         reads.append(begun)
         await asyncio.sleep(0.01)
@@ -57,8 +58,7 @@ async def test_one_read_answers_all_that_wait_and_none_is_older_than_its_call():
 
     shared = SharedRead(read)
     first = [asyncio.create_task(shared()) for _ in range(100)]
-    while not reads:
-        await asyncio.sleep(0)
+    await reading.wait()
     second = [asyncio.create_task(shared()) for _ in range(100)]
     assert set(await asyncio.gather(*first)) == {0}
     assert set(await asyncio.gather(*second)) == {1}
