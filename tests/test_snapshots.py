@@ -250,7 +250,7 @@ async def test_what_the_state_has_does_not_fill_the_outbox(policy: str) -> None:
         server.lose_log("a")
         # The state waits for the log that is being read, and what comes meanwhile is in the state.
         broker.faults["a"].slow = 0.1
-        await counters.add(push, times=20)
+        await counters.add(push, times=10)
         await page.read(stream)
         broker.faults["a"].slow = 0.0
         await counters.add(push)
@@ -298,6 +298,17 @@ async def test_a_new_client_gets_the_state_and_then_the_replay_it_asked_for() ->
         async with client.open("/") as stream:
             await page.read(stream)
     assert (page.order, counters.calls, len(page.stale)) == ("oS.", 1, 6)
+
+
+async def test_a_gap_in_a_replay_brings_no_state_that_the_client_has() -> None:
+    counters, broker, page = Counters("a", replay="all"), MemoryBroker(), Page()
+    async with running(broker, counters) as (push, client):
+        await counters.add(push, times=2)
+        await broker.append("a", b"\xfe\xfe")
+        await counters.add(push, times=2)
+        async with client.open("/") as stream:
+            await page.read(stream)
+    assert (page.order, page.gaps, counters.calls, len(page.stale)) == ("oS.g.", [("a", "broker")], 1, 4)
 
 
 async def test_a_client_cut_off_in_its_first_state_still_gets_the_replay() -> None:

@@ -107,7 +107,7 @@ class Composer:
         self._state_owed = False
         # Whether the state replaces the events before its call; False while a replay is to follow it.
         self._state_replaces = grant.replay == "new"
-        # How far each log was when the state was called.
+        # How far each log was when the state was called; kept while a replay follows the state.
         self._state_ends: dict[str, Position] = {}
         #: The work to run in a task, or None. It raises only when cancelled.
         self.work: Work | None = None
@@ -200,6 +200,13 @@ class Composer:
     def _state_will_have_it(self) -> bool:
         """Whether the state that is owed will have what is published now, or was published earlier."""
         return self._state is not None and self._state_replaces and not self._state.called
+
+    def _state_has(self, gap: Delivery) -> bool:
+        """Whether what is missing in a replay was published before the call of the state."""
+        end = self._state_ends.get(gap.channel)
+        if end is None or gap.position is None or self._state_owed:
+            return False
+        return gap.position.epoch == end.epoch and gap.position.offset <= end.offset
 
     def open(self, retry: int) -> bool:
         """Start every subscribed channel, and compose the open event with the reconnection time `retry`.
@@ -333,12 +340,10 @@ class Composer:
             logger.warning("snapshots can be read again")
 
     def _begin_state(self) -> None:
-        """Discard what the state will have, except the gaps, and record how far each log is."""
-        if not self._state_replaces:
-            return
+        """Record how far each log is, and discard what the state will have, except the gaps."""
         self._record_position()
         self._state_ends = self._recovery.ends_read(self._context.hub.catch_up(self._grant.channel_names))
-        if self._outbox is not None:
+        if self._state_replaces and self._outbox is not None:
             queued, self._outbox_filled = self._outbox.take_all(), False
             self._head += self._compose(queued)
 
@@ -348,7 +353,7 @@ class Composer:
         self._state_owed = state.owed
         if not state.owed:
             self._record_position()
-            if self._state_ends:
+            if self._state_replaces:
                 names = self._grant.channel_names
                 self._recovery.skip(self._state_ends, self._context.hub.catch_up(names))
                 self._state_ends = {}
@@ -437,9 +442,9 @@ class Composer:
         self._record_position()
         blocks, entries = [], self._recovery.entries()
         for delivery in deliveries:
-            if delivery.gap:
+            if delivery.gap and not self._state_has(delivery):
                 self._resend_state_at_gap()
-            elif self._state_owed and self._state_will_have_it:
+            elif not delivery.gap and self._state_owed and self._state_will_have_it:
                 continue
             if delivery.position is not None:
                 self._recovery.mark_sent(delivery.channel, delivery.position)

@@ -73,6 +73,8 @@ class Connection:
         self.heard_at = 0.0
         #: Whether the next id that comes is one behind which a state is owed.
         self.owes = False
+        #: Whether a state was had whole here, and a replay follows it.
+        self.replays = False
         #: Whether the start of the stream, or a gap, has asked for a state that was not had whole yet.
         self.asked = False
         self.transcript: list[str] = []
@@ -311,7 +313,9 @@ class Client:
             raise PromiseBroken(f"a gap of {channel}, which was not granted")
         self.gaps += 1
         self.promise.gap(channel, self._world.tick(), owes=connection.state)
-        connection.owes = connection.asked = connection.state
+        connection.asked = connection.state
+        # What is missing in a replay may be in the state.
+        connection.owes = connection.state and not connection.replays
         self._world.judge_gap(connection, channel, reason)
 
     def _take_state(self, connection: Connection, data: dict[str, Any]) -> None:
@@ -329,6 +333,7 @@ class Client:
             self._check_nothing_newer(connection, called)
         if block + 1 == data["blocks"]:
             connection.owes = connection.asked = False
+            connection.replays = connection.plan.replay != "new"
             self.promise.state(connection.plan.channels, called, replaces=connection.plan.replay == "new")
 
     def _check_nothing_newer(self, connection: Connection, called: int) -> None:
