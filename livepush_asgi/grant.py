@@ -66,14 +66,17 @@ class StreamRequest:
     def last_event_id(self) -> str | None:
         """The id after which the client resumes: the header `Last-Event-ID`, or the query's `last_event_id`.
 
-        The query parameter is for clients that cannot set headers. The header takes precedence, because
+        The query parameter is for clients that cannot set headers; those that stand in for `EventSource`
+        (event-source-polyfill, reconnecting-eventsource) call it `lastEventId`. The header takes precedence,
+        because
         `EventSource` repeats the URL unchanged when it reconnects. The value is untrusted text.
         https://html.spec.whatwg.org/multipage/server-sent-events.html#last-event-id
         """
         for name, value in self.scope["headers"]:
             if name.lower() == b"last-event-id":
                 return bytes(value).decode("utf-8", "replace")
-        return self.query.get("last_event_id")
+        found = self.query.get("last_event_id")
+        return self.query.get("lastEventId") if found is None else found
 
     def _query_pairs(self) -> list[tuple[str, str]]:
         if not self.scope.get("query_string"):

@@ -8,6 +8,7 @@ from redis.asyncio import Redis, RedisCluster
 from ...runtime.event_loop import asyncio_loop
 from ...settings import value_or_default
 from ...wire.cursor import Position, new_epoch
+from ...wire.event import payload_bytes
 from .. import READ_BYTES, Page
 from ..history import History
 from ..timeouts import BrokerTimeouts
@@ -82,7 +83,7 @@ class RedisStreamsBroker(ListeningBroker):
         Raises BrokerUnavailableError if the server is away or refuses. The payload was then appended once or
         not at all, and the caller decides whether to publish it again.
         """
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        data = payload_bytes(payload)
         return (await self._append(channel, data)).receivers
 
     async def append(
