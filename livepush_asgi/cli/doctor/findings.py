@@ -300,7 +300,7 @@ class Diagnosis:
             answer = self._first.answer
             busy = answer is not None and answer.status == 429
             self.unexamined("probe-refused", advice=BUSY if busy else GIVE)
-        elif not others and re.fullmatch(rb"retry: *\d+\s*", shown.body):
+        elif not others and re.fullmatch(rb"retry:\s*\d+\s*", shown.body):
             self.unexamined("restart")
         elif "livepush.open" in others:
             self.unexamined("no-probe")
