@@ -1,4 +1,4 @@
-"""A CORSMiddleware of Starlette around a LivePush, with `Cors` and without: docs/guides/clients.md says it."""
+"""A CORSMiddleware of Starlette around a LivePush, with `Cors` and without it."""
 
 import pytest
 from starlette.middleware.cors import CORSMiddleware

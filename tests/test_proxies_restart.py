@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
+from livepush_asgi.cli.doctor.examine import Question, examine
+from livepush_asgi.cli.doctor.findings import Diagnosis
+
 from . import proxies
 from .chromium import Browser
 from .proxies import Proxy
@@ -59,6 +62,12 @@ async def test_a_client_is_told_to_come_back_while_no_process_listens(way: Way) 
     await way.server.start_again()
     again = await way.proxy.open(STREAM)
     await again.next_event("livepush.open", timeout=30)
+
+
+async def test_the_doctor_knows_the_answer_for_a_stopped_application(way: Way) -> None:
+    way.server.kill()
+    diagnosis = Diagnosis(await examine(Question(url=f"{way.proxy.url}/events", idle=0)))
+    assert (diagnosis.status, diagnosis.findings[0].code) == (2, "restart"), diagnosis
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/asked"), ("POST", STREAM)])
