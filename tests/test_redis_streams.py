@@ -308,6 +308,19 @@ async def page_from(broker: RedisStreamsBroker, channel: str, first: int) -> Pag
     return page
 
 
+async def test_an_endless_log_stays_endless_beside_a_publisher_with_an_age(valkey: ValkeyProcess) -> None:
+    async with (
+        broker_on(valkey, History(age=60)) as other,
+        broker_on(valkey, History(age=None)) as application,
+    ):
+        await application.append("news", b"1")
+        await other.append("news", b"2")
+        with raw(valkey) as client:
+            assert client.pttl("livepush:log:{news}") > 0
+            await application.append("news", b"3")
+            assert [client.pttl(key) for key in client.scan_iter()] == [-1, -1]
+
+
 async def test_idle_channels_are_forgotten(valkey: ValkeyProcess) -> None:
     async with (
         broker_on(valkey, History(age=3600)) as broker,

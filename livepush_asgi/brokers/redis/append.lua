@@ -59,7 +59,7 @@ local function is_last(position)
   return false
 end
 
-local lacking = lacks('SET', head) or lacks(VERB, channel) or (AGE and lacks('PEXPIRE', log))
+local lacking = lacks('SET', head) or lacks(VERB, channel) or lacks(AGE and 'PEXPIRE' or 'PERSIST', log)
 if check or is_new then
   lacking = lacking or lacks('UNLINK', log) or lacks('XADD', log)
 end
@@ -109,6 +109,9 @@ end
 save()
 if AGE then
   redis.call('PEXPIRE', log, AGE)
+else
+  -- A publisher whose History has an age may have set one.
+  redis.call('PERSIST', log)
 end
 reply = table.concat(reply, ' ')
 if call ~= '' then

@@ -14,7 +14,7 @@ from ..history import History
 from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, Argument, pool_of, unavailable
 from .listening import ListeningBroker
-from .log import Added, Append, AppendQueue, log_scripts, page_of
+from .log import KEY_PREFIX, Added, Append, AppendQueue, log_key, log_scripts, page_of
 from .script import Call, OneServer, tag_of
 from .slot_router import SlotRouter
 
@@ -52,7 +52,7 @@ class RedisStreamsBroker(ListeningBroker):
         redis: Redis | RedisCluster,
         *,
         history: History | None = None,
-        key_prefix: str = "livepush:log:",
+        key_prefix: str = KEY_PREFIX,
         timeouts: BrokerTimeouts | None = None,
     ) -> None:
         timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
@@ -116,7 +116,7 @@ class RedisStreamsBroker(ListeningBroker):
         return tag_of(channel) if self._server.verb == "SPUBLISH" else super()._live_name(channel)
 
     def _key(self, channel: str) -> str:
-        return f"{self._prefix}{{{tag_of(channel)}}}"
+        return log_key(self._prefix, channel)
 
     async def _append(
         self, channel: str, payload: bytes, key: str | None = None, expected: Position | None = None
