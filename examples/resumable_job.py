@@ -16,6 +16,7 @@ function follow() {
   const source = new EventSource("/events/?job=" + location.hash.slice(1))
   source.addEventListener("start", () => text.textContent = "")
   source.addEventListener("word", e => text.textContent += e.data + " ")
+  source.addEventListener("livepush.gap", () => text.textContent += "[words are missing] ")
   source.addEventListener("end", e => { source.close(); text.textContent += e.data })
 }
 start.onclick = async () => {

@@ -1,4 +1,7 @@
-"""Subscribing in Python over a real Valkey that is killed and whose log is trimmed, and in a worker."""
+"""Subscribing in Python over a real Valkey that is killed and whose log is trimmed, and in a worker.
+
+One test is over JetStream too.
+"""
 
 import asyncio
 import os
@@ -8,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -16,6 +20,8 @@ from livepush_asgi import (
     Gap,
     GapReason,
     History,
+    HistoryBroker,
+    JetStreamBroker,
     Limits,
     LivePush,
     Received,
@@ -26,6 +32,7 @@ from livepush_asgi import (
     Timing,
 )
 
+from .nats_server import NatsProcess
 from .serving import REPOSITORY
 from .valkey import ValkeyProcess, until
 
@@ -55,6 +62,37 @@ async def numbers(events: Subscriber, count: int) -> list[int]:
 
 async def publish(push: LivePush, channel: str, number: int) -> None:
     await push.publish(channel, number, idempotency_key=f"{channel} {number}", retry_for=20)
+
+
+@pytest.fixture(params=["redis", "jetstream"])
+async def ten_kept(
+    request: pytest.FixtureRequest, valkey: ValkeyProcess, nats_server: NatsProcess
+) -> AsyncIterator[HistoryBroker]:
+    """A broker that keeps ten events of each channel."""
+    ten = History(events=10)
+    async with valkey.client() as client:
+        if request.param == "redis":
+            yield RedisStreamsBroker(client, history=ten)
+        else:
+            yield JetStreamBroker(nats_server.url, prefix=f"test-{uuid4().hex}", history=ten)
+
+
+async def test_all_of_a_log_that_has_dropped_events_begins_with_a_gap(ten_kept: HistoryBroker) -> None:
+    push = LivePush(ten_kept, lambda request: Refusal(404), timing=Timing(linger=0.1))
+    async with push.lifespan():
+        for number in range(10):
+            await publish(push, "a", number)
+        async with push.subscribe("a", replay="all") as events:
+            assert await numbers(events, 10) == list(range(10))
+        for number in range(25):
+            await publish(push, "b", number)
+        async with push.subscribe("b", replay="all") as events:
+            (gap,) = await take(events, 1)
+            assert isinstance(gap, Gap)
+            assert gap.reason is GapReason.EXPIRED
+            assert await numbers(events, 10) == list(range(15, 25))
+        async with push.subscribe("b", replay="all", last_event_id=gap.id) as events:
+            assert await numbers(events, 10) == list(range(15, 25))
 
 
 @pytest.mark.parametrize("channels", [["a"], ["a", "b"]])

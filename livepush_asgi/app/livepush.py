@@ -239,7 +239,8 @@ class LivePush:
         `event`), and an event `end_event` with the data `{"count": ..., "error": null}`. `error` is "failed"
         if the iterator or a publish raised; the exception is raised here too. `error` is "cancelled" if this
         call was cancelled. A client with `Grant(channels=channel, replay="all")` gets the whole job, even if
-        it connects later, as long as the broker's history has it. Items should have no id of their own: a
+        it connects later. If the broker's history has dropped the beginning, the client is sent a gap before
+        what is left: a long job needs `History(events=...)`. Items should have no id of their own: a
         client cannot resume from such an id.
 
         Returns False without reading the iterator if the channel's log has an event: the job was started
