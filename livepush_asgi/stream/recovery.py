@@ -199,10 +199,9 @@ class RecoveryState:
         Its ids have the beginning until its first page has told whether events are missing.
         """
         self._sent[channel] = end.at(0)
-        if end.offset:
-            self.behind += (channel,)
-            first = max(0, end.offset - self._most_replayed)
-            self._replay_after = _with(self._replay_after, channel, end.at(first))
+        self.behind += (channel,)
+        first = max(0, end.offset - self._most_replayed)
+        self._replay_after = _with(self._replay_after, channel, end.at(first))
 
     def _start_at(self, channel: str, end: Position, position: Position) -> GapReason | None:
         gap = None

@@ -384,6 +384,16 @@ FOUND: dict[str, Tale] = {
             ("read", 0, 1),
         ],
     ),
+    "a client that asked for all was not told that a server without an event had taken over": Tale(
+        Setup(seed=3679),
+        [
+            ("connect", 0, 0, Plan(replay="all")),
+            ("read", 0, 0),
+            ("publish", "a", 1, 0, "plain"),
+            ("forget", 0),
+            ("take over", "a", 1),
+        ],
+    ),
     "a client that asked for all was not told that a server had taken over in the middle": Tale(
         Setup(),
         [
