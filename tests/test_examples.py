@@ -89,7 +89,10 @@ async def test_a_generator_answers_one_client_and_is_closed_when_that_leaves(tmp
             await stream.next_event("word")
         refused = await server.open("/users/1/answer?question=third")
         await refused.read_to_end()
-        assert (refused.headers["retry-after"], refused.events) == ("5", [])
+        assert (refused.status, refused.headers["retry-after"]) == (200, "5")
+        assert [event.event for event in refused.events] == ["livepush.refused"]
+        page = await (await server.open("/")).read_body()
+        assert b'addEventListener("livepush.refused"' in page
         leaving.abort()
         async with asyncio.timeout(10):
             while len(json.loads(await (await server.open("/thinking")).read_body())) > 1:

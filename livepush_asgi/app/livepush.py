@@ -59,7 +59,8 @@ class LivePush:
     long; without it the client gets a 500 or 503. A refusal in a drain is always soft, and
     `RefusalCause.CAP` includes a full process.
 
-    Without `control_events` no `livepush.*` event is sent, and a stream that would send a gap ends instead.
+    Without `control_events` no stream sends `livepush.*` events, and one that would send a gap ends instead.
+    A soft refusal is a `livepush.refused` event in any case.
 
     `probe` decides which requests may measure the path to a client with `python -m livepush_asgi doctor`. It
     returns a bool, or a Grant or Refusal as `authorize` does. Without it no request may.
