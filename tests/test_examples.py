@@ -7,11 +7,12 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from livepush_asgi import RedisBroker
+from livepush_asgi import DrainPolicy, LivePush, Received, RedisBroker, RedisStreamsBroker, public
 from livepush_asgi.wire.event import from_payload, split_position
 
 from .command import complaints
@@ -155,6 +156,44 @@ async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> N
         assert (await cut.next_event("end")).data == (await reloaded.next_event("end")).data == end
     assert [event.data for event in reloaded.events if event.event == "word"] == text
     assert [event.data for event in cut.events if event.event == "word"] == text[3:]
+
+
+async def test_a_stop_in_the_middle_of_a_job_takes_no_longer_than_a_drain_and_is_told(
+    tmp_path: Path, valkey: ValkeyProcess
+) -> None:
+    command = ("tests.apps.long_job:app", tmp_path / "log", "--app-dir", "examples")
+    async with uvicorn(*command, environment={"LIVEPUSH_REDIS": valkey.url}) as server:
+        assert (await server.open("/job/long", method="POST")).status == 202
+        page = await server.open("/events/?job=long")
+        assert [(await page.next_event("word")).data for _ in range(3)] == ["word"] * 3
+        begun = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        await page.read_to_end()
+        await server.ended(timeout=20)
+        assert time.monotonic() - begun < DrainPolicy().window + 3
+        assert "Traceback" not in server.log
+    # Another process tells the readers who come to it.
+    async with valkey.client() as client:
+        push = LivePush(RedisStreamsBroker(client), public("news"))
+        async with (
+            push.lifespan(),
+            push.subscribe("job:long", last_event_id=page.events[-1].last_event_id) as events,
+            asyncio.timeout(10),
+        ):
+            async for item in events:
+                assert isinstance(item, Received)
+                if item.event.event == "end":
+                    assert item.json()["error"] == "cancelled"
+                    break
+
+
+async def test_a_job_that_fails_is_told_and_stops_nothing_else(tmp_path: Path, valkey: ValkeyProcess) -> None:
+    command = ("tests.apps.long_job:app", tmp_path / "log", "--app-dir", "examples")
+    async with uvicorn(*command, environment={"LIVEPUSH_REDIS": valkey.url, "FAIL": "1"}) as server:
+        for job in "xy":
+            assert (await server.open(f"/job/{job}", method="POST")).status == 202
+            page = await server.open(f"/events/?job={job}")
+            assert json.loads((await page.next_event("end")).data)["error"] == "failed"
 
 
 async def test_the_publisher_leaves_nothing_open(valkey: ValkeyProcess) -> None:
