@@ -15,6 +15,7 @@ import pytest
 from livepush_asgi import DrainPolicy, LivePush, Received, RedisBroker, RedisStreamsBroker, public
 from livepush_asgi.wire.event import from_payload, split_position
 
+from .chromium import Browser
 from .command import complaints
 from .serving import REPOSITORY, uvicorn
 from .valkey import ValkeyProcess
@@ -106,6 +107,19 @@ async def test_a_generator_answers_one_client_and_is_closed_when_that_leaves(tmp
         assert "Traceback" not in server.log
 
 
+async def test_the_page_of_a_generator_shows_that_it_waits(browser: Browser, tmp_path: Path) -> None:
+    async with uvicorn("generator:app", tmp_path / "log", "--app-dir", "examples") as server:
+        taken = [await server.open(f"/users/1/answer?question={'long+' * 300}") for _ in range(2)]
+        for stream in taken:
+            await stream.next_event("word")
+        page = browser.open(server.url)
+        page.wait_for("document.querySelector('#text').textContent.startsWith('Waiting')")
+        taken[0].abort()
+        # In a thread: the socket is closed in the loop's next turn.
+        answer = "document.querySelector('#text').textContent === 'You asked: What is it? '"
+        await asyncio.to_thread(page.wait_for, answer)
+
+
 async def test_a_room_is_told_who_comes_and_who_goes(tmp_path: Path) -> None:
     async with uvicorn("presence:app", tmp_path / "log", "--app-dir", "examples") as server:
         ann = await server.open("/events/?user=ann")
@@ -185,6 +199,21 @@ async def test_a_stop_in_the_middle_of_a_job_takes_no_longer_than_a_drain_and_is
                 if item.event.event == "end":
                     assert item.json()["error"] == "cancelled"
                     break
+
+
+async def test_the_page_of_a_job_shows_that_words_are_missing(
+    browser: Browser, tmp_path: Path, valkey: ValkeyProcess
+) -> None:
+    command = ("tests.apps.long_job:app", tmp_path / "log", "--app-dir", "examples")
+    environment = {"LIVEPUSH_REDIS": valkey.url, "HISTORY": "5"}
+    async with uvicorn(*command, environment=environment) as server:
+        assert (await server.open("/job/z", method="POST")).status == 202
+        stream = await server.open("/events/?job=z")
+        for _ in range(8):
+            await stream.next_event("word")
+        page = browser.open(f"{server.url}/#z")
+        begin = "[words are missing] word word"
+        page.wait_for(f"document.querySelector('#text').textContent.startsWith('{begin}')")
 
 
 async def test_a_job_that_fails_is_told_and_stops_nothing_else(tmp_path: Path, valkey: ValkeyProcess) -> None:
