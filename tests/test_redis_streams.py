@@ -500,9 +500,9 @@ async def test_a_server_that_lost_the_end_of_a_log_goes_on_in_another_epoch(tmp_
             with written.open("r+b") as file:
                 file.truncate(on_disk)
             await restart(server)
+            # Nobody was told yet where the old epoch ends. But then there is nothing beyond it either.
             page = await broker.read("news", 0, 10)
-            assert (page.last, page.ancestors, page.locate(gone[3])) == (5, (before[4],), None)
-            assert (await broker.read("news", 0, 10)).epoch == page.epoch
+            assert (page.epoch, page.last, page.locate(gone[3])) == (before[0].epoch, 5, None)
             with pytest.raises(PositionConflictError):
                 await broker.append("news", b"x", expected_position=gone[3])
             again = [await broker.append("news", b"6", expected_position=before[4])]
@@ -580,10 +580,9 @@ async def test_a_log_remembers_where_several_epochs_ended_and_not_too_many(tmp_p
                 await restart(server)
             assert len({position.epoch for position in positions}) == 11
             page = await broker.read("news", 0, 100)
-            # This read is the first call since the last start.
-            assert page == Page(page.epoch, 1, 11, records(1, 11), tuple(positions[:2:-1]))
+            assert page == Page(positions[-1].epoch, 1, 11, records(1, 11), tuple(positions[-2:1:-1]))
             places = [page.locate(position) for position in positions]
-            assert places == [None] * 3 + [Position(page.epoch, n) for n in range(4, 12)]
+            assert places == [None] * 2 + [Position(page.epoch, n) for n in range(3, 12)]
             # An epoch that ended at 10 has no eleventh event.
             assert page.locate(Position(positions[-2].epoch, 11)) is None
 

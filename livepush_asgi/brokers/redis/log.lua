@@ -13,14 +13,15 @@
 -- The replication id (`master_replid`) names a history of writes on the server. It is drawn at random when a
 -- server starts as a master and when a replica becomes one. At these moments the end of a log may be lost: a
 -- killed server loses the writes that were not on its disk, a new master lacks the writes that did not reach
--- it. The rest is always a prefix of the log. So a call that finds another replication id than the log's
+-- it. The rest is always a prefix of the log. So an append that finds another replication id than the log's
 -- begins a new epoch, with the next offset, and notes the offset at which the old epoch ended on this server.
 -- Up to it, a position of the old epoch names the same event; beyond it, a lost event. If the epoch stayed,
 -- the offsets of lost events would be given to other events. A restart that lost nothing begins a new epoch
 -- too, at no cost: no position is beyond the noted offset.
 --
 -- In two cases the log cannot tell whether events are missing, and the end of the old epoch is doubtful: each
--- client that reads past it is told of a gap.
+-- client that reads past it is told of a gap. A read begins a new epoch then, too, so that clients are told
+-- before there is another event.
 -- A new master cannot know which writes did not reach it. It has a second replication id, that of the master it
 -- followed; a server that has started from a file has none.
 -- A server without an append-only file has started from a snapshot, which may be hours old. INFO is asked for
@@ -88,10 +89,14 @@ local function is_another_run(info)
   return type(info) ~= 'string' or not string.find(info, 'master_replid:' .. run .. '\r', 1, true)
 end
 
+-- Returns whether the end of the log may be lost, if the server has another replication id than the log.
+local function is_doubtful(info)
+  local followed = field(info, 'master_replid2') or ''
+  return string.match(followed, '[^0]') or field(redis.pcall('INFO', 'persistence'), 'aof_enabled') ~= '1'
+end
+
 local function begin_epoch(fresh, info)
-  local current, followed = running(info), field(info, 'master_replid2') or ''
-  local persists = field(redis.pcall('INFO', 'persistence'), 'aof_enabled') == '1'
-  local doubt = (string.match(followed, '[^0]') or not persists) and '!' or ''
+  local current, doubt = running(info), is_doubtful(info) and '!' or ''
   local older, count = {epoch .. '.' .. whole(last) .. doubt}, 1
   for ancestor in string.gmatch(ancestors, '[^,]+') do
     if count < MAX_ANCESTORS then

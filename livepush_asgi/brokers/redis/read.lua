@@ -16,7 +16,7 @@ local info = redis.pcall('INFO', 'replication')
 if is_new then
   begin(ARGV[3], info)
   save(true)
-elseif is_another_run(info) then
+elseif is_another_run(info) and is_doubtful(info) then
   local old_epoch, old_ancestors = epoch, ancestors
   begin_epoch(ARGV[3], info)
   if not pcall(save) then
