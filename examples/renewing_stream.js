@@ -1,14 +1,14 @@
 /**
  * An event stream that goes on when its login has expired or a permission was revoked: it asks for a new
  * address, with a new token for example, and opens the next stream there, after the last event that has come.
- * It also comes back after a 502, 503 or 504, which EventSource does not.
+ * It also comes back after a 502, 503, 504 or more, which EventSource does not.
  *
  *     const address = async (reason) => `/events/?token=${await newToken()}`;
  *     const stop = renewingStream(address, ["message", "order-paid"], ({type, data}) => show(type, data));
  *
  * `address` is called before each stream with the reason for it: null for the first one, then "expired",
  * "revoked", "refused" (a 401, for example, when EventSource came back after the token's end) or "unavailable"
- * (the server or a proxy answered 502, 503 or 504, or nobody did). It returns a URL, or null if the user has to
+ * (the server or a proxy answered 502 or more, or nobody did). It returns a URL, or null if the user has to
  * log in again; if it throws, it is called again after a while. An `address` that is a URL never changes.
  *
  * `onEvent` gets `{type, data, lastEventId}`. `onState` gets "waiting", "open", or how it has ended: "closed"
@@ -115,7 +115,8 @@ export function renewingStream(
       const answer = await fetch(url, {headers, credentials, cache: "no-store", signal: asking.signal});
       // A 200 may be a page, such as a login.
       const isStream = answer.ok && answer.headers.get("content-type")?.startsWith("text/event-stream");
-      return isStream || [502, 503, 504].includes(answer.status) ? "unavailable" : "refused";
+      // Cloudflare has more of these: 520 to 530.
+      return isStream || answer.status >= 502 ? "unavailable" : "refused";
     } catch {
       return "unavailable";  // Nobody answers, or a proxy's answer may not be read by a page of this origin.
     } finally {
