@@ -370,7 +370,11 @@ class LivePush:
             await self.stop()
 
     async def start(self) -> None:
-        """Start in the running event loop. Harmless if it runs there already."""
+        """Start in the running event loop. Harmless if it runs there already.
+
+        Over a broker with a server, it starts to listen for the `disconnect` calls of other processes. It
+        does not wait for the broker.
+        """
         self._stopped_loop = None
         self._thread = get_ident()
         if self._run is None or self._run.ended or self._run.loop is not loop_identity():

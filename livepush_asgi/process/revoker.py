@@ -71,6 +71,10 @@ class Revoker:
         self._here_due = False
         self._here_at = -HERE_INTERVAL
 
+    def start_listening(self) -> None:
+        """Start to receive commands, as soon as the broker lets this process. Returns at once."""
+        self._hub.attach(COMMAND_CHANNEL, self)
+
     async def listen(self) -> None:
         """Wait until this process receives commands, or until subscribing fails or takes too long."""
         if not self.listening:
