@@ -580,6 +580,61 @@ async def test_the_streams_of_this_process_end_though_the_others_cannot_be_told(
         assert await stream.wait_ended() == "revoked"
 
 
+async def test_the_error_says_that_streams_elsewhere_were_not_ended() -> None:
+    broker = HangingOrFailing()
+    push, script = LivePush(broker, both), LivePush(broker, both)
+    broker.refuses = True
+    async with push.lifespan():
+        for each in (push, script):
+            with pytest.raises(
+                BrokerUnavailableError, match=r"^cannot end streams in other processes: as the test wants it$"
+            ):
+                await each.disconnect(slot_key="k")
+        broker.refuses = False
+
+
+async def test_a_revocation_is_sent_again_while_the_broker_is_away() -> None:
+    broker = HangingOrFailing()
+    houses = [LivePush(broker, both) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        for push in houses:
+            await stack.enter_async_context(push.lifespan())
+        streams = [await opened(stack, Client(push)) for push in houses]
+        broker.refuses = True
+
+        async def come_back() -> None:
+            # The streams of this process do not wait for the others.
+            assert await streams[0].wait_ended() == "revoked"
+            await let_pass(5)
+            assert houses[1].statistics()["streams"] == 1
+            broker.refuses = False
+
+        async with later(come_back):
+            done = await houses[0].disconnect(slot_key="k", retry_for=20)
+        assert done.processes == 2
+        assert await streams[1].wait_ended() == "revoked"
+
+
+async def test_a_program_sends_its_revocation_again_too() -> None:
+    broker = HangingOrFailing()
+    push, script = LivePush(broker, both), LivePush(broker, both)
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        stream = await opened(stack, client)
+        broker.refuses = True
+        start = anyio.current_time()
+        with pytest.raises(BrokerUnavailableError):
+            await script.disconnect(slot_key="k", retry_for=3)
+        assert 1 < anyio.current_time() - start <= 3
+
+        async def come_back() -> None:
+            await let_pass(5)
+            broker.refuses = False
+
+        async with later(come_back):
+            assert (await script.disconnect(slot_key="k", retry_for=20)).processes == 1
+        assert await stream.wait_ended() == "revoked"
+
+
 async def test_a_command_that_is_lost_on_its_way_is_read_from_the_log() -> None:
     server = FaultyServer(History())
     brokers = [FaultyBroker(server) for _ in range(2)]

@@ -15,11 +15,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from os import urandom
 
 import anyio
 
 from ..brokers import Broker, Subscription
+from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, MessagesLostError
 from ..runtime.event_loop import now
 from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL, data_of, from_payload, split_position
@@ -63,7 +65,7 @@ async def send_revocation(
 ) -> int:
     """Send a revocation. With `introduce`, each confirmation names the processes that its sender knows."""
     message = {"command": "disconnect", **asdict(revocation), "id": id, "introduce": introduce}
-    with _unavailable_at(deadline):
+    with _revoking_until(deadline):
         return await send(broker, message)
 
 
@@ -78,13 +80,16 @@ async def send_bye(broker: Broker, processes: Iterable[str], *, ending: bool = F
 
 
 @contextmanager
-def _unavailable_at(deadline: float) -> Iterator[None]:
-    with anyio.move_on_after(deadline - now()) as scope:
-        yield
+def _revoking_until(deadline: float) -> Iterator[None]:
+    """Raise BrokerUnavailableError at the deadline, and let each such error say what it means here."""
+    text = "cannot end streams in other processes: "
+    try:
+        with anyio.move_on_after(deadline - now()) as scope:
+            yield
+    except BrokerUnavailableError as error:
+        raise BrokerUnavailableError(text + str(error).removeprefix("cannot publish: ")) from error
     if scope.cancelled_caught:
-        raise BrokerUnavailableError(
-            "the broker did not take the revocation in time; other processes may not have received it"
-        )
+        raise BrokerUnavailableError(f"{text}the broker did not take the revocation in time")
 
 
 class Confirmations:
@@ -151,26 +156,34 @@ class CommandSender:
     def __init__(self) -> None:
         self._lock = anyio.Lock()
 
-    async def revoke(self, broker: Broker, revocation: Revocation, timeout: float) -> Disconnected:
-        """End streams in every process, and wait for confirmations. Raises BrokerUnavailableError."""
+    async def revoke(
+        self, broker: Broker, revocation: Revocation, timeout: float, retry_for: float
+    ) -> Disconnected:
+        """End streams in every process, and wait for confirmations; send for `retry_for` seconds.
+
+        Raises BrokerUnavailableError.
+        """
         # A broker has one subscription to a channel, so revoke one at a time.
         async with self._lock:
-            confirmations, deadline = Confirmations(), now() + timeout
-            with _unavailable_at(deadline):
-                subscription = await broker.subscribe(REPLY_CHANNEL)
-            try:
-                id = confirmations.id
-                count = await send_revocation(broker, revocation, id, deadline, introduce=True)
-                confirmations.set_count(count)
-                # A count of 0 means that no process runs or that the broker does not count. Tell them apart
-                # by the reply channel, to which this program itself is subscribed.
-                if count or not await send(broker, {}, REPLY_CHANNEL):
-                    await _collect(subscription, confirmations, deadline)
-            finally:
-                with anyio.move_on_after(timeout, shield=True):
-                    await subscription.close()
-        await send_bye(broker, confirmations.missing)
-        return Disconnected(0, len(confirmations.confirmed))
+            return await retry_unavailable(partial(_revoke, broker, revocation, timeout), retry_for)
+
+
+async def _revoke(broker: Broker, revocation: Revocation, timeout: float) -> Disconnected:
+    confirmations, deadline = Confirmations(), now() + timeout
+    with _revoking_until(deadline):
+        subscription = await broker.subscribe(REPLY_CHANNEL)
+    try:
+        count = await send_revocation(broker, revocation, confirmations.id, deadline, introduce=True)
+        confirmations.set_count(count)
+        # A count of 0 means that no process runs or that the broker does not count. Tell them apart by the
+        # reply channel, to which this program itself is subscribed.
+        if count or not await send(broker, {}, REPLY_CHANNEL):
+            await _collect(subscription, confirmations, deadline)
+    finally:
+        with anyio.move_on_after(timeout, shield=True):
+            await subscription.close()
+    await send_bye(broker, confirmations.missing)
+    return Disconnected(0, len(confirmations.confirmed))
 
 
 async def _collect(subscription: Subscription, confirmations: Confirmations, deadline: float) -> None:

@@ -3,11 +3,13 @@
 import logging
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
 from ..brokers import Broker
+from ..brokers.backoff import retry_unavailable
 from ..hub.delivery import Batch
 from ..hub.hub import Hub
 from ..runtime.event_loop import Caller, now
@@ -80,16 +82,15 @@ class Revoker:
         if not self.listening:
             await self._subscribe(COMMAND_CHANNEL)
 
-    async def revoke(self, revocation: Revocation, timeout: float) -> Disconnected:
+    async def revoke(self, revocation: Revocation, timeout: float, retry_for: float) -> Disconnected:
         """End the matching streams in every process; wait for confirmations, at most `timeout` seconds.
 
         The streams of this process end when the broker delivers the command to this process: by then they
         have received the events that were published before. They end at once if this process does not receive
         commands or cannot send them, or if the caller is cancelled; and after ECHO_TIMEOUT in any case.
 
-        Raises BrokerUnavailableError if the command cannot be sent.
+        Raises BrokerUnavailableError if the command cannot be sent within `retry_for` seconds.
         """
-        deadline = now() + timeout
         # A `bye` that came in this turn says whom not to wait for.
         self._hub.flush()
         self.handle_messages()
@@ -98,7 +99,7 @@ class Revoker:
         self._pending[pending.id] = pending
         echo_timer = self._scheduler.call_later(ECHO_TIMEOUT, self._end_local, pending)
         try:
-            await self._send(pending, timeout, deadline)
+            deadline = await retry_unavailable(partial(self._send, pending, timeout), retry_for)
             await pending.ending.closed.wait()
             pending.confirm(self._process)
             await pending.wait(deadline)
@@ -112,8 +113,12 @@ class Revoker:
         await send_bye(self._broker, pending.missing)
         return Disconnected(pending.ending.count, len(pending.confirmed))
 
-    async def _send(self, pending: "_PendingRevocation", timeout: float, deadline: float) -> None:
-        """Send the command, and end the streams of this process when the broker delivers it."""
+    async def _send(self, pending: "_PendingRevocation", timeout: float) -> float:
+        """Send the command, and end the streams of this process when the broker delivers it.
+
+        Return when the time for confirmations is over.
+        """
+        deadline = now() + timeout
         try:
             # Leave half of the time for sending.
             with anyio.move_on_after(timeout / 2):
@@ -133,6 +138,7 @@ class Revoker:
             with anyio.move_on_after(timeout):
                 await pending.ended_local.wait()
         self._end_local(pending)
+        return deadline
 
     def _end_local(self, pending: "_PendingRevocation") -> None:
         """End the matching streams of this process, once."""

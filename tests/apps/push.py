@@ -88,8 +88,8 @@ async def rest(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": data})
 
 
-async def disconnect(key: str) -> dict[str, object]:
-    return (await push.disconnect(slot_key=key))._asdict()
+async def disconnect(key: str, retry_for: str = "0") -> dict[str, object]:
+    return (await push.disconnect(slot_key=key, retry_for=float(retry_for)))._asdict()
 
 
 async def whole_body(receive: Receive) -> bytes:
