@@ -257,7 +257,7 @@ async def test_a_program_without_streams_is_told_who_confirmed() -> None:
     push, script = LivePush(broker, both), LivePush(broker, both)
     async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
         stream = await opened(stack, client)
-        assert await script.disconnect(channel="user") == (0, 1)
+        assert await script.disconnect(channel="user") == (1, 1)
         assert push.statistics()["streams"] == 0
         assert await stream.wait_ended() == "revoked"
 
@@ -271,7 +271,7 @@ async def test_the_streams_of_all_processes_have_ended_when_it_returns(kind: Cal
             await stack.enter_async_context(push.lifespan())
             await opened(stack, Client(push))
         start = anyio.current_time()
-        assert await houses[0].disconnect(slot_key="k") == (1, 3)
+        assert await houses[0].disconnect(slot_key="k") == (3, 3)
         assert anyio.current_time() == start
         assert [push.statistics()["streams"] for push in houses] == [0, 0, 0]
         assert [push.statistics()["ended"][EndReason.REVOKED] for push in houses] == [1, 1, 1]
@@ -318,7 +318,7 @@ async def test_where_the_broker_does_not_count_known_processes_are_waited_for() 
             async with client.open("/") as stream:
                 await stream.next_event(name="livepush.open")
                 start = anyio.current_time()
-                assert await here.disconnect(slot_key="k") == (1, 2)
+                assert await here.disconnect(slot_key="k") == (2, 2)
                 # Nobody can know that there is no third.
                 assert anyio.current_time() - start == pytest.approx(0.2)
         start = anyio.current_time()
@@ -359,7 +359,7 @@ async def test_a_new_process_waits_for_an_older_one_that_stands_still() -> None:
         # It has not heard the older one say hello, but asked who is there.
         await let_pass(1)
         async with later(lambda: way.stand_still(1)):
-            assert await new.disconnect(slot_key="k") == (1, 2)
+            assert await new.disconnect(slot_key="k") == (2, 2)
 
 
 async def test_a_program_waits_for_a_process_that_others_know() -> None:
@@ -373,7 +373,7 @@ async def test_a_program_waits_for_a_process_that_others_know() -> None:
             await opened(stack, Client(push))
         await let_pass(1)
         async with later(lambda: way.stand_still(1)):
-            assert await script.disconnect(slot_key="k") == (0, 2)
+            assert await script.disconnect(slot_key="k") == (2, 2)
 
 
 async def test_a_program_that_hears_nobody_waits_until_its_time_is_over() -> None:

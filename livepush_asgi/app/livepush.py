@@ -303,7 +303,9 @@ class LivePush:
         timeout: float = CONFIRM_TIMEOUT,
         retry_for: float = 0.0,
     ) -> Disconnected:
-        """End the streams of a slot key, on a channel, or both, in every process; return how many ended.
+        """End the streams of a slot key, on a channel, or both, in every process.
+
+        Returns how many processes have confirmed, and how many streams have ended in them.
 
         The streams end with the reason `revoked`, after the events that were published before, and within a
         second. Their clients reconnect, and `authorize` decides again. A stream that is being opened is

@@ -105,9 +105,8 @@ class Publisher:
         """End the streams of a slot key, on a channel, or both, as `LivePush.disconnect` does.
 
         Blocks until the processes have confirmed, for about `timeout` seconds at most after the command was
-        sent. `streams` is 0, because a publisher has no streams. If it raises BrokerUnavailableError, no
-        process is sure to have ended a stream. Raises RuntimeError in the thread of an event loop, which the
-        call would block.
+        sent. If it raises BrokerUnavailableError, no process is sure to have ended a stream. Raises
+        RuntimeError in the thread of an event loop, which the call would block.
         """
         revocation = Revocation(slot_key, channel)
         return self._call(

@@ -97,7 +97,8 @@ class Confirmations:
 
     def __init__(self, expected: Iterable[str] = ()) -> None:
         self.id = new_id()
-        self.confirmed: set[str] = set()
+        #: The processes that have confirmed, and how many streams ended in each.
+        self.confirmed: dict[str, int] = {}
         #: The known processes that have not confirmed.
         self.missing = set(expected)
         # The least number of confirmations: 0 if the broker does not count, None before the command is sent.
@@ -120,9 +121,15 @@ class Confirmations:
         self._count = count
         self._changed.set()
 
-    def confirm(self, process: str) -> None:
-        """Record that a process has executed the command."""
-        self.confirmed.add(process)
+    @property
+    def streams(self) -> int:
+        """How many streams have ended in the processes that confirmed."""
+        return sum(self.confirmed.values())
+
+    def confirm(self, process: str, streams: int) -> None:
+        """Record that a process has executed the command, and how many streams ended there."""
+        # A broker may deliver a confirmation twice, and a command that was sent again is confirmed again.
+        self.confirmed[process] = max(streams, self.confirmed.get(process, 0))
         self.forget(process)
 
     def forget(self, process: str) -> None:
@@ -133,11 +140,17 @@ class Confirmations:
     def receive(self, message: Message) -> None:
         """Record a confirmation. One that is not `done` announces another from the same process."""
         match message:
-            case {"id": self.id, "process": str(process), "done": bool(done), "known": list(known)}:
-                self.missing |= {process, *map(str, known)} - self.confirmed
+            case {
+                "id": self.id,
+                "process": str(process),
+                "done": bool(done),
+                "streams": int(streams),
+                "known": list(known),
+            }:
+                self.missing |= {process, *map(str, known)} - self.confirmed.keys()
                 self._changed.set()
                 if done:
-                    self.confirm(process)
+                    self.confirm(process, streams)
 
     async def wait(self, deadline: float) -> None:
         """Wait until all confirmations have come, no other is expected, or the deadline has passed."""
@@ -183,7 +196,7 @@ async def _revoke(broker: Broker, revocation: Revocation, timeout: float) -> Dis
         with anyio.move_on_after(timeout, shield=True):
             await subscription.close()
     await send_bye(broker, confirmations.missing)
-    return Disconnected(0, len(confirmations.confirmed))
+    return Disconnected(confirmations.streams, len(confirmations.confirmed))
 
 
 async def _collect(subscription: Subscription, confirmations: Confirmations, deadline: float) -> None:

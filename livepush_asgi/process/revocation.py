@@ -17,11 +17,10 @@ deciding: ContextVar[object] = ContextVar("livepush_deciding", default=None)
 
 
 class Disconnected(NamedTuple):
-    """The result of `disconnect`: how many streams ended here, and how many processes confirmed.
+    """The result of `disconnect`: how many processes confirmed, and how many streams ended in them.
 
-    `streams` counts the streams of this process. `processes` includes this process if it runs. A process that
-    did not confirm was not reached in time. It ends its streams, or authorizes them again, when it has
-    reconnected to the broker.
+    Both include this process if it runs. A process that did not confirm was not reached in time. It ends its
+    streams, or authorizes them again, when it has reconnected to the broker.
     """
 
     streams: int

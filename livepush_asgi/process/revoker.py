@@ -101,7 +101,7 @@ class Revoker:
         try:
             deadline = await retry_unavailable(partial(self._send, pending, timeout), retry_for)
             await pending.ending.closed.wait()
-            pending.confirm(self._process)
+            pending.confirm(self._process, pending.ending.count)
             await pending.wait(deadline)
         finally:
             echo_timer.cancel()
@@ -109,9 +109,9 @@ class Revoker:
             del self._pending[pending.id]
             if not self._pending:
                 self._hub.detach(REPLY_CHANNEL, self)
-        self._known = (self._known | pending.confirmed) - pending.missing - {self._process}
+        self._known = (self._known | pending.confirmed.keys()) - pending.missing - {self._process}
         await send_bye(self._broker, pending.missing)
-        return Disconnected(pending.ending.count, len(pending.confirmed))
+        return Disconnected(pending.streams, len(pending.confirmed))
 
     async def _send(self, pending: "_PendingRevocation", timeout: float) -> float:
         """Send the command, and end the streams of this process when the broker delivers it.
@@ -238,7 +238,7 @@ class Revoker:
         self._tasks.start_soon(self._confirm, ending, id, list(self._known) if introduce else [])
 
     async def _confirm(self, ending: EndingStreams, id: str, known: list[str]) -> None:
-        confirmation = {"id": id, "process": self._process, "known": known}
+        confirmation = {"id": id, "process": self._process, "streams": ending.count, "known": known}
         try:
             if ending.remaining:
                 # The streams may take a moment to close, and the sender may not know this process.
