@@ -1,7 +1,8 @@
-"""Revocation over Valkey between two workers under uvicorn, one of which may stand still."""
+"""Revocation over real servers between two workers under uvicorn, one of which may stand still."""
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,17 +14,19 @@ from livepush_asgi import BrokerUnavailableError, Grant, LivePush, Publisher, Re
 from livepush_asgi.brokers import Broker
 from livepush_asgi.testing import Client
 
-from .serving import Serving, uvicorn
+from .nats_server import NatsProcess
+from .serving import Serving, WireStream, uvicorn
 from .valkey import ValkeyProcess, until
 
 APP = "tests.apps.push:app"
-
 pytestmark = pytest.mark.real_time
 
 
 @asynccontextmanager
-async def two_workers(valkey: ValkeyProcess, logs: Path) -> AsyncIterator[tuple[Serving, Serving]]:
-    environment = {"REDIS_URL": valkey.url, "HISTORY": "1"}
+async def two_workers(
+    valkey: ValkeyProcess, logs: Path, **environment: str
+) -> AsyncIterator[tuple[Serving, Serving]]:
+    environment = environment or {"REDIS_URL": valkey.url, "HISTORY": "1"}
     async with (
         uvicorn(APP, logs / "first", environment=environment) as first,
         uvicorn(APP, logs / "second", environment=environment) as second,
@@ -62,6 +65,65 @@ async def test_a_logout_while_valkey_is_away_reaches_the_other_worker_when_it_is
         assert streams[1].events[-1].event == "livepush.close"
         assert json.loads(streams[1].events[-1].data)["reason"] == "revoked"
         assert done.result()["processes"] >= 1
+
+
+@pytest.mark.parametrize("kind", ["redis streams", "redis", "jetstream", "nats"])
+async def test_a_worker_that_stood_still_sends_nothing_that_was_published_after_the_revocation(
+    kind: str, own_valkey: ValkeyProcess, own_nats: NatsProcess, tmp_path: Path
+) -> None:
+    environment = {
+        "redis streams": {"REDIS_URL": own_valkey.url, "HISTORY": "1"},
+        "redis": {"REDIS_URL": own_valkey.url},
+        "jetstream": {"NATS_URL": own_nats.url},
+        "nats": {"NATS_URL": own_nats.url, "WITHOUT_HISTORY": "1"},
+    }[kind]
+    async with two_workers(own_valkey, tmp_path, **environment) as (first, second):
+        streams = [await second.open("/events?key=k") for _ in range(3)]
+        other = await second.open("/events?key=other")
+        for stream in (*streams, other):
+            await stream.next_event("livepush.open")
+        await first.open("/publish", method="POST", body=b"before")
+        for stream in (*streams, other):
+            assert (await stream.next_event()).data == "before"
+        second.send_signal(signal.SIGSTOP)
+        await first.open("/publish", method="POST", body=b"still allowed")
+        done = await asked(first, "/disconnect?key=k")
+        assert done["processes"] == 1
+        await first.open("/publish", method="POST", body=b"secret")
+        second.send_signal(signal.SIGCONT)
+        for stream in streams:
+            await stream.read_to_end()
+            assert told(stream) == ["before", "still allowed", "revoked"]
+        assert (await other.next_event()).data == "still allowed"
+        assert (await other.next_event()).data == "secret"
+
+
+async def test_a_worker_that_lost_its_connection_meanwhile_reads_the_revocation_first(
+    own_valkey: ValkeyProcess, tmp_path: Path
+) -> None:
+    async with two_workers(own_valkey, tmp_path) as (first, second), own_valkey.client() as redis:
+        streams = [await second.open(f"/events?key=k&channel={name}") for name in "cde"]
+        for stream in streams:
+            await stream.next_event("livepush.open")
+        second.send_signal(signal.SIGSTOP)
+        await redis.client_kill_filter(_type="pubsub")
+        await logged(first, "listening to Redis")
+        await asked(first, "/disconnect?key=k")
+        for name in "cde":
+            await first.open(f"/publish?channel={name}", method="POST", body=b"secret")
+        second.send_signal(signal.SIGCONT)
+        for stream in streams:
+            await stream.read_to_end()
+            assert told(stream) == ["revoked"]
+
+
+def told(stream: WireStream) -> list[str]:
+    """Return the events of a stream, and why it ended."""
+    return [
+        json.loads(event.data)["reason"] if event.event == "livepush.close" else event.data
+        for event in stream.events
+        if event.event in ("message", "livepush.close")
+    ]
 
 
 async def test_a_publisher_sends_its_revocation_again(own_valkey: ValkeyProcess) -> None:

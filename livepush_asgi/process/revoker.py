@@ -1,7 +1,6 @@
 """Revoker: ends revoked streams in this process and in every other process."""
 
 import logging
-from collections import deque
 from collections.abc import Iterable
 from functools import partial
 
@@ -12,7 +11,7 @@ from ..brokers import Broker
 from ..brokers.backoff import retry_unavailable
 from ..hub.delivery import Batch
 from ..hub.hub import Hub
-from ..runtime.event_loop import Caller, now
+from ..runtime.event_loop import BackgroundFunction, Caller, now
 from ..runtime.scheduler import Scheduler
 from ..slots import Lease
 from ..wire.cursor import Position
@@ -68,7 +67,6 @@ class Revoker:
         self._known: set[str] = set()
         # The revocations of this process that wait for confirmations.
         self._pending: dict[str, _PendingRevocation] = {}
-        self._messages: deque[bytes] = deque()
         self._unreadable_logged = self._replacement_logged = False
         self._here_due = False
         self._here_at = -HERE_INTERVAL
@@ -91,9 +89,6 @@ class Revoker:
 
         Raises BrokerUnavailableError if the command cannot be sent within `retry_for` seconds.
         """
-        # A `bye` that came in this turn says whom not to wait for.
-        self._hub.flush()
-        self.handle_messages()
         self.log.add(revocation, deciding.get())
         pending = _PendingRevocation(revocation, {self._process, *self._known})
         self._pending[pending.id] = pending
@@ -133,8 +128,6 @@ class Revoker:
         pending.set_count(count if self.listening or not count else count + 1)
         if self.listening:
             # A broker in memory has delivered the command already.
-            self._hub.flush()
-            self.handle_messages()
             with anyio.move_on_after(timeout):
                 await pending.ended_local.wait()
         self._end_local(pending)
@@ -174,16 +167,22 @@ class Revoker:
     # The hub calls these methods, possibly outside of any task.
 
     def receive(self, batch: Batch, /) -> None:
-        """Queue messages for `handle_messages`: the streams first receive the events of the same turn."""
-        self._messages.extend(delivery.bare or delivery.block for delivery in batch.deliveries)
-        self._call_in_task(self.handle_messages)
+        """Handle messages at once: the streams receive later events after it."""
+        for delivery in batch.deliveries:
+            try:
+                self._handle(decode_message(delivery.bare or delivery.block))
+            except Exception:
+                # Any client of the broker may send unreadable messages, so log only the first.
+                if not self._unreadable_logged:
+                    self._unreadable_logged = True
+                    logger.exception("cannot handle a message of another process (logged once)")
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
         """Called when messages may have been lost."""
         if channel == COMMAND_CHANNEL:
             self.log.add(None)
             self._call_in_task(self._reauthorization.begin)
-            self._call_in_task(self._send_hello)
+            self._send_hello()
 
     def subscribed(self, channel: str, /) -> None:
         """Called when a channel is subscribed."""
@@ -195,18 +194,7 @@ class Revoker:
             else:
                 # Some decisions may have begun before commands could be received.
                 self.log.add(None)
-                self._call_in_task(self._send_hello)
-
-    def handle_messages(self) -> None:
-        """Handle the queued messages."""
-        while self._messages:
-            try:
-                self._handle(decode_message(self._messages.popleft()))
-            except Exception:
-                # Any client of the broker may send unreadable messages, so log only the first.
-                if not self._unreadable_logged:
-                    self._unreadable_logged = True
-                    logger.exception("cannot handle a message of another process (logged once)")
+                self._send_hello()
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -235,7 +223,8 @@ class Revoker:
             return
         self.log.add(revocation)
         ending = self._streams.revoke(self._hub, revocation)
-        self._tasks.start_soon(self._confirm, ending, id, list(self._known) if introduce else [])
+        known = list(self._known) if introduce else []
+        self._start_soon(partial(self._confirm, ending, id, known))
 
     async def _confirm(self, ending: EndingStreams, id: str, known: list[str]) -> None:
         confirmation = {"id": id, "process": self._process, "streams": ending.count, "known": known}
@@ -270,11 +259,14 @@ class Revoker:
             self._send_hello()
 
     def _send_hello(self) -> None:
-        self._tasks.start_soon(self._announce, "hello")
+        self._start_soon(partial(self._announce, "hello"))
 
     def _send_here(self) -> None:
         self._here_due, self._here_at = False, now()
-        self._tasks.start_soon(self._announce, "here")
+        self._start_soon(partial(self._announce, "here"))
+
+    def _start_soon(self, function: BackgroundFunction) -> None:
+        self._call_in_task(partial(self._tasks.start_soon, function))
 
     async def _announce(self, command: str) -> None:
         try:

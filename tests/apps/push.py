@@ -41,9 +41,9 @@ if url := setting("REDIS_URL"):
     broker = RedisStreamsBroker(redis, history=history) if setting("HISTORY") else RedisBroker(redis)
     slots = SlotCap(redis, cap=int(setting("CAP", "20")), ttl=float(setting("TTL", "60")))
 elif url := setting("NATS_URL"):
-    from livepush_asgi import JetStreamBroker
+    from livepush_asgi import JetStreamBroker, NatsBroker
 
-    broker = JetStreamBroker(url)
+    broker = NatsBroker(url) if setting("WITHOUT_HISTORY") else JetStreamBroker(url)
 
 
 def authorize(request: StreamRequest) -> Grant:
