@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ async def asked(worker: Serving, path: str, *, method: str = "POST") -> Any:
 async def test_workers_without_streams_confirm(own_valkey: ValkeyProcess, tmp_path: Path) -> None:
     """As right after a deployment, before the first client has come back."""
     async with two_workers(own_valkey, tmp_path) as (first, _):
+        await introduced(own_valkey, 2)
         assert (await asked(first, "/disconnect?key=k"))["processes"] == 2
 
 
@@ -87,8 +89,7 @@ async def test_a_worker_that_stood_still_sends_nothing_that_was_published_after_
             assert (await stream.next_event()).data == "before"
         second.send_signal(signal.SIGSTOP)
         await first.open("/publish", method="POST", body=b"still allowed")
-        done = await asked(first, "/disconnect?key=k")
-        assert done["processes"] == 1
+        assert (await asked(first, "/disconnect?key=k"))["missing"] == 1
         await first.open("/publish", method="POST", body=b"secret")
         second.send_signal(signal.SIGCONT)
         for stream in streams:
@@ -96,6 +97,38 @@ async def test_a_worker_that_stood_still_sends_nothing_that_was_published_after_
             assert told(stream) == ["before", "still allowed", "revoked"]
         assert (await other.next_event()).data == "still allowed"
         assert (await other.next_event()).data == "secret"
+
+
+async def test_a_worker_that_stands_still_is_waited_for_once(
+    own_valkey: ValkeyProcess, tmp_path: Path
+) -> None:
+    async with two_workers(own_valkey, tmp_path) as (first, second):
+        await introduced(own_valkey, 2)
+        assert await asked(first, "/disconnect?key=k") == {"streams": 0, "processes": 2, "missing": 0}
+        second.send_signal(signal.SIGSTOP)
+        for most in (3.0, 1.0, 1.0):
+            start = time.monotonic()
+            assert await asked(first, "/disconnect?key=k") == {"streams": 0, "processes": 1, "missing": 1}
+            assert time.monotonic() - start < most
+        assert first.log.count("did not confirm") == 1
+        second.kill()
+        # The server notices that its connection is closed.
+        await forgotten(own_valkey)
+        assert await asked(first, "/disconnect?key=k") == {"streams": 0, "processes": 1, "missing": 0}
+
+
+async def introduced(valkey: ValkeyProcess, workers: int) -> None:
+    """Wait until so many processes have said in the log of the commands that they receive commands."""
+    async with valkey.client() as redis, asyncio.timeout(10):
+        while str(await redis.xrange("livepush:log:{livepush.commands}")).count("hello") < workers:
+            await redis.ping()
+
+
+async def forgotten(valkey: ValkeyProcess) -> None:
+    """Wait until the server has noticed that one of two connections is closed."""
+    async with valkey.client() as redis, asyncio.timeout(10):
+        while [*dict(await redis.pubsub_numsub("livepush.commands@0")).values()] != [1]:
+            await redis.ping()
 
 
 async def test_a_worker_that_lost_its_connection_meanwhile_reads_the_revocation_first(

@@ -305,14 +305,16 @@ class LivePush:
     ) -> Disconnected:
         """End the streams of a slot key, on a channel, or both, in every process.
 
-        Returns how many processes have confirmed, and how many streams have ended in them.
+        Returns how many streams have ended, in how many processes, and how many processes are missing: they
+        did not confirm.
 
         The streams end with the reason `revoked`, after the events that were published before, and within a
         second. Their clients reconnect, and `authorize` decides again. A stream that is being opened is
         authorized again before it opens. The call returns when every known process, and as many as the broker
         counts, have confirmed that no matching stream is open; or `timeout` seconds after the command was
-        sent. With one process it returns at once. A process that could not receive the command when it was
-        sent ends its streams, or authorizes them again, when it has reconnected to the broker.
+        sent. A process that did not confirm an earlier call is not waited for. With one process it returns at
+        once. A process that could not receive the command when it was sent ends its streams, or authorizes
+        them again, when it has reconnected to the broker.
 
         While the broker is unavailable, the streams of this process end, and the command is sent again for
         `retry_for` seconds.

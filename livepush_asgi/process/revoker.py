@@ -17,7 +17,16 @@ from ..slots import Lease
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL
 from ..wire.reasons import EndReason, GapReason
-from .commands import Confirmations, Message, decode_message, new_id, send, send_bye, send_revocation
+from .commands import (
+    Confirmations,
+    Message,
+    MissingLog,
+    decode_message,
+    new_id,
+    send,
+    send_bye,
+    send_revocation,
+)
 from .open_streams import EndingStreams, OpenStreams, Reauthorization
 from .revocation import Disconnected, Revocation, RevocationLog, deciding
 
@@ -28,6 +37,9 @@ logger = logging.getLogger("livepush_asgi")
 ECHO_TIMEOUT = 1.0
 # A process sends `here` at most once in this time, in seconds, however many processes start together.
 HERE_INTERVAL = 1.0
+# How long a process that did not confirm is remembered, in seconds: while the broker counts its subscribers,
+# and if it does not. It may have been killed, and only a count shows that.
+SILENT_TIME, UNCOUNTED_SILENT_TIME = 3600.0, 60.0
 # How many other processes are remembered at most: any client of the broker may send `hello`.
 MAX_KNOWN = 1000
 
@@ -65,6 +77,11 @@ class Revoker:
         self._subscribe_timeout = subscribe_timeout
         self._process = new_id()
         self._known: set[str] = set()
+        # The processes that did not confirm and have sent nothing since, and when they were given up.
+        self._silent: dict[str, float] = {}
+        # Whether the broker counts its subscribers, as far as this process has seen.
+        self._counted = False
+        self._missing_log = MissingLog()
         # The revocations of this process that wait for confirmations.
         self._pending: dict[str, _PendingRevocation] = {}
         self._unreadable_logged = self._replacement_logged = False
@@ -90,7 +107,7 @@ class Revoker:
         Raises BrokerUnavailableError if the command cannot be sent within `retry_for` seconds.
         """
         self.log.add(revocation, deciding.get())
-        pending = _PendingRevocation(revocation, {self._process, *self._known})
+        pending = _PendingRevocation(revocation, {self._process, *self._known}, self._silent_now())
         self._pending[pending.id] = pending
         echo_timer = self._scheduler.call_later(ECHO_TIMEOUT, self._end_local, pending)
         try:
@@ -104,9 +121,22 @@ class Revoker:
             del self._pending[pending.id]
             if not self._pending:
                 self._hub.detach(REPLY_CHANNEL, self)
-        self._known = (self._known | pending.confirmed.keys()) - pending.missing - {self._process}
+        self._learn_from(pending)
+        done = pending.result()
+        self._missing_log.note(done, timeout)
         await send_bye(self._broker, pending.missing)
-        return Disconnected(pending.streams, len(pending.confirmed))
+        return done
+
+    def _learn_from(self, pending: "_PendingRevocation") -> None:
+        """Remember which processes confirmed and which did not."""
+        self._known = (self._known | pending.confirmed.keys()) - pending.missing - {self._process}
+        for process in pending.confirmed:
+            self._silent.pop(process, None)
+        for process in pending.missing:
+            self._note_silent(process)
+        if pending.complete:
+            # The broker counts no process that did not confirm, so the silent ones have ended.
+            self._silent.clear()
 
     async def _send(self, pending: "_PendingRevocation", timeout: float) -> float:
         """Send the command, and end the streams of this process when the broker delivers it.
@@ -124,6 +154,7 @@ class Revoker:
             self._end_local(pending)
             await pending.ending.closed.wait()
             raise
+        self._counted = bool(count)
         # The broker does not count this process if it is not subscribed, but this process confirms too.
         pending.set_count(count if self.listening or not count else count + 1)
         if self.listening:
@@ -223,11 +254,17 @@ class Revoker:
             return
         self.log.add(revocation)
         ending = self._streams.revoke(self._hub, revocation)
-        known = list(self._known) if introduce else []
-        self._start_soon(partial(self._confirm, ending, id, known))
+        known, silent = (list(self._known), self._silent_now()) if introduce else ([], [])
+        confirmation = {
+            "id": id,
+            "process": self._process,
+            "streams": ending.count,
+            "known": known,
+            "silent": silent,
+        }
+        self._start_soon(partial(self._confirm, ending, confirmation))
 
-    async def _confirm(self, ending: EndingStreams, id: str, known: list[str]) -> None:
-        confirmation = {"id": id, "process": self._process, "streams": ending.count, "known": known}
+    async def _confirm(self, ending: EndingStreams, confirmation: Message) -> None:
         try:
             if ending.remaining:
                 # The streams may take a moment to close, and the sender may not know this process.
@@ -242,6 +279,7 @@ class Revoker:
     def _on_process(self, process: str, *, answer: bool) -> None:
         if process == self._process:
             return
+        self._silent.pop(process, None)
         if len(self._known) < MAX_KNOWN:
             self._known.add(process)
         if answer and not self._here_due:
@@ -251,12 +289,26 @@ class Revoker:
     def _on_bye(self, processes: list[object], *, ending: bool) -> None:
         for process in map(str, processes):
             self._known.discard(process)
-            # A process that did not confirm to another one in time may still confirm to this one.
-            for pending in self._pending.values() if ending else ():
-                pending.forget(process)
+            if not ending:
+                # It may still confirm to this process, whose revocations go on waiting for it.
+                self._note_silent(process)
+                continue
+            self._silent.pop(process, None)
+            for pending in self._pending.values():
+                pending.end(process)
         if self._process in processes:
             # Another process did not receive the confirmation of this one in time.
             self._send_hello()
+
+    def _note_silent(self, process: str) -> None:
+        if process != self._process and len(self._silent) < MAX_KNOWN:
+            self._silent[process] = now()
+
+    def _silent_now(self) -> list[str]:
+        """Forget the processes that have been silent for long, and return the others."""
+        since = now() - (SILENT_TIME if self._counted else UNCOUNTED_SILENT_TIME)
+        self._silent = {process: at for process, at in self._silent.items() if at > since}
+        return list(self._silent)
 
     def _send_hello(self) -> None:
         self._start_soon(partial(self._announce, "hello"))
@@ -270,7 +322,8 @@ class Revoker:
 
     async def _announce(self, command: str) -> None:
         try:
-            await send(self._broker, {"command": command, "process": self._process})
+            count = await send(self._broker, {"command": command, "process": self._process})
+            self._counted = bool(count)
         except Exception as error:
             logger.debug("cannot announce this process: %s", error)
 
@@ -278,8 +331,8 @@ class Revoker:
 class _PendingRevocation(Confirmations):
     """A revocation that this process has sent. The local streams end when the broker delivers it."""
 
-    def __init__(self, revocation: Revocation, expected: Iterable[str]) -> None:
-        super().__init__(expected)
+    def __init__(self, revocation: Revocation, expected: Iterable[str], silent: Iterable[str]) -> None:
+        super().__init__(expected, silent)
         self.revocation = revocation
         self.ended_local = anyio.Event()
         self.ending = EndingStreams(())
