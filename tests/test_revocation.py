@@ -756,12 +756,68 @@ async def test_streams_are_authorized_again_where_a_revocation_may_be_lost(
         broker.drop()
         for path in ("/goes", "/moves", "/ends", "/sooner", "/breaks"):
             assert await streams[path].wait_ended() == "revoked"
-        assert sorted(asked) == sorted(decisions)
+        # Once more where it has failed.
+        assert sorted(asked) == sorted([*decisions, "/breaks"])
         await push.publish("news", "still here")
         assert (await streams["/stays"].next_event()).data == "still here"
         lines = [record for record in caplog.records if "revocations may have been lost" in record.message]
         assert len(lines) == 1
         assert push.statistics()["refused"][RefusalCause.AUTHORIZE] == 0
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_an_authorize_that_fails_once_for_an_open_stream_is_called_again(
+    failures: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when Redis and the database were away together."""
+    broker, calls = MockBroker(), 0
+
+    def authorize(request: StreamRequest) -> Grant:
+        nonlocal calls
+        calls += 1
+        if 1 < calls <= 1 + failures:
+            raise OSError("the database is away")
+        return both(request)
+
+    push = LivePush(broker, authorize)
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        stream = await opened(stack, client)
+        caplog.clear()
+        broker.drop()
+        await let_pass(3)
+        assert calls == 3
+        lines = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        if failures == 1:
+            await push.publish("news", "still here")
+            assert (await stream.next_event()).data == "still here"
+            assert lines == []
+        else:
+            assert await stream.wait_ended() == "revoked"
+            assert lines == ["authorize failed twice for an open stream, so the stream ends"]
+            assert "the database is away" in caplog.text
+        assert "the client got" not in caplog.text
+
+
+async def test_many_streams_whose_authorize_fails_are_one_line_and_one_moment(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker, away = MockBroker(), False
+
+    def authorize(request: StreamRequest) -> Grant:
+        if away:
+            raise OSError("the database is away")
+        return both(request)
+
+    push = LivePush(broker, authorize)
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        for _ in range(60):
+            await opened(stack, client)
+        caplog.clear()
+        away = True
+        broker.drop()
+        await let_pass(1.5)
+        assert push.statistics()["streams"] == 0
+        assert sum(record.levelno == logging.ERROR for record in caplog.records) == 1
 
 
 async def test_a_few_streams_are_authorized_again_at_a_time() -> None:
