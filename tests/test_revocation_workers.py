@@ -69,7 +69,10 @@ async def test_a_logout_while_valkey_is_away_reaches_the_other_worker_when_it_is
         assert done.result()["processes"] >= 1
 
 
-@pytest.mark.parametrize("kind", ["redis streams", "redis", "jetstream", "nats"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("redis", "jetstream", "nats")]
+
+
+@pytest.mark.parametrize("kind", ["redis streams", *SLOW])
 async def test_a_worker_that_stood_still_sends_nothing_that_was_published_after_the_revocation(
     kind: str, own_valkey: ValkeyProcess, own_nats: NatsProcess, tmp_path: Path
 ) -> None:
