@@ -85,7 +85,8 @@ class Endpoint:
         send: Send,
     ) -> None:
         try:
-            check_expiry(await self.decider.decide(request, _require_accepting(run), receive))
+            run = _require_accepting(run)
+            check_expiry(await self.decider.decide(request, run, receive, may_be_soft=False))
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except REFUSED_ERRORS as error:
