@@ -394,6 +394,23 @@ FOUND: dict[str, Tale] = {
             ("take over", "a", 1),
         ],
     ),
+    "a client that asked for all, and left before its gap, came back and was told of none": Tale(
+        Setup(seed=5409),
+        [
+            ("publish", "b", 1, 0, "plain"),
+            ("take over", "b", 1),
+            ("connect", 0, 0, Plan(channels=("b",), replay="all", snapshot="raises")),
+        ],
+    ),
+    "a state brought what the newest events of a name had left out, and the model missed it": Tale(
+        Setup(seed=17667, overflow="latest", history=4),
+        [
+            ("connect", 0, 0, Plan(replay="all", snapshot="slow")),
+            ("read", 0, 0),
+            ("publish", "a", 1, 0, "x"),
+            ("publish", "a", 4, 0, "plain"),
+        ],
+    ),
     "a client that asked for all was not told that a server had taken over in the middle": Tale(
         Setup(),
         [
