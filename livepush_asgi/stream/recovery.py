@@ -207,10 +207,6 @@ class RecoveryState:
         gap = None
         if end.offset - position.offset > self._most_replayed:
             gap, position = GapReason.OVERFLOW, end.at(end.offset - self._most_replayed)
-        elif not position.offset and self._replay == "all":
-            # The client has left before it was told what is missing at the beginning.
-            self._start_at_beginning(channel, end)
-            return None
         self._sent[channel] = position
         if position != end:
             self.behind += (channel,)
