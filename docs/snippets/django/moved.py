@@ -1,6 +1,5 @@
 import json
 
-from asgiref.sync import async_to_sync
 from django.core.serializers.json import DjangoJSONEncoder
 
 from livepush_asgi import Event, Grant, LivePush, MemoryBroker, Refusal
@@ -29,12 +28,12 @@ push = LivePush(MemoryBroker(), authorize)  # RedisStreamsBroker where EVENTSTRE
 def send_event(channel, event_type, data):
     text = json.dumps(data, cls=DjangoJSONEncoder)
     event = Event(text, event=None if event_type == "message" else event_type)
-    async_to_sync(push.publish)(channel, event)
+    push.publish_sync(channel, event)
 
 
 def channel_permission_changed(user, channel):
     if not can_read_channel(user, channel):
-        async_to_sync(push.disconnect)(slot_key=str(user.pk), channel=channel)
+        push.disconnect_sync(slot_key=str(user.pk), channel=channel)
 
 
 # end: send

@@ -1,4 +1,3 @@
-from asgiref.sync import async_to_sync
 from django.contrib.auth import logout
 from django.contrib.auth.decorators import login_required
 from django.db import transaction
@@ -17,9 +16,7 @@ def rename(request):
         user.first_name = request.POST["name"]
         user.save()
         # After the commit: who hears of the change and asks the database then finds it.
-        transaction.on_commit(
-            lambda: async_to_sync(push.publish)(f"user:{user.pk}", {"name": user.first_name})
-        )
+        transaction.on_commit(lambda: push.publish_sync(f"user:{user.pk}", {"name": user.first_name}))
     return HttpResponse(status=204)
 
 
@@ -29,7 +26,7 @@ def rename(request):
 def leave(request):
     key = str(request.user.pk)
     logout(request)
-    async_to_sync(push.disconnect)(slot_key=key)
+    push.disconnect_sync(slot_key=key)
     return HttpResponse(status=204)
 
 
