@@ -16,7 +16,7 @@ from django.http import HttpRequest
 from django.test import AsyncRequestFactory, RequestFactory, override_settings
 
 from livepush_asgi import Authorize, LivePush, LivePushMiddleware, MemoryBroker
-from livepush_asgi.contrib.django import sse_streaming_response
+from livepush_asgi.contrib.django import sse_streaming_response, uses_database
 from livepush_asgi.testing import Client
 
 from .apps.django_project import configure
@@ -109,7 +109,7 @@ async def test_without_a_cookie_the_database_is_not_asked(client: Client, user: 
         session = await sync_to_async(log_in)(user)
         assert await status(client, session.session_key) == 200
         # No connection is left open while nothing is asked.
-        assert await sync_to_async(lambda: connection.connection)() is None
+        assert await uses_database(lambda: connection.connection)() is None
     finally:
         connection_created.disconnect(note)
 
