@@ -15,6 +15,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.core.exceptions import PermissionDenied
 from django.db import connections
+from django.db.backends.signals import connection_created
 from django.test.utils import setup_test_environment, teardown_test_environment
 
 from livepush_asgi import (
@@ -211,6 +212,23 @@ async def test_look_ups_run_side_by_side_and_share_threads() -> None:
     async with push.lifespan():
         assert await asyncio.gather(*[status(push) for _ in range(4 * LOOKUP_THREADS)]) == [200] * 16
     assert len(names) == LOOKUP_THREADS
+
+
+async def test_a_wave_shares_connections(tmp_path: Path) -> None:
+    """Catches a new connection for each look-up while others wait, where CONN_MAX_AGE is 0."""
+    made = []
+
+    def note(**_: object) -> None:
+        made.append(1)
+
+    with configured({"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "database"}):
+        connection_created.connect(note)
+        try:
+            await asyncio.gather(*[synchronous(StreamRequest({"type": "http"})) for _ in range(200)])
+        finally:
+            connection_created.disconnect(note)
+        await in_every_thread(close)
+    assert LOOKUP_THREADS <= len(made) < 4 * LOOKUP_THREADS
 
 
 async def test_a_look_up_that_waits_is_dropped_with_its_request() -> None:

@@ -8,6 +8,7 @@ stays. For thousands of clients put LivePushMiddleware in front of Django: its s
 """
 
 import os
+import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
@@ -66,11 +67,12 @@ def uses_database(function: Callable[P, object]) -> Callable[P, Awaitable[object
                 return Refusal(401)
             return Grant(channels=[f"team:{team.pk}" for team in user.teams.all()], slot_key=str(user.pk))
 
-    A synchronous function runs in one of LOOKUP_THREADS threads, which keep their database connections as
-    CONN_MAX_AGE says. A call that waits for a thread is dropped when its request has left or timed out. Under
-    Django's test runner, whose test cases have a transaction in one thread, it runs in asgiref's thread. An
-    asynchronous function runs on the event loop, and what it passes to `sync_to_async`, or asks the
-    asynchronous ORM for, runs in asgiref's thread, one call at a time.
+    A synchronous function runs in one of LOOKUP_THREADS threads. Their database connections are kept as
+    CONN_MAX_AGE says, and from one call to the next while many wait. A call that waits for a thread is
+    dropped when its request has left or timed out. Under Django's test runner, whose test cases have a
+    transaction in one thread, the function runs in asgiref's thread. An asynchronous function runs on the
+    event loop, and what it passes to `sync_to_async`, or asks the asynchronous ORM for, runs in asgiref's
+    thread, one call at a time.
 
     Connections that are broken or too old are closed before and after it, as Django does for its own
     requests. If a connection that was open before breaks during the call, such as after a restart of the
@@ -89,11 +91,16 @@ def uses_database(function: Callable[P, object]) -> Callable[P, Awaitable[object
     return with_database
 
 
-def _in_a_thread(function: Callable[[], T]) -> Awaitable[T]:
+async def _in_a_thread(function: Callable[[], T]) -> T:
+    global _in_flight
     # The test runners of Django and of pytest-django set it.
     if hasattr(mail, "outbox"):
-        return sync_to_async(function)()
-    return sync_to_async(function, thread_sensitive=False, executor=_threads)()
+        return await sync_to_async(function)()
+    _in_flight += 1
+    try:
+        return await sync_to_async(function, thread_sensitive=False, executor=_threads)()
+    finally:
+        _in_flight -= 1
 
 
 def _look_up(call: Callable[[], T]) -> T:
@@ -106,7 +113,10 @@ def _look_up(call: Callable[[], T]) -> T:
                 raise
         return call()
     finally:
-        close_old_connections()
+        # In a wave this thread takes the next call at once, and a connection takes longer than a look-up.
+        _thread.keeps_connections = _in_flight >= 2 * LOOKUP_THREADS
+        if not _thread.keeps_connections:
+            close_old_connections()
 
 
 async def _look_up_async(call: Callable[[], Awaitable[T]]) -> T:
@@ -125,7 +135,8 @@ async def _look_up_async(call: Callable[[], Awaitable[T]]) -> T:
 # Django ships no types: its connections are Any to mypy.
 def _open_connections() -> list[Any]:
     """Close the connections of this thread that Django would close before a request, and return the rest."""
-    close_old_connections()
+    if not getattr(_thread, "keeps_connections", False):
+        close_old_connections()
     found = connections.all(initialized_only=True)
     return [connection for connection in found if connection.connection is not None]
 
@@ -149,12 +160,15 @@ def _make_threads() -> ThreadPoolExecutor:
 
 
 _threads = _make_threads()
+_thread = threading.local()
+# How many calls run or wait for a thread.
+_in_flight = 0
 
 
 def _reset_after_fork() -> None:
     # A forked process has none of the threads of its parent.
-    global _threads
-    _threads = _make_threads()
+    global _threads, _in_flight
+    _threads, _in_flight = _make_threads(), 0
 
 
 if hasattr(os, "register_at_fork"):
