@@ -460,7 +460,8 @@ def publish(request):
 def disconnect(request):
     return HttpResponse(str(push.disconnect_sync(channel="news").processes))
 
-urlpatterns = [path("publish", publish), path("disconnect", disconnect)]
+from livepush_asgi.contrib.django import needs_asgi
+urlpatterns = [path("publish", publish), path("disconnect", disconnect), path("events", needs_asgi)]
 
 from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
@@ -510,4 +511,6 @@ async def test_under_runserver_with_a_memory_broker_a_save_is_no_error(tmp_path:
     async with Serving(SERVERS["runserver"], tmp_path / "log", environment=environment) as serving:
         assert await statuses(serving, 20) == {204: 20}
         assert (await serving.open("/disconnect")).status == 200
+        assert (await serving.open("/events")).status == 500
     assert serving.log.count(UNHEARD) == 1
+    assert "this request came by WSGI" in serving.log

@@ -253,6 +253,19 @@ async def sse_streaming_response(
     return await _response(open_for_route(service, _scope_of(request), **terms))
 
 
+def needs_asgi(request: HttpRequest) -> HttpResponseBase:
+    """Tell why the path of LivePushMiddleware reaches Django: `path("events", needs_asgi)` in the URLconf.
+
+    The middleware answers its path itself. Under WSGI, such as runserver without daphne, nothing calls it,
+    and the path would be a 404 without a reason. Raises ImproperlyConfigured.
+    """
+    _check_asgi(request)
+    raise ImproperlyConfigured(
+        f"no LivePushMiddleware has answered {request.path!r}: put it around get_asgi_application() in "
+        "asgi.py, with this path, and serve that application"
+    )
+
+
 async def event_stream_response(
     request: HttpRequest, source: AsyncIterable[object], **terms: Unpack[SourceTerms]
 ) -> HttpResponseBase:
