@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import partial
 from threading import Lock, get_ident
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -626,13 +626,17 @@ async def _lend(broker: Broker) -> AsyncIterator[Broker]:
             await close()
 
 
-@cache
+# Held from the first warning of this process on. Many threads may come to it at once.
+_unheard_warned = Lock()
+
+
 def _warn_unheard() -> None:
-    logger.warning(
-        "what this process publishes to MemoryBroker reaches no stream, since LivePush is not started in it: "
-        "serve streams from this process by ASGI (uvicorn; for Django's runserver, put 'daphne' first into "
-        "INSTALLED_APPS), or take a broker with a server (RedisStreamsBroker)"
-    )
+    if _unheard_warned.acquire(blocking=False):
+        logger.warning(
+            "what this process publishes to MemoryBroker reaches no stream, since LivePush is not started in "
+            "it: serve streams from this process by ASGI (uvicorn; for Django's runserver, put 'daphne' "
+            "first into INSTALLED_APPS), or take a broker with a server (RedisStreamsBroker)"
+        )
 
 
 _instances: WeakSet[LivePush] = WeakSet()
