@@ -234,6 +234,29 @@ async def test_one_that_publishes_while_it_starts(make: Make) -> None:
                 assert [await asyncio.wrap_future(call) for call in calls] == ["ok"] * 4
 
 
+async def test_a_start_does_not_wait_for_a_server_that_is_away() -> None:
+    """Catches a start that takes as long as a call that is retried for minutes."""
+    tried = threading.Event()
+
+    class Away(MockBroker):
+        async def publish(self, channel: str, payload: str | bytes) -> int:
+            tried.set()
+            raise BrokerUnavailableError("away")
+
+    push = LivePush(Away(), public("news"))
+
+    def publish() -> None:
+        with pytest.raises(BrokerUnavailableError, match="the event loop ended before this call"):
+            push.publish_sync("news", "x", retry_for=300)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, publish)
+        assert await anyio.to_thread.run_sync(tried.wait, 10)
+        with anyio.fail_after(15):
+            async with push.lifespan():
+                pass
+
+
 def test_after_the_loop_of_a_run_has_ended_it_publishes_still(make: Make) -> None:
     push = LivePush(make(), public("news"))
 

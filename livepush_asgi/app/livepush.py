@@ -25,7 +25,7 @@ from ..process.revocation import Disconnected, Revocation, can_be_revoked
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
 from ..runtime.asgi import Receive, Scope, Send
-from ..runtime.event_loop import call_on, is_running, loop_identity, refuse_to_block, run_on
+from ..runtime.event_loop import call_on, is_running, loop_identity, refuse_to_block, result_of, run_on
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Slots
 from ..stream.stream import Stream
@@ -283,14 +283,12 @@ class LivePush:
             expected_position=expected_position,
             retry_for=retry_for,
         )
-        if (run := self._live_run()) is not None:
-            return call_on(run.loop, partial(_when_started, run, function))
-        if self._is_in_process:
+        if self._is_in_process and self._live_run() is None:
             # A mistake in the arguments is raised all the same.
             prepare(channel, data, event, id, retry, idempotency_key, expected_position, self.encode)
             _warn_unheard()
             return None
-        return self._on_publisher(function)
+        return self._call_from_thread(function)
 
     async def publish_job(
         self,
@@ -395,13 +393,11 @@ class LivePush:
         """End streams as `disconnect` does, from a thread without an event loop: see `publish_sync`."""
         refuse_to_block("push.disconnect_sync", "await push.disconnect(...)")
         function = partial(self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout)
-        if (run := self._live_run()) is not None:
-            return call_on(run.loop, partial(_when_started, run, function))
-        if self._is_in_process:
+        if self._is_in_process and self._live_run() is None:
             Revocation(slot_key, channel)
             _warn_unheard()
             return Disconnected(0, 0)
-        return self._on_publisher(function)
+        return self._call_from_thread(function)
 
     async def drain(self) -> None:
         """Refuse new streams, end the open ones spread over the window, and wait until all have ended.
@@ -455,9 +451,8 @@ class LivePush:
     async def start(self) -> None:
         """Start in the running event loop. Harmless if it runs there already."""
         self._stopped_loop = None
-        self._thread = get_ident()
         if self._run is None or self._run.ended or self._run.loop is not loop_identity():
-            self._run = run = Run(
+            run = Run(
                 self.broker,
                 self.slots,
                 self.timing,
@@ -469,10 +464,14 @@ class LivePush:
                 hooks=make_hooks(self._on_open, self._on_end),
                 encode=self.encode,
             )
+            with self._lock:
+                self._run = run
             try:
                 await self._close_publisher()
             finally:
+                self._user = None
                 run.launch()
+        self._thread = get_ident()
         await self._run.wait_started()
 
     async def stop(self) -> None:
@@ -503,7 +502,9 @@ class LivePush:
         loop of its own. Raises RuntimeError if no such loop exists, and another one uses the broker.
         """
         here, run = loop_identity(), self._live_run()
-        if run is not None and run.running:
+        if here is self._user:
+            return None
+        if run is not None and not run.ended:
             return None if run.loop is here else run.loop
         loop = self._publisher.loop
         if loop is not None and loop is not here:
@@ -525,10 +526,18 @@ class LivePush:
     def _is_in_process(self) -> bool:
         return bool(getattr(self.broker, "in_process", False))
 
-    def _on_publisher(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        # `publish` compares the threads first, and the thread of an earlier run may call it.
-        self._thread = None
-        return self._publisher.call(function)
+    def _call_from_thread(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await an asynchronous function on the event loop that the broker belongs to. Blocks."""
+        # With the lock: a call is submitted before `start` closes the publisher, or goes to the run.
+        with self._lock:
+            run = self._live_run()
+            if run is None:
+                # `publish` compares the threads first, and the thread of an earlier run may call it.
+                self._thread = None
+                call, loop = self._publisher.submit(lambda thread: function())
+        if run is None:
+            return result_of(call, loop)
+        return call_on(run.loop, partial(_when_started, run, function))
 
     async def _close_publisher(self) -> None:
         """Close the event loop of `publish_sync`: from now on the run publishes."""

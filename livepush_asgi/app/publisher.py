@@ -36,6 +36,8 @@ T = TypeVar("T")
 class Publisher:
     """Publishes over any broker that has a server. The methods block. Threads may share a publisher.
 
+    It is for a process that has no LivePush. Where there is one, started or not, call its `publish_sync`.
+
     `make_broker` returns the broker, or an async context manager of one, which `close` exits:
 
         @asynccontextmanager
@@ -93,7 +95,9 @@ class Publisher:
             channel, data, event, id, retry, idempotency_key, expected_position, self._encode
         )
         refuse_to_block("Publisher.publish", "await push.publish(...)")
-        return self._call_with(lambda thread: publish_with_retries(thread.broker, publication, retry_for))
+        return result_of(
+            *self.submit(lambda thread: publish_with_retries(thread.broker, publication, retry_for))
+        )
 
     def disconnect(
         self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
@@ -106,7 +110,9 @@ class Publisher:
         """
         revocation = Revocation(slot_key, channel)
         refuse_to_block("Publisher.disconnect", "await push.disconnect(...)")
-        return self._call_with(lambda thread: thread.sender.revoke(thread.broker, revocation, timeout))
+        return result_of(
+            *self.submit(lambda thread: thread.sender.revoke(thread.broker, revocation, timeout))
+        )
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -129,19 +135,17 @@ class Publisher:
             if thread.error is not None:
                 raise thread.error
 
-    def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Await the result of an asynchronous function in the event loop of the broker. Blocks."""
-        return self._call_with(lambda thread: function())
-
-    def _call_with(self, function: Callable[["_LoopThread"], Coroutine[Any, Any, T]]) -> T:
+    def submit(
+        self, function: Callable[["_LoopThread"], Coroutine[Any, Any, T]]
+    ) -> tuple[Future[T], asyncio.AbstractEventLoop]:
+        """Call an asynchronous function in the event loop of the broker; return its future and the loop."""
         with self._lock:
             if self._thread is None:
                 self._thread = _LoopThread(self._make_broker, self._namespace)
                 self._finalizer = finalize(self, self._thread.stop)
                 self._finalizer.atexit = False
             thread = self._thread
-            call = thread.submit(function(thread))
-        return result_of(call, thread.loop)
+            return thread.submit(function(thread)), thread.loop
 
 
 class _LoopThread(threading.Thread):

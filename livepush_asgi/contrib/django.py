@@ -80,10 +80,12 @@ def uses_database(function: Callable[P, object]) -> Callable[P, Awaitable[object
     repeatable, as a look-up is.
     """
 
+    is_asynchronous = iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
+
     @wraps(function)
     async def with_database(*arguments: P.args, **options: P.kwargs) -> object:
         call = partial(function, *arguments, **options)
-        if iscoroutinefunction(function):
+        if is_asynchronous:
             return await _look_up_async(cast("Callable[[], Awaitable[object]]", call))
         result = await _in_a_thread(partial(_look_up, call))
         return await result if isawaitable(result) else result
