@@ -333,7 +333,7 @@ class TestMemoryBroker:
         """Catches an error for every save under runserver, and the silence without one."""
         push = LivePush(MemoryBroker(), public("news"))
         assert [push.publish_sync("news", "x") for _ in range(3)] == [None] * 3
-        assert push.disconnect_sync(channel="news") == Disconnected(0, 0)
+        assert push.disconnect_sync(channel="news") == Disconnected(0, 0, 0)
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         assert UNHEARD in record.getMessage()
