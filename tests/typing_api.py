@@ -203,11 +203,16 @@ async def publish(push: LivePush) -> None:
     await push.publish("news", "x", retry_for=1, expected_position=first)
     done = await push.disconnect(slot_key="42", channel="news", timeout=1)
     assert_type(done, Disconnected)
-    assert_type(done.streams + done.processes, int)
+    assert_type(done.streams + done.processes + done.missing, int)
     assert_type(push.statistics(), Statistics)
     assert_type(push.healthy, bool)
     assert_type(async_to_sync(push.publish)("news", "x"), str | None)
     await push.drain()
+
+
+def publish_from_a_thread(push: LivePush) -> None:
+    assert_type(push.publish_sync("news", {"a": 1}, event="e", retry_for=1), str | None)
+    assert_type(push.disconnect_sync(slot_key="7", timeout=1), Disconnected)
 
 
 def publish_from_a_script() -> None:

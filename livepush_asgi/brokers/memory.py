@@ -13,6 +13,7 @@ from ..errors import PositionConflictError
 from ..runtime.event_loop import is_running, loop_identity, time_source
 from ..settings import value_or_default
 from ..wire.cursor import Position, new_epoch
+from ..wire.event import payload_bytes
 from . import READ_BYTES, Page, Record, Subscription
 from .history import History
 from .mailbox import Mailbox
@@ -142,10 +143,10 @@ class MemoryBroker:
     `History.channels` logs and it was idle longest.
 
     Use it on one event loop: while there are subscriptions, a call on another running loop raises
-    RuntimeError, since its events would arrive late or never. From another thread, publish through
-    `anyio.from_thread.run` or asgiref's `async_to_sync`, which hand the call to the loop. Events do not reach
-    other processes: with several workers use a broker with a server. If this process seems to be one of
-    several workers, the first subscription logs a warning.
+    RuntimeError, since its events would arrive late or never. From another thread, call
+    `LivePush.publish_sync`, which hands the event to the loop. Events do not reach other processes: with
+    several workers use a broker with a server. If this process seems to be one of several workers, the first
+    subscription logs a warning.
     """
 
     #: There is no server that could lose commands, or withhold them from this process.
@@ -171,7 +172,7 @@ class MemoryBroker:
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload to the channel's log, deliver it, and return how many subscriptions got it."""
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        data = payload_bytes(payload)
         await self.append(channel, data)
         return self.subscriptions(channel)
 

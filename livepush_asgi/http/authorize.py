@@ -106,6 +106,8 @@ class Decider:
         run: Run,
         receive: Receive | None = None,
         authorize: Authorize | None = None,
+        *,
+        may_be_soft: bool = True,
     ) -> Grant:
         """Return the grant of `authorize`, or of the application's `authorize` if None is given.
 
@@ -113,6 +115,42 @@ class Decider:
 
         Raises Refused, NotRunningError in a drain, and ClientLeftError.
         """
+        try:
+            decision = await self._decision(request, run, receive, authorize)
+        except (NotRunningError, ClientLeftError):
+            raise
+        except InvalidGrantError as error:
+            text = "authorize raised InvalidGrantError; the client got a 400: %s"
+            self._failures.log(logging.WARNING, text, error)
+            decision = Refusal(400, INVALID)
+        except Exception as error:
+            raise self._failed(
+                error, soft=may_be_soft and RefusalCause.ERROR in self._soft_refusals
+            ) from None
+        if isinstance(decision, Refusal):
+            raise Refused(decision, RefusalCause.AUTHORIZE)
+        return decision
+
+    async def decide_again(
+        self, request: StreamRequest, run: Run, authorize: Authorize | None = None
+    ) -> Grant | None:
+        """Return the current grant for an open stream, or None if `authorize` now refuses it.
+
+        Raises what `authorize` raises, unless it is a refusal.
+        """
+        try:
+            decision = await self._decision(request, run, None, authorize)
+            if isinstance(decision, Refusal):
+                return None
+            check_expiry(decision)
+        except (InvalidGrantError, GrantExpiredError):
+            return None
+        return decision
+
+    async def _decision(
+        self, request: StreamRequest, run: Run, receive: Receive | None, authorize: Authorize | None
+    ) -> Grant | Refusal:
+        """Return what `authorize` returns, or the refusal that it raises. Raises its other exceptions."""
         try:
             decision: object = self._call(authorize or self._authorize, request)
             if not isinstance(decision, Grant) and inspect.isawaitable(decision):
@@ -133,26 +171,13 @@ class Decider:
                 )
             if isinstance(decision, Grant):
                 run.check_replay(decision)
-        except (NotRunningError, ClientLeftError):
-            raise
         except Refusal as refusal:
-            decision = refusal
+            return refusal
         except Exception as error:
-            decision = self._refusal_for(error)
-        if isinstance(decision, Refusal):
-            raise Refused(decision, RefusalCause.AUTHORIZE)
+            if (meant := _refusal_meant(error)) is None:
+                raise
+            return meant
         return decision
-
-    async def decide_again(
-        self, request: StreamRequest, run: Run, authorize: Authorize | None = None
-    ) -> Grant | None:
-        """Return the current grant for an open stream, or None if `authorize` now refuses it."""
-        try:
-            grant = await self.decide(request, run, authorize=authorize)
-            check_expiry(grant)
-        except (Refused, GrantExpiredError):
-            return None
-        return grant
 
     def _call(self, authorize: Authorize, request: StreamRequest) -> object:
         begun = time.perf_counter()
@@ -173,20 +198,22 @@ class Decider:
         if self._blocking >= BLOCKING_CALLS:
             self._failures.log(logging.WARNING, BLOCKED + advice, took)
 
-    def _refusal_for(self, error: Exception) -> Refusal:
-        """Return the refusal that an exception of `authorize` means. Raises Refused for other exceptions."""
-        if isinstance(error, InvalidGrantError):
-            text = "authorize raised InvalidGrantError; the client got a 400: %s"
-            self._failures.log(logging.WARNING, text, error)
-            return Refusal(400, INVALID)
-        status, text = 500, "authorize failed; the client got a 500"
+    def _failed(self, error: Exception, *, soft: bool) -> Refused:
+        """Log an exception of `authorize` that is no refusal, and return the refusal for it."""
+        status, text = 500, "authorize failed; the client got %s"
         if isinstance(error, TimeoutError):
-            status, text = 503, "authorize took longer than Timing.authorize_timeout; the client got a 503"
-        try:
-            if (refusal := refusal_of(error)) is not None:
-                return refusal
-        except Exception as wrong:
-            text = f"authorize raised an HTTP error that is no refusal ({wrong}); the client got a 500"
-        self._failures.log(logging.ERROR, text, error=error)
-        soft = RefusalCause.ERROR in self._soft_refusals
-        raise Refused(Refusal(status, soft=soft), RefusalCause.ERROR) from None
+            status, text = 503, "authorize took longer than Timing.authorize_timeout; the client got %s"
+        answer = "a soft refusal (200)" if soft else f"a {status}"
+        self._failures.log(logging.ERROR, text, answer, error=error)
+        return Refused(Refusal(status, soft=soft), RefusalCause.ERROR)
+
+
+def _refusal_meant(error: Exception) -> Refusal | None:
+    """Return the refusal that an HTTP error of a framework means, or None for any other exception.
+
+    Raises AuthorizeError for an HTTP error that is no refusal.
+    """
+    try:
+        return refusal_of(error)
+    except Exception as wrong:
+        raise AuthorizeError(f"authorize raised an HTTP error that is no refusal ({wrong})") from error

@@ -85,7 +85,8 @@ class Endpoint:
         send: Send,
     ) -> None:
         try:
-            check_expiry(await self.decider.decide(request, _require_accepting(run), receive))
+            run = _require_accepting(run)
+            check_expiry(await self.decider.decide(request, run, receive, may_be_soft=False))
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except REFUSED_ERRORS as error:
@@ -183,7 +184,7 @@ class Endpoint:
         if not refused.soft:
             await refuse(send, refused, headers)
             return
-        block = soft_block(refused, refused.cause, self._timing, control_events=self._control_events)
+        block = soft_block(refused, refused.cause, self._timing)
         await refuse_softly(send, refused, block, headers)
 
 

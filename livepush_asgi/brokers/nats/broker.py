@@ -1,11 +1,13 @@
 """NatsBroker: pub/sub over core NATS, with one connection for everything."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nats.aio.msg import Msg
 
 from ...runtime.event_loop import asyncio_loop
+from ...wire.event import payload_bytes
 from .. import Subscription
 from ..timeouts import BrokerTimeouts
 from .connection import Connection
@@ -14,6 +16,9 @@ from .outgoing import Call
 from .settings import Settings
 from .stream import MARK
 from .subjects import check_prefix, subject_of
+
+# The connections that a forked process has inherited.
+_inherited: list[Connection] = []
 
 
 class NatsBroker:
@@ -56,7 +61,7 @@ class NatsBroker:
         Raises BrokerUnavailableError if the server is away or refuses. The payload was then sent once or not
         at all.
         """
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        data = payload_bytes(payload)
         try:
             await self._connect().exchange(Call(subject_of(self._prefix, channel), data))
         except FAILURES as error:
@@ -79,6 +84,10 @@ class NatsBroker:
         loop = asyncio_loop()
         connection = self._connection
         # An event loop that was closed without cancelling its tasks leaves its connection behind.
+        if connection is not None and connection.process != os.getpid():
+            # The parent process uses it. Collecting it here would disturb the event loop of the parent.
+            _inherited.append(connection)
+            connection = None
         if connection is None or connection.has_ended or connection.loop.is_closed():
             connection = self._connection = Connection(self._settings, self._decode)
         elif connection.loop is not loop:
