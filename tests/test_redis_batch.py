@@ -66,10 +66,12 @@ async def test_who_publishes_one_after_the_other_takes_one_connection_and_gives_
 ) -> None:
     async with valkey.client() as client:
         broker = kind(client)
+        # This client's one, and perhaps some that earlier tests have left behind.
+        before = len(await client.client_list())
         for _ in range(300):
             assert await broker.publish("one by one", "x") == 0
         await until(lambda: not batches())
-        assert len(await client.client_list()) == 1
+        assert len(await client.client_list()) <= before
 
 
 @pytest.mark.parametrize("pool", [ConnectionPool, BlockingConnectionPool])
