@@ -1,9 +1,10 @@
-"""Decider: calls `authorize` and turns its result or its exception into a Grant or a refusal."""
+"""Decider: calls `authorize` or `authorize_publish`, and makes a grant or a refusal of what comes of it."""
 
 import inspect
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from typing import Generic, TypeVar
 
 from ..errors import (
     AuthorizeError,
@@ -15,9 +16,9 @@ from ..errors import (
     ProcessFullError,
     SlotsUnavailableError,
 )
-from ..grant import Authorize, Grant, Refusal, StreamRequest
+from ..grant import Grant, Refusal, StreamRequest
 from ..process.revocation import deciding
-from ..process.run import Run, check_expiry
+from ..process.run import Run
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import ClientLeftError
 from ..runtime.failure_log import FailureLog
@@ -25,6 +26,10 @@ from ..wire.reasons import RefusalCause
 from .framework_errors import refusal_of
 
 logger = logging.getLogger("livepush_asgi")
+
+R = TypeVar("R", bound=StreamRequest)
+#: The class of the grant: Grant, or PublishGrant.
+G = TypeVar("G")
 
 #: The causes for which an application may choose soft refusals.
 SOFT_CAUSES = frozenset(
@@ -39,7 +44,7 @@ INVALID = "The request names no valid channel or key."
 # call may take long without blocking. A call that waits is not measured.
 BLOCKING_TIME = 0.02
 BLOCKING_CALLS = 5
-BLOCKED = "authorize blocks the event loop, and every stream with it, the last time for %.3f s: "
+BLOCKED = "%s blocks the event loop, and every stream with it, the last time for %.3f s: "
 IN_A_THREAD = (
     "decorate it with asgiref.sync's sync_to_async (with uses_database for Django's ORM), or make it "
     "asynchronous"
@@ -85,15 +90,27 @@ def refused_for(error: Exception, soft_refusals: Collection[RefusalCause] = ()) 
     return Refused(Refusal(status, detail, soft=soft, retry_after=getattr(error, "retry_after", None)), cause)
 
 
-class Decider:
+class Decider(Generic[R, G]):
     """Calls `authorize` for a request, and waits for at most `timeout` seconds.
+
+    `kind` is the class of its grants, `name` its name in log lines.
 
     A synchronous function runs on the event loop, because a thread costs as much as the rest of a connect.
     The application wraps a function that blocks in `sync_to_async` of asgiref.
     """
 
-    def __init__(self, authorize: Authorize, soft_refusals: Collection[RefusalCause], timeout: float) -> None:
+    def __init__(
+        self,
+        authorize: Callable[[R], G | Refusal | Awaitable[G | Refusal]],
+        soft_refusals: Collection[RefusalCause],
+        timeout: float,
+        kind: type[G],
+        name: str = "authorize",
+    ) -> None:
         self._authorize = authorize
+        self._kind = kind
+        self._name = name
+        self._decisions = (kind, Refusal)
         self._soft_refusals = soft_refusals
         self._timeout = timeout
         self._failures = FailureLog()
@@ -102,11 +119,11 @@ class Decider:
 
     async def decide(
         self,
-        request: StreamRequest,
+        request: R,
         run: Run,
         receive: Receive | None = None,
-        authorize: Authorize | None = None,
-    ) -> Grant:
+        authorize: Callable[[R], object] | None = None,
+    ) -> G:
         """Return the grant of `authorize`, or of the application's `authorize` if None is given.
 
         It may have expired already: see `check_expiry`.
@@ -115,7 +132,7 @@ class Decider:
         """
         try:
             decision: object = self._call(authorize or self._authorize, request)
-            if not isinstance(decision, Grant) and inspect.isawaitable(decision):
+            if not isinstance(decision, self._kind) and inspect.isawaitable(decision):
                 token = deciding.set(request)
                 try:
                     decision = await run.callbacks.result(
@@ -126,9 +143,10 @@ class Decider:
                     )
                 finally:
                     deciding.reset(token)
-            if not isinstance(decision, (Grant, Refusal)):
+            if not isinstance(decision, self._decisions):
                 raise AuthorizeError(
-                    f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
+                    f"{self._name} returned {type(decision).__name__}, not a {self._kind.__name__} or a "
+                    "Refusal. "
                     "Is a `return` missing, or an `await` in front of what it calls?"
                 )
             if isinstance(decision, Grant):
@@ -141,20 +159,10 @@ class Decider:
             decision = self._refusal_for(error)
         if isinstance(decision, Refusal):
             raise Refused(decision, RefusalCause.AUTHORIZE)
+        assert isinstance(decision, self._kind)
         return decision
 
-    async def decide_again(
-        self, request: StreamRequest, run: Run, authorize: Authorize | None = None
-    ) -> Grant | None:
-        """Return the current grant for an open stream, or None if `authorize` now refuses it."""
-        try:
-            grant = await self.decide(request, run, authorize=authorize)
-            check_expiry(grant)
-        except (Refused, GrantExpiredError):
-            return None
-        return grant
-
-    def _call(self, authorize: Authorize, request: StreamRequest) -> object:
+    def _call(self, authorize: Callable[[R], object], request: R) -> object:
         begun = time.perf_counter()
         decision: object = None
         try:
@@ -162,7 +170,7 @@ class Decider:
             return decision
         finally:
             # Anything else is awaited, and blocks then, if it does.
-            if decision is None or isinstance(decision, (Grant, Refusal)):
+            if decision is None or isinstance(decision, self._decisions):
                 self._count_blocking(time.perf_counter() - begun, IN_A_THREAD)
 
     def _on_first_step(self, took: float) -> None:
@@ -171,22 +179,23 @@ class Decider:
     def _count_blocking(self, took: float, advice: str) -> None:
         self._blocking = self._blocking + 1 if took > BLOCKING_TIME else 0
         if self._blocking >= BLOCKING_CALLS:
-            self._failures.log(logging.WARNING, BLOCKED + advice, took)
+            self._failures.log(logging.WARNING, BLOCKED + advice, self._name, took)
 
     def _refusal_for(self, error: Exception) -> Refusal:
         """Return the refusal that an exception of `authorize` means. Raises Refused for other exceptions."""
         if isinstance(error, InvalidGrantError):
-            text = "authorize raised InvalidGrantError; the client got a 400: %s"
-            self._failures.log(logging.WARNING, text, error)
+            text = "%s raised InvalidGrantError; the client got a 400: %s"
+            self._failures.log(logging.WARNING, text, self._name, error)
             return Refusal(400, INVALID)
-        status, text = 500, "authorize failed; the client got a 500"
+        status, text = 500, "%s failed; the client got a 500"
+        more: tuple[object, ...] = ()
         if isinstance(error, TimeoutError):
-            status, text = 503, "authorize took longer than Timing.authorize_timeout; the client got a 503"
+            status, text = 503, "%s took longer than Timing.authorize_timeout; the client got a 503"
         try:
             if (refusal := refusal_of(error)) is not None:
                 return refusal
         except Exception as wrong:
-            text = f"authorize raised an HTTP error that is no refusal ({wrong}); the client got a 500"
-        self._failures.log(logging.ERROR, text, error=error)
+            text, more = "%s raised an HTTP error that is no refusal (%s); the client got a 500", (wrong,)
+        self._failures.log(logging.ERROR, text, self._name, *more, error=error)
         soft = RefusalCause.ERROR in self._soft_refusals
         raise Refused(Refusal(status, soft=soft), RefusalCause.ERROR) from None

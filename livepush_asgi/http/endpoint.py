@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..errors import GrantRevokedError, NotRunningError
-from ..grant import Authorize, Refusal, StreamRequest
+from ..errors import GrantExpiredError, GrantRevokedError, NotRunningError
+from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..runtime.asgi import Receive, Send
 from ..runtime.callbacks import ClientLeftError
@@ -42,7 +42,7 @@ class Endpoint:
         self._cors = cors
         self._control_events = control_events
         self._soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
-        self.decider = Decider(authorize, self._soft_refusals, timing.authorize_timeout)
+        self._decider = Decider(authorize, self._soft_refusals, timing.authorize_timeout, Grant)
         self._count_refusal = count_refusal
         self._probes = probes
 
@@ -85,7 +85,7 @@ class Endpoint:
         send: Send,
     ) -> None:
         try:
-            check_expiry(await self.decider.decide(request, _require_accepting(run), receive))
+            check_expiry(await self._decider.decide(request, _require_accepting(run), receive))
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except REFUSED_ERRORS as error:
@@ -160,7 +160,7 @@ class Endpoint:
                 if not run.revoker.listening:
                     await run.revoker.listen()
                 decided_at = run.revoker.log.number
-                grant = await self.decider.decide(request, run, receive, authorize)
+                grant = await self._decider.decide(request, run, receive, authorize)
                 given = grant.control_events
                 try:
                     return await run.open(
@@ -178,6 +178,17 @@ class Endpoint:
             raise AssertionError
         finally:
             run.pending -= 1
+
+    async def decide_again(
+        self, request: StreamRequest, run: Run, authorize: Authorize | None = None
+    ) -> Grant | None:
+        """Return the current grant for an open stream, or None if `authorize` now refuses it."""
+        try:
+            grant = await self._decider.decide(request, run, authorize=authorize)
+            check_expiry(grant)
+        except (Refused, GrantExpiredError):
+            return None
+        return grant
 
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
         if not refused.soft:
