@@ -195,7 +195,7 @@ class Decider(Generic[R, G]):
             if (refusal := refusal_of(error)) is not None:
                 return refusal
         except Exception as wrong:
-            text, more = "%s raised an HTTP error that is no refusal (%s); the client got a 500", (wrong,)
+            more, text = (wrong,), "%s raised an HTTP error that is no refusal (%s); the client got a 500"
         self._failures.log(logging.ERROR, text, self._name, *more, error=error)
         soft = RefusalCause.ERROR in self._soft_refusals
         raise Refused(Refusal(status, soft=soft), RefusalCause.ERROR) from None
