@@ -147,7 +147,7 @@ async def test_two_publishers_with_one_key_and_two_workers_publish_once(
 
 # Ten thousand bad requests beside good ones.
 
-BODY_LIMIT = 16 * 1024
+BODY_LIMIT = 256 * 1024
 LONG = b'{"channel":"news","data":"' + b"x" * BODY_LIMIT + b'"}'
 OLD = sign(SECRET, event(0), moment=1_000_000_000)
 TOKEN = jwt.encode({"mercure": {"publish": ["*"]}}, SECRET, "HS256")
@@ -165,8 +165,8 @@ BAD: Sequence[tuple[int, Callable[[int], bytes]]] = [
     (401, lambda n: request(event(n) + b" ", signature=sign(SECRET, event(n)))),
     (401, lambda n: request(event(n), path="/.well-known/mercure", authorization=f"Bearer {FORGED}")),
     (405, lambda n: request(b"").replace(b"POST", b"PUT", 1)),
-    (413, lambda n: request(LONG)),
-    (413, lambda n: request(LONG * 3, length=None)),
+    (413, lambda n: request(b"", length=BODY_LIMIT + 1 + n)),
+    (413, lambda n: request(LONG if n % 100 == 0 else b"{", length=None if n % 100 == 0 else BODY_LIMIT * 9)),
     (415, lambda n: request(event(n), content_type=f"text/x{n}")),
 ]  # fmt: skip
 
@@ -178,6 +178,9 @@ async def abuse(port: int, numbers: Sequence[int], found: Counter[tuple[int, int
         status, body = await publisher.post(make(number))
         assert len(body) < 500
         found[expected, status] += 1
+        if status == 413:
+            # The server waits for the rest of the body, to throw it away.
+            publisher.close()
     publisher.close()
 
 
@@ -193,9 +196,10 @@ async def publish(port: int, start: int, count: int) -> set[tuple[int, bytes]]:
 
 
 async def stall(port: int) -> int:
-    """Send half of a body, and wait for what the server says to that."""
+    """Send a body but for its last byte, and wait for what the server says to that."""
     publisher = Publisher(port)
-    status, _ = await publisher.post(request(event(0), length=BODY_LIMIT))
+    body = event("x" * (BODY_LIMIT - 1000))
+    status, _ = await publisher.post(request(body[:-1], length=len(body)))
     publisher.close()
     return status
 
@@ -210,21 +214,23 @@ async def leave(port: int) -> None:
 
 @pytest.mark.slow
 async def test_ten_thousand_bad_requests_beside_good_ones(tmp_path: Path) -> None:
-    environment = {"MAX_BODY": str(BODY_LIMIT), "BODY_TIMEOUT": "3"}
+    # Without the checks of Python's development mode, which take several times the memory.
+    environment = {"MAX_BODY": str(BODY_LIMIT), "BODY_TIMEOUT": "3", "PYTHONMALLOC": "pymalloc"}
     found: Counter[tuple[int, int]] = Counter()
     async with uvicorn(APP, tmp_path / "log", environment=environment) as server:
         stream = await server.open("/events")
         await stream.next_event("livepush.open")
         await publish(server.port, 0, 5)
         before = await facts(server)
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(90), asyncio.TaskGroup() as tasks:
             abusers = [tasks.create_task(abuse(server.port, range(n, 9_000, 30), found)) for n in range(30)]
             stalled = [tasks.create_task(stall(server.port)) for _ in range(300)]
             for _ in range(700):
                 tasks.create_task(leave(server.port))
             good = [tasks.create_task(publish(server.port, 5 + 50 * n, 50)) for n in range(4)]
         assert len(abusers) == 30
-        assert {task.result() for task in stalled} == {408}
+        # Together they are more than the process may hold.
+        assert {503} <= {task.result() for task in stalled} <= {408, 503}
         assert sum(found.values()) == 9_000
         assert {pair for pair in found if pair[0] != pair[1]} == set()
         answers = [answer for task in good for answer in task.result()]
@@ -232,8 +238,8 @@ async def test_ten_thousand_bad_requests_beside_good_ones(tmp_path: Path) -> Non
         data = [int((await stream.next_event()).data) for _ in range(205)]
         assert sorted(data) == list(range(205))
         after = await facts(server)
-        # The peak, with 64 bodies of 16 KiB and 1,034 connections.
-        assert after["kib"] - before["kib"] < 60 * 1024, (before, after)
+        # Most of it is what uvicorn keeps for a thousand connections.
+        assert after["kib"] - before["kib"] < 120 * 1024, (before, after)
         lines = [line for line in server.log.splitlines() if "INFO" not in line]
         assert len(lines) <= 5, lines[:20]
 

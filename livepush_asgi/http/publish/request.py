@@ -104,6 +104,7 @@ class Bodies:
         self.timeout = timeout
         #: The bytes of all bodies that are held now.
         self.held = 0
+        self._arriving: set[_Arriving] = set()
 
     def check_length(self, length: str) -> None:
         """Raise Refusal if the header `Content-Length` announces too much."""
@@ -112,24 +113,54 @@ class Bodies:
 
     async def read(self, receive: Receive, count: Callable[[int], None]) -> bytes:
         """Return the body. `count` is told of each piece that is held. Raises Refusal, ClientLeftError."""
-        body = bytearray()
+        body, arriving = bytearray(), _Arriving(count)
+        self._arriving.add(arriving)
         try:
-            with anyio.fail_after(self.timeout):
+            with anyio.fail_after(self.timeout) as arriving.scope:
                 more = True
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ClientLeftError("the publisher left before its request was complete")
                     piece, more = message.get("body", b""), message.get("more_body", False)
-                    self._check(len(body), len(piece))
-                    count(len(piece))
+                    self._make_room(arriving, len(piece))
+                    arriving.add(len(piece))
                     body += piece
         except TimeoutError:
             raise Refusal(408, SLOW.format(self.timeout)) from None
+        finally:
+            self._arriving.discard(arriving)
+        if arriving.given_up:
+            raise Refusal(503, BUSY, retry_after=1)
         return bytes(body)
 
-    def _check(self, size: int, more: int) -> None:
-        if size + more > self.max_body:
+    def _make_room(self, arriving: "_Arriving", size: int) -> None:
+        """Give up the largest bodies until a piece fits, so that large ones do not keep out small ones."""
+        if arriving.size + size > self.max_body:
             raise Refusal(413, TOO_LARGE.format(self.max_body))
-        if self.held + more > BODIES * self.max_body:
-            raise Refusal(503, BUSY, retry_after=1)
+        while self.held + size > BODIES * self.max_body:
+            largest = max(self._arriving, key=lambda each: each.size)
+            if largest.size <= arriving.size + size:
+                raise Refusal(503, BUSY, retry_after=1)
+            self._arriving.discard(largest)
+            largest.give_up()
+
+
+class _Arriving:
+    """A body that arrives."""
+
+    def __init__(self, count: Callable[[int], None]) -> None:
+        self.scope = anyio.CancelScope()
+        self.size = 0
+        self.given_up = False
+        self._count = count
+
+    def add(self, size: int) -> None:
+        self.size += size
+        self._count(size)
+
+    def give_up(self) -> None:
+        """Have the body forgotten, and its publisher told to come again."""
+        self.given_up = True
+        self.scope.cancel()
+        self._count(-self.size)
