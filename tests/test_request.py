@@ -65,6 +65,7 @@ def test_the_last_event_id_is_utf8_in_the_header() -> None:
 
 def test_the_last_event_id_may_stand_in_the_query() -> None:
     assert request(query_string=b"last_event_id=7%E2%82%AC").last_event_id == "7€"
+    assert request(query_string=b"lastEventId=7%E2%82%AC").last_event_id == "7€"
 
 
 def test_the_header_wins_over_the_query() -> None:
