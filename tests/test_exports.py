@@ -108,3 +108,9 @@ def test_a_name_whose_library_is_missing_says_what_to_install(name: str) -> None
         [sys.executable, "-c", WITHOUT, library, name], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert f"ImportError: {name} needs {library}-py: pip install 'livepush_asgi[{library}]'" in run.stderr
+
+
+def test_jwt_publish_says_what_to_install() -> None:
+    command = [sys.executable, "-c", WITHOUT, "jwt", "jwt_publish"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert "ImportError: jwt_publish needs PyJWT: pip install 'livepush_asgi[jwt]'" in run.stderr

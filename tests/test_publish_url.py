@@ -94,6 +94,9 @@ async def test_what_is_outside_is_status_1(server: Serving) -> None:
         (("--url", url, "--secret", SECRET[::-1]), "answers 401: X-Signature is not the signature"),
         (("--url", f"{server.url}/elsewhere"), "answers 405: Method Not Allowed"),
         (("--url", closed), "/publish cannot be reached: "),
+        (("--url", f"{server.url}/moved"), "redirects to https://example.org/publish/: give that URL"),
+        (("--url", f"{server.url}/broken"), "answers 502: Bad Gateway"),
+        (("--url", f"{server.url}/list"), "answers 500: Internal Server Error"),
     ]:
         status, output, errors = await told("news", "x", *arguments)
         assert (status, output) == (1, "")

@@ -3,7 +3,7 @@
 `POST /publish` takes signed requests, `POST /.well-known/mercure` those with a JWT, `GET /events` is a stream
 of `news`, `GET /facts` tells the numbers and the memory of the process. A request with `x-kill: before` or
 `x-kill: after` has the process killed, as by a power cut, when its event is published: before or after the
-server has sent the answer.
+server has sent the answer. `/moved`, `/broken` and `/list` answer as something in between does.
 """
 
 import json
@@ -30,10 +30,23 @@ signed = push.publisher(hmac_publish(SECRET), max_body=BODY, body_timeout=TIMEOU
 mercure = push.publisher(jwt_publish(SECRET, ["HS256"]), max_body=BODY, body_timeout=TIMEOUT)
 
 
+# What a mount without a slash, and a proxy, answer.
+PLAIN = {
+    "/moved": (307, b"location", b"https://user:pw@example.org/publish/?a", b""),
+    "/broken": (502, b"content-type", b"text/html", b"<h1>Bad Gateway</h1>"),
+    "/list": (500, b"content-type", b"application/json", b"[]"),
+}
+
+
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     path = scope.get("path", "")
     if scope["type"] == "http" and path == "/facts":
         await tell_facts(send)
+    elif scope["type"] == "http" and path in PLAIN:
+        status, name, value, body = PLAIN[path]
+        head = [(name, value), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        await send({"type": "http.response.body", "body": body})
     elif scope["type"] == "http" and path == "/publish":
         await signed(scope, receive, killing(scope, send))
     elif scope["type"] == "http" and path == "/.well-known/mercure":
