@@ -344,7 +344,8 @@ async def test_an_authorize_publish_that_hangs_is_a_503(caplog: pytest.LogCaptur
     async with house(authorize_publish, settings={"timing": Timing(authorize_timeout=1)}) as h:
         h.client = Client(h.push.publisher(authorize_publish, body_timeout=2), deadline=10)
         begun = anyio.current_time()
-        assert told(await h.post({"channel": "a", "data": 1}))[0] == 503
+        answer = await h.post({"channel": "a", "data": 1})
+        assert (told(answer)[0], answer.headers["retry-after"]) == (503, "2")
         assert anyio.current_time() - begun == pytest.approx(3, abs=0.1)
     assert "authorize_publish took longer than Timing.authorize_timeout" in caplog.text
 

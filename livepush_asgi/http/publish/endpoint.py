@@ -17,7 +17,7 @@ from ..authorize import Decider
 from ..driver import DISCONNECT_ERRORS
 from ..responses import answer, refuse
 from .content import FORM, JSON, Content, Reader, media_type
-from .publishing import Answer, Problem, Publish, Publishing
+from .publishing import RETRY_AFTER, Answer, Problem, Publish, Publishing
 from .request import AuthorizePublish, Bodies, PublishGrant, PublishRequest
 
 ALLOWED = "POST, OPTIONS"
@@ -151,6 +151,9 @@ async def _refuse(refusal: Refusal, request: PublishRequest, send: Send) -> None
     # To a stream's client a 204 is a refusal; to a publisher it would be a success.
     if refusal.status == 204:
         refusal = Refusal(403, refusal.detail)
+    if refusal.status == 503 and refusal.retry_after is None:
+        # A publisher repeats a 503, and has to know when.
+        refusal.retry_after = RETRY_AFTER
     headers = []
     # The rest of a slow body is not waited for. HTTP/2 has no such field.
     if refusal.status == 408 and str(request.scope.get("http_version", "")).startswith("1"):

@@ -18,6 +18,7 @@ AWAY = (
 NOT_TRIED = "Not published, since an event before it was not."
 CONFLICT = "The log has gone on past expected_position."
 NOT_TAKEN = "The broker does not take this event."
+# In seconds, with a 503.
 RETRY_AFTER = 2
 
 
