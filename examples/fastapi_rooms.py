@@ -56,4 +56,4 @@ async def remove(room: str, user_id: int):
     # First the permission, then the streams: an `authorize` that is called again then refuses.
     members[room].discard(user_id)
     done = await push.disconnect(channel=f"room:{room}", slot_key=str(user_id))
-    return {"streams": done.streams, "processes": done.processes}
+    return done._asdict()

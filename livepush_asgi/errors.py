@@ -71,7 +71,10 @@ class SlotsUnavailableError(LivePushError):
 
 
 class BrokerUnavailableError(LivePushError):
-    """Raised when the broker cannot be reached. The event may have been published all the same."""
+    """Raised when the broker cannot be reached. The event may have been published all the same.
+
+    `disconnect` raises it when it could not send its command: streams in other processes stay open.
+    """
 
 
 class PositionConflictError(LivePushError):

@@ -147,6 +147,26 @@ async def test_an_authorize_that_raises_can_be_soft() -> None:
     assert b"secret" not in answer.body
 
 
+@pytest.mark.parametrize(
+    ("soft", "method", "status", "told"),
+    [
+        (False, "GET", 500, "the client got a 500"),
+        (True, "GET", 200, "the client got a soft refusal (200)"),
+        (True, "HEAD", 500, "the client got a 500"),
+    ],
+)
+async def test_the_log_has_the_answer_that_the_client_got(
+    soft: bool, method: str, status: int, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def authorize(request: StreamRequest) -> Grant:
+        raise KeyError("secret")
+
+    push = LivePush(MemoryBroker(), authorize, soft_refusals={RefusalCause.ERROR} if soft else ())
+    async with push.lifespan(), Client(push) as client:
+        assert (await client.request(method, "/")).status == status
+    assert [record.getMessage() for record in caplog.records] == [f"authorize failed; {told}"]
+
+
 async def test_an_authorize_that_takes_too_long_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     cancelled = []
 

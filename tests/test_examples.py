@@ -69,7 +69,7 @@ async def test_a_member_who_is_removed_from_a_room_loses_the_stream_and_gets_no_
         await server.open("/rooms/kitchen", method="POST", body=b"tea", content_type="text/plain")
         assert [(await stream.next_event()).data for stream in (removed, other)] == ["tea", "tea"]
         answer = await server.open("/rooms/kitchen/members/1", method="DELETE")
-        assert json.loads(await answer.read_body()) == {"streams": 1, "processes": 1}
+        assert json.loads(await answer.read_body()) == {"streams": 1, "processes": 1, "missing": 0}
         assert json.loads((await removed.next_event("livepush.close")).data)["reason"] == "revoked"
         assert (await server.open("/rooms/kitchen/events?user=1")).status == 403
         await server.open("/rooms/kitchen", method="POST", body=b"coffee", content_type="text/plain")

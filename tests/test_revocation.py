@@ -109,7 +109,7 @@ async def test_a_stream_that_is_being_authorized_is_authorized_again(target: dic
             await door.called.wait()
             door.decision = Refusal(403)
             done = await push.disconnect(**target)  # type: ignore[arg-type]
-            assert done == (0, 1)
+            assert done == (0, 1, 0)
             door.open.set()
 
         async with later(revoke):
@@ -240,7 +240,7 @@ async def test_a_route_whose_stream_is_revoked_while_it_is_opened_gets_none() ->
 async def test_one_process_waits_for_nobody() -> None:
     push = LivePush(MemoryBroker(), both)
     async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
-        assert await push.disconnect(slot_key="k") == (0, 1)
+        assert await push.disconnect(slot_key="k") == (0, 1, 0)
         streams = [await opened(stack, client) for _ in range(3)]
         start = anyio.current_time()
         done = await push.disconnect(slot_key="k")
@@ -257,7 +257,7 @@ async def test_a_program_without_streams_is_told_who_confirmed() -> None:
     push, script = LivePush(broker, both), LivePush(broker, both)
     async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
         stream = await opened(stack, client)
-        assert await script.disconnect(channel="user") == (0, 1)
+        assert await script.disconnect(channel="user") == (1, 1, 0)
         assert push.statistics()["streams"] == 0
         assert await stream.wait_ended() == "revoked"
 
@@ -271,7 +271,7 @@ async def test_the_streams_of_all_processes_have_ended_when_it_returns(kind: Cal
             await stack.enter_async_context(push.lifespan())
             await opened(stack, Client(push))
         start = anyio.current_time()
-        assert await houses[0].disconnect(slot_key="k") == (1, 3)
+        assert await houses[0].disconnect(slot_key="k") == (3, 3, 0)
         assert anyio.current_time() == start
         assert [push.statistics()["streams"] for push in houses] == [0, 0, 0]
         assert [push.statistics()["ended"][EndReason.REVOKED] for push in houses] == [1, 1, 1]
@@ -285,7 +285,7 @@ async def test_a_stream_that_another_process_is_authorizing_is_authorized_again(
         async def revoke() -> None:
             await door.called.wait()
             door.decision = Refusal(403)
-            assert await here.disconnect(slot_key="k") == (0, 2)
+            assert await here.disconnect(slot_key="k") == (0, 2, 0)
             door.open.set()
 
         async with later(revoke):
@@ -301,7 +301,7 @@ async def test_a_process_that_does_not_answer_is_waited_for_once() -> None:
         hanging = await broker.subscribe("livepush.commands")
         await opened(stack, client)
         start = anyio.current_time()
-        assert await push.disconnect(slot_key="k", timeout=1.5) == (1, 1)
+        assert await push.disconnect(slot_key="k", timeout=1.5) == (1, 1, 1)
         assert anyio.current_time() - start == pytest.approx(1.5)
         await hanging.close()
         start = anyio.current_time()
@@ -318,12 +318,12 @@ async def test_where_the_broker_does_not_count_known_processes_are_waited_for() 
             async with client.open("/") as stream:
                 await stream.next_event(name="livepush.open")
                 start = anyio.current_time()
-                assert await here.disconnect(slot_key="k") == (1, 2)
+                assert await here.disconnect(slot_key="k") == (2, 2, 0)
                 # Nobody can know that there is no third.
                 assert anyio.current_time() - start == pytest.approx(0.2)
         start = anyio.current_time()
         # It has said that it ends, so nobody waits for it.
-        assert await here.disconnect(slot_key="k") == (0, 1)
+        assert await here.disconnect(slot_key="k") == (0, 1, 0)
         assert anyio.current_time() - start == pytest.approx(0.2)
 
 
@@ -359,7 +359,7 @@ async def test_a_new_process_waits_for_an_older_one_that_stands_still() -> None:
         # It has not heard the older one say hello, but asked who is there.
         await let_pass(1)
         async with later(lambda: way.stand_still(1)):
-            assert await new.disconnect(slot_key="k") == (1, 2)
+            assert await new.disconnect(slot_key="k") == (2, 2, 0)
 
 
 async def test_a_program_waits_for_a_process_that_others_know() -> None:
@@ -373,7 +373,7 @@ async def test_a_program_waits_for_a_process_that_others_know() -> None:
             await opened(stack, Client(push))
         await let_pass(1)
         async with later(lambda: way.stand_still(1)):
-            assert await script.disconnect(slot_key="k") == (0, 2)
+            assert await script.disconnect(slot_key="k") == (2, 2, 0)
 
 
 async def test_a_program_that_hears_nobody_waits_until_its_time_is_over() -> None:
@@ -384,9 +384,9 @@ async def test_a_program_that_hears_nobody_waits_until_its_time_is_over() -> Non
     async with push.lifespan():
         await opened_once(push)
         async with later(lambda: way.stand_still(1)):
-            assert await script.disconnect(slot_key="k") == (0, 1)
+            assert await script.disconnect(slot_key="k") == (0, 1, 0)
     start = anyio.current_time()
-    assert await script.disconnect(slot_key="k") == (0, 0)
+    assert await script.disconnect(slot_key="k") == (0, 0, 0)
     assert anyio.current_time() - start == pytest.approx(2)
 
 
@@ -398,7 +398,7 @@ async def opened_once(push: LivePush) -> None:
 async def test_a_program_does_not_wait_where_the_broker_counts_nobody() -> None:
     script = LivePush(MemoryBroker(), both)
     start = anyio.current_time()
-    assert await script.disconnect(slot_key="k") == (0, 0)
+    assert await script.disconnect(slot_key="k") == (0, 0, 0)
     assert anyio.current_time() == start
 
 
@@ -421,6 +421,77 @@ async def test_a_process_that_has_not_confirmed_is_waited_for_by_nobody_until_it
         # It has heard that it was given up, and said that it is there.
         async with later(lambda: way.stand_still(1)):
             assert (await second.disconnect(slot_key="k")).processes == 3
+
+
+@pytest.mark.parametrize("kind", [MemoryBroker, Uncounted])
+async def test_a_process_that_stands_still_is_missing_in_each_call_and_costs_one_of_them_its_timeout(
+    kind: Callable[[], Broker], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = kind()
+    way = Standing(broker)
+    here, there, still = LivePush(broker, both), LivePush(broker, both), LivePush(way, both)
+    script = LivePush(broker, both)
+    async with AsyncExitStack() as stack:
+        for push in (here, there, still):
+            await stack.enter_async_context(push.lifespan())
+            await opened_once(push)
+        await let_pass(1)
+        async with later(lambda: way.stand_still(10)):
+            assert await here.disconnect(slot_key="k") == (0, 2, 1)
+            for each in (here, there, script):
+                start = anyio.current_time()
+                assert await each.disconnect(slot_key="k") == (0, 2, 1)
+                assert anyio.current_time() - start < 0.5
+        lines = [record.message for record in caplog.records if "did not confirm" in record.message]
+        # One of each that called.
+        assert len(lines) == 3
+        assert lines[0].startswith("1 of the processes")
+        await let_pass(1)
+        for each in (here, there, script):
+            assert await each.disconnect(slot_key="k") == (0, 3, 0)
+
+
+async def test_a_process_that_was_killed_is_missing_for_a_while_where_the_broker_does_not_count() -> None:
+    broker = Uncounted()
+    way = Standing(broker)
+    push, killed = LivePush(broker, both), LivePush(way, both)
+    async with push.lifespan(), killed.lifespan():
+        await opened_once(push)
+        await opened_once(killed)
+        await let_pass(1)
+        way.moves = anyio.Event()
+        assert await push.disconnect(slot_key="k") == (0, 1, 1)
+        await let_pass(30)
+        assert await push.disconnect(slot_key="k") == (0, 1, 1)
+        await let_pass(60)
+        assert await push.disconnect(slot_key="k") == (0, 1, 0)
+
+
+async def test_a_process_that_ends_meanwhile_is_not_missing() -> None:
+    """A broker has counted it, and it has no streams any more."""
+    broker = MemoryBroker()
+    way = Standing(broker)
+    push, ending = LivePush(broker, both), LivePush(way, both)
+    async with push.lifespan():
+        await opened_once(push)
+        async with ending.lifespan():
+            await opened_once(ending)
+            await let_pass(1)
+            # What it confirms does not come through, and then it says that it ends.
+            start = anyio.current_time()
+
+            async def end() -> None:
+                way.moves = anyio.Event()
+                await let_pass(0.5)
+                async with later(ending.stop):
+                    await let_pass(0.1)
+                    way.moves.set()
+
+            async with later(end):
+                await let_pass(0.1)
+                done = await push.disconnect(slot_key="k")
+                assert done.missing == 0
+                assert anyio.current_time() - start < 1.5
 
 
 async def test_a_process_that_one_gives_up_early_is_still_waited_for_by_others() -> None:
@@ -544,7 +615,7 @@ async def test_a_client_that_takes_nothing_is_cut_and_not_waited_for() -> None:
         await push.publish("news", "nobody takes this")
         await anyio.wait_all_tasks_blocked()
         start = anyio.current_time()
-        assert await push.disconnect(channel="news") == (1, 1)
+        assert await push.disconnect(channel="news") == (1, 1, 0)
         assert anyio.current_time() - start == pytest.approx(1)
         assert push.statistics()["streams"] == 0
         assert push.statistics()["ended"][EndReason.REVOKED] == 1
@@ -577,6 +648,61 @@ async def test_the_streams_of_this_process_end_though_the_others_cannot_be_told(
         broker.fail_publish(BrokerUnavailableError("away"))
         with pytest.raises(BrokerUnavailableError):
             await push.disconnect(slot_key="k")
+        assert await stream.wait_ended() == "revoked"
+
+
+async def test_the_error_says_that_streams_elsewhere_were_not_ended() -> None:
+    broker = HangingOrFailing()
+    push, script = LivePush(broker, both), LivePush(broker, both)
+    broker.refuses = True
+    async with push.lifespan():
+        for each in (push, script):
+            with pytest.raises(
+                BrokerUnavailableError, match=r"^cannot end streams in other processes: as the test wants it$"
+            ):
+                await each.disconnect(slot_key="k")
+        broker.refuses = False
+
+
+async def test_a_revocation_is_sent_again_while_the_broker_is_away() -> None:
+    broker = HangingOrFailing()
+    houses = [LivePush(broker, both) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        for push in houses:
+            await stack.enter_async_context(push.lifespan())
+        streams = [await opened(stack, Client(push)) for push in houses]
+        broker.refuses = True
+
+        async def come_back() -> None:
+            # The streams of this process do not wait for the others.
+            assert await streams[0].wait_ended() == "revoked"
+            await let_pass(5)
+            assert houses[1].statistics()["streams"] == 1
+            broker.refuses = False
+
+        async with later(come_back):
+            done = await houses[0].disconnect(slot_key="k", retry_for=20)
+        assert done.processes == 2
+        assert await streams[1].wait_ended() == "revoked"
+
+
+async def test_a_program_sends_its_revocation_again_too() -> None:
+    broker = HangingOrFailing()
+    push, script = LivePush(broker, both), LivePush(broker, both)
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        stream = await opened(stack, client)
+        broker.refuses = True
+        start = anyio.current_time()
+        with pytest.raises(BrokerUnavailableError):
+            await script.disconnect(slot_key="k", retry_for=3)
+        assert 1 < anyio.current_time() - start <= 3
+
+        async def come_back() -> None:
+            await let_pass(5)
+            broker.refuses = False
+
+        async with later(come_back):
+            assert (await script.disconnect(slot_key="k", retry_for=20)).processes == 1
         assert await stream.wait_ended() == "revoked"
 
 
@@ -630,12 +756,68 @@ async def test_streams_are_authorized_again_where_a_revocation_may_be_lost(
         broker.drop()
         for path in ("/goes", "/moves", "/ends", "/sooner", "/breaks"):
             assert await streams[path].wait_ended() == "revoked"
-        assert sorted(asked) == sorted(decisions)
+        # Once more where it has failed.
+        assert sorted(asked) == sorted([*decisions, "/breaks"])
         await push.publish("news", "still here")
         assert (await streams["/stays"].next_event()).data == "still here"
         lines = [record for record in caplog.records if "revocations may have been lost" in record.message]
         assert len(lines) == 1
         assert push.statistics()["refused"][RefusalCause.AUTHORIZE] == 0
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_an_authorize_that_fails_once_for_an_open_stream_is_called_again(
+    failures: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when Redis and the database were away together."""
+    broker, calls = MockBroker(), 0
+
+    def authorize(request: StreamRequest) -> Grant:
+        nonlocal calls
+        calls += 1
+        if 1 < calls <= 1 + failures:
+            raise OSError("the database is away")
+        return both(request)
+
+    push = LivePush(broker, authorize)
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        stream = await opened(stack, client)
+        caplog.clear()
+        broker.drop()
+        await let_pass(3)
+        assert calls == 3
+        lines = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        if failures == 1:
+            await push.publish("news", "still here")
+            assert (await stream.next_event()).data == "still here"
+            assert lines == []
+        else:
+            assert await stream.wait_ended() == "revoked"
+            assert lines == ["authorize failed twice for an open stream, so the stream ends"]
+            assert "the database is away" in caplog.text
+        assert "the client got" not in caplog.text
+
+
+async def test_many_streams_whose_authorize_fails_are_one_line_and_one_moment(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker, away = MockBroker(), False
+
+    def authorize(request: StreamRequest) -> Grant:
+        if away:
+            raise OSError("the database is away")
+        return both(request)
+
+    push = LivePush(broker, authorize)
+    async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
+        for _ in range(60):
+            await opened(stack, client)
+        caplog.clear()
+        away = True
+        broker.drop()
+        await let_pass(1.5)
+        assert push.statistics()["streams"] == 0
+        assert sum(record.levelno == logging.ERROR for record in caplog.records) == 1
 
 
 async def test_a_few_streams_are_authorized_again_at_a_time() -> None:

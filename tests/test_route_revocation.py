@@ -166,7 +166,7 @@ async def test_a_route_that_is_revoked_while_it_decides_decides_again(
 ) -> None:
     async def revoke() -> None:
         HOUSE.decision = Refusal(403, "No more.")
-        assert await HOUSE.push.disconnect(**target) == (0, 1)  # type: ignore[arg-type]
+        assert await HOUSE.push.disconnect(**target) == (0, 1, 0)  # type: ignore[arg-type]
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(while_it_decides, revoke)
@@ -289,7 +289,7 @@ async def test_a_service_opens_by_an_authorize_too() -> None:
         calls: list[StreamRequest] = []
         stream = await service.open_authorized(authorize, StreamRequest(scope))
         assert b"livepush.open" in await anext(stream.body)
-        assert await service.push.disconnect(slot_key="k") == (1, 1)
+        assert await service.push.disconnect(slot_key="k") == (1, 1, 0)
         assert stream.body.end_reason is EndReason.REVOKED
         with pytest.raises(Refusal, match="403 No more"):
             await service.open_authorized(authorize, StreamRequest(scope))

@@ -229,7 +229,7 @@ async def publish(push: LivePush) -> None:
     await push.publish("news", "x", retry_for=1, expected_position=first)
     done = await push.disconnect(slot_key="42", channel="news", timeout=1)
     assert_type(done, Disconnected)
-    assert_type(done.streams + done.processes, int)
+    assert_type(done.streams + done.processes + done.missing, int)
     assert_type(push.statistics(), Statistics)
     assert_type(push.healthy, bool)
     assert_type(async_to_sync(push.publish)("news", "x"), str | None)

@@ -335,29 +335,43 @@ class LivePush:
         return run.subscribe(grant, last_event_id)
 
     async def disconnect(
-        self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
+        self,
+        *,
+        slot_key: str | None = None,
+        channel: str | None = None,
+        timeout: float = CONFIRM_TIMEOUT,
+        retry_for: float = 0.0,
     ) -> Disconnected:
-        """End the streams of a slot key, on a channel, or both, in every process; return how many ended.
+        """End the streams of a slot key, on a channel, or both, in every process.
+
+        Returns how many streams have ended, in how many processes, and how many processes are missing: they
+        did not confirm.
 
         The streams end with the reason `revoked`, after the events that were published before, and within a
         second. Their clients reconnect, and `authorize` decides again. A stream that is being opened is
         authorized again before it opens. The call returns when every known process, and as many as the broker
         counts, have confirmed that no matching stream is open; or `timeout` seconds after the command was
-        sent. With one process it returns at once. A process that was not reached ends its streams, or
-        authorizes them again, when it has reconnected to the broker.
+        sent. A process that did not confirm an earlier call is not waited for. With one process it returns at
+        once. A process that could not receive the command when it was sent ends its streams, or authorizes
+        them again, when it has reconnected to the broker.
 
-        Raises InvalidGrantError for an invalid name, and BrokerUnavailableError if the command cannot be sent
-        to the other processes; the streams of this process have ended all the same.
+        While the broker is unavailable, the streams of this process end, and the command is sent again for
+        `retry_for` seconds.
+
+        Raises InvalidGrantError for an invalid name, and BrokerUnavailableError if the command was not sent:
+        the streams of this process have ended, and those of other processes stay open. Call `disconnect`
+        again, or answer that the streams could not be ended.
         """
         revocation = Revocation(slot_key, channel)
         if get_ident() != self._thread and (loop := self._other_loop()) is not None:
-            return await run_on(
-                loop, partial(self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout)
+            again = partial(
+                self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout, retry_for=retry_for
             )
+            return await run_on(loop, again)
         run = self._run
         if run is not None and run.running and not run.stopping and run.loop is loop_identity():
-            return await run.revoker.revoke(revocation, timeout)
-        return await self._sender.revoke(self.broker, revocation, timeout)
+            return await run.revoker.revoke(revocation, timeout, retry_for)
+        return await self._sender.revoke(self.broker, revocation, timeout, retry_for)
 
     async def drain(self) -> None:
         """Refuse new streams, end the open ones spread over the window, and wait until all have ended.
@@ -409,7 +423,11 @@ class LivePush:
             await self.stop()
 
     async def start(self) -> None:
-        """Start in the running event loop. Harmless if it runs there already."""
+        """Start in the running event loop. Harmless if it runs there already.
+
+        Over a broker with a server, it starts to listen for the `disconnect` calls of other processes. It
+        does not wait for the broker.
+        """
         self._stopped_loop = None
         self._thread = get_ident()
         if self._run is None or self._run.ended or self._run.loop is not loop_identity():

@@ -95,17 +95,22 @@ class Publisher:
         )
 
     def disconnect(
-        self, *, slot_key: str | None = None, channel: str | None = None, timeout: float = CONFIRM_TIMEOUT
+        self,
+        *,
+        slot_key: str | None = None,
+        channel: str | None = None,
+        timeout: float = CONFIRM_TIMEOUT,
+        retry_for: float = 0.0,
     ) -> Disconnected:
         """End the streams of a slot key, on a channel, or both, as `LivePush.disconnect` does.
 
-        Blocks until the processes have confirmed, for about `timeout` seconds at most. `streams` is 0,
-        because a publisher has no streams. Raises RuntimeError in the thread of an event loop, which the call
-        would block.
+        Blocks until the processes have confirmed, for about `timeout` seconds at most after the command was
+        sent. If it raises BrokerUnavailableError, no process is sure to have ended a stream. Raises
+        RuntimeError in the thread of an event loop, which the call would block.
         """
         revocation = Revocation(slot_key, channel)
         return self._call(
-            "disconnect", lambda thread: thread.sender.revoke(thread.broker, revocation, timeout)
+            "disconnect", lambda thread: thread.sender.revoke(thread.broker, revocation, timeout, retry_for)
         )
 
     def close(self) -> None:

@@ -1,16 +1,16 @@
 """Publishing: one event, with retries, or a job: a series of events with a start and an end."""
 
 import logging
-import random
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from secrets import token_urlsafe
 from typing import TypeGuard
 
 import anyio
 
 from ..brokers import Broker, HistoryBroker
-from ..errors import BrokerUnavailableError, PositionConflictError
+from ..brokers.backoff import retry_unavailable
+from ..errors import PositionConflictError
 from ..grant import check_channel
 from ..wire.cursor import Position, event_id
 from ..wire.encode import Encode, encoded
@@ -18,8 +18,6 @@ from ..wire.event import Event, plain_payload, to_payload
 
 logger = logging.getLogger("livepush_asgi")
 
-# The first and the longest delay between two attempts, in seconds.
-RETRY_FIRST, RETRY_MAX = 0.05, 2.0
 #: The name of the first event of a job.
 START_EVENT = "start"
 # How long publishing the end of a job that failed or was cancelled may take, in seconds.
@@ -80,15 +78,7 @@ async def publish(broker: Broker, publication: Publication) -> str | None:
 
 async def publish_with_retries(broker: Broker, publication: Publication, retry_for: float) -> str | None:
     """Publish, retry for `retry_for` seconds while the broker is unavailable, and return the event id."""
-    deadline, delay = anyio.current_time() + retry_for, RETRY_FIRST
-    while True:
-        try:
-            return await publish(broker, publication)
-        except BrokerUnavailableError:
-            if anyio.current_time() + delay > deadline:
-                raise
-        await anyio.sleep(delay * random.uniform(0.5, 1.0))
-        delay = min(RETRY_MAX, 2 * delay)
+    return await retry_unavailable(partial(publish, broker, publication), retry_for)
 
 
 def _keeps_history(broker: Broker) -> TypeGuard[HistoryBroker]:

@@ -1,6 +1,14 @@
-"""Backoff: the delay before the next try."""
+"""Backoff: the delay before the next try, and calls that are tried again."""
 
 import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+
+from ..errors import BrokerUnavailableError
+
+T = TypeVar("T")
 
 
 class Backoff:
@@ -26,3 +34,19 @@ class Backoff:
     def reset(self) -> None:
         """Start again with the first delay, after a success."""
         self._failures = 0
+
+
+async def retry_unavailable(call: Callable[[], Awaitable[T]], retry_for: float) -> T:
+    """Return what `call` returns. Call again for `retry_for` seconds while the broker is unavailable.
+
+    Raises what the last call raises.
+    """
+    deadline, backoff = anyio.current_time() + retry_for, Backoff()
+    while True:
+        try:
+            return await call()
+        except BrokerUnavailableError:
+            delay = backoff.next_delay()
+            if anyio.current_time() + delay > deadline:
+                raise
+        await anyio.sleep(delay)

@@ -1,4 +1,4 @@
-"""Decider: calls `authorize` or `authorize_publish`, and makes a grant or a refusal of what comes of it."""
+"""Decider: calls `authorize` and turns its result or its exception into a Grant or a refusal."""
 
 import inspect
 import logging
@@ -123,6 +123,8 @@ class Decider(Generic[R, G]):
         run: Run,
         receive: Receive | None = None,
         authorize: Callable[[R], object] | None = None,
+        *,
+        may_be_soft: bool = True,
     ) -> G:
         """Return the grant of `authorize`, or of the application's `authorize` if None is given.
 
@@ -130,6 +132,26 @@ class Decider(Generic[R, G]):
 
         Raises Refused, NotRunningError in a drain, and ClientLeftError.
         """
+        try:
+            decision = await self.decision(request, run, receive, authorize)
+        except (NotRunningError, ClientLeftError):
+            raise
+        except InvalidGrantError as error:
+            text = "%s raised InvalidGrantError; the client got a 400: %s"
+            self._failures.log(logging.WARNING, text, self._name, error)
+            decision = Refusal(400, INVALID)
+        except Exception as error:
+            raise self._failed(
+                error, soft=may_be_soft and RefusalCause.ERROR in self._soft_refusals
+            ) from None
+        if isinstance(decision, Refusal):
+            raise Refused(decision, RefusalCause.AUTHORIZE)
+        return decision
+
+    async def decision(
+        self, request: R, run: Run, receive: Receive | None, authorize: Callable[[R], object] | None
+    ) -> G | Refusal:
+        """Return what `authorize` returns, or the refusal that it raises. Raises its other exceptions."""
         try:
             decision: object = self._call(authorize or self._authorize, request)
             if not isinstance(decision, self._kind) and inspect.isawaitable(decision):
@@ -151,15 +173,13 @@ class Decider(Generic[R, G]):
                 )
             if isinstance(decision, Grant):
                 run.check_replay(decision)
-        except (NotRunningError, ClientLeftError):
-            raise
         except Refusal as refusal:
-            decision = refusal
+            return refusal
         except Exception as error:
-            decision = self._refusal_for(error)
-        if isinstance(decision, Refusal):
-            raise Refused(decision, RefusalCause.AUTHORIZE)
-        assert isinstance(decision, self._kind)
+            if (meant := self._refusal_meant(error)) is None:
+                raise
+            return meant
+        assert isinstance(decision, self._decisions)
         return decision
 
     def _call(self, authorize: Callable[[R], object], request: R) -> object:
@@ -181,21 +201,21 @@ class Decider(Generic[R, G]):
         if self._blocking >= BLOCKING_CALLS:
             self._failures.log(logging.WARNING, BLOCKED + advice, self._name, took)
 
-    def _refusal_for(self, error: Exception) -> Refusal:
-        """Return the refusal that an exception of `authorize` means. Raises Refused for other exceptions."""
-        if isinstance(error, InvalidGrantError):
-            text = "%s raised InvalidGrantError; the client got a 400: %s"
-            self._failures.log(logging.WARNING, text, self._name, error)
-            return Refusal(400, INVALID)
-        status, text = 500, "%s failed; the client got a 500"
-        more: tuple[object, ...] = ()
+    def _failed(self, error: Exception, *, soft: bool) -> Refused:
+        """Log an exception of `authorize` that is no refusal, and return the refusal for it."""
+        status, text = 500, "%s failed; the client got %s"
         if isinstance(error, TimeoutError):
-            status, text = 503, "%s took longer than Timing.authorize_timeout; the client got a 503"
+            status, text = 503, "%s took longer than Timing.authorize_timeout; the client got %s"
+        answer = "a soft refusal (200)" if soft else f"a {status}"
+        self._failures.log(logging.ERROR, text, self._name, answer, error=error)
+        return Refused(Refusal(status, soft=soft), RefusalCause.ERROR)
+
+    def _refusal_meant(self, error: Exception) -> Refusal | None:
+        """Return the refusal that an HTTP error of a framework means, or None for any other exception.
+
+        Raises AuthorizeError for an HTTP error that is no refusal.
+        """
         try:
-            if (refusal := refusal_of(error)) is not None:
-                return refusal
+            return refusal_of(error)
         except Exception as wrong:
-            more, text = (wrong,), "%s raised an HTTP error that is no refusal (%s); the client got a 500"
-        self._failures.log(logging.ERROR, text, self._name, *more, error=error)
-        soft = RefusalCause.ERROR in self._soft_refusals
-        raise Refused(Refusal(status, soft=soft), RefusalCause.ERROR) from None
+            raise AuthorizeError(f"{self._name} raised an HTTP error that is no refusal ({wrong})") from error

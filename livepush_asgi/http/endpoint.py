@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..errors import GrantExpiredError, GrantRevokedError, NotRunningError
+from ..errors import GrantExpiredError, GrantRevokedError, InvalidGrantError, NotRunningError
 from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..runtime.asgi import Receive, Send
@@ -85,7 +85,8 @@ class Endpoint:
         send: Send,
     ) -> None:
         try:
-            check_expiry(await self._decider.decide(request, _require_accepting(run), receive))
+            run = _require_accepting(run)
+            check_expiry(await self._decider.decide(request, run, receive, may_be_soft=False))
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except REFUSED_ERRORS as error:
@@ -182,13 +183,18 @@ class Endpoint:
     async def decide_again(
         self, request: StreamRequest, run: Run, authorize: Authorize | None = None
     ) -> Grant | None:
-        """Return the current grant for an open stream, or None if `authorize` now refuses it."""
+        """Return the current grant for an open stream, or None if `authorize` now refuses it.
+
+        Raises what `authorize` raises, unless it is a refusal.
+        """
         try:
-            grant = await self._decider.decide(request, run, authorize=authorize)
-            check_expiry(grant)
-        except (Refused, GrantExpiredError):
+            decision = await self._decider.decision(request, run, None, authorize)
+            if isinstance(decision, Refusal):
+                return None
+            check_expiry(decision)
+        except (InvalidGrantError, GrantExpiredError):
             return None
-        return grant
+        return decision
 
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
         if not refused.soft:

@@ -51,6 +51,8 @@ class Coalescer:
         self.pending: list[tuple[Channel, Delivery]] = []
         self._end_scheduled = False
         self._flushing = False
+        # Whether a message between processes is pending.
+        self._has_message = False
 
     def add(self, channel: "Channel", delivery: Delivery) -> None:
         """Deliver at the end of this turn, after all earlier deliveries."""
@@ -61,6 +63,15 @@ class Coalescer:
             self._end_scheduled = True
             self._call_soon(self._end_turn)
 
+    def add_message(self, channel: "Channel", delivery: Delivery) -> None:
+        """Deliver a message between processes now, after all earlier deliveries and before any later one.
+
+        So a revocation keeps the events that were published after it from the streams that it ends.
+        """
+        self._has_message = True
+        self.add(channel, delivery)
+        self.flush()
+
     def flush(self) -> None:
         """Deliver all pending deliveries now: before a listener is added or started in a log, for example."""
         # While a batch is being delivered, nothing newer may overtake it.
@@ -69,13 +80,31 @@ class Coalescer:
         self._flushing = True
         try:
             pending, self.pending = self.pending, []
-            self._deliver_batches(pending)
+            if self._has_message:
+                self._has_message = False
+                self._deliver_parts(pending)
+            else:
+                self._deliver_batches(pending)
         finally:
             self._flushing = False
 
     def _end_turn(self) -> None:
         self._end_scheduled = False
         self.flush()
+
+    def _deliver_parts(self, pending: "list[tuple[Channel, Delivery]]") -> None:
+        """Deliver each message between processes by itself, and what is before and after it."""
+        failure: BaseException | None = None
+        while pending:
+            messages = (at for at, (channel, _) in enumerate(pending) if not channel.counted)
+            size = next(messages, len(pending)) or 1
+            part, pending = pending[:size], pending[size:]
+            try:
+                self._deliver_batches(part)
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _deliver_batches(self, pending: "list[tuple[Channel, Delivery]]") -> None:
         by_channel: dict[Channel, list[Delivery]] = {}
@@ -290,7 +319,9 @@ class Channel:
             return
         if self.counted:
             self._coalescer.delivered += len(self._listeners)
-        self._coalescer.add(self, delivery)
+            self._coalescer.add(self, delivery)
+        else:
+            self._coalescer.add_message(self, delivery)
 
     def _deliver_gap(self, reason: GapReason, position: Position | None) -> None:
         """Send every listener a gap: events are missing, in a log those up to `position`."""

@@ -15,6 +15,7 @@ from ..grant import Authorize, Grant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Scope
 from ..runtime.event_loop import spawn
+from ..runtime.failure_log import FailureLog
 from ..runtime.scheduler import Scheduler
 from ..stream.stream import Stream
 from ..stream.subscriber import SubscriberStream
@@ -28,6 +29,8 @@ logger = logging.getLogger("livepush_asgi")
 FLUSH_TIMEOUT = 1.0
 # How many streams are authorized again at the same time.
 CONCURRENCY = 20
+# How long to wait, in seconds, before `authorize` is called once more for the streams for which it failed.
+RETRY_DELAY = 0.5
 # Streams that cannot be authorized again end spread over this time, in seconds, so that their clients do not
 # all reconnect at once.
 SPREAD = 5.0
@@ -127,6 +130,7 @@ class OpenStreams:
 
 
 #: Decides again about a stream, by the `authorize` of its route or of the application. None ends the stream.
+#: It raises what `authorize` raises.
 Reauthorize = Callable[[StreamRequest, Authorize | None], Awaitable[Grant | None]]
 
 
@@ -140,6 +144,7 @@ class Reauthorization:
         self._scheduler = scheduler
         self._tasks = tasks
         self._decide = decide
+        self._failures = FailureLog()
         self._due = False
         self._running = False
 
@@ -174,11 +179,21 @@ class Reauthorization:
         )
         for stream in others:
             self._scheduler.call_later(random.uniform(0.0, SPREAD), partial(stream.end, EndReason.REVOKED))
-        async with anyio.create_task_group() as workers:
-            for _ in range(min(CONCURRENCY, len(again))):
-                workers.start_soon(self._worker, again)
+        failed: deque[Stream] = deque()
+        await self._decide_all(again, lambda stream, error: failed.append(stream))
+        if failed:
+            # The database may have been away together with the broker.
+            await anyio.sleep(RETRY_DELAY)
+            await self._decide_all(failed, self._end_failed)
 
-    async def _worker(self, streams: deque[Stream]) -> None:
+    async def _decide_all(
+        self, streams: deque[Stream], on_failure: Callable[[Stream, Exception], None]
+    ) -> None:
+        async with anyio.create_task_group() as workers:
+            for _ in range(min(CONCURRENCY, len(streams))):
+                workers.start_soon(self._worker, streams, on_failure)
+
+    async def _worker(self, streams: deque[Stream], on_failure: Callable[[Stream, Exception], None]) -> None:
         while streams:
             stream = streams.popleft()
             # The stream may have closed meanwhile.
@@ -190,13 +205,18 @@ class Reauthorization:
             except NotRunningError:
                 # The drain ends all streams.
                 return
-            except Exception:
-                logger.exception("a stream cannot be authorized again, so it ends")
-                grant = None
-            if grant is None or not _allows(grant, stream.grant):
-                stream.end(EndReason.REVOKED)
+            except Exception as error:
+                on_failure(stream, error)
+            else:
+                if grant is None or not _allows(grant, stream.grant):
+                    stream.end(EndReason.REVOKED)
             # An `authorize` that never waits must not block the event loop for ten thousand streams.
             await anyio.lowlevel.checkpoint()
+
+    def _end_failed(self, stream: Stream, error: Exception) -> None:
+        text = "authorize failed twice for an open stream, so the stream ends"
+        self._failures.log(logging.ERROR, text, error=error)
+        stream.end(EndReason.REVOKED)
 
 
 def _allows(grant: Grant, earlier: Grant) -> bool:

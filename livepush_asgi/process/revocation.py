@@ -17,15 +17,19 @@ deciding: ContextVar[object] = ContextVar("livepush_deciding", default=None)
 
 
 class Disconnected(NamedTuple):
-    """The result of `disconnect`: how many streams ended here, and how many processes confirmed.
+    """The result of `disconnect`.
 
-    `streams` counts the streams of this process. `processes` includes this process if it runs. A process that
-    did not confirm was not reached in time. It ends its streams, or authorizes them again, when it has
-    reconnected to the broker.
+    `processes` is how many processes confirmed, and `streams` how many streams ended in them. Both include
+    this process if it runs.
+
+    `missing` is how many processes did not confirm in time, although this process knows them or the broker
+    counts them. Revoked streams may still be open there: the process stands still, or has lost the broker. It
+    ends its streams, or authorizes them again, when it goes on or has reconnected.
     """
 
     streams: int
     processes: int
+    missing: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,8 +91,9 @@ class Run:
         self._limits = limits
         self._inline_send = inline_send
         self._encode = encode
+        self._in_process = getattr(broker, "in_process", False)
         # A broker in this process loses no command, so no stream has to be authorized again.
-        self._open = OpenStreams(keep_requests=not getattr(broker, "in_process", False))
+        self._open = OpenStreams(keep_requests=not self._in_process)
         self.streams = self._open.all
         #: The streams that code of this process reads. They count as no streams, and are not revoked.
         self.subscribers: set[Stream] = set()
@@ -320,6 +321,9 @@ class Run:
                 if self._handles_signals:
                     self._signals.install()
                 self.running = True
+                if not self._in_process:
+                    # Without streams too: it confirms revocations, and tells whether it reaches the broker.
+                    self.revoker.start_listening()
                 self._started.set()
                 await self._call_functions()
                 # Before the scheduler ends: it bounds how long a generator may take.

@@ -1,7 +1,8 @@
 """The application of the tests with real servers: settings come from the environment and the query.
 
 `GET /events?channel=c&key=k` is a stream, `POST /publish?channel=c&event=e` publishes its body,
-`GET /statistics` tells the numbers, and the memory of the process.
+`GET /statistics` tells the numbers, and the memory of the process. `POST /disconnect?key=k` revokes, and
+tells the result or the error.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from livepush_asgi import (
+    BrokerUnavailableError,
     DrainPolicy,
     Grant,
     Limits,
@@ -39,9 +41,9 @@ if url := setting("REDIS_URL"):
     broker = RedisStreamsBroker(redis, history=history) if setting("HISTORY") else RedisBroker(redis)
     slots = SlotCap(redis, cap=int(setting("CAP", "20")), ttl=float(setting("TTL", "60")))
 elif url := setting("NATS_URL"):
-    from livepush_asgi import JetStreamBroker
+    from livepush_asgi import JetStreamBroker, NatsBroker
 
-    broker = JetStreamBroker(url)
+    broker = NatsBroker(url) if setting("WITHOUT_HISTORY") else JetStreamBroker(url)
 
 
 def authorize(request: StreamRequest) -> Grant:
@@ -74,10 +76,20 @@ async def rest(scope: Scope, receive: Receive, send: Send) -> None:
             await push.publish(query.get("channel", "c"), body, event=query.get("event"))
     elif scope["path"] == "/statistics":
         answer = json.dumps(numbers())
+    elif scope["path"] == "/disconnect":
+        query = dict(parse_qsl(scope["query_string"].decode()))
+        try:
+            answer = json.dumps(await disconnect(**query))
+        except BrokerUnavailableError as error:
+            answer = json.dumps({"error": str(error)})
     data = answer.encode()
     headers = [(b"content-length", str(len(data)).encode()), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": data})
+
+
+async def disconnect(key: str, retry_for: str = "0") -> dict[str, object]:
+    return (await push.disconnect(slot_key=key, retry_for=float(retry_for)))._asdict()
 
 
 async def whole_body(receive: Receive) -> bytes:

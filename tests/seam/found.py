@@ -394,6 +394,22 @@ FOUND: dict[str, Tale] = {
             ("take over", "a", 1),
         ],
     ),
+    "a client without control events was told of the same doubtful beginning for ever": Tale(
+        Setup(seed=200064),
+        [
+            ("connect", 0, 0, Plan(replay="all", control=False)),
+            ("take over", "a", 0),
+        ],
+    ),
+    "a state brought what the newest events of a name had left out, and the model missed it": Tale(
+        Setup(seed=17667, overflow="latest", history=4),
+        [
+            ("connect", 0, 0, Plan(replay="all", snapshot="slow")),
+            ("read", 0, 0),
+            ("publish", "a", 1, 0, "x"),
+            ("publish", "a", 4, 0, "plain"),
+        ],
+    ),
     "a client that asked for all was not told that a server had taken over in the middle": Tale(
         Setup(),
         [

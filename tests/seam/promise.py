@@ -170,6 +170,7 @@ class Promise:
             claim = self.claims[channel]
             claim.covered = max(claim.covered, number)
             claim.missing = {missing for missing in claim.missing if missing > claim.covered}
+            claim.outdated = {name: last for name, last in claim.outdated.items() if last > claim.covered}
 
     def check_state(self, channels: Iterable[str], when: str) -> None:
         """Check that the client has had its state whole, and with it all that gaps told of."""
