@@ -129,9 +129,12 @@ class Grant:
     RedisBroker, any other `replay` than "new" is an error: the client gets a 500, and the log says why.
 
     `snapshot` is a function, async or not, that returns the state: one event or a list of them, each an Event
-    or data for one. The component calls it before the first event of a stream that did not resume, and again
-    after a gap. The stream is subscribed before the call, so changes that are published during the call are
-    delivered after the snapshot.
+    or data for one. It is the state of all the channels: the component calls it before the first event of a
+    stream that did not resume, and again at a gap, once for all gaps that are known then. Events that were
+    published before the call are not sent after it, so write the state before you publish. The stream is
+    subscribed before the call, so changes that are published during the call are delivered after the
+    snapshot, which may have them too. Events that a `replay` has asked for are older than the state; a new
+    client gets them after it.
 
     Raises InvalidGrantError, a ValueError, for a text that cannot name a channel or slot key. Raises
     TypeError for a name that is not text, and for a snapshot that is not callable.

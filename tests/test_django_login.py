@@ -16,7 +16,7 @@ from django.http import HttpRequest
 from django.test import AsyncRequestFactory, RequestFactory, override_settings
 
 from livepush_asgi import Authorize, LivePush, LivePushMiddleware, MemoryBroker
-from livepush_asgi.contrib.django import sse_streaming_response
+from livepush_asgi.contrib.django import needs_asgi, sse_streaming_response, uses_database
 from livepush_asgi.testing import Client
 
 from .apps.django_project import configure
@@ -109,7 +109,7 @@ async def test_without_a_cookie_the_database_is_not_asked(client: Client, user: 
         session = await sync_to_async(log_in)(user)
         assert await status(client, session.session_key) == 200
         # No connection is left open while nothing is asked.
-        assert await sync_to_async(lambda: connection.connection)() is None
+        assert await uses_database(lambda: connection.connection)() is None
     finally:
         connection_created.disconnect(note)
 
@@ -138,6 +138,14 @@ async def test_a_rotated_secret_key_does_not_rename_the_session(client: Client, 
     session = await sync_to_async(log_in)(user)
     with override_settings(SECRET_KEY="a new one", SECRET_KEY_FALLBACKS=[settings.SECRET_KEY]):
         assert [await status(client, session.session_key) for _ in range(2)] == [200, 200]
+
+
+def test_the_path_of_the_middleware_says_why_it_reaches_django() -> None:
+    """Catches the 404 without a reason under runserver."""
+    with pytest.raises(ImproperlyConfigured, match=r"came by WSGI.*asgi\.py.*daphne"):
+        needs_asgi(RequestFactory().get("/events"))
+    with pytest.raises(ImproperlyConfigured, match=r"no LivePushMiddleware has answered '/events'"):
+        needs_asgi(AsyncRequestFactory().get("/events"))
 
 
 async def test_a_view_under_wsgi_says_what_to_do() -> None:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from livepush_asgi import DrainPolicy, LivePush, MemoryBroker, public
-from livepush_asgi.process.signals import SIGNALS, SignalWatch
+from livepush_asgi.process.signals import SIGNALS, SignalWatch, _warn_undrained
 from livepush_asgi.testing import Client
 
 from .valkey import until
@@ -236,7 +236,9 @@ def test_a_server_in_a_thread_is_told_that_it_drains_at_no_signal(caplog: pytest
         async with LivePush(MemoryBroker(), public("c"), drain=policy).lifespan():
             pass
 
-    for policy in (DrainPolicy(), DrainPolicy(signals=False)):
+    _warn_undrained.cache_clear()
+    # Once per process, however many threads do: those of tests, for example.
+    for policy in (DrainPolicy(), DrainPolicy(), DrainPolicy(signals=False)):
         thread = threading.Thread(target=anyio.run, args=(main, policy))
         thread.start()
         thread.join()

@@ -80,8 +80,9 @@ async def test_streams_leave_nothing(way: Callable[[ASGIApp], ASGIApp]) -> None:
         for _ in range(STREAMS):
             async with client.open("/") as stream:
                 await stream.next_event(control=True)
+                assert (await stream.next_event()).data == "state"
                 await push.publish("a", 1)
-                assert [event.data for event in await stream.events(2)] == ["state", "1"]
+                assert (await stream.next_event()).data == "1"
         while push.statistics()["streams"]:
             await anyio.lowlevel.checkpoint()
         assert push.statistics()["ended"][EndReason.DISCONNECT] == STREAMS

@@ -513,7 +513,7 @@ async def test_a_finite_answer_is_read_whole() -> None:
     async with Client(sends(*PROBLEM)) as client, client.open("/") as stream:
         assert stream.status == 429
         assert await stream.read_body() == b'{"status":429}'
-        assert await stream.wait_ended() is None
+        await stream.wait_returned()
 
 
 async def test_a_finite_answer_is_no_stream_of_events() -> None:
@@ -522,6 +522,23 @@ async def test_a_finite_answer_is_no_stream_of_events() -> None:
             ValueError, match=r"status 429 and application/problem\+json .* is not an event stream"
         ):
             await stream.next_event()
+
+
+@pytest.mark.parametrize("status", [401, 500])
+async def test_the_end_of_a_refused_stream_is_an_error(status: int) -> None:
+    """Catches a test that takes a refusal for a stream that has ended."""
+
+    async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/problem+json")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async with Client(refuses) as client, client.open("/") as stream:
+        for wait in (stream.wait_ended, stream.next_event):
+            with pytest.raises(ValueError, match=rf"status {status} and .* is not an event stream"):
+                await wait()
+        await stream.wait_returned()
+        assert await stream.read_body() == b"{}"
 
 
 async def test_request_returns_a_finite_answer() -> None:
@@ -782,6 +799,30 @@ async def test_an_argument_of_another_test_client_raises() -> None:
     async with Client(mirror) as client:
         with pytest.raises(TypeError, match="takes headers, query, cookies, last_event_id, and no params"):
             await client.request("GET", "/", params={"token": "x"})  # type: ignore[call-arg]
+
+
+async def test_a_request_with_a_body_says_how_long_it_is_and_accepts_any_answer() -> None:
+    """Catches a 406, or empty data, of a framework that looks at them, such as Django REST framework."""
+    scopes: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async with Client(app) as client:
+        await client.request("POST", "/", json={"a": 1})
+        await client.request("POST", "/", body=b"ab", headers={"Accept": "text/html", "Content-Length": "1"})
+        await client.request("GET", "/")
+        async with client.open("/", method="POST", json=[1]):
+            pass
+    fields = [dict(scope["headers"]) for scope in scopes]
+    assert [(each.get(b"accept"), each.get(b"content-length")) for each in fields] == [
+        (b"*/*", b"8"),
+        (b"text/html", b"1"),
+        (b"text/event-stream", None),
+        (b"text/event-stream", b"3"),
+    ]
 
 
 async def test_json_goes_out_and_comes_back() -> None:

@@ -236,6 +236,11 @@ async def publish(push: LivePush) -> None:
     await push.drain()
 
 
+def publish_from_a_thread(push: LivePush) -> None:
+    assert_type(push.publish_sync("news", {"a": 1}, event="e", retry_for=1), str | None)
+    assert_type(push.disconnect_sync(slot_key="7", timeout=1), Disconnected)
+
+
 def publish_from_a_script() -> None:
     @asynccontextmanager
     async def make_broker() -> AsyncGenerator[Broker, None]:

@@ -1,11 +1,15 @@
 """LivePush: the ASGI application that serves streams, and publishes to them."""
 
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Coroutine
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from threading import get_ident
-from typing import Any
+from threading import Lock, get_ident
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+import anyio.to_thread
 
 from ..brokers import Broker, HistoryBroker
 from ..errors import NotRunningError
@@ -23,7 +27,7 @@ from ..process.revocation import Disconnected, Revocation, can_be_revoked
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
 from ..runtime.asgi import ASGIApp, Receive, Scope, Send
-from ..runtime.event_loop import is_running, loop_identity, run_on
+from ..runtime.event_loop import call_on, is_running, loop_identity, refuse_to_block, result_of, run_on
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Slots
 from ..stream.stream import Stream
@@ -41,10 +45,21 @@ from .arguments import (
     check_soft_refusals,
 )
 from .namespace import broker_in, slots_in
+from .publisher import Publisher
 from .publishing import prepare, publish, publish_job, publish_with_retries
 from .subscriber import Subscriber
 
 logger = logging.getLogger("livepush_asgi")
+
+T = TypeVar("T")
+
+# How long `start` waits for the calls of `publish_sync` that are under way, in seconds.
+CLOSE_TIMEOUT = 5.0
+IN_USE = (
+    "the broker of this LivePush is in use by another event loop, and belongs to one at a time. In threads "
+    "call push.publish_sync(...) or push.disconnect_sync(...), not async_to_sync; in a process without a "
+    "LivePush use a Publisher; or start this LivePush (lifespan=push.lifespan), so that its loop publishes"
+)
 
 
 class LivePush:
@@ -130,9 +145,15 @@ class LivePush:
         self._counters = Counters()
         self._sender = CommandSender()
         self._run: Run | None = None
+        # For `publish_sync`, where this LivePush is not started. It has no reference to this object.
+        self._publisher = Publisher(partial(_lend, self.broker))
+        self._lock = Lock()
+        # The event loop that has used the broker last, while this LivePush was not started.
+        self._user: object = None
         self._stopped_loop: object = None
         # The thread in which it was started. Comparing threads is faster than comparing event loops.
         self._thread: int | None = None
+        _instances.add(self)
         self._endpoint = Endpoint(
             authorize,
             self.timing,
@@ -193,8 +214,8 @@ class LivePush:
         an `id` of its own; a client cannot resume from such an id. Without history, the returned id is the
         event's `id`, or None.
 
-        A synchronous view publishes with `async_to_sync(push.publish)(channel, data)` of asgiref.sync. If
-        the LivePush runs on another event loop, that loop publishes.
+        Code in a thread without an event loop, such as a synchronous view, calls `publish_sync`. If the
+        LivePush runs on another event loop, that loop publishes.
 
         With history only: publishing again with the same `idempotency_key` publishes no second event. With
         `expected_position` (an id that `publish` returned), the event is published only if it directly
@@ -202,7 +223,8 @@ class LivePush:
         retries for `retry_for` seconds; without a key, this may publish the event twice.
 
         Raises InvalidEventError for an invalid event, PositionConflictError, and BrokerUnavailableError if
-        the broker is unavailable: the event may have been published.
+        the broker is unavailable: the event may have been published. Raises RuntimeError if the LivePush is
+        not started and another event loop, which still runs, has used its broker.
         """
         if get_ident() != self._thread and (loop := self._other_loop()) is not None:
             again = partial(
@@ -226,6 +248,50 @@ class LivePush:
             sent = await publish(self.broker, publication)
         self._counters.published += 1
         return sent
+
+    def publish_sync(
+        self,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
+        expected_position: Position | str | None = None,
+        retry_for: float = 0.0,
+    ) -> str | None:
+        """Publish one event from a thread without an event loop, and return its event id. Blocks.
+
+        It is right in every process: in a synchronous view under ASGI and under WSGI, in a signal handler, a
+        management command, a Celery task, from any number of threads and after a fork. Where this LivePush
+        runs, its event loop publishes. Elsewhere an event loop in a thread of its own does, from the first
+        call to the exit of the process, or until this LivePush starts here. The arguments and the errors are
+        those of `publish`.
+
+        Where this LivePush does not run, what is published to MemoryBroker is heard by no stream. It is
+        dropped, and logged once.
+
+        Raises RuntimeError in the thread of an event loop, which the call would block.
+        """
+        refuse_to_block("push.publish_sync", "await push.publish(...)")
+        function = partial(
+            self.publish,
+            channel,
+            data,
+            event=event,
+            id=id,
+            retry=retry,
+            idempotency_key=idempotency_key,
+            expected_position=expected_position,
+            retry_for=retry_for,
+        )
+        if self._is_in_process and self._live_run() is None:
+            # A mistake in the arguments is raised all the same.
+            prepare(channel, data, event, id, retry, idempotency_key, expected_position, self.encode)
+            _warn_unheard()
+            return None
+        return self._call_from_thread(function)
 
     async def publish_job(
         self,
@@ -324,7 +390,8 @@ class LivePush:
         return Subscriber(partial(self._open_subscriber, grant, last_event_id), last_event_id)
 
     async def _open_subscriber(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
-        if self._other_loop() is not None:
+        run = self._live_run()
+        if run is not None and run.running and run.loop is not loop_identity():
             raise RuntimeError(
                 "this LivePush runs on another event loop: subscribe in a task of that loop, or in this one "
                 "from a LivePush with a broker of its own"
@@ -372,6 +439,25 @@ class LivePush:
         if run is not None and run.running and not run.stopping and run.loop is loop_identity():
             return await run.revoker.revoke(revocation, timeout, retry_for)
         return await self._sender.revoke(self.broker, revocation, timeout, retry_for)
+
+    def disconnect_sync(
+        self,
+        *,
+        slot_key: str | None = None,
+        channel: str | None = None,
+        timeout: float = CONFIRM_TIMEOUT,
+        retry_for: float = 0.0,
+    ) -> Disconnected:
+        """End streams as `disconnect` does, from a thread without an event loop: see `publish_sync`."""
+        refuse_to_block("push.disconnect_sync", "await push.disconnect(...)")
+        function = partial(
+            self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout, retry_for=retry_for
+        )
+        if self._is_in_process and self._live_run() is None:
+            Revocation(slot_key, channel)
+            _warn_unheard()
+            return Disconnected(0, 0, 0)
+        return self._call_from_thread(function)
 
     async def drain(self) -> None:
         """Refuse new streams, end the open ones spread over the window, and wait until all have ended.
@@ -429,9 +515,8 @@ class LivePush:
         does not wait for the broker.
         """
         self._stopped_loop = None
-        self._thread = get_ident()
         if self._run is None or self._run.ended or self._run.loop is not loop_identity():
-            self._run = run = Run(
+            run = Run(
                 self.broker,
                 self.slots,
                 self.timing,
@@ -443,7 +528,14 @@ class LivePush:
                 hooks=make_hooks(self._on_open, self._on_end),
                 encode=self.encode,
             )
-            run.launch()
+            with self._lock:
+                self._run = run
+            try:
+                await self._close_publisher()
+            finally:
+                self._user = None
+                run.launch()
+        self._thread = get_ident()
         await self._run.wait_started()
 
     async def stop(self) -> None:
@@ -462,15 +554,65 @@ class LivePush:
         await self.start()
         return self._run
 
-    def _other_loop(self) -> object | None:
-        """Return the event loop of the run if it is not the caller's; None otherwise, or without a run.
-
-        `async_to_sync(push.publish)` may start an event loop of its own, but the broker belongs to one loop.
-        """
+    def _live_run(self) -> Run | None:
+        """Return the run if its event loop still runs, in any thread."""
         run = self._run
-        if run is None or run.loop is loop_identity():
+        return run if run is not None and is_running(run.loop) else None
+
+    def _other_loop(self) -> object | None:
+        """Return the event loop that the broker belongs to, if it is not the caller's.
+
+        That is the loop of the run, or of `publish_sync`. `async_to_sync(push.publish)` may start an event
+        loop of its own. Raises RuntimeError if no such loop exists, and another one uses the broker.
+        """
+        here, run = loop_identity(), self._live_run()
+        if here is self._user:
             return None
-        return run.loop if run.running and is_running(run.loop) else None
+        if run is not None and not run.ended:
+            return None if run.loop is here else run.loop
+        loop = self._publisher.loop
+        if loop is not None and loop is not here:
+            return loop
+        if not self._is_in_process:
+            self._take_broker(here)
+        elif self._run is None:
+            _warn_unheard()
+        return None
+
+    def _take_broker(self, here: object) -> None:
+        with self._lock:
+            user = self._user
+            if user is not None and user is not here and is_running(user):
+                raise RuntimeError(IN_USE)
+            self._user = here
+
+    @property
+    def _is_in_process(self) -> bool:
+        return bool(getattr(self.broker, "in_process", False))
+
+    def _call_from_thread(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await an asynchronous function on the event loop that the broker belongs to. Blocks."""
+        # With the lock: a call is submitted before `start` closes the publisher, or goes to the run.
+        with self._lock:
+            run = self._live_run()
+            if run is None:
+                # `publish` compares the threads first, and the thread of an earlier run may call it.
+                self._thread = None
+                call, loop = self._publisher.submit(lambda thread: function())
+        if run is None:
+            return result_of(call, loop)
+        return call_on(run.loop, partial(_when_started, run, function))
+
+    async def _close_publisher(self) -> None:
+        """Close the event loop of `publish_sync`: from now on the run publishes."""
+        if self._publisher.loop is None:
+            return
+        try:
+            await anyio.to_thread.run_sync(self._publisher.close, CLOSE_TIMEOUT)
+        except Exception:
+            logger.exception(
+                "closing the event loop of publish_sync raised; the component starts all the same"
+            )
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -539,3 +681,50 @@ class LivePush:
 
     def _count_refusal(self, cause: RefusalCause) -> None:
         self._counters.refused[cause] += 1
+
+
+async def _when_started(run: Run, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Call a function when nothing but the run uses the broker."""
+    await run.wait_started()
+    return await function()
+
+
+@asynccontextmanager
+async def _lend(broker: Broker) -> AsyncIterator[Broker]:
+    """Yield the broker to an event loop, and close the connections that it has made there."""
+    try:
+        yield broker
+    finally:
+        if (close := getattr(broker, "aclose", None)) is not None:
+            await close()
+
+
+# Held from the first warning of this process on. Many threads may come to it at once.
+_unheard_warned = Lock()
+
+
+def _warn_unheard() -> None:
+    if _unheard_warned.acquire(blocking=False):
+        logger.warning(
+            "what this process publishes to MemoryBroker reaches no stream, since LivePush is not started in "
+            "it: serve streams from this process by ASGI (uvicorn; for Django's runserver, put 'daphne' "
+            "first into INSTALLED_APPS), or take a broker with a server (RedisStreamsBroker)"
+        )
+
+
+_instances: WeakSet[LivePush] = WeakSet()
+# The runs that a forked process has inherited. They are kept: collecting them would affect the event loop of
+# the parent process.
+_inherited: list[Run | None] = []
+
+
+def _reset_after_fork() -> None:
+    """Make every LivePush one that was not started: only its parent process has the thread of the run."""
+    for push in list(_instances):
+        _inherited.append(push._run)
+        push._run = push._thread = push._user = push._stopped_loop = None
+        push._lock, push._sender = Lock(), CommandSender()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

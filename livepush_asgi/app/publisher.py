@@ -1,9 +1,11 @@
-"""Publisher: publishes from code without an event loop, such as Celery tasks, sync views and scripts."""
+"""Publisher: publishes from code without an event loop, in a process that has no LivePush.
+
+`LivePush.publish_sync` has a Publisher too, over the LivePush's broker, where the LivePush is not started.
+"""
 
 import asyncio
 import atexit
 import os
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,7 +18,7 @@ from weakref import WeakSet, finalize
 from ..brokers import Broker
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.revocation import Disconnected, Revocation
-from ..runtime.event_loop import on_asyncio, threadsafe_caller
+from ..runtime.event_loop import refuse_to_block, result_of, submit_to, threadsafe_caller
 from ..wire.cursor import Position
 from ..wire.encode import Encode
 from .arguments import check_encode
@@ -33,6 +35,8 @@ T = TypeVar("T")
 
 class Publisher:
     """Publishes over any broker that has a server. The methods block. Threads may share a publisher.
+
+    It is for a process that has no LivePush. Where there is one, started or not, call its `publish_sync`.
 
     `make_broker` returns the broker, or an async context manager of one, which `close` exits:
 
@@ -90,8 +94,9 @@ class Publisher:
         publication = prepare(
             channel, data, event, id, retry, idempotency_key, expected_position, self._encode
         )
-        return self._call(
-            "publish", lambda thread: publish_with_retries(thread.broker, publication, retry_for)
+        refuse_to_block("Publisher.publish", "await push.publish(...)")
+        return result_of(
+            *self.submit(lambda thread: publish_with_retries(thread.broker, publication, retry_for))
         )
 
     def disconnect(
@@ -109,39 +114,43 @@ class Publisher:
         RuntimeError in the thread of an event loop, which the call would block.
         """
         revocation = Revocation(slot_key, channel)
-        return self._call(
-            "disconnect", lambda thread: thread.sender.revoke(thread.broker, revocation, timeout, retry_for)
+        refuse_to_block("Publisher.disconnect", "await push.disconnect(...)")
+        return result_of(
+            *self.submit(lambda thread: thread.sender.revoke(thread.broker, revocation, timeout, retry_for))
         )
 
-    def close(self) -> None:
-        """Wait for other threads that publish, and close the broker. A later publish opens a new one."""
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop on which the broker is used; None while it is closed."""
+        thread = self._thread
+        return None if thread is None else thread.loop
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait for other threads that publish, and close the broker. A later publish opens a new one.
+
+        Calls that have not ended after `timeout` seconds raise BrokerUnavailableError.
+        """
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:
             self._finalizer.detach()
-            wait(thread.calls)
+            wait(thread.calls, timeout)
             thread.stop()
-            thread.join()
+            thread.join(timeout)
             if thread.error is not None:
                 raise thread.error
 
-    def _call(self, name: str, function: Callable[["_LoopThread"], Coroutine[Any, Any, T]]) -> T:
-        """Call a function with the loop thread, and await its result in the event loop."""
-        # If trio is not imported, it cannot be running.
-        trio = sys.modules.get("trio")
-        if on_asyncio() or (trio is not None and trio.lowlevel.in_trio_run()):
-            raise RuntimeError(
-                f"Publisher.{name} blocks, and this thread runs an event loop: use `await push.{name}(...)`"
-            )
-        return self._submit(function).result()
-
-    def _submit(self, function: Callable[["_LoopThread"], Coroutine[Any, Any, T]]) -> Future[T]:
+    def submit(
+        self, function: Callable[["_LoopThread"], Coroutine[Any, Any, T]]
+    ) -> tuple[Future[T], asyncio.AbstractEventLoop]:
+        """Call an asynchronous function in the event loop of the broker; return its future and the loop."""
         with self._lock:
             if self._thread is None:
                 self._thread = _LoopThread(self._make_broker, self._namespace)
                 self._finalizer = finalize(self, self._thread.stop)
                 self._finalizer.atexit = False
-            return self._thread.submit(function(self._thread))
+            thread = self._thread
+            return thread.submit(function(thread)), thread.loop
 
 
 class _LoopThread(threading.Thread):
@@ -165,7 +174,7 @@ class _LoopThread(threading.Thread):
 
     def submit(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine in the event loop."""
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        future = submit_to(self.loop, call)
         self.calls.add(future)
         future.add_done_callback(self.calls.discard)
         return future
@@ -188,7 +197,7 @@ class _LoopThread(threading.Thread):
             _running.discard(self)
 
     async def _serve(self) -> None:
-        self._loop, self._call_soon = asyncio.get_running_loop(), threadsafe_caller()
+        self.loop, self._call_soon = asyncio.get_running_loop(), threadsafe_caller()
         self._closing = asyncio.Event()
         async with AsyncExitStack() as stack:
             self._opened.set_result(await _open(self._make_broker, stack))

@@ -143,10 +143,10 @@ class MemoryBroker:
     `History.channels` logs and it was idle longest.
 
     Use it on one event loop: while there are subscriptions, a call on another running loop raises
-    RuntimeError, since its events would arrive late or never. From another thread, publish through
-    `anyio.from_thread.run` or asgiref's `async_to_sync`, which hand the call to the loop. Events do not reach
-    other processes: with several workers use a broker with a server. If this process seems to be one of
-    several workers, the first subscription logs a warning.
+    RuntimeError, since its events would arrive late or never. From another thread, call
+    `LivePush.publish_sync`, which hands the event to the loop. Events do not reach other processes: with
+    several workers use a broker with a server. If this process seems to be one of several workers, the first
+    subscription logs a warning.
     """
 
     #: There is no server that could lose commands, or withhold them from this process.

@@ -7,16 +7,20 @@ stays. For thousands of clients put LivePushMiddleware in front of Django: its s
 `uses_database`, or ask only for the user, by `user_of`.
 """
 
+import os
+import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
-from functools import wraps
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, wraps
 from importlib import import_module
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, cast, overload
 
 try:
     from asgiref.sync import sync_to_async
     from django.conf import settings
     from django.contrib.auth import get_user
+    from django.core import mail
     from django.core.exceptions import ImproperlyConfigured
     from django.db import close_old_connections, connections
     from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
@@ -25,7 +29,7 @@ except ModuleNotFoundError as error:
 
 from ..app.generator import SourceTerms, open_source
 from ..app.service import refusal_headers
-from ..grant import Authorize, Refusal, StreamRequest
+from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..runtime.asgi import Scope
 from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route, refusal_text
 
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.auth.models import AnonymousUser
 
+#: How many threads look up what `uses_database` functions ask for, and so database connections, per process.
+LOOKUP_THREADS = 4
 BY_WSGI = (
     "a stream needs ASGI, and this request came by WSGI: serve the project's asgi.py (`uvicorn "
     "project.asgi:application`), or put 'daphne' first into INSTALLED_APPS, so that runserver speaks ASGI; "
@@ -56,41 +62,119 @@ def uses_database(function: Callable[P, object]) -> Callable[P, Awaitable[object
 
         @uses_database
         def authorize(request):
-            user = Session.objects.get(key=request.cookies["sessionid"]).user
-            return Grant(channels=f"user:{user.pk}", slot_key=str(user.pk))
+            user = user_of_sync(request)
+            if not user.is_authenticated:
+                return Refusal(401)
+            return Grant(channels=[f"team:{team.pk}" for team in user.teams.all()], slot_key=str(user.pk))
 
-    Database connections that are broken or too old are closed before and after it, as Django does for its
-    own requests: without that, one lost connection makes every later call fail. A synchronous function
-    runs in asgiref's thread for code that is sensitive to threads, one call at a time; an asynchronous one
-    runs on the event loop, and what it passes to `sync_to_async`, or asks the asynchronous ORM for, runs
-    in that thread.
+    A synchronous function runs in one of LOOKUP_THREADS threads. Their database connections are kept as
+    CONN_MAX_AGE says, and from one call to the next while many wait. A call that waits for a thread is
+    dropped when its request has left or timed out. Under Django's test runner, whose test cases have a
+    transaction in one thread, the function runs in asgiref's thread. An asynchronous function runs on the
+    event loop, and what it passes to `sync_to_async`, or asks the asynchronous ORM for, runs in asgiref's
+    thread, one call at a time.
+
+    Connections that are broken or too old are closed before and after it, as Django does for its own
+    requests. If a connection that was open before breaks during the call, such as after a restart of the
+    database, it is replaced and the function is called once more. So what the function does has to be
+    repeatable, as a look-up is.
     """
-    return _closing(function, close_old_connections)
 
-
-def _closing(function: Callable[P, object], close: Callable[[], None]) -> Callable[P, Awaitable[object]]:
-    """Return the function with `close` called before and after it, in asgiref's thread."""
-
-    @sync_to_async
-    def in_the_thread(*arguments: P.args, **options: P.kwargs) -> object:
-        close()
-        try:
-            return function(*arguments, **options)
-        finally:
-            close()
+    is_asynchronous = iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
 
     @wraps(function)
     async def with_database(*arguments: P.args, **options: P.kwargs) -> object:
-        # An asynchronous function only makes its coroutine in the thread.
-        result = await in_the_thread(*arguments, **options)
-        if not isawaitable(result):
-            return result
-        try:
-            return await result
-        finally:
-            await sync_to_async(close)()
+        call = partial(function, *arguments, **options)
+        if is_asynchronous:
+            return await _look_up_async(cast("Callable[[], Awaitable[object]]", call))
+        result = await _in_a_thread(partial(_look_up, call))
+        return await result if isawaitable(result) else result
 
     return with_database
+
+
+async def _in_a_thread(function: Callable[[], T]) -> T:
+    global _in_flight
+    # The test runners of Django and of pytest-django set it.
+    if hasattr(mail, "outbox"):
+        return await sync_to_async(function)()
+    _in_flight += 1
+    try:
+        return await sync_to_async(function, thread_sensitive=False, executor=_threads)()
+    finally:
+        _in_flight -= 1
+
+
+def _look_up(call: Callable[[], T]) -> T:
+    opened = _open_connections()
+    try:
+        try:
+            return call()
+        except Exception:
+            if not _close_broken(opened):
+                raise
+        return call()
+    finally:
+        # In a wave this thread takes the next call at once, and a connection takes longer than a look-up.
+        _thread.keeps_connections = _in_flight >= 2 * LOOKUP_THREADS
+        if not _thread.keeps_connections:
+            close_old_connections()
+
+
+async def _look_up_async(call: Callable[[], Awaitable[T]]) -> T:
+    opened = await sync_to_async(_open_connections)()
+    try:
+        try:
+            return await call()
+        except Exception:
+            if not await sync_to_async(_close_broken)(opened):
+                raise
+        return await call()
+    finally:
+        await sync_to_async(close_old_connections)()
+
+
+# Django ships no types: its connections are Any to mypy.
+def _open_connections() -> list[Any]:
+    """Close the connections of this thread that Django would close before a request, and return the rest."""
+    if not getattr(_thread, "keeps_connections", False):
+        close_old_connections()
+    found = connections.all(initialized_only=True)
+    return [connection for connection in found if connection.connection is not None]
+
+
+def _close_broken(opened: list[Any]) -> bool:
+    """Close those connections that have broken. Return whether there were any."""
+    broken = [
+        connection
+        for connection in opened
+        if connection.errors_occurred
+        and not connection.in_atomic_block
+        and (connection.connection is None or not connection.is_usable())
+    ]
+    for connection in broken:
+        connection.close()
+    return bool(broken)
+
+
+def _make_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="livepush-django")
+
+
+_threads = _make_threads()
+_thread = threading.local()
+# How many calls run or wait for a thread.
+_in_flight = 0
+
+
+def _reset_after_fork() -> None:
+    # A forked process has none of the threads of its parent.
+    global _threads, _in_flight
+    _threads, _in_flight = _make_threads(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 async def user_of(request: StreamRequest) -> "AbstractBaseUser | AnonymousUser":
@@ -102,10 +186,27 @@ async def user_of(request: StreamRequest) -> "AbstractBaseUser | AnonymousUser":
                 return Refusal(401)
             return Grant(channels=f"user:{user.pk}", slot_key=str(user.pk))
 
-    The session is read and never changed. It is looked up in asgiref's thread, as with `uses_database`. A
-    request without a session cookie costs no query.
+    The session is read and never changed. It is looked up in a thread, as with `uses_database`. A request
+    without a session cookie costs no query. An `authorize` that asks the database for more than the user
+    is a synchronous function with `uses_database`, which calls `user_of_sync`: so it waits for a thread once.
     """
-    return await _load_user(request)
+    if not request.cookies.get(settings.SESSION_COOKIE_NAME):
+        return user_of_sync(request)
+    return await _user_in_a_thread(request)
+
+
+def user_of_sync(request: StreamRequest) -> "AbstractBaseUser | AnonymousUser":
+    """Return the user as `user_of` does, in a synchronous function with `uses_database`."""
+    cookie = request.cookies.get(settings.SESSION_COOKIE_NAME)
+    http_request = HttpRequest()
+    http_request.session = _ReadSession()
+    if cookie:
+        store = import_module(settings.SESSION_ENGINE).SessionStore(cookie)
+        http_request.session.update(store.load())
+    return get_user(http_request)
+
+
+_user_in_a_thread = uses_database(user_of_sync)
 
 
 class _ReadSession(dict[str, object]):
@@ -119,17 +220,6 @@ class _ReadSession(dict[str, object]):
 
     def cycle_key(self) -> None:
         """Do nothing."""
-
-
-@uses_database
-def _load_user(request: StreamRequest) -> "AbstractBaseUser | AnonymousUser":
-    cookie = request.cookies.get(settings.SESSION_COOKIE_NAME)
-    http_request = HttpRequest()
-    http_request.session = _ReadSession()
-    if cookie:
-        store = import_module(settings.SESSION_ENGINE).SessionStore(cookie)
-        http_request.session.update(store.load())
-    return get_user(http_request)
 
 
 # Django ships no types: its class is Any to mypy.
@@ -161,8 +251,21 @@ async def sse_streaming_response(
     _check_asgi(request)
     await sync_to_async(_close_connections)()
     if authorize := terms.get("authorize"):
-        terms["authorize"] = cast("Authorize", _closing(authorize, _close_connections))
+        terms["authorize"] = _in_request(authorize)
     return await _response(open_for_route(service, _scope_of(request), **terms))
+
+
+def needs_asgi(request: HttpRequest) -> HttpResponseBase:
+    """Tell why the path of LivePushMiddleware reaches Django: `path("events", needs_asgi)` in the URLconf.
+
+    The middleware answers its path itself. Under WSGI, such as runserver without daphne, nothing calls it,
+    and the path would be a 404 without a reason. Raises ImproperlyConfigured.
+    """
+    _check_asgi(request)
+    raise ImproperlyConfigured(
+        f"no LivePushMiddleware has answered {request.path!r}: put it around get_asgi_application() in "
+        "asgi.py, with this path, and serve that application"
+    )
 
 
 async def event_stream_response(
@@ -182,6 +285,29 @@ async def event_stream_response(
     _check_asgi(request)
     await sync_to_async(_close_connections)()
     return await _response(open_source(_scope_of(request), source, **terms))
+
+
+def _in_request(authorize: Authorize) -> Authorize:
+    """Call it in the thread of the request, and close the connections that it opens."""
+
+    @sync_to_async
+    def call(request: StreamRequest) -> object:
+        try:
+            return authorize(request)
+        finally:
+            _close_connections()
+
+    async def in_request(request: StreamRequest) -> Grant | Refusal:
+        # An asynchronous function only makes its coroutine in the thread.
+        decision = await call(request)
+        if not isawaitable(decision):
+            return cast("Grant | Refusal", decision)
+        try:
+            return cast("Grant | Refusal", await decision)
+        finally:
+            await sync_to_async(_close_connections)()
+
+    return in_request
 
 
 def _check_asgi(request: HttpRequest) -> None:

@@ -231,6 +231,9 @@ class Channel:
     def check(self) -> None:
         """Check the log for missed events. A channel without a log does nothing."""
 
+    async def wait_read(self) -> None:
+        """Wait until every known event is delivered, or a read of the log has failed."""
+
     async def wait_attempted(self) -> None:
         """Wait until the first attempt to subscribe has succeeded or failed."""
         if not (self.ready or self.error or self.closed):

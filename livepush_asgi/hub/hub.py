@@ -149,6 +149,12 @@ class Hub:
                 return channel.error
         return None
 
+    async def wait_read(self, names: Iterable[str], timeout: float) -> None:
+        """Wait until the logs that are being read are delivered, at most `timeout` seconds."""
+        with anyio.move_on_after(timeout):
+            for channel in [self._channels[name] for name in names if name in self._channels]:
+                await channel.wait_read()
+
     async def aclose(self) -> None:
         """Close every subscription. Call it after the tasks of the hub have ended."""
         async with anyio.create_task_group() as closing:

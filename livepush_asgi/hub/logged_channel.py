@@ -29,7 +29,16 @@ AHEAD_RETRY = 0.1
 class LoggedChannel(Channel):
     """A channel with a log. `spawn` starts a task of the run."""
 
-    __slots__ = ("_idle", "_last_seen", "_log", "_lost_more", "_reading_log", "_refused", "_spawn")
+    __slots__ = (
+        "_idle",
+        "_last_seen",
+        "_log",
+        "_lost_more",
+        "_read_ended",
+        "_reading_log",
+        "_refused",
+        "_spawn",
+    )
 
     def __init__(
         self,
@@ -50,6 +59,20 @@ class LoggedChannel(Channel):
         # Whether no live payload was delivered since the last `check`.
         self._idle = True
         self._refused = False
+        # Created for the first task that waits for the end of a read.
+        self._read_ended: anyio.Event | None = None
+
+    async def wait_read(self) -> None:
+        """Wait until every known event is delivered, or a read of the log has failed."""
+        if self._reading_log and self.ready and self.error is None and not self.closed:
+            self._read_ended = self._read_ended or anyio.Event()
+            await self._read_ended.wait()
+
+    async def close(self) -> None:
+        """Close the subscription. Bounded in time; raises only when cancelled."""
+        self.closed = True
+        self._end_read()
+        await super().close()
 
     def deliver_at(self, position: Position | None, payload: bytes, /) -> None:
         """Deliver a payload if its position is the next; read the log if events are missing before it."""
@@ -113,6 +136,7 @@ class LoggedChannel(Channel):
             except Exception as error:
                 failed = True
                 self._attempt_ended(error)
+                self._end_read()
                 await anyio.sleep(backoff.next_delay())
 
     async def _read_page(self) -> bool:
@@ -127,6 +151,7 @@ class LoggedChannel(Channel):
             return False
         if arrived and not (self._last_seen is not None and self._is_ahead(self._last_seen)):
             self._reading_log, self._last_seen = False, None
+            self._end_read()
             return True
         if self.position == before:
             # A live payload is ahead of the log. The log will show it, or has lost it.
@@ -152,6 +177,11 @@ class LoggedChannel(Channel):
             if record.offset > self.position.offset:
                 self.position = placed.at(record.offset)
                 self._dispatch(record.payload, self.position)
+
+    def _end_read(self) -> None:
+        ended, self._read_ended = self._read_ended, None
+        if ended is not None:
+            ended.set()
 
     def _see(self, position: Position) -> None:
         # A repeat of an earlier event must not hide a later one.

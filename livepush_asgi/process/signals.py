@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from types import FrameType
 
 from ..runtime.event_loop import on_asyncio
@@ -40,22 +41,16 @@ class SignalWatch:
         self._on_asyncio = True
 
     def install(self) -> None:
-        """Install the handlers. Only the main thread can; elsewhere a warning is logged."""
+        """Install the handlers. Only the main thread can; elsewhere a warning is logged once."""
         self._active = True
         self._on_asyncio = on_asyncio()
         try:
             for number in SIGNALS:
                 self._install(number)
-        except ValueError as error:
+        except ValueError:
             self._active = False
             self._earlier.clear()
-            logger.warning(
-                "streams are not drained at SIGTERM and SIGINT, since the event loop runs in %r: %s. Run the "
-                "server in the main thread; or, if something else calls drain() or stop() before the process "
-                "ends, say so with DrainPolicy(signals=False)",
-                threading.current_thread().name,
-                error,
-            )
+            _warn_undrained()
 
     def _install(self, number: signal.Signals) -> None:
         found = signal.getsignal(number)
@@ -126,3 +121,14 @@ class SignalWatch:
             self._held[name] = now
             return True
         return False
+
+
+# Once per process: in tests each one may run its event loop in a thread of its own.
+@cache
+def _warn_undrained() -> None:
+    logger.warning(
+        "streams are not drained at SIGTERM and SIGINT, since the event loop runs in %r, and signals are "
+        "heard in the main thread. Run the server there; or, if something else calls drain() or stop() "
+        "before the process ends, say so with DrainPolicy(signals=False)",
+        threading.current_thread().name,
+    )

@@ -5,16 +5,23 @@ import contextlib
 import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import CancelledError, Future, wait
 from contextvars import Context
 from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
+from ..errors import BrokerUnavailableError
+
 # asyncio and trio themselves declare `Any` for the values that a coroutine yields and receives.
 T = TypeVar("T")
 BackgroundFunction = Callable[[], Coroutine[Any, Any, None]]
 Caller = Callable[[Callable[[], object]], None]
+
+# How often a thread that waits for another one's event loop looks whether that still runs, in seconds.
+_LOOK_INTERVAL = 0.5
+_LOOP_ENDED = "the event loop ended before this call; what it asked for may have been done"
 
 
 def loop_identity() -> object:
@@ -43,14 +50,52 @@ def is_running(loop: object) -> bool:
 
 async def run_on(loop: object, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Await a coroutine on the event loop of another thread, given by its `loop_identity`."""
+    return await anyio.to_thread.run_sync(call_on, loop, function, abandon_on_cancel=True)
+
+
+def call_on(loop: object, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine on the event loop of another thread, and wait for its result. Blocks.
+
+    Raises BrokerUnavailableError if the loop ends first.
+    """
     if isinstance(loop, asyncio.AbstractEventLoop):
-        return await anyio.to_thread.run_sync(
-            lambda: asyncio.run_coroutine_threadsafe(function(), loop).result(), abandon_on_cancel=True
-        )
+        return result_of(submit_to(loop, function()), loop)
     import trio
 
     assert isinstance(loop, trio.lowlevel.TrioToken)
-    return await anyio.to_thread.run_sync(lambda: trio.from_thread.run(function, trio_token=loop))
+    try:
+        return trio.from_thread.run(function, trio_token=loop)
+    except (trio.Cancelled, trio.RunFinishedError) as error:
+        raise BrokerUnavailableError(_LOOP_ENDED) from error
+
+
+def submit_to(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start a coroutine on the event loop of another thread. BrokerUnavailableError if it is closed."""
+    try:
+        return asyncio.run_coroutine_threadsafe(call, loop)
+    except RuntimeError as error:
+        call.close()
+        raise BrokerUnavailableError(_LOOP_ENDED) from error
+
+
+def result_of(future: Future[T], loop: asyncio.AbstractEventLoop) -> T:
+    """Wait for the result of `submit_to`. Raises BrokerUnavailableError if the loop ends first."""
+    # A loop that ends runs nothing that was submitted at that moment, so the future may stay pending.
+    while not wait([future], _LOOK_INTERVAL).done and loop.is_running():
+        pass
+    future.cancel()
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise BrokerUnavailableError(_LOOP_ENDED) from error
+
+
+def refuse_to_block(name: str, instead: str) -> None:
+    """Raise RuntimeError if this thread runs an event loop, which the function called `name` would block."""
+    # If trio is not imported, it cannot be running.
+    trio = sys.modules.get("trio")
+    if on_asyncio() or (trio is not None and trio.lowlevel.in_trio_run()):
+        raise RuntimeError(f"{name} blocks, and this thread runs an event loop: use `{instead}`")
 
 
 def on_asyncio() -> bool:

@@ -5,6 +5,11 @@ in a task of its own, meanwhile sends what is ready, and cancels the task when t
 
 Until the client has been sent the whole state, each id carries the mark of `owed`. A client that disconnects
 before the end of a snapshot reconnects with such an id, and is sent the state again.
+
+The state replaces the events that were published before its call: those that wait then are discarded, and
+each channel goes on from where its log was then. The ids have these positions only after the whole state, so
+nothing is missed if the client comes back to a stream without a snapshot. A replay that a new client has
+asked for is kept, and follows the state.
 """
 
 import logging
@@ -21,7 +26,7 @@ from .context import StreamContext
 from .history_reader import HistoryReader
 from .outbox import LatestOutbox, Outbox, OutboxFullError
 from .recovery import ChannelGap, RecoveryState, join_entries
-from .resumption import Resumption
+from .resumption import Ends, Resumption
 from .snapshot import State
 
 logger = logging.getLogger("livepush_asgi")
@@ -49,7 +54,9 @@ class Composer:
         "_resuming",
         "_single_channel",
         "_state",
+        "_state_ends",
         "_state_owed",
+        "_state_replaces",
         "_unrecorded",
         "end_reason",
         "heartbeat_due",
@@ -98,11 +105,17 @@ class Composer:
         self._head = b""
         self._state = None if grant.snapshot is None else State(grant.snapshot)
         self._state_owed = False
+        # Whether the state replaces the events before its call; False while a replay is to follow it.
+        self._state_replaces = grant.replay == "new"
+        # How far each log was when the state was called; kept while a replay follows the state.
+        self._state_ends: dict[str, Position] = {}
         #: The work to run in a task, or None. It raises only when cancelled.
         self.work: Work | None = None
 
     def put(self, batch: Batch) -> None:
         """Queue deliveries, except those that the stream will read from history. Raises OutboxFullError."""
+        if self._state_owed and self._state_will_have_it:
+            return
         self._outbox_filled = True
         outbox = self._outbox
         if outbox is None:
@@ -163,7 +176,7 @@ class Composer:
     def _add_gaps(self, gaps: list[ChannelGap]) -> None:
         """Compose gap events, to be sent before the events that history has."""
         for channel, reason in gaps:
-            self._resend_state()
+            self._resend_state_at_gap()
             if not self._control_events:
                 self._head += self._end_at_gap()
                 return
@@ -179,6 +192,22 @@ class Composer:
             self._state.restart()
             self._state_owed = True
 
+    def _resend_state_at_gap(self) -> None:
+        self._state_replaces = True
+        self._resend_state()
+
+    @property
+    def _state_will_have_it(self) -> bool:
+        """Whether the state that is owed will have what is published now, or was published earlier."""
+        return self._state is not None and self._state_replaces and not self._state.called
+
+    def _state_has(self, gap: Delivery) -> bool:
+        """Whether what is missing in a replay was published before the call of the state."""
+        end = self._state_ends.get(gap.channel)
+        if end is None or gap.position is None or self._state_owed:
+            return False
+        return gap.position.epoch == end.epoch and gap.position.offset <= end.offset
+
     def open(self, retry: int) -> bool:
         """Start every subscribed channel, and compose the open event with the reconnection time `retry`.
 
@@ -192,9 +221,10 @@ class Composer:
                 return False
         hub, names = self._context.hub, self._grant.channel_names
         ends = hub.catch_up(names)
-        gaps = self._recovery.start_channels(ends)
+        gaps = self._with_known_gaps(resumption, self._recovery.start_channels(ends), ends)
         resumed = self._resuming and self._resumable is not False and not gaps
         if self._state is not None and not (resumed and self._recovery.has_state):
+            self._state_replaces |= bool(gaps)
             self._resend_state()
             resumed = False
         self.opened = True
@@ -209,6 +239,15 @@ class Composer:
         id = owed(self._recovery.id) if self._state_owed else self._recovery.id
         self._head = open_block(retry, id, gaps, resumed=resumed, not_live=not_live)
         return True
+
+    def _with_known_gaps(
+        self, resumption: Resumption | None, gaps: list[ChannelGap], started: Ends
+    ) -> list[ChannelGap]:
+        """Add the gaps that history would show later: the state comes once for all of them."""
+        if self._state is None or resumption is None or not self._control_events:
+            return gaps
+        found = {channel: reason for channel, reason in resumption.known_gaps.items() if channel in started}
+        return list({**found, **dict(gaps)}.items())
 
     def _end_at_gap(self) -> bytes:
         """End the stream, because its client does not accept a gap event. Return the id that follows the gap.
@@ -240,7 +279,9 @@ class Composer:
 
     def _next_work(self) -> Work | None:
         if self._state is not None and self._state_owed:
-            return self._read_state if self._state.must_read else None
+            if not self._state.must_read:
+                return None
+            return self._seek if self._recovery.must_seek_first else self._read_state
         if self._recovery.must_seek:
             return self._seek
         # Read one page per chunk, so that a busy live channel does not delay a channel that is behind.
@@ -274,14 +315,20 @@ class Composer:
         self._resumable = await self._recovery.resumption.look_up(self._context.timing.subscribe_timeout)
 
     async def _seek(self) -> None:
-        assert self._recovery.resumption is not None
-        self._add_gaps(self._recovery.start_channels(await self._recovery.resumption.seek()))
+        resumption = self._recovery.resumption
+        assert resumption is not None
+        ends = await resumption.seek()
+        self._add_gaps(self._with_known_gaps(resumption, self._recovery.start_channels(ends), ends))
 
     async def _read_state(self) -> None:
         assert self._state is not None
         context = self._context
+        # The events of a log that is being read were published before the call.
+        await context.hub.wait_read(self._grant.channel_names, context.timing.subscribe_timeout)
         try:
-            await self._state.read(context.callbacks, context.timing.snapshot_timeout, context.encode)
+            await self._state.read(
+                context.callbacks, context.timing.snapshot_timeout, context.encode, self._begin_state
+            )
         except Exception:
             self.end_reason = EndReason.ERROR
             if not context.snapshots_fail:
@@ -292,13 +339,26 @@ class Composer:
             context.snapshots_fail = False
             logger.warning("snapshots can be read again")
 
+    def _begin_state(self) -> None:
+        """Record how far each log is, and discard what the state will have, except the gaps."""
+        self._record_position()
+        self._state_ends = self._recovery.ends_read(self._context.hub.catch_up(self._grant.channel_names))
+        if self._state_replaces and self._outbox is not None:
+            queued, self._outbox_filled = self._outbox.take_all(), False
+            self._head += self._compose(queued)
+
     def _next_state_blocks(self, state: State) -> bytes:
         """Return the next blocks of the state. The last block has an id without the mark of `owed`."""
         blocks = state.take(self._context.limits.message_bytes)
         self._state_owed = state.owed
-        if blocks and not state.owed:
+        if not state.owed:
             self._record_position()
-            blocks[-1] = with_id(blocks[-1], self._recovery.id)
+            if self._state_replaces:
+                names = self._grant.channel_names
+                self._recovery.skip(self._state_ends, self._context.hub.catch_up(names))
+                self._state_ends = {}
+            if blocks:
+                blocks[-1] = with_id(blocks[-1], self._recovery.id)
         return b"".join(blocks)
 
     def _fall_behind(self, outbox: Outbox, delivery: Delivery) -> bool:
@@ -364,7 +424,7 @@ class Composer:
         self._outbox_filled = bool(self._outbox)
         if not dropped:
             return self._compose(deliveries)
-        self._resend_state()
+        self._resend_state_at_gap()
         gaps = b"".join([gap_block(channel, GapReason.OVERFLOW) for channel in dropped])
         return gaps + self._compose(deliveries)
 
@@ -382,8 +442,10 @@ class Composer:
         self._record_position()
         blocks, entries = [], self._recovery.entries()
         for delivery in deliveries:
-            if delivery.gap:
-                self._resend_state()
+            if delivery.gap and not self._state_has(delivery):
+                self._resend_state_at_gap()
+            elif not delivery.gap and self._state_owed and self._state_will_have_it:
+                continue
             if delivery.position is not None:
                 self._recovery.mark_sent(delivery.channel, delivery.position)
                 entries[delivery.channel] = event_id(delivery.channel, delivery.position)

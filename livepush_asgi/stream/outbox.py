@@ -82,6 +82,11 @@ class Outbox:
         self._bytes -= size
         return taken[:count]
 
+    def take_all(self) -> list[Delivery]:
+        """Remove and return every delivery, and forget what was dropped."""
+        taken, self._items, self._bytes, self._dropped = self._items or [], None, 0, None
+        return taken
+
     def take_dropped(self) -> dict[str, int]:
         """Return how many deliveries of each channel were dropped since the last call.
 
@@ -145,6 +150,11 @@ class LatestOutbox(Outbox):
     def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
         """Return False: each delivery may replace an older one, so `put` has to add it."""
         return False
+
+    def take_all(self) -> list[Delivery]:
+        """Remove and return every delivery, and forget what was dropped."""
+        self._by_name.clear()
+        return super().take_all()
 
     def take(self) -> list[Delivery]:
         """Remove and return the next deliveries, the newest of each name."""

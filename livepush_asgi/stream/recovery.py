@@ -94,6 +94,12 @@ class RecoveryState:
         return resumption.is_due or not self.behind
 
     @property
+    def must_seek_first(self) -> bool:
+        """Whether logs that were never read may tell of more gaps."""
+        resumption = self.resumption
+        return resumption is not None and bool(resumption.deferred) and not resumption.sought
+
+    @property
     def id(self) -> str:
         """The event id that encodes the client's position in every channel.
 
@@ -294,6 +300,28 @@ class RecoveryState:
             return found
         return Batch([gap_delivery(channel, gap, start), *found.deliveries], has_gap=True)
 
+    def ends_read(self, ends: Ends) -> dict[str, Position]:
+        """Return up to where each started channel was read, given the end of the hub's deliveries."""
+        found = {}
+        for channel, end in ends.items():
+            if end is not None and channel not in self._unstarted:
+                ahead = self._ahead.get(channel, end)
+                found[channel] = ahead if _is_before(end, ahead) else end
+        return found
+
+    def skip(self, ends: Mapping[str, Position], live_ends: Ends) -> None:
+        """Go on from these positions: a snapshot has brought the client what was published before.
+
+        `live_ends` is the current end of the hub's deliveries: a channel that is there is live.
+        """
+        for channel, end in ends.items():
+            # Another process may have sent the client more than this one has received.
+            if not _is_before(end, self._sent[channel]):
+                self._sent[channel] = end
+            self._guaranteed = _without(self._guaranteed, channel)
+        self.behind = tuple([name for name in self.behind if self._sent[name] != live_ends.get(name)])
+        self._settle()
+
     def _compare(self, channel: str, position: Position, page: Page) -> tuple[GapReason | None, Position]:
         """Return the gap between a position and a page, if any, and the position where the page goes on."""
         placed = page.locate(position)
@@ -315,6 +343,10 @@ def join_entries(entries: Mapping[str, str]) -> str:
     """Return the id with the entries of these channels."""
     # Remove duplicates: two channels with the same tag may have the same positions.
     return ",".join(dict.fromkeys(",".join(entries.values()).split(",")))
+
+
+def _is_before(position: Position, other: Position) -> bool:
+    return position.epoch == other.epoch and position.offset < other.offset
 
 
 def _with(positions: Mapping[str, Position], channel: str, position: Position) -> Mapping[str, Position]:

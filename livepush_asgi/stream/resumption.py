@@ -8,6 +8,7 @@ import anyio
 from ..brokers import Page
 from ..hub.hub import Hub
 from ..wire.cursor import Cursor, Position
+from ..wire.reasons import GapReason
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -44,7 +45,9 @@ class Resumption:
         "_unread",
         "cursor",
         "deferred",
+        "known_gaps",
         "read_at",
+        "sought",
     )
 
     def __init__(self, hub: Hub, channels: tuple[str, ...], last_event_id: str) -> None:
@@ -52,6 +55,10 @@ class Resumption:
         self.cursor = Cursor.parse(last_event_id)
         #: The channels that start only after their logs have been read.
         self.deferred: tuple[str, ...] = ()
+        #: The gaps after confirmed positions. A stream without a snapshot finds them in history, in place.
+        self.known_gaps: dict[str, GapReason] = {}
+        #: Whether `seek` was called.
+        self.sought = False
         self._hub = hub
         self._channels = channels
         self._cursor_positions: dict[str, tuple[Position, ...]] = {}
@@ -144,7 +151,7 @@ class Resumption:
         A log that cannot be read is read again later. Raises only when cancelled.
         """
         await anyio.sleep(max(0.0, self._seek_at - self._hub.now()))
-        deferred = self.deferred
+        deferred, self.sought = self.deferred, True
         with anyio.move_on_after(SEEK_TIMEOUT):
             # Bounds that another stream has read since this one opened are recent enough.
             beyond, within = self._check_known_bounds(deferred, self._opened_at)
@@ -221,7 +228,9 @@ class Resumption:
             # If events after it may be lost, reading on from there sends the gap.
             position = self._confirmed[channel] = page.seen_from(position).locate(position) or position
             placed = page.locate(position)
-            self._missed = self._missed or placed is None or placed.offset < page.first - 1
+            if placed is None or placed.offset < page.first - 1:
+                self._missed = True
+                self.known_gaps[channel] = GapReason.EPOCH if placed is None else GapReason.EXPIRED
             return
         # The client is sent a gap, and goes on where an open stream would after the loss.
         self._confirmed[channel] = None

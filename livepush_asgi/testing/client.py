@@ -11,7 +11,7 @@ from json import dumps, loads
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from ..runtime.asgi import AnyASGIApp, ASGIApp, Message
-from .exchange import AfterDisconnect, Exchange, RequestOptions, http_scope, with_content_type
+from .exchange import AfterDisconnect, Exchange, RequestOptions, http_scope, with_default
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class Client:
         """Open a response, wait for its start, and disconnect on leaving.
 
         A stream of LivePush starts when its channels are subscribed, so it gets all that is published from
-        then on. `json` is a value that becomes the body, with its content type; None stands for no value.
+        then on. A refusal is a response too, and raises nothing here: look at `status`. `json` is a value
+        that becomes the body, with its content type; None stands for no value.
 
         `path` is the whole path of the URL, `root_path` included where a server would have it there; for
         `options` see `RequestOptions`: headers, query, cookies, last_event_id. The application's `send`
@@ -108,7 +109,10 @@ class Client:
             if body:
                 raise TypeError("a request has one body: give body or json")
             body = dumps(json).encode()
-            options["headers"] = with_content_type(options.get("headers", ()), "application/json")
+            options["headers"] = with_default(options.get("headers", ()), "content-type", "application/json")
+        if body:
+            length = str(len(body))
+            options["headers"] = with_default(options.get("headers", ()), "content-length", length)
         scope = http_scope(
             method, path, root_path=self._root_path, spec_version=self._spec_version, **options
         )
@@ -130,8 +134,13 @@ class Client:
         json: object = None,
         **options: Unpack[RequestOptions],
     ) -> Answer:
-        """Return a response that ends by itself; TimeoutError if it does not. `json` is as for `open`."""
+        """Return a response that ends by itself; TimeoutError if it does not. `json` is as for `open`.
+
+        With a body it accepts any content type; without one, as `open`, an event stream.
+        """
+        if body or json is not None:
+            options["headers"] = with_default(options.get("headers", ()), "accept", "*/*")
         async with self.open(path, method=method, body=body, json=json, **options) as stream:
             content = await stream.read_body()
-            await stream.wait_ended(self._deadline)
+            await stream.wait_returned(self._deadline)
         return Answer(stream.status, stream.headers, content, stream.messages)

@@ -81,11 +81,10 @@ def _pairs(given: Pairs) -> list[tuple[str, str]]:
     return list(given.items() if isinstance(given, Mapping) else given)
 
 
-def with_content_type(headers: Pairs, kind: str) -> list[tuple[str, str]]:
-    """Return header fields with this content type, unless they have one."""
+def with_default(headers: Pairs, name: str, value: str) -> list[tuple[str, str]]:
+    """Return header fields with this one, unless they have it."""
     pairs = _pairs(headers)
-    named = any(name.lower() == "content-type" for name, _ in pairs)
-    return pairs if named else [*pairs, ("content-type", kind)]
+    return pairs if any(own.lower() == name for own, _ in pairs) else [*pairs, (name, value)]
 
 
 def _header_fields(options: RequestOptions) -> list[tuple[bytes, bytes]]:

@@ -98,10 +98,18 @@ class Stream(EventStreamParser):
         return b"".join(self._body)
 
     async def wait_ended(self, timeout: float = 1.0) -> str | None:
-        """Read to the end, wait until the application has returned, and return the end reason."""
+        """Read to the end, wait until the application has returned, and return the end reason.
+
+        Raises ValueError if the response is no event stream, such as a refusal.
+        """
+        self._check_event_stream()
+        await self.wait_returned(timeout)
+        return self.end_reason
+
+    async def wait_returned(self, timeout: float = 1.0) -> None:
+        """Read any response to its end, and wait until the application has returned."""
         await self._within(timeout, "the end of the stream", self._drain)
         await self._exchange.settle(timeout)
-        return self.end_reason
 
     async def disconnect(self) -> None:
         """Close the connection, as a client does, and wait until the application has returned.
@@ -125,10 +133,13 @@ class Stream(EventStreamParser):
 
     async def _read_more(self) -> None:
         """Read one message of an event stream; raise StreamEnded if there is none."""
-        if not self._is_event_stream:
-            raise ValueError(f"{self._description} is not an event stream; read_body() reads it")
+        self._check_event_stream()
         if not await self._read_message():
             raise StreamEnded(self.end_reason)
+
+    def _check_event_stream(self) -> None:
+        if not self._is_event_stream:
+            raise ValueError(f"{self._description} is not an event stream; read_body() reads it")
 
     async def _read_message(self) -> bool:
         """Read one message and return whether there was one. Raises what the application raised."""

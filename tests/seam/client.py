@@ -37,6 +37,10 @@ class World(Protocol):
         """Hear of a gap that a client was told."""
         ...
 
+    def lags(self, connection: "Connection", channel: str) -> bool:
+        """Return whether a process may receive an event long after it was published."""
+        ...
+
     def is_over(self, connection: "Connection", tick: int, time: float) -> bool:
         """Return whether the right to a stream had ended by then."""
         ...
@@ -69,6 +73,10 @@ class Connection:
         self.heard_at = 0.0
         #: Whether the next id that comes is one behind which a state is owed.
         self.owes = False
+        #: Whether a state was had whole here, and a replay follows it.
+        self.replays = False
+        #: Whether the start of the stream, or a gap, has asked for a state that was not had whole yet.
+        self.asked = False
         self.transcript: list[str] = []
         self._exchange = Exchange(window=plan.window, after_disconnect="ignore")
         self._parser = EventStreamParser()
@@ -305,7 +313,7 @@ class Client:
         if connection.resumed:
             self.promise.check_state(connection.plan.channels, "and it was told that it has resumed")
         else:
-            connection.owes = True
+            connection.owes = connection.asked = True
 
     def _take_gap(self, connection: Connection, data: dict[str, Any]) -> None:
         channel, reason = data["channel"], data["reason"]
@@ -313,11 +321,15 @@ class Client:
             raise PromiseBroken(f"a gap of {channel}, which was not granted")
         self.gaps += 1
         self.promise.gap(channel, self._world.tick(), owes=connection.state)
-        connection.owes = connection.state
+        connection.asked = connection.state
+        # What is missing in a replay may be in the state.
+        connection.owes = connection.state and not connection.replays
         self._world.judge_gap(connection, channel, reason)
 
     def _take_state(self, connection: Connection, data: dict[str, Any]) -> None:
-        number, block, up_to = data["snapshot"], data["block"], data["up_to"]
+        number, block, called = data["snapshot"], data["block"], data["called"]
+        if not connection.asked and connection.plan.control:
+            raise PromiseBroken(f"snapshot {number} came, and nothing has asked for it")
         if (number, block) != connection.snapshot and block:
             raise PromiseBroken(f"block {block} of snapshot {number} came after {connection.snapshot}")
         connection.snapshot = number, block + 1
@@ -326,18 +338,16 @@ class Client:
                 "the state was sent, though the right to the stream had ended before it was read"
             )
         if not block:
-            self._check_nothing_older(connection, up_to)
+            self._check_nothing_newer(connection, called)
         if block + 1 == data["blocks"]:
-            connection.owes = False
-            self.promise.state(up_to)
+            connection.owes = connection.asked = False
+            connection.replays = connection.plan.replay != "new"
+            self.promise.state(connection.plan.channels, called, replaces=connection.plan.replay == "new")
 
-    def _check_nothing_older(self, connection: Connection, up_to: dict[str, int]) -> None:
-        for channel, number in up_to.items():
-            if connection.numbers.get(channel, 0) > number:
-                raise PromiseBroken(
-                    f"{channel} {connection.numbers[channel]} came before the state, which has it not: "
-                    f"it ends at {number}"
-                )
+    def _check_nothing_newer(self, connection: Connection, called: int) -> None:
+        for channel, number in connection.numbers.items():
+            if self._world.ledgers[channel].of(number).written > called:
+                raise PromiseBroken(f"{channel} {number} came before the state, which has it not")
 
     def _take_event(self, connection: Connection, channel: str, number: object) -> None:
         if not isinstance(number, int):
@@ -350,7 +360,8 @@ class Client:
                 f"{channel} {number} was published after the right to the stream had ended, and came"
             )
         connection.numbers[channel] = number
-        self.promise.event(channel, number, connection.floors.get(channel))
+        lags = self._world.lags(connection, channel)
+        self.promise.event(channel, number, connection.floors.get(channel), lags=lags)
 
 
 def _short(event: ParsedEvent) -> str:

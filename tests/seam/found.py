@@ -235,6 +235,30 @@ FOUND: dict[str, Tale] = {
         Setup(),
         [("connect", 0, 0, Plan(snapshot="hangs")), ("read", 0, 1), ("listen", 0)],
     ),
+    "a new log was sent after a state that had all of it": Tale(
+        Setup(),
+        [
+            ("connect", 0, 0, Plan(snapshot="sync")),
+            ("read", 0, 2),
+            ("publish", "a", 1, 0, "plain"),
+            ("read", 0, 1),
+            ("cut", 0, False),
+            ("lose log", "a"),
+            ("publish", "a", 3, 0, "plain"),
+            ("connect", 0, 0, Plan(snapshot="sync")),
+        ],
+    ),
+    "what two trimmed logs had left was sent after a state, and each brought a state of its own": Tale(
+        Setup(history=4),
+        [
+            ("connect", 0, 0, Plan(channels=BOTH, snapshot="sync")),
+            ("read", 0, 2),
+            ("cut", 0, False),
+            ("publish", "a", 9, 0, "plain"),
+            ("publish", "b", 9, 0, "plain"),
+            ("connect", 0, 0, Plan(channels=BOTH, snapshot="sync")),
+        ],
+    ),
     # Endings.
     "a stream was revoked in another process while it was authorized, and opened": Tale(
         Setup(),

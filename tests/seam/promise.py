@@ -2,8 +2,9 @@
 
 A client has a *claim* to every event of a channel from the moment it receives an event id on a stream that
 was granted the channel, until a later stream of the client is granted without it. Each claimed event arrives
-once and in order, or a gap of its channel arrives at that place. Who comes without a position and asks for
-"all" has a claim to every event of the log.
+once and in order, or a gap of its channel arrives at that place, or a state has it: a snapshot that the
+client has had whole, and that was called after the event was written. Such an event does not come any more.
+Who comes without a position and asks for "all" has a claim to every event of the log.
 """
 
 from collections.abc import Iterable
@@ -36,6 +37,8 @@ class Published:
     name: str = "message"
     fate: Fate = Fate.KEPT
     lost_at: int = 0
+    #: When the application wrote it, before it published it. `tick` is when its publish returned.
+    written: int = 0
 
 
 class Ledger:
@@ -90,8 +93,10 @@ class Claim:
     fresh: bool = True
     #: What is missing and told of, and not yet part of a state that the client has had whole.
     missing: set[int] = field(default_factory=set)
-    #: Up to where a state that the client has had whole has brought it.
-    covered: int = 0
+    #: When the last state was called that the client has had whole. It has all that was written before.
+    called: int = -1
+    #: Whether what was published before that call may not come any more: no replay was asked for too.
+    replaced: bool = False
     #: What gave way to a newer event of its name, which has still to come: number by name.
     outdated: dict[str, int] = field(default_factory=dict)
 
@@ -125,7 +130,7 @@ class Promise:
                 claim.missing.clear()
                 claim.outdated.clear()
             elif not known or claim.floor is None:
-                claim.fresh = True
+                claim.fresh, claim.replaced = True, False
             if channel in granted:
                 claim.gap = mute or (claim.gap and claim.floor is not None)
                 claim.gap_owes = claim.gap_owes and not mute
@@ -140,11 +145,17 @@ class Promise:
         """Hear that events of the channel are missing here. The stream may owe the client its state."""
         claim = self.claims[channel]
         claim.gap, claim.gap_tick, claim.gap_owes = True, tick, owes
+        claim.replaced = claim.replaced and owes
         claim.outdated.clear()
 
-    def event(self, channel: str, number: int, floor: int | None) -> None:
-        """Receive an event. `floor` is that of a claim which holds for this stream alone."""
+    def event(self, channel: str, number: int, floor: int | None, *, lags: bool) -> None:
+        """Receive an event. `floor` is that of a claim which holds for this stream alone.
+
+        `lags` says whether the process may have received it long after it was published.
+        """
         claim = self.claims[channel]
+        if claim.replaced and not lags and self._ledgers[channel].of(number).tick < claim.called:
+            raise PromiseBroken(f"{channel} {number} came after a state that was called after its publish")
         if number <= claim.last and not claim.fresh:
             raise PromiseBroken(f"{channel} {number} came twice or out of order, after {claim.last}")
         floor = floor if claim.floor is None else claim.floor
@@ -163,14 +174,19 @@ class Promise:
         if claim.outdated and not claim.gap:
             raise PromiseBroken(f"of {channel} nothing newer came than {claim.outdated}, which was left out")
 
-    def state(self, up_to: dict[str, int]) -> None:
-        """Receive the last block of a state that has all events up to these."""
+    def state(self, channels: Iterable[str], called: int, *, replaces: bool) -> None:
+        """Receive the last block of a state. It may replace what was published before its call."""
         self.owed = False
-        for channel, number in up_to.items():
+        for channel in channels:
             claim = self.claims[channel]
-            claim.covered = max(claim.covered, number)
-            claim.missing = {missing for missing in claim.missing if missing > claim.covered}
-            claim.outdated = {name: last for name, last in claim.outdated.items() if last > claim.covered}
+            claim.called, claim.replaced = max(claim.called, called), replaces
+            claim.missing = {number for number in claim.missing if not self.has(channel, number)}
+            outdated = claim.outdated.items()
+            claim.outdated = {name: number for name, number in outdated if not self.has(channel, number)}
+
+    def has(self, channel: str, number: int) -> bool:
+        """Return whether a state that the client has had whole has this event."""
+        return self._ledgers[channel].of(number).written < self.claims[channel].called
 
     def check_state(self, channels: Iterable[str], when: str) -> None:
         """Check that the client has had its state whole, and with it all that gaps told of."""
@@ -186,9 +202,9 @@ class Promise:
         claim, ledger = self.claims[channel], self._ledgers[channel]
         for number in numbers:
             event = ledger.of(number)
-            if event.fate in (Fate.UNCERTAIN, Fate.FORGOTTEN):
+            if event.fate in (Fate.UNCERTAIN, Fate.FORGOTTEN) or self.has(channel, number):
                 continue
-            if claim.gap and not (claim.gap_owes and number > claim.covered):
+            if claim.gap and not claim.gap_owes:
                 continue
             if event.fate is Fate.DOUBTFUL and claim.gap_tick > event.lost_at:
                 # A gap that is told after the loss is the word of it, if what is left is behind the gap.

@@ -108,6 +108,8 @@ class Story:
         self.revocations: list[Revocation] = []
         #: The channels in which something went wrong that a gap may tell of.
         self.harmed: set[str] = set()
+        #: The channels whose events may have come late to a process.
+        self.late: set[str] = set()
         self.snapshots = 0
         self.calm = asyncio.Event()
         self.slots = self._make_slots()
@@ -131,6 +133,9 @@ class Story:
         return asyncio.get_running_loop().time()
 
     # What clients ask.
+
+    def lags(self, connection: Connection, channel: str) -> bool:
+        return channel in self.late or connection.process in self.setup.wrapped
 
     def is_over(self, connection: Connection, tick: int, time: float) -> bool:
         if connection.expires is not None and time > connection.expires + LATE:
@@ -195,6 +200,8 @@ class Story:
                 setattr(self.brokers[process].faults[channel], name, value)
                 if channel != RESERVED_PREFIX:
                     self.harmed.add(channel)
+                    if name not in ("append", "append_unheard", "repeating"):
+                        self.late.add(channel)
             case ("heal", int(process)):
                 self._heal(process)
             case ("say lost", int(process)):
@@ -235,7 +242,9 @@ class Story:
             event["id"] = f"own-{self._ids}"
         elif how == "retry":
             event["retry"] = 2000
-        published = Published(self.tick(), self.now(), name or "message")
+        # An application writes its state, and then it publishes.
+        written = self.tick()
+        published = Published(written, self.now(), name or "message", written=written)
         try:
             returned = await push.publish(channel, [channel, number], **event)
         except BrokerUnavailableError:
@@ -290,23 +299,23 @@ class Story:
 
     def _snapshot(self, plan: Plan) -> object:
         self.snapshots += 1
-        up_to = {channel: self.ledgers[channel].count for channel in plan.channels}
+        called = self.tick()
         if self.calm.is_set() or plan.snapshot == "sync":
-            return self._blocks(plan, up_to, self.snapshots)
+            return self._blocks(plan, called, self.snapshots)
         if plan.snapshot == "raises":
             raise RuntimeError(f"the snapshot raises, {WANTED}")
-        return self._snapshot_late(plan, up_to, self.snapshots)
+        return self._snapshot_late(plan, called, self.snapshots)
 
-    async def _snapshot_late(self, plan: Plan, up_to: dict[str, int], number: int) -> object:
+    async def _snapshot_late(self, plan: Plan, called: int, number: int) -> object:
         if plan.snapshot == "hangs":
             await self.calm.wait()
         else:
             await asyncio.sleep(1.0)
-        return self._blocks(plan, up_to, number)
+        return self._blocks(plan, called, number)
 
-    def _blocks(self, plan: Plan, up_to: dict[str, int], number: int) -> list[Event]:
+    def _blocks(self, plan: Plan, called: int, number: int) -> list[Event]:
         returned = self.tick(), self.now()
-        data = {"snapshot": number, "blocks": plan.blocks, "up_to": up_to, "returned": returned}
+        data = {"snapshot": number, "blocks": plan.blocks, "called": called, "returned": returned}
         return [Event({**data, "block": block}, event="state") for block in range(plan.blocks)]
 
     # Ending what is open.
@@ -417,6 +426,7 @@ class Story:
             # Not for a stream that came after it, which may begin behind it.
             claim, ledger = promise.claims[channel], self.ledgers[channel]
             here = ledger.count and (connection.decided or 0) < ledger.of(ledger.count).tick
+            here = here and not promise.has(channel, ledger.count)
             if here and claim.last < ledger.count and not self.setup.quiet_end:
                 raise PromiseBroken(
                     f"{channel} {ledger.count} does not come, though nothing is wrong any more"
@@ -519,6 +529,7 @@ class Story:
         self.server.away = away
         if away:
             self.harmed.update(CHANNELS)
+            self.late.update(CHANNELS)
 
     def _connect(self, client: Client, process: int, plan: Plan) -> None:
         client.connect(self._app(process, plan), process, plan)

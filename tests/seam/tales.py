@@ -118,6 +118,8 @@ class _Inventor:
         chance = self.random
         if "wave" in self.themes and not self.fresh and chance.random() < 0.3:
             return self._wave()
+        if "snapshot" in self.themes and chance.random() < 0.25:
+            return self._call()
         operation = self._connect() if self.fresh else self._operation()
         self.fresh = False
         if operation[0] == "connect" and chance.random() < 0.6:
@@ -141,6 +143,31 @@ class _Inventor:
                 scene.append(("read", client, chance.choice([0, 1, 2, 100])))
             if chance.random() < 0.2:
                 scene.append(self._operation())
+        return scene
+
+    def _call(self) -> list[Operation]:
+        """Have a client come, and publish before, during and after the call of its snapshot."""
+        chance, client = self.random, self._client()
+        _, _, process, plan = self._connect(client)
+        plan = replace(plan, snapshot=chance.choice(["sync", "slow", "slow"]))
+        scene: list[Operation] = [
+            ("forget", client) if chance.random() < 0.6 else ("cut", client, chance.random() < 0.3)
+        ]
+        if chance.random() < 0.5:
+            scene.append(("publish", self._channel(), chance.choice([1, 3, 9]), self._process(), "plain"))
+        scene.append(("connect", client, process, plan))
+        if chance.random() < 0.8:
+            # From the start of the response on the client has a claim.
+            scene.append(("read", client, chance.choice([0, 1])))
+        for pause in (("turns", chance.choice([1, 3, 8])), ("pass", 0.1), ("pass", 3.0)):
+            scene.append(pause)
+            if chance.random() < 0.6:
+                how = chance.choice(["plain", "plain", "x"])
+                scene.append(("publish", self._channel(), chance.choice([1, 1, 5]), self._process(), how))
+            if chance.random() < 0.2:
+                scene.append(self._operation())
+        if chance.random() < 0.7:
+            scene.append(("read", client, chance.choice([1, 2, 3, 100])))
         return scene
 
     def _clients(self) -> int:

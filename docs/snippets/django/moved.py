@@ -1,6 +1,5 @@
 import json
 
-from asgiref.sync import async_to_sync
 from django.core.serializers.json import DjangoJSONEncoder
 
 from livepush_asgi import Event, Grant, LivePush, MemoryBroker, Refusal
@@ -39,13 +38,13 @@ def send_event(channel, event_type, data, json_encode=True, skip_user_ids=()):
         raise TypeError("put the sender into the data, and let the page pass over its own events")
     text = json.dumps(data, cls=DjangoJSONEncoder) if json_encode else data
     event = Event(text, event=None if event_type in ("", "message") else event_type)
-    async_to_sync(push.publish)(channel, event)
+    push.publish_sync(channel, event)
 
 
 def channel_permission_changed(user, channel):
     if not can_read_channel(user, channel):
         slot_key = "anonymous" if user is None else str(user.pk)
-        async_to_sync(push.disconnect)(slot_key=slot_key, channel=channel)
+        push.disconnect_sync(slot_key=slot_key, channel=channel)
 
 
 # end: send

@@ -1,7 +1,7 @@
-from asgi import application
 from django.contrib.auth.models import Group, User
-from django.test import TransactionTestCase
-from live import push
+from django.test import AsyncClient, TransactionTestCase
+from project.asgi import application
+from project.live import push
 
 from livepush_asgi.testing import Client
 
@@ -9,40 +9,61 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
 
 
 class StreamTests(TransactionTestCase):
-    async def logged_in(self):
-        self.user = await User.objects.acreate_user("ada", password="lovelace")
-        await self.async_client.aforce_login(self.user)
-        return {"sessionid": self.async_client.cookies["sessionid"].value}
+    async def logged_in(self, name="ada", **more):
+        user = await User.objects.acreate_user(name, password="lovelace", **more)
+        # A client of its own for each user: a second login of one client deletes the session of the first.
+        client = AsyncClient()
+        await client.aforce_login(user)
+        return user, client, {"sessionid": client.cookies["sessionid"].value}
 
     async def test_a_stream_needs_a_login(self):
         async with Client(application, lifespan=True) as client:
             assert (await client.request("GET", "/events")).status == 401
 
     async def test_a_member_of_a_group_hears_of_it(self):
-        cookies = await self.logged_in()
+        user, _, cookies = await self.logged_in()
         group = await Group.objects.acreate(name="editors")
-        await self.user.groups.aadd(group)
+        await user.groups.aadd(group)
         async with Client(application, lifespan=True) as client:
             async with client.open("/events", cookies=cookies) as stream:
                 await push.publish("group:editors", "a draft")
                 assert (await stream.next_event()).data == "a draft"
 
     async def test_a_committed_change_arrives(self):
-        cookies = await self.logged_in()
+        _, _, cookies = await self.logged_in()
         async with Client(application, lifespan=True) as client:
             async with client.open("/events", cookies=cookies) as stream:
                 await client.request("POST", "/rename", body=b"name=Ada", headers=FORM, cookies=cookies)
                 assert (await stream.next_event(5)).json() == {"name": "Ada"}
 
-    async def test_a_logout_ends_the_stream(self):
-        cookies = await self.logged_in()
+    async def test_what_a_model_signal_publishes_arrives(self):
+        _, _, cookies = await self.logged_in()
         async with Client(application, lifespan=True) as client:
             async with client.open("/events", cookies=cookies) as stream:
-                await client.request("POST", "/logout", cookies=cookies)
+                await Group.objects.acreate(name="authors")
+                event = await stream.next_event(5, name="group")
+                assert event.json()["name"] == "authors"
+
+    async def test_a_logout_ends_the_stream(self):
+        for path in ("/logout", "/admin/logout/"):
+            _, of_user, cookies = await self.logged_in(path, is_staff=True)
+            async with Client(application, lifespan=True) as client:
+                async with client.open("/events", cookies=cookies) as stream:
+                    await of_user.post(path)
+                    assert await stream.wait_ended(5) == "revoked"
+                assert (await client.request("GET", "/events", cookies=cookies)).status == 401
+
+    async def test_a_user_who_is_deactivated_hears_nothing_more(self):
+        user, _, cookies = await self.logged_in()
+        async with Client(application, lifespan=True) as client:
+            async with client.open("/events", cookies=cookies) as stream:
+                user.is_active = False
+                await user.asave()
                 assert await stream.wait_ended(5) == "revoked"
+            assert (await client.request("GET", "/events", cookies=cookies)).status == 401
 
     async def test_a_view_streams_too(self):
-        cookies = await self.logged_in()
+        _, _, cookies = await self.logged_in()
         async with Client(application, lifespan=True) as client:
             async with client.open("/rooms/kitchen/events", cookies=cookies) as stream:
                 await push.publish("room:kitchen", "tea")

@@ -30,12 +30,10 @@ def authorize(request):
 # end: authorize
 push = LivePush(MemoryBroker(), authorize)
 
+
 # start: view
-from asgiref.sync import async_to_sync
-
-
 def view(request):
-    async_to_sync(push.publish)("user:ada", {"hello": "world"})
+    push.publish_sync("user:ada", {"hello": "world"})
 
 
 # end: view

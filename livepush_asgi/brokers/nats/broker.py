@@ -1,5 +1,6 @@
 """NatsBroker: pub/sub over core NATS, with one connection for everything."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from .outgoing import Call
 from .settings import Settings
 from .stream import MARK
 from .subjects import check_prefix, subject_of
+
+# The connections that a forked process has inherited.
+_inherited: list[Connection] = []
 
 
 class NatsBroker:
@@ -80,6 +84,10 @@ class NatsBroker:
         loop = asyncio_loop()
         connection = self._connection
         # An event loop that was closed without cancelling its tasks leaves its connection behind.
+        if connection is not None and connection.process != os.getpid():
+            # The parent process uses it. Collecting it here would disturb the event loop of the parent.
+            _inherited.append(connection)
+            connection = None
         if connection is None or connection.has_ended or connection.loop.is_closed():
             connection = self._connection = Connection(self._settings, self._decode)
         elif connection.loop is not loop:

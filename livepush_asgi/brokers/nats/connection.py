@@ -5,6 +5,7 @@ nats-py tests it, and reconnects when it breaks. This file reports the losses to
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Awaitable
 from typing import TypeVar
@@ -31,6 +32,8 @@ class Connection:
 
     def __init__(self, settings: Settings, decode: Decode) -> None:
         self.loop = asyncio.get_running_loop()
+        #: The process that opened it. A forked process needs another one.
+        self.process = os.getpid()
         #: Whether it is closed or about to be, so that the broker needs another one.
         self.has_ended = False
         self._settings = settings

@@ -7,7 +7,9 @@ and after a reconnect one refused channel leaves all others unsubscribed.
 
 import asyncio
 import contextlib
+import os
 import re
+from weakref import WeakSet
 
 from redis import Redis as BlockingRedis
 from redis import RedisCluster as BlockingCluster
@@ -18,6 +20,11 @@ from redis.asyncio.connection import AbstractConnection
 from ...errors import BrokerUnavailableError
 from ...wire.event import RESERVED_PREFIX
 from ..timeouts import no_answer
+
+_pools: WeakSet[ConnectionPool] = WeakSet()
+# The state of the pools that a forked process has inherited. It is kept: the parent process uses the
+# connections, and closing or collecting them would take them out of the selector that both processes share.
+_inherited: list[object] = []
 
 Argument = bytes | str | int
 Reply = bytes | str | int | list["Reply"] | None
@@ -42,11 +49,11 @@ _NAMED_RULES = re.compile(r"\[(\+.*)\]")
 
 def pool_of(redis: Redis | ConnectionPool) -> ConnectionPool:
     """Return the client's pool. Raises TypeError unless it is redis-py's asyncio client of one server."""
-    if isinstance(redis, ConnectionPool):
-        return redis
     if isinstance(redis, Redis):
-        pool: ConnectionPool = redis.connection_pool
-        return pool
+        redis = redis.connection_pool
+    if isinstance(redis, ConnectionPool):
+        _pools.add(redis)
+        return redis
     raise TypeError(f"a redis.asyncio.Redis is needed, {_mistake(redis)}")
 
 
@@ -176,3 +183,16 @@ def _missing_rules(refusal: str, channel: str, keys: str) -> str:
     if command := _FORBIDDEN_COMMAND.search(refusal):
         return f"+{command[1]}"
     return f"~{keys}" if "access a key" in refusal else f"&{channel}"
+
+
+def _reset_after_fork() -> None:
+    """Let a forked process open connections of its own."""
+    for pool in list(_pools):
+        _inherited.append(dict(vars(pool)))
+        pool.reset()
+        # The parent may have held it at that moment.
+        pool._lock = asyncio.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

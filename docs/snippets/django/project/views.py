@@ -1,15 +1,11 @@
-from asgiref.sync import async_to_sync
-from django.contrib.auth import logout
+# start: publish
 from django.contrib.auth.decorators import login_required
 from django.db import transaction
 from django.http import HttpResponse
-from live import push
 
-from livepush_asgi import Grant
-from livepush_asgi.contrib.django import sse_streaming_response
+from project.live import push
 
 
-# start: publish
 @login_required
 def rename(request):
     user = request.user
@@ -17,24 +13,17 @@ def rename(request):
         user.first_name = request.POST["name"]
         user.save()
         # After the commit: who hears of the change and asks the database then finds it.
-        transaction.on_commit(
-            lambda: async_to_sync(push.publish)(f"user:{user.pk}", {"name": user.first_name})
-        )
+        data = {"name": user.first_name}
+        transaction.on_commit(lambda: push.publish_sync(f"user:{user.pk}", data), robust=True)
     return HttpResponse(status=204)
 
 
 # end: publish
-# start: revoke
-@login_required
-def leave(request):
-    key = str(request.user.pk)
-    logout(request)
-    async_to_sync(push.disconnect)(slot_key=key)
-    return HttpResponse(status=204)
-
-
-# end: revoke
 # start: view
+from livepush_asgi import Grant
+from livepush_asgi.contrib.django import sse_streaming_response
+
+
 async def room_events(request, room):
     user = await request.auser()
 

@@ -1,21 +1,16 @@
-from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, Refusal, RefusalCause
-from livepush_asgi.contrib.django import user_of, uses_database
-
-
-# start: orm
-@uses_database
-def groups_of(user):
-    return [f"group:{name}" for name in user.groups.values_list("name", flat=True)]
-
-
-# end: orm
 # start: login
-async def authorize(stream_request):
-    user = await user_of(stream_request)
+from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, Refusal, RefusalCause
+from livepush_asgi.contrib.django import user_of_sync, uses_database
+
+
+@uses_database
+def authorize(stream_request):
+    user = user_of_sync(stream_request)
     if not user.is_authenticated:
         return Refusal(401, "Log in first.")
     key = str(user.pk)
-    return Grant(channels=["news", f"user:{key}", *await groups_of(user)], slot_key=key)
+    groups = [f"group:{name}" for name in user.groups.values_list("name", flat=True)]
+    return Grant(channels=["news", f"user:{key}", *groups], slot_key=key)
 
 
 # end: login
@@ -24,6 +19,6 @@ push = LivePush(
     MemoryBroker(),  # RedisStreamsBroker(Redis.from_url(...)) with several processes
     authorize,
     slots=MemorySlotCap(5),  # SlotCap(redis, cap=5)
-    soft_refusals={RefusalCause.CAP},
+    soft_refusals={RefusalCause.CAP, RefusalCause.ERROR},
 )
 # end: push
