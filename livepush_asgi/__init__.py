@@ -64,6 +64,8 @@ from .errors import (
 )
 from .grant import Authorize, Grant, Refusal, StreamRequest, public
 from .http.cors import Cors
+from .http.publish.request import AuthorizePublish, PublishGrant, PublishRequest
+from .http.publish.signature import hmac_publish
 from .process.revocation import Disconnected
 from .process.statistics import Statistics
 from .settings import DrainPolicy, Limits, Timing
@@ -76,6 +78,7 @@ from .wire.reasons import EndReason, GapReason, RefusalCause
 if TYPE_CHECKING:
     from .brokers.nats import JetStreamBroker, NatsBroker
     from .brokers.redis import RedisBroker, RedisStreamsBroker
+    from .http.publish.jwt import jwt_publish
     from .slots.redis import SlotCap
     from .testing.mock import MockBroker
 
@@ -83,6 +86,7 @@ __all__ = [
     "READ_BYTES",
     "Authorize",
     "AuthorizeError",
+    "AuthorizePublish",
     "Broker",
     "BrokerTimeouts",
     "BrokerUnavailableError",
@@ -117,6 +121,8 @@ __all__ = [
     "Position",
     "PositionConflictError",
     "ProcessFullError",
+    "PublishGrant",
+    "PublishRequest",
     "Publisher",
     "Received",
     "Record",
@@ -133,6 +139,7 @@ __all__ = [
     "Subscription",
     "SubscriptionClosedError",
     "Timing",
+    "hmac_publish",
     "positioned",
     "public",
     "send_event_stream",
@@ -149,8 +156,9 @@ _LAZY = {
     "RedisBroker": ".brokers.redis",
     "RedisStreamsBroker": ".brokers.redis",
     "SlotCap": ".slots.redis",
+    "jwt_publish": ".http.publish.jwt",
 }
-_LIBRARIES = {"redis": "redis-py", "nats": "nats-py"}
+_LIBRARIES = {"redis": "redis-py", "nats": "nats-py", "jwt": "PyJWT"}
 
 # `from livepush_asgi import *` and `help` take the names that can be loaded here.
 if TYPE_CHECKING:
@@ -161,6 +169,7 @@ if TYPE_CHECKING:
         "RedisBroker",
         "RedisStreamsBroker",
         "SlotCap",
+        "jwt_publish",
     ]
 else:
     _missing = {name for name in _LIBRARIES if find_spec(name) is None}

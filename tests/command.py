@@ -25,7 +25,9 @@ STARTUP_TIMEOUT = 20.0
 COMMAND = [sys.executable, "-X", "dev", "-m", "livepush_asgi"]
 # Settings of a user's terminal must not change the output that is compared.
 ENVIRONMENT = {
-    name: value for name, value in os.environ.items() if name not in ("LIVEPUSH_REDIS", "FORCE_COLOR")
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("LIVEPUSH_REDIS", "LIVEPUSH_URL", "LIVEPUSH_SECRET", "LIVEPUSH_TOKEN", "FORCE_COLOR")
 }
 ENVIRONMENT |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 

@@ -38,8 +38,8 @@ def test_every_name_of_the_predecessor_is_there() -> None:
 
 
 def test_every_promised_name_can_be_had_and_is_documented() -> None:
-    # `Authorize` is the name of a shape, not a thing that could carry a text.
-    for name in set(livepush_asgi.__all__) - {"Authorize"}:
+    # These are the names of shapes, not things that could carry a text.
+    for name in set(livepush_asgi.__all__) - {"Authorize", "AuthorizePublish"}:
         assert getattr(livepush_asgi, name).__doc__, name
 
 
@@ -108,3 +108,9 @@ def test_a_name_whose_library_is_missing_says_what_to_install(name: str) -> None
         [sys.executable, "-c", WITHOUT, library, name], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert f"ImportError: {name} needs {library}-py: pip install 'livepush_asgi[{library}]'" in run.stderr
+
+
+def test_jwt_publish_says_what_to_install() -> None:
+    command = [sys.executable, "-c", WITHOUT, "jwt", "jwt_publish"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert "ImportError: jwt_publish needs PyJWT: pip install 'livepush_asgi[jwt]'" in run.stderr

@@ -23,6 +23,7 @@ from livepush_asgi import (
     READ_BYTES,
     Authorize,
     AuthorizeError,
+    AuthorizePublish,
     Broker,
     BrokerTimeouts,
     BrokerUnavailableError,
@@ -61,6 +62,8 @@ from livepush_asgi import (
     PositionConflictError,
     ProcessFullError,
     Publisher,
+    PublishGrant,
+    PublishRequest,
     Received,
     Record,
     RedisBroker,
@@ -79,6 +82,8 @@ from livepush_asgi import (
     Subscription,
     SubscriptionClosedError,
     Timing,
+    hmac_publish,
+    jwt_publish,
     positioned,
     public,
     send_event_stream,
@@ -138,6 +143,26 @@ WAYS_TO_AUTHORIZE: list[Authorize] = [
 ]
 
 
+async def authorize_publish(request: PublishRequest) -> PublishGrant | Refusal:
+    """Use what a publisher's request has beside that of a stream."""
+    assert_type(await request.body(), bytes)
+    assert_type(request.idempotency_key, str | None)
+    if request.headers.get("authorization") is None:
+        return Refusal(401)
+    grant = PublishGrant(channels=lambda channel: channel.startswith("orders:"))
+    assert_type(grant.allows("orders:7"), bool)
+    return grant
+
+
+WAYS_TO_AUTHORIZE_PUBLISH: list[AuthorizePublish] = [
+    authorize_publish,
+    lambda request: PublishGrant(channels=["news"]),
+    hmac_publish("secret of the publisher"),
+    hmac_publish([b"secret of the publisher"], channels="news", window=60),
+    jwt_publish("key", ["HS256"], audience="push", issuer="login"),
+]
+
+
 def make(redis: "Redis") -> LivePush:
     brokers: list[Broker] = [
         MemoryBroker(history=History(events=10, size=1000, age=None, channels=5, total_size=10_000)),
@@ -189,6 +214,7 @@ async def subscribe(push: LivePush) -> None:
 def mount(push: LivePush, django: "ASGI3Application") -> list[LivePushMiddleware | Starlette | FastAPI]:
     fastapi = FastAPI(lifespan=push.lifespan)
     fastapi.mount("/events", push)
+    fastapi.mount("/publish", push.publisher(authorize_publish, max_body=1, max_batch=1, body_timeout=1))
     return [
         LivePushMiddleware(django, push, path="/events"),
         LivePushMiddleware(LivePushMiddleware(fastapi, push), push),

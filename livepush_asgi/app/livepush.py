@@ -19,12 +19,14 @@ from ..http.cors import Cors
 from ..http.driver import drive
 from ..http.endpoint import Endpoint
 from ..http.probe import ProbeRule, Probes
+from ..http.publish.endpoint import PublishEndpoint
+from ..http.publish.request import AuthorizePublish
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.hooks import OnEnd, OnOpen, make_hooks
 from ..process.revocation import Disconnected, Revocation, can_be_revoked
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
-from ..runtime.asgi import Receive, Scope, Send
+from ..runtime.asgi import ASGIApp, Receive, Scope, Send
 from ..runtime.event_loop import call_on, is_running, loop_identity, refuse_to_block, result_of, run_on
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Slots
@@ -325,6 +327,41 @@ class LivePush:
             self.publish, channel, items, event=event, end_event=end_event, retry_for=retry_for
         )
 
+    def publisher(
+        self,
+        authorize_publish: AuthorizePublish,
+        *,
+        max_body: int = 1024 * 1024,
+        max_batch: int = 100,
+        body_timeout: float = 10.0,
+    ) -> ASGIApp:
+        """Return an ASGI application that takes events over HTTP: mount it apart from the streams.
+
+        `authorize_publish` decides about each request. It takes a PublishRequest, returns or raises a
+        PublishGrant or a Refusal, and may be `async`; `hmac_publish(...)` and `jwt_publish(...)` make one.
+        What holds for errors and blocking code of `authorize` holds for it too.
+
+        A POST has a JSON body: `{"channel": "news", "data": ...}` with `event`, `id`, `retry` and
+        `expected_position` as in `publish`; `{"channels": [...], "data": ...}`; or `{"items": [{...}]}`. Or
+        it has the form of Mercure's publishers. With the header `Idempotency-Key`, and a broker with history,
+        a repeated request publishes no second event.
+
+        A body has at most `max_body` bytes, which arrive within `body_timeout` seconds. A request has at most
+        `max_batch` channels or items. Nothing is published before the whole request is known to be valid.
+        """
+        return PublishEndpoint(
+            self,
+            self.publish,
+            self._current_run,
+            authorize_publish,
+            keeps_history=isinstance(self.broker, HistoryBroker),
+            encode=self.encode,
+            authorize_timeout=self.timing.authorize_timeout,
+            max_body=max_body,
+            max_batch=max_batch,
+            body_timeout=body_timeout,
+        )
+
     def subscribe(
         self, *channels: str, replay: Replay = "new", last_event_id: str | None = None
     ) -> Subscriber:
@@ -486,7 +523,7 @@ class LivePush:
                 self.limits,
                 self.drain_policy,
                 self._counters,
-                lambda request, authorize: self._endpoint.decider.decide_again(request, run, authorize),
+                lambda request, authorize: self._endpoint.decide_again(request, run, authorize),
                 inline_send=self._inline_send,
                 hooks=make_hooks(self._on_open, self._on_end),
                 encode=self.encode,

@@ -128,28 +128,58 @@ def publish(
     id: Annotated[str | None, typer.Option(metavar="ID", help="The event id, with DATA.")] = None,
     redis: RedisUrl = None,
     namespace: Namespace = None,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", envvar="LIVEPUSH_URL", help="The application's publisher, over HTTP."),
+    ] = None,
+    secret: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", envvar="LIVEPUSH_SECRET", help="Sign with the secret of hmac_publish."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", envvar="LIVEPUSH_TOKEN", help="Send this bearer token."),
+    ] = None,
 ) -> None:
-    """Publish through the Redis of an application: one event, or one event for each line of input.
+    """Publish to the pages of an application: one event, or one event for each line of input.
 
-    With DATA it tells how many listeners got the event: processes in which a stream has the channel.
-    With [bold]-[/] it publishes until the input ends, and tells how many events there were.
+    Through its Redis, or over HTTP to what [bold]push.publisher[/] serves. With DATA and [bold]--redis[/] it
+    tells how many listeners got the event: processes in which a stream has the channel. With [bold]-[/] it
+    publishes until the input ends, and tells how many events there were.
 
     \b
     Examples:
       python -m livepush_asgi publish news "hello" --redis redis://localhost:6379/0
+      python -m livepush_asgi publish news "hello" --url https://example.org/publish/
       tail -F app.log | python -m livepush_asgi publish logs - --event line
     """
     from .publish import Target, publish_event, publish_lines
+    from .publish_http import HttpTarget
 
-    if redis is None:
-        raise Failure("give the Redis of the application with --redis URL, or in LIVEPUSH_REDIS", MISTYPED)
-    target = Target(channel, redis, namespace)
-    if data != "-":
-        out.print(_counted(publish_event(target, data, event, id), "listener"))
-        return
-    if id is not None:
+    if id is not None and data == "-":
         raise Failure("--id is for one event: give DATA too, or leave --id out", MISTYPED)
-    count, complete = publish_lines(target, event)
+    if url is not None:
+        if redis is not None or namespace is not None:
+            other = "--namespace" if redis is None else "--redis or LIVEPUSH_REDIS"
+            raise Failure(f"--url or LIVEPUSH_URL takes no {other}: leave one of them out", MISTYPED)
+        http = HttpTarget(channel, url, secret, token)
+        if data != "-":
+            http.publish_event(data, event, id)
+            out.print(_counted(1, "event"))
+            return
+        count, complete = http.publish_lines(event)
+    elif redis is None:
+        raise Failure(
+            "give the Redis of the application with --redis URL, or in LIVEPUSH_REDIS; or its publisher over "
+            "HTTP with --url URL, or in LIVEPUSH_URL",
+            MISTYPED,
+        )
+    else:
+        target = Target(channel, redis, namespace)
+        if data != "-":
+            out.print(_counted(publish_event(target, data, event, id), "listener"))
+            return
+        count, complete = publish_lines(target, event)
     out.print(_counted(count, "event") + ("" if complete else ", and stopped before the end of the input"))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -123,18 +123,36 @@ def publish_lines(target: Target, name: str | None) -> tuple[int, bool]:
     Return the number of events, and whether the input came to its end. A signal lets the lines be published
     that were read; a second one ends the process. Raises Failure for a line that cannot be published.
     """
-    if sys.stdin is None or sys.stdin.isatty():
-        raise Failure("no data: give it as an argument, or send it to standard input", MISTYPED)
+    check_input()
     _payload("", name)
     check_server(target.redis_url)
-    stop, count = _Stop(), 0
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(target.log()) as log:
-        for lines in _lines(stop):
-            payloads = [_payload(line.removesuffix(b"\r").decode(errors="replace"), name) for line in lines]
-            published, error = portal.call(_publish_together, log, target.channel, payloads)
-            count += published
-            if error is not None:
-                raise Failure(f"{error}; line {count + 1} may be missing, the lines before it are published")
+
+        def publish(lines: list[str]) -> tuple[int, Exception | None]:
+            payloads = [_payload(line, name) for line in lines]
+            return portal.call(_publish_together, log, target.channel, payloads)
+
+        return publish_input(publish)
+
+
+def check_input() -> None:
+    """Raise Failure if standard input is a terminal."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise Failure("no data: give it as an argument, or send it to standard input", MISTYPED)
+
+
+def publish_input(publish: Callable[[list[str]], tuple[int, Exception | None]]) -> tuple[int, bool]:
+    """Pass the lines of standard input to `publish`, as many together as were read together.
+
+    `publish` returns the number of lines that were published, and the error of the next one. Returns and
+    raises what `publish_lines` does.
+    """
+    stop, count = _Stop(), 0
+    for lines in _lines(stop):
+        published, error = publish([line.removesuffix(b"\r").decode(errors="replace") for line in lines])
+        count += published
+        if error is not None:
+            raise Failure(f"{error}; line {count + 1} may be missing, the lines before it are published")
     return count, not stop.wanted
 
 

@@ -3,7 +3,8 @@
 import inspect
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from typing import Generic, TypeVar
 
 from ..errors import (
     AuthorizeError,
@@ -15,9 +16,9 @@ from ..errors import (
     ProcessFullError,
     SlotsUnavailableError,
 )
-from ..grant import Authorize, Grant, Refusal, StreamRequest
+from ..grant import Grant, Refusal, StreamRequest
 from ..process.revocation import deciding
-from ..process.run import Run, check_expiry
+from ..process.run import Run
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import ClientLeftError
 from ..runtime.failure_log import FailureLog
@@ -25,6 +26,10 @@ from ..wire.reasons import RefusalCause
 from .framework_errors import refusal_of
 
 logger = logging.getLogger("livepush_asgi")
+
+R = TypeVar("R", bound=StreamRequest)
+#: The class of the grant: Grant, or PublishGrant.
+G = TypeVar("G")
 
 #: The causes for which an application may choose soft refusals.
 SOFT_CAUSES = frozenset(
@@ -39,7 +44,7 @@ INVALID = "The request names no valid channel or key."
 # call may take long without blocking. A call that waits is not measured.
 BLOCKING_TIME = 0.02
 BLOCKING_CALLS = 5
-BLOCKED = "authorize blocks the event loop, and every stream with it, the last time for %.3f s: "
+BLOCKED = "%s blocks the event loop, and every stream with it, the last time for %.3f s: "
 IN_A_THREAD = (
     "decorate it with asgiref.sync's sync_to_async (with uses_database for Django's ORM), or make it "
     "asynchronous"
@@ -85,15 +90,27 @@ def refused_for(error: Exception, soft_refusals: Collection[RefusalCause] = ()) 
     return Refused(Refusal(status, detail, soft=soft, retry_after=getattr(error, "retry_after", None)), cause)
 
 
-class Decider:
+class Decider(Generic[R, G]):
     """Calls `authorize` for a request, and waits for at most `timeout` seconds.
+
+    `kind` is the class of its grants, `name` its name in log lines.
 
     A synchronous function runs on the event loop, because a thread costs as much as the rest of a connect.
     The application wraps a function that blocks in `sync_to_async` of asgiref.
     """
 
-    def __init__(self, authorize: Authorize, soft_refusals: Collection[RefusalCause], timeout: float) -> None:
+    def __init__(
+        self,
+        authorize: Callable[[R], G | Refusal | Awaitable[G | Refusal]],
+        soft_refusals: Collection[RefusalCause],
+        timeout: float,
+        kind: type[G],
+        name: str = "authorize",
+    ) -> None:
         self._authorize = authorize
+        self._kind = kind
+        self._name = name
+        self._decisions = (kind, Refusal)
         self._soft_refusals = soft_refusals
         self._timeout = timeout
         self._failures = FailureLog()
@@ -102,13 +119,13 @@ class Decider:
 
     async def decide(
         self,
-        request: StreamRequest,
+        request: R,
         run: Run,
         receive: Receive | None = None,
-        authorize: Authorize | None = None,
+        authorize: Callable[[R], object] | None = None,
         *,
         may_be_soft: bool = True,
-    ) -> Grant:
+    ) -> G:
         """Return the grant of `authorize`, or of the application's `authorize` if None is given.
 
         It may have expired already: see `check_expiry`.
@@ -116,12 +133,12 @@ class Decider:
         Raises Refused, NotRunningError in a drain, and ClientLeftError.
         """
         try:
-            decision = await self._decision(request, run, receive, authorize)
+            decision = await self.decision(request, run, receive, authorize)
         except (NotRunningError, ClientLeftError):
             raise
         except InvalidGrantError as error:
-            text = "authorize raised InvalidGrantError; the client got a 400: %s"
-            self._failures.log(logging.WARNING, text, error)
+            text = "%s raised InvalidGrantError; the client got a 400: %s"
+            self._failures.log(logging.WARNING, text, self._name, error)
             decision = Refusal(400, INVALID)
         except Exception as error:
             raise self._failed(
@@ -131,29 +148,13 @@ class Decider:
             raise Refused(decision, RefusalCause.AUTHORIZE)
         return decision
 
-    async def decide_again(
-        self, request: StreamRequest, run: Run, authorize: Authorize | None = None
-    ) -> Grant | None:
-        """Return the current grant for an open stream, or None if `authorize` now refuses it.
-
-        Raises what `authorize` raises, unless it is a refusal.
-        """
-        try:
-            decision = await self._decision(request, run, None, authorize)
-            if isinstance(decision, Refusal):
-                return None
-            check_expiry(decision)
-        except (InvalidGrantError, GrantExpiredError):
-            return None
-        return decision
-
-    async def _decision(
-        self, request: StreamRequest, run: Run, receive: Receive | None, authorize: Authorize | None
-    ) -> Grant | Refusal:
+    async def decision(
+        self, request: R, run: Run, receive: Receive | None, authorize: Callable[[R], object] | None
+    ) -> G | Refusal:
         """Return what `authorize` returns, or the refusal that it raises. Raises its other exceptions."""
         try:
             decision: object = self._call(authorize or self._authorize, request)
-            if not isinstance(decision, Grant) and inspect.isawaitable(decision):
+            if not isinstance(decision, self._kind) and inspect.isawaitable(decision):
                 token = deciding.set(request)
                 try:
                     decision = await run.callbacks.result(
@@ -164,9 +165,10 @@ class Decider:
                     )
                 finally:
                     deciding.reset(token)
-            if not isinstance(decision, (Grant, Refusal)):
+            if not isinstance(decision, self._decisions):
                 raise AuthorizeError(
-                    f"authorize returned {type(decision).__name__}, not a Grant or a Refusal. "
+                    f"{self._name} returned {type(decision).__name__}, not a {self._kind.__name__} or a "
+                    "Refusal. "
                     "Is a `return` missing, or an `await` in front of what it calls?"
                 )
             if isinstance(decision, Grant):
@@ -174,12 +176,13 @@ class Decider:
         except Refusal as refusal:
             return refusal
         except Exception as error:
-            if (meant := _refusal_meant(error)) is None:
+            if (meant := self._refusal_meant(error)) is None:
                 raise
             return meant
+        assert isinstance(decision, self._decisions)
         return decision
 
-    def _call(self, authorize: Authorize, request: StreamRequest) -> object:
+    def _call(self, authorize: Callable[[R], object], request: R) -> object:
         begun = time.perf_counter()
         decision: object = None
         try:
@@ -187,7 +190,7 @@ class Decider:
             return decision
         finally:
             # Anything else is awaited, and blocks then, if it does.
-            if decision is None or isinstance(decision, (Grant, Refusal)):
+            if decision is None or isinstance(decision, self._decisions):
                 self._count_blocking(time.perf_counter() - begun, IN_A_THREAD)
 
     def _on_first_step(self, took: float) -> None:
@@ -196,24 +199,23 @@ class Decider:
     def _count_blocking(self, took: float, advice: str) -> None:
         self._blocking = self._blocking + 1 if took > BLOCKING_TIME else 0
         if self._blocking >= BLOCKING_CALLS:
-            self._failures.log(logging.WARNING, BLOCKED + advice, took)
+            self._failures.log(logging.WARNING, BLOCKED + advice, self._name, took)
 
     def _failed(self, error: Exception, *, soft: bool) -> Refused:
         """Log an exception of `authorize` that is no refusal, and return the refusal for it."""
-        status, text = 500, "authorize failed; the client got %s"
+        status, text = 500, "%s failed; the client got %s"
         if isinstance(error, TimeoutError):
-            status, text = 503, "authorize took longer than Timing.authorize_timeout; the client got %s"
+            status, text = 503, "%s took longer than Timing.authorize_timeout; the client got %s"
         answer = "a soft refusal (200)" if soft else f"a {status}"
-        self._failures.log(logging.ERROR, text, answer, error=error)
+        self._failures.log(logging.ERROR, text, self._name, answer, error=error)
         return Refused(Refusal(status, soft=soft), RefusalCause.ERROR)
 
+    def _refusal_meant(self, error: Exception) -> Refusal | None:
+        """Return the refusal that an HTTP error of a framework means, or None for any other exception.
 
-def _refusal_meant(error: Exception) -> Refusal | None:
-    """Return the refusal that an HTTP error of a framework means, or None for any other exception.
-
-    Raises AuthorizeError for an HTTP error that is no refusal.
-    """
-    try:
-        return refusal_of(error)
-    except Exception as wrong:
-        raise AuthorizeError(f"authorize raised an HTTP error that is no refusal ({wrong})") from error
+        Raises AuthorizeError for an HTTP error that is no refusal.
+        """
+        try:
+            return refusal_of(error)
+        except Exception as wrong:
+            raise AuthorizeError(f"{self._name} raised an HTTP error that is no refusal ({wrong})") from error

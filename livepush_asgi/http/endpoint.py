@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..errors import GrantRevokedError, NotRunningError
-from ..grant import Authorize, Refusal, StreamRequest
+from ..errors import GrantExpiredError, GrantRevokedError, InvalidGrantError, NotRunningError
+from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..runtime.asgi import Receive, Send
 from ..runtime.callbacks import ClientLeftError
@@ -42,7 +42,7 @@ class Endpoint:
         self._cors = cors
         self._control_events = control_events
         self._soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
-        self.decider = Decider(authorize, self._soft_refusals, timing.authorize_timeout)
+        self._decider = Decider(authorize, self._soft_refusals, timing.authorize_timeout, Grant)
         self._count_refusal = count_refusal
         self._probes = probes
 
@@ -86,7 +86,7 @@ class Endpoint:
     ) -> None:
         try:
             run = _require_accepting(run)
-            check_expiry(await self.decider.decide(request, run, receive, may_be_soft=False))
+            check_expiry(await self._decider.decide(request, run, receive, may_be_soft=False))
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except REFUSED_ERRORS as error:
@@ -161,7 +161,7 @@ class Endpoint:
                 if not run.revoker.listening:
                     await run.revoker.listen()
                 decided_at = run.revoker.log.number
-                grant = await self.decider.decide(request, run, receive, authorize)
+                grant = await self._decider.decide(request, run, receive, authorize)
                 given = grant.control_events
                 try:
                     return await run.open(
@@ -179,6 +179,22 @@ class Endpoint:
             raise AssertionError
         finally:
             run.pending -= 1
+
+    async def decide_again(
+        self, request: StreamRequest, run: Run, authorize: Authorize | None = None
+    ) -> Grant | None:
+        """Return the current grant for an open stream, or None if `authorize` now refuses it.
+
+        Raises what `authorize` raises, unless it is a refusal.
+        """
+        try:
+            decision = await self._decider.decision(request, run, None, authorize)
+            if isinstance(decision, Refusal):
+                return None
+            check_expiry(decision)
+        except (InvalidGrantError, GrantExpiredError):
+            return None
+        return decision
 
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
         if not refused.soft:

@@ -5,6 +5,8 @@ https://www.rfc-editor.org/rfc/rfc9457
 
 import json
 import random
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from ..grant import Refusal
 from ..runtime.asgi import Send
@@ -28,15 +30,26 @@ async def answer(
     await send({"type": "http.response.body", "body": content if body else b"", "more_body": False})
 
 
-async def refuse(send: Send, refusal: Refusal, headers: RawHeaders, *, body: bool = True) -> None:
-    """Send a refusal with its status, and with problem details if `body` and the status allow a body."""
+async def refuse(
+    send: Send,
+    refusal: Refusal,
+    headers: RawHeaders,
+    *,
+    body: bool = True,
+    members: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Send a refusal with its status, and with problem details if `body` and the status allow a body.
+
+    `members` are further members of the problem details.
+    """
     fields = [*_own_headers(refusal), *headers, (b"cache-control", b"no-store")]
     if refusal.status == 204:
         await answer(send, 204, fields)
         return
-    problem = {"type": "about:blank", "title": refusal.title, "status": refusal.status}
+    problem: dict[str, object] = {"type": "about:blank", "title": refusal.title, "status": refusal.status}
     if refusal.detail is not None:
         problem["detail"] = refusal.detail
+    problem.update(members)
     fields.append((b"content-type", b"application/problem+json"))
     await answer(send, refusal.status, fields, json.dumps(problem).encode(), body=body)
 
