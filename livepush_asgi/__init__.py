@@ -75,6 +75,7 @@ from .wire.reasons import EndReason, GapReason, RefusalCause
 
 if TYPE_CHECKING:
     from .brokers.nats import JetStreamBroker, NatsBroker
+    from .brokers.postgres import PostgresBroker
     from .brokers.redis import RedisBroker, RedisStreamsBroker
     from .slots.redis import SlotCap
     from .testing.mock import MockBroker
@@ -146,11 +147,13 @@ _LAZY = {
     "JetStreamBroker": ".brokers.nats",
     "MockBroker": ".testing.mock",
     "NatsBroker": ".brokers.nats",
+    "PostgresBroker": ".brokers.postgres",
     "RedisBroker": ".brokers.redis",
     "RedisStreamsBroker": ".brokers.redis",
     "SlotCap": ".slots.redis",
 }
-_LIBRARIES = {"redis": "redis-py", "nats": "nats-py"}
+# The package that each library of an adapter is in, and the extra that installs it.
+_LIBRARIES = {"redis": ("redis-py", "redis"), "nats": ("nats-py", "nats"), "asyncpg": ("asyncpg", "postgres")}
 
 # `from livepush_asgi import *` and `help` take the names that can be loaded here.
 if TYPE_CHECKING:
@@ -158,12 +161,13 @@ if TYPE_CHECKING:
         "JetStreamBroker",
         "MockBroker",
         "NatsBroker",
+        "PostgresBroker",
         "RedisBroker",
         "RedisStreamsBroker",
         "SlotCap",
     ]
 else:
-    _missing = {name for name in _LIBRARIES if find_spec(name) is None}
+    _missing = {extra for name, (_, extra) in _LIBRARIES.items() if find_spec(name) is None}
     __all__ += [name for name, room in _LAZY.items() if room.rpartition(".")[2] not in _missing]
 
 
@@ -175,12 +179,10 @@ def __getattr__(name: str) -> object:
     try:
         value: object = getattr(import_module(_LAZY[name], __name__), name)
     except ModuleNotFoundError as error:
-        extra = error.name or ""
-        if extra not in _LIBRARIES:
+        if error.name not in _LIBRARIES:
             raise
-        raise ImportError(
-            f"{name} needs {_LIBRARIES[extra]}: pip install 'livepush_asgi[{extra}]'"
-        ) from error
+        library, extra = _LIBRARIES[error.name]
+        raise ImportError(f"{name} needs {library}: pip install 'livepush_asgi[{extra}]'") from error
     globals()[name] = value
     return value
 
