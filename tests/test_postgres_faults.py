@@ -80,11 +80,11 @@ class TestPostgresBroker(FaultContract):
     ) -> None:
         server.allow_only("nothing")
         async with server.broker() as broker:
-            with pytest.raises(BrokerUnavailableError, match="permission denied.*GRANT"):
+            with pytest.raises(BrokerUnavailableError, match=r"permission denied.*GRANT"):
                 await broker.subscribe("news")
             async with house(broker) as here:
                 assert not here.push.statistics()["healthy"]
-                with pytest.raises(BrokerUnavailableError, match="permission denied.*GRANT"):
+                with pytest.raises(BrokerUnavailableError, match=r"permission denied.*GRANT"):
                     await here.publish("news", "never")
                 server.allow_all()
                 await here.back()

@@ -1,13 +1,14 @@
 """LivePush: the ASGI application that serves streams, and publishes to them."""
 
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import Any, overload
 
 from ..brokers import Broker, HistoryBroker
+from ..brokers.transaction import AsyncConnection, Connection, SyncConnection, SyncCursor
 from ..errors import NotRunningError
 from ..grant import Authorize, Grant, Replay, StreamRequest, check_channel
 from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, Refused, refused_for
@@ -39,7 +40,7 @@ from .arguments import (
     check_soft_refusals,
 )
 from .namespace import broker_in, slots_in
-from .publishing import prepare, publish, publish_job, publish_with_retries
+from .publishing import prepare, publish, publish_in, publish_job, publish_with_retries
 from .subscriber import Subscriber
 
 logger = logging.getLogger("livepush_asgi")
@@ -224,6 +225,65 @@ class LivePush:
         self._counters.published += 1
         return sent
 
+    @overload
+    def publish_in(
+        self,
+        connection: AsyncConnection,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
+        expected_position: Position | str | None = None,
+    ) -> Awaitable[str]: ...
+
+    @overload
+    def publish_in(
+        self,
+        connection: SyncConnection | SyncCursor,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
+        expected_position: Position | str | None = None,
+    ) -> str: ...
+
+    def publish_in(
+        self,
+        connection: Connection,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
+        expected_position: Position | str | None = None,
+    ) -> str | Awaitable[str]:
+        """Publish one event in a transaction of the application: it exists if and only if that commits.
+
+        For PostgresBroker. `connection` leads to the database of the broker: a connection of asyncpg, a
+        connection or cursor of psycopg, or Django's `connection`. With an asynchronous one write `await`;
+        with another the call needs no event loop and returns the event id. It may come from any thread, and
+        before this LivePush was started. The other arguments are those of `publish`.
+
+        Streams get the event after the commit. Until then other publishers of the channel wait, so publish
+        late in the transaction, and to several channels in the same order everywhere. `statistics()` does not
+        count the event.
+
+        Raises RuntimeError if the connection is in no transaction, TypeError for another broker or object,
+        what `publish` raises for its arguments, and the errors of the driver.
+        """
+        publication = prepare(
+            channel, data, event, id, retry, idempotency_key, expected_position, self.encode
+        )
+        return publish_in(self.broker, connection, publication)
+
     async def publish_job(
         self,
         channel: str,
@@ -250,7 +310,7 @@ class LivePush:
         if not isinstance(self.broker, HistoryBroker):
             raise TypeError(
                 f"{type(self.broker).__name__} keeps no history, so no client could resume the job; "
-                "MemoryBroker, RedisStreamsBroker and JetStreamBroker keep one"
+                "MemoryBroker, RedisStreamsBroker, JetStreamBroker and PostgresBroker keep one"
             )
         check_channel(channel)
         return await publish_job(

@@ -10,6 +10,7 @@ from typing import TypeGuard
 import anyio
 
 from ..brokers import Broker, HistoryBroker
+from ..brokers.transaction import Connection, TransactionBroker
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..grant import check_channel
 from ..wire.cursor import Position, event_id
@@ -89,6 +90,29 @@ async def publish_with_retries(broker: Broker, publication: Publication, retry_f
                 raise
         await anyio.sleep(delay * random.uniform(0.5, 1.0))
         delay = min(RETRY_MAX, 2 * delay)
+
+
+def publish_in(broker: Broker, connection: Connection, publication: Publication) -> str | Awaitable[str]:
+    """Publish in the transaction of a connection. Return the event id, or an awaitable of it.
+
+    Raises TypeError if the logs of the broker take part in no transaction.
+    """
+    if not isinstance(broker, TransactionBroker):
+        raise TypeError(
+            f"{type(broker).__name__} takes part in no transaction of a database: PostgresBroker does"
+        )
+    channel, payload, own_id, idempotency_key, expected_position = publication
+    position: Position | Awaitable[Position] = broker.append_in(
+        connection, channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+    )
+    if isinstance(position, Position):
+        return own_id or event_id(channel, position)
+    return _id_of(channel, own_id, position)
+
+
+async def _id_of(channel: str, own_id: str | None, appending: Awaitable[Position]) -> str:
+    position = await appending
+    return own_id or event_id(channel, position)
 
 
 def _keeps_history(broker: Broker) -> TypeGuard[HistoryBroker]:

@@ -2,7 +2,7 @@
 
 Only slots/ and the rooms above it may import it. `schema.sql` says what a log is and has the functions that
 append and read; start there, then `broker.py`. `listening.py` has the connection that LISTENs, `pool.py` the
-others, `transaction.py` appends on a connection of the application, `failures.py` turns the errors of asyncpg
+others, `failures.py` turns the errors of asyncpg
 into messages with a fix.
 """
 

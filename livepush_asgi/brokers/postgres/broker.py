@@ -15,11 +15,11 @@ from .. import READ_BYTES, Page, Subscription
 from ..history import History
 from ..mailbox import Mailbox
 from ..timeouts import BrokerTimeouts, no_answer
+from ..transaction import AsyncConnection, Connection, SyncConnection, SyncCursor, append_on
 from .failures import FAILURES, address_of, unavailable
 from .listening import Listener
 from .pool import Pool, Server
 from .schema import Row, Schema, digest, outcome_of, page_of, shown
-from .transaction import AsyncConnection, SyncConnection, SyncCursor, append_on
 
 # The most events and bytes that one call appends.
 _MAX_EVENTS, _MAX_BYTES = 200, 256 * 1024
@@ -59,10 +59,11 @@ class PostgresBroker:
     reconnects until that works; each subscription then reports that messages may be lost, and the logs have
     them.
 
-    A restored backup and a standby that takes over may lack the last commits. Their logs go on under another
-    epoch, and each client is told of a gap. `timeouts` says how long the broker waits for the server. Use one
-    broker on one event loop at a time, and close it after the component has stopped: `async with
-    PostgresBroker(dsn)`.
+    A server may come back without its last commits, from a backup or as a standby. A log goes on under
+    another epoch after each start of the server; clients that received lost events are told of a gap, and all
+    clients if the database may lack events that nobody has seen. `timeouts` says how long the broker waits
+    for the server. Use one broker on one event loop at a time, and close it after the component has stopped:
+    `async with PostgresBroker(dsn)`.
     """
 
     def __init__(
@@ -179,14 +180,14 @@ class PostgresBroker:
 
     def append_in(
         self,
-        connection: AsyncConnection | SyncConnection | SyncCursor,
+        connection: Connection,
         channel: str,
         payload: bytes,
         *,
         idempotency_key: str | None = None,
         expected_position: Position | None = None,
     ) -> Position | Awaitable[Position]:
-        """Append an event in the transaction of a connection to the same database. See `HistoryBroker.append`.
+        """Append an event in the transaction of a connection to this database. See `HistoryBroker.append`.
 
         `connection` is of asyncpg or psycopg, or Django's. With an asynchronous one, await the result. The
         event is delivered when the transaction commits; if it rolls back, nothing was appended. Until then
@@ -278,17 +279,19 @@ class PostgresBroker:
             listener.remove(key, mailbox)
 
     def _arguments(self, channel: str, appends: Sequence[Append]) -> list[object]:
+        keys = [append.idempotency_key for append in appends]
+        expected = [append.expected_position for append in appends]
         return [
             digest(channel),
             shown(channel),
             [append.payload for append in appends],
-            [None if (key := append.idempotency_key) is None else digest(key) for append in appends],
-            [None if (place := append.expected_position) is None else str(place) for append in appends],
+            [None if key is None else digest(key) for key in keys],
+            [None if position is None else str(position) for position in expected],
             *self._schema.bounds,
         ]
 
     async def _send(self, pool: Pool, channel: str, queues: dict[str, list[Append]]) -> None:
-        """Append what waits for a channel. One call at a time, which carries what came during the last one."""
+        """Append what waits for a channel, one call at a time: it carries what came during the last one."""
         waiting = queues[channel]
         sent: list[Append] = []
         try:

@@ -176,6 +176,7 @@ class Listener:
         interval, ping = self._server.timeouts.ping_interval, self._server.timeouts.ping
         connection.add_termination_listener(lambda _: self._wake.set())
         async with asyncio.timeout(ping):
+            await connection.execute(self._server.schema.begin)
             await connection.add_listener(self._server.schema.topic, self._hear)
             has_pooler = await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid()
         # After LISTEN, so that no event comes unnoticed.

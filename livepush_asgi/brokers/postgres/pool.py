@@ -63,7 +63,7 @@ class Pool:
         self._linger = linger
         self._used_at = self.loop.time()
         self._users = 0
-        self._pool: "asyncpg.Pool[asyncpg.Record]" = asyncpg.create_pool(
+        self._pool: asyncpg.Pool[asyncpg.Record] = asyncpg.create_pool(
             **server.options,
             min_size=0,
             max_size=size,

@@ -113,8 +113,10 @@ def page_of(rows: Sequence[Row]) -> Page | None:
     head, *events = rows
     if head.epoch is None:
         return None
-    older = _positions(head.ancestors)
-    origins = [origin for origin in _positions(head.origins) if origin.epoch != head.epoch]
+    older = _positions(head.ancestors.replace("!", ""))
+    marked = head.ancestors.split(",")
+    known = {head.epoch, *(position.epoch for position in older)}
+    origins = [origin for origin in _positions(head.origins) if origin.epoch not in known]
     return Page(
         head.epoch,
         head.first,
@@ -122,7 +124,7 @@ def page_of(rows: Sequence[Row]) -> Page | None:
         tuple([Record(event.number, event.payload) for event in events if event.number is not None]),
         # Nothing was lost between an origin and the log's first event.
         (*origins, *older),
-        tuple([position.epoch for position in older]),
+        tuple([ancestor.epoch for ancestor, text in zip(older, marked, strict=False) if text.endswith("!")]),
     )
 
 

@@ -7,15 +7,18 @@
 -- roll back are missing.
 --
 -- Reads take no lock and write nothing, so a reader never waits for a transaction that is open. That is why a
--- channel without a row has an epoch already: a digest of its key, of the `run` and of a seed, which is the
--- epoch of the row 'livepush.epochs'. The first append makes the row with that epoch. When a row is forgotten,
--- a later log of the channel must not begin with the same epoch. So seeds change, and a row is deleted when
--- neither the newest seed nor the one before it ('livepush.epochs.old') is its own. A position with the epoch of
--- one of these two and offset 0 is before the log's first event, which a page says with an ancestor.
+-- channel without a row has an epoch already: a digest of its key and of a seed, which is the epoch of the row
+-- 'livepush.epochs'. The first append makes the row with that epoch. When a row is forgotten, a later log of the
+-- channel must not begin with the same epoch. So seeds change, and a row is deleted when neither the newest seed
+-- nor the one before it ('livepush.epochs.old') is its own. A position with the epoch of one of these two and
+-- offset 0 is before the log's first event, which a page says with an ancestor.
 --
--- The `run` names the database as a history of commits: it changes when a backup is restored, when a standby
--- takes over and when the table is made anew. Commits may be missing then. An append that finds another run in
--- its row goes on under a new epoch, and notes the last position of the old one as an ancestor.
+-- A server may come back without its last commits: from a backup, from a snapshot of its disk, as a standby, or
+-- after a crash without fsync. So the first append after a start of the server (`place`) goes on under a new
+-- epoch, with the next offset, and notes where the old one ended. Up to there a position of the old epoch names
+-- the same event; beyond it, a lost one, and its client is told of a gap. A start that lost nothing costs no
+-- client anything. When the database is another history of commits (`run`: another cluster, timeline or table),
+-- it cannot tell what is missing: the end of the old epoch is doubtful (`!`), and each client is told.
 
 SELECT pg_advisory_xact_lock(70725);
 
@@ -57,37 +60,50 @@ CREATE OR REPLACE FUNCTION public.livepush_place() RETURNS text LANGUAGE sql STA
 $$;
 
 CREATE OR REPLACE FUNCTION public.livepush_run() RETURNS text LANGUAGE plpgsql STABLE AS $$
-DECLARE _run text; BEGIN
-    SELECT run INTO _run FROM public.livepush_channel
-        WHERE key = 'livepush.epochs' AND place = public.livepush_place();
-    IF _run IS NULL THEN
-        BEGIN
-            SELECT concat_ws(' ', 'public.livepush_channel'::regclass::oid, system_identifier,
-                left(pg_walfile_name(pg_current_wal_lsn()), 8)) INTO _run FROM pg_control_system();
-        EXCEPTION WHEN OTHERS THEN
-            -- A server that does not tell its timeline: each of its starts counts as another run.
-            _run := public.livepush_place();
-        END;
-    END IF;
-    RETURN _run;
+BEGIN
+    RETURN (SELECT concat_ws(' ', 'public.livepush_channel'::regclass::oid, system_identifier,
+        left(pg_walfile_name(pg_current_wal_lsn()), 8)) FROM pg_control_system());
+EXCEPTION WHEN OTHERS THEN
+    -- A server that does not tell its timeline: each of its starts is another run.
+    RETURN public.livepush_place();
 END $$;
 
-CREATE OR REPLACE FUNCTION public.livepush_epoch(_seed text, _key text) RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT left(translate(encode(sha256(convert_to(_seed || public.livepush_run() || _key, 'UTF8')),
-        'base64'), '+/', '-_'), 12)
+CREATE OR REPLACE FUNCTION public.livepush_epoch(_seed text, _key text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT left(translate(encode(sha256(convert_to(_seed || _key, 'UTF8')), 'base64'), '+/', '-_'), 12)
 $$;
 
--- Makes the row of the newest seed, and keeps its place up to date.
+-- Makes the row of the newest seed. After a start of the server there is another seed; the one before stays an
+-- origin, unless commits may be missing. Waits for no lock.
 CREATE OR REPLACE FUNCTION public.livepush_begin() RETURNS void LANGUAGE plpgsql AS $$
-DECLARE _place text := public.livepush_place(); BEGIN
-    IF NOT EXISTS (SELECT FROM public.livepush_channel WHERE key = 'livepush.epochs') THEN
+DECLARE
+    _place text := public.livepush_place();
+    _seeds public.livepush_channel;
+    _run text;
+BEGIN
+    SELECT * INTO _seeds FROM public.livepush_channel WHERE key = 'livepush.epochs';
+    IF NOT FOUND THEN
         INSERT INTO public.livepush_channel (key, channel, epoch, place, run)
             VALUES ('livepush.epochs', 'livepush.epochs', gen_random_uuid(), _place, public.livepush_run())
             ON CONFLICT (key) DO NOTHING;
+    ELSIF _seeds.place <> _place THEN
+        SELECT * INTO _seeds FROM public.livepush_channel
+            WHERE key = 'livepush.epochs' AND place <> _place FOR UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            _run := public.livepush_run();
+            PERFORM public.livepush_reseed(CASE WHEN _run = _seeds.run THEN _seeds.epoch
+                ELSE gen_random_uuid()::text END);
+            UPDATE public.livepush_channel SET place = _place, run = _run WHERE key = 'livepush.epochs';
+        END IF;
     END IF;
-    UPDATE public.livepush_channel SET run = public.livepush_run(), place = _place
-        WHERE key = 'livepush.epochs' AND place <> _place;
 END $$;
+
+-- Draws another seed, and keeps this one as the seed before it.
+CREATE OR REPLACE FUNCTION public.livepush_reseed(_old text) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO public.livepush_channel (key, channel, epoch)
+        VALUES ('livepush.epochs.old', 'livepush.epochs.old', _old)
+        ON CONFLICT (key) DO UPDATE SET epoch = excluded.epoch;
+    UPDATE public.livepush_channel SET epoch = gen_random_uuid(), used = now() WHERE key = 'livepush.epochs';
+$$;
 
 -- Appends events to one channel. Returns an outcome for each: `+position`, `=position` if its key is known, or
 -- `!position` if the log does not end at the expected one.
@@ -112,18 +128,22 @@ BEGIN
             PERFORM public.livepush_begin();
         END IF;
         INSERT INTO public.livepush_channel (key, channel, epoch, seed, place, run)
-            SELECT _key, _channel, public.livepush_epoch(seed.epoch, _key), seed.epoch,
-                public.livepush_place(), public.livepush_run()
+            SELECT _key, _channel,
+                -- A seed from before a start of the server may have been used for events that are lost.
+                public.livepush_epoch(CASE WHEN seed.place = public.livepush_place() THEN seed.epoch
+                    ELSE gen_random_uuid()::text END, _key),
+                seed.epoch, public.livepush_place(), public.livepush_run()
             FROM public.livepush_channel AS seed WHERE seed.key = 'livepush.epochs'
             ON CONFLICT (key) DO NOTHING;
     END LOOP;
     IF _log.place <> public.livepush_place() THEN
         _run := public.livepush_run();
-        IF _run <> _log.run THEN
-            _log.ancestors := array_to_string((string_to_array(
-                concat_ws(',', _log.epoch || '.' || _log.last, nullif(_log.ancestors, '')), ','))[1:8], ',');
-            _log.epoch := left(replace(gen_random_uuid()::text, '-', ''), 12);
+        IF _log.last > 0 THEN
+            _log.ancestors := array_to_string((string_to_array(concat_ws(',',
+                concat(_log.epoch, '.', _log.last, CASE WHEN _run <> _log.run THEN '!' END),
+                nullif(_log.ancestors, '')), ','))[1:8], ',');
         END IF;
+        _log.epoch := left(replace(gen_random_uuid()::text, '-', ''), 12);
         _log.place := public.livepush_place();
         _log.run := _run;
     END IF;
@@ -142,7 +162,7 @@ BEGIN
             WHEN _expected[i] LIKE '%.0' THEN _log.last = 0
             WHEN split_part(_expected[i], '.', 2) <> _log.last::text THEN false
             ELSE _expected[i] = _log.epoch || '.' || _log.last
-                OR _expected[i] = ANY (string_to_array(_log.ancestors, ','))
+                OR _expected[i] = ANY (string_to_array(replace(_log.ancestors, '!', ''), ','))
         END) THEN
             _outcomes := _outcomes || concat('!', _log.epoch, '.', _log.last);
             CONTINUE;
@@ -252,11 +272,7 @@ BEGIN
     UPDATE public.livepush_channel AS channel SET first = channel.last + 1
         FROM quiet WHERE channel.id = quiet.id;
     GET DIAGNOSTICS _quiet = ROW_COUNT;
-    INSERT INTO public.livepush_channel (key, channel, epoch)
-        SELECT 'livepush.epochs.old', 'livepush.epochs.old', epoch FROM public.livepush_channel
-            WHERE key = 'livepush.epochs' AND used < _now - _keep
-        ON CONFLICT (key) DO UPDATE SET epoch = excluded.epoch;
-    UPDATE public.livepush_channel SET epoch = gen_random_uuid(), used = _now
+    PERFORM public.livepush_reseed(epoch) FROM public.livepush_channel
         WHERE key = 'livepush.epochs' AND used < _now - _keep;
     DELETE FROM public.livepush_channel WHERE id IN (
         SELECT id FROM public.livepush_channel

@@ -1,9 +1,12 @@
-"""Appends in a transaction of the application, on its own connection, of whatever driver that is."""
+"""Appends in a transaction of the application, on its connection: the port, and one call for every driver."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from inspect import isawaitable
-from typing import Any, LiteralString, Protocol, TypeVar
+from typing import Any, LiteralString, Protocol, TypeVar, overload, runtime_checkable
+
+from ..wire.cursor import Position
+from . import HistoryBroker
 
 T = TypeVar("T")
 
@@ -40,6 +43,53 @@ class SyncConnection(Protocol):
 
     def cursor(self) -> SyncCursor:
         """Return a new cursor."""
+        ...
+
+
+#: What `publish_in` and `append_in` take.
+Connection = AsyncConnection | SyncConnection | SyncCursor
+
+
+@runtime_checkable
+class TransactionBroker(HistoryBroker, Protocol):
+    """A broker whose logs are in the database of the application, and so take part in its transactions."""
+
+    @overload
+    def append_in(
+        self,
+        connection: AsyncConnection,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected_position: Position | None = None,
+    ) -> Awaitable[Position]: ...
+
+    @overload
+    def append_in(
+        self,
+        connection: SyncConnection | SyncCursor,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected_position: Position | None = None,
+    ) -> Position: ...
+
+    def append_in(
+        self,
+        connection: Connection,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected_position: Position | None = None,
+    ) -> Position | Awaitable[Position]:
+        """Add an event in the transaction of a connection, as `append` does; await it if the driver does.
+
+        The event is added and delivered when the transaction commits, or never. Raises RuntimeError if no
+        transaction is open.
+        """
         ...
 
 
