@@ -31,7 +31,7 @@ fsync = off
 class PostgresProcess:
     """One server. As a context manager it runs inside the block; its port stays the same throughout.
 
-    What it has written survives `kill`: `fsync` is for machines that lose their power. PostgreSQL refuses to
+    `data` has what it has written. That survives `kill`: `fsync` is for machines that lose their power. PostgreSQL refuses to
     run for root, so there it runs for another user, who gets a copy of its programs that he can reach.
     """
 
@@ -39,7 +39,7 @@ class PostgresProcess:
         self.port = free_port()
         # Not tmp_path: another user cannot reach that.
         self.directory = Path(tempfile.mkdtemp(prefix="postgres-"))
-        self._data = self.directory / "data"
+        self.data = self.directory / "data"
         self._log = self.directory / "log"
         self._user = pwd.getpwnam(USER) if os.geteuid() == 0 else None
         self._process: psutil.Popen | None = None
@@ -72,7 +72,7 @@ class PostgresProcess:
         """Start, and return when connections are taken."""
         assert self._process is None
         with self._log.open("ab") as log:
-            self._process = self._popen("postgres", "-D", str(self._data), output=log)
+            self._process = self._popen("postgres", "-D", str(self.data), output=log)
         deadline = time.monotonic() + TIMEOUT
         while not self._is_ready(self._process.pid):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -109,7 +109,7 @@ class PostgresProcess:
     def lose_data(self) -> None:
         """Forget what a server that has ended has written down."""
         assert self._process is None
-        shutil.rmtree(self._data)
+        shutil.rmtree(self.data)
         self._initialize()
 
     def _prepare(self) -> None:
@@ -121,11 +121,11 @@ class PostgresProcess:
 
     def _initialize(self) -> None:
         options = ["-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
-        process = self._popen("initdb", "-D", str(self._data), *options, output=subprocess.PIPE)
+        process = self._popen("initdb", "-D", str(self.data), *options, output=subprocess.PIPE)
         said, _ = process.communicate(timeout=TIMEOUT)
         if process.returncode:
             raise RuntimeError("no database could be made:\n" + said.decode())
-        with (self._data / "postgresql.conf").open("a") as configuration:
+        with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write(SETTINGS.format(port=self.port))
 
     def _popen(self, program: str, *options: str, output: int | IO[bytes]) -> psutil.Popen:
@@ -152,7 +152,7 @@ class PostgresProcess:
 
     def _is_ready(self, pid: int) -> bool:
         try:
-            lines = (self._data / "postmaster.pid").read_text().split()
+            lines = (self.data / "postmaster.pid").read_text().split()
         except FileNotFoundError:
             return False
         # Its first line is from before it is ready, and a killed server leaves the file as it was.

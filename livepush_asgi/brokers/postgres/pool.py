@@ -17,7 +17,14 @@ logger = logging.getLogger("livepush_asgi")
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
-# What an application name shows in pg_stat_activity.
+# The errors of a connection that used the tables before somebody dropped them.
+_SCHEMA_IS_GONE = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.InternalServerError,
+)
+# The name that pg_stat_activity shows.
 _APPLICATION = "livepush_asgi"
 
 
@@ -107,6 +114,9 @@ class Pool:
         try:
             yield connection
         except BaseException as error:
+            if isinstance(error, _SCHEMA_IS_GONE):
+                # The next connections look for it, and create it.
+                await self._pool.expire_connections()
             if not isinstance(error, asyncpg.PostgresError):
                 # Not the server's own word, so its answer may still come, or never.
                 connection.terminate()

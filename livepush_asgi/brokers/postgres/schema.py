@@ -14,6 +14,7 @@ from ..history import History
 #: The version of `schema.sql`, which the comment of its append function has too.
 VERSION = 1
 _PREFIX = re.compile(r"(?:([A-Za-z_][A-Za-z0-9_]{0,39})\.)?([A-Za-z_][A-Za-z0-9_]{0,19})")
+_TABLES = ("channel", "event", "key")
 _QUALIFIED = re.compile(r"public\.livepush_(\w+)")
 # An idempotency key is remembered for at least five minutes, and for a day where events have no age.
 _LEAST_REMEMBER, _ENDLESS_REMEMBER = 300.0, 86_400.0
@@ -76,13 +77,14 @@ class Schema:
         self.begin = f"SELECT {self.named('public.livepush_begin')}()"
         self.see = f"SELECT {self.named('public.livepush_see')}($1, $2)"
         self.clean = f"SELECT {self.named('public.livepush_clean')}($1, $2)"
-        append = self.named("public.livepush_append").replace("'", "''")
-        self.installed = f"SELECT obj_description(to_regproc('{append}'), 'pg_proc')"
+        tables = " AND ".join(f"to_regclass('public.livepush_{name}') IS NOT NULL" for name in _TABLES)
+        self.installed = self.named(
+            f"SELECT obj_description(to_regproc('public.livepush_append'), 'pg_proc') WHERE {tables}"
+        )
         #: What a user needs to publish and to listen.
         self.grant = (
             f"GRANT USAGE ON SCHEMA {self._schema}; GRANT SELECT, INSERT, UPDATE, DELETE ON "
-            f"{self.named('public.livepush_channel')}, {self.named('public.livepush_event')}, "
-            f"{self.named('public.livepush_key')}"
+            + self.named(", ".join(f"public.livepush_{name}" for name in _TABLES))
         )
 
     def named(self, text: str) -> str:
