@@ -11,7 +11,8 @@ Only slots/ and the rooms above it may import it. Start with this file, then `me
 server;
 `redis/`, `nats/` and `postgres/` each need a client library. `mailbox.py` holds the messages of one
 subscription, `history.py` has the bounds of a log, `timeouts.py` the time-outs, `transaction.py` the port of
-a broker that appends in a transaction of the application. docs/guides/brokers.md says how to write an adapter.
+a broker that appends in a transaction of the application. docs/guides/brokers.md says how to write an
+adapter.
 """
 
 from dataclasses import dataclass

@@ -28,12 +28,13 @@ _CLEAN_INTERVAL = 60.0
 
 
 class Append(NamedTuple):
-    """An event to append, and the future of its position."""
+    """An event to append, the future of its position, and the loop's time at which its caller gives up."""
 
     payload: bytes
     idempotency_key: str | None
     expected_position: Position | None
     added: asyncio.Future[Position]
+    deadline: float
 
 
 class PostgresBroker:
@@ -87,12 +88,7 @@ class PostgresBroker:
         self._address = address_of(dsn)
         self._max_connections = max_connections
         self._linger = linger
-        # An append that waits for the row of its channel gives up before its caller does, so that the caller
-        # knows that nothing was appended.
-        self._append = (
-            f"SELECT set_config('lock_timeout', '{round(self._timeouts.publish * 800)}', true), "
-            f"{self._schema.append_numbered}"
-        )
+        self._append = f"SELECT set_config('lock_timeout', $9, true), {self._schema.append_numbered}"
         self._pool: Pool | None = None
         self._listener: Listener | None = None
         # The appends of each channel that has a call under way.
@@ -143,7 +139,8 @@ class PostgresBroker:
         pool = self._connect()
         # Raises UnicodeError at once: it would fail the other events of the call.
         digest(channel), digest(idempotency_key or "")
-        append = Append(payload, idempotency_key, expected_position, pool.loop.create_future())
+        deadline = pool.loop.time() + self._timeouts.publish
+        append = Append(payload, idempotency_key, expected_position, pool.loop.create_future(), deadline)
         if channel in self._waiting:
             self._waiting[channel].append(append)
         else:
@@ -195,14 +192,13 @@ class PostgresBroker:
         one order. Raises RuntimeError if no transaction is open, PositionConflictError, and the errors of the
         driver.
         """
-        append = Append(payload, idempotency_key, expected_position, NotImplemented)
 
         def result(outcomes: object) -> Position:
             if not isinstance(outcomes, list):
                 raise TypeError(f"the driver returned no list for an array: {outcomes!r:.100}")
             return _raised(outcome_of(channel, outcomes[0]))
 
-        arguments = self._arguments(channel, [append])
+        arguments = self._arguments(channel, [(payload, idempotency_key, expected_position)])
         return append_on(
             connection, self._schema.append_numbered, self._schema.append_formatted, arguments, result
         )
@@ -278,15 +274,15 @@ class PostgresBroker:
         if not listener.loop.is_closed():
             listener.remove(key, mailbox)
 
-    def _arguments(self, channel: str, appends: Sequence[Append]) -> list[object]:
-        keys = [append.idempotency_key for append in appends]
-        expected = [append.expected_position for append in appends]
+    def _arguments(
+        self, channel: str, events: Sequence[tuple[bytes, str | None, Position | None]]
+    ) -> list[object]:
         return [
             digest(channel),
             shown(channel),
-            [append.payload for append in appends],
-            [None if key is None else digest(key) for key in keys],
-            [None if position is None else str(position) for position in expected],
+            [payload for payload, _, _ in events],
+            [None if key is None else digest(key) for _, key, _ in events],
+            [None if expected is None else str(expected) for _, _, expected in events],
             *self._schema.bounds,
         ]
 
@@ -299,7 +295,8 @@ class PostgresBroker:
                 async with pool.appending():
                     sent = _take(waiting)
                     if sent:
-                        (row,) = await pool.fetch(self._append, *self._arguments(channel, sent))
+                        arguments = self._arguments(channel, [append[:3] for append in sent])
+                        (row,) = await pool.fetch(self._append, *arguments, self._lock_timeout(pool, sent))
                         for append, text in zip(sent, row[1], strict=True):
                             _settle(append, outcome_of(channel, text))
         except Exception as error:
@@ -310,6 +307,16 @@ class PostgresBroker:
             # The event loop ends.
             for append in (*sent, *waiting):
                 _settle(append, ConnectionAbortedError("the event loop has ended"))
+
+    def _lock_timeout(self, pool: Pool, sent: Sequence[Append]) -> str:
+        """Return how long the server may wait for the row of the channel, in milliseconds.
+
+        It gives up before the callers do, so that they know that nothing was appended.
+        """
+        left = min(append.deadline for append in sent) - pool.loop.time() - self._timeouts.publish / 5
+        if left < 0.001:
+            raise TimeoutError("all connections wait for transactions that have published and are open")
+        return str(round(left * 1000))
 
     def _tend(self, keys: list[str]) -> None:
         """Clean now and then, in the background."""

@@ -124,16 +124,13 @@ BEGIN
     LOOP
         SELECT * INTO _log FROM public.livepush_channel WHERE key = _key FOR NO KEY UPDATE;
         EXIT WHEN FOUND;
-        IF NOT EXISTS (SELECT FROM public.livepush_channel WHERE key = 'livepush.epochs') THEN
-            PERFORM public.livepush_begin();
-        END IF;
         INSERT INTO public.livepush_channel (key, channel, epoch, seed, place, run)
             SELECT _key, _channel,
                 -- A seed from before a start of the server may have been used for events that are lost.
-                public.livepush_epoch(CASE WHEN seed.place = public.livepush_place() THEN seed.epoch
+                public.livepush_epoch(CASE WHEN seeds.place = public.livepush_place() THEN seeds.epoch
                     ELSE gen_random_uuid()::text END, _key),
-                seed.epoch, public.livepush_place(), public.livepush_run()
-            FROM public.livepush_channel AS seed WHERE seed.key = 'livepush.epochs'
+                coalesce(seeds.epoch, ''), public.livepush_place(), public.livepush_run()
+            FROM (SELECT) AS one LEFT JOIN public.livepush_channel AS seeds ON seeds.key = 'livepush.epochs'
             ON CONFLICT (key) DO NOTHING;
     END LOOP;
     IF _log.place <> public.livepush_place() THEN
