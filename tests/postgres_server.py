@@ -31,8 +31,9 @@ fsync = off
 class PostgresProcess:
     """One server. As a context manager it runs inside the block; its port stays the same throughout.
 
-    `data` has what it has written. That survives `kill`: `fsync` is for machines that lose their power. PostgreSQL refuses to
-    run for root, so there it runs for another user, who gets a copy of its programs that he can reach.
+    `data` has what it has written. That survives `kill`: `fsync` is for machines that lose their power.
+    PostgreSQL refuses to run for root, so there it runs for another user, who gets a copy of its programs
+    that he can reach.
     """
 
     def __init__(self) -> None:

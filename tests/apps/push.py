@@ -42,6 +42,10 @@ elif url := setting("NATS_URL"):
     from livepush_asgi import JetStreamBroker
 
     broker = JetStreamBroker(url)
+elif url := setting("POSTGRES_URL"):
+    from livepush_asgi import PostgresBroker
+
+    broker = PostgresBroker(url)
 
 
 def authorize(request: StreamRequest) -> Grant:
