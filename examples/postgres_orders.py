@@ -43,6 +43,7 @@ async def home():
     return PAGE
 
 
+# start: order
 @app.post("/orders/{item}", status_code=201)
 async def order(item: str):
     async with app.state.pool.acquire() as connection, connection.transaction():
@@ -53,3 +54,6 @@ async def order(item: str):
             # The transaction rolls back: there is no order, and nobody hears of one.
             raise HTTPException(409, f"no {item} is left")
     return {"order": number}
+
+
+# end: order

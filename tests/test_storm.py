@@ -178,16 +178,6 @@ def postgres() -> Iterator[PostgresProcess]:
         yield server
 
 
-async def test_over_postgres(postgres: PostgresProcess, tmp_path: Path) -> None:
-    async with over_postgres(postgres, tmp_path / "log") as (server, publish_to):
-        await storm(server, publish_to, FULL)
-
-
 async def test_over_postgres_the_server_is_killed(postgres: PostgresProcess, tmp_path: Path) -> None:
     async with over_postgres(postgres, tmp_path / "log") as (server, publish_to):
         await storm(server, publish_to, SMALL, lambda: die(postgres))
-
-
-async def test_over_postgres_the_server_is_paused(postgres: PostgresProcess, tmp_path: Path) -> None:
-    async with over_postgres(postgres, tmp_path / "log") as (server, publish_to):
-        await storm(server, publish_to, SMALL, lambda: pause(postgres))

@@ -59,6 +59,7 @@ from livepush_asgi import (
     Page,
     Position,
     PositionConflictError,
+    PostgresBroker,
     ProcessFullError,
     Publisher,
     Received,
@@ -145,6 +146,9 @@ def make(redis: "Redis") -> LivePush:
         RedisStreamsBroker(redis, history=History()),
         NatsBroker("nats://127.0.0.1:4222", timeouts=BrokerTimeouts(), linger=10),
         JetStreamBroker(["nats://127.0.0.1:4222"], history=History()),
+        PostgresBroker(
+            "postgresql://localhost/name", history=History(), prefix="app.livepush", max_connections=4
+        ),
         MockBroker(limit=10),
         OwnBroker(),
     ]

@@ -54,7 +54,8 @@ def unavailable(attempt: str, address: str, cause: BaseException, permissions: s
 
 def explain(cause: BaseException, permissions: str) -> str:
     """Return the text of an error with the likely fix. `permissions` is the SQL that gives them."""
-    reason = str(cause) if str(cause) else type(cause).__name__
+    # asyncpg adds advice of its own below the first line.
+    reason = str(cause).partition("\n")[0] or type(cause).__name__
     if isinstance(cause, asyncpg.InsufficientPrivilegeError):
         return f"{reason}; {permissions}"
     return f"{reason}; {next(remedy for kind, remedy in _REMEDIES if isinstance(cause, kind))}"
