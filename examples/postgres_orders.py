@@ -18,8 +18,8 @@ CREATE TABLE IF NOT EXISTS orders (id serial PRIMARY KEY, item text NOT NULL);
 CREATE TABLE IF NOT EXISTS stock (item text PRIMARY KEY, pieces int NOT NULL);
 INSERT INTO stock VALUES ('tea', 3) ON CONFLICT DO NOTHING;
 """
-PAGE = """<!doctype html><title>Orders</title><button onclick="fetch('/orders/tea', {method: 'POST'})">Tea</button>
-<pre id=log></pre><script>
+PAGE = """<!doctype html><title>Orders</title>
+<button onclick="fetch('/orders/tea', {method: 'POST'})">Tea</button><pre id=log></pre><script>
 new EventSource("/events").onmessage = e => log.textContent += e.data + "\\n"</script>"""
 
 broker = PostgresBroker(URL)

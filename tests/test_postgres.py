@@ -1,4 +1,4 @@
-"""PostgresBroker on a real server: the published rules, its bounds and its schema, and streams over it."""
+"""PostgresBroker on a real server: its bounds, its schema, its connections, and streams over it."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import os
 import pwd
 import random
 import shutil
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -28,7 +29,7 @@ from livepush_asgi import (
     public,
 )
 from livepush_asgi.brokers import HistoryBroker, Record
-from livepush_asgi.testing import Client, HistoryBrokerContract, ParsedEvent, Stream
+from livepush_asgi.testing import Client, ParsedEvent, Stream
 from livepush_asgi.wire.event import positioned
 
 from .postgres_server import USER, PostgresProcess
@@ -98,13 +99,6 @@ def word_of(event: ParsedEvent) -> str:
 
 def words(numbers: range) -> list[str]:
     return [str(number) for number in numbers]
-
-
-class TestPostgresBroker(HistoryBrokerContract):
-    @pytest.fixture
-    async def bounded_broker(self, server: PostgresProcess) -> AsyncIterator[HistoryBroker]:
-        async with PostgresBroker(server.dsn, history=History(events=10)) as broker:
-            yield broker
 
 
 async def test_it_is_a_broker_with_history(broker: PostgresBroker) -> None:
@@ -394,6 +388,55 @@ async def test_an_event_whose_notification_is_lost_is_found(server: PostgresProc
         await ask(server, "UPDATE livepush_channel SET last = 2, bytes = bytes + 5 WHERE channel = 'news'")
         assert await subscription.get_message(timeout=LONG) == positioned(first.at(2), b"quiet")
         await subscription.close()
+
+
+class Pooler:
+    """What a pooler in transaction mode does to LISTEN, as PgBouncer does: no notification passes it.
+
+    The process id in the greeting is the pooler's own.
+    """
+
+    def __init__(self, server: PostgresProcess) -> None:
+        self._server = server
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        below, above = await asyncio.open_connection("127.0.0.1", self._server.port)
+        upwards = asyncio.create_task(self._pass(reader, above))
+        try:
+            while True:
+                kind, size = struct.unpack("!cI", await below.readexactly(5))
+                rest = await below.readexactly(size - 4)
+                if kind == b"K":
+                    rest = struct.pack("!I", 1) + rest[4:]
+                if kind != b"A":
+                    writer.write(kind + struct.pack("!I", size) + rest)
+        except (asyncio.IncompleteReadError, OSError):
+            upwards.cancel()
+            for each in (writer, above):
+                each.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+
+async def test_behind_a_pooler_that_passes_no_notification_events_come_late_and_a_line_says_why(
+    server: PostgresProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await asyncio.start_server(Pooler(server).serve, "127.0.0.1", 0) as pooler:
+        port = pooler.sockets[0].getsockname()[1]
+        dsn = server.dsn.replace(str(server.port), str(port))
+        timeouts = BrokerTimeouts(ping_interval=0.2)
+        async with PostgresBroker(dsn, timeouts=timeouts) as broker, PostgresBroker(server.dsn) as direct:
+            subscription = await broker.subscribe(CHANNEL)
+            for number in range(3):
+                position = await direct.append(CHANNEL, b"%d" % number)
+                assert await subscription.get_message(timeout=LONG) == positioned(position, b"%d" % number)
+            await subscription.close()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "there is a pooler in front of it" in line
+    assert "give PostgresBroker the server's own address" in line
 
 
 @pytest.mark.slow

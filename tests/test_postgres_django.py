@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -22,11 +21,10 @@ pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgresProcess]:
-    with PostgresProcess() as server:
-        with psycopg.connect(server.dsn, autocommit=True) as admin:
-            admin.execute("CREATE TABLE orders (number int)")
-        yield server
+def server(postgres_server: PostgresProcess) -> PostgresProcess:
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
+        admin.execute("CREATE TABLE IF NOT EXISTS orders (number int)")
+    return postgres_server
 
 
 def orders(server: PostgresProcess) -> list[int]:

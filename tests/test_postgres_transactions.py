@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -37,12 +37,11 @@ pytestmark = pytest.mark.real_time
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgresProcess]:
-    with PostgresProcess() as server:
-        with psycopg.connect(server.dsn, autocommit=True) as admin:
-            admin.execute(PostgresBroker.schema().encode())
-            admin.execute("CREATE TABLE orders (number int)")
-        yield server
+def server(postgres_server: PostgresProcess) -> PostgresProcess:
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
+        admin.execute(PostgresBroker.schema().encode())
+        admin.execute("CREATE TABLE IF NOT EXISTS orders (number int)")
+    return postgres_server
 
 
 @pytest.fixture
@@ -188,7 +187,8 @@ async def test_a_transaction_that_rolls_back_publishes_nothing(
         id = await push.publish("orders", "after")
         event = await stream.next_event(LONG, control=True)
         # It has the number that the other one would have had: there is no hole, and no gap.
-        assert (event.data, event.last_event_id, Position.of_id(id).offset) == ("after", id, 1)
+        assert (event.data, event.last_event_id) == ("after", id)
+        assert Position.of_id(event.last_event_id).offset == 1
     assert await count(server, "orders") == 0
     assert (await broker.read("orders", 0, 9)).records == (Record(1, plain_payload("after")),)
 
