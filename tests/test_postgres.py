@@ -173,7 +173,7 @@ async def test_a_client_is_told_of_what_is_not_kept(server: PostgresProcess) -> 
             assert await told(back, 9) == ["open", "expired", *words(range(7, 10))]
 
 
-@pytest.mark.parametrize("fault", ["killed", "cut"])
+@pytest.mark.parametrize("fault", [pytest.param("killed", marks=pytest.mark.slow), "cut"])
 async def test_a_stream_goes_on_and_nothing_is_lost(
     server: PostgresProcess, broker: PostgresBroker, fault: str
 ) -> None:
@@ -212,6 +212,7 @@ async def test_a_server_that_answers_nothing_is_away_and_its_events_are_not_lost
         assert await told(stream, 9) == words(range(10))
 
 
+@pytest.mark.slow
 async def test_clients_that_come_and_go_while_the_server_is_killed_get_each_event_once(
     server: PostgresProcess, broker: PostgresBroker
 ) -> None:
@@ -248,7 +249,7 @@ async def test_clients_that_come_and_go_while_the_server_is_killed_get_each_even
     assert seen == {seed: words(range(events)) for seed in seen}
 
 
-@pytest.mark.parametrize("loss", ["server", "log"])
+@pytest.mark.parametrize("loss", [pytest.param("server", marks=pytest.mark.slow), "log"])
 async def test_a_stream_is_told_that_the_log_is_lost(
     server: PostgresProcess, broker: PostgresBroker, loss: str
 ) -> None:

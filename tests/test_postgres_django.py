@@ -37,7 +37,7 @@ async def post(serving: Serving, path: str) -> tuple[int, str]:
     return answer.status, (await answer.read_body()).decode()
 
 
-@pytest.mark.parametrize("server_side", [False, True])
+@pytest.mark.parametrize("server_side", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_a_view_publishes_in_its_transaction(
     server_side: bool, server: PostgresProcess, tmp_path: Path
 ) -> None:

@@ -489,3 +489,44 @@ async def test_a_publish_from_a_thread_needs_no_loop(server: PostgresProcess, br
         *(asyncio.to_thread(partial(with_psycopg, server, push, None)) for _ in range(4))
     )
     assert sorted(Position.of_id(id).offset for id in ids) == [1, 2, 3, 4]
+
+
+async def test_a_database_without_the_tables_says_what_to_do(server: PostgresProcess, push: LivePush) -> None:
+    note = "this database has no tables of PostgresBroker"
+    elsewhere = LivePush(PostgresBroker(server.dsn, prefix="nowhere"), by_query)
+    async with await connected(server) as connection, connection.transaction():
+        with pytest.raises(asyncpg.UndefinedFunctionError) as caught:
+            await elsewhere.publish_in(connection, "orders", 1)
+        assert note in caught.value.__notes__[0]
+    with psycopg.connect(server.dsn) as synchronous:
+        with pytest.raises(psycopg.errors.UndefinedFunction) as told:
+            elsewhere.publish_in(synchronous, "orders", 1)
+        assert note in told.value.__notes__[0]
+        synchronous.rollback()
+    async with await psycopg.AsyncConnection.connect(server.dsn) as asynchronous:
+        with pytest.raises(psycopg.errors.UndefinedFunction) as told:
+            await elsewhere.publish_in(asynchronous, "orders", 1)
+        assert note in told.value.__notes__[0]
+        await asynchronous.rollback()
+
+
+async def test_a_stricter_level_of_isolation_fails_as_it_does_for_rows(
+    server: PostgresProcess, broker: PostgresBroker, push: LivePush
+) -> None:
+    async with await connected(server) as connection:
+        transaction = connection.transaction(isolation="repeatable_read")
+        await transaction.start()
+        await connection.fetch("SELECT FROM orders")
+        await push.publish("orders", "meanwhile")
+        with pytest.raises(asyncpg.SerializationError):
+            await push.publish_in(connection, "orders", "too late")
+        await transaction.rollback()
+    assert (await broker.read("orders", 0, 9)).last == 1
+
+
+async def test_the_broker_repeats_what_a_stricter_default_refuses(server: PostgresProcess) -> None:
+    options = {"server_settings": {"default_transaction_isolation": "serializable"}}
+    brokers = [PostgresBroker(server.dsn, options=options) for _ in range(4)]
+    ends = await asyncio.gather(*(broker.append("strict", b"x") for broker in brokers for _ in range(10)))
+    assert sorted(position.offset for position in ends) == list(range(1, 41))
+    await asyncio.gather(*(broker.aclose() for broker in brokers))

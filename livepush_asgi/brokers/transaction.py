@@ -1,7 +1,7 @@
 """Appends in a transaction of the application, on its connection: the port, and one call for every driver."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from inspect import isawaitable
 from typing import Any, LiteralString, Protocol, TypeVar, overload, runtime_checkable
 
@@ -12,6 +12,11 @@ T = TypeVar("T")
 
 # psycopg's TransactionStatus.IDLE and psycopg2's TRANSACTION_STATUS_IDLE.
 _IDLE = 0
+_STATES, _UNDEFINED_FUNCTION = ("sqlstate", "pgcode"), "42883"
+_NO_TABLES = (
+    "this database has no tables of PostgresBroker: is it the broker's own? The broker creates them on first "
+    "use; a program that may come first runs the SQL of PostgresBroker.schema()"
+)
 _NO_TRANSACTION = (
     "an event is published in the transaction of the connection, and none is open: begin one by `async with "
     "connection.transaction():` (asyncpg, psycopg) or `with transaction.atomic():` (Django), or use `publish`"
@@ -118,24 +123,38 @@ def append_on(
             f"`connection`, not {type(connection).__name__}"
         )
     _check_transaction(cursor.connection)
-    executed = cursor.execute(formatted, arguments)
+    with _noted():
+        executed = cursor.execute(formatted, arguments)
     if isawaitable(executed):
         return _fetched(executed, cursor, result, close=is_connection)
-    if not is_connection:
-        return result(_value_of(cursor.fetchone()))
-    with closing(cursor):
+    with closing(cursor) if is_connection else nullcontext():
         return result(_value_of(cursor.fetchone()))
 
 
 async def _awaited(value: Awaitable[object], result: Callable[[object], T]) -> T:
-    return result(await value)
+    with _noted():
+        return result(await value)
+
+
+@contextmanager
+def _noted() -> Iterator[None]:
+    """Tell what to do where the database does not know the append function."""
+    try:
+        yield
+    except Exception as error:
+        # The names of asyncpg and psycopg, and of psycopg2. Django wraps the error of its driver.
+        states = {getattr(each, name, None) for each in (error, error.__cause__) for name in _STATES}
+        if _UNDEFINED_FUNCTION in states:
+            error.add_note(_NO_TABLES)
+        raise
 
 
 async def _fetched(
     executed: Awaitable[object], cursor: Any, result: Callable[[object], T], *, close: bool
 ) -> T:
     try:
-        await executed
+        with _noted():
+            await executed
         return result(_value_of(await cursor.fetchone()))
     finally:
         if close:

@@ -7,6 +7,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Self, overload
 
+import asyncpg
+
 from ...errors import PositionConflictError
 from ...runtime.event_loop import asyncio_loop, spawn
 from ...settings import value_or_default
@@ -258,6 +260,7 @@ class PostgresBroker:
             pool = self._pool = Pool(self._server, self._max_connections, self._linger)
         elif pool.loop is not loop:
             raise RuntimeError("a PostgresBroker is used on one event loop at a time; make one for each")
+        pool.note_use()
         return pool
 
     def _listen(self) -> Listener:
@@ -295,9 +298,8 @@ class PostgresBroker:
                 async with pool.appending():
                     sent = _take(waiting)
                     if sent:
-                        arguments = self._arguments(channel, [append[:3] for append in sent])
-                        (row,) = await pool.fetch(self._append, *arguments, self._lock_timeout(pool, sent))
-                        for append, text in zip(sent, row[1], strict=True):
+                        outcomes = await self._append_all(pool, channel, sent)
+                        for append, text in zip(sent, outcomes, strict=True):
                             _settle(append, outcome_of(channel, text))
         except Exception as error:
             for append in (*sent, *waiting):
@@ -307,6 +309,17 @@ class PostgresBroker:
             # The event loop ends.
             for append in (*sent, *waiting):
                 _settle(append, ConnectionAbortedError("the event loop has ended"))
+
+    async def _append_all(self, pool: Pool, channel: str, sent: Sequence[Append]) -> list[str]:
+        arguments = self._arguments(channel, [append[:3] for append in sent])
+        while True:
+            try:
+                (row,) = await pool.fetch(self._append, *arguments, self._lock_timeout(pool, sent))
+            except asyncpg.SerializationError:
+                # The database has another isolation level by default, and the row has changed meanwhile.
+                continue
+            outcomes: list[str] = row[1]
+            return outcomes
 
     def _lock_timeout(self, pool: Pool, sent: Sequence[Append]) -> str:
         """Return how long the server may wait for the row of the channel, in milliseconds.

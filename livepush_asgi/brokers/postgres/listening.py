@@ -48,14 +48,17 @@ class Channel:
         self.waiting: dict[Mailbox, asyncio.Future[None]] = {}
         self.position: Position | None = None
 
-    async def take(self, page: Page) -> bool:
-        """Deliver the new events of a page. Return whether the log has more."""
+    async def take(self, page: Page, waiting: Iterable[Mailbox]) -> bool:
+        """Deliver the new events of a page. Return whether the log has more.
+
+        `waiting` are the mailboxes that waited when the page was asked for.
+        """
         end = Position(page.epoch, page.last)
         placed = None if self.position is None else page.locate(self.position)
         if placed is None or page.first - 1 > placed.offset:
             self._lose()
             self.position = placed = end
-        self._admit(page.last)
+        self._admit(waiting, page.last)
         for number, record in enumerate(page.records, 1):
             if record.offset > placed.offset:
                 self.position = placed = placed.at(record.offset)
@@ -66,18 +69,13 @@ class Channel:
         self.position = placed
         return placed.offset < page.last
 
-    def fail(self, error: Exception) -> None:
-        """Raise an error in the callers that wait."""
-        for admitted in self.waiting.values():
-            if not admitted.done():
-                admitted.set_exception(error)
-
-    def _admit(self, last: int) -> None:
-        for mailbox, admitted in self.waiting.items():
-            self.mailboxes[mailbox] = last
-            if not admitted.done():
+    def _admit(self, waiting: Iterable[Mailbox], last: int) -> None:
+        for mailbox in waiting:
+            admitted = self.waiting.pop(mailbox, None)
+            # A cancelled caller has left.
+            if admitted is not None and not admitted.done():
+                self.mailboxes[mailbox] = last
                 admitted.set_result(None)
-        self.waiting.clear()
 
     def _lose(self) -> None:
         for mailbox in list(self.mailboxes):
@@ -207,14 +205,16 @@ class Listener:
         keys = list(islice(self._due, _CHANNELS))
         for key in keys:
             del self._due[key]
-        asked = [channel for key in keys if (channel := self.channels.get(key)) is not None]
-        pages = await self.read(connection, asked)
-        for channel in asked:
+        asked = {
+            channel: tuple(channel.waiting) for key in keys if (channel := self.channels.get(key)) is not None
+        }
+        pages = await self._pages(connection, asked)
+        for channel, waiting in asked.items():
             # Other channels of the batch may have gone while one was delivered.
-            if self.channels.get(channel.key) is channel and await channel.take(pages[channel.key]):
+            if self.channels.get(channel.key) is channel and await channel.take(pages[channel.key], waiting):
                 self._due[channel.key] = None
 
-    async def read(self, connection: Connection, channels: Iterable[Channel]) -> dict[str, Page]:
+    async def _pages(self, connection: Connection, channels: Iterable[Channel]) -> dict[str, Page]:
         """Return the next page of each channel; the ends of those that have no position."""
         schema, ping = self._server.schema, self._server.timeouts.ping
         asked = {

@@ -85,6 +85,10 @@ class Pool:
         self._closing = asyncio.Event()
         self._task = start_task(self._watch(), "livepush postgres connections")
 
+    def note_use(self) -> None:
+        """Note that a call is about to use a connection."""
+        self._used_at = self.loop.time()
+
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """Run a query. Raises one of FAILURES; the server may have run it then."""
         timeout = self._server.timeouts.publish
@@ -96,7 +100,7 @@ class Pool:
             raise error if str(error) else no_answer(timeout) from error
         finally:
             self._users -= 1
-            self._used_at = self.loop.time()
+            self.note_use()
 
     @asynccontextmanager
     async def appending(self) -> AsyncIterator[None]:

@@ -28,8 +28,8 @@ def digest(name: str) -> str:
 
 
 def shown(channel: str) -> str:
-    """Return the beginning of a channel's name as PostgreSQL can store it, which has no NUL."""
-    return channel[:_SHOWN].replace("\0", "\N{SYMBOL FOR NULL}")
+    """Return the beginning of a channel's name as a database of any encoding can store it."""
+    return channel[:_SHOWN].encode("ascii", "backslashreplace").decode().replace("\0", "\\0")
 
 
 @dataclass(frozen=True, slots=True)
