@@ -15,8 +15,12 @@ POOLER = (
     "a pooler in transaction mode (PgBouncer) lets no LISTEN through: give PostgresBroker the server's own "
     "address; `publish_in` may use the pooler"
 )
+_AWAY = "is it running, is the address right, and can it be reached from here?"
 # The first that fits.
 _REMEDIES = (
+    (asyncpg.PostgresConnectionError, _AWAY),
+    (asyncpg.AdminShutdownError, _AWAY),
+    (asyncpg.CrashShutdownError, _AWAY),
     (asyncpg.InvalidAuthorizationSpecificationError, "check the user name and the password"),
     (asyncpg.InvalidCatalogNameError, "create the database"),
     (
@@ -33,7 +37,7 @@ _REMEDIES = (
     (asyncpg.InvalidSchemaNameError, "create the schema that `prefix` names"),
     (asyncpg.PostgresError, "the server is there and refuses"),
     (PermissionError, "let the owner of the schema run the SQL of PostgresBroker.schema()"),
-    (object, "is it running, is the address right, and can it be reached from here?"),
+    (object, _AWAY),
 )
 
 

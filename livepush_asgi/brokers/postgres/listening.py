@@ -108,7 +108,8 @@ class Listener:
         self._due: dict[str, None] = {}
         self._wake = asyncio.Event()
         self._lost_at: float | None = None
-        self._pooler_logged = False
+        # How often an event was found before its notification came, which one that is on its way explains.
+        self._unannounced = 0
         self._backoff = Backoff()
         self._task: asyncio.Task[None] | None = None
 
@@ -250,13 +251,14 @@ class Listener:
             position = channel.position
             is_there = position is not None and (position.epoch, position.offset) == ends.get(key)
             if not is_there and (key in ends or (position is not None and position.offset)):
-                if has_pooler and key not in self._due and not self._pooler_logged:
-                    self._pooler_logged = True
-                    logger.error(
-                        "%s sent no notification of an event, and there is a pooler in front of it: %s",
-                        self._address,
-                        POOLER,
-                    )
+                if key not in self._due:
+                    self._unannounced += 1
+                    if has_pooler and self._unannounced == 2:
+                        logger.error(
+                            "%s sent no notification of an event, and there is a pooler in front of it: %s",
+                            self._address,
+                            POOLER,
+                        )
                 self._due[key] = None
 
     def _note_back(self) -> None:
