@@ -66,6 +66,7 @@ def running_server() -> Iterator[PostgresOfBrokers]:
         yield server
 
 
+@pytest.mark.slow
 class TestPostgresBroker(FaultContract):
     @pytest.fixture
     def server(self, running_server: PostgresOfBrokers) -> PostgresOfBrokers:
@@ -74,7 +75,6 @@ class TestPostgresBroker(FaultContract):
 
     # PostgreSQL gives a permission for a table, and so for all channels or none.
 
-    @pytest.mark.slow
     async def test_a_channel_that_is_not_allowed_disturbs_no_other_and_lives_when_it_is(
         self, server: BrokerServer
     ) -> None:
