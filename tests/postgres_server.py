@@ -113,6 +113,14 @@ class PostgresProcess:
         shutil.rmtree(self.data)
         self._initialize()
 
+    def run(self, program: str, *options: str, input: bytes = b"") -> bytes:
+        """Run a program of PostgreSQL, and return what it writes."""
+        process = self._popen(program, *options, output=subprocess.PIPE, input=subprocess.PIPE)
+        said, _ = process.communicate(input, timeout=TIMEOUT)
+        if process.returncode:
+            raise RuntimeError(f"{program} failed:\n{said.decode()}")
+        return bytes(said)
+
     def _prepare(self) -> None:
         self._programs = _wheel() / "bin"
         if self._user is not None:
@@ -129,11 +137,13 @@ class PostgresProcess:
         with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write(SETTINGS.format(port=self.port))
 
-    def _popen(self, program: str, *options: str, output: int | IO[bytes]) -> psutil.Popen:
+    def _popen(
+        self, program: str, *options: str, output: int | IO[bytes], input: int = subprocess.DEVNULL
+    ) -> psutil.Popen:
         user = self._user
         return psutil.Popen(
             [self._programs / program, *options],
-            stdin=subprocess.DEVNULL,
+            stdin=input,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=self.directory,

@@ -464,6 +464,26 @@ async def test_a_restored_backup_is_told(server: PostgresProcess, broker: Postgr
         assert await told(stream, 19) == ["epoch", *words(range(3)), *words(range(13, 20))]
 
 
+@pytest.mark.slow
+async def test_a_restored_dump_is_told_to_every_client(
+    server: PostgresProcess, broker: PostgresBroker
+) -> None:
+    """What the dump lacks may have been for a client that has seen all that it has."""
+    async with client_of(broker) as (push, client), client.open("/") as stream:
+        await stream.next_event(LONG, name="livepush.open")
+        await publish(push, range(3))
+        assert await told(stream, 2) == words(range(3))
+        third = stream.last_event_id
+        dump = await asyncio.to_thread(server.run, "pg_dump", "--clean", "--if-exists", server.dsn)
+        await publish(push, range(3, 6))
+        assert await told(stream, 5) == words(range(3, 6))
+        await asyncio.to_thread(server.run, "psql", "--quiet", server.dsn, input=dump)
+        await publish(push, range(13, 20))
+        assert await told(stream, 19) == ["epoch", *words(range(13, 20))]
+        async with client.open("/", last_event_id=third) as back:
+            assert await told(back, 19) == ["open", "epoch", *words(range(13, 20))]
+
+
 def give_to(path: Path, user: pwd.struct_passwd) -> None:
     for each in [path, *path.rglob("*")]:
         os.chown(each, user.pw_uid, user.pw_gid)
