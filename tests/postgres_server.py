@@ -107,6 +107,14 @@ class PostgresProcess:
         """Let it go on where it was paused (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
+    def follow(self, primary: "PostgresProcess") -> None:
+        """Become the standby of a running server. This one has ended, and loses its data."""
+        assert self._process is None
+        shutil.rmtree(self.data)
+        self.run("pg_basebackup", "--checkpoint=fast", "-R", "-D", str(self.data), "-d", primary.dsn)
+        with (self.data / "postgresql.conf").open("a") as configuration:
+            configuration.write(SETTINGS.format(port=self.port))
+
     def lose_data(self) -> None:
         """Forget what a server that has ended has written down."""
         assert self._process is None
@@ -167,7 +175,7 @@ class PostgresProcess:
         except FileNotFoundError:
             return False
         # Its first line is from before it is ready, and a killed server leaves the file as it was.
-        return lines[:1] == [str(pid)] and lines[-1] == "ready"
+        return lines[:1] == [str(pid)] and lines[-1] in ("ready", "standby")
 
 
 def _lives(process: psutil.Process) -> bool:
