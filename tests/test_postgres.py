@@ -493,20 +493,23 @@ async def test_a_standby_that_takes_over_is_told_to_every_client(server: Postgre
         await asyncio.to_thread(standby.start)
         hosts = f"127.0.0.1:{server.port},127.0.0.1:{standby.port}"
         dsn = f"postgresql://postgres@{hosts}/postgres?sslmode=disable&target_session_attrs=read-write"
-        async with PostgresBroker(dsn) as broker, client_of(broker) as (push, client):
-            async with client.open("/") as stream:
-                await stream.next_event(LONG, name="livepush.open")
-                await publish(push, range(3))
-                assert await told(stream, 2) == words(range(3))
-                (end,) = await ask(server, "SELECT pg_current_wal_lsn()::text")
-                arrived = f"SELECT pg_last_wal_replay_lsn() >= '{end[0]}'"
-                async with asyncio.timeout(LONG):
-                    while await ask(standby, arrived) != [(True,)]:  # noqa: ASYNC110
-                        await asyncio.sleep(0.02)
-                await asyncio.to_thread(server.kill)
-                await ask(standby, "SELECT pg_promote()")
-                await publish(push, range(3, 9))
-                assert await told(stream, 8) == ["epoch", *words(range(3, 9))]
+        async with (
+            PostgresBroker(dsn) as broker,
+            client_of(broker) as (push, client),
+            client.open("/") as stream,
+        ):
+            await stream.next_event(LONG, name="livepush.open")
+            await publish(push, range(3))
+            assert await told(stream, 2) == words(range(3))
+            (end,) = await ask(server, "SELECT pg_current_wal_lsn()::text")
+            arrived = f"SELECT pg_last_wal_replay_lsn() >= '{end[0]}'"
+            async with asyncio.timeout(LONG):
+                while await ask(standby, arrived) != [(True,)]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            await asyncio.to_thread(server.kill)
+            await ask(standby, "SELECT pg_promote()")
+            await publish(push, range(3, 9))
+            assert await told(stream, 8) == ["epoch", *words(range(3, 9))]
 
 
 def give_to(path: Path, user: pwd.struct_passwd) -> None:
