@@ -105,6 +105,25 @@ CREATE OR REPLACE FUNCTION public.livepush_reseed(_old text) RETURNS void LANGUA
     UPDATE public.livepush_channel SET epoch = gen_random_uuid(), used = now() WHERE key = 'livepush.epochs';
 $$;
 
+-- Returns the epoch and the ancestors of a log that goes on after a start of the server. Where the end of the old
+-- epoch is doubtful, reads and appends have to come to the same epoch, since a read writes nothing.
+CREATE OR REPLACE FUNCTION public.livepush_renewed(
+    _key text, _epoch text, _last bigint, _ancestors text, _run text, OUT epoch text, OUT ancestors text
+) LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    _current text := public.livepush_run();
+    _is_doubtful boolean := _run <> _current;
+BEGIN
+    ancestors := _ancestors;
+    IF _last > 0 THEN
+        ancestors := array_to_string((string_to_array(concat_ws(',',
+            concat(_epoch, '.', _last, CASE WHEN _is_doubtful THEN '!' END),
+            nullif(_ancestors, '')), ','))[1:8], ',');
+    END IF;
+    epoch := public.livepush_epoch(CASE WHEN _is_doubtful
+        THEN concat(public.livepush_place(), _current, _epoch) ELSE gen_random_uuid()::text END, _key);
+END $$;
+
 -- Appends events to one channel. Returns an outcome for each: `+position`, `=position` if its key is known, or
 -- `!position` if the log does not end at the expected one.
 CREATE OR REPLACE FUNCTION public.livepush_append(
@@ -115,7 +134,7 @@ CREATE OR REPLACE FUNCTION public.livepush_append(
 DECLARE
     _log public.livepush_channel;
     _outcomes text[] := '{}';
-    _number bigint; _before bigint; _first bigint; _run text; _now timestamptz;
+    _number bigint; _before bigint; _first bigint; _now timestamptz;
 BEGIN
     -- Listeners hear of the event at the commit, so a crash must not undo that.
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -134,15 +153,10 @@ BEGIN
             ON CONFLICT (key) DO NOTHING;
     END LOOP;
     IF _log.place <> public.livepush_place() THEN
-        _run := public.livepush_run();
-        IF _log.last > 0 THEN
-            _log.ancestors := array_to_string((string_to_array(concat_ws(',',
-                concat(_log.epoch, '.', _log.last, CASE WHEN _run <> _log.run THEN '!' END),
-                nullif(_log.ancestors, '')), ','))[1:8], ',');
-        END IF;
-        _log.epoch := left(replace(gen_random_uuid()::text, '-', ''), 12);
+        SELECT epoch, ancestors INTO _log.epoch, _log.ancestors
+            FROM public.livepush_renewed(_log.key, _log.epoch, _log.last, _log.ancestors, _log.run);
         _log.place := public.livepush_place();
-        _log.run := _run;
+        _log.run := public.livepush_run();
     END IF;
     _now := clock_timestamp();
     _before := _log.last;
@@ -212,6 +226,11 @@ BEGIN
     IF NOT FOUND THEN
         RETURN QUERY SELECT _newest, 1::bigint, 0::bigint, '', _origins, NULL::bigint, NULL::bytea;
         RETURN;
+    END IF;
+    IF _log.place <> public.livepush_place() AND _log.run <> public.livepush_run() THEN
+        -- So that clients are told before there is another event.
+        SELECT epoch, ancestors INTO _log.epoch, _log.ancestors
+            FROM public.livepush_renewed(_log.key, _log.epoch, _log.last, _log.ancestors, _log.run);
     END IF;
     SELECT number INTO _first FROM public.livepush_event
         WHERE log = _log.id AND number >= greatest(_log.first, _log.last - _events + 1)
