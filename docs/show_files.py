@@ -24,7 +24,9 @@ def content(path: str, part: str | None) -> str:
     if part:
         start, end = (rf"^ *# {which}: {part}\n" for which in ("start", "end"))
         (text,) = re.findall(f"{start}(.*?){end}", text, re.MULTILINE | re.DOTALL)
-    return dedent(MARK.sub("", text)).strip("\n") + "\n"
+    text = dedent(MARK.sub("", text)).strip("\n") + "\n"
+    # The lines around a mark are blank.
+    return re.sub(r"\n{4,}", "\n\n\n", text)
 
 
 def with_files(page: str) -> str:

@@ -42,7 +42,7 @@ def messages() -> list[tuple[str, str]]:
 def block(name: str) -> str:
     """Return an example as a block of code."""
     kind = {"py": "python", "js": "javascript"}.get(name.partition(".")[2], "html")
-    return f"```{kind}\n{(REPOSITORY / 'examples' / name).read_text()}```"
+    return f'```{kind} title="examples/{name}"\n{(REPOSITORY / "examples" / name).read_text()}```'
 
 
 def on_page_markdown(markdown: str, *, page: Any, **options: Any) -> str:

@@ -13,8 +13,10 @@ push = LivePush(MemoryBroker(), public("news"), slots=MemorySlotCap(2), soft_ref
 app = FastAPI(lifespan=push.lifespan)
 thinking = []
 PAGE = """<!doctype html><title>Answer</title><p id=text></p><script>
-const stream = new EventSource("/answer?question=" + encodeURIComponent("What is it?"));
+const stream = new EventSource("/users/1/answer?question=" + encodeURIComponent("What is it?"));
 stream.onopen = () => { text.textContent = ""; };  // a reconnection begins anew
+// The user has two answers in other tabs already. The page comes back by itself.
+stream.addEventListener("livepush.refused", () => { text.textContent = "Waiting for a free place ..."; });
 stream.addEventListener("word", ({data}) => { text.textContent += data + " "; });
 stream.addEventListener("end", () => stream.close());  // or EventSource asks again
 </script>"""

@@ -10,15 +10,14 @@ from starlette.routing import Mount, Route
 
 from livepush_asgi import Event, Grant, LivePush, MemoryBroker
 
-PAGE = """<!doctype html><title>Who is here</title><ul id=users></ul><script>
+PAGE = """<!doctype html><title>Who is here</title><p id=users></p><script>
 const here = new Set(), source = new EventSource("/events/" + location.search)
-const show = () => users.innerHTML = [...here].map(user => `<li>${user}`).join("")
-const on = (name, change) => source.addEventListener(name, e => { change(e.data); show() })
+const on = (name, change) => source.addEventListener(name, event => {
+  change(event.data); users.textContent = [...here].join(", ") })
 on("here", data => { here.clear(); JSON.parse(data).forEach(user => here.add(user)) })
 on("join", user => here.add(user)); on("leave", user => here.delete(user))</script>"""
 
 streams = Counter()  # How many streams each user has in this process: one for each tab.
-changes = asyncio.Queue()
 
 
 def on_open(grant):
@@ -50,11 +49,12 @@ async def publish_changes():
 
 @asynccontextmanager
 async def lifespan(app):
+    global changes
+    changes = asyncio.Queue()
     publishing = asyncio.create_task(publish_changes())
     async with push.lifespan():
         yield
     publishing.cancel()
 
 
-routes = [Route("/", lambda request: HTMLResponse(PAGE)), Mount("/events", push)]
-app = Starlette(routes=routes, lifespan=lifespan)
+app = Starlette(routes=[Route("/", lambda _: HTMLResponse(PAGE)), Mount("/events", push)], lifespan=lifespan)

@@ -1,17 +1,19 @@
 /**
  * An event stream that goes on when its login has expired or a permission was revoked: it asks for a new
  * address, with a new token for example, and opens the next stream there, after the last event that has come.
+ * It also comes back after a 502, 503, 504 or more, which EventSource does not.
  *
  *     const address = async (reason) => `/events/?token=${await newToken()}`;
  *     const stop = renewingStream(address, ["message", "order-paid"], ({type, data}) => show(type, data));
  *
  * `address` is called before each stream with the reason for it: null for the first one, then "expired",
- * "revoked" or "refused" (a 401, for example, when EventSource came back after the token's end). It returns a
- * URL, or null if the user has to log in again; if it throws, it is called again after a while. An `address`
- * that is a URL never changes, and EventSource comes back to it by itself.
+ * "revoked", "refused" (a 401, for example, when EventSource came back after the token's end) or "unavailable"
+ * (the server or a proxy answered 502 or more, or nobody did). It returns a URL, or null if the user has to
+ * log in again; if it throws, it is called again after a while. An `address` that is a URL never changes.
  *
- * `onEvent` gets `{type, data, lastEventId}`. `onState` gets "waiting", "open", or "closed": the server has
- * refused for good, or there is no further address.
+ * `onEvent` gets `{type, data, lastEventId}`. `onState` gets "waiting", "open", or how it has ended: "closed"
+ * (the server has refused for good, or there is no further address) or "replaced" (by a newer stream of the same
+ * user, with `on_full="replace_oldest"`; to come back would replace that one).
  */
 export function renewingStream(
   address, names, onEvent, onState = () => {}, {lastEventId = "", withCredentials = false} = {},
@@ -24,6 +26,7 @@ export function renewingStream(
 
   async function run() {
     let reason = null;
+    let failures = 0;
     onState("waiting");
     while (!signal.aborted) {
       const next = renews ? await nextAddress(reason) : address;
@@ -32,27 +35,37 @@ export function renewingStream(
       // In the query, because EventSource takes no headers. When it comes back it sends the header, which wins.
       if (lastEventId) url.searchParams.set("last_event_id", lastEventId);
       const end = await follow(url);
+      reason = end.reason === "failed" ? await reasonOfFailure(url) : end.reason;
+      if (reason === "replaced") {
+        onState("replaced");
+        return;
+      }
       // A new address that is refused before it opens would be refused again.
-      if (!renews || (end.reason === "refused" && !end.opened)) break;
-      reason = end.reason;
-      await wait(end.retry);
+      if (reason === "refused" && !(renews && end.opened)) break;
+      failures = end.opened ? 0 : failures + 1;
+      await wait(reason === "unavailable" ? backOff(failures) : end.retry);
     }
     if (!signal.aborted) onState("closed");
   }
 
   async function nextAddress(reason) {
-    for (let delay = 1000; !signal.aborted; delay = Math.min(2 * delay, 60_000)) {
+    for (let failures = 0; !signal.aborted; failures += 1) {
       try {
         return await address(reason);
       } catch (error) {
         console.warn("no address for the next stream yet:", error);
-        await wait(delay * (0.5 + Math.random() / 2));
+        await wait(backOff(failures));
       }
     }
     return null;
   }
 
-  /** Open a stream, and resolve when it needs another address, was refused or is stopped. */
+  /** Return how long to wait after so many failures, in milliseconds: not all clients shall come at once. */
+  function backOff(failures) {
+    return Math.min(1000 * 2 ** failures, 60_000) * (0.5 + Math.random() / 2);
+  }
+
+  /** Open a stream, and resolve when it needs another address, has failed, was replaced or is stopped. */
   function follow(url) {
     return new Promise((resolve) => {
       const source = new EventSource(url, {withCredentials});
@@ -69,19 +82,20 @@ export function renewingStream(
         onState("open");
       };
       source.onerror = () => {
-        if (source.readyState === EventSource.CLOSED) end("refused");
+        if (source.readyState === EventSource.CLOSED) end("failed");
         else onState("waiting");
       };
       for (const type of heard) {
         source.addEventListener(type, (event) => {
           ({lastEventId} = event);
           if (names.includes(type)) onEvent({type, data: event.data, lastEventId});
-          if (!renews || signal.aborted) return;
+          if (signal.aborted) return;
           // Before EventSource comes back to an address that is of no use any more.
           if (type === "livepush.close") {
             const {reason, retry} = JSON.parse(event.data);
-            if (reason === "expired" || reason === "revoked") end(reason, retry);
-          } else if (type === "livepush.refused") {
+            if (reason === "replaced") end(reason);
+            else if (renews && (reason === "expired" || reason === "revoked")) end(reason, retry);
+          } else if (type === "livepush.refused" && renews) {
             opens -= 1;  // It came with a 200, but no stream was opened.
             const {status, retry} = JSON.parse(event.data);
             if (status === 401 || status === 403) end("refused", retry);
@@ -91,9 +105,29 @@ export function renewingStream(
     });
   }
 
+  /** Return why EventSource has given up. It does not tell the status, so ask for the stream once more. */
+  async function reasonOfFailure(url) {
+    const asking = new AbortController();
+    signal.addEventListener("abort", () => asking.abort(), {signal: asking.signal});
+    const headers = {accept: "text/event-stream"};
+    const credentials = withCredentials ? "include" : "same-origin";
+    try {
+      const answer = await fetch(url, {headers, credentials, cache: "no-store", signal: asking.signal});
+      // A 200 may be a page, such as a login.
+      const isStream = answer.ok && answer.headers.get("content-type")?.startsWith("text/event-stream");
+      // Cloudflare has more of these: 520 to 530.
+      return isStream || answer.status >= 502 ? "unavailable" : "refused";
+    } catch {
+      return "unavailable";  // Nobody answers, or a proxy's answer may not be read by a page of this origin.
+    } finally {
+      asking.abort();  // The stream, if there is one by now.
+    }
+  }
+
   /** Wait for milliseconds, which the server has chosen so that not all clients come at once. */
   function wait(milliseconds) {
-    if (!signal.aborted) onState("waiting");
+    if (signal.aborted) return Promise.resolve();
+    onState("waiting");
     return new Promise((resolve) => {
       const timer = setTimeout(stop, milliseconds);
       signal.addEventListener("abort", stop);

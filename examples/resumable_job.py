@@ -12,19 +12,17 @@ from livepush_asgi import Grant, LivePush, MemoryBroker
 TEXT = "Every word comes once and in order, however often the page is loaded again."
 PAGE = """<!doctype html><title>A job</title><button id=start>start a job</button><p id=text></p><script>
 function follow() {
-  // The address names the job, after a reload too.
-  const source = new EventSource("/events/?job=" + location.hash.slice(1))
+  const source = new EventSource("/events/?job=" + location.hash.slice(1))  // The address names the job.
   source.addEventListener("start", () => text.textContent = "")
   source.addEventListener("word", e => text.textContent += e.data + " ")
+  source.addEventListener("livepush.gap", () => text.textContent += "[words are missing] ")
   source.addEventListener("end", e => { source.close(); text.textContent += e.data })
 }
-start.onclick = async () => {
+start.onclick = () => {
   location.hash = crypto.randomUUID()
-  await fetch("/job/" + location.hash.slice(1), {method: "POST"})
-  follow()
+  fetch("/job/" + location.hash.slice(1), {method: "POST"}).then(follow)
 }
-if (location.hash) follow()
-</script>"""
+if (location.hash) follow()</script>"""
 
 
 def authorize(request):
@@ -32,6 +30,7 @@ def authorize(request):
 
 
 push = LivePush(MemoryBroker(), authorize)
+jobs = set()
 
 
 async def words():
@@ -41,20 +40,21 @@ async def words():
 
 
 async def start(request):
-    job = push.publish_job(f"job:{request.path_params['job']}", words(), event="word")
-    request.state.jobs.create_task(job)  # A second start of the same job runs nothing.
-    return Response(status_code=202)
+    job = asyncio.create_task(push.publish_job("job:" + request.path_params["job"], words(), event="word"))
+    jobs.add(job)
+    job.add_done_callback(jobs.discard)
+    return Response(status_code=202)  # For a second start of the same job too, which runs nothing.
 
 
 @asynccontextmanager
 async def lifespan(app):
-    async with push.lifespan(), asyncio.TaskGroup() as jobs:
-        yield {"jobs": jobs}
+    async with push.lifespan():
+        yield
+        for job in jobs:
+            job.cancel()  # The server stops. The readers are told {"error": "cancelled"}.
+        await asyncio.gather(*jobs, return_exceptions=True)
 
 
-async def home(request):
-    return HTMLResponse(PAGE)
-
-
-routes = [Route("/", home), Route("/job/{job}", start, methods=["POST"]), Mount("/events", push)]
+page = Route("/", lambda request: HTMLResponse(PAGE))
+routes = [page, Route("/job/{job}", start, methods=["POST"]), Mount("/events", push)]
 app = Starlette(routes=routes, lifespan=lifespan)

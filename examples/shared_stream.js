@@ -9,8 +9,10 @@ import {renewingStream} from "./renewing_stream.js";
  *
  *     const stop = sharedStream("/events/", ["message", "order-paid"], ({type, data}) => show(type, data));
  *
- * `onEvent` gets `{type, data, lastEventId}`. `onState` gets "waiting", "open" or "closed" (the server has
- * refused for good), and whether this tab has the stream. Locks need https, or localhost.
+ * `onEvent` gets `{type, data, lastEventId}`. `onState` gets "waiting", "open" or how it has ended, "closed"
+ * (the server has refused for good) or "replaced", and whether this tab has the stream. Locks need https, or
+ * localhost. A stream is replaced by one of another browser of the same user, with `on_full="replace_oldest"`.
+ * Then it ends in all tabs: the one that came back would replace that one.
  *
  * A stream with a token takes an `address`, a function that returns the URL of the next stream, as for
  * `renewingStream`. The tab that opens a stream calls its own. `url` then only says which tabs share one:
@@ -37,6 +39,7 @@ export function sharedStream(
   function takeState(next) {
     state = next;
     onState(state, leading);
+    if (state === "replaced") leave();
   }
 
   function takeMessage({data: message}) {
@@ -80,11 +83,15 @@ export function sharedStream(
     takeState(next);
   }
 
-  function stop() {
+  function leave() {
     leaving.abort();
     leading = false;
-    takeState("closed");
     channel.close();
+  }
+
+  function stop() {
+    leave();
+    takeState("closed");
   }
 
   channel.addEventListener("message", takeMessage);

@@ -66,14 +66,17 @@ class StreamRequest:
     def last_event_id(self) -> str | None:
         """The id after which the client resumes: the header `Last-Event-ID`, or the query's `last_event_id`.
 
-        The query parameter is for clients that cannot set headers. The header takes precedence, because
+        The query parameter is for clients that cannot set headers; those that stand in for `EventSource`
+        (event-source-polyfill, reconnecting-eventsource) call it `lastEventId`. The header takes precedence,
+        because
         `EventSource` repeats the URL unchanged when it reconnects. The value is untrusted text.
         https://html.spec.whatwg.org/multipage/server-sent-events.html#last-event-id
         """
         for name, value in self.scope["headers"]:
             if name.lower() == b"last-event-id":
                 return bytes(value).decode("utf-8", "replace")
-        return self.query.get("last_event_id")
+        found = self.query.get("last_event_id")
+        return self.query.get("lastEventId") if found is None else found
 
     def _query_pairs(self) -> list[tuple[str, str]]:
         if not self.scope.get("query_string"):
@@ -119,9 +122,11 @@ class Grant:
     the setting of the LivePush, for a client that does not accept `livepush.*` events.
 
     `replay` decides where a client without a position begins in channels with history: "new" sends only new
-    events, "last" begins with the last event (the latest value), "all" with the oldest event that is kept,
-    and a number N with the N newest events. Over a broker without history, such as RedisBroker, any other
-    `replay` than "new" is an error: the client gets a 500, and the log says why.
+    events, "last" begins with the last event (the latest value), "all" with the first event of the channel,
+    and a number N with the N newest events that the log has. "all" is owed all: if the log has dropped its
+    oldest events, or has more than `Limits.replay_events`, the client is sent a gap, `expired` or `overflow`,
+    before what is left. "last" and a number begin without a gap. Over a broker without history, such as
+    RedisBroker, any other `replay` than "new" is an error: the client gets a 500, and the log says why.
 
     `snapshot` is a function, async or not, that returns the state: one event or a list of them, each an Event
     or data for one. The component calls it before the first event of a stream that did not resume, and again

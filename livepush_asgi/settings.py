@@ -73,9 +73,10 @@ class Limits:
     only the newest waiting event of each channel and event name: for prices, cursors and progress, where a
     newer value replaces the older one.
 
-    `replay_events` bounds the events of each channel that a client is sent from history; a client that
-    missed more is sent a gap and the newest events. `message_bytes` bounds one ASGI message, because servers
-    buffer a message whole. `streams` bounds the streams of the process, whatever their slot keys.
+    `replay_events` bounds the events of each channel that a client is sent from history; a client that missed
+    more, or asked for more by `replay="all"`, is sent a gap and the newest events. `message_bytes` bounds one
+    ASGI message, because servers buffer a message whole. `streams` bounds the streams of the process,
+    whatever their slot keys.
     """
 
     outbox_events: int = 1000

@@ -152,10 +152,16 @@ async def test_a_full_cap_refuses_before_the_headers() -> None:
     assert push.statistics()["opened"] == 2
 
 
-async def test_a_full_cap_refuses_softly_where_asked_to() -> None:
+@pytest.mark.parametrize("granted", [None, False])
+@pytest.mark.parametrize("control_events", [True, False])
+async def test_a_full_cap_refuses_softly_where_asked_to(control_events: bool, granted: bool | None) -> None:
     slots = MemorySlotCap(1)
     push = LivePush(
-        MemoryBroker(), public("news", slot_key="k"), slots=slots, soft_refusals={RefusalCause.CAP}
+        MemoryBroker(),
+        lambda request: Grant(channels="news", slot_key="k", control_events=granted),
+        slots=slots,
+        soft_refusals={RefusalCause.CAP},
+        control_events=control_events,
     )
     async with push.lifespan(), Client(push) as client, client.open("/"), client.open("/") as refused:
         event = await refused.next_event(name="livepush.refused")

@@ -43,6 +43,13 @@ async def asked(server: Serving, name: str) -> object:
         return (await client.get(f"{server.url}/asked")).json()[name]
 
 
+def certified(directory: Path) -> Path:
+    """Return a certificate that nobody knows."""
+    certificate = directory / "certificate.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    return certificate
+
+
 def recorder(browser: Browser, url: str) -> Page:
     return browser.open(f"{url}/recorder.html")
 
@@ -181,6 +188,35 @@ async def test_pages_of_a_listed_origin_get_in_with_their_cookies(browser: Brows
             assert any("CORS" in complaint for complaint in foreign.complaints)
 
 
+# A browser that sends cookies to other sites. Debian's Chromium does not by itself.
+THIRD_PARTIES = {"profile": {"cookie_controls_mode": 0}}
+
+
+async def test_a_cookie_goes_to_another_site_only_if_it_says_so(
+    browser: Browser, server: Serving, tmp_path: Path
+) -> None:
+    (preferences := tmp_path / "profile" / "Default" / "Preferences").parent.mkdir(parents=True)
+    preferences.write_text(json.dumps(THIRD_PARTIES))
+    site_file = HTTP2.replace("127.0.0.1:8080", "localhost:8080").format(certified(tmp_path))
+    async with (
+        uvicorn(APP, tmp_path / "streams", environment={"ORIGIN": server.url}) as streams,
+        caddy(streams.port, site_file, tmp_path) as proxy,
+    ):
+        # The pages are on 127.0.0.1, which is another site.
+        site = f"https://localhost:{proxy.port}"
+
+        def open_stream(of: Browser, name: str, cookie: str, until: str) -> None:
+            recorder(of, site).evaluate(f"void (document.cookie = {json.dumps(cookie)})")
+            url = f"{site}/events?mine&name={name}"
+            listen(recorder(of, server.url), name, url, "{withCredentials: true}", until=until)
+
+        with Browser(tmp_path / "profile", "--ignore-certificate-errors") as open_minded:
+            open_stream(open_minded, "lax", "user=anna; path=/", "error")
+            open_stream(open_minded, "none", "user=anna; path=/; SameSite=None; Secure", "livepush.open")
+        assert await asked(streams, "lax as None") == 1
+        assert await asked(streams, "none as anna") == 1
+
+
 MANY = "[...Array(30).keys()].map((n) => listen(`/events?channel=many&name=NAME&n=${n}`))"
 
 
@@ -197,9 +233,7 @@ async def test_six_streams_over_http_1(browser: Browser, server: Serving) -> Non
 
 
 async def test_thirty_streams_over_http_2(browser: Browser, server: Serving, tmp_path: Path) -> None:
-    certificate = tmp_path / "certificate.pem"
-    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
-    async with caddy(server.port, HTTP2.format(certificate), tmp_path) as proxy:
+    async with caddy(server.port, HTTP2.format(certified(tmp_path)), tmp_path) as proxy:
         page = recorder(browser, f"https://127.0.0.1:{proxy.port}")
         assert page.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == "h2"
         page.evaluate(f"void (window.many = {MANY.replace('NAME', 'thirty')})")

@@ -3,12 +3,14 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 from redis import Redis
 
-from livepush_asgi import __version__
+from livepush_asgi import History, RedisStreamsBroker, __version__
 from livepush_asgi.cli.demo.web import is_local
 from livepush_asgi.cli.redis_url import without_password
 from livepush_asgi.wire.event import PAYLOAD_MARK, split_position
@@ -185,6 +187,54 @@ def test_publish_tells_how_many_listeners_there_were(valkey: ValkeyProcess) -> N
         assert split_position(message["data"])[1] == PAYLOAD_MARK + b"event: greeting\nid: 7\ndata: hello\n\n"
 
 
+DAY = 86_400
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("namespace", [None, "shop"])
+@pytest.mark.parametrize(
+    ("age", "kept"), [(None, -1), (7 * DAY, 7 * DAY), (3600, DAY)], ids=["endless", "a week", "an hour"]
+)
+async def test_publish_keeps_a_log_for_as_long_as_the_application_does(
+    age: float | None, kept: int, namespace: str | None, valkey: ValkeyProcess
+) -> None:
+    channel = "news" if namespace is None else f"{namespace}:news"
+    async with valkey.client() as client:
+        application = RedisStreamsBroker(client, history=History(age=age))
+        await application.append(channel, b"1")
+        options = () if namespace is None else ("--namespace", namespace)
+        for data in ("one", "two"):
+            told = await anyio.to_thread.run_sync(
+                partial(run, "publish", "news", data, "--redis", valkey.url, *options)
+            )
+            assert (told.returncode, told.stderr) == (0, "")
+        assert kept - 10 <= await client.ttl(f"livepush:log:{{{channel}}}") <= kept
+        assert await client.ttl(f"livepush:log:{{{channel}}}:head") == (-1 if age is None else 2 * kept)
+        assert len((await application.read(channel, 0, 10)).records) == 3
+
+
+@pytest.mark.real_time
+async def test_publish_drops_no_event_that_the_application_keeps(valkey: ValkeyProcess) -> None:
+    """The log has been quiet for a while: what is left of its own time is no age."""
+    async with valkey.client() as client:
+        application = RedisStreamsBroker(client, history=History(age=7 * DAY))
+        await application.append("news", b"1")
+        await client.expire("livepush:log:{news}", 60)
+        told = await anyio.to_thread.run_sync(lambda: run("publish", "news", "two", "--redis", valkey.url))
+        assert told.returncode == 0
+        assert await client.ttl("livepush:log:{news}") > 6 * DAY
+
+
+def test_publish_says_that_it_may_not_look(valkey: ValkeyProcess) -> None:
+    with Redis.from_url(valkey.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "cron", "reset", "on", ">pw", "+@all", "~*", "&*", "-pttl")
+        told = run("publish", "news", "x", "--redis", valkey.url.replace("://", "://cron:pw@"))
+        admin.execute_command("ACL", "DELUSER", "cron")
+    assert told.returncode == 1
+    assert told.stderr.startswith("livepush: cannot publish: ")
+    assert told.stderr.endswith("; allow it: ACL SETUSER cron +pttl\n")
+
+
 def test_publish_refuses_what_is_not_utf_8(valkey: ValkeyProcess) -> None:
     ended = run("publish", "news", "\udcff", "--redis", valkey.url)
     assert ended.returncode == 2
@@ -207,7 +257,8 @@ def test_a_missing_extra_gives_one_line(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert ended.returncode == 1
+    # From the doctor, 1 would say that the path has a fault.
+    assert ended.returncode == 2
     assert ended.stderr == (
         "livepush: typer and rich and uvicorn and psutil and redis and httpx and h2 need to be installed: "
         "pip install 'livepush_asgi[cli]'\n"

@@ -162,7 +162,8 @@ async def test_a_route_refuses_softly_for_the_causes_that_its_live_push_names(
     async with Client(app, lifespan=True) as client, client.open("/route"), client.open("/route") as refused:
         body = await refused.read_body()
         assert (refused.status, refused.headers["x-own"]) == (200, "kept")
-        assert (b"event: livepush.refused" in body) is control_events
+        # A page without it would take the end of the response for the end of an empty stream.
+        assert b"event: livepush.refused" in body
         assert 5000 <= int(body.split(b"retry: ")[1].split(b"\n")[0]) <= 7500
     assert push.statistics()["refused"][RefusalCause.CAP] == 1
 

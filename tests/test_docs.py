@@ -83,11 +83,22 @@ def test_every_example_is_shown() -> None:
     assert set(shown) == {path.name for path in (REPOSITORY / "examples").glob("*.*")}
 
 
+def prose(name: str) -> str:
+    """Return a page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", TEXT[name], flags=re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("name", TEXT)
 def test_no_heading_of_a_page_is_there_twice(name: str) -> None:
-    prose = re.sub(r"^```.*?^```$", "", TEXT[name], flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(r"^## .*$", prose, re.MULTILINE)
+    headings = re.findall(r"^## .*$", prose(name), re.MULTILINE)
     assert len(headings) == len(set(headings))
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_each_table_has_a_head(name: str) -> None:
+    """A blank line in a table makes text of what follows."""
+    tables = re.findall(r"^\n(\|.*\n.*)$", prose(name), re.MULTILINE)
+    assert [table for table in tables if not re.search(r"\n\|[-:| ]+\|$", table)] == []
 
 
 # The tests that the pages show are run as a reader runs them.

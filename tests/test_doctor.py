@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from livepush_asgi.cli.doctor.examine import Body, Question, Unreadable, header_of, trouble_of, without_probe
-from livepush_asgi.cli.doctor.findings import Diagnosis
+from livepush_asgi.cli.doctor.findings import Diagnosis, Severity
 from livepush_asgi.cli.doctor.observation import (
     End,
     Evidence,
@@ -150,8 +150,46 @@ def test_a_heartbeat_and_a_limit_are_advised_for_a_silence() -> None:
     assert "after 59.9 s of silence" in worst.text
     assert [remedy.lines for remedy in worst.remedies] == [
         ("LivePush(..., timing=Timing(heartbeat_interval=29))",),
-        ("proxy_read_timeout 1h;",),
+        ("proxy_read_timeout 120s;",),
     ]
+
+
+def test_the_advised_limit_is_that_of_the_recipe() -> None:
+    seen = replace(cut(7.0, last=2.1), answer=answer(server="nginx/1.27.0"))
+    worst = Diagnosis(Evidence(first=seen, steady=arriving(), idle=18)).findings[0]
+    (line,) = worst.remedies[1].lines
+    assert line in (REPOSITORY / "docs/proxies/recipe/nginx.conf").read_text()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "given"),
+    [
+        (None, "Access-Control-Allow-Origin has to be that origin, and there is none"),
+        ("*", "Access-Control-Allow-Origin has to be that origin, and it is *"),
+        (
+            "https://app.example",
+            "with cookies Access-Control-Allow-Credentials has to be true, and there is none",
+        ),
+    ],
+)
+def test_a_page_with_cookies_needs_credentials(allowed: str | None, given: str) -> None:
+    asked = Evidence(
+        first=arriving(head=answer(access_control_allow_origin=allowed)),
+        origin="https://app.example",
+        has_cookie=True,
+        idle=20,
+    )
+    worst = Diagnosis(asked).findings[0]
+    assert (worst.code, worst.severity) == ("cors", Severity.FAULT)
+    assert given in worst.text
+    assert "cors=Cors({'https://app.example'}, credentials=True)" in worst.text
+    head = answer(access_control_allow_origin="https://app.example", access_control_allow_credentials="true")
+    assert "cors-allowed" in codes(replace(asked, first=arriving(head=head)))
+
+
+def test_a_proxy_that_answers_for_a_stopped_application_is_known() -> None:
+    seen = no_probe(others=[], body=b"retry: 2000\n", end=End.CLOSED)
+    assert codes(Evidence(first=seen)) == ["restart", "http-1"]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ DIRECT = {
     "/unprobed/": (2, "no-probe"),
     "/deaf/": (2, "probe-refused"),
     "/members/": (2, "refused"),
+    "/deaf-members/": (2, "refused"),
     "/full/": (2, "refused-softly"),
     "/foreign": (2, "no-livepush"),
     "/nothing": (2, "refused"),
@@ -131,6 +132,29 @@ async def test_each_answer_is_named_for_what_it_is(path: str, diagnoses: Diagnos
     assert (diagnosis.status, diagnosis.findings[0].code) == DIRECT[path], diagnosis
 
 
+async def test_a_refused_probe_is_told_from_a_missing_stream(diagnoses: Diagnoses) -> None:
+    give = "give what LivePush(..., probe=...) asks for with -H"
+    assert give in diagnoses["/deaf/"].findings[0].text
+    members = diagnoses["/deaf-members/"].findings[0].text
+    assert "401. A login is missing" in members
+    assert f"A probe is refused as well, with 404: {give}" in members
+    assert give not in diagnoses["/nothing"].findings[0].text
+    assert "There is nothing at this path." in diagnoses["/nothing"].findings[0].text
+    assert "Routes answer no probes" in diagnoses["/unprobed/"].findings[0].text
+
+
+async def test_a_compressed_stream_is_told_with_what_mends_it(diagnoses: Diagnoses) -> None:
+    (finding,) = [each for each in diagnoses["compressed and flushed"].findings if each.code == "compressed"]
+    assert finding.remedies[0].lines == ("gzip off;",)
+
+
+async def test_the_summary_says_which_silences_were_not_examined(server: Serving) -> None:
+    told = await anyio.to_thread.run_sync(lambda: run("doctor", f"{server.url}/events"))
+    assert told.returncode == 0, told.stderr
+    healthy = "Healthy, but silences longer than 2 s were not examined: --idle 18"
+    assert told.stdout.splitlines()[-1] == healthy
+
+
 async def test_the_command_says_that_a_straight_path_is_healthy(server: Serving) -> None:
     told = await anyio.to_thread.run_sync(lambda: run("doctor", "--idle", "0", f"{server.url}/events"))
     assert told.returncode == 0, told.stderr
@@ -138,7 +162,7 @@ async def test_the_command_says_that_a_straight_path_is_healthy(server: Serving)
     assert lines[0] == f"{server.url}/events"
     assert lines[1].startswith("  HTTP/1.1 200, text/event-stream, first byte after ")
     assert lines[3].startswith("note     40 of 40 events came at the pace they were sent, the latest ")
-    assert lines[-1] == "Healthy: events come through as they are sent."
+    assert lines[-1] == "Healthy, but silences longer than 0 s were not examined: --idle 18"
 
 
 async def test_a_report_for_programs(server: Serving) -> None:

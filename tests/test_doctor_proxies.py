@@ -101,6 +101,9 @@ FINE = {
     "haproxy, mended": ("haproxy", "mended/haproxy.cfg"),
     "caddy, default": ("caddy", "default/Caddyfile"),
     "caddy, mended": ("caddy", "mended/Caddyfile"),
+    "nginx, recipe": ("nginx", "recipe/nginx.conf"),
+    "haproxy, recipe": ("haproxy", "recipe/haproxy.cfg"),
+    "caddy, recipe": ("caddy", "recipe/Caddyfile"),
     "vite, default": ("vite", "default/vite.config.js"),
     "sveltekit, mended": ("sveltekit", "mended/+server.js"),
 }

@@ -18,6 +18,7 @@ from livepush_asgi.wire.event import (
     data_of,
     encode_block,
     from_payload,
+    payload_bytes,
     to_payload,
 )
 
@@ -384,3 +385,11 @@ def test_blocks_one_after_the_other_are_a_stream(events: list[Event]) -> None:
     assert [(event.data, event.id) for event in read_back] == [
         (with_line_feeds(str(event.data)), event.id) for event in events
     ]
+
+
+def test_a_broker_is_given_text_or_bytes() -> None:
+    given = ["ä", "ä".encode(), bytearray(b"\xc3\xa4"), memoryview(b"\xc3\xa4")]
+    assert [payload_bytes(payload) for payload in given] == ["ä".encode()] * 4
+    for payload in ({"a": 1}, 5, None, ["a"]):
+        with pytest.raises(TypeError, match=r"publishes text or bytes, not .*json\.dumps"):
+            payload_bytes(payload)

@@ -7,14 +7,16 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from livepush_asgi import RedisBroker
+from livepush_asgi import DrainPolicy, LivePush, Received, RedisBroker, RedisStreamsBroker, public
 from livepush_asgi.wire.event import from_payload, split_position
 
+from .chromium import Browser
 from .command import complaints
 from .postgres_server import PostgresProcess
 from .serving import REPOSITORY, uvicorn
@@ -110,7 +112,10 @@ async def test_a_generator_answers_one_client_and_is_closed_when_that_leaves(tmp
             await stream.next_event("word")
         refused = await server.open("/users/1/answer?question=third")
         await refused.read_to_end()
-        assert (refused.headers["retry-after"], refused.events) == ("5", [])
+        assert (refused.status, refused.headers["retry-after"]) == (200, "5")
+        assert [event.event for event in refused.events] == ["livepush.refused"]
+        page = await (await server.open("/")).read_body()
+        assert b'addEventListener("livepush.refused"' in page
         leaving.abort()
         async with asyncio.timeout(10):
             while len(json.loads(await (await server.open("/thinking")).read_body())) > 1:
@@ -121,6 +126,19 @@ async def test_a_generator_answers_one_client_and_is_closed_when_that_leaves(tmp
         await staying.read_to_end()
         await server.ended(timeout=10)
         assert "Traceback" not in server.log
+
+
+async def test_the_page_of_a_generator_shows_that_it_waits(browser: Browser, tmp_path: Path) -> None:
+    async with uvicorn("generator:app", tmp_path / "log", "--app-dir", "examples") as server:
+        taken = [await server.open(f"/users/1/answer?question={'long+' * 300}") for _ in range(2)]
+        for stream in taken:
+            await stream.next_event("word")
+        page = browser.open(server.url)
+        page.wait_for("document.querySelector('#text').textContent.startsWith('Waiting')")
+        taken[0].abort()
+        # In a thread: the socket is closed in the loop's next turn.
+        answer = "document.querySelector('#text').textContent === 'You asked: What is it? '"
+        await asyncio.to_thread(page.wait_for, answer)
 
 
 async def test_a_room_is_told_who_comes_and_who_goes(tmp_path: Path) -> None:
@@ -173,6 +191,59 @@ async def test_a_job_survives_a_reload_and_is_not_run_twice(tmp_path: Path) -> N
         assert (await cut.next_event("end")).data == (await reloaded.next_event("end")).data == end
     assert [event.data for event in reloaded.events if event.event == "word"] == text
     assert [event.data for event in cut.events if event.event == "word"] == text[3:]
+
+
+async def test_a_stop_in_the_middle_of_a_job_takes_no_longer_than_a_drain_and_is_told(
+    tmp_path: Path, valkey: ValkeyProcess
+) -> None:
+    command = ("tests.apps.long_job:app", tmp_path / "log", "--app-dir", "examples")
+    async with uvicorn(*command, environment={"LIVEPUSH_REDIS": valkey.url}) as server:
+        assert (await server.open("/job/long", method="POST")).status == 202
+        page = await server.open("/events/?job=long")
+        assert [(await page.next_event("word")).data for _ in range(3)] == ["word"] * 3
+        begun = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        await page.read_to_end()
+        await server.ended(timeout=20)
+        assert time.monotonic() - begun < DrainPolicy().window + 3
+        assert "Traceback" not in server.log
+    # Another process tells the readers who come to it.
+    async with valkey.client() as client:
+        push = LivePush(RedisStreamsBroker(client), public("news"))
+        async with (
+            push.lifespan(),
+            push.subscribe("job:long", last_event_id=page.events[-1].last_event_id) as events,
+            asyncio.timeout(10),
+        ):
+            async for item in events:
+                assert isinstance(item, Received)
+                if item.event.event == "end":
+                    assert item.json()["error"] == "cancelled"
+                    break
+
+
+async def test_the_page_of_a_job_shows_that_words_are_missing(
+    browser: Browser, tmp_path: Path, valkey: ValkeyProcess
+) -> None:
+    command = ("tests.apps.long_job:app", tmp_path / "log", "--app-dir", "examples")
+    environment = {"LIVEPUSH_REDIS": valkey.url, "HISTORY": "5"}
+    async with uvicorn(*command, environment=environment) as server:
+        assert (await server.open("/job/z", method="POST")).status == 202
+        stream = await server.open("/events/?job=z")
+        for _ in range(8):
+            await stream.next_event("word")
+        page = browser.open(f"{server.url}/#z")
+        begin = "[words are missing] word word"
+        page.wait_for(f"document.querySelector('#text').textContent.startsWith('{begin}')")
+
+
+async def test_a_job_that_fails_is_told_and_stops_nothing_else(tmp_path: Path, valkey: ValkeyProcess) -> None:
+    command = ("tests.apps.long_job:app", tmp_path / "log", "--app-dir", "examples")
+    async with uvicorn(*command, environment={"LIVEPUSH_REDIS": valkey.url, "FAIL": "1"}) as server:
+        for job in "xy":
+            assert (await server.open(f"/job/{job}", method="POST")).status == 202
+            page = await server.open(f"/events/?job={job}")
+            assert json.loads((await page.next_event("end")).data)["error"] == "failed"
 
 
 async def test_the_publisher_leaves_nothing_open(valkey: ValkeyProcess) -> None:

@@ -38,6 +38,7 @@ from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
 from livepush_asgi.testing import Client, MockBroker, Stream
 from livepush_asgi.testing.exchange import http_scope
 from livepush_asgi.wire.event import RESERVED_PREFIX
+from livepush_asgi.wire.parser import EventStreamParser
 
 from .around import behind_a_middleware
 from .faulty_broker import FaultyBroker
@@ -633,13 +634,33 @@ async def test_head_a_refusal_and_a_drain_close_the_iterator_and_never_run_it() 
             assert (await client.request("GET", "/")).status == 400
         await push.drain()
         drained = await client.request("GET", "/k")
-        assert (drained.status, drained.body[:7]) == (200, b"retry: ")
+        assert drained.status == 200
+        (event,) = EventStreamParser().feed(drained.body)
+        assert (event.event, json.loads(event.data)["reason"]) == ("livepush.refused", "drain")
+        assert event.retry is not None
     assert [bool(feed.steps) for feed in feeds] == [False, True, False, False, False, False]
     assert [feed.closed for feed in feeds] == [1] * 6
     refusals = push.statistics()["refused"]
     assert [refusals[cause] for cause in (RefusalCause.CAP, RefusalCause.EXPIRED, RefusalCause.DRAIN)] == [
         1
     ] * 3
+
+
+async def test_a_soft_refusal_is_told_from_an_answer_without_events() -> None:
+    """The streams of generators have no control events, and a refused one must not look finished."""
+    push = LivePush(MemoryBroker(), public("c"), slots=MemorySlotCap(1), soft_refusals={RefusalCause.CAP})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_event_stream(scope, receive, send, ticking(Desk(ticking)), push=push, slot_key="k")
+
+    async with push.lifespan(), Client(app) as client, client.open("/") as stream:
+        assert (await stream.next_event(timeout=2)).data == "0"
+        async with client.open("/") as refused:
+            event = await refused.next_event(name="livepush.refused")
+            assert await refused.wait_ended() is None
+        assert [event.event for event in refused.received] == ["livepush.refused"]
+        assert (json.loads(event.data)["reason"], json.loads(event.data)["status"]) == ("cap", 429)
+        assert event.retry is not None
 
 
 async def test_a_client_that_leaves_before_its_stream_is_opened_has_its_iterator_closed() -> None:

@@ -120,6 +120,148 @@ async def test_a_grant_says_where_a_new_client_begins(replay: Replay, expected: 
     assert [event.event for event in stream.control_events] == ["livepush.open"]
 
 
+def gap_of(event: ParsedEvent) -> tuple[str, str]:
+    assert event.event == "livepush.gap"
+    data = json.loads(event.data)
+    return data["channel"], data["reason"]
+
+
+async def test_all_of_a_log_that_has_dropped_events_is_a_gap_and_what_is_left() -> None:
+    house = House(replay="all")
+    async with house.running() as client:
+        await house.publish(*range(25))
+        async with client.open("/") as stream:
+            assert not resumed(await opened(stream))
+            gap = await stream.next_event(control=True)
+            assert gap_of(gap) == ("c", "expired")
+            assert [event.data for event in await stream.events(10)] == [str(n) for n in range(15, 25)]
+            async with client.open("/", last_event_id=gap.id) as again:
+                assert resumed(await opened(again))
+                events = [await again.next_event(control=True) for _ in range(10)]
+                assert [event.data for event in events] == [str(n) for n in range(15, 25)]
+            await house.publish("live")
+            assert (await stream.next_event(control=True)).data == "live"
+
+
+async def test_a_client_that_left_before_the_gap_is_told_when_it_comes_back() -> None:
+    for limits, reason in ({}, "expired"), ({"replay_events": 4}, "overflow"):
+        house = House(replay="all", **limits)
+        async with house.running() as client:
+            await house.publish(*range(25 if reason == "expired" else 8))
+            async with client.open("/") as stream:
+                open_id = (await opened(stream)).id
+            async with client.open("/", last_event_id=open_id) as again:
+                assert not resumed(await opened(again))
+                assert gap_of(await again.next_event(control=True)) == ("c", reason)
+
+
+async def test_all_of_a_log_with_more_events_than_the_limit_is_an_overflow_and_the_newest() -> None:
+    house = House(replay="all", replay_events=4)
+    async with house.running() as client:
+        await house.publish(*range(8))
+        async with client.open("/") as stream:
+            await opened(stream)
+            assert gap_of(await stream.next_event(control=True)) == ("c", "overflow")
+            assert [event.data for event in await stream.events(4)] == ["4", "5", "6", "7"]
+        # The limit skips more than the log has dropped, or less.
+        await house.publish(*range(8, 30))
+        async with client.open("/") as stream:
+            await opened(stream)
+            assert gap_of(await stream.next_event(control=True)) == ("c", "overflow")
+            assert [event.data for event in await stream.events(4)] == ["26", "27", "28", "29"]
+    house = House(replay="all", replay_events=20)
+    async with house.running() as client:
+        await house.publish(*range(40))
+        async with client.open("/") as stream:
+            await opened(stream)
+            assert gap_of(await stream.next_event(control=True)) == ("c", "expired")
+            assert [event.data for event in await stream.events(10)] == [str(n) for n in range(30, 40)]
+
+
+@pytest.mark.parametrize("replay", ["last", 99, 3])
+async def test_the_newest_events_there_are_come_without_a_gap(replay: Replay) -> None:
+    house = House(replay=replay)
+    async with house.running() as client:
+        await house.publish(*range(25))
+        async with client.open("/") as stream:
+            await opened(stream)
+            first = await stream.next_event(control=True)
+            assert first.event == "message"
+
+
+async def test_of_several_channels_only_the_one_that_has_dropped_events_has_a_gap() -> None:
+    house = House("c", "d", "e", replay="all")
+    async with house.running() as client:
+        await house.publish(*range(25))
+        await house.publish("only", channel="d")
+        async with client.open("/") as stream:
+            await opened(stream)
+            events = [await stream.next_event(control=True) for _ in range(12)]
+    assert [gap_of(event) for event in events if event.event == "livepush.gap"] == [("c", "expired")]
+    data = [event.data for event in events if event.event == "message"]
+    assert sorted(data) == sorted(["only", *map(str, range(15, 25))])
+    # Nothing of the channel comes before its gap.
+    names = [event.event if event.data != "only" else "d" for event in events]
+    assert next(name for name in names if name != "d") == "livepush.gap"
+
+
+async def test_a_channel_that_is_new_to_a_client_with_an_id_has_its_gap_too() -> None:
+    house = House("c")
+    async with house.running() as client:
+        await house.publish("there", *range(25), channel="d")
+        async with client.open("/") as stream:
+            last_id = (await opened(stream)).id
+        house.grant = Grant(channels=["c", "d"], replay="all")
+        await house.publish("1")
+        async with client.open("/", last_event_id=last_id) as again:
+            await opened(again)
+            events = [await again.next_event(control=True) for _ in range(12)]
+    assert [gap_of(event) for event in events if event.event == "livepush.gap"] == [("d", "expired")]
+
+
+async def test_a_state_follows_the_gap_of_a_replay() -> None:
+    house = House()
+    house.grant = Grant(channels="c", replay="all", snapshot=lambda: Event("all", event="state"))
+    async with house.running() as client:
+        await house.publish(*range(25))
+        async with client.open("/") as stream:
+            await opened(stream)
+            events = [await stream.next_event(control=True) for _ in range(13)]
+            names = [event.event for event in events]
+            gap = names.index("livepush.gap")
+            assert "state" in names[gap:]
+            assert [event.data for event in events if event.event == "message"] == [*map(str, range(15, 25))]
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            assert resumed(await opened(again))
+
+
+async def test_the_gap_of_a_replay_ends_a_stream_without_control_events_once() -> None:
+    house = House()
+    house.grant = Grant(channels="c", replay="all", control_events=False)
+    async with house.running() as client:
+        await house.publish(*range(25))
+        async with client.open("/") as stream:
+            await stream.wait_ended()
+            assert stream.received == []
+        async with client.open("/", last_event_id=stream.last_event_id) as again:
+            assert [event.data for event in await again.events(10)] == [str(n) for n in range(15, 25)]
+
+
+async def test_all_of_a_log_tells_of_a_server_that_took_over_in_its_middle() -> None:
+    server = FaultyServer(History())
+    push = LivePush(FaultyBroker(server), lambda request: Grant(channels="c", replay="all"))
+    async with push.lifespan(), Client(push) as client:
+        for text in "123":
+            await push.publish("c", text)
+        server.restart("c", 1, doubtful=True)
+        await push.publish("c", "4")
+        async with client.open("/") as stream:
+            await opened(stream)
+            assert [event.data for event in await stream.events(2)] == ["1", "2"]
+            assert gap_of(await stream.next_event(control=True)) == ("c", "epoch")
+            assert (await stream.next_event()).data == "4"
+
+
 async def test_a_position_of_its_own_counts_more_than_the_replay_of_the_grant() -> None:
     house = House(replay="all")
     async with house.running() as client:

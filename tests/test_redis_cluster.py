@@ -101,7 +101,12 @@ async def test_what_another_program_publishes_arrives_as_it_is(cluster: ValkeyCl
     await subscription.close()
 
 
-async def test_a_channel_is_followed_to_the_node_that_gets_its_slot(cluster: ValkeyCluster) -> None:
+@pytest.mark.parametrize("append_only", ["yes", "no"])
+async def test_a_channel_is_followed_to_the_node_that_gets_its_slot(
+    cluster: ValkeyCluster, append_only: str
+) -> None:
+    for node in range(3):
+        cluster.ask(node, "CONFIG", "SET", "appendonly", append_only)
     slot = key_slot(b"news")
     home = cluster.owner_of(slot)
     away = (home + 1) % 3
@@ -118,8 +123,10 @@ async def test_a_channel_is_followed_to_the_node_that_gets_its_slot(cluster: Val
         await other.append("news", b"x")
     page = await broker.read("news", 0, 10)
     assert [record.payload for record in page.records] == [b"1", b"2", b"x", b"x"]
+    # Without the file a node cannot know whether the one before it was started again meanwhile.
+    known = append_only == "yes"
     assert [page.locate(Position(first.epoch, n)) for n in (1, 2)] == [
-        Position(page.epoch, n) for n in (1, 2)
+        Position(page.epoch, n) if known else None for n in (1, 2)
     ]
     await until(lambda: offsets_in(transcript)[-1] == 4)
     assert offsets_in(transcript) == [1, 2, None, 3, None, 4]

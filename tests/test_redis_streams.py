@@ -308,6 +308,19 @@ async def page_from(broker: RedisStreamsBroker, channel: str, first: int) -> Pag
     return page
 
 
+async def test_an_endless_log_stays_endless_beside_a_publisher_with_an_age(valkey: ValkeyProcess) -> None:
+    async with (
+        broker_on(valkey, History(age=60)) as other,
+        broker_on(valkey, History(age=None)) as application,
+    ):
+        await application.append("news", b"1")
+        await other.append("news", b"2")
+        with raw(valkey) as client:
+            assert client.pttl("livepush:log:{news}") > 0
+            await application.append("news", b"3")
+            assert [client.pttl(key) for key in client.scan_iter()] == [-1, -1]
+
+
 async def test_idle_channels_are_forgotten(valkey: ValkeyProcess) -> None:
     async with (
         broker_on(valkey, History(age=3600)) as broker,
@@ -517,6 +530,59 @@ async def test_a_server_that_lost_the_end_of_a_log_goes_on_in_another_epoch(tmp_
             assert [quiet.locate(p) for p in gone[4:]] == [None] * 2
 
 
+@pytest.mark.parametrize("saved", [True, False])
+async def test_a_killed_server_without_an_append_only_file_says_that_events_may_be_missing(
+    tmp_path: Path, saved: bool
+) -> None:
+    with ValkeyProcess(tmp_path) as server, raw(server) as client:
+        async with broker_on(server) as broker:
+            kept = await fill(broker, "news", numbered(1, 5))
+            await broker.read("quiet", 0, 0)
+            if saved:
+                client.save()
+            lost = await fill(broker, "news", numbered(6, 9))
+            server.kill()
+            await restart(server)
+            page = await broker.read("news", 0, 10)
+            assert [page.locate(position) for position in (*kept, *lost)] == [None] * 9
+            if saved:
+                assert page == Page(page.epoch, 1, 5, records(1, 5), (kept[-1],), (kept[-1].epoch,))
+                part = page.seen_from(kept[2])
+                assert (part.epoch, part.last) == (kept[-1].epoch, 5)
+                quiet = await broker.read("quiet", 0, 10)
+                assert [ancestor.offset for ancestor in quiet.ancestors] == [0]
+            else:
+                assert page == Page(page.epoch, 1, 0, ())
+            assert (await broker.append("news", b"next")).epoch == page.epoch
+
+
+async def test_an_append_may_be_the_first_to_find_that_a_server_was_started_again(tmp_path: Path) -> None:
+    with ValkeyProcess(tmp_path) as server, raw(server) as client:
+        async with broker_on(server) as broker:
+            kept = await fill(broker, "news", numbered(1, 5))
+            client.save()
+            server.kill()
+            await restart(server)
+            again = await broker.append("news", b"6", expected_position=kept[-1])
+            page = await broker.read("news", 0, 10)
+            assert page == Page(again.epoch, 1, 6, records(1, 6), (kept[-1],), (kept[-1].epoch,))
+
+
+async def test_a_full_server_that_was_started_again_can_be_read(tmp_path: Path) -> None:
+    with ValkeyProcess(tmp_path) as server, raw(server) as client:
+        async with broker_on(server) as broker:
+            kept = await fill(broker, "news", numbered(1, 5))
+            client.save()
+            server.kill()
+            await restart(server)
+            client.config_set("maxmemory", "1")
+            page = await broker.read("news", 0, 10)
+            assert (page.epoch, page.records) == (kept[0].epoch, records(1, 5))
+            client.config_set("maxmemory", "0")
+            page = await broker.read("news", 0, 10)
+            assert (page.epoch != kept[0].epoch, page.doubtful) == (True, (kept[0].epoch,))
+
+
 async def test_a_log_remembers_where_several_epochs_ended_and_not_too_many(tmp_path: Path) -> None:
     with ValkeyProcess(tmp_path, persistent=True) as server:
         async with broker_on(server) as broker:
@@ -653,6 +719,25 @@ async def test_a_server_that_will_not_say_who_it_is_keeps_no_log(own_valkey: Val
                 await broker.append("news", b"1")
             admin.execute_command("ACL", "SETUSER", "web", "+info")
             assert (await broker.append("news", b"1")).offset == 1
+
+
+async def test_a_server_that_will_not_say_whether_it_persists_is_named_when_it_was_started_again(
+    tmp_path: Path,
+) -> None:
+    with ValkeyProcess(tmp_path, persistent=True) as server, raw(server) as admin:
+        user = ["ACL", "SETUSER", "web", "on", ">pw", "+@all", "-info", "+info|replication", "~*", "&*"]
+        admin.execute_command(*user)
+        async with Redis.from_url(f"redis://web:pw@127.0.0.1:{server.port}") as client:
+            broker = RedisStreamsBroker(client)
+            assert (await broker.append("news", b"1")).offset == 1
+            server.kill()
+            await restart(server)
+            admin.execute_command(*user)
+            for call in (broker.append("news", b"2"), broker.read("news", 0, 1)):
+                with pytest.raises(BrokerUnavailableError, match=r"no permission for INFO.*aof_enabled"):
+                    await call
+            admin.execute_command("ACL", "SETUSER", "web", "+info")
+            assert (await broker.append("news", b"2")).offset == 2
 
 
 # --- event loops and arguments ----------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def test_the_last_event_id_is_utf8_in_the_header() -> None:
 
 def test_the_last_event_id_may_stand_in_the_query() -> None:
     assert request(query_string=b"last_event_id=7%E2%82%AC").last_event_id == "7€"
+    assert request(query_string=b"lastEventId=7%E2%82%AC").last_event_id == "7€"
 
 
 def test_the_header_wins_over_the_query() -> None:
@@ -199,7 +200,9 @@ def test_a_grant_of_nothing_is_a_mistake(channels: Any) -> None:
 
 @pytest.mark.parametrize("channels", [None, 7])
 def test_a_grant_of_what_are_no_names_says_what_it_takes(channels: Any) -> None:
-    with pytest.raises(TypeError, match=f"channels is the name of a channel, or several names, not {channels}"):
+    with pytest.raises(
+        TypeError, match=f"channels is the name of a channel, or several names, not {channels}"
+    ):
         Grant(channels=channels)
 
 

@@ -60,6 +60,7 @@ class House:
         return Grant(
             channels=query.get("channels", "a").split(","),
             control_events="mute" not in query,
+            replay="all" if "all" in query else "new",
             snapshot=self._state if "state" in query else None,
         )
 
@@ -169,6 +170,21 @@ async def test_a_page_that_several_wait_for_delays_none_of_them() -> None:
                 found = [event.data for event in events if event.data.startswith("a ")]
                 assert found == numbered("a", 1, 250)
             assert anyio.current_time() - begun < 0.1
+
+
+async def test_all_who_ask_for_a_trimmed_log_are_told_by_the_page_that_they_share() -> None:
+    house = House(history=10)
+    async with house.running():
+        await house.publish("a", 25)
+        house.broker.pages.clear()
+        for _ in range(3):
+            came = await house.come_back("", 11, all="1")
+            assert came.found == ["gap expired", *numbered("a", 16, 25)]
+        assert house.broker.pages == [("a", 0)]
+        # The page still has what the log has dropped since.
+        await house.publish("a", 5)
+        came = await house.come_back("", 16, all="1")
+        assert came.found == ["gap expired", *numbered("a", 16, 30)]
 
 
 async def test_no_message_has_more_bytes_than_the_limit() -> None:

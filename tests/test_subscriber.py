@@ -185,6 +185,32 @@ async def test_replay_is_that_of_a_grant() -> None:
             assert await data(events, 1) == ["6"]
 
 
+async def test_all_that_is_not_there_any_more_is_a_gap_and_then_what_is_left() -> None:
+    push = push_over(MemoryBroker(history=History(events=3)))
+    async with push.lifespan():
+        for number in range(1, 9):
+            await push.publish("news", number)
+        async with push.subscribe("news", replay="all") as events:
+            gap, *others = await take(events, 4)
+            assert isinstance(gap, Gap)
+            assert (gap.channel, gap.reason) == ("news", GapReason.EXPIRED)
+            assert [item.data for item in others if isinstance(item, Received)] == numbers(6, 8)
+        for last_event_id in (gap.id, others[0].id):
+            async with push.subscribe("news", replay="all", last_event_id=last_event_id) as events:
+                assert (await data(events, 2))[-1] in numbers(7, 8)
+        async with push.subscribe("news", replay=99) as events:
+            assert await data(events, 3) == numbers(6, 8)
+    push = push_over(replay_events=2)
+    async with push.lifespan():
+        for number in range(1, 9):
+            await push.publish("news", number)
+        async with push.subscribe("news", replay="all") as events:
+            gap, *others = await take(events, 3)
+            assert isinstance(gap, Gap)
+            assert gap.reason is GapReason.OVERFLOW
+            assert [item.data for item in others if isinstance(item, Received)] == numbers(7, 8)
+
+
 async def test_a_replay_without_history_is_refused() -> None:
     push = push_over(MockBroker())
     async with push.lifespan():

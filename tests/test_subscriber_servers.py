@@ -1,4 +1,7 @@
-"""Subscribing in Python over a real Valkey that is killed and whose log is trimmed, and in a worker."""
+"""Subscribing in Python over a real Valkey that is killed and whose log is trimmed, and in a worker.
+
+One test is over JetStream too.
+"""
 
 import asyncio
 import os
@@ -8,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -16,6 +20,8 @@ from livepush_asgi import (
     Gap,
     GapReason,
     History,
+    HistoryBroker,
+    JetStreamBroker,
     Limits,
     LivePush,
     Received,
@@ -26,6 +32,7 @@ from livepush_asgi import (
     Timing,
 )
 
+from .nats_server import NatsProcess
 from .serving import REPOSITORY
 from .valkey import ValkeyProcess, until
 
@@ -57,6 +64,37 @@ async def publish(push: LivePush, channel: str, number: int) -> None:
     await push.publish(channel, number, idempotency_key=f"{channel} {number}", retry_for=20)
 
 
+@pytest.fixture(params=["redis", "jetstream"])
+async def ten_kept(
+    request: pytest.FixtureRequest, valkey: ValkeyProcess, nats_server: NatsProcess
+) -> AsyncIterator[HistoryBroker]:
+    """A broker that keeps ten events of each channel."""
+    ten = History(events=10)
+    async with valkey.client() as client:
+        if request.param == "redis":
+            yield RedisStreamsBroker(client, history=ten)
+        else:
+            yield JetStreamBroker(nats_server.url, prefix=f"test-{uuid4().hex}", history=ten)
+
+
+async def test_all_of_a_log_that_has_dropped_events_begins_with_a_gap(ten_kept: HistoryBroker) -> None:
+    push = LivePush(ten_kept, lambda request: Refusal(404), timing=Timing(linger=0.1))
+    async with push.lifespan():
+        for number in range(10):
+            await publish(push, "a", number)
+        async with push.subscribe("a", replay="all") as events:
+            assert await numbers(events, 10) == list(range(10))
+        for number in range(25):
+            await publish(push, "b", number)
+        async with push.subscribe("b", replay="all") as events:
+            (gap,) = await take(events, 1)
+            assert isinstance(gap, Gap)
+            assert gap.reason is GapReason.EXPIRED
+            assert await numbers(events, 10) == list(range(15, 25))
+        async with push.subscribe("b", replay="all", last_event_id=gap.id) as events:
+            assert await numbers(events, 10) == list(range(15, 25))
+
+
 @pytest.mark.parametrize("channels", [["a"], ["a", "b"]])
 async def test_a_server_that_is_restarted_costs_no_event(tmp_path: Path, channels: list[str]) -> None:
     with ValkeyProcess(tmp_path, persistent=True) as server:
@@ -67,6 +105,67 @@ async def test_a_server_that_is_restarted_costs_no_event(tmp_path: Path, channel
                     server.kill()
                     await asyncio.to_thread(server.start)
             assert await numbers(events, 10) == list(range(10))
+
+
+async def told(events: Subscriber, count: int) -> list[object]:
+    """Return the numbers of the next items, and the reasons of the gaps."""
+    return [
+        int(item.data) if isinstance(item, Received) else item.reason for item in await take(events, count)
+    ]
+
+
+async def test_what_a_server_without_an_append_only_file_has_lost_is_a_gap(tmp_path: Path) -> None:
+    with ValkeyProcess(tmp_path) as server:
+        async with push_on(server) as push, server.client() as client, push.subscribe("a") as kept:
+            ids = [await push.publish("a", number) for number in range(6)]
+            await client.save()
+            for number in range(6, 9):
+                await push.publish("a", number)
+            assert await numbers(kept, 9) == list(range(9))
+            server.kill()
+            await asyncio.to_thread(server.start)
+            # The one that was there has events that the log has not got.
+            assert await told(kept, 1) == [GapReason.EPOCH]
+            # Those that were away are behind what is lost, or where it may be. Nothing is published yet.
+            for place, rest in ((2, [3, 4, 5]), (5, [])):
+                async with push.subscribe("a", last_event_id=ids[place]) as events:
+                    assert await told(events, len(rest) + 1) == [*rest, GapReason.EPOCH]
+            async with push.subscribe("a", replay="all") as events:
+                assert await told(events, 7) == [*range(6), GapReason.EPOCH]
+                (gap,) = [events.last_event_id]
+            await publish(push, "a", 9)
+            assert await told(kept, 1) == [9]
+            # Nobody is told twice.
+            async with push.subscribe("a", last_event_id=gap) as events:
+                assert await told(events, 1) == [9]
+            async with push.subscribe("a", last_event_id=ids[2]) as events:
+                assert await told(events, 5) == [3, 4, 5, GapReason.EPOCH, 9]
+
+
+async def test_a_server_that_has_lost_everything_is_a_gap_and_one_with_its_file_is_none(
+    tmp_path: Path,
+) -> None:
+    for persistent, expected in (False, [GapReason.EPOCH, 9]), (True, [3, 4, 5, 9]):
+        with ValkeyProcess(tmp_path / str(persistent), persistent=persistent) as server:
+            async with push_on(server) as push:
+                ids = [await push.publish("a", number) for number in range(6)]
+                server.kill()
+                await asyncio.to_thread(server.start)
+                async with push.subscribe("a", last_event_id=ids[2]) as events:
+                    await publish(push, "a", 9)
+                    assert await told(events, len(expected)) == expected
+
+
+async def test_a_server_that_was_stopped_in_order_without_the_file_is_a_gap_too(tmp_path: Path) -> None:
+    """Nothing is lost then. The server cannot know, and the gap says that something may be."""
+    with ValkeyProcess(tmp_path) as server:
+        async with push_on(server) as push, server.client() as client:
+            ids = [await push.publish("a", number) for number in range(6)]
+            await client.shutdown(save=True)
+            server.kill()
+            await asyncio.to_thread(server.start)
+            async with push.subscribe("a", last_event_id=ids[2]) as events:
+                assert await told(events, 4) == [3, 4, 5, GapReason.EPOCH]
 
 
 async def test_what_another_process_publishes_while_the_server_is_lost_comes_too(tmp_path: Path) -> None:

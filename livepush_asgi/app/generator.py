@@ -44,7 +44,8 @@ class SourceTerms(TypedDict, total=False):
     and without slots, which starts at the first request and drains at SIGTERM.
     `slot_key` takes a slot of `push.slots`; `push.disconnect(slot_key=...)` ends the stream. It needs `push`.
     `expires_at` ends the stream, an aware datetime or seconds since the epoch.
-    `control_events` sends `livepush.open` at the start and `livepush.close` at the end.
+    `control_events` sends `livepush.open` at the start and `livepush.close` at the end. Without it a soft
+    refusal is a `livepush.refused` event all the same.
     """
 
     push: LivePush | SSEStreamService | None
@@ -136,8 +137,7 @@ async def _open(
     try:
         stream, run = await push._open_granted(grant, source=iterator)
     except REFUSED_ERRORS as error:
-        refused = refused_for(error, push.soft_refusals)
-        return soft_refusal(refused, push, control_events=bool(grant.control_events))
+        return soft_refusal(refused_for(error, push.soft_refusals), push)
     assert isinstance(stream, SourceStream)
     return SSEStream(sse_headers(), SourceBody(stream, run, client))
 

@@ -60,7 +60,8 @@ class LivePush:
     long; without it the client gets a 500 or 503. A refusal in a drain is always soft, and
     `RefusalCause.CAP` includes a full process.
 
-    Without `control_events` no `livepush.*` event is sent, and a stream that would send a gap ends instead.
+    Without `control_events` no stream sends `livepush.*` events, and one that would send a gap ends instead.
+    A soft refusal is a `livepush.refused` event in any case.
 
     `probe` decides which requests may measure the path to a client with `python -m livepush_asgi doctor`. It
     returns a bool, or a Grant or Refusal as `authorize` does. Without it no request may.
@@ -299,7 +300,8 @@ class LivePush:
         `event`), and an event `end_event` with the data `{"count": ..., "error": null}`. `error` is "failed"
         if the iterator or a publish raised; the exception is raised here too. `error` is "cancelled" if this
         call was cancelled. A client with `Grant(channels=channel, replay="all")` gets the whole job, even if
-        it connects later, as long as the broker's history has it. Items should have no id of their own: a
+        it connects later. If the broker's history has dropped the beginning, the client is sent a gap before
+        what is left: a long job needs `History(events=...)`. Items should have no id of their own: a
         client cannot resume from such an id.
 
         Returns False without reading the iterator if the channel's log has an event: the job was started

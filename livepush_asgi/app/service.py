@@ -160,11 +160,11 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
     return {**refusal.headers, **retry_after}
 
 
-def soft_refusal(refused: Refused, push: LivePush, *, control_events: bool) -> FiniteStream:
+def soft_refusal(refused: Refused, push: LivePush) -> FiniteStream:
     """Return the response of a soft refusal. Raises a refusal that is not soft."""
     if not refused.soft:
         raise refused
-    block = soft_block(refused, refused.cause, push.timing, control_events=control_events)
+    block = soft_block(refused, refused.cause, push.timing)
     return FiniteStream({**sse_headers(), **refusal_headers(refused)}, block)
 
 

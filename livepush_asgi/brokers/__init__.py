@@ -152,6 +152,13 @@ class Page:
         first = min(self.first, end.offset + 1)
         return Page(end.epoch, first, end.offset, records, self.ancestors[doubt + 1 :], self.doubtful)
 
+    def in_oldest_epoch(self, position: Position) -> Position:
+        """Return the same place in the oldest epoch that has it, so that every doubtful end is after it."""
+        if not self.has(position):
+            return position
+        holders = [ancestor.epoch for ancestor in self.ancestors if ancestor.offset >= position.offset]
+        return Position(holders[-1], position.offset) if holders else position
+
     def start_after_loss(self, position: Position) -> Position:
         """Return where to continue after a position that was lost, or that is of another log."""
         shared = self._shared_with(position.epoch)

@@ -13,6 +13,7 @@ from ..errors import PositionConflictError
 from ..runtime.event_loop import is_running, loop_identity, time_source
 from ..settings import value_or_default
 from ..wire.cursor import Position, new_epoch
+from ..wire.event import payload_bytes
 from . import READ_BYTES, Page, Record, Subscription
 from .history import History
 from .mailbox import Mailbox
@@ -171,7 +172,7 @@ class MemoryBroker:
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload to the channel's log, deliver it, and return how many subscriptions got it."""
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        data = payload_bytes(payload)
         await self.append(channel, data)
         return self.subscriptions(channel)
 

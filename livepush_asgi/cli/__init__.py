@@ -8,6 +8,8 @@ a page, `publish.py` publishes events from a terminal, `doctor/` measures what p
 import sys
 from importlib.util import find_spec
 
+from .failure import MISTYPED
+
 # Looked for before anything is imported: a missing library gives one line, and an error inside of one of
 # them still shows as a traceback.
 NEEDED = ("typer", "rich", "uvicorn", "psutil", "redis", "httpx", "h2")
@@ -18,9 +20,10 @@ def main() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         needs = "needs" if len(missing) == 1 else "need"
-        sys.exit(
-            f"livepush: {' and '.join(missing)} {needs} to be installed: pip install 'livepush_asgi[cli]'"
-        )
+        names = " and ".join(missing)
+        sys.stderr.write(f"livepush: {names} {needs} to be installed: pip install 'livepush_asgi[cli]'\n")
+        # Not 1: from the doctor that says that the path has a fault.
+        sys.exit(MISTYPED)
     from .commands import run
 
     sys.exit(run(sys.argv[1:]))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 #: The exit status when something outside of the command is wrong: the port is taken, the server is away.
 UNABLE = 1
-#: The exit status when an argument is wrong.
+#: The exit status when an argument is wrong, or a library is missing.
 MISTYPED = 2
 #: The exit status of a process that got a second SIGINT or SIGTERM, as shells count it.
 FORCED = 130

@@ -6,8 +6,9 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
+from math import ceil
 from types import FrameType
 
 import anyio
@@ -18,6 +19,8 @@ from .. import Event, RedisStreamsBroker
 from ..app.namespace import broker_in, check_namespace
 from ..brokers import Broker
 from ..brokers.history import History
+from ..brokers.redis.connection import FAILURES, pool_of, unavailable
+from ..brokers.redis.log import KEY_PREFIX, log_key
 from ..errors import BrokerUnavailableError
 from ..grant import check_channel
 from ..wire.event import to_payload
@@ -30,7 +33,12 @@ DATA_LIMIT = 1024 * 1024
 READ_SIZE = 64 * 1024
 # An event is appended to the channel's log, in case the application keeps one. These bounds are wider than
 # those of most applications, so that publishing from a terminal does not trim their logs.
-HISTORY = History(events=1_000_000, size=2**30, age=86_400.0)
+DEFAULT_AGE = 86_400.0
+HISTORY = History(events=1_000_000, size=2**30, age=DEFAULT_AGE)
+# In milliseconds.
+MINUTE = 60_000
+# The reply of PTTL for a key that never expires. It is -2 for one that is not there.
+ENDLESS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +59,47 @@ class Target:
             check_namespace(self.namespace)
 
     @asynccontextmanager
-    async def broker(self) -> AsyncIterator[Broker]:
-        """Yield the broker, and close its connections afterwards."""
+    async def log(self) -> AsyncIterator["Log"]:
+        """Yield the log of the channel, and close its connections afterwards."""
         async with Redis.from_url(self.redis_url) as redis:
-            yield broker_in(RedisStreamsBroker(redis, history=HISTORY), self.namespace)
+            yield Log(self, redis)
+
+
+class Log:
+    """The log of a channel. It is kept for as long as the application keeps it, or for longer."""
+
+    def __init__(self, target: Target, redis: Redis) -> None:
+        name = target.channel if target.namespace is None else f"{target.namespace}:{target.channel}"
+        self._key = log_key(KEY_PREFIX, name)
+        self._target = target
+        self._redis = redis
+        self._brokers: dict[float | None, Broker] = {}
+
+    async def broker(self) -> Broker:
+        """Return a broker whose history has the age of the log as it is now.
+
+        Raises BrokerUnavailableError.
+        """
+        age = await self._age()
+        if age not in self._brokers:
+            broker = RedisStreamsBroker(self._redis, history=replace(HISTORY, age=age))
+            self._brokers[age] = broker_in(broker, self._target.namespace)
+        return self._brokers[age]
+
+    async def _age(self) -> float | None:
+        """Return the age that the application's History has, or a longer one; None if it has none.
+
+        The head of a log is kept for twice the age, from the last event or read on. Applications read about
+        every 40 seconds, so the age is whole minutes above what can be seen.
+        """
+        try:
+            log, head = await self._redis.pttl(self._key), await self._redis.pttl(f"{self._key}:head")
+        except FAILURES as error:
+            pool = pool_of(self._redis)
+            raise unavailable("publish", pool, error, keys=f"{KEY_PREFIX}*") from error
+        if ENDLESS in (log, head):
+            return None
+        return max(DEFAULT_AGE, 60.0 * ceil(max(log, head / 2) / MINUTE))
 
 
 def publish_event(target: Target, data: str, name: str | None, id: str | None) -> int:
@@ -63,8 +108,8 @@ def publish_event(target: Target, data: str, name: str | None, id: str | None) -
     check_server(target.redis_url)
 
     async def publish() -> int:
-        async with target.broker() as broker:
-            return await broker.publish(target.channel, payload)
+        async with target.log() as log:
+            return await (await log.broker()).publish(target.channel, payload)
 
     try:
         return anyio.run(publish)
@@ -83,10 +128,10 @@ def publish_lines(target: Target, name: str | None) -> tuple[int, bool]:
     _payload("", name)
     check_server(target.redis_url)
     stop, count = _Stop(), 0
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(target.broker()) as broker:
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(target.log()) as log:
         for lines in _lines(stop):
             payloads = [_payload(line.removesuffix(b"\r").decode(errors="replace"), name) for line in lines]
-            published, error = portal.call(_publish_together, broker, target.channel, payloads)
+            published, error = portal.call(_publish_together, log, target.channel, payloads)
             count += published
             if error is not None:
                 raise Failure(f"{error}; line {count + 1} may be missing, the lines before it are published")
@@ -135,9 +180,13 @@ def _lines(stop: _Stop) -> Iterator[list[bytes]]:
 
 
 async def _publish_together(
-    broker: Broker, channel: str, payloads: list[bytes]
+    log: Log, channel: str, payloads: list[bytes]
 ) -> tuple[int, BrokerUnavailableError | None]:
     """Publish in order, and return how many events were published and the error of the next one."""
+    try:
+        broker = await log.broker()
+    except BrokerUnavailableError as error:
+        return 0, error
     # The broker sends what is asked for in one turn of the event loop together, in the order of asking.
     calls = [broker.publish(channel, payload) for payload in payloads]
     results = await asyncio.gather(*calls, return_exceptions=True)

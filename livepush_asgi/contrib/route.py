@@ -96,11 +96,6 @@ async def _open(service: SSEStreamService, terms: Grant | Authorize, request: St
     except BrokerUnavailableError as error:
         raise Refusal(503, "No stream can be opened now.", retry_after=RETRY_AFTER) from error
     except Refused as refused:
-        return _soft_refusal(refused, service.push, terms)
+        return soft_refusal(refused, service.push)
     except REFUSED_ERRORS as error:
-        return _soft_refusal(refused_for(error, service.push.soft_refusals), service.push, terms)
-
-
-def _soft_refusal(refused: Refused, push: LivePush, terms: Grant | Authorize) -> FiniteStream:
-    granted = terms.control_events if isinstance(terms, Grant) else None
-    return soft_refusal(refused, push, control_events=push.control_events if granted is None else granted)
+        return soft_refusal(refused_for(error, service.push.soft_refusals), service.push)

@@ -183,7 +183,7 @@ class Endpoint:
         if not refused.soft:
             await refuse(send, refused, headers)
             return
-        block = soft_block(refused, refused.cause, self._timing, control_events=self._control_events)
+        block = soft_block(refused, refused.cause, self._timing)
         await refuse_softly(send, refused, block, headers)
 
 

@@ -10,7 +10,7 @@ from ..grant import Refusal
 from ..runtime.asgi import Send
 from ..settings import Timing
 from ..stream.stream import draw_retry
-from ..wire.control import refused_block, retry_line
+from ..wire.control import refused_block
 from ..wire.reasons import RefusalCause
 from .driver import STREAM_HEADERS, RawHeaders
 
@@ -41,16 +41,18 @@ async def refuse(send: Send, refusal: Refusal, headers: RawHeaders, *, body: boo
     await answer(send, refusal.status, fields, json.dumps(problem).encode(), body=body)
 
 
-def soft_block(refusal: Refusal, cause: RefusalCause, timing: Timing, *, control_events: bool) -> bytes:
-    """Return the body of a soft refusal: a reconnection time, and an event if `control_events`."""
+def soft_block(refusal: Refusal, cause: RefusalCause, timing: Timing) -> bytes:
+    """Return the body of a soft refusal: the refused event, with a reconnection time.
+
+    It is sent where control events are off too: without it the response would look like an empty stream that
+    has ended.
+    """
     if refusal.retry_after is None:
         retry = draw_retry(timing)
     else:
         # The client waits at least `retry_after`; the random part spreads the reconnects.
         retry = round(1000 * refusal.retry_after * random.uniform(1.0, 1.5))
-    if control_events:
-        return refused_block(cause.value, refusal.status, refusal.detail, retry)
-    return retry_line(retry)
+    return refused_block(cause.value, refusal.status, refusal.detail, retry)
 
 
 async def refuse_softly(send: Send, refusal: Refusal, block: bytes, headers: RawHeaders) -> None:

@@ -10,7 +10,8 @@ class MemorySlotCap(BaseSlotCap):
     """At most `cap` open streams for each key, in this process.
 
     With `on_full="replace_oldest"` a new stream is always let in, and the oldest stream of the key ends with
-    the reason `replaced`. `SlotCap` keeps a cap over several processes, through Redis.
+    the reason `replaced`. Its page has to close it: EventSource comes back otherwise, and replaces the next
+    one. `SlotCap` keeps a cap over several processes, through Redis.
     """
 
     def __init__(

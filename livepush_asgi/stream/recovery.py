@@ -40,6 +40,7 @@ class RecoveryState:
         "_guaranteed",
         "_most_replayed",
         "_replay",
+        "_replay_after",
         "_sent",
         "_start_ends",
         "_unstarted",
@@ -80,6 +81,9 @@ class RecoveryState:
         self.behind: tuple[str, ...] = ()
         # The position after which a missing event is a gap. A replay may start before it.
         self._guaranteed = _NONE
+        # Where the first read of a channel begins, for a client that is owed the whole log: `Limits` may
+        # skip its oldest events.
+        self._replay_after = _NONE
 
     @property
     def must_seek(self) -> bool:
@@ -166,24 +170,38 @@ class RecoveryState:
             # Nothing was delivered since the stream was attached: the usual case.
             self._sent[channel] = end
             return
+        replayed = self._replayed()
+        if replayed is None:
+            self._start_at_beginning(channel, end)
+            return
         start_end = self._start_ends.get(channel, end)
         guaranteed = start_end.offset if start_end.epoch == end.epoch else end.offset
-        first = max(0, guaranteed - self._replayed())
+        first = max(0, guaranteed - replayed)
         self._start_at(channel, end, end if first == end.offset else end.at(first))
         if self._sent[channel].offset < guaranteed:
             self._guaranteed = _with(self._guaranteed, channel, end.at(guaranteed))
 
-    def _replayed(self) -> int:
-        """Return how many earlier events a new client is sent."""
+    def _replayed(self) -> int | None:
+        """Return how many earlier events a new client is sent if the log has them, or None for all."""
         match self._replay:
             case "new":
                 return 0
             case "last":
                 return 1
             case "all":
-                return self._most_replayed
+                return None
             case number:
                 return min(number, self._most_replayed)
+
+    def _start_at_beginning(self, channel: str, end: Position) -> None:
+        """Start a channel for a client that is owed every event of the log.
+
+        Its ids have the beginning until its first page has told whether events are missing.
+        """
+        self._sent[channel] = end.at(0)
+        self.behind += (channel,)
+        first = max(0, end.offset - self._most_replayed)
+        self._replay_after = _with(self._replay_after, channel, end.at(first))
 
     def _start_at(self, channel: str, end: Position, position: Position) -> GapReason | None:
         gap = None
@@ -233,13 +251,16 @@ class RecoveryState:
         self._settle()
 
     def next_behind(self) -> tuple[str, Position]:
-        """Return the channel to read next and the client's position in it."""
+        """Return the channel to read next and the position after which to read."""
         channel = self.behind[0]
-        return channel, self._sent[channel]
+        return channel, self._read_position(channel)
 
     def is_at(self, channel: str, position: Position) -> bool:
-        """Return whether the client has been sent a channel up to this position."""
-        return self._sent[channel] == position
+        """Return whether a channel is still to be read from this position on."""
+        return self._read_position(channel) == position
+
+    def _read_position(self, channel: str) -> Position:
+        return self._replay_after.get(channel) or self._sent[channel]
 
     def rotate_behind(self) -> None:
         """Read the other channels that are behind before the first one is read again."""
@@ -250,8 +271,13 @@ class RecoveryState:
 
         `live_end` is the end of the hub's deliveries at this moment; nothing may be awaited in between.
         """
-        shared = shared.seen_from(self._sent[channel])
-        gap, start = self._compare(channel, self._sent[channel], shared.page)
+        position, is_beginning = self._read_position(channel), channel in self._replay_after
+        if is_beginning:
+            position = shared.page.in_oldest_epoch(position)
+        shared = shared.seen_from(position)
+        gap, start = self._compare(channel, position, shared.page)
+        if is_beginning and gap is None and start.offset:
+            gap = GapReason.EXPIRED if start.offset < shared.page.first else GapReason.OVERFLOW
         # In a new log this page may start anywhere; the next page starts at the beginning.
         found = Batch(()) if gap is GapReason.EPOCH else shared.after(start.offset)
         self._sent[channel] = start
@@ -263,6 +289,7 @@ class RecoveryState:
             self._settle()
         # From now on every event after the client's position counts.
         self._guaranteed = _without(self._guaranteed, channel)
+        self._replay_after = _without(self._replay_after, channel)
         if gap is None:
             return found
         return Batch([gap_delivery(channel, gap, start), *found.deliveries], has_gap=True)

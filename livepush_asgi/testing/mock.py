@@ -4,7 +4,7 @@ import anyio.lowlevel
 
 from ..brokers import ForwardingSubscription
 from ..brokers.mailbox import Mailbox
-from ..wire.event import RESERVED_PREFIX, from_payload
+from ..wire.event import RESERVED_PREFIX, from_payload, payload_bytes
 from ..wire.parser import EventStreamParser, ParsedEvent
 
 
@@ -29,7 +29,7 @@ class MockBroker:
         if self._publish_error is not None:
             # The same error may be raised many times; its traceback must not grow each time.
             raise self._publish_error.with_traceback(None)
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        data = payload_bytes(payload)
         if not channel.startswith(RESERVED_PREFIX):
             self.published.append((channel, data))
         listening = [mailbox for mailbox in self._mailboxes if mailbox.channel == channel]

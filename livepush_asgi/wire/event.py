@@ -134,6 +134,18 @@ def plain_payload(data: object) -> bytes:
     return PAYLOAD_MARK + encode_block(_text_of(data))
 
 
+def payload_bytes(payload: object) -> bytes:
+    """Return what a broker is given to publish as bytes. Raises TypeError unless it is text or bytes."""
+    if isinstance(payload, str):
+        return payload.encode()
+    if not isinstance(payload, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"a broker publishes text or bytes, not {type(payload).__name__}: give it json.dumps(...), or "
+            "publish through LivePush or Publisher, which encode other data"
+        )
+    return bytes(payload)
+
+
 def from_payload(payload: bytes) -> bytes:
     """Return the block of a payload. A plain payload becomes an event with data only.
 

@@ -31,13 +31,14 @@ class EndReason(StrEnum):
 class GapReason(StrEnum):
     """Why events are missing at a point of a stream."""
 
-    #: The history after the client's position has been dropped.
+    #: The history after the client's position has been dropped, or the beginning that `replay="all"` asks
+    #: for.
     EXPIRED = "expired"
     #: The client's last event id holds no position in this channel.
     UNKNOWN = "unknown"
     #: The channel's log was lost, and a new one has begun.
     EPOCH = "epoch"
-    #: The client was too slow, and the overflow policy dropped events; or it missed more than
+    #: The client was too slow, and the overflow policy dropped events; or it missed, or asked for, more than
     #: `Limits.replay_events`.
     OVERFLOW = "overflow"
     #: The connection to the broker was lost, or the broker delivered a payload that is no event.

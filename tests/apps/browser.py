@@ -1,7 +1,8 @@
 """The application of the tests with browsers and with other people's clients, and its pages.
 
 `/events` is a stream whose terms are in the query, `/slow` one with a longer reconnection time, `/bare` one
-without control events, `/short` one whose streams end after a moment. Over Redis with REDIS_URL. ORIGIN is
+without control events, `/short` one whose streams end after a moment, `/replacing` one where a new stream
+replaces the oldest one of its key. Over Redis with REDIS_URL. ORIGIN is
 let in from elsewhere, with its cookies. HEARTBEAT is in seconds.
 
 `/token` makes a token for a stream, which lasts for some seconds, and with `once` in the stream's query is
@@ -30,7 +31,8 @@ from livepush_asgi import (
     Timing,
 )
 from livepush_asgi.brokers import Broker
-from livepush_asgi.runtime.asgi import Receive, Scope, Send
+from livepush_asgi.runtime.asgi import ASGIApp, Receive, Scope, Send
+from livepush_asgi.slots import OnFull
 
 setting = os.environ.get
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript"}
@@ -80,11 +82,13 @@ def authorize(request: StreamRequest) -> Grant | Refusal:
     )
 
 
-def make_push(retry: float, *, control_events: bool = True, lifetime: float | None = None) -> LivePush:
+def make_push(
+    retry: float, *, control_events: bool = True, lifetime: float | None = None, on_full: OnFull = "refuse"
+) -> LivePush:
     return LivePush(
         broker,
         authorize,
-        slots=MemorySlotCap(1),
+        slots=MemorySlotCap(1, on_full=on_full),
         timing=Timing(
             retry=retry, heartbeat_interval=float(setting("HEARTBEAT", "15")), max_lifetime=lifetime
         ),
@@ -95,7 +99,7 @@ def make_push(retry: float, *, control_events: bool = True, lifetime: float | No
 
 
 push, slow, bare = make_push(0.2), make_push(3.0), make_push(0.2, control_events=False)
-short = make_push(0.2, lifetime=0.3)
+short, replacing = make_push(0.2, lifetime=0.3), make_push(0.2, on_full="replace_oldest")
 
 
 async def publish(query: Mapping[str, str], body: str) -> str:
@@ -103,7 +107,7 @@ async def publish(query: Mapping[str, str], body: str) -> str:
 
 
 async def disconnect(query: Mapping[str, str], body: str) -> str:
-    for each in (push, slow, bare, short):
+    for each in (push, slow, bare, short, replacing):
         await each.disconnect(channel=query["channel"])
     return ""
 
@@ -162,5 +166,12 @@ async def whole_body(receive: Receive) -> str:
     return body.decode()
 
 
-innermost = LivePushMiddleware(LivePushMiddleware(rest, bare, path="/bare"), short, path="/short")
-app = LivePushMiddleware(LivePushMiddleware(innermost, slow, path="/slow"), push, path="/events")
+app: ASGIApp = rest
+for each, path in (
+    (bare, "/bare"),
+    (short, "/short"),
+    (replacing, "/replacing"),
+    (slow, "/slow"),
+    (push, "/events"),
+):
+    app = LivePushMiddleware(app, each, path=path)

@@ -87,6 +87,7 @@ routes = [
     Mount("/unprobed", stream(public("news"), None)),
     Mount("/deaf", stream(public("news"), lambda request: False)),
     Mount("/members", stream(members, members)),
+    Mount("/deaf-members", stream(members, lambda request: False)),
     Mount("/full", stream(full, None)),
 ]
 app = LivePushMiddleware(Starlette(routes=routes), stream(public("news")), path="/events")

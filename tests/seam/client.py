@@ -155,6 +155,8 @@ class Client:
         self.last_id: str | None = None
         #: Whether the last id is one of the component's, and not of a publisher's own.
         self.known = False
+        #: The channels that the stream of the last id was granted: the id has a position in each.
+        self.known_channels: tuple[str, ...] = ()
         self.connection: Connection | None = None
         self.connections: list[Connection] = []
         #: What it was granted last.
@@ -186,7 +188,7 @@ class Client:
 
     def forget(self) -> None:
         self.cut()
-        self.last_id, self.known = None, False
+        self.last_id, self.known, self.known_channels = None, False, ()
         self.promise.forget()
 
     async def read(self, blocks: int, quiet: float = 1.0) -> None:
@@ -219,8 +221,13 @@ class Client:
             return
         # The response starts when the stream listens: what is published from now on is for it.
         connection.floors = {
-            channel: self._world.ledgers[channel].count for channel in connection.plan.channels
+            channel: self._floor(channel, connection) for channel in connection.plan.channels
         }
+
+    def _floor(self, channel: str, connection: Connection) -> int:
+        ledger = self._world.ledgers[channel]
+        is_new = connection.last_id is None or channel not in self.known_channels
+        return ledger.before_log if is_new and connection.plan.replay == "all" else ledger.count
 
     def _open(self, connection: Connection) -> None:
         connection.opened = True
@@ -281,6 +288,7 @@ class Client:
         if not id:
             raise PromiseBroken("an empty id has made the client forget its place")
         self.last_id, self.known = id, not id.startswith("own")
+        self.known_channels = connection.plan.channels if self.known else ()
         if connection.owes:
             # With an older id the client would get all that is missing, and need no state.
             connection.owes, self.promise.owed = False, True

@@ -369,6 +369,40 @@ FOUND: dict[str, Tale] = {
             ("connect", 0, 1, Plan(replay="all")),
         ],
     ),
+    "a client that asked for all was not told that the limit had left out the oldest events": Tale(
+        Setup(replay_events=6),
+        [
+            ("connect", 0, 0, Plan(replay="all")),
+            ("publish", "a", 7, 0, "plain"),
+        ],
+    ),
+    "a client that asked for all was not told that its log had dropped the oldest events": Tale(
+        Setup(history=4),
+        [
+            ("publish", "a", 7, 0, "plain"),
+            ("connect", 0, 0, Plan(channels=BOTH, replay="all")),
+            ("read", 0, 1),
+        ],
+    ),
+    "a client that asked for all was not told that a server without an event had taken over": Tale(
+        Setup(seed=3679),
+        [
+            ("connect", 0, 0, Plan(replay="all")),
+            ("read", 0, 0),
+            ("publish", "a", 1, 0, "plain"),
+            ("forget", 0),
+            ("take over", "a", 1),
+        ],
+    ),
+    "a client that asked for all was not told that a server had taken over in the middle": Tale(
+        Setup(),
+        [
+            ("publish", "a", 3, 0, "plain"),
+            ("take over", "a", 1),
+            ("publish", "a", 1, 0, "plain"),
+            ("connect", 0, 0, Plan(replay="all")),
+        ],
+    ),
     "a client did not read its soft refusal, and the model took that for an open stream": Tale(
         Setup(),
         [

@@ -2,7 +2,8 @@
 
 A client has a *claim* to every event of a channel from the moment it receives an event id on a stream that
 was granted the channel, until a later stream of the client is granted without it. Each claimed event arrives
-once and in order, or a gap of its channel arrives at that place.
+once and in order, or a gap of its channel arrives at that place. Who comes without a position and asks for
+"all" has a claim to every event of the log.
 """
 
 from collections.abc import Iterable
@@ -42,6 +43,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.events: list[Published] = []
+        #: The last number before the present log: who asks for all of it has a claim to what came then.
+        self.before_log = 0
         #: The numbers that the present log has had, the newest last.
         self.in_log: list[int] = []
 
@@ -55,6 +58,11 @@ class Ledger:
 
     def of(self, number: int) -> Published:
         return self.events[number - 1]
+
+    def lose_log(self) -> None:
+        """Take note that the log is gone, and that another one begins."""
+        self.in_log.clear()
+        self.before_log = self.count
 
     def lose(self, count: int, fate: Fate, tick: int) -> None:
         """Take note that the newest events of the log are gone."""

@@ -206,7 +206,7 @@ class Story:
             case ("lose log", str(channel)):
                 self.harmed.add(channel)
                 self.server.lose_log(channel)
-                self.ledgers[channel].in_log.clear()
+                self.ledgers[channel].lose_log()
             case (("restart" | "take over") as what, str(channel), int(losing)):
                 self.harmed.add(channel)
                 fate = Fate.FORGOTTEN if what == "restart" else Fate.DOUBTFUL

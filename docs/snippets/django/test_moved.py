@@ -12,10 +12,13 @@ class MovedTests(TransactionTestCase):
     async def test_a_stream_as_before(self):
         async with Client(push, lifespan=True) as client:
             assert (await client.request("GET", "/?channel=user:1")).status == 403
+            assert (await client.request("GET", "/?channel=user:None")).status == 403
             async with client.open("/?channel=news") as stream:
                 await sync_to_async(send_event)("news", "message", {"day": date(2026, 11, 29)})
                 event = await stream.next_event()
                 assert (event.event, event.json()) == ("message", {"day": "2026-11-29"})
+                await sync_to_async(send_event)("news", "", "as it is", json_encode=False)
+                assert (await stream.next_event()).data == "as it is"
 
     async def test_a_permission_that_is_taken_away(self):
         user = await User.objects.acreate_user("ada", password="lovelace")

@@ -8,7 +8,6 @@ MEMBERS = {"kitchen": {"ada"}}  # Stands for a table.
 router = APIRouter()
 
 
-# start: route
 @router.get("/rooms/{room}/events", response_class=EventStreamResponse)
 async def room_events(request: Request, room: str, user: User):
     async def authorize(stream_request):
@@ -19,14 +18,11 @@ async def room_events(request: Request, room: str, user: User):
     return await sse_streaming_response(push, request, authorize=authorize)
 
 
-# end: route
 @router.post("/rooms/{room}/messages", status_code=201)
 async def write(room: str, text: str, user: User):
     return {"id": await push.publish(f"room:{room}", {"user": user, "text": text})}
 
 
-# start: app
 app = FastAPI(lifespan=push.lifespan)
 app.include_router(router)
 app.mount("/events", push)
-# end: app

@@ -6,7 +6,6 @@ from fastapi import Depends, HTTPException, Request
 
 from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, RefusalCause
 
-# start: login
 SECRET = os.environ.get("JWT_SECRET", "only for the documentation, and long enough")
 
 
@@ -30,12 +29,9 @@ def authorize(request):
     return Grant(channels=["news", f"user:{user}"], slot_key=user, expires_at=claims["exp"])
 
 
-# end: login
-# start: push
 push = LivePush(
     MemoryBroker(),  # RedisStreamsBroker(Redis.from_url(...)) with several processes
     authorize,
     slots=MemorySlotCap(5),  # SlotCap(redis, cap=5)
     soft_refusals={RefusalCause.CAP},
 )
-# end: push

@@ -11,7 +11,6 @@ from livepush_asgi.contrib.litestar import EventStreamResponse, sse_streaming_re
 sessions = CookieBackendConfig(secret=os.environ.get("SESSION_SECRET", "sixteen letters.").encode())
 
 
-# start: login
 def user_of(session: dict[str, str]) -> str:
     if user := session.get("user"):
         return user
@@ -23,8 +22,6 @@ def authorize(request):
     return Grant(channels=["news", f"user:{user}"], slot_key=user)
 
 
-# end: login
-# start: app
 push = LivePush(MemoryBroker(), authorize, slots=MemorySlotCap(5), soft_refusals={RefusalCause.CAP})
 
 
@@ -46,4 +43,3 @@ async def login(request: Request) -> None:
 
 
 app = Litestar([events, room_events, login], lifespan=[push.lifespan], middleware=[sessions.middleware])
-# end: app

@@ -11,7 +11,6 @@ app = Quart(__name__)
 app.secret_key = os.environ.get("SESSION_SECRET", "only for the documentation")
 
 
-# start: login
 def user_of(values):
     return values.get("user") or abort(401, "Log in first.")
 
@@ -28,8 +27,6 @@ def authorize(stream_request):
     return Grant(channels=["news", f"user:{user}"], slot_key=user)
 
 
-# end: login
-# start: app
 push = LivePush(MemoryBroker(), authorize, slots=MemorySlotCap(5), soft_refusals={RefusalCause.CAP})
 app.asgi_app = LivePushMiddleware(app.asgi_app, push, path="/events")
 
@@ -45,6 +42,3 @@ async def login(user):
 async def room_events(room):
     user = user_of(session)
     return await sse_streaming_response(push, request, channel=f"room:{room}", slot_key=user)
-
-
-# end: app

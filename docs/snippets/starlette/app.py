@@ -11,7 +11,6 @@ from livepush_asgi import Grant, LivePush, MemoryBroker, MemorySlotCap, RefusalC
 from livepush_asgi.contrib.starlette import sse_streaming_response
 
 
-# start: login
 def user_of(session):
     if user := session.get("user"):
         return user
@@ -23,8 +22,6 @@ def authorize(request):
     return Grant(channels=["news", f"user:{user}"], slot_key=user)
 
 
-# end: login
-# start: app
 push = LivePush(MemoryBroker(), authorize, slots=MemorySlotCap(5), soft_refusals={RefusalCause.CAP})
 
 
@@ -47,4 +44,3 @@ routes = [
 ]
 middleware = [Middleware(SessionMiddleware, secret_key=os.environ.get("SESSION_SECRET", "only here"))]
 app = Starlette(routes=routes, middleware=middleware, lifespan=push.lifespan)
-# end: app

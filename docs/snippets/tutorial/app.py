@@ -67,6 +67,11 @@ async def login(request: Request, given: Login):
     return {"user": given.name}
 
 
+@app.get("/user")
+async def user(user: User):
+    return {"user": user}
+
+
 @app.post("/logout")
 async def logout(request: Request, user: User):
     request.session.clear()
@@ -85,14 +90,15 @@ async def send(message: Message, user: User):
 PAGE = """<!doctype html><title>Board</title>
 <form id=login><input name=name placeholder=ada><input name=password placeholder=lovelace type=password>
 <button>log in</button></form>
-<form id=form hidden><input id=text><button>send</button></form>
+<form id=form hidden><input id=text><button>send</button> <button id=leave type=button>log out</button></form>
 <p id=state></p><ul id=board></ul>
 <script>
 function follow() {
   login.hidden = true; form.hidden = false
   const source = new EventSource("/events/")
   source.onopen = () => state.textContent = "connected"
-  source.onerror = () => state.textContent = source.readyState == 2 ? "refused" : "reconnecting"
+  source.onerror = () => state.textContent = source.readyState == 2 ? "logged out" : "reconnecting"
+  source.addEventListener("livepush.refused", event => state.textContent = JSON.parse(event.data).detail)
   source.onmessage = event => {
     const {user, text} = JSON.parse(event.data)
     const line = document.createElement("li")
@@ -108,11 +114,12 @@ login.onsubmit = async event => {
   event.preventDefault()
   if ((await post("/login", Object.fromEntries(new FormData(login)))).ok) follow()
 }
-form.onsubmit = event => {
+form.onsubmit = async event => {
   event.preventDefault()
-  post("/messages", {text: text.value})
-  text.value = ""
+  if ((await post("/messages", {text: text.value})).ok) text.value = ""
 }
+leave.onclick = () => post("/logout")
+fetch("/user").then(answer => { if (answer.ok) follow() })  // logged in before
 </script>"""
 
 

@@ -9,7 +9,7 @@ app.mount("/events", push)
 
 PAGE = """<!doctype html><title>Board</title>
 <form id=form><input id=text autofocus><button>send</button></form>
-<ul id=board></ul>
+<p id=state></p><ul id=board></ul>
 <script>
 const source = new EventSource("/events/")
 source.onmessage = event => {
@@ -17,6 +17,7 @@ source.onmessage = event => {
   line.textContent = JSON.parse(event.data).text
   board.append(line)
 }
+source.addEventListener("livepush.gap", () => state.textContent = "some messages are missing")
 form.onsubmit = event => {
   event.preventDefault()
   fetch("/messages", {method: "POST", body: text.value})

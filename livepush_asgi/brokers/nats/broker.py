@@ -6,6 +6,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from ...runtime.event_loop import asyncio_loop
+from ...wire.event import payload_bytes
 from .. import Subscription
 from ..timeouts import BrokerTimeouts
 from .connection import Connection
@@ -56,7 +57,7 @@ class NatsBroker:
         Raises BrokerUnavailableError if the server is away or refuses. The payload was then sent once or not
         at all.
         """
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        data = payload_bytes(payload)
         try:
             await self._connect().exchange(Call(subject_of(self._prefix, channel), data))
         except FAILURES as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...settings import value_or_default
 from ...wire.cursor import Position
+from ...wire.event import payload_bytes
 from .. import READ_BYTES, Page
 from ..history import History
 from ..timeouts import BrokerTimeouts
@@ -68,7 +69,7 @@ class JetStreamBroker(NatsBroker):
 
         Raises BrokerUnavailableError if the server is away or refuses.
         """
-        await self.append(channel, payload.encode() if isinstance(payload, str) else bytes(payload))
+        await self.append(channel, payload_bytes(payload))
         return 0
 
     async def append(

@@ -13,8 +13,6 @@
 local REMEMBER_CALL = 300000
 -- The most events that are examined in order to drop them. The next call continues.
 local MAX_EXAMINED = 50
--- How many ancestors a log remembers, so that many restarts of the server do not make long heads.
-local MAX_ANCESTORS = 8
 
 local channel, fresh, call, check = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 local FIRST_EVENT = 5
@@ -31,17 +29,8 @@ end
 local info = redis.pcall('INFO', 'replication')
 if is_new then
   begin(fresh, info)
--- Nearly always it is the same, and a search is cheaper than to parse the text.
-elseif type(info) ~= 'string' or not string.find(info, 'master_replid:' .. run .. '\r', 1, true) then
-  local current, followed = running(info)
-  local doubt = string.match(followed, '[^0]') and '!' or ''
-  local older, count = {epoch .. '.' .. whole(last) .. doubt}, 1
-  for ancestor in string.gmatch(ancestors, '[^,]+') do
-    if count < MAX_ANCESTORS then
-      older[#older + 1], count = ancestor, count + 1
-    end
-  end
-  epoch, run, ancestors = fresh, current, table.concat(older, ',')
+elseif is_another_run(info) then
+  begin_epoch(fresh, info)
 end
 
 local function is_last(position)
@@ -59,7 +48,7 @@ local function is_last(position)
   return false
 end
 
-local lacking = lacks('SET', head) or lacks(VERB, channel) or (AGE and lacks('PEXPIRE', log))
+local lacking = lacks('SET', head) or lacks(VERB, channel) or lacks(AGE and 'PEXPIRE' or 'PERSIST', log)
 if check or is_new then
   lacking = lacking or lacks('UNLINK', log) or lacks('XADD', log)
 end
@@ -109,6 +98,9 @@ end
 save()
 if AGE then
   redis.call('PEXPIRE', log, AGE)
+else
+  -- A publisher whose History has an age may have set one.
+  redis.call('PERSIST', log)
 end
 reply = table.concat(reply, ' ')
 if call ~= '' then

@@ -19,10 +19,16 @@
 -- the offsets of lost events would be given to other events. A restart that lost nothing begins a new epoch
 -- too, at no cost: no position is beyond the noted offset.
 --
--- A new master cannot know which writes did not reach it, so the log cannot tell whether events are missing.
--- The server then has a second replication id, that of the master it followed; a server that starts from its
--- append-only file has none. If there is a second one, the end of the old epoch is doubtful: each client that
--- reads past it is told of a gap.
+-- In two cases the log cannot tell whether events are missing, and the end of the old epoch is doubtful: each
+-- client that reads past it is told of a gap. A read begins a new epoch then, too, so that clients are told
+-- before there is another event.
+-- A new master cannot know which writes did not reach it. It has a second replication id, that of the master it
+-- followed; a server that has started from a file has none.
+-- A server without an append-only file has started from a snapshot, which may be hours old. INFO is asked for
+-- that only when the replication id has changed.
+
+-- How many ancestors a log remembers, so that many restarts of the server do not make long heads.
+local MAX_ANCESTORS = 8
 
 -- A server before 7.0 has no sharded pub/sub, and may replicate a script as text, so that a replica would read
 -- another time. It has no REDIS_VERSION_NUM either.
@@ -62,17 +68,42 @@ local function lacks(verb, name)
   end
 end
 
--- Returns the replication ids in the text of INFO, of this server and of the master that it followed.
-local function running(info)
-  local current = type(info) == 'string' and string.match(info, 'master_replid:(%w+)')
-  if not current then
-    error({err = 'NOPERM no permission for INFO, which has the master_replid [+info]'})
+-- Returns a field in the text of INFO, or nil if the server does not have it.
+local function field(info, name)
+  if type(info) ~= 'string' then
+    error({err = 'NOPERM no permission for INFO, which has the ' .. name .. ' [+info]'})
   end
-  return current, string.match(info, 'master_replid2:(%w*)') or ''
+  return string.match(info, name .. ':(%w+)')
+end
+local function running(info)
+  return field(info, 'master_replid') or error({err = 'ERR this server has no replication id'})
 end
 
 local function begin(fresh, info)
   epoch, last, total, base, since, run, ancestors = fresh, 0, 0, 0, now, running(info), ''
+end
+
+-- Returns whether the server has another replication id than the log.
+local function is_another_run(info)
+  -- Nearly always it is the same, and a search is cheaper than to parse the text.
+  return type(info) ~= 'string' or not string.find(info, 'master_replid:' .. run .. '\r', 1, true)
+end
+
+-- Returns whether the end of the log may be lost, if the server has another replication id than the log.
+local function is_doubtful(info)
+  local followed = field(info, 'master_replid2') or ''
+  return string.match(followed, '[^0]') or field(redis.pcall('INFO', 'persistence'), 'aof_enabled') ~= '1'
+end
+
+local function begin_epoch(fresh, info)
+  local current, doubt = running(info), is_doubtful(info) and '!' or ''
+  local older, count = {epoch .. '.' .. whole(last) .. doubt}, 1
+  for ancestor in string.gmatch(ancestors, '[^,]+') do
+    if count < MAX_ANCESTORS then
+      older[#older + 1], count = ancestor, count + 1
+    end
+  end
+  epoch, run, ancestors = fresh, current, table.concat(older, ',')
 end
 
 -- A full server refuses only the first write of a script, and never an UNLINK. So a new head is written first.

@@ -14,8 +14,10 @@ from ...wire.event import POSITION_MARK
 from .. import Page, Record
 from ..history import History
 from .connection import Reply
-from .script import Script
+from .script import Script, tag_of
 
+#: What the keys of logs begin with, unless a broker is given another prefix.
+KEY_PREFIX = "livepush:log:"
 # Bounds of one call, which keeps the server busy for some 2 ms.
 MAX_EVENTS = 200
 MAX_BYTES = 256 * 1024
@@ -24,6 +26,11 @@ MAX_BYTES = 256 * 1024
 # where events have no age.
 _LEAST_KEEP = 600_000
 _LEAST_REMEMBER, _ENDLESS_REMEMBER = 300_000, 86_400_000
+
+
+def log_key(prefix: str, channel: str) -> str:
+    """Return the key of a channel's log. The key of its head is the same with `:head` behind it."""
+    return f"{prefix}{{{tag_of(channel)}}}"
 
 
 def log_scripts(history: History, verb: str) -> tuple[Script, Script]:

@@ -3,6 +3,7 @@
 from redis.asyncio import Redis
 
 from ...settings import value_or_default
+from ...wire.event import payload_bytes
 from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, pool_of, unavailable
 from .listening import ListeningBroker
@@ -38,7 +39,9 @@ class RedisBroker(ListeningBroker):
         at all, and the caller decides whether to publish it again.
         """
         try:
-            listening = await self._pipeline.submit(b"PUBLISH", self._live_name(channel), payload)
+            listening = await self._pipeline.submit(
+                b"PUBLISH", self._live_name(channel), payload_bytes(payload)
+            )
         except FAILURES as error:
             raise unavailable("publish", self._pool, error, channel) from error
         assert isinstance(listening, int)

@@ -12,9 +12,17 @@ if ARGV[4] == '1' then
     return redis.error_reply(lacking)
   end
 end
+local info = redis.pcall('INFO', 'replication')
 if is_new then
-  begin(ARGV[3], redis.pcall('INFO', 'replication'))
+  begin(ARGV[3], info)
   save(true)
+elseif is_another_run(info) and is_doubtful(info) then
+  local old_epoch, old_ancestors = epoch, ancestors
+  begin_epoch(ARGV[3], info)
+  if not pcall(save) then
+    -- A full server takes no new head. The log can be read all the same.
+    epoch, ancestors = old_epoch, old_ancestors
+  end
 elseif trim(MAX_EXAMINED) then
   save()
 elseif last == 0 or KEEP then

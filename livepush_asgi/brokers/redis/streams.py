@@ -8,12 +8,13 @@ from redis.asyncio import Redis, RedisCluster
 from ...runtime.event_loop import asyncio_loop
 from ...settings import value_or_default
 from ...wire.cursor import Position, new_epoch
+from ...wire.event import payload_bytes
 from .. import READ_BYTES, Page
 from ..history import History
 from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, Argument, pool_of, unavailable
 from .listening import ListeningBroker
-from .log import Added, Append, AppendQueue, log_scripts, page_of
+from .log import KEY_PREFIX, Added, Append, AppendQueue, log_key, log_scripts, page_of
 from .script import Call, OneServer, tag_of
 from .slot_router import SlotRouter
 
@@ -51,7 +52,7 @@ class RedisStreamsBroker(ListeningBroker):
         redis: Redis | RedisCluster,
         *,
         history: History | None = None,
-        key_prefix: str = "livepush:log:",
+        key_prefix: str = KEY_PREFIX,
         timeouts: BrokerTimeouts | None = None,
     ) -> None:
         timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
@@ -82,7 +83,7 @@ class RedisStreamsBroker(ListeningBroker):
         Raises BrokerUnavailableError if the server is away or refuses. The payload was then appended once or
         not at all, and the caller decides whether to publish it again.
         """
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        data = payload_bytes(payload)
         return (await self._append(channel, data)).receivers
 
     async def append(
@@ -115,7 +116,7 @@ class RedisStreamsBroker(ListeningBroker):
         return tag_of(channel) if self._server.verb == "SPUBLISH" else super()._live_name(channel)
 
     def _key(self, channel: str) -> str:
-        return f"{self._prefix}{{{tag_of(channel)}}}"
+        return log_key(self._prefix, channel)
 
     async def _append(
         self, channel: str, payload: bytes, key: str | None = None, expected: Position | None = None

@@ -146,7 +146,12 @@ class _Examination:
         self._tls = tls
         self._plan = first_plan(question)
         self._encodings = ENCODINGS
-        self.found = Evidence(first=Observation(plan=self._plan), origin=question.origin, idle=question.idle)
+        self.found = Evidence(
+            first=Observation(plan=self._plan),
+            origin=question.origin,
+            has_cookie=any(name.lower() == "cookie" for name, _ in question.headers),
+            idle=question.idle,
+        )
 
     async def probe(self) -> None:
         """Ask for a probe until it can be read, and again after a hold, until events come in time."""

@@ -3,6 +3,7 @@
 `TEXTS` has the words of every finding. `Diagnosis` decides which of them are true.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partialmethod
@@ -20,7 +21,7 @@ from .observation import (
     is_held,
     json_object,
 )
-from .proxies import Proxy, Remedy, proxies_of, remedies_for, timing_under
+from .proxies import Proxy, Remedy, limit_over, proxies_of, remedies_for, timing_under
 
 # The outcomes in one word; the exit status is the index.
 OUTCOMES = ("healthy", "fault", "unexamined")
@@ -32,7 +33,8 @@ CORKED = 0.35
 SLOW_START = 2.0
 
 UNPROBED = "Without a probe the pace of the events is unknown."
-ENABLE = f"{UNPROBED} To allow probes: LivePush(..., probe=lambda request: ...)."
+GIVE = "give what LivePush(..., probe=...) asks for with -H, such as -H 'X-Probe: ...'."
+BUSY = "others run, ask again in a while."
 # The words of each finding, by its code. They may name the `evidence`, and its `first`, `latest` and `shown`
 # observation.
 TEXTS = {
@@ -57,13 +59,17 @@ TEXTS = {
     "refused-softly": "The application refuses ({said[reason]}, status {said[status]}), and EventSource will"
     " come back.",
     "wrong-type": "The content type is {kind}, not text/event-stream: EventSource stops for good.{page}",
-    "cors": "A page of {evidence.origin} may not read it: Access-Control-Allow-Origin has to be that origin,"
-    " and {given}. In the application: LivePush(..., cors=Cors({{{evidence.origin!r}}})).",
+    "cors": "A page of {evidence.origin} may not read it: {needed}, and {given}. In the application:"
+    " LivePush(..., cors=Cors({{{evidence.origin!r}}}{credentials})).",
     "cors-allowed": "Pages of {evidence.origin} may read it, {how} cookies.",
     # A stream that is no probe.
     "unreadable": "The stream cannot be read: {shown.unreadable}",
-    "probe-refused": f"A stream comes, and a probe is refused. {ENABLE}",
-    "no-probe": f"A stream comes, and probes are not enabled. {ENABLE}",
+    "probe-refused": f"A stream comes, and a probe is refused: {{advice}} {UNPROBED}",
+    "no-probe": f"A stream comes, and no probe. {UNPROBED} Either the application does not allow probes, with"
+    " LivePush(..., probe=lambda request: ...), or a route serves this stream. Routes answer no probes:"
+    " examine a mounted LivePush behind the same proxies.",
+    "restart": "A proxy answers for the application, of which no process listens, and has clients come back"
+    " after a while. Ask again when the application runs.",
     "no-livepush": f"A stream comes, with no sign of LivePush. {UNPROBED}",
     "nothing-came": "The head of an event stream came, and no byte in {shown.ended_at:.0f} s after it. A"
     " stream of LivePush begins at once: a proxy holds it back, or it is another application's.",
@@ -153,12 +159,15 @@ class Diagnosis:
 
     findings: list[Finding]
     proxies: tuple[Proxy, ...]
+    #: The `--idle` that would cover the silences of the application, in seconds; None if they were examined.
+    unexamined_silence: float | None
 
     def __init__(self, evidence: Evidence) -> None:
         self.findings = []
         self.proxies = proxies_of(evidence.first, vite=evidence.vite)
         self._evidence = evidence
         self._first, self._latest, self._shown = evidence.first, evidence.latest, evidence.shown
+        self.unexamined_silence = self._unexamined_silence()
         self._judge()
         order = list(Severity)
         self.findings.sort(key=lambda finding: order.index(finding.severity))
@@ -247,6 +256,8 @@ class Diagnosis:
             "EventSource stops for good at any status but 200.",
             f"Retry-After: {answer.get('retry-after')}." if answer.get("retry-after") else "",
         ]
+        if self._evidence.only_probe_refused and self._first.answer is not None:
+            words.append(f"A probe is refused as well, with {self._first.answer.status}: {GIVE}")
         self.unexamined("refused", words=" ".join(filter(None, words)))
 
     def _judge_type(self, answer: Answer) -> None:
@@ -261,11 +272,21 @@ class Diagnosis:
         origin, allowed = self._evidence.origin, answer.get("access-control-allow-origin")
         if origin is None:
             return
-        if allowed not in (origin, "*"):
-            self.fault("cors", given=f"it is {allowed}" if allowed else "there is none")
-            return
         cookies = answer.get("access-control-allow-credentials") == "true" and allowed == origin
-        self.note("cors-allowed", how="with" if cookies else "without")
+        needed, given = "Access-Control-Allow-Origin has to be that origin", allowed
+        if allowed == origin and self._evidence.has_cookie:
+            needed = "with cookies Access-Control-Allow-Credentials has to be true"
+            given = answer.get("access-control-allow-credentials")
+        if cookies or (allowed in (origin, "*") and not self._evidence.has_cookie):
+            self.note("cors-allowed", how="with" if cookies else "without")
+            return
+        credentials = ", credentials=True" if self._evidence.has_cookie else ""
+        self.fault(
+            "cors",
+            needed=needed,
+            given=f"it is {given}" if given else "there is none",
+            credentials=credentials,
+        )
 
     def _judge_unprobed(self) -> None:
         shown, others = self._shown, dict(self._shown.others)
@@ -276,7 +297,11 @@ class Diagnosis:
         elif shown.unreadable:
             self.unexamined("unreadable")
         elif self._evidence.ordinary is not None:
-            self.unexamined("probe-refused")
+            answer = self._first.answer
+            busy = answer is not None and answer.status == 429
+            self.unexamined("probe-refused", advice=BUSY if busy else GIVE)
+        elif not others and re.fullmatch(rb"retry:\s*\d+\s*", shown.body):
+            self.unexamined("restart")
         elif "livepush.open" in others:
             self.unexamined("no-probe")
         elif shown.bytes_at:
@@ -322,11 +347,13 @@ class Diagnosis:
         """Say that the stream is compressed, if that delays nothing."""
         first, unread = self._first, self._evidence.unread_encoding
         if unread is not None:
-            self.warning("compressed", how=f" ({unread}), which the doctor cannot read: measured without.")
+            how, add = f" ({unread}), which the doctor cannot read: measured without.", ""
         elif first.compression is not None and first.is_stream and not self._evidence.held:
-            how = FLUSHED if first.series else "Whether that holds events back is unknown."
+            how = FORBIDDEN + (FLUSHED if first.series else "Whether that holds events back is unknown.")
             add = LARGE_STARTS if first.series and self._evidence.large_starts_compressed else ""
-            self.warning("compressed", add=add, how=f"{FORBIDDEN}{how}")
+        else:
+            return
+        self.warning("compressed", *remedies_for("compressed", self.proxies), add=add, how=how)
 
     def _judge_headers(self, answer: Answer) -> None:
         """Say which header fields of a stream of this package did not come through unchanged."""
@@ -341,7 +368,8 @@ class Diagnosis:
             self.note("header-taken")
 
     def _judge_end(self) -> None:
-        first, evidence, idle = self._first, self._evidence, remedies_for("idle", self.proxies)
+        first, evidence = self._first, self._evidence
+        idle = remedies_for("idle", self.proxies, limit_over(first.seen.heartbeat, first.silence))
         how, steady = "closed" if first.end is End.CLOSED else "broken off", evidence.steady
         if first.end is End.DRAIN:
             self.unexamined("drain")
@@ -353,5 +381,10 @@ class Diagnosis:
         elif first.cut:
             lifetime = timing_under("max_lifetime", 0.9 * first.ended_at)
             self.fault("cut-off", lifetime, *remedies_for("limit", self.proxies), how=how)
-        elif evidence.idle < first.seen.heartbeat and not evidence.held:
-            self.note("silence", longer=first.seen.heartbeat * 1.2)
+        elif self.unexamined_silence is not None:
+            self.note("silence", longer=self.unexamined_silence)
+
+    def _unexamined_silence(self) -> float | None:
+        heartbeat, evidence = self._first.seen.heartbeat, self._evidence
+        survived = self._first.end is End.COMPLETE and not evidence.held
+        return heartbeat * 1.2 if survived and evidence.idle < heartbeat else None

@@ -225,6 +225,7 @@ class Evidence:
     large_starts_compressed: bool = False  # whether it is compressed only if its first piece is large
     vite: bool = False  # whether Vite's development server answers at the same origin
     origin: str | None = None
+    has_cookie: bool = False  # whether a cookie went along, as from a page with `withCredentials: true`
     idle: float = 0.0
 
     @property
@@ -234,8 +235,14 @@ class Evidence:
 
     @property
     def shown(self) -> Observation:
-        """The observation that the report is about: the ordinary stream if only the probe was refused."""
-        return self.ordinary if self.ordinary is not None and self.ordinary.is_stream else self.first
+        """The observation that the report is about: the ordinary one if only the probe was refused."""
+        return self.ordinary if self.ordinary is not None and self.only_probe_refused else self.first
+
+    @property
+    def only_probe_refused(self) -> bool:
+        """Whether the answer was another one without the probe."""
+        asked, ordinary = self.first.answer, self.ordinary.answer if self.ordinary is not None else None
+        return asked is not None and ordinary is not None and asked.status != ordinary.status
 
     @property
     def held(self) -> bool:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from .observation import Observation
 
@@ -91,17 +92,17 @@ REMEDIES = {
         "Express": remedy(NODE, "compression({ filter: request => !request.path.startsWith('/events') })"),
     },
     "idle": {
-        "nginx": remedy(NGINX, "proxy_read_timeout 1h;"),
-        "HAProxy": remedy(HAPROXY, "timeout client 1h", "timeout server 1h"),
+        "nginx": remedy(NGINX, "proxy_read_timeout {limit}s;"),
+        "HAProxy": remedy(HAPROXY, "timeout client {limit}s", "timeout server {limit}s"),
         "Caddy": remedy("Caddy, in reverse_proxy", "transport http {", "    read_timeout 0", "}"),
-        "Apache": remedy("Apache", f"{APACHE_PASS} timeout=3600"),
+        "Apache": remedy("Apache", f"{APACHE_PASS} timeout={{limit}}"),
         "Envoy": remedy("Envoy, in the route", "timeout: 0s", "idle_timeout: 0s"),
-        "Traefik": remedy("Traefik", "--entryPoints.web.transport.respondingTimeouts.idleTimeout=1h"),
-        "Varnish": remedy("Varnish", "-p between_bytes_timeout=3600 -p send_timeout=3600"),
+        "Traefik": remedy("Traefik", "--entryPoints.web.transport.respondingTimeouts.idleTimeout={limit}s"),
+        "Varnish": remedy("Varnish", "-p between_bytes_timeout={limit} -p send_timeout={limit}"),
         "AWS ALB": remedy(
             "AWS",
             "aws elbv2 modify-load-balancer-attributes --load-balancer-arn ARN \\",
-            "    --attributes Key=idle_timeout.timeout_seconds,Value=3600",
+            "    --attributes Key=idle_timeout.timeout_seconds,Value={limit}",
         ),
         "Google Cloud": GOOGLE,
         "Vite": remedy("Vite, in server.proxy['/events']", "timeout: 0,", "proxyTimeout: 0,"),
@@ -124,14 +125,30 @@ BY_APPLICATION = remedy(
 )
 
 
-def remedies_for(kind: str, proxies: Sequence[Proxy]) -> tuple[Remedy, ...]:
-    """Return the remedies for a kind of fault: `buffered`, `corked`, `compressed`, `idle` or `limit`."""
+def remedies_for(kind: str, proxies: Sequence[Proxy], limit: int = 0) -> tuple[Remedy, ...]:
+    """Return the remedies for a kind of fault: `buffered`, `corked`, `compressed`, `idle` or `limit`.
+
+    Those for `idle` set a limit of this many seconds.
+    """
     table = REMEDIES[kind]
+    if kind == "idle":
+        lines = {
+            name: [line.replace("{limit}", str(limit)) for line in each.lines] for name, each in table.items()
+        }
+        table = {name: remedy(each.where, *lines[name]) for name, each in table.items()}
     named = [proxy.name for proxy in proxies if proxy.name != UNKNOWN]
     if named:
         return tuple(table[name] for name in named if name in table)
     found = [Remedy(f"if it is {table[name].where}", table[name].lines) for name in GUESSES[kind].split()]
     return (*found, BY_APPLICATION) if kind == "compressed" else tuple(found)
+
+
+def limit_over(heartbeat: float, cut_after: float) -> int:
+    """Return an idle time-out in seconds, by far longer than the heartbeat and the silence that was cut.
+
+    It is that of the configurations in docs/guides/deploy.md for the heartbeat of 15 s.
+    """
+    return 60 * ceil(max(4 * heartbeat, 2 * cut_after, 60) / 60)
 
 
 def timing_under(setting: str, seconds: float) -> Remedy:

@@ -12,6 +12,7 @@ WIDTH = 96
 LABELS = {Severity.FAULT: "FAULT", Severity.OPEN: "UNKNOWN"}
 # By the exit status.
 VERDICTS = ("Healthy: events come through as they are sent.", "Not healthy.", "Not examined to the end.")
+EXCEPT = "Healthy, but silences longer than {idle:g} s were not examined: --idle {longer:.0f}"
 INDENT = " " * 9
 
 
@@ -19,7 +20,7 @@ def as_text(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
     """Return the report as lines of plain text."""
     findings = [line for finding in diagnosis.findings for line in _lines(finding)]
     head = _head(url, evidence, diagnosis)
-    return "\n".join([*head, "", *findings, "", VERDICTS[diagnosis.status]])
+    return "\n".join([*head, "", *findings, "", _verdict(evidence, diagnosis)])
 
 
 def as_json(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
@@ -55,6 +56,13 @@ def as_json(url: str, evidence: Evidence, diagnosis: Diagnosis) -> str:
         else None,
     }
     return json.dumps(report, indent=2, ensure_ascii=False)
+
+
+def _verdict(evidence: Evidence, diagnosis: Diagnosis) -> str:
+    longer = diagnosis.unexamined_silence
+    if diagnosis.status == 0 and longer is not None:
+        return EXCEPT.format(idle=evidence.idle, longer=longer)
+    return VERDICTS[diagnosis.status]
 
 
 def _head(url: str, evidence: Evidence, diagnosis: Diagnosis) -> Iterator[str]:

@@ -56,7 +56,7 @@ class SlotCap(BaseSlotCap):
     is open; the slots of a process that crashed are free after `ttl`. `ttl_seconds` is another name for
     `ttl`, which is 60 if neither is given. A server that lost its data gets the leases again at the next
     renewal. With `on_full="replace_oldest"` a new stream is always let in, and the oldest stream of the key
-    ends.
+    ends. Its page has to close it, see `MemorySlotCap`.
 
     `on_error` says what happens when a key cannot be counted, because its server is away or because the
     server refuses that one key (it holds another type, the user has no permission for it). With `"open"`
