@@ -97,7 +97,9 @@ class Pool:
             async with asyncio.timeout(timeout), self._acquired(timeout) as connection:
                 return await connection.fetch(query, *arguments, timeout=timeout)
         except TimeoutError as error:
-            raise error if str(error) else no_answer(timeout) from error
+            if str(error):
+                raise
+            raise no_answer(timeout) from error
         finally:
             self._users -= 1
             self.note_use()
