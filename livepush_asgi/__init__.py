@@ -77,6 +77,7 @@ from .wire.reasons import EndReason, GapReason, RefusalCause
 
 if TYPE_CHECKING:
     from .brokers.nats import JetStreamBroker, NatsBroker
+    from .brokers.postgres import PostgresBroker
     from .brokers.redis import RedisBroker, RedisStreamsBroker
     from .http.publish.jwt import jwt_publish
     from .slots.redis import SlotCap
@@ -153,12 +154,19 @@ _LAZY = {
     "JetStreamBroker": ".brokers.nats",
     "MockBroker": ".testing.mock",
     "NatsBroker": ".brokers.nats",
+    "PostgresBroker": ".brokers.postgres",
     "RedisBroker": ".brokers.redis",
     "RedisStreamsBroker": ".brokers.redis",
     "SlotCap": ".slots.redis",
     "jwt_publish": ".http.publish.jwt",
 }
-_LIBRARIES = {"redis": "redis-py", "nats": "nats-py", "jwt": "PyJWT"}
+# The package that each library of an adapter is in, and the extra that installs it.
+_LIBRARIES = {
+    "redis": ("redis-py", "redis"),
+    "nats": ("nats-py", "nats"),
+    "asyncpg": ("asyncpg", "postgres"),
+    "jwt": ("PyJWT", "jwt"),
+}
 
 # `from livepush_asgi import *` and `help` take the names that can be loaded here.
 if TYPE_CHECKING:
@@ -166,13 +174,14 @@ if TYPE_CHECKING:
         "JetStreamBroker",
         "MockBroker",
         "NatsBroker",
+        "PostgresBroker",
         "RedisBroker",
         "RedisStreamsBroker",
         "SlotCap",
         "jwt_publish",
     ]
 else:
-    _missing = {name for name in _LIBRARIES if find_spec(name) is None}
+    _missing = {extra for name, (_, extra) in _LIBRARIES.items() if find_spec(name) is None}
     __all__ += [name for name, room in _LAZY.items() if room.rpartition(".")[2] not in _missing]
 
 
@@ -184,12 +193,10 @@ def __getattr__(name: str) -> object:
     try:
         value: object = getattr(import_module(_LAZY[name], __name__), name)
     except ModuleNotFoundError as error:
-        extra = error.name or ""
-        if extra not in _LIBRARIES:
+        if error.name not in _LIBRARIES:
             raise
-        raise ImportError(
-            f"{name} needs {_LIBRARIES[extra]}: pip install 'livepush_asgi[{extra}]'"
-        ) from error
+        library, extra = _LIBRARIES[error.name]
+        raise ImportError(f"{name} needs {library}: pip install 'livepush_asgi[{extra}]'") from error
     globals()[name] = value
     return value
 

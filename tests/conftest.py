@@ -18,6 +18,7 @@ from trio.testing import MockClock
 from . import event_loops
 from .chromium import Browser, chromium
 from .nats_server import NatsProcess
+from .postgres_server import PostgresProcess
 from .programs import EVERYTHING, need
 from .selection import marks_of
 from .valkey import ValkeyProcess
@@ -168,6 +169,13 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsProces
 def own_nats(tmp_path: Path) -> Iterator[NatsProcess]:
     """A running server that the test may kill, stop and configure."""
     with NatsProcess(tmp_path / "nats", jetstream=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresProcess]:
+    """A running PostgreSQL, for tests that leave it running; other tests have left events in it."""
+    with PostgresProcess() as server:
         yield server
 
 

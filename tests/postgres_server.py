@@ -31,15 +31,16 @@ fsync = off
 class PostgresProcess:
     """One server. As a context manager it runs inside the block; its port stays the same throughout.
 
-    What it has written survives `kill`: `fsync` is for machines that lose their power. PostgreSQL refuses to
-    run for root, so there it runs for another user, who gets a copy of its programs that he can reach.
+    `data` has what it has written. That survives `kill`: `fsync` is for machines that lose their power.
+    PostgreSQL refuses to run for root, so there it runs for another user, who gets a copy of its programs
+    that he can reach.
     """
 
     def __init__(self) -> None:
         self.port = free_port()
         # Not tmp_path: another user cannot reach that.
         self.directory = Path(tempfile.mkdtemp(prefix="postgres-"))
-        self._data = self.directory / "data"
+        self.data = self.directory / "data"
         self._log = self.directory / "log"
         self._user = pwd.getpwnam(USER) if os.geteuid() == 0 else None
         self._process: psutil.Popen | None = None
@@ -72,7 +73,7 @@ class PostgresProcess:
         """Start, and return when connections are taken."""
         assert self._process is None
         with self._log.open("ab") as log:
-            self._process = self._popen("postgres", "-D", str(self._data), output=log)
+            self._process = self._popen("postgres", "-D", str(self.data), output=log)
         deadline = time.monotonic() + TIMEOUT
         while not self._is_ready(self._process.pid):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -106,11 +107,27 @@ class PostgresProcess:
         """Let it go on where it was paused (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
+    def follow(self, primary: "PostgresProcess") -> None:
+        """Become the standby of a running server. This one has ended, and loses its data."""
+        assert self._process is None
+        shutil.rmtree(self.data)
+        self.run("pg_basebackup", "--checkpoint=fast", "-R", "-D", str(self.data), "-d", primary.dsn)
+        with (self.data / "postgresql.conf").open("a") as configuration:
+            configuration.write(SETTINGS.format(port=self.port))
+
     def lose_data(self) -> None:
         """Forget what a server that has ended has written down."""
         assert self._process is None
-        shutil.rmtree(self._data)
+        shutil.rmtree(self.data)
         self._initialize()
+
+    def run(self, program: str, *options: str, input: bytes = b"") -> bytes:
+        """Run a program of PostgreSQL, and return what it writes."""
+        process = self._popen(program, *options, output=subprocess.PIPE, input=subprocess.PIPE)
+        said, _ = process.communicate(input, timeout=TIMEOUT)
+        if process.returncode:
+            raise RuntimeError(f"{program} failed:\n{said.decode()}")
+        return bytes(said)
 
     def _prepare(self) -> None:
         self._programs = _wheel() / "bin"
@@ -121,18 +138,20 @@ class PostgresProcess:
 
     def _initialize(self) -> None:
         options = ["-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
-        process = self._popen("initdb", "-D", str(self._data), *options, output=subprocess.PIPE)
+        process = self._popen("initdb", "-D", str(self.data), *options, output=subprocess.PIPE)
         said, _ = process.communicate(timeout=TIMEOUT)
         if process.returncode:
             raise RuntimeError("no database could be made:\n" + said.decode())
-        with (self._data / "postgresql.conf").open("a") as configuration:
+        with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write(SETTINGS.format(port=self.port))
 
-    def _popen(self, program: str, *options: str, output: int | IO[bytes]) -> psutil.Popen:
+    def _popen(
+        self, program: str, *options: str, output: int | IO[bytes], input: int = subprocess.DEVNULL
+    ) -> psutil.Popen:
         user = self._user
         return psutil.Popen(
             [self._programs / program, *options],
-            stdin=subprocess.DEVNULL,
+            stdin=input,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=self.directory,
@@ -152,11 +171,11 @@ class PostgresProcess:
 
     def _is_ready(self, pid: int) -> bool:
         try:
-            lines = (self._data / "postmaster.pid").read_text().split()
+            lines = (self.data / "postmaster.pid").read_text().split()
         except FileNotFoundError:
             return False
         # Its first line is from before it is ready, and a killed server leaves the file as it was.
-        return lines[:1] == [str(pid)] and lines[-1] == "ready"
+        return lines[:1] == [str(pid)] and lines[-1] in ("ready", "standby")
 
 
 def _lives(process: psutil.Process) -> bool:

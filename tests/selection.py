@@ -5,7 +5,10 @@ import inspect
 import pytest
 
 # Fixtures, helper modules and classes that start a broker or a database from a wheel.
-BROKER_FIXTURES = {"valkey_process", "own_valkey", "valkey_on_disk", "nats_server", "own_nats", "three_nodes"}
+BROKER_FIXTURES = {
+    *("valkey_process", "own_valkey", "valkey_on_disk", "three_nodes"),
+    *("nats_server", "own_nats", "postgres_server"),
+}
 BROKER_HELPERS = {"tests.fault_contract", "tests.postgres_server", "tests.valkey_cluster"}
 BROKERS = {"ValkeyProcess", "NatsProcess"}
 # Fixtures and helper modules that start a proxy, a browser, Node.js or a server other than uvicorn, or that

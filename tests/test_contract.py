@@ -10,12 +10,20 @@ from uuid import uuid4
 import pytest
 
 from examples.custom_broker import FolderBroker
-from livepush_asgi import JetStreamBroker, MemoryBroker, NatsBroker, RedisBroker, RedisStreamsBroker
+from livepush_asgi import (
+    JetStreamBroker,
+    MemoryBroker,
+    NatsBroker,
+    PostgresBroker,
+    RedisBroker,
+    RedisStreamsBroker,
+)
 from livepush_asgi.brokers import Broker, HistoryBroker
 from livepush_asgi.brokers.history import History
 from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBroker
 
 from .nats_server import NatsProcess
+from .postgres_server import PostgresProcess
 from .pull_broker import PullBroker, PullHistoryBroker
 from .typing_api import OwnBroker
 from .valkey import ValkeyProcess
@@ -108,6 +116,19 @@ class TestJetStreamBroker(HistoryBrokerContract):
     @pytest.fixture
     def bounded_broker(self, nats_server: NatsProcess) -> HistoryBroker:
         return JetStreamBroker(nats_server.url, prefix=f"test-{uuid4().hex}", history=TEN)
+
+
+@pytest.mark.real_time
+class TestPostgresBroker(HistoryBrokerContract):
+    @pytest.fixture
+    async def broker(self, postgres_server: PostgresProcess) -> AsyncIterator[HistoryBroker]:
+        async with PostgresBroker(postgres_server.dsn) as broker:
+            yield broker
+
+    @pytest.fixture
+    async def bounded_broker(self, postgres_server: PostgresProcess) -> AsyncIterator[HistoryBroker]:
+        async with PostgresBroker(postgres_server.dsn, history=TEN) as broker:
+            yield broker
 
 
 def test_the_rules_need_no_pytest_and_each_is_written_down() -> None:

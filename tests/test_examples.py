@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from livepush_asgi import DrainPolicy, LivePush, Received, RedisBroker, RedisStreamsBroker, public
@@ -17,13 +18,13 @@ from livepush_asgi.wire.event import from_payload, split_position
 
 from .chromium import Browser
 from .command import complaints
+from .postgres_server import PostgresProcess
 from .serving import REPOSITORY, uvicorn
 from .valkey import ValkeyProcess
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 USED_ELSEWHERE = {
     "custom_broker.py": "test_custom_broker.py",
-    "postgres_broker.py": "test_postgres.py",
     "presence.py": "test_examples.py",
     "quickstart.py": "test_quickstart.py",
     "worker.py": "test_subscriber_servers.py",
@@ -74,6 +75,26 @@ async def test_a_member_who_is_removed_from_a_room_loses_the_stream_and_gets_no_
         assert (await server.open("/rooms/kitchen/events?user=1")).status == 403
         await server.open("/rooms/kitchen", method="POST", body=b"coffee", content_type="text/plain")
         assert (await other.next_event()).data == "coffee"
+
+
+async def test_an_order_and_its_event_are_there_both_or_neither(
+    postgres_server: PostgresProcess, tmp_path: Path
+) -> None:
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE shop")
+    environment = {"DATABASE_URL": postgres_server.dsn.replace("/postgres?", "/shop?")}
+    options = ("--app-dir", "examples")
+    async with uvicorn("postgres_orders:app", tmp_path / "log", *options, environment=environment) as server:
+        stream = await server.open("/events/")
+        await stream.next_event("livepush.open")
+        statuses = [(await server.open("/orders/tea", method="POST")).status for _ in range(4)]
+        assert statuses == [201, 201, 201, 409]
+        assert (await server.open("/orders/coffee", method="POST")).status == 409
+        events = [await stream.next_event() for _ in range(3)]
+        orders = [json.loads(event.data) for event in events]
+        assert orders == [{"order": number, "item": "tea"} for number in (1, 2, 3)]
+        back = await server.open("/events/", last_event_id=events[1].last_event_id)
+        assert json.loads((await back.next_event()).data) == orders[2]
 
 
 async def test_a_generator_answers_one_client_and_is_closed_when_that_leaves(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class Without:
     def __init__(self, finder):
         self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        return None if name in ("nats", "redis") else self.finder.find_spec(name, path, target)
+        return None if name in ("asyncpg", "nats", "redis") else self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = map(Without, sys.meta_path)
 from livepush_asgi import *
@@ -100,17 +100,21 @@ def test_everything_is_imported_and_shown_without_any_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["RedisBroker", "RedisStreamsBroker", "SlotCap", "NatsBroker", "JetStreamBroker"]
+    ("name", "library", "package", "extra"),
+    [
+        ("RedisBroker", "redis", "redis-py", "redis"),
+        ("RedisStreamsBroker", "redis", "redis-py", "redis"),
+        ("SlotCap", "redis", "redis-py", "redis"),
+        ("NatsBroker", "nats", "nats-py", "nats"),
+        ("JetStreamBroker", "nats", "nats-py", "nats"),
+        ("PostgresBroker", "asyncpg", "asyncpg", "postgres"),
+        ("jwt_publish", "jwt", "PyJWT", "jwt"),
+    ],
 )
-def test_a_name_whose_library_is_missing_says_what_to_install(name: str) -> None:
-    library = "nats" if name in ("NatsBroker", "JetStreamBroker") else "redis"
+def test_a_name_whose_library_is_missing_says_what_to_install(
+    name: str, library: str, package: str, extra: str
+) -> None:
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT, library, name], capture_output=True, text=True, cwd=REPOSITORY
     )
-    assert f"ImportError: {name} needs {library}-py: pip install 'livepush_asgi[{library}]'" in run.stderr
-
-
-def test_jwt_publish_says_what_to_install() -> None:
-    command = [sys.executable, "-c", WITHOUT, "jwt", "jwt_publish"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert "ImportError: jwt_publish needs PyJWT: pip install 'livepush_asgi[jwt]'" in run.stderr
+    assert f"ImportError: {name} needs {package}: pip install 'livepush_asgi[{extra}]'" in run.stderr

@@ -74,5 +74,5 @@ def test_each_note_is_used_and_names_tests_and_nothing_else() -> None:
 
 def test_the_rules_are_run_over_every_broker_of_the_table() -> None:
     brokers = [broker for cell in HEADER for broker in re.findall(r"`(\w+)`", cell)]
-    assert len(brokers) == 5
+    assert len(brokers) == 6
     assert [broker for broker in brokers if not has("tests/test_contract.py", [f"Test{broker}"])] == []

@@ -38,13 +38,9 @@ def test_both_commands_do_all_of_their_own_set_up() -> None:
     assert (REPOSITORY / ".ci" / "run").read_text().endswith(f"\n{tests.strip()} --everything\n")
 
 
-# A broker with history is no application: it has to do what the package's own have to.
-LONGER = {"postgres_broker.py": 185}
-
-
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_at_most_sixty_lines(name: str) -> None:
-    assert len(EXAMPLES[name].splitlines()) <= LONGER.get(name, 60)
+    assert len(EXAMPLES[name].splitlines()) <= 60
 
 
 def test_the_list_of_rooms_for_contributors_is_that_of_the_package() -> None:

@@ -16,6 +16,7 @@ from livepush_asgi import (
     JetStreamBroker,
     LivePush,
     NatsBroker,
+    PostgresBroker,
     Publisher,
     RedisBroker,
     RedisStreamsBroker,
@@ -26,6 +27,7 @@ from livepush_asgi.brokers import Broker, Subscription
 from livepush_asgi.testing import Client, Stream
 
 from .nats_server import NatsProcess
+from .postgres_server import PostgresProcess
 from .valkey import ValkeyProcess, until
 
 MakeBroker = Callable[[AsyncExitStack], Broker]
@@ -33,7 +35,9 @@ MakeBroker = Callable[[AsyncExitStack], Broker]
 pytestmark = pytest.mark.real_time
 
 
-@pytest.fixture(params=["redis", "redis streams", "nats", "jetstream"])
+@pytest.fixture(
+    params=["redis", "redis streams", "nats", "jetstream", pytest.param("postgres", marks=pytest.mark.slow)]
+)
 def make_broker(request: pytest.FixtureRequest) -> MakeBroker:
     kind = request.param
     prefix = f"r{time.monotonic_ns()}"
@@ -44,6 +48,13 @@ def make_broker(request: pytest.FixtureRequest) -> MakeBroker:
             redis = valkey.client()
             stack.push_async_callback(redis.aclose)
             return RedisBroker(redis) if kind == "redis" else RedisStreamsBroker(redis)
+    elif kind == "postgres":
+        postgres: PostgresProcess = request.getfixturevalue("postgres_server")
+
+        def make(stack: AsyncExitStack) -> Broker:
+            broker = PostgresBroker(postgres.dsn, prefix=prefix)
+            stack.push_async_callback(broker.aclose)
+            return broker
     else:
         nats: NatsProcess = request.getfixturevalue("nats_server")
 

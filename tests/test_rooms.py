@@ -162,8 +162,8 @@ def test_the_map_of_the_package_has_every_room_from_top_to_bottom() -> None:
 
 def test_importing_the_package_imports_no_extra() -> None:
     extras = (
-        "redis nats starlette fastapi django quart litestar typer rich psutil uvicorn trio httpx pytest "
-        "asgiref asgi_lifespan jwt aiokafka"
+        "redis nats asyncpg psycopg starlette fastapi django quart litestar typer rich psutil uvicorn trio "
+        "httpx pytest asgiref asgi_lifespan jwt aiokafka"
     )
     program = (
         "import sys, livepush_asgi\n"

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from livepush_asgi import JetStreamBroker, LivePush, RedisStreamsBroker, Refusal
+from livepush_asgi import JetStreamBroker, LivePush, PostgresBroker, RedisStreamsBroker, Refusal
 
 from .nats_server import NatsProcess
+from .postgres_server import PostgresProcess
 from .serving import Serving, uvicorn
 from .storm import FULL, HEARTBEAT, SMALL, Publish, storm
 from .test_uvicorn import APP, publish
@@ -37,13 +38,13 @@ def nobody(request: object) -> Refusal:
     return Refusal(404)
 
 
-async def die(server: ValkeyProcess | NatsProcess) -> None:
+async def die(server: ValkeyProcess | NatsProcess | PostgresProcess) -> None:
     server.kill()
     await asyncio.sleep(OUTAGE)
     server.start()
 
 
-async def pause(server: ValkeyProcess | NatsProcess) -> None:
+async def pause(server: ValkeyProcess | NatsProcess | PostgresProcess) -> None:
     server.pause()
     await asyncio.sleep(PAUSE)
     server.resume()
@@ -151,3 +152,32 @@ async def test_over_jetstream_the_server_is_killed(own_nats: NatsProcess, tmp_pa
 async def test_over_jetstream_the_server_is_paused(own_nats: NatsProcess, tmp_path: Path) -> None:
     async with over_jetstream(own_nats, tmp_path / "log") as (server, publish_to):
         await storm(server, publish_to, SMALL, lambda: pause(own_nats))
+
+
+# Over PostgreSQL, by two workers.
+
+
+@asynccontextmanager
+async def over_postgres(postgres: PostgresProcess, log: Path) -> AsyncIterator[tuple[Serving, Publish]]:
+    environment = {**COMMON, "POSTGRES_URL": postgres.dsn}
+    async with (
+        uvicorn(APP, log, "--workers", "2", environment=environment) as server,
+        PostgresBroker(postgres.dsn) as broker,
+    ):
+        push = LivePush(broker, nobody)
+
+        async def publish_to(channel: str, data: str) -> None:
+            await push.publish(channel, data, idempotency_key=data, retry_for=60)
+
+        yield server, publish_to
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresProcess]:
+    with PostgresProcess() as server:
+        yield server
+
+
+async def test_over_postgres_the_server_is_killed(postgres: PostgresProcess, tmp_path: Path) -> None:
+    async with over_postgres(postgres, tmp_path / "log") as (server, publish_to):
+        await storm(server, publish_to, SMALL, lambda: die(postgres))

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, assert_type
 
+import asyncpg
+import psycopg
 from asgiref.sync import async_to_sync, sync_to_async
 from fastapi import FastAPI
 from fastapi import Request as FastAPIRequest
@@ -60,6 +62,7 @@ from livepush_asgi import (
     Page,
     Position,
     PositionConflictError,
+    PostgresBroker,
     ProcessFullError,
     Publisher,
     PublishGrant,
@@ -170,6 +173,9 @@ def make(redis: "Redis") -> LivePush:
         RedisStreamsBroker(redis, history=History()),
         NatsBroker("nats://127.0.0.1:4222", timeouts=BrokerTimeouts(), linger=10),
         JetStreamBroker(["nats://127.0.0.1:4222"], history=History()),
+        PostgresBroker(
+            "postgresql://localhost/name", history=History(), prefix="app.livepush", max_connections=4
+        ),
         MockBroker(limit=10),
         OwnBroker(),
     ]
@@ -195,6 +201,21 @@ def make(redis: "Redis") -> LivePush:
 
 def told_of_open(grant: Grant) -> None:
     assert_type(grant.slot_key, str | None)
+
+
+async def publish_in_transactions(
+    push: LivePush,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    asynchronous: "psycopg.AsyncConnection[tuple[str]]",
+    synchronous: "psycopg.Connection[tuple[str]]",
+) -> None:
+    async with connection.transaction():
+        assert_type(await push.publish_in(connection, "news", {"a": 1}, event="e", idempotency_key="k"), str)
+    assert_type(await push.publish_in(asynchronous, "news", 1, expected_position=Position("a", 1)), str)
+    async with asynchronous.cursor() as cursor:
+        assert_type(await push.publish_in(cursor, "news", 1), str)
+    assert_type(push.publish_in(synchronous, "news", 1, id=7), str)
+    assert_type(push.publish_in(synchronous.cursor(), "news", 1), str)
 
 
 async def subscribe(push: LivePush) -> None:

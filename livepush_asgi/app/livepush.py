@@ -2,16 +2,17 @@
 
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from threading import Lock, get_ident
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from weakref import WeakSet
 
 import anyio.to_thread
 
 from ..brokers import Broker, HistoryBroker
+from ..brokers.transaction import AsyncConnection, Connection, SyncConnection, SyncCursor
 from ..errors import NotRunningError
 from ..grant import Authorize, Grant, Replay, StreamRequest, check_channel
 from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, Refused, refused_for
@@ -46,7 +47,7 @@ from .arguments import (
 )
 from .namespace import broker_in, slots_in
 from .publisher import Publisher
-from .publishing import prepare, publish, publish_job, publish_with_retries
+from .publishing import prepare, publish, publish_in, publish_job, publish_with_retries
 from .subscriber import Subscriber
 
 logger = logging.getLogger("livepush_asgi")
@@ -293,6 +294,65 @@ class LivePush:
             return None
         return self._call_from_thread(function)
 
+    @overload
+    def publish_in(
+        self,
+        connection: AsyncConnection,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
+        expected_position: Position | str | None = None,
+    ) -> Awaitable[str]: ...
+
+    @overload
+    def publish_in(
+        self,
+        connection: SyncConnection | SyncCursor,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
+        expected_position: Position | str | None = None,
+    ) -> str: ...
+
+    def publish_in(
+        self,
+        connection: Connection,
+        channel: str,
+        data: object,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
+        expected_position: Position | str | None = None,
+    ) -> str | Awaitable[str]:
+        """Publish one event in a transaction of the application: it exists if and only if that commits.
+
+        For PostgresBroker. `connection` leads to the database of the broker: a connection of asyncpg, a
+        connection or cursor of psycopg, or Django's `connection`. With an asynchronous one write `await`;
+        with another the call needs no event loop and returns the event id. It may come from any thread, and
+        before this LivePush was started. The other arguments are those of `publish`.
+
+        Streams get the event after the commit. Until then other publishers of the channel wait, so publish
+        late in the transaction, and to several channels in the same order everywhere. `statistics()` does not
+        count the event.
+
+        Raises RuntimeError if the connection is in no transaction, TypeError for another broker or object,
+        what `publish` raises for its arguments, and the errors of the driver.
+        """
+        publication = prepare(
+            channel, data, event, id, retry, idempotency_key, expected_position, self.encode
+        )
+        return publish_in(self.broker, connection, publication)
+
     async def publish_job(
         self,
         channel: str,
@@ -320,7 +380,7 @@ class LivePush:
         if not isinstance(self.broker, HistoryBroker):
             raise TypeError(
                 f"{type(self.broker).__name__} keeps no history, so no client could resume the job; "
-                "MemoryBroker, RedisStreamsBroker and JetStreamBroker keep one"
+                "MemoryBroker, RedisStreamsBroker, JetStreamBroker and PostgresBroker keep one"
             )
         check_channel(channel)
         return await publish_job(

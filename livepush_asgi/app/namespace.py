@@ -5,10 +5,11 @@ application and the clients use the names without prefix.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from ..brokers import READ_BYTES, Broker, HistoryBroker, Page, Subscription
+from ..brokers.transaction import Connection, TransactionBroker
 from ..errors import CapExceededError, PositionConflictError
 from ..slots import Lease, Slots
 from ..wire.cursor import Position
@@ -16,6 +17,7 @@ from ..wire.event import RESERVED_PREFIX
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Broker)
+H = TypeVar("H", bound=HistoryBroker)
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -38,6 +40,8 @@ def broker_in(broker: Broker, namespace: str | None) -> Broker:
     check_namespace(namespace)
     if namespace is None:
         return broker
+    if isinstance(broker, TransactionBroker):
+        return _TransactionBrokerInNamespace(broker, namespace)
     if isinstance(broker, HistoryBroker):
         return _HistoryBrokerInNamespace(broker, namespace)
     return _BrokerInNamespace(broker, namespace)
@@ -73,7 +77,7 @@ class _BrokerInNamespace(_Wrapper[B]):
         return f"{self._namespace}:{channel}"
 
 
-class _HistoryBrokerInNamespace(_BrokerInNamespace[HistoryBroker]):
+class _HistoryBrokerInNamespace(_BrokerInNamespace[H]):
     async def append(
         self,
         channel: str,
@@ -94,6 +98,36 @@ class _HistoryBrokerInNamespace(_BrokerInNamespace[HistoryBroker]):
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         return await self._wrapped.read(self._name(channel), after, limit, max_bytes=max_bytes)
+
+
+class _TransactionBrokerInNamespace(_HistoryBrokerInNamespace[TransactionBroker]):
+    def append_in(
+        self,
+        connection: Connection,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected_position: Position | None = None,
+    ) -> Position | Awaitable[Position]:
+        try:
+            position: Position | Awaitable[Position] = self._wrapped.append_in(
+                connection,
+                self._name(channel),
+                payload,
+                idempotency_key=idempotency_key,
+                expected_position=expected_position,
+            )
+        except PositionConflictError as error:
+            raise PositionConflictError(channel, error.last) from error
+        return position if isinstance(position, Position) else _with_channel(channel, position)
+
+
+async def _with_channel(channel: str, appending: Awaitable[Position]) -> Position:
+    try:
+        return await appending
+    except PositionConflictError as error:
+        raise PositionConflictError(channel, error.last) from error
 
 
 class _Key(str):

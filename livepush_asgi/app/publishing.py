@@ -10,6 +10,7 @@ import anyio
 
 from ..brokers import Broker, HistoryBroker
 from ..brokers.backoff import retry_unavailable
+from ..brokers.transaction import Connection, TransactionBroker
 from ..errors import PositionConflictError
 from ..grant import check_channel
 from ..wire.cursor import Position, event_id
@@ -79,6 +80,29 @@ async def publish(broker: Broker, publication: Publication) -> str | None:
 async def publish_with_retries(broker: Broker, publication: Publication, retry_for: float) -> str | None:
     """Publish, retry for `retry_for` seconds while the broker is unavailable, and return the event id."""
     return await retry_unavailable(partial(publish, broker, publication), retry_for)
+
+
+def publish_in(broker: Broker, connection: Connection, publication: Publication) -> str | Awaitable[str]:
+    """Publish in the transaction of a connection. Return the event id, or an awaitable of it.
+
+    Raises TypeError if the logs of the broker take part in no transaction.
+    """
+    if not isinstance(broker, TransactionBroker):
+        raise TypeError(
+            f"{type(broker).__name__} takes part in no transaction of a database: PostgresBroker does"
+        )
+    channel, payload, own_id, idempotency_key, expected_position = publication
+    position: Position | Awaitable[Position] = broker.append_in(
+        connection, channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+    )
+    if isinstance(position, Position):
+        return own_id or event_id(channel, position)
+    return _id_of(channel, own_id, position)
+
+
+async def _id_of(channel: str, own_id: str | None, appending: Awaitable[Position]) -> str:
+    position = await appending
+    return own_id or event_id(channel, position)
 
 
 def _keeps_history(broker: Broker) -> TypeGuard[HistoryBroker]:

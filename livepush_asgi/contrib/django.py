@@ -22,15 +22,17 @@ try:
     from django.contrib.auth import get_user
     from django.core import mail
     from django.core.exceptions import ImproperlyConfigured
-    from django.db import close_old_connections, connections
+    from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
     from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 except ModuleNotFoundError as error:
     raise ImportError("this needs Django: pip install 'livepush_asgi[django]'") from error
 
 from ..app.generator import SourceTerms, open_source
+from ..app.livepush import LivePush
 from ..app.service import refusal_headers
 from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..runtime.asgi import Scope
+from ..wire.cursor import Position
 from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route, refusal_text
 
 if TYPE_CHECKING:
@@ -266,6 +268,48 @@ def needs_asgi(request: HttpRequest) -> HttpResponseBase:
         f"no LivePushMiddleware has answered {request.path!r}: put it around get_asgi_application() in "
         "asgi.py, with this path, and serve that application"
     )
+
+
+def publish_in_atomic(
+    push: LivePush,
+    channel: str,
+    data: object,
+    *,
+    event: str | None = None,
+    id: str | int | None = None,
+    retry: int | None = None,
+    idempotency_key: str | None = None,
+    expected_position: Position | str | None = None,
+    using: str = DEFAULT_DB_ALIAS,
+) -> str:
+    """Publish one event in the transaction of a synchronous view, with PostgresBroker; return its event id.
+
+        with transaction.atomic():
+            order = Order.objects.create(...)
+            publish_in_atomic(push, f"user:{order.user_id}", {"order": order.pk})
+
+    The event exists if and only if the block commits: there is no `on_commit` that a crash could swallow.
+    `using` is the alias of the database, which has to be that of the broker. The other arguments are those of
+    LivePush.publish. Raises ImproperlyConfigured if the database is not PostgreSQL, and what
+    LivePush.publish_in raises: RuntimeError outside of a transaction, for example.
+    """
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        raise ImproperlyConfigured(
+            f"the database {using!r} is {connection.vendor}, and the events of PostgresBroker are in "
+            "PostgreSQL: name the alias of its database with using=..."
+        )
+    published: str = push.publish_in(
+        connection,
+        channel,
+        data,
+        event=event,
+        id=id,
+        retry=retry,
+        idempotency_key=idempotency_key,
+        expected_position=expected_position,
+    )
+    return published
 
 
 async def event_stream_response(

@@ -44,6 +44,10 @@ elif url := setting("NATS_URL"):
     from livepush_asgi import JetStreamBroker, NatsBroker
 
     broker = NatsBroker(url) if setting("WITHOUT_HISTORY") else JetStreamBroker(url)
+elif url := setting("POSTGRES_URL"):
+    from livepush_asgi import PostgresBroker
+
+    broker = PostgresBroker(url)
 
 
 def authorize(request: StreamRequest) -> Grant:
