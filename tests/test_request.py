@@ -199,7 +199,9 @@ def test_a_grant_of_nothing_is_a_mistake(channels: Any) -> None:
 
 @pytest.mark.parametrize("channels", [None, 7])
 def test_a_grant_of_what_are_no_names_says_what_it_takes(channels: Any) -> None:
-    with pytest.raises(TypeError, match=f"channels is the name of a channel, or several names, not {channels}"):
+    with pytest.raises(
+        TypeError, match=f"channels is the name of a channel, or several names, not {channels}"
+    ):
         Grant(channels=channels)
 
 

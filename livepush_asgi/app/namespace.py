@@ -5,7 +5,7 @@ application and the clients use the names without prefix.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from ..brokers import READ_BYTES, Broker, HistoryBroker, Page, Subscription
@@ -94,6 +94,14 @@ class _HistoryBrokerInNamespace(_BrokerInNamespace[HistoryBroker]):
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         return await self._wrapped.read(self._name(channel), after, limit, max_bytes=max_bytes)
+
+    @property
+    def event_age(self) -> Callable[[str, Position], Awaitable[float | None]] | None:
+        """The `event_age` of the wrapped broker, or None if it has none."""
+        event_age = getattr(self._wrapped, "event_age", None)
+        if event_age is None:
+            return None
+        return lambda channel, position: event_age(self._name(channel), position)
 
 
 class _Key(str):

@@ -152,6 +152,7 @@ class Endpoint:
         """
         if run is None:
             raise NotRunningError(NOT_RUNNING)
+        requested_at = run.scheduler.now()
         run.admit()
         try:
             if not run.arrivals.proceeds():
@@ -171,6 +172,7 @@ class Endpoint:
                         request=request,
                         authorize=authorize,
                         receive=receive,
+                        requested_at=requested_at,
                     )
                 except GrantRevokedError:
                     if not attempts_left:
