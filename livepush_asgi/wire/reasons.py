@@ -85,9 +85,9 @@ class PublishFailure(StrEnum):
     UNAVAILABLE = "unavailable"
     #: The log does not end at `expected_position`.
     CONFLICT = "conflict"
-    #: An argument is wrong: the channel, the data, or one that needs a broker with history.
+    #: An argument is wrong: the channel, data that cannot be encoded, or one that needs history.
     INVALID = "invalid"
-    #: `encode` or the broker raised another error.
+    #: The broker raised another error.
     ERROR = "error"
 
 
