@@ -22,7 +22,7 @@ class Histogram:
     __slots__ = ("_bounds", "_counts", "_sum", "also")
 
     def __init__(self, *bounds: float) -> None:
-        self._bounds = bounds
+        self._bounds = tuple(map(float, bounds))
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
         #: Called with each value too. They return at once and do not raise.
