@@ -71,8 +71,8 @@ class Clients:
         return sum(stream.received for stream in self.all)
 
 
-async def scrape(server: Serving) -> Samples:
-    answer = await server.open("/metrics")
+async def scrape(server: Serving, path: str = "/metrics") -> Samples:
+    answer = await server.open(path)
     page = (await answer.read_chunks()).decode()
     answer.abort()
     return sampled(classic(page))
@@ -195,6 +195,19 @@ async def test_a_worker_that_is_killed_and_those_that_stop(valkey: ValkeyProcess
     assert total(samples, "livepush_streams") == 0
     assert total(samples, "livepush_healthy") == 1
     assert total(samples, "livepush_streams_ended_total", reason="drain") == left + 1
+
+
+async def test_the_application_of_the_page(valkey: ValkeyProcess, tmp_path: Path) -> None:
+    directory = tmp_path / "prometheus"
+    directory.mkdir()
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(directory), "LIVEPUSH_REDIS": valkey.url}
+    options = ("--app-dir", "docs/snippets/operate", "--workers", "2")
+    async with uvicorn("workers:app", tmp_path / "log", *options, environment=environment) as server:
+        for _ in range(4):
+            await (await server.open("/events/")).next_event("livepush.open")
+        async with asyncio.timeout(10):
+            while total(await scrape(server, "/metrics/"), "livepush_streams") != 4:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
 
 async def ends_soon(stream: WireStream) -> bool:

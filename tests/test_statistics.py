@@ -381,14 +381,14 @@ class FailingObserver(Observer):
 async def test_what_an_observer_raises_affects_no_stream(caplog: pytest.LogCaptureFixture) -> None:
     observer = FailingObserver()
     push = LivePush(MemoryBroker(), public("news"), drain=DRAIN)
-    push.observe(observer)
+    push._observe(observer)
     async with push.lifespan(), Client(push) as client:
         async with client.open("/") as stream:
             await push.publish("news", "hello")
             assert (await stream.next_event()).data == "hello"
             await let_pass(10)
         with pytest.raises(RuntimeError, match="before it starts"):
-            push.observe(Observer())
+            push._observe(Observer())
     assert Counter(observer.calls)["opened"] == Counter(observer.calls)["ended"] == 1
     assert 10 <= Counter(observer.calls)["sample"] <= 13
     assert observer.calls[-1] == "sample"

@@ -383,7 +383,7 @@ class LivePush:
             broker_reconnects=self._run.broker_reconnects if self._run else 0,
         )
 
-    def observe(self, observer: Observer) -> None:
+    def _observe(self, observer: Observer) -> None:
         """Add an observer. `livepush_asgi.contrib.prometheus` and `.opentelemetry` do it.
 
         Raises RuntimeError if this LivePush has started already.

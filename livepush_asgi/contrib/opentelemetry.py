@@ -43,7 +43,7 @@ def instrument(
     tracer = trace.get_tracer(_SCOPE, __version__, tracer_provider)
     meter = metrics.get_meter(_SCOPE, __version__, meter_provider)
     observer = _Observer(tracer)
-    push.observe(observer)
+    push._observe(observer)
     readings = _Readings(push)
     for series in SERIES:
         name = _name_of(series)

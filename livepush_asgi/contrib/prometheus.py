@@ -76,7 +76,7 @@ def instrument(push: LivePush, interval: float = 1.0, *, registry: CollectorRegi
         )
     if _written:
         raise ValueError("another LivePush of this process is instrumented: its series have the same names")
-    push.observe(_Writer(push, directory, interval))
+    push._observe(_Writer(push, directory, interval))
     _written.append(push)
 
 

@@ -7,7 +7,7 @@ from ..wire.reasons import EndReason
 
 
 class Observer:
-    """Base class of what `LivePush.observe` takes. Each method does nothing unless a subclass overrides it.
+    """Base class of what `LivePush._observe` takes. Each method does nothing unless a subclass overrides it.
 
     The methods are called in the event loop and return at once. What they raise is logged and affects no
     stream; what `publishing` raises, `publish` raises.
