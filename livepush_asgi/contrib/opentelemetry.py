@@ -133,7 +133,7 @@ class _Observer(Observer):
             "livepush open",
             start_time=now - round(seconds * 1e9),
             attributes={
-                "livepush.resume": stream.outcome.value,
+                "livepush.resume": str(stream.outcome),
                 "livepush.channels": len(stream.grant.channel_names),
             },
         )

@@ -106,12 +106,12 @@ class Counters:
             0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
         )
 
-    def stream_ended(self, reason: EndReason, seconds: float, outcome: OpenOutcome) -> None:
+    def stream_ended(self, reason: EndReason, seconds: float, *, opened: bool) -> None:
         """Count the end of a stream."""
         self.ended[reason] += 1
         self.stream_durations[reason].add(seconds)
-        if outcome is OpenOutcome.UNOPENED:
-            self.streams.outcomes[outcome] += 1
+        if not opened:
+            self.streams.unopened += 1
 
     def publish_failed(self, error: Exception) -> None:
         """Count a publish that has raised."""
@@ -155,7 +155,7 @@ class Counters:
             draining=draining,
             outbox_bytes=outbox_bytes,
             opened=self.opened,
-            opened_by_resume=_by_name(OpenOutcome, self.streams.outcomes),
+            opened_by_resume={outcome.value: getattr(self.streams, outcome.value) for outcome in OpenOutcome},
             ended=_by_name(EndReason, self.ended),
             stream_duration_seconds={
                 reason.value: histogram.data() for reason, histogram in self.stream_durations.items()

@@ -26,6 +26,9 @@ from .snapshot import State
 
 logger = logging.getLogger("livepush_asgi")
 
+# To look up a member of an enum is slow in Python 3.11.
+_FRESH = OpenOutcome.FRESH
+
 Work = Callable[[], Awaitable[None]]
 
 
@@ -214,11 +217,16 @@ class Composer:
         return True
 
     def _count_opening(self, resumed: bool) -> None:
-        if resumed:
+        counts = self._context.counts
+        if not self._resuming:
+            self.outcome = _FRESH
+            counts.fresh += 1
+        elif resumed:
             self.outcome = OpenOutcome.RESUMED
+            counts.resumed += 1
         else:
-            self.outcome = OpenOutcome.GAP if self._resuming else OpenOutcome.FRESH
-        self._context.counts.outcomes[self.outcome] += 1
+            self.outcome = OpenOutcome.GAP
+            counts.gap += 1
 
     def _end_at_gap(self) -> bytes:
         """End the stream, because its client does not accept a gap event. Return the id that follows the gap.

@@ -319,9 +319,9 @@ class Stream:
             context.on_response(self, seconds)
 
     @property
-    def outcome(self) -> OpenOutcome:
-        """How it has opened."""
-        return self._composer.outcome or OpenOutcome.UNOPENED
+    def outcome(self) -> OpenOutcome | None:
+        """How it has opened, None if it has not."""
+        return self._composer.outcome
 
     @property
     def waiting_bytes(self) -> int:
