@@ -24,6 +24,7 @@ from livepush_asgi.testing import Client
 
 from .nats_server import NatsProcess
 from .valkey import ValkeyProcess, until
+from .valkey_cluster import ValkeyCluster
 
 pytestmark = pytest.mark.real_time
 
@@ -67,6 +68,18 @@ async def test_how_old_an_event_is(make: Make) -> None:
         assert await broker.event_age("nobody's", Position("any", 1)) is None
 
 
+@pytest.mark.slow
+async def test_how_old_an_event_of_a_cluster_is(cluster: ValkeyCluster) -> None:
+    async with cluster.client() as client:
+        broker = RedisStreamsBroker(client)
+        for channel in ("a", "b", "c", "d{e}"):
+            position = await broker.append(channel, b"x")
+            age = await broker.event_age(channel, position)
+            assert age is not None
+            assert 0 <= age < 1
+        await broker.aclose()
+
+
 @pytest.mark.parametrize("namespace", [None, "staging"])
 async def test_the_lag_of_live_events(make: Make, namespace: str | None) -> None:
     async with make() as broker:
@@ -94,6 +107,7 @@ async def test_reconnects_to_redis(own_valkey: ValkeyProcess, kind: type[RedisBr
         await broker.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [NatsBroker, JetStreamBroker])
 async def test_reconnects_to_nats(own_nats: NatsProcess, kind: type[NatsBroker]) -> None:
     broker = kind(own_nats.url, linger=0.1)

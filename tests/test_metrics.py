@@ -195,6 +195,7 @@ async def test_instrument_without_workers_is_a_collector() -> None:
 MISTAKES = {
     "a collector": ("import prometheus_client", "collector(push)", "call instrument"),
     "no directory": ("", "os.rmdir(directory); instrument(push)", "make it first"),
+    "no interval": ("", "instrument(push, 0)", "above 0"),
     "a second LivePush": ("", "instrument(push); instrument(other)", "another LivePush"),
     "too late": (
         "del os.environ[name]; import prometheus_client",

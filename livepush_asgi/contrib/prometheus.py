@@ -60,9 +60,12 @@ def instrument(push: LivePush, interval: float = 1.0, *, registry: CollectorRegi
     `livepush_healthy` it gives 0 if one worker is unhealthy. Gauges of a worker that was killed go when
     another worker has noticed it, within `interval` seconds.
 
-    Raises ValueError if the directory does not exist or another LivePush of the process writes there, and
-    RuntimeError if the variable was set after prometheus_client had been imported, or if `push` has started.
+    Raises ValueError if the directory does not exist, another LivePush of the process writes there, or
+    `interval` is not above 0. Raises RuntimeError if the variable was set after prometheus_client had been
+    imported, or if `push` has started.
     """
+    if not interval > 0:
+        raise ValueError(f"interval is a number of seconds above 0, not {interval!r}")
     directory = _directory()
     if directory is None:
         registry.register(_Collector(push))
