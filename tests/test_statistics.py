@@ -199,7 +199,7 @@ async def test_bytes_and_events_are_those_that_clients_got() -> None:
     async with push.lifespan(), Client(push) as client, AsyncExitStack() as stack:
         queries = ["c=a", "c=a", "c=b", "c=a&c=b"]
         streams = [await stack.enter_async_context(client.open("/", query=query)) for query in queries]
-        for number in range(60):
+        for number in range(50):
             await push.publish("ab"[number % 2], {"n": number})
             if number % 7 == 0:
                 await let_pass(11)
