@@ -8,6 +8,7 @@ An event is delivered in order, or the client is told that it was not.
 The rooms, from the top to the bottom. A room imports only rooms below it; `tests/test_rooms.py` holds that.
 
     contrib/, cli/, testing/   one file per framework; the command `livepush`; help for tests of applications
+    metrics/    the series for Prometheus and OpenTelemetry, and their text without a library
     app/        LivePush, its middleware, SSEStreamService, Subscriber, Publisher, responses from generators
     http/       one request: authorize, the answer, the ASGI messages of a stream
     process/    one process: start, signals and drain, revocation in every process, statistics, hooks

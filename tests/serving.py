@@ -139,6 +139,8 @@ class WireStream:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.ended = False
+        #: How many bytes of the body have come.
+        self.received = 0
         #: Every event so far, the component's own among them.
         self.events: list[ParsedEvent] = []
 
@@ -194,7 +196,15 @@ class WireStream:
         """Return the body of an answer with a length."""
         return await self._reader.readexactly(int(self.headers.get("content-length", "0")))
 
+    async def read_chunks(self) -> bytes:
+        """Return the body of an answer without a length."""
+        body = b""
+        while chunk := await self._read_chunk():
+            body += chunk
+        return body
+
     def _take(self, chunk: bytes) -> None:
+        self.received += len(chunk)
         events = self._parser.feed(chunk)
         self.events += events
         self._waiting += events

@@ -25,7 +25,8 @@ ARROWS = {
     "http": "process stream grant wire runtime errors settings",
     "app": "http process stream slots grant brokers wire runtime errors settings",
     "testing": "app http slots grant brokers wire runtime errors settings",
-    "contrib": "app http grant wire runtime errors",
+    "metrics": "app process runtime",
+    "contrib": "metrics app http process stream grant wire runtime errors",
     "cli": "app http slots grant brokers wire runtime errors settings",
 }
 # Pure functions and values: no event loop, no input or output.
@@ -163,7 +164,7 @@ def test_the_map_of_the_package_has_every_room_from_top_to_bottom() -> None:
 def test_importing_the_package_imports_no_extra() -> None:
     extras = (
         "redis nats asyncpg psycopg starlette fastapi django quart litestar typer rich psutil uvicorn trio "
-        "httpx pytest asgiref asgi_lifespan jwt aiokafka"
+        "httpx pytest asgiref asgi_lifespan jwt aiokafka prometheus_client opentelemetry"
     )
     program = (
         "import sys, livepush_asgi\n"

@@ -3,9 +3,10 @@
 import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from threading import Lock, get_ident
+from time import perf_counter
 from typing import Any, TypeVar, overload
 from weakref import WeakSet
 
@@ -24,6 +25,7 @@ from ..http.publish.endpoint import PublishEndpoint
 from ..http.publish.request import AuthorizePublish
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.hooks import OnEnd, OnOpen, make_hooks
+from ..process.observer import Observer
 from ..process.revocation import Disconnected, Revocation, can_be_revoked
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
@@ -47,7 +49,7 @@ from .arguments import (
 )
 from .namespace import broker_in, slots_in
 from .publisher import Publisher
-from .publishing import prepare, publish, publish_in, publish_job, publish_with_retries
+from .publishing import Publication, prepare, publish, publish_in, publish_job, publish_with_retries
 from .subscriber import Subscriber
 
 logger = logging.getLogger("livepush_asgi")
@@ -144,6 +146,10 @@ class LivePush:
         #: The causes for which a client gets a 200 with a `livepush.refused` event.
         self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
         self._counters = Counters()
+        self._observers: tuple[Observer, ...] = ()
+        self._broker_name = type(broker).__name__
+        # In memory a publish takes microseconds, and reading the clock twice would show.
+        self._times_publishes = not getattr(broker, "in_process", False)
         self._sender = CommandSender()
         self._run: Run | None = None
         # For `publish_sync`, where this LivePush is not started. It has no reference to this object.
@@ -240,15 +246,31 @@ class LivePush:
                 retry_for=retry_for,
             )
             return await run_on(loop, again)
-        publication = prepare(
-            channel, data, event, id, retry, idempotency_key, expected_position, self.encode
-        )
-        if retry_for:
-            sent = await publish_with_retries(self.broker, publication, retry_for)
-        else:
-            sent = await publish(self.broker, publication)
-        self._counters.published += 1
+        counters = self._counters
+        started_at = perf_counter() if self._times_publishes else 0.0
+        try:
+            publication = prepare(
+                channel, data, event, id, retry, idempotency_key, expected_position, self.encode
+            )
+            if self._observers:
+                sent = await self._publish_observed(publication, retry_for)
+            elif retry_for:
+                sent = await publish_with_retries(self.broker, publication, retry_for)
+            else:
+                sent = await publish(self.broker, publication)
+        except Exception as error:
+            counters.publish_failed(error)
+            raise
+        counters.published += 1
+        if self._times_publishes:
+            counters.publish_duration.add(perf_counter() - started_at)
         return sent
+
+    async def _publish_observed(self, publication: Publication, retry_for: float) -> str | None:
+        with ExitStack() as stack:
+            for observer in self._observers:
+                stack.enter_context(observer.publishing(publication[0]))
+            return await publish_with_retries(self.broker, publication, retry_for)
 
     def publish_sync(
         self,
@@ -545,19 +567,34 @@ class LivePush:
         return self._run.listeners(channel) if self._run is not None and self._run.running else 0
 
     def statistics(self) -> Statistics:
-        """Return the current state and the counts of this process."""
+        """Return the current state and the counts of this process. Any thread may call it."""
+        from .. import __version__
+
         run = self._run if self._run is not None and self._run.running else None
-        return Statistics(
+        return self._counters.statistics(
+            version=__version__,
+            broker=self._broker_name,
             streams=len(run.streams) if run else 0,
             channels=run.hub.channels if run else 0,
             healthy=run.hub.healthy if run else True,
             draining=run.draining if run else False,
-            opened=self._counters.opened,
-            ended=self._counters.by_end_reason(),
-            refused=self._counters.by_refusal_cause(),
-            published=self._counters.published,
-            delivered=self._counters.delivered + (run.hub.delivered if run else 0),
+            outbox_bytes=run.outbox_bytes if run else 0,
+            broker_reconnects=self._run.broker_reconnects if self._run else 0,
         )
+
+    def _observe(self, observer: Observer) -> None:
+        """Add an observer. `livepush_asgi.contrib.prometheus` and `.opentelemetry` do it.
+
+        Raises RuntimeError if this LivePush has started already.
+        """
+        if self._run is not None and not self._run.ended:
+            raise RuntimeError(
+                "instrument a LivePush before it starts, where it is made: this one has started already"
+            )
+        self._observers += (observer,)
+        if observer.records:
+            for name, reason, histogram in self._counters.histograms():
+                histogram.also += (partial(observer.recorded, name, reason),)
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
@@ -585,7 +622,8 @@ class LivePush:
                 self._counters,
                 lambda request, authorize: self._endpoint.decide_again(request, run, authorize),
                 inline_send=self._inline_send,
-                hooks=make_hooks(self._on_open, self._on_end),
+                hooks=make_hooks(self._on_open, self._on_end, self._observers),
+                observers=self._observers,
                 encode=self.encode,
             )
             with self._lock:
@@ -700,6 +738,7 @@ class LivePush:
         async with self._counting_refusals() as run:
             check_expiry(grant)
             run.check_replay(grant)
+            requested_at = run.scheduler.now()
             run.admit()
             try:
                 if can_be_revoked(grant):
@@ -711,6 +750,7 @@ class LivePush:
                     control_events=control_events,
                     last_event_id=last_event_id,
                     source=source,
+                    requested_at=requested_at,
                 )
             finally:
                 run.pending -= 1

@@ -99,6 +99,14 @@ class _HistoryBrokerInNamespace(_BrokerInNamespace[H]):
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         return await self._wrapped.read(self._name(channel), after, limit, max_bytes=max_bytes)
 
+    @property
+    def event_age(self) -> Callable[[str, Position], Awaitable[float | None]] | None:
+        """The `event_age` of the wrapped broker, or None if it has none."""
+        event_age = getattr(self._wrapped, "event_age", None)
+        if event_age is None:
+            return None
+        return lambda channel, position: event_age(self._name(channel), position)
+
 
 class _TransactionBrokerInNamespace(_HistoryBrokerInNamespace[TransactionBroker]):
     def append_in(

@@ -153,6 +153,7 @@ class Endpoint:
         """
         if run is None:
             raise NotRunningError(NOT_RUNNING)
+        requested_at = run.scheduler.now()
         run.admit()
         try:
             if not run.arrivals.proceeds():
@@ -172,6 +173,7 @@ class Endpoint:
                         request=request,
                         authorize=authorize,
                         receive=receive,
+                        requested_at=requested_at,
                     )
                 except GrantRevokedError:
                     if not attempts_left:

@@ -17,6 +17,7 @@ from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
 from ..wire.event import RESERVED_PREFIX, split_position
 from ..wire.reasons import GapReason
+from .counts import HubCounts
 from .delivery import Batch, Delivery, Listener, delivery_of
 
 logger = logging.getLogger("livepush_asgi")
@@ -31,6 +32,8 @@ MESSAGES_PER_TURN, BYTES_PER_TURN = 32, 128 * 1024
 # With this many pending deliveries the Coalescer does not wait for the end of the turn: a publisher that
 # blocks the event loop must not fill the memory.
 MAX_PENDING = 256
+# How often the delivery lag of an event is measured, in seconds. It costs the broker a request.
+SAMPLE_INTERVAL = 1.0
 # How long closing a subscription may take, in seconds, if the broker does not answer.
 CLOSE_TIMEOUT = 2.0
 
@@ -42,9 +45,17 @@ class Coalescer:
     the next turn of the loop.
     """
 
-    def __init__(self, call_soon: Callable[[Callable[[], object]], object], now: Callable[[], float]) -> None:
-        #: How many events of the application were added, counted once per listener.
-        self.delivered = 0
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], object]], object],
+        now: Callable[[], float],
+        counts: HubCounts | None = None,
+        sample: Callable[[str, Position, float], object] | None = None,
+    ) -> None:
+        self.counts = counts or HubCounts()
+        # Called with the position of an event and the time of its delivery, now and then.
+        self._sample = sample
+        self._sample_at = -math.inf if sample else math.inf
         self._call_soon = call_soon
         self._now = now
         #: The deliveries that wait for the end of the turn.
@@ -115,6 +126,8 @@ class Coalescer:
         # Raised after all listeners have received their batches.
         failure: BaseException | None = None
         now = self._now()
+        if now >= self._sample_at:
+            self._take_sample(pending, now)
         for channel, deliveries in by_channel.items():
             batch = Batch(deliveries, now)
             for listener in channel.listeners:
@@ -132,6 +145,12 @@ class Coalescer:
                 failure = failure or error
         if failure is not None:
             raise failure
+
+    def _take_sample(self, pending: "list[tuple[Channel, Delivery]]", now: float) -> None:
+        channel, delivery = pending[-1]
+        if self._sample is not None and channel.counted and delivery.position and not delivery.gap:
+            self._sample_at = now + SAMPLE_INTERVAL
+            self._sample(channel.name, delivery.position, now)
 
 
 class Channel:
@@ -321,7 +340,7 @@ class Channel:
             self._deliver_gap(GapReason.BROKER, position)
             return
         if self.counted:
-            self._coalescer.delivered += len(self._listeners)
+            self._coalescer.counts.delivered += len(self._listeners)
             self._coalescer.add(self, delivery)
         else:
             self._coalescer.add_message(self, delivery)

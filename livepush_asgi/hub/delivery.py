@@ -18,14 +18,14 @@ class Delivery(NamedTuple):
 
     A stream on a single channel sends `block`; its id encodes the `position`, if there is one. A stream on
     several channels sends `bare`, the block without this id, with an id of its own. A `gap` is no event: it
-    says that events are missing.
+    says why events are missing.
     """
 
     channel: str
     block: bytes
     position: Position | None = None
     bare: bytes = b""
-    gap: bool = False
+    gap: GapReason | None = None
 
 
 def delivery_of(channel: str, payload: bytes, position: Position | None) -> Delivery:
@@ -40,7 +40,7 @@ def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> 
     """Return the delivery of a gap: events are missing, in a log those up to a position."""
     bare = gap_block(channel, reason)
     block = bare if position is None else gap_block(channel, reason, event_id(channel, position))
-    return Delivery(channel, block, position, bare, gap=True)
+    return Delivery(channel, block, position, bare, gap=reason)
 
 
 class Batch:

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 import anyio
@@ -14,6 +14,7 @@ from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, RESERVED_PREFIX
 from .channel import CLOSE_TIMEOUT, Channel, Coalescer
+from .counts import HubCounts
 from .delivery import Listener
 from .logged_channel import LoggedChannel
 from .shared_reads import SharedReads
@@ -28,12 +29,21 @@ SCAN_INTERVAL = 1.0
 # is promised one subscription per channel; a subscription whose broker does not answer is lost anyway.
 CLOSE_WAIT = CLOSE_TIMEOUT + 1.0
 
+#: `event_age` of a broker.
+EventAge = Callable[[str, Position], Awaitable[float | None]]
+
 
 class Hub:
     """Attaches listeners to channels. A channel without listeners closes after `linger` seconds."""
 
     def __init__(
-        self, broker: Broker, scheduler: Scheduler, tasks: TaskGroup, linger: float, call_in_task: Caller
+        self,
+        broker: Broker,
+        scheduler: Scheduler,
+        tasks: TaskGroup,
+        linger: float,
+        call_in_task: Caller,
+        counts: HubCounts,
     ) -> None:
         self._broker = broker
         # `isinstance` of a protocol costs as much as subscribing a channel in memory.
@@ -45,7 +55,10 @@ class Hub:
         self._tasks = tasks
         self._call_in_task = call_in_task
         self._linger = linger
-        self._coalescer = Coalescer(soon_caller(), scheduler.now)
+        self._counts = counts
+        self._event_age: EventAge | None = getattr(broker, "event_age", None)
+        sample = None if self._event_age is None else self._sample_lag
+        self._coalescer = Coalescer(soon_caller(), scheduler.now, counts, sample)
         self._channels: dict[str, Channel] = {}
         # The closing channels of a name, each with an event that is set when it has closed.
         self._closing: dict[str, dict[Channel, anyio.Event]] = {}
@@ -58,12 +71,8 @@ class Hub:
     @property
     def channels(self) -> int:
         """How many of the application's channels this process is subscribed to."""
-        return sum([channel.counted for channel in self._channels.values()])
-
-    @property
-    def delivered(self) -> int:
-        """How many events were delivered since the start: an event counts once for each stream."""
-        return self._coalescer.delivered
+        # A copy: another thread may ask for it.
+        return sum([channel.counted for channel in list(self._channels.values())])
 
     @property
     def healthy(self) -> bool:
@@ -191,6 +200,29 @@ class Hub:
         # A broker may deliver from a plain callback of the event loop, where anyio starts no task.
         self._call_in_task(partial(self._tasks.start_soon, function))
 
+    def _sample_lag(self, name: str, position: Position, delivered_at: float) -> None:
+        assert self._event_age is not None
+        self._start_task(partial(self._measure_lag, self._event_age, name, position, delivered_at))
+
+    async def _measure_lag(
+        self, event_age: EventAge, name: str, position: Position, delivered_at: float
+    ) -> None:
+        """Measure how long an event took to its delivery.
+
+        The broker's clock says how old the event is now, and the clock of this process how long ago it was
+        delivered. So a difference between the clocks does not matter.
+        """
+        asked_at = self.now()
+        try:
+            age = await event_age(name, position)
+        except Exception as error:
+            # The next sample comes soon, and the broker logs its own failures.
+            logger.debug("the age of an event cannot be read: %s", error)
+            return
+        if age is not None:
+            answered_at = (asked_at + self.now()) / 2
+            self._counts.lag.add(max(0.0, age - (answered_at - delivered_at)))
+
     async def _run_channel(self, channel: Channel, scope: anyio.CancelScope) -> None:
         try:
             with scope:
@@ -232,6 +264,7 @@ class Hub:
             if channel in self._failing:
                 self._failing.discard(channel)
                 if not self._failing:
+                    self._counts.recoveries += 1
                     logger.warning("the broker delivers again")
         elif not channel.closed:
             if not self._failing:

@@ -1,15 +1,15 @@
-"""StreamHooks: calls the application's hooks, and logs the end of each stream if that is asked for."""
+"""StreamHooks: calls the application's hooks and the observers, and logs the end of each stream on demand."""
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..grant import Grant
-from ..runtime.event_loop import now
 from ..runtime.failure_log import FailureLog
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason
+from .observer import Observer
 
 # It gets one line of level INFO for each end, if the application sets its level. An application that sets the
 # level of the root logger to INFO does not ask for a line per client.
@@ -24,24 +24,34 @@ OnEnd = Callable[[Grant, EndReason, float], object]
 
 
 class StreamHooks:
-    """Calls `on_open` and `on_end` for the streams of one run. Whatever a hook raises is logged."""
+    """Calls `on_open`, `on_end` and the observers for the streams of one run. What they raise is logged."""
 
-    def __init__(self, on_open: OnOpen | None, on_end: OnEnd | None) -> None:
+    def __init__(
+        self, on_open: OnOpen | None, on_end: OnEnd | None, observers: Sequence[Observer] = ()
+    ) -> None:
         self._on_open = on_open
         self._on_end = on_end
-        # When each open stream was opened, by the loop's clock.
-        self._opened_at: dict[Stream, float] = {}
+        self._observers = observers
         self._failures = FailureLog()
 
     def opened(self, stream: Stream) -> None:
         """Called when a stream has its slot and is attached to its channels."""
-        self._opened_at[stream] = now()
         if self._on_open is not None:
             self._call("on_open", self._on_open, stream.grant)
 
-    def ended(self, stream: Stream, reason: EndReason) -> None:
-        """Called when a stream has closed."""
-        duration = now() - self._opened_at.pop(stream)
+    def responded(self, stream: Stream, seconds: float) -> None:
+        """Called when the response of a stream starts, so many seconds after its request."""
+        for observer in self._observers:
+            self._call("an observer", observer.opened, stream, seconds)
+
+    def sample(self, observer: Observer) -> None:
+        """Call the `sample` of an observer."""
+        self._call("an observer", observer.sample)
+
+    def ended(self, stream: Stream, reason: EndReason, duration: float) -> None:
+        """Called when a stream has closed that was open for so many seconds."""
+        for observer in self._observers:
+            self._call("an observer", observer.ended, stream, reason, duration)
         grant = stream.grant
         if stream_logger.isEnabledFor(logging.INFO):
             stream_logger.info(
@@ -65,7 +75,9 @@ class StreamHooks:
             self._failures.log(logging.ERROR, "%s raised, and the stream is not affected", name, error=error)
 
 
-def make_hooks(on_open: OnOpen | None, on_end: OnEnd | None) -> StreamHooks | None:
+def make_hooks(
+    on_open: OnOpen | None, on_end: OnEnd | None, observers: Sequence[Observer] = ()
+) -> StreamHooks | None:
     """Return the hooks for a run, or None if nobody wants to know of its streams."""
     wanted = on_open is not None or on_end is not None or stream_logger.isEnabledFor(logging.INFO)
-    return StreamHooks(on_open, on_end) if wanted else None
+    return StreamHooks(on_open, on_end, observers) if wanted or observers else None

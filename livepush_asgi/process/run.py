@@ -3,8 +3,8 @@
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 
 import anyio
 from anyio.abc import TaskGroup
@@ -35,6 +35,7 @@ from ..wire.encode import Encode
 from .arrivals import Arrivals
 from .drain import Drain
 from .hooks import StreamHooks
+from .observer import Observer
 from .open_streams import OpenStreams, Reauthorization, Reauthorize
 from .revoker import Revoker
 from .signals import SignalWatch
@@ -84,6 +85,7 @@ class Run:
         reauthorize: Reauthorize,
         inline_send: bool = True,
         hooks: StreamHooks | None = None,
+        observers: Sequence[Observer] = (),
         encode: Encode | None = None,
     ) -> None:
         self.timing = timing
@@ -111,6 +113,8 @@ class Run:
         self.hub: Hub
         #: The objects that all streams share.
         self.context: StreamContext
+        # The same for the streams that code of this process reads.
+        self._subscriber_context: StreamContext
         #: Where requests wait before `authorize`.
         self.arrivals: Arrivals
         #: Awaits `authorize` and slots for requests.
@@ -131,6 +135,7 @@ class Run:
         self._drain = Drain(drain_policy, self.streams, self.subscribers, self.scheduler, self._signals)
         self._counters = counters
         self._hooks = hooks
+        self._observers = [observer for observer in observers if observer.interval is not None]
         self._started = anyio.Event()
         #: Whether the run has drained and is closing its resources. No task may be started any more.
         self.stopping = False
@@ -178,15 +183,17 @@ class Run:
         authorize: Authorize | None = None,
         receive: Receive | None = None,
         source: AsyncIterator[object] | None = None,
+        requested_at: float | None = None,
     ) -> Stream:
         """Take a slot and return a stream that is attached to its channels. The caller has to close it.
 
         With a `source`, a SourceStream, which closes it; if this raises, the caller has to.
 
-        `decided_at` is the value of `revoker.log.number` before the decision, read after `revoker.listen`
-        returned. A reauthorization uses `request`, and `authorize` of the route if given. Raises
-        CapExceededError, SlotsUnavailableError, NotRunningError, GrantRevokedError if a revocation after
-        `decided_at` matches, and ClientLeftError. If it raises, no slot is taken.
+        `requested_at` is when the request came, by the loop's clock. `decided_at` is the value of
+        `revoker.log.number` before the decision, read after `revoker.listen` returned. A reauthorization uses
+        `request`, and `authorize` of the route if given. Raises CapExceededError, SlotsUnavailableError,
+        NotRunningError, GrantRevokedError if a revocation after `decided_at` matches, and ClientLeftError. If
+        it raises, no slot is taken.
         """
         self._check_admissible(grant, decided_at, request)
         if grant.slot_key is None or self._slots is None:
@@ -208,6 +215,7 @@ class Run:
             if relay.was_replaced:
                 stream.replaced()
         self._open.add(stream, request, authorize)
+        stream.requested_at = requested_at
         self._counters.opened += 1
         if self._hooks is not None:
             self._hooks.opened(stream)
@@ -240,7 +248,9 @@ class Run:
         if self.draining or not self.running:
             raise NotRunningError(NOT_RUNNING)
         self.check_replay(grant)
-        stream = SubscriberStream(self.context, grant, self._subscriber_closed, last_event_id=last_event_id)
+        stream = SubscriberStream(
+            self._subscriber_context, grant, self._subscriber_closed, last_event_id=last_event_id
+        )
         self.subscribers.add(stream)
         return stream
 
@@ -290,11 +300,12 @@ class Run:
 
     def _stream_closed(self, stream: Stream) -> None:
         self._open.discard(stream)
-        assert stream.reason is not None
-        self._counters.ended[stream.reason] += 1
+        reason, seconds = stream.reason, self.scheduler.now() - stream.opened_at
+        assert reason is not None
+        self._counters.stream_ended(reason, seconds, opened=stream.outcome is not None)
         self._drain.stream_closed()
         if self._hooks is not None:
-            self._hooks.ended(stream, stream.reason)
+            self._hooks.ended(stream, reason, seconds)
 
     def _subscriber_closed(self, stream: Stream) -> None:
         self.subscribers.discard(stream)
@@ -325,6 +336,8 @@ class Run:
                     # Without streams too: it confirms revocations, and tells whether it reaches the broker.
                     self.revoker.start_listening()
                 self._started.set()
+                for observer in self._observers:
+                    self._sample(observer)
                 await self._call_functions()
                 # Before the scheduler ends: it bounds how long a generator may take.
                 await wait_all_closed(list(self._sources))
@@ -339,13 +352,39 @@ class Run:
             self._signals.remove()
             await self._clean_up()
             self.running = False
+            for observer in self._observers:
+                self._call_sample(observer)
             self._ended.set()
             self._started.set()
             self._signals.release(ending=True)
 
+    def _sample(self, observer: Observer) -> None:
+        """Call the observer, now and every `interval` seconds."""
+        self._call_sample(observer)
+        assert observer.interval is not None
+        self.scheduler.call_later(observer.interval, self._sample, observer)
+
+    def _call_sample(self, observer: Observer) -> None:
+        assert self._hooks is not None
+        self._hooks.sample(observer)
+
+    @property
+    def outbox_bytes(self) -> int:
+        """How many bytes wait in the outboxes of clients."""
+        # A copy: another thread may ask for it.
+        return sum([stream.waiting_bytes for stream in list(self.streams)])
+
+    @property
+    def broker_reconnects(self) -> int:
+        """How often the broker had a connection again, by its own count or, without one, the hub's."""
+        reconnects: int | None = getattr(self._broker, "reconnects", None)
+        return self._counters.hub.recoveries if reconnects is None else reconnects
+
     def _set_up(self) -> None:
         tasks, broker = self._tasks, self._broker
-        self.hub = Hub(broker, self.scheduler, tasks, self.timing.linger, self.call_threadsafe)
+        self.hub = Hub(
+            broker, self.scheduler, tasks, self.timing.linger, self.call_threadsafe, self._counters.hub
+        )
         self.callbacks = Callbacks(tasks)
         self.arrivals = Arrivals(self.scheduler.now)
         self.context = StreamContext(
@@ -358,8 +397,11 @@ class Run:
             limits=self._limits,
             on_asyncio=on_asyncio(),
             inline_send=self._inline_send,
+            counts=self._counters.streams,
+            on_response=None if self._hooks is None else self._hooks.responded,
             encode=self._encode,
         )
+        self._subscriber_context = replace(self.context, counts=self._counters.subscribers)
         self.revoker = Revoker(
             broker,
             self.hub,
@@ -386,7 +428,6 @@ class Run:
     async def _clean_up(self) -> None:
         self.callbacks.stop()
         self._drain.abort_remaining()
-        self._counters.delivered += self.hub.delivered
         with anyio.move_on_after(CLEANUP_TIMEOUT, shield=True):
             await self.hub.aclose()
             if self._slots is not None:

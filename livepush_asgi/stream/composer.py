@@ -21,7 +21,7 @@ from ..settings import Limits
 from ..wire.control import gap_block, id_block, open_block, retry_line
 from ..wire.cursor import Position, event_id, owed
 from ..wire.event import HEARTBEAT, with_id
-from ..wire.reasons import EndReason, GapReason
+from ..wire.reasons import EndReason, GapReason, OpenOutcome
 from .context import StreamContext
 from .history_reader import HistoryReader
 from .outbox import LatestOutbox, Outbox, OutboxFullError
@@ -30,6 +30,9 @@ from .resumption import Ends, Resumption
 from .snapshot import State
 
 logger = logging.getLogger("livepush_asgi")
+
+# To look up a member of an enum is slow in Python 3.11.
+_FRESH = OpenOutcome.FRESH
 
 Work = Callable[[], Awaitable[None]]
 
@@ -60,7 +63,7 @@ class Composer:
         "_unrecorded",
         "end_reason",
         "heartbeat_due",
-        "opened",
+        "outcome",
         "without_broker",
         "work",
     )
@@ -76,8 +79,8 @@ class Composer:
     ) -> None:
         #: Whether to open even if channels are not subscribed yet.
         self.without_broker = False
-        #: Whether the open event has been composed.
-        self.opened = False
+        #: How the stream has opened: None until the open event has been composed.
+        self.outcome: OpenOutcome | None = None
         self.heartbeat_due = False
         #: Why the stream has to end: a gap cannot be sent without control events, or the snapshot failed.
         self.end_reason: EndReason | None = None
@@ -180,6 +183,7 @@ class Composer:
             if not self._control_events:
                 self._head += self._end_at_gap()
                 return
+            self._context.counts.gaps[reason] += 1
             self._head += gap_block(channel, reason, self._id)
 
     @property
@@ -223,11 +227,11 @@ class Composer:
         ends = hub.catch_up(names)
         gaps = self._with_known_gaps(resumption, self._recovery.start_channels(ends), ends)
         resumed = self._resuming and self._resumable is not False and not gaps
+        self._count_opening(resumed)
         if self._state is not None and not (resumed and self._recovery.has_state):
             self._state_replaces |= bool(gaps)
             self._resend_state()
             resumed = False
-        self.opened = True
         if not self._control_events:
             self._head = retry_line(retry)
             # Without history the id stays the same. Then a client that reconnects would meet the same gap for
@@ -237,6 +241,8 @@ class Composer:
             return True
         not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
         id = owed(self._recovery.id) if self._state_owed else self._recovery.id
+        for _, reason in gaps:
+            self._context.counts.gaps[reason] += 1
         self._head = open_block(retry, id, gaps, resumed=resumed, not_live=not_live)
         return True
 
@@ -248,6 +254,18 @@ class Composer:
             return gaps
         found = {channel: reason for channel, reason in resumption.known_gaps.items() if channel in started}
         return list({**found, **dict(gaps)}.items())
+
+    def _count_opening(self, resumed: bool) -> None:
+        counts = self._context.counts
+        if not self._resuming:
+            self.outcome = _FRESH
+            counts.fresh += 1
+        elif resumed:
+            self.outcome = OpenOutcome.RESUMED
+            counts.resumed += 1
+        else:
+            self.outcome = OpenOutcome.GAP
+            counts.gap += 1
 
     def _end_at_gap(self) -> bytes:
         """End the stream, because its client does not accept a gap event. Return the id that follows the gap.
@@ -292,12 +310,18 @@ class Composer:
 
         A client that has not been sent the whole state gets the state and the outbox when it reconnects.
         """
-        if not self.opened:
+        if self.outcome is None:
             return b""
         chunk, self._head = self._head, b""
         while self._outbox_filled and self.end_reason is None and not self._state_owed:
             chunk += self._take_queued()
         return chunk + self._head
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait in the outbox."""
+        outbox = self._outbox
+        return 0 if outbox is None else outbox.waiting_bytes
 
     def discard(self) -> None:
         """Discard everything that has not been sent."""
@@ -401,6 +425,7 @@ class Composer:
     def _compose_page(self, page: Batch) -> bytes:
         """Join the blocks of a page of history, and record the position at which the next page starts."""
         self._record_position()
+        self._context.counts.replayed += len(page.deliveries) - _gaps_in(page)
         if page.position is None or page.has_gap or self._gap_queued or self._state_owed:
             self._gap_queued = self._gap_queued or page.has_gap
             chunk = self._compose(page.deliveries)
@@ -425,6 +450,7 @@ class Composer:
         if not dropped:
             return self._compose(deliveries)
         self._resend_state_at_gap()
+        self._context.counts.gaps[GapReason.OVERFLOW] += len(dropped)
         gaps = b"".join([gap_block(channel, GapReason.OVERFLOW) for channel in dropped])
         return gaps + self._compose(deliveries)
 
@@ -449,15 +475,21 @@ class Composer:
             if delivery.position is not None:
                 self._recovery.mark_sent(delivery.channel, delivery.position)
                 entries[delivery.channel] = event_id(delivery.channel, delivery.position)
-            if delivery.gap and not self._control_events:
-                blocks.append(self._end_at_gap())
-                break
+            if delivery.gap:
+                if not self._control_events:
+                    blocks.append(self._end_at_gap())
+                    break
+                self._context.counts.gaps[delivery.gap] += 1
             block = delivery.block
             if delivery.position is not None and (not self._single_channel or self._state_owed):
                 id = join_entries(entries)
                 block = with_id(delivery.bare, owed(id) if self._state_owed else id)
             blocks.append(block)
         return b"".join(blocks)
+
+
+def _gaps_in(page: Batch) -> int:
+    return sum([delivery.gap is not None for delivery in page.deliveries]) if page.has_gap else 0
 
 
 def _make_outbox(limits: Limits) -> Outbox:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..hub.hub import Hub
 from ..runtime.callbacks import Callbacks
@@ -11,6 +12,10 @@ from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import Limits, Timing
 from ..wire.encode import Encode
+from .counts import StreamCounts
+
+if TYPE_CHECKING:
+    from .stream import Stream
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -29,6 +34,10 @@ class StreamContext:
     on_asyncio: bool
     #: Whether `send` and `receive` may be stepped outside of the stream's task, if they `can_step`.
     inline_send: bool
+    #: What the streams count.
+    counts: StreamCounts
+    #: Called when the response of a stream starts, with the seconds since its request, if it is not None.
+    on_response: "Callable[[Stream, float], None] | None" = None
     #: Encodes the data of snapshots; None for the default.
     encode: Encode | None = None
     #: Whether the last snapshot failed. The first failure is logged, and the first success after it.

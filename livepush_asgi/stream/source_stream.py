@@ -25,7 +25,7 @@ class SourceComposer(Composer):
 
     def open(self, retry: int) -> bool:
         """Compose the open event, or the reconnection time `retry` alone. Always returns True."""
-        self.opened = True
+        self._count_opening(resumed=False)
         self._head = open_block(retry, None, resumed=False) if self._control_events else retry_line(retry)
         return True
 

@@ -23,7 +23,7 @@ from ..slots import Lease
 from ..wire.control import close_block, open_block, retry_line
 from ..wire.cursor import Position
 from ..wire.event import HEARTBEAT
-from ..wire.reasons import EndReason, GapReason, StreamState
+from ..wire.reasons import EndReason, GapReason, OpenOutcome, StreamState
 from .composer import Composer, Work
 from .context import StreamContext
 from .outbox import OutboxFullError
@@ -76,7 +76,9 @@ class Stream:
         "inline",
         "lease",
         "multi_channel",
+        "opened_at",
         "reason",
+        "requested_at",
         "sleeping",
         "state",
     )
@@ -102,6 +104,8 @@ class Stream:
         #: Whether the driver can begin a `send` while its task sleeps.
         self.inline = False
         self.lease: Lease | None = None
+        #: When its request came, by the loop's clock; None if that is unknown, and after it has opened.
+        self.requested_at: float | None = None
         self.context = context
         # Called when the stream has closed.
         self._on_closed = on_closed
@@ -267,6 +271,7 @@ class Stream:
         if not chunk and self.reason is not None:
             chunk = self._last_chunk()
         if chunk:
+            self.context.counts.sent_bytes += len(chunk)
             self._busy_since = self._last_chunk_at = self._now()
         elif not self.finished:
             self._busy_since = None
@@ -294,6 +299,8 @@ class Stream:
             if self._subscribe_timer is not None:
                 self._cancel_subscribe_timer()
             self.state = StreamState.LIVE
+            if self.requested_at is not None:
+                self._note_response(self.requested_at)
         chunk = composer.ready()
         if composer.end_reason is not None:
             # A gap cannot be sent because control events are off, or the snapshot failed.
@@ -302,6 +309,24 @@ class Stream:
             # Start before this chunk is sent, so that a busy channel does not delay reading history.
             self._start_work()
         return chunk
+
+    def _note_response(self, requested_at: float) -> None:
+        """Count how long the response took to start. This is the task of the request."""
+        context = self.context
+        seconds, self.requested_at = self._now() - requested_at, None
+        context.counts.open_duration.add(seconds)
+        if context.on_response is not None:
+            context.on_response(self, seconds)
+
+    @property
+    def outcome(self) -> OpenOutcome | None:
+        """How it has opened, None if it has not."""
+        return self._composer.outcome
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait in its outbox."""
+        return self._composer.waiting_bytes
 
     def _start_work(self) -> None:
         """Start a task for the composer's work, with the context of this task, unless one is running."""
@@ -334,6 +359,7 @@ class Stream:
         return sleep is not None and not sleep.done()
 
     def _send_inline(self, chunk: bytes, now: float) -> None:
+        self.context.counts.sent_bytes += len(chunk)
         self._last_chunk_at = now
         assert self.driver is not None
         # A middleware's `send` may publish, and nothing else may be sent before it has returned.
@@ -350,7 +376,7 @@ class Stream:
             return b""
         # An end that discards sends nothing more: an id composed now could be beyond what was discarded.
         chunk = self._chunk + self._composer.flush() if self.reason in _FLUSHING else b""
-        opened = self._composer.opened
+        opened = self._composer.outcome is not None
         self.finished = True
         assert self.reason is not None
         if self.reason is EndReason.DISCONNECT:
@@ -378,6 +404,8 @@ class Stream:
     def _set_deadlines(self) -> None:
         timing, self._now = self.context.timing, self.context.scheduler.now
         now = self._now()
+        #: When it was attached to its channels, by the loop's clock.
+        self.opened_at = now
         self._busy_since = now
         self._last_chunk_at = now
         #: When the stream has to end, by the loop's clock, and why.

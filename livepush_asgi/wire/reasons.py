@@ -1,4 +1,4 @@
-"""EndReason, GapReason, RefusalCause and StreamState: names for the wire, the log and `statistics`."""
+"""EndReason, GapReason, RefusalCause and their like: names for the wire, the log and `statistics`."""
 
 from enum import StrEnum
 
@@ -64,6 +64,32 @@ class RefusalCause(StrEnum):
     EXPIRED = "expired"
     #: `LivePush.disconnect` revoked each of its grants before the stream was open.
     REVOKED = "revoked"
+
+
+class OpenOutcome(StrEnum):
+    """How a stream opened. It is counted once for each stream that has its slot."""
+
+    #: The client had no last event id.
+    FRESH = "fresh"
+    #: The client is sent every event that it has missed.
+    RESUMED = "resumed"
+    #: The client came back, and is told of a gap.
+    GAP = "gap"
+    #: The stream ended before it opened.
+    UNOPENED = "unopened"
+
+
+class PublishFailure(StrEnum):
+    """Why a publish raised."""
+
+    #: The broker is away or refuses. The event may have been published.
+    UNAVAILABLE = "unavailable"
+    #: The log does not end at `expected_position`.
+    CONFLICT = "conflict"
+    #: An argument is wrong: the channel, data that cannot be encoded, or one that needs history.
+    INVALID = "invalid"
+    #: The broker raised another error.
+    ERROR = "error"
 
 
 class StreamState(StrEnum):

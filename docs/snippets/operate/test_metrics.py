@@ -1,23 +1,29 @@
 import pytest
+from prometheus_client import REGISTRY, generate_latest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Mount, Route
 
 from livepush_asgi import LivePush, MemoryBroker, public
+from livepush_asgi.contrib.prometheus import collector
+from livepush_asgi.metrics import CONTENT_TYPE, text
 from livepush_asgi.testing import Client
 
 push = LivePush(MemoryBroker(), public("news"))
 
 
-# start: metrics
-def metrics(push):
-    """Return the numbers of this process in the text format of Prometheus."""
-    now = push.statistics()
-    lines = [f"livepush_{name} {int(now[name])}" for name in ("streams", "channels", "healthy", "draining")]
-    lines += [f"livepush_{name}_total {now[name]}" for name in ("opened", "published", "delivered")]
-    lines += [f'livepush_ended_total{{reason="{reason}"}} {count}' for reason, count in now["ended"].items()]
-    lines += [f'livepush_refused_total{{cause="{cause}"}} {count}' for cause, count in now["refused"].items()]
-    return "\n".join(lines) + "\n"
+# start: text
+async def metrics(request):
+    return Response(text(push), media_type=CONTENT_TYPE)
 
 
-# end: metrics
+# end: text
+
+# start: collector
+REGISTRY.register(collector(push))
+# end: collector
+
+app = Starlette(routes=[Route("/metrics", metrics), Mount("/events", push)], lifespan=push.lifespan)
 
 
 @pytest.fixture
@@ -27,10 +33,11 @@ def anyio_backend():
 
 @pytest.mark.anyio
 async def test_the_numbers_of_a_process():
-    async with Client(push, lifespan=True) as client:
-        async with client.open("/") as stream:
+    async with Client(app, lifespan=True) as client:
+        async with client.open("/events/") as stream:
             await push.publish("news", "hello")
             await stream.next_event()
-            assert "livepush_streams 1\n" in metrics(push)
-        assert 'livepush_ended_total{reason="disconnect"} 1\n' in metrics(push)
-        assert "livepush_delivered_total 1\n" in metrics(push)
+            page = (await client.request("GET", "/metrics")).body.decode()
+        assert "\nlivepush_streams 1\n" in page
+        assert page.endswith("# EOF\n")
+        assert b"\nlivepush_events_delivered_total 1.0\n" in generate_latest(REGISTRY)

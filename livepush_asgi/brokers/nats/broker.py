@@ -49,11 +49,18 @@ class NatsBroker:
         self._prefix = check_prefix(prefix)
         self._settings = Settings(servers, options or {}, timeouts, linger)
         self._connection: Connection | None = None
+        # The reconnects of earlier connections.
+        self._reconnects = 0
 
     @property
     def healthy(self) -> bool:
         """Whether the server has confirmed every channel and the connection is up; True without channels."""
         return self._connection is None or self._connection.has_ended or self._connection.healthy
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was up again after it had been lost."""
+        return self._reconnects + (0 if self._connection is None else self._connection.reconnects)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish a payload. Returns 0 when the server has it: NATS does not count the subscribers.
@@ -89,6 +96,7 @@ class NatsBroker:
             _inherited.append(connection)
             connection = None
         if connection is None or connection.has_ended or connection.loop.is_closed():
+            self._reconnects = self.reconnects
             connection = self._connection = Connection(self._settings, self._decode)
         elif connection.loop is not loop:
             raise RuntimeError("a NATS broker is used on one event loop at a time; make one for each")

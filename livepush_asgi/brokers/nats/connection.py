@@ -44,6 +44,8 @@ class Connection:
         #: Why the last attempt to connect has failed, or why the connection was lost.
         self._fault: Exception | None = None
         self._lost_at: float | None = None
+        #: How often the connection was up again after it had been lost.
+        self.reconnects = 0
         self._used_at = self.loop.time()
         self._task = start_task(self._run(), "livepush nats connection")
 
@@ -148,6 +150,7 @@ class Connection:
     def _note_back(self) -> None:
         self._fault = None
         if self._lost_at is not None:
+            self.reconnects += 1
             away, self._lost_at = self.loop.time() - self._lost_at, None
             address, count = self._settings.address, len(self._subscriptions)
             logger.warning("connected to %s again after %.1f s, %d channels", address, away, count)

@@ -89,6 +89,11 @@ class JetStreamBroker(NatsBroker):
         async with self._attempt("read"):
             return await self._logs.read(channel, after, limit, max_bytes)
 
+    async def event_age(self, channel: str, position: Position) -> float | None:
+        """Return how long ago an event was added, in seconds; None if the log has dropped it."""
+        async with self._attempt("read"):
+            return await self._logs.age(channel, position)
+
     @asynccontextmanager
     async def _attempt(self, attempt: str) -> AsyncIterator[None]:
         timeout = self._settings.timeouts.publish

@@ -87,6 +87,19 @@ class Logs:
                 return page
         raise NatsError("the log changes faster than it can be read")
 
+    async def age(self, channel: str, position: Position) -> float | None:
+        """Return how long ago an event was added, in seconds; None if the log has dropped it."""
+        subject = subject_of(self._stream.log_prefix, channel)
+        head, oldest = await asyncio.gather(self._stream.last(subject), self._stream.oldest(subject))
+        if head is None or oldest is None:
+            return None
+        sequence = await self._search(subject, position, oldest, head)
+        if sequence is None:
+            return None
+        entries = await self._stream.get(next_by_subj=subject, seq=sequence, batch=2 * _NEAR)
+        found = [entry for entry in entries if entry.is_event and entry.position == position]
+        return self._stream.age_of(found[0]) if found else None
+
     # --- the end of a log ---
 
     async def _find(self, subject: str) -> Entry | None:

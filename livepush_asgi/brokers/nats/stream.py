@@ -51,6 +51,8 @@ class Entry(NamedTuple):
     sequence: int
     is_event: bool = True
     payload: bytes = b""
+    #: When the server has stored it, as it writes times.
+    time: str = ""
 
 
 def live_payload_of(message: Msg) -> bytes | None:
@@ -141,6 +143,10 @@ class Stream:
         parts = [(message.headers or {}, message.data) for message in answer if not _status(message)]
         return [_entry(int(headers["Nats-Sequence"]), headers, payload) for headers, payload in parts]
 
+    def age_of(self, entry: Entry) -> float:
+        """Return how long ago a message was stored, in seconds, by the server's clock."""
+        return time.time() + self._skew - datetime.fromisoformat(entry.time).timestamp()
+
     async def oldest(self, subject: str) -> Entry | None:
         """Return the first message of a subject that is not older than events are kept."""
         since = 0.0 if self._age is None else time.time() + self._skew - self._age
@@ -225,4 +231,4 @@ def _entry(sequence: int, headers: Mapping[str, str], payload: bytes) -> Entry:
         position = Position.parse(headers.get(POSITION if is_event else MARK, ""))
     except ValueError:
         position = FOREIGN
-    return Entry(position, sequence, is_event, payload)
+    return Entry(position, sequence, is_event, payload, headers.get("Nats-Time-Stamp", ""))

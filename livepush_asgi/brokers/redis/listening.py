@@ -47,13 +47,16 @@ class ListeningBroker:
         self._watch_task: asyncio.Task[None] | None = None
         self._trouble = asyncio.Event()
         self._fault: Exception | None = None
+        #: How often a listening connection was up again after it had been lost.
+        self.reconnects = 0
         # When the servers were lost, by address.
         self._lost_at: dict[str, float] = {}
 
     @property
     def healthy(self) -> bool:
         """Whether the server has confirmed every channel and the connection is up; True without channels."""
-        return all(channel.is_well for channel in self._channels.values())
+        # A copy: another thread may ask for it.
+        return all(channel.is_well for channel in list(self._channels.values()))
 
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription, confirmed by the server.
@@ -164,6 +167,7 @@ class ListeningBroker:
                 "no listening connection to %s, trying until it works: %s", where, connection.fault
             )
         elif is_well and where in self._lost_at:
+            self.reconnects += 1
             away, number = time.monotonic() - self._lost_at.pop(where), len(connection.channels)
             logger.warning("listening to %s again after %.1f s, %d channels", where, away, number)
 

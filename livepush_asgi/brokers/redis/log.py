@@ -51,6 +51,11 @@ def log_scripts(history: History, verb: str) -> tuple[Script, Script]:
     return Script(begin + log + append), Script(begin + log + read)
 
 
+def age_script() -> Script:
+    """Return the script that reads how long ago an event was added."""
+    return Script(files(__package__).joinpath("age.lua").read_text())
+
+
 class Added(NamedTuple):
     """Where an event is in the log, and to how many connections it was sent."""
 

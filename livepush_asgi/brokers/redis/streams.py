@@ -14,7 +14,7 @@ from ..history import History
 from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, Argument, pool_of, unavailable
 from .listening import ListeningBroker
-from .log import KEY_PREFIX, Added, Append, AppendQueue, log_key, log_scripts, page_of
+from .log import KEY_PREFIX, Added, Append, AppendQueue, age_script, log_key, log_scripts, page_of
 from .script import Call, OneServer, tag_of
 from .slot_router import SlotRouter
 
@@ -68,6 +68,7 @@ class RedisStreamsBroker(ListeningBroker):
             super().__init__(pool_of(redis), timeouts)
         self._prefix = key_prefix
         self._append_script, self._read_script = log_scripts(history, self._server.verb)
+        self._age_script = age_script()
         self._calls = 0
         self._queues: dict[str, AppendQueue] = {}
         # Whether the last call had one event, and no other call was under way.
@@ -110,6 +111,15 @@ class RedisStreamsBroker(ListeningBroker):
             raise unavailable("read", self._pool, error, keys=f"{self._prefix}*") from error
         self._may_read = True
         return page
+
+    async def event_age(self, channel: str, position: Position) -> float | None:
+        """Return how long ago an event was added, in seconds; None if the log has dropped it."""
+        call = Call(self._age_script, tag_of(channel), (self._key(channel),), (position.offset,))
+        try:
+            age = await self._server.run(call)
+        except FAILURES as error:
+            raise unavailable("read", self._pool, error, keys=f"{self._prefix}*") from error
+        return age / 1000 if isinstance(age, int) and age >= 0 else None
 
     def _live_name(self, channel: str) -> str:
         # In a cluster its slot is that of the keys.

@@ -1,0 +1,25 @@
+"""StreamCounts: what the streams of a process count, over all runs of a LivePush."""
+
+from collections import Counter
+
+from ..runtime.histogram import Histogram
+from ..wire.reasons import GapReason
+
+
+class StreamCounts:
+    """The counts of all streams together. One object serves them all."""
+
+    __slots__ = ("fresh", "gap", "gaps", "open_duration", "replayed", "resumed", "sent_bytes", "unopened")
+
+    def __init__(self) -> None:
+        #: The bytes that were given to the server to send: chunks of streams, without the server's framing.
+        self.sent_bytes = 0
+        #: The events that were read from history and sent.
+        self.replayed = 0
+        #: The gap events that were sent, by reason.
+        self.gaps: Counter[GapReason] = Counter()
+        #: The streams that opened, or closed before that, by OpenOutcome. A Counter would hash its members,
+        #: which is slow.
+        self.fresh = self.resumed = self.gap = self.unopened = 0
+        #: How long it took from the request to the first chunk, in seconds.
+        self.open_duration = Histogram(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
