@@ -16,6 +16,7 @@ from livepush_asgi import (
     LivePush,
     NatsBroker,
     Position,
+    PostgresBroker,
     RedisBroker,
     RedisStreamsBroker,
     public,
@@ -23,6 +24,7 @@ from livepush_asgi import (
 from livepush_asgi.testing import Client
 
 from .nats_server import NatsProcess
+from .postgres_server import PostgresProcess
 from .valkey import ValkeyProcess, until
 from .valkey_cluster import ValkeyCluster
 
@@ -120,3 +122,20 @@ async def test_reconnects_to_nats(own_nats: NatsProcess, kind: type[NatsBroker])
     # It counts on over the connections that it has one after the other.
     async with push.lifespan(), Client(push) as visitor, visitor.open("/"):
         assert push.statistics()["broker_reconnects"] == 1
+
+
+@pytest.mark.slow
+async def test_reconnects_to_postgres() -> None:
+    with PostgresProcess() as server:
+        broker = PostgresBroker(server.dsn)
+        push = LivePush(broker, public("news"), drain=DRAIN)
+        async with push.lifespan(), Client(push) as visitor, visitor.open("/") as stream:
+            await stream.next_event(10, control=True)
+            for count in (1, 2):
+                server.kill()
+                await until(lambda: not push.healthy)
+                server.start()
+                await until(lambda: push.healthy)
+                assert push.statistics()["broker_reconnects"] == count
+        await broker.aclose()
+        assert push.statistics()["broker_reconnects"] == 2

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import anyio
@@ -28,6 +30,7 @@ from livepush_asgi import (
     MockBroker,
     NatsBroker,
     PositionConflictError,
+    PostgresBroker,
     RedisBroker,
     RedisStreamsBroker,
     public,
@@ -40,6 +43,10 @@ from .nats_server import NatsProcess
 from .server_process import free_port
 from .serving import REPOSITORY, Serving
 from .valkey import ValkeyProcess
+
+if TYPE_CHECKING:
+    # Imported, it would mark every test here as one with a database: see selection.py.
+    from .postgres_server import PostgresProcess
 
 pytestmark = pytest.mark.real_time
 
@@ -139,11 +146,16 @@ def test_a_loop_that_ends_does_not_hold_a_thread() -> None:
 
 
 Make = Callable[[], Broker]
+POSTGRES = pytest.param("postgres", marks=[pytest.mark.slow, pytest.mark.broker])
+KINDS = ["redis", "streams", "nats", "jetstream", POSTGRES]
 
 
-@pytest.fixture(params=["redis", "streams", "nats", "jetstream"])
+@pytest.fixture(params=KINDS)
 def make(request: pytest.FixtureRequest, valkey: ValkeyProcess) -> Make:
     name = str(request.param)
+    if name == "postgres":
+        postgres: PostgresProcess = request.getfixturevalue("postgres_server")
+        return partial(over, postgres.dsn, name, f"t{uuid4().hex[:16]}")
     if name in ("redis", "streams"):
         return lambda: over(valkey.url, name)
     nats_server: NatsProcess = request.getfixturevalue("nats_server")
@@ -152,6 +164,8 @@ def make(request: pytest.FixtureRequest, valkey: ValkeyProcess) -> Make:
 
 
 def over(url: str, kind: str, prefix: str = "sync") -> Broker:
+    if kind == "postgres":
+        return PostgresBroker(url, prefix=prefix)
     if kind in ("nats", "jetstream"):
         return (NatsBroker if kind == "nats" else JetStreamBroker)(url, prefix=prefix)
     return (RedisBroker if kind == "redis" else RedisStreamsBroker)(Redis.from_url(url))
@@ -166,7 +180,7 @@ async def running(push: LivePush) -> AsyncIterator[LivePush]:
     """Run it, and close its client afterwards."""
     async with push.lifespan():
         yield push
-    if isinstance(push.broker, RedisBroker | RedisStreamsBroker):
+    if isinstance(push.broker, RedisBroker | RedisStreamsBroker | PostgresBroker):
         await push.broker.aclose()
 
 
@@ -363,10 +377,14 @@ class TestMemoryBroker:
 PROGRAM = """
 import asyncio, os, sys, threading
 from redis.asyncio import Redis
-from livepush_asgi import JetStreamBroker, LivePush, NatsBroker, RedisBroker, RedisStreamsBroker, public
+from livepush_asgi import (
+    JetStreamBroker, LivePush, NatsBroker, PostgresBroker, RedisBroker, RedisStreamsBroker, public
+)
 
 url, kind, way = sys.argv[1:]
-if kind in ("nats", "jetstream"):
+if kind == "postgres":
+    broker = PostgresBroker(url, prefix="sync")
+elif kind in ("nats", "jetstream"):
     broker = (NatsBroker if kind == "nats" else JetStreamBroker)(url, prefix="sync")
 else:
     broker = (RedisBroker if kind == "redis" else RedisStreamsBroker)(Redis.from_url(url))
@@ -426,11 +444,10 @@ def run(url: str, kind: str, way: str, *options: str) -> "subprocess.CompletedPr
     )
 
 
-KINDS = ["redis", "streams", "nats", "jetstream"]
-
-
 @pytest.fixture(params=KINDS)
 def server(request: pytest.FixtureRequest) -> tuple[str, str]:
+    if request.param == "postgres":
+        return request.param, request.getfixturevalue("postgres_server").dsn
     name = "own_nats" if request.param in ("nats", "jetstream") else "valkey"
     return request.param, request.getfixturevalue(name).url
 

@@ -1,11 +1,13 @@
 """PostgresBroker: pub/sub over PostgreSQL with history, and appends in a transaction of the application."""
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Self, overload
+from weakref import WeakSet
 
 import asyncpg
 
@@ -93,9 +95,12 @@ class PostgresBroker:
         self._append = f"SELECT set_config('lock_timeout', $9, true), {self._schema.append_numbered}"
         self._pool: Pool | None = None
         self._listener: Listener | None = None
+        # The reconnects of earlier listeners.
+        self._reconnects = 0
         # The appends of each channel that has a call under way.
         self._waiting: dict[str, list[Append]] = {}
         self._clean_at = 0.0
+        _brokers.add(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,6 +121,11 @@ class PostgresBroker:
     def healthy(self) -> bool:
         """Whether the listening connection is up; True without channels."""
         return self._listener is None or self._listener.loop.is_closed() or self._listener.fault is None
+
+    @property
+    def reconnects(self) -> int:
+        """How often the listening connection was up again after it had been lost."""
+        return self._reconnects + (0 if self._listener is None else self._listener.reconnects)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Append a payload to the channel's log. Returns 0: the subscribers are not counted.
@@ -243,6 +253,7 @@ class PostgresBroker:
     async def aclose(self) -> None:
         """Close the connections. Call it after the last use."""
         loop = asyncio_loop()
+        self._reconnects = self.reconnects
         listener, self._listener = self._listener, None
         if listener is not None and listener.loop is loop:
             await listener.aclose()
@@ -267,6 +278,7 @@ class PostgresBroker:
         loop = asyncio_loop()
         listener = self._listener
         if listener is None or listener.loop.is_closed():
+            self._reconnects = self.reconnects
             listener = self._listener = Listener(self._server, self._address, self._tend)
         elif listener.loop is not loop:
             raise RuntimeError("a PostgresBroker is used on one event loop at a time; make one for each")
@@ -380,3 +392,20 @@ def _raised(outcome: Position | PositionConflictError) -> Position:
     if isinstance(outcome, PositionConflictError):
         raise outcome
     return outcome
+
+
+_brokers: WeakSet[PostgresBroker] = WeakSet()
+# What a forked process has inherited. Collecting it would disturb the event loop of the parent process.
+_inherited: list[object] = []
+
+
+def _reset_after_fork() -> None:
+    """Let a forked process open connections of its own."""
+    for broker in list(_brokers):
+        _inherited.append((broker._pool, broker._listener, broker._waiting))
+        broker._pool = broker._listener = None
+        broker._waiting = {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -101,6 +101,8 @@ class Listener:
         self.channels: dict[str, Channel] = {}
         #: Why the connection was lost or could not be opened; None when it is up.
         self.fault: Exception | None = None
+        #: How often the connection was up again after it had been lost.
+        self.reconnects = 0
         self._server = server
         self._address = address
         self._tend = tend
@@ -266,6 +268,7 @@ class Listener:
         self._backoff.reset()
         if self._lost_at is not None:
             away, self._lost_at = self.loop.time() - self._lost_at, None
+            self.reconnects += 1
             logger.warning(
                 "connected to %s again after %.1f s, %d channels", self._address, away, len(self.channels)
             )
