@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -23,10 +24,13 @@ from livepush_asgi.brokers.history import History
 from livepush_asgi.testing import BrokerContract, HistoryBrokerContract, MockBroker
 
 from .nats_server import NatsProcess
-from .postgres_server import PostgresProcess
 from .pull_broker import PullBroker, PullHistoryBroker
 from .typing_api import OwnBroker
 from .valkey import ValkeyProcess
+
+if TYPE_CHECKING:
+    # Imported, it would mark every test here as one with a database: see selection.py.
+    from .postgres_server import PostgresProcess
 
 TEN = History(events=10)
 
@@ -121,12 +125,12 @@ class TestJetStreamBroker(HistoryBrokerContract):
 @pytest.mark.real_time
 class TestPostgresBroker(HistoryBrokerContract):
     @pytest.fixture
-    async def broker(self, postgres_server: PostgresProcess) -> AsyncIterator[HistoryBroker]:
+    async def broker(self, postgres_server: "PostgresProcess") -> AsyncIterator[HistoryBroker]:
         async with PostgresBroker(postgres_server.dsn) as broker:
             yield broker
 
     @pytest.fixture
-    async def bounded_broker(self, postgres_server: PostgresProcess) -> AsyncIterator[HistoryBroker]:
+    async def bounded_broker(self, postgres_server: "PostgresProcess") -> AsyncIterator[HistoryBroker]:
         async with PostgresBroker(postgres_server.dsn, history=TEN) as broker:
             yield broker
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -18,9 +19,12 @@ from livepush_asgi.wire.event import from_payload, split_position
 
 from .chromium import Browser
 from .command import complaints
-from .postgres_server import PostgresProcess
 from .serving import REPOSITORY, uvicorn
 from .valkey import ValkeyProcess
+
+if TYPE_CHECKING:
+    # Imported, it would mark every test here as one with a database: see selection.py.
+    from .postgres_server import PostgresProcess
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 USED_ELSEWHERE = {
@@ -78,7 +82,7 @@ async def test_a_member_who_is_removed_from_a_room_loses_the_stream_and_gets_no_
 
 
 async def test_an_order_and_its_event_are_there_both_or_neither(
-    postgres_server: PostgresProcess, tmp_path: Path
+    postgres_server: "PostgresProcess", tmp_path: Path
 ) -> None:
     with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
         admin.execute("CREATE DATABASE shop")

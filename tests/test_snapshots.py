@@ -7,6 +7,7 @@ in its state, and `test_seam.py` the interleavings.
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -19,6 +20,7 @@ from livepush_asgi import (
     Limits,
     LivePush,
     MemoryBroker,
+    PostgresBroker,
     RedisStreamsBroker,
 )
 from livepush_asgi.brokers import Broker
@@ -29,6 +31,10 @@ from .faulty_broker import FaultyBroker, FaultyServer
 from .nats_server import NatsProcess
 from .valkey import ValkeyProcess
 from .virtual_clock import let_pass
+
+if TYPE_CHECKING:
+    # Imported, it would mark every test here as one with a database: see selection.py.
+    from .postgres_server import PostgresProcess
 
 FIFTY = [f"c{number}" for number in range(50)]
 
@@ -454,4 +460,17 @@ async def test_fifty_trimmed_channels_over_jetstream_bring_one_state(
     counters = Counters(*FIFTY)
     broker = JetStreamBroker(nats_server.url, prefix=prefix, history=History(events=20))
     async with running(broker, counters) as (push, client):
+        check(await come_back_to_trimmed_logs(push, client, counters), counters, reason="expired")
+
+
+@pytest.mark.slow
+@pytest.mark.real_time
+async def test_fifty_trimmed_channels_over_postgres_bring_one_state(
+    postgres_server: "PostgresProcess",
+) -> None:
+    counters = Counters(*FIFTY)
+    async with (
+        PostgresBroker(postgres_server.dsn, prefix="snapshots", history=History(events=20)) as broker,
+        running(broker, counters) as (push, client),
+    ):
         check(await come_back_to_trimmed_logs(push, client, counters), counters, reason="expired")
