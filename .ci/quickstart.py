@@ -51,7 +51,7 @@ def receive(stream: object, redis_port: int) -> str:
 
 def main() -> None:
     assert "site-packages" in livepush_asgi.__file__, livepush_asgi.__file__
-    # What an index shows has no link that leads nowhere.
+    # A package index shows this text. No link in it leads nowhere.
     shown = importlib.metadata.metadata("livepush_asgi").get_payload()
     assert not re.findall(r"\]\((?!https?:)[^)]*\)", shown)
     assert "(`docs/guides/authorize.md`)" in shown

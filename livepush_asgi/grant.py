@@ -68,8 +68,7 @@ class StreamRequest:
 
         The query parameter is for clients that cannot set headers; those that stand in for `EventSource`
         (event-source-polyfill, reconnecting-eventsource) call it `lastEventId`. The header takes precedence,
-        because
-        `EventSource` repeats the URL unchanged when it reconnects. The value is untrusted text.
+        because `EventSource` repeats the URL unchanged when it reconnects. The value is untrusted text.
         https://html.spec.whatwg.org/multipage/server-sent-events.html#last-event-id
         """
         for name, value in self.scope["headers"]:

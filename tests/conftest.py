@@ -31,7 +31,7 @@ pytest.register_assert_rewrite("tests.fault_contract")
 # Eager tasks came with Python 3.12.
 collect_ignore = [] if sys.version_info >= (3, 12) else ["test_eager_slots.py", "test_eager_tasks.py"]
 
-# What a run of all test files leaves out, unless the command line has --everything or -m.
+# A run of all test files takes these tests, unless the command line has --everything or -m.
 QUICK = "not slow and not external"
 DESELECTED = pytest.StashKey[int]()
 

@@ -180,7 +180,7 @@ class PostgresProcess:
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        # What has ended stays a zombie for as long as nobody asks how.
+        # A process that has ended stays a zombie until its parent waits for it.
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

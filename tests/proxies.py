@@ -30,7 +30,7 @@ BETWEEN_TRIES = 0.02
 BUILD_TIMEOUT = 300.0
 
 VITE = NODE_MODULES / "vite" / "bin" / "vite.js"
-# What stands around the file that a user copies. Everything that is written goes into the test's folder.
+# The configuration around the file that a user copies. nginx writes into the test's folder only.
 NGINX = """daemon off; pid nginx.pid; error_log stderr notice; {user}
 events {{ worker_connections 256; }}
 http {{

@@ -16,7 +16,7 @@ from .server_process import free_port
 # answer the request that `cut_after` names: seconds.
 LOOK = 0.01
 ACTING = 1.0
-# What either side says when it goes.
+# The exceptions that tell that a side has gone.
 GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
 

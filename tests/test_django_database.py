@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,6 @@ from .serving import REPOSITORY
 configure()
 
 ALIAS = "streams"
-NEEDS_POSTGRES = pytest.mark.skipif(find_spec("psycopg") is None, reason="psycopg is not installed")
-POSTGRES = pytest.param("postgres", marks=NEEDS_POSTGRES)
 Authorize = Callable[[StreamRequest], Any]
 
 pytestmark = pytest.mark.real_time
@@ -70,7 +67,7 @@ def configured(setting: dict[str, object]) -> Iterator[None]:
     connections.settings.update(before)
 
 
-@pytest.fixture(params=["sqlite", POSTGRES])
+@pytest.fixture(params=["sqlite", "postgres"])
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     setting: dict[str, object] = {"ENGINE": "tests.apps.pinged_sqlite", "NAME": tmp_path / "database"}
     if request.param == "postgres":
@@ -150,7 +147,6 @@ async def test_a_connection_that_breaks_is_replaced(authorize: Authorize, databa
         assert push.statistics()["refused"][RefusalCause.ERROR] == 0
 
 
-@NEEDS_POSTGRES
 @pytest.mark.parametrize("authorize", [synchronous, asynchronous], ids=["synchronous", "asynchronous"])
 async def test_a_server_that_restarts_and_one_that_stays_away(authorize: Authorize) -> None:
     with PostgresProcess() as server, configured({**setting_of(server), "CONN_MAX_AGE": 60}):
@@ -171,7 +167,6 @@ async def test_a_server_that_restarts_and_one_that_stays_away(authorize: Authori
         await in_every_thread(close)
 
 
-@NEEDS_POSTGRES
 async def test_another_error_is_not_tried_again(server: PostgresProcess) -> None:
     calls: list[str] = []
 

@@ -245,7 +245,7 @@ async def test_what_came_before_the_call_does_not_come_after_the_state_without_h
     assert (page.order[:3], page.stale, page.totals, counters.calls) == ("ogS", [], counters.totals, 1)
 
 
-@pytest.mark.parametrize("policy", ["resume", "close", "drop_oldest", "latest"])
+@pytest.mark.parametrize("policy", ["resume", "close", "drop_oldest"])
 async def test_what_the_state_has_does_not_fill_the_outbox(policy: str) -> None:
     counters, server = Counters("a"), FaultyServer(History())
     broker, page = FaultyBroker(server), Page()

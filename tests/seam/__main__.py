@@ -24,7 +24,7 @@ MAX_SHOWN = 25
 
 def failures(seeds: range) -> list[tuple[int, str]]:
     """Tell the stories of these seeds, and return what was wrong with each."""
-    # What a story leaves behind that failed is of no interest.
+    # A story that failed may leave tasks and sockets behind, of which Python warns.
     warnings.simplefilter("ignore")
     found = ((seed, invent(seed).error()) for seed in seeds)
     return [(seed, error) for seed, error in found if error is not None]

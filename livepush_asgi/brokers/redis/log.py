@@ -16,7 +16,7 @@ from ..history import History
 from .connection import Reply
 from .script import Script, tag_of
 
-#: What the keys of logs begin with, unless a broker is given another prefix.
+#: The keys of logs begin with this, unless a broker is given another prefix.
 KEY_PREFIX = "livepush:log:"
 # Bounds of one call, which keeps the server busy for some 2 ms.
 MAX_EVENTS = 200
