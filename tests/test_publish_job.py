@@ -201,7 +201,8 @@ async def test_the_last_word_of_a_cancelled_job_does_not_wait_for_ever(
     with anyio.move_on_after(1):
         await serving(broker).publish_job(JOB, sticking())
     assert anyio.current_time() - began < 10
-    assert caplog.messages == ["the end of the job on 'job:1' was not published within 5.0 s"]
+    # What comes before it is said once in a process: that this LivePush was not started.
+    assert caplog.messages[-1] == "the end of the job on 'job:1' was not published within 5.0 s"
 
 
 @pytest.mark.parametrize(
