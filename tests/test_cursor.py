@@ -13,6 +13,7 @@ from livepush_asgi.wire.cursor import (
     Position,
     event_id,
     is_cursor,
+    log_owed_id,
     tag_of,
 )
 
@@ -80,6 +81,23 @@ def test_a_cursor_reads_what_it_wrote(positions: dict[str, Position | None], owe
         assert cursor.knows(channel)
         # Another channel may have the same tag; then its position is here too.
         assert position is None or position in cursor.positions_in(channel)
+
+
+@given(CHANNELS, EPOCHS)
+def test_a_cursor_says_that_a_log_is_owed_whole(channel: str, epoch: str) -> None:
+    text = log_owed_id(channel, epoch)
+    assert is_cursor(text)
+    cursor = Cursor.parse(text)
+    assert cursor is not None
+    assert (cursor.owes_log(channel), cursor.positions_in(channel)) == (True, (Position(epoch, 0),))
+    assert not Cursor.of({channel: Position(epoch, 0)}).owes_log(channel)
+
+
+@pytest.mark.parametrize("text", ["!", "!!e", "!e.1", "!e!", "e!", "!" + "e" * 17])
+def test_text_that_names_no_owed_log_is_no_position(text: str) -> None:
+    entry = f"{tag_of('c')}~{text}"
+    assert not is_cursor(entry)
+    assert Cursor({tag_of("c"): text}).positions_in("c") == ()
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,52 @@ async def test_all_of_a_log_tells_of_a_server_that_took_over_in_its_middle() -> 
             assert (await stream.next_event()).data == "4"
 
 
+@pytest.mark.parametrize("lost", [0, 1, 3])
+@pytest.mark.parametrize("after", [[], ["4"]])
+async def test_a_client_that_left_before_its_first_page_is_still_owed_all_of_the_log(
+    lost: int, after: list[str]
+) -> None:
+    """Catches an id that does not say whether its client was told of a doubtful beginning."""
+    server = FaultyServer(History())
+    push = LivePush(FaultyBroker(server), lambda request: Grant(channels=("c", "d"), replay="all"))
+    async with push.lifespan(), Client(push) as client:
+        for text in "123":
+            await push.publish("c", text)
+        server.restart("c", lost, doubtful=True)
+        for text in after:
+            await push.publish("c", text)
+        last_id = None
+        for _ in range(2):
+            async with client.open("/", last_event_id=last_id) as stream:
+                last_id = (await opened(stream)).id
+        async with client.open("/", last_event_id=last_id) as stream:
+            assert not resumed(await opened(stream))
+            assert [event.data for event in await stream.events(3 - lost)] == ["1", "2", "3"][: 3 - lost]
+            assert gap_of(await stream.next_event(control=True)) == ("c", "epoch")
+            assert [event.data for event in await stream.events(len(after))] == after
+            await push.publish("c", "last")
+            assert (await stream.next_event(control=True)).data == "last"
+        # It was told, and is not told again.
+        async with client.open("/", last_event_id=stream.last_event_id) as stream:
+            assert resumed(await opened(stream))
+
+
+async def test_an_id_from_before_ids_said_that_a_log_is_owed_stays_valid() -> None:
+    house = House()
+    async with house.running() as client:
+        async with client.open("/") as stream:
+            new = (await opened(stream)).id or ""
+        await house.publish("1")
+        house.grant = Grant(channels="c", replay="all")
+        async with client.open("/") as stream:
+            owed = (await opened(stream)).id or ""
+        assert new.replace("~", "~!") == f"{owed}.0"
+        for last_id in (new, owed):
+            async with client.open("/", last_event_id=last_id) as stream:
+                assert resumed(await opened(stream))
+                assert (await stream.next_event(control=True)).data == "1"
+
+
 async def test_a_position_of_its_own_counts_more_than_the_replay_of_the_grant() -> None:
     house = House(replay="all")
     async with house.running() as client:

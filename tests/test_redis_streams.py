@@ -568,6 +568,28 @@ async def test_an_append_may_be_the_first_to_find_that_a_server_was_started_agai
             assert page == Page(again.epoch, 1, 6, records(1, 6), (kept[-1],), (kept[-1].epoch,))
 
 
+async def test_a_client_that_leaves_at_once_is_told_later_that_the_server_had_lost_events(
+    tmp_path: Path,
+) -> None:
+    with ValkeyProcess(tmp_path) as server, raw(server) as client:
+        async with broker_on(server) as broker:
+            await fill(broker, "news", numbered(1, 3))
+            client.save()
+            await fill(broker, "news", numbered(4, 5))
+            server.kill()
+            await restart(server)
+            push = LivePush(broker, lambda request: Grant(channels="news", replay="all"))
+            async with push.lifespan(), Client(push) as browser:
+                last_id = None
+                for _ in range(2):
+                    async with browser.open("/", last_event_id=last_id) as stream:
+                        last_id = (await stream.next_event(name="livepush.open")).id
+                async with browser.open("/", last_event_id=last_id) as stream:
+                    assert [event.data for event in await stream.events(3)] == ["1", "2", "3"]
+                    told = await stream.next_event(name="livepush.gap")
+                    assert told.data == '{"channel":"news","reason":"epoch"}'
+
+
 async def test_a_full_server_that_was_started_again_can_be_read(tmp_path: Path) -> None:
     with ValkeyProcess(tmp_path) as server, raw(server) as client:
         async with broker_on(server) as broker:

@@ -171,6 +171,7 @@ class Channel:
         "check_at",
         "closed",
         "counted",
+        "doubtful",
         "error",
         "linger_timer",
         "name",
@@ -188,6 +189,8 @@ class Channel:
         #: The position up to which its log has been delivered, including pending deliveries; None without a
         #: log.
         self.position: Position | None = None
+        #: Whether its log has an epoch at whose end acknowledged events may be missing: see `Page.doubtful`.
+        self.doubtful = False
         #: Whether the channel was ever subscribed. Later losses are reported as gaps.
         self.ready = False
         self.closed = False

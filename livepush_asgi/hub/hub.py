@@ -126,6 +126,11 @@ class Hub:
         channel = self._channels.get(name)
         return None if channel is None else channel.position
 
+    def is_doubtful(self, name: str) -> bool:
+        """Return whether acknowledged events may be missing where an earlier epoch of the log has ended."""
+        channel = self._channels.get(name)
+        return channel is not None and channel.doubtful
+
     def flush(self) -> None:
         """Deliver the pending deliveries of this turn to every listener now."""
         self._coalescer.flush()

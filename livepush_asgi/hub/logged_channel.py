@@ -108,7 +108,7 @@ class LoggedChannel(Channel):
             return
         self._lost_more = False
         page = await self._log.read(self.name, MAX_OFFSET, 0)
-        self.position = Position(page.epoch, page.last)
+        self.position, self.doubtful = Position(page.epoch, page.last), bool(page.doubtful)
         self._reading_log = False
         if self._lost_more or (self._last_seen is not None and self._is_ahead(self._last_seen)):
             self.lost()
@@ -161,6 +161,7 @@ class LoggedChannel(Channel):
 
     def _deliver_page(self, page: Page) -> None:
         assert self.position is not None
+        self.doubtful = bool(page.doubtful)
         placed = page.locate(self.position)
         if placed is None:
             # The log is new, or has lost its end. This page may start anywhere in it; the next page starts at

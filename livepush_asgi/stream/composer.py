@@ -10,6 +10,9 @@ The state replaces the events that were published before its call: those that wa
 each channel goes on from where its log was then. The ids have these positions only after the whole state, so
 nothing is missed if the client comes back to a stream without a snapshot. A replay that a new client has
 asked for is kept, and follows the state.
+
+A gap among the events that the state replaces need not be sent: the state is newer than the gap. If the
+client disconnects before the whole state, its id has the positions before the gap, and the mark.
 """
 
 import logging

@@ -16,7 +16,7 @@ from ..brokers import Page
 from ..grant import Replay
 from ..hub.delivery import Batch, Delivery, gap_delivery
 from ..hub.shared_reads import SharedPage
-from ..wire.cursor import Position, event_id
+from ..wire.cursor import Position, event_id, log_owed_id
 from ..wire.reasons import GapReason
 from .resumption import Ends, Resumption
 
@@ -107,19 +107,22 @@ class RecoveryState:
         has an entry without one; the next stream then sends a gap.
         """
         if len(self._channels) == 1 and not self._unstarted:
-            (channel,) = self._channels
-            return event_id(channel, self._sent.get(channel))
+            return self._entries_of(self._channels[0])
         return join_entries(self.entries())
 
     def entries(self) -> dict[str, str]:
         """Return the entries of each channel in the id."""
+        if not (self._unstarted or self._replay_after):
+            return {channel: event_id(channel, self._sent.get(channel)) for channel in self._channels}
         return {channel: self._entries_of(channel) for channel in self._channels}
 
     def _entries_of(self, channel: str) -> str:
         if self.resumption is not None and channel in self._unstarted:
-            cursor_positions = self.resumption.cursor_positions(channel)
-            if cursor_positions:
-                return ",".join([event_id(channel, position) for position in cursor_positions])
+            entries = self.resumption.entries(channel)
+            if entries:
+                return ",".join(entries)
+        if channel in self._replay_after:
+            return log_owed_id(channel, self._sent[channel].epoch)
         return event_id(channel, self._sent.get(channel))
 
     def has_cursor(self, id: str) -> bool:
@@ -159,6 +162,9 @@ class RecoveryState:
             if resumption is not None:
                 position = resumption.known_position(channel, end)
                 if position is not None:
+                    if resumption.must_tell_doubts(channel, position):
+                        self._start_at_beginning(channel, end)
+                        return None
                     # The position may be ahead of this process, if another process has received more events.
                     return self._start_at(channel, end, position)
                 position = resumption.after_loss(channel)
@@ -202,7 +208,7 @@ class RecoveryState:
     def _start_at_beginning(self, channel: str, end: Position) -> None:
         """Start a channel for a client that is owed every event of the log.
 
-        Its ids have the beginning until its first page has told whether events are missing.
+        Its ids say so until its first page has told whether events are missing.
         """
         self._sent[channel] = end.at(0)
         self.behind += (channel,)
@@ -319,6 +325,7 @@ class RecoveryState:
             if not _is_before(end, self._sent[channel]):
                 self._sent[channel] = end
             self._guaranteed = _without(self._guaranteed, channel)
+            self._replay_after = _without(self._replay_after, channel)
         self.behind = tuple([name for name in self.behind if self._sent[name] != live_ends.get(name)])
         self._settle()
 

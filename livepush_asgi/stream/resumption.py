@@ -7,7 +7,7 @@ import anyio
 
 from ..brokers import Page
 from ..hub.hub import Hub
-from ..wire.cursor import Cursor, Position
+from ..wire.cursor import Cursor, Position, event_id, log_owed_id
 from ..wire.reasons import GapReason
 
 logger = logging.getLogger("livepush_asgi")
@@ -89,6 +89,26 @@ class Resumption:
             self._cursor_positions[channel] = () if self.cursor is None else self.cursor.positions_in(channel)
         return self._cursor_positions[channel]
 
+    def entries(self, channel: str) -> list[str]:
+        """Return the entries of a channel in the client's cursor."""
+        return [
+            log_owed_id(channel, position.epoch)
+            if self.owes_log(channel, position)
+            else event_id(channel, position)
+            for position in self.cursor_positions(channel)
+        ]
+
+    def owes_log(self, channel: str, position: Position) -> bool:
+        """Return whether the client at this position is owed the channel's whole log."""
+        return not position.offset and self.cursor is not None and self.cursor.owes_log(channel)
+
+    def must_tell_doubts(self, channel: str, position: Position) -> bool:
+        """Return whether the client is owed a log of which acknowledged events may be missing.
+
+        In any other log, its beginning is a position like each other one.
+        """
+        return self.owes_log(channel, position) and self._hub.is_doubtful(channel)
+
     def known_position(self, channel: str, end: Position) -> Position | None:
         """Return the client's position in the log that ends at `end`, if it is known without a read."""
         if channel in self._confirmed:
@@ -167,7 +187,8 @@ class Resumption:
         """Return whether only the log can confirm the client's position."""
         if channel in self._confirmed or not self.cursor_positions(channel):
             return False
-        return self.known_position(channel, end) != end
+        position = self.known_position(channel, end)
+        return position != end or self.must_tell_doubts(channel, position)
 
     def _is_unknown(self, channel: str, end: Position) -> bool:
         if not self._needs_read(channel, end):
@@ -225,6 +246,8 @@ class Resumption:
         cursor_positions, history = self.cursor_positions(channel), self._hub.history
         position = next((position for position in cursor_positions if page.has(position)), None)
         if position is not None:
+            if self.owes_log(channel, position):
+                position = page.in_oldest_epoch(position)
             # If events after it may be lost, reading on from there sends the gap.
             position = self._confirmed[channel] = page.seen_from(position).locate(position) or position
             placed = page.locate(position)

@@ -5,9 +5,11 @@ log was lost and a new one has begun, the offset 7 names another event. So a pos
 epoch, a random name that is drawn when the log begins.
 
 A cursor has one entry for each channel of a stream: `tag~epoch.offset`, or `tag~` for a channel without a
-known position. The tag is a digest of the channel's name, so an id reveals no channel name. The tag also
-tells a channel that is new to the client from a channel whose log was lost. A leading exclamation mark says
-that the client has not been sent the whole state (`Grant.snapshot`) yet.
+known position. `tag~!epoch` says that the client is owed the whole log and was sent nothing of it: a position
+with offset 0 alone does not say whether the client was told of what is missing at the beginning. The tag is a
+digest of the channel's name, so an id reveals no channel name. The tag also tells a channel that is new to
+the client from a channel whose log was lost. A leading exclamation mark says that the client has not been
+sent the whole state (`Grant.snapshot`) yet.
 """
 
 import re
@@ -29,7 +31,7 @@ MAX_OF_ONE_TAG = 4
 _EPOCH = re.compile(r"[A-Za-z0-9_-]{1,16}")
 _POSITION = re.compile(r"([A-Za-z0-9_-]{1,16})\.(0|[1-9][0-9]{0,18})")
 _TAG = r"[A-Za-z0-9_-]{4}"
-_ENTRY = rf"{_TAG}~(?:{_POSITION.pattern})?"
+_ENTRY = rf"{_TAG}~(?:{_POSITION.pattern}|!{_EPOCH.pattern})?"
 _CURSOR = re.compile(rf"!?{_ENTRY}(?:,{_ENTRY})*")
 # The longest text that can be a cursor; a longer text is not parsed.
 _MAX_TEXT = MAX_POSITIONS * 42
@@ -119,6 +121,11 @@ def event_id(channel: str, position: Position | None) -> str:
     return f"{tag_of(channel)}~{position.epoch}.{position.offset}"
 
 
+def log_owed_id(channel: str, epoch: str) -> str:
+    """Return the cursor entry of a channel whose whole log the client is owed."""
+    return f"{tag_of(channel)}~{_OWED}{epoch}"
+
+
 def owed(id: str) -> str:
     """Return the id with the mark that the client has not been sent the whole state yet."""
     return _OWED + id
@@ -172,13 +179,26 @@ class Cursor:
 
         There are several only if two channels of the stream share a tag.
         """
-        return tuple(
-            [
-                _make_position(match[1], int(match[2]))
-                for part in self.entries.get(tag_of(channel), "").split(",")
-                if (match := _POSITION.fullmatch(part)) and int(match[2]) <= MAX_OFFSET
-            ]
-        )
+        parts = self.entries.get(tag_of(channel), "").split(",")
+        return tuple([place for part in parts if (place := _position_in(part)) is not None])
+
+    def owes_log(self, channel: str) -> bool:
+        """Return whether the client is owed the channel's whole log, and was sent nothing of it.
+
+        If two channels of the stream share a tag, this is meant for the position with offset 0.
+        """
+        return _OWED in self.entries.get(tag_of(channel), "")
+
+
+def _position_in(part: str) -> Position | None:
+    """Return the position in the text after a tag, or None if the text has none."""
+    if part.startswith(_OWED):
+        epoch = part.removeprefix(_OWED)
+        return _make_position(epoch, 0) if _EPOCH.fullmatch(epoch) else None
+    match = _POSITION.fullmatch(part)
+    if match is None or (offset := int(match[2])) > MAX_OFFSET:
+        return None
+    return _make_position(match[1], offset)
 
 
 def _entries(parts: Iterable[str]) -> dict[str, str] | None:

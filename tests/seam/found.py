@@ -468,4 +468,26 @@ FOUND: dict[str, Tale] = {
             ("read", 0, 1),
         ],
     ),
+    "a client that left before its first page was not told of what was missing at the beginning": Tale(
+        Setup(),
+        [
+            ("publish", "a", 3, 0, "plain"),
+            ("take over", "a", 1),
+            ("publish", "a", 1, 0, "plain"),
+            ("connect", 0, 0, Plan(replay="all")),
+            ("read", 0, 1),
+            ("cut", 0, False),
+            ("connect", 0, 1, Plan()),
+        ],
+    ),
+    "a client that left before its first page was not told that a log had lost all": Tale(
+        Setup(),
+        [
+            ("publish", "a", 3, 0, "plain"),
+            ("take over", "a", 3),
+            ("connect", 0, 0, Plan(channels=BOTH, replay="all")),
+            ("read", 0, 1),
+            ("cut", 0, False),
+        ],
+    ),
 }

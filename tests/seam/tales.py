@@ -120,6 +120,8 @@ class _Inventor:
             return self._wave()
         if "snapshot" in self.themes and chance.random() < 0.25:
             return self._call()
+        if "log" in self.themes and chance.random() < 0.1:
+            return self._opening()
         operation = self._connect() if self.fresh else self._operation()
         self.fresh = False
         if operation[0] == "connect" and chance.random() < 0.6:
@@ -169,6 +171,43 @@ class _Inventor:
         if chance.random() < 0.7:
             scene.append(("read", client, chance.choice([1, 2, 3, 100])))
         return scene
+
+    def _opening(self) -> list[Operation]:
+        """Have a new client leave before it has more than an id or two, and come back.
+
+        Its log is harmed before, and perhaps meanwhile.
+        """
+        chance, client = self.random, self._client()
+        scene: list[Operation] = []
+        for _ in range(chance.choice([1, 1, 2])):
+            scene += self._harmed_log()
+        scene.append(("forget", client))
+        for _ in range(chance.choice([1, 1, 2])):
+            scene += [self._opened(client), ("read", client, chance.choice([0, 1, 1, 1, 2, 3]))]
+            scene.append(("cut", client, chance.random() < 0.3))
+            if chance.random() < 0.3:
+                scene += self._harmed_log()
+        scene.append(self._opened(client))
+        return scene
+
+    def _opened(self, client: int) -> Operation:
+        """Have a client connect with any replay, and with other channels than before if that is wanted."""
+        connect, name, process, plan = self._connect(client)
+        return (
+            connect,
+            name,
+            process,
+            replace(plan, replay=self.random.choice(["all", "all", "last", 2, "new"])),
+        )
+
+    def _harmed_log(self) -> list[Operation]:
+        chance, channel = self.random, self._channel()
+        counts = chance.choice([0, 1, 3]), chance.choice([0, 0, 1, 3])
+        before, after = [("publish", channel, count, self._process(), "plain") for count in counts]
+        losing = chance.choice([0, 1, 1, 5])
+        harm = chance.choice(["take over", "take over", "restart", "lose log"])
+        loss = (harm, channel) if harm == "lose log" else (harm, channel, losing)
+        return [before, loss, after]
 
     def _clients(self) -> int:
         if "wave" in self.themes:
