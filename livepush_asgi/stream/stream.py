@@ -35,6 +35,10 @@ logger = logging.getLogger("livepush_asgi")
 # data.
 _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED, EndReason.REVOKED})
 
+# How long after the end of a `send` that waited for too long the client's departure is still due to that, in
+# seconds.
+_STALLED_LATELY = 0.5
+
 
 def draw_retry(timing: Timing) -> int:
     """Return a random reconnection time for one client, in milliseconds: 50 to 150 % of `timing.retry`."""
@@ -66,6 +70,7 @@ class Stream:
         "_on_closed",
         "_parked",
         "_retry",
+        "_stalled_at",
         "_subscribe_timer",
         "_unsubscribed",
         "_work",
@@ -272,7 +277,10 @@ class Stream:
             chunk = self._last_chunk()
         if chunk:
             self.context.counts.sent_bytes += len(chunk)
-            self._busy_since = self._last_chunk_at = self._now()
+            now = self._now()
+            if self._busy_since is not None and now - self._busy_since > self.context.stall_after:
+                self._stalled_at = now
+            self._busy_since = self._last_chunk_at = now
         elif not self.finished:
             self._busy_since = None
             self._parked = self.inline and self.state is StreamState.LIVE
@@ -408,6 +416,8 @@ class Stream:
         self.opened_at = now
         self._busy_since = now
         self._last_chunk_at = now
+        # When a `send` has ended that waited for too long.
+        self._stalled_at = -math.inf
         #: When the stream has to end, by the loop's clock, and why.
         self._end_at, self._end_reason = math.inf, EndReason.LIFETIME
         lifetime = draw_lifetime(timing)
@@ -422,10 +432,15 @@ class Stream:
         self._check_timer: Timer = self.context.scheduler.call_later(delay, Stream._check_deadlines, self)
 
     @property
-    def stalled(self) -> bool:
-        """Whether a send has been waiting for the client for more than half of the send timeout."""
-        busy_since, most = self._busy_since, self.context.timing.send_timeout
-        return busy_since is not None and self._now() - busy_since > 0.5 * most
+    def departure(self) -> EndReason:
+        """Why the stream ends if its client has gone: SLOW after a send that has waited for too long.
+
+        If the client accepts no data, the kernel may close the connection before the send timeout. Some
+        servers then let `send` return, or raise, before they tell of the disconnect.
+        """
+        now, busy_since = self._now(), self._busy_since
+        stalls = busy_since is not None and now - busy_since > self.context.stall_after
+        return EndReason.SLOW if stalls or now - self._stalled_at < _STALLED_LATELY else EndReason.DISCONNECT
 
     def _check_deadlines(self) -> None:
         """End the stream, abort it, or send a heartbeat, if that is due. Then set the timer again."""
