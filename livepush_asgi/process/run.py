@@ -303,7 +303,7 @@ class Run:
         self._open.discard(stream)
         reason, seconds = stream.reason, self.scheduler.now() - stream.opened_at
         assert reason is not None
-        self._counters.stream_ended(reason, seconds, opened=stream.outcome is not None)
+        self._counters.stream_ended(stream, reason, seconds)
         self._drain.stream_closed()
         if self._hooks is not None:
             self._hooks.ended(stream, reason, seconds)

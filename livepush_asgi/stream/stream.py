@@ -20,12 +20,13 @@ from ..runtime.inline_send import InlineSend
 from ..runtime.scheduler import Timer
 from ..settings import Timing
 from ..slots import Lease
-from ..wire.control import close_block, open_block, retry_line
+from ..wire.control import close_block, count_events, open_block, retry_line
 from ..wire.cursor import Position
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, OpenOutcome, StreamState
 from .composer import Composer, Work
 from .context import StreamContext
+from .counts import Sent
 from .outbox import OutboxFullError
 
 logger = logging.getLogger("livepush_asgi")
@@ -84,6 +85,7 @@ class Stream:
         "opened_at",
         "reason",
         "requested_at",
+        "sent_bytes",
         "sleeping",
         "state",
     )
@@ -112,6 +114,8 @@ class Stream:
         #: When its request came, by the loop's clock; None if that is unknown, and after it has opened.
         self.requested_at: float | None = None
         self.context = context
+        #: How many bytes the server was given to send.
+        self.sent_bytes = 0
         # Called when the stream has closed.
         self._on_closed = on_closed
         self._control_events = control_events
@@ -276,7 +280,7 @@ class Stream:
         if not chunk and self.reason is not None:
             chunk = self._last_chunk()
         if chunk:
-            self.context.counts.sent_bytes += len(chunk)
+            self.sent_bytes += len(chunk)
             now = self._now()
             if self._busy_since is not None and now - self._busy_since > self.context.stall_after:
                 self._stalled_at = now
@@ -332,6 +336,12 @@ class Stream:
         return self._composer.outcome
 
     @property
+    def sent(self) -> Sent:
+        """What it has sent."""
+        # The driver's task was woken for a chunk that it has not taken yet: this is not sent.
+        return Sent(self._composer.sent_events - count_events(self._chunk), self.sent_bytes)
+
+    @property
     def waiting_bytes(self) -> int:
         """How many bytes wait in its outbox."""
         return self._composer.waiting_bytes
@@ -367,7 +377,7 @@ class Stream:
         return sleep is not None and not sleep.done()
 
     def _send_inline(self, chunk: bytes, now: float) -> None:
-        self.context.counts.sent_bytes += len(chunk)
+        self.sent_bytes += len(chunk)
         self._last_chunk_at = now
         assert self.driver is not None
         # A middleware's `send` may publish, and nothing else may be sent before it has returned.
@@ -383,7 +393,9 @@ class Stream:
         if self.finished:
             return b""
         # An end that discards sends nothing more: an id composed now could be beyond what was discarded.
-        chunk = self._chunk + self._composer.flush() if self.reason in _FLUSHING else b""
+        chunk = b""
+        if self.reason in _FLUSHING:
+            chunk, self._chunk = self._chunk + self._composer.flush(), b""
         opened = self._composer.outcome is not None
         self.finished = True
         assert self.reason is not None
