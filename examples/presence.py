@@ -26,7 +26,7 @@ def on_open(grant):
         changes.put_nowait(("join", grant.slot_key))
 
 
-def on_end(grant, reason, duration):
+def on_end(grant, reason, duration, sent):
     streams[grant.slot_key] -= 1
     if not streams[grant.slot_key]:
         del streams[grant.slot_key]

@@ -72,6 +72,7 @@ from .process.statistics import Statistics
 from .settings import DrainPolicy, Limits, Timing
 from .slots import Lease, Slots
 from .slots.memory import MemorySlotCap
+from .stream.counts import Sent
 from .wire.cursor import Cursor, Position
 from .wire.event import Event, positioned, split_position
 from .wire.reasons import EndReason, GapReason, RefusalCause
@@ -132,6 +133,7 @@ __all__ = [
     "RefusalCause",
     "SSEStream",
     "SSEStreamService",
+    "Sent",
     "Sink",
     "Slots",
     "SlotsUnavailableError",

@@ -1,11 +1,13 @@
 """A server out of a wheel in a process of its own, and the ports that servers of tests get."""
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +16,29 @@ from typing import ClassVar, Self
 STARTUP_TIMEOUT = 10.0
 
 _given: set[int] = set()
+# While a process lives, byte n of this file is locked for the port n that it was given.
+_locks = os.open(
+    Path(tempfile.gettempdir()) / f"livepush-test-ports-{os.getuid()}", os.O_RDWR | os.O_CREAT, 0o600
+)
 
 
 def free_port() -> int:
     """Return a port that nobody uses now and that was not given out before.
 
     It is none of those that outgoing connections get, one of which could be there before the server is. The
-    workers of pytest-xdist have ports of their own, by the last digit.
+    workers of pytest-xdist have ports of their own, by the last digit. Nor does any other run of the tests
+    get it: a test whose server has not begun to listen would meet the server of another test there.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
         port = random.randrange(10_000, 32_000, 10) + worker % 10
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
+            fcntl.lockf(_locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             probe.bind(("127.0.0.1", port))
-            if port not in _given:
-                _given.add(port)
-                return port
+            _given.add(port)
+            return port
 
 
 class ServerProcess:

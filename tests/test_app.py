@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import anyio
 import pytest
+from starlette.middleware import gzip
 
 from livepush_asgi import (
     BrokerUnavailableError,
@@ -466,3 +467,14 @@ async def test_memory_slot_cap_keeps_the_predecessors_surface() -> None:
     assert (lease.released, cap.held("k")) == (False, 1)
     lease.release()
     assert cap.held("k") == 0
+
+
+async def test_a_gzip_middleware_that_holds_streams_back_is_named_at_the_start(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with LivePush(MemoryBroker(), public("c")).lifespan():
+        assert "GZipMiddleware" not in caplog.text
+    # As before Starlette 0.46, which compressed event streams and flushed nothing.
+    monkeypatch.delattr(gzip, "DEFAULT_EXCLUDED_CONTENT_TYPES")
+    async with LivePush(MemoryBroker(), public("c")).lifespan():
+        assert "GZipMiddleware of this Starlette holds back" in caplog.text

@@ -37,6 +37,7 @@ class Server:
         self.gate = asyncio.Event()
         self.gate.set()
         self.sent: list[Message] = []
+        self.broken: OSError | None = None
         self.cap = MemorySlotCap(1)
 
     def tell(self, message: Message | BaseException) -> None:
@@ -57,6 +58,8 @@ class Server:
 
     async def send(self, message: Message) -> None:
         await self.gate.wait()
+        if self.broken is not None:
+            raise self.broken
         self.sent.append(message)
 
     def push(self) -> LivePush:
@@ -130,6 +133,33 @@ async def test_one_that_leaves_while_a_send_waits_is_waited_for_no_more() -> Non
     server.gate.clear()
     assert await ended(server, lambda: server.tell(GONE)) == {EndReason.DISCONNECT: 1}
     assert server.sent == []
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["the send returns", "the send raises"])
+@pytest.mark.parametrize(
+    ("waited", "later", "reason"), [(20, 0.1, "slow"), (20, 5, "disconnect"), (5, 0.1, "disconnect")]
+)
+async def test_one_that_leaves_after_a_send_that_waited_long_was_slow(
+    waited: float, later: float, reason: str, raises: bool
+) -> None:
+    """The kernel has given up, and the server lets the `send` go before `receive` tells."""
+    server = Server()
+    push = server.push()
+    async with push.lifespan():
+        stream = asyncio.create_task(push(SCOPE, server.receive, server.send))
+        await let_pass(1)
+        server.gate.clear()
+        for number in range(3):
+            await push.publish("c", number)
+            await let_pass(0.1)
+        await let_pass(waited)
+        if raises and later < 1:
+            server.broken = TimeoutError(110, "Connection timed out")
+        server.gate.set()
+        await let_pass(later)
+        server.tell(GONE)
+        await stream
+        assert endings(push) == {EndReason(reason): 1}
 
 
 async def test_an_error_of_receive_is_the_server_s_to_log() -> None:

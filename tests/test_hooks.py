@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from livepush_asgi import (
     CapExceededError,
     DrainPolicy,
     EndReason,
+    Event,
     Grant,
     Limits,
     LivePush,
@@ -20,12 +21,14 @@ from livepush_asgi import (
     MemorySlotCap,
     MockBroker,
     Refusal,
+    Sent,
     SSEStreamService,
     StreamRequest,
     Timing,
+    send_event_stream,
 )
-from livepush_asgi.runtime.asgi import Message
-from livepush_asgi.testing import Client, Stream
+from livepush_asgi.runtime.asgi import Message, Receive, Scope, Send
+from livepush_asgi.testing import Client, EventStreamParser, Stream
 
 from .virtual_clock import let_pass
 
@@ -41,7 +44,7 @@ class House:
     """A LivePush whose hooks write down what they are called with."""
 
     opened: list[Grant] = field(default_factory=list)
-    ended: list[tuple[Grant, EndReason, float]] = field(default_factory=list)
+    ended: list[tuple[Grant, EndReason, float, Sent]] = field(default_factory=list)
     control_events: bool = True
     refuses: bool = False
 
@@ -65,7 +68,7 @@ class House:
 
     @property
     def reasons(self) -> list[EndReason]:
-        return [reason for _, reason, _ in self.ended]
+        return [reason for _, reason, _, _ in self.ended]
 
 
 async def leave(house: House, stream: Stream) -> None:
@@ -100,6 +103,13 @@ async def stall(house: House, stream: Stream) -> None:
     await let_pass(50)
 
 
+def sent_to(stream: Stream) -> Sent:
+    """Return what a stream has sent by what the server was given."""
+    body = b"".join([message.get("body", b"") for message in stream.messages])
+    events = EventStreamParser().feed(body)
+    return Sent(sum(not event.event.startswith("livepush.") for event in events), len(body))
+
+
 ENDINGS: dict[str, tuple[EndReason, Callable[[House, Stream], Awaitable[None]], float]] = {
     "disconnect": (EndReason.DISCONNECT, leave, 64),
     "drain": (EndReason.DRAIN, drain, 64),
@@ -125,12 +135,83 @@ async def test_each_is_called_once_whatever_ends_the_stream(name: str) -> None:
             await let_pass(3)
             await end(house, stream)
             await anyio.wait_all_tasks_blocked()
-        ((ended, told, duration),) = house.ended
+        ((ended, told, duration, sent),) = house.ended
         assert ended is grant
         assert told is reason
         assert 2.9 < duration < 505
+        assert sent == sent_to(stream)
         await let_pass(2)
     assert (len(house.opened), len(house.ended)) == (1, 1)
+
+
+@pytest.mark.parametrize("inline", [True, False], ids=["inline", "woken"])
+@pytest.mark.parametrize("overflow", ["resume", "drop_oldest", "latest", "close"])
+async def test_sent_is_what_the_server_was_given(overflow: str, inline: bool) -> None:
+    """Live, from history, of a snapshot, at the pace of a slow client; on one channel and on two."""
+    ended: list[tuple[Grant, Sent]] = []
+
+    def authorize(request: StreamRequest) -> Grant:
+        snapshot = (lambda: [Event("state"), Event("more")]) if "snapshot" in request.query else None
+        return Grant(
+            channels=request.query_all("c"),
+            snapshot=snapshot,
+            replay="all" if "replay" in request.query else "new",
+        )
+
+    terms: dict[str, Any] = {**TERMS, "limits": Limits(outbox_events=5, overflow=overflow)}  # type: ignore[arg-type]
+    push = LivePush(
+        MemoryBroker(),
+        authorize,
+        inline_send=inline,
+        on_end=lambda grant, reason, duration, sent: ended.append((grant, sent)),
+        **terms,
+    )
+    queries = [
+        "c=a",
+        "c=a&c=b",
+        "c=a&c=b&snapshot=1",
+        "c=a&replay=all",
+        "c=a&c=b&replay=all",
+        "c=b&c=a&replay=all",
+    ]
+    async with push.lifespan(), Client(push) as client:
+        for number in range(3):
+            await push.publish("ab"[number % 2], number)
+        for query in queries:
+            for window, revoked in ((64, False), (64, True), (0, True)):
+                async with client.open("/", query=query, window=window) as stream:
+                    for number in range(20):
+                        await push.publish("ab"[number % 2], number)
+                        if number % 3 == 0:
+                            await anyio.wait_all_tasks_blocked()
+                    await let_pass(20)
+                    if window:
+                        await stream.next_event(control=True)
+                        await push.publish("a", "last")
+                    if revoked:
+                        await push.disconnect(channel="a")
+                    else:
+                        await stream.disconnect()
+                    await let_pass(2)
+                assert len(ended) == 1
+                assert ended.pop()[1] == sent_to(stream), (query, window)
+
+
+async def test_sent_counts_the_events_of_a_generator() -> None:
+    house = House()
+
+    async def numbers() -> AsyncGenerator[object]:
+        for number in range(5):
+            yield {"n": number}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_event_stream(scope, receive, send, numbers(), push=house.push, control_events=True)
+
+    async with house.push.lifespan(), Client(app) as client, client.open("/") as stream:
+        await stream.wait_ended()
+        ((_, reason, _, sent),) = house.ended
+        assert (reason, sent) == (EndReason.FINISHED, sent_to(stream))
+        assert sent.events == 5
 
 
 async def test_the_end_is_told_when_the_slot_is_free() -> None:
@@ -141,7 +222,7 @@ async def test_the_end_is_told_when_the_slot_is_free() -> None:
         lambda request: Grant(channels="a", slot_key="k"),
         slots=slots,
         on_open=lambda grant: free.append(slots.held("k")),
-        on_end=lambda grant, reason, duration: free.append(slots.held("k")),
+        on_end=lambda grant, reason, duration, sent: free.append(slots.held("k")),
     )
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         await stream.next_event(control=True)
@@ -219,7 +300,7 @@ async def test_what_a_hook_raises_is_logged_once_per_kind_and_affects_nothing(
 
     calls = 0
 
-    def on_end(grant: Grant, reason: EndReason, duration: float) -> object:
+    def on_end(grant: Grant, reason: EndReason, duration: float, sent: Sent) -> object:
         nonlocal calls
         calls += 1
         if calls % 3 == 1:
@@ -277,6 +358,10 @@ async def test_a_hook_that_cannot_be_one_raises_where_it_is_given() -> None:
         make(on_open=on_open)
     with pytest.raises(TypeError, match="on_end is a function, not 3"):
         make(on_end=3)
+    with pytest.raises(TypeError, match=r"called as on_end\(grant, reason, duration, sent\)"):
+        make(on_end=lambda grant, reason, duration: None)
+    with pytest.raises(TypeError, match=r"called as on_open\(grant\)"):
+        make(on_open=lambda: None)
 
 
 async def test_listeners_are_the_open_streams_of_a_channel() -> None:
@@ -313,7 +398,8 @@ async def test_one_line_per_end_if_asked_for(caplog: pytest.LogCaptureFixture) -
     lines = await lines_of(push, caplog)
     assert len(lines) == 2
     assert lines[0].startswith("a stream ended: disconnect after 5.")
-    assert lines[0].endswith("channels 'a\\n', 'b', slot key '42'")
+    assert " s, 0 events and " in lines[0]
+    assert lines[0].endswith(" bytes sent, channels 'a\\n', 'b', slot key '42'")
 
 
 async def test_a_drain_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,19 +46,52 @@ async def test_a_client_that_leaves_an_idle_stream_is_noticed(serving: Serving, 
         assert after.ended["disconnect"] == before.ended["disconnect"] + 1
 
 
-async def test_a_client_that_is_stopped_is_noticed_by_what_it_does_not_take(serving: Serving) -> None:
-    """Its process stands still and its window is full: it sends neither an end nor a reset."""
+async def test_a_client_that_is_stopped_is_noticed_by_what_it_does_not_take(
+    serving: Serving, request: pytest.FixtureRequest
+) -> None:
+    """Its process stands still and its window is full: it sends neither an end nor a reset.
+
+    It is slow, also if the kernel gives up before the component and the server tells of a disconnect.
+    """
     async with Visit(serving.port) as visit:
-        await visit.until(lambda numbers: numbers.streams == 0)
+        before = await visit.until(lambda numbers: numbers.streams == 0)
         with reader(serving.port) as client:
             client.send_signal(signal.SIGSTOP)
             async with asyncio.timeout(30):
                 while (await visit.statistics()).streams:
                     await visit.publish("x" * 65536, times=8)
+        after = await visit.statistics()
+        # The `send` of daphne never waits.
+        reason = "disconnect" if "daphne" in request.node.name else "slow"
+        assert after.ended[reason] == before.ended[reason] + 1
         # It takes new ones as before.
         (stream,) = await visit.streams(1)
         await visit.publish("still here")
         assert (await stream.next_event()).data == "still here"
+
+
+async def outlast_a_client(server: Server, log: Path) -> None:
+    settings = {"SEND_TIMEOUT": "4", "HEARTBEAT": "1"}
+    async with server.serve(log, environment=settings) as serving, Visit(serving.port) as visit:
+        (client,) = await visit.streams(1)
+        client.shrink()
+        start, published = time.monotonic(), 0
+        while (numbers := await visit.statistics()).streams:
+            # The kernel and the server hold 3 MB, which come within a second.
+            due = int(60 * (time.monotonic() - start))
+            if due > published:
+                await visit.publish("x" * 65536, times=due - published)
+                published = due
+        assert numbers.ended["slow"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the option")
+async def test_a_client_that_the_kernel_gives_up_was_slow(tmp_path: Path) -> None:
+    """Its window has shut before `send` waits, so the kernel is first: `send` ends before `receive` tells."""
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("granian", "hypercorn-asyncio"):
+            tasks.create_task(outlast_a_client(BY_NAME[name], tmp_path / name))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ from livepush_asgi import (
     RedisStreamsBroker,
     Refusal,
     RefusalCause,
+    Sent,
     Sink,
     SlotCap,
     Slots,
@@ -195,12 +196,19 @@ def make(redis: "Redis") -> LivePush:
         namespace="staging",
         inline_send=False,
         on_open=told_of_open,
-        on_end=lambda grant, reason, duration: (grant.channels, reason.value, round(duration, 1)),
+        on_end=told_of_end,
     )
 
 
 def told_of_open(grant: Grant) -> None:
     assert_type(grant.slot_key, str | None)
+
+
+def told_of_end(grant: Grant, reason: EndReason, duration: float, sent: Sent) -> None:
+    assert_type(reason, EndReason)
+    assert_type(duration, float)
+    assert_type(sent.events, int)
+    assert_type(sent.bytes, int)
 
 
 async def publish_in_transactions(

@@ -1,7 +1,7 @@
 """Validation of the arguments of LivePush. Each error names the likely mistake and the fix."""
 
-from collections.abc import Collection, Mapping
-from inspect import iscoroutinefunction
+from collections.abc import Callable, Collection, Mapping
+from inspect import iscoroutinefunction, signature
 
 from ..brokers import Broker
 from ..grant import public
@@ -13,6 +13,8 @@ from ..wire.reasons import RefusalCause
 
 # The class of the value, by argument of LivePush.
 _KINDS: Mapping[str, type] = {"timing": Timing, "limits": Limits, "drain": DrainPolicy, "cors": Cors}
+
+_HOOK_ARGUMENTS = {"on_open": ("grant",), "on_end": ("grant", "reason", "duration", "sent")}
 
 
 def check_broker(broker: object) -> None:
@@ -41,7 +43,7 @@ def check_callbacks(authorize: object, probe: object) -> None:
 
 
 def check_hooks(**hooks: object) -> None:
-    """Raise TypeError for a hook that is no plain function."""
+    """Raise TypeError for a hook that is no plain function, or does not take its arguments."""
     for name, hook in hooks.items():
         if hook is None:
             continue
@@ -52,6 +54,23 @@ def check_hooks(**hooks: object) -> None:
                 f"{name} is a plain function, since a stream does not wait for it, and {hook!r:.100} is "
                 "asynchronous: put what it has to do into a queue that a task of yours reads"
             )
+        if not _takes(hook, len(_HOOK_ARGUMENTS[name])):
+            arguments = ", ".join(_HOOK_ARGUMENTS[name])
+            raise TypeError(f"{name} is called as {name}({arguments}), and {hook!r:.100} does not take that")
+
+
+def _takes(function: Callable[..., object], count: int) -> bool:
+    """Return whether a function can be called with so many arguments, as far as that is known."""
+    try:
+        bind = signature(function).bind
+    except (TypeError, ValueError):
+        # Written in C, without a signature.
+        return True
+    try:
+        bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def check_encode(encode: object) -> None:

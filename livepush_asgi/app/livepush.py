@@ -99,10 +99,11 @@ class LivePush:
     Without it, data becomes JSON as described at Event.
 
     `on_open(grant)` is called when a stream opens: it has its slot, and is about to be subscribed.
-    `on_end(grant, reason, duration)` is called once for each such stream, whatever ends it, with the
-    EndReason and the duration in seconds; its slot is free then. Both are plain functions and block the event
-    loop as long as they take. What they raise is logged, once a minute for each kind, and affects no stream.
-    They are called in any task of the loop, so they read no context variable of a request.
+    `on_end(grant, reason, duration, sent)` is called once for each such stream, whatever ends it, with the
+    EndReason, the duration in seconds, and a Sent: how many events and bytes. Its slot is free then. Both are
+    plain functions and block the event loop as long as they take. What they raise is logged, once a minute
+    for each kind, and affects no stream. They are called in any task of the loop, so they read no context
+    variable of a request.
 
     It starts with the ASGI lifespan (`lifespan`, or by itself as the outermost application), or with the
     first request if it gets no lifespan. One object serves one event loop at a time.
@@ -579,6 +580,7 @@ class LivePush:
             healthy=run.hub.healthy if run else True,
             draining=run.draining if run else False,
             outbox_bytes=run.outbox_bytes if run else 0,
+            sent_bytes=self._counters.sent_bytes(run.streams if run else ()),
             broker_reconnects=self._run.broker_reconnects if self._run else 0,
         )
 

@@ -88,7 +88,7 @@ class StreamBody:
 
     async def aclose(self) -> None:
         """Close the stream. Returns at once; harmless the second time."""
-        self._stream.end(EndReason.DISCONNECT)
+        self._stream.end(self._stream.departure)
         self._stream.close()
         self._release(stuck=self._stream.reason is not EndReason.DISCONNECT)
 

@@ -69,8 +69,7 @@ class _Driver(InlineSend):
 
     def client_left(self) -> None:
         """End the stream: the client has disconnected."""
-        # If the client accepted no data, the kernel may have closed the connection before the send timeout.
-        self._end_stream(EndReason.SLOW if self._stream.stalled else EndReason.DISCONNECT)
+        self._end_stream(self._stream.departure)
 
     def receive_failed(self, error: Exception) -> None:
         """End the stream: `receive` has raised."""
@@ -83,7 +82,7 @@ class _Driver(InlineSend):
     def send_failed(self, error: Exception) -> None:
         """End the stream: `send` has raised, in most cases because the client has disconnected."""
         if isinstance(error, DISCONNECT_ERRORS):
-            self._stream.end(EndReason.DISCONNECT)
+            self._stream.end(self._stream.departure)
         elif self._stream.reason is not EndReason.DISCONNECT:
             self._stream.end(EndReason.ERROR)
             self._failure = self._failure or error
@@ -95,7 +94,7 @@ class _Driver(InlineSend):
     def _close(self) -> None:
         self._stream.driver = None
         # A stream that has not ended was cancelled from outside: the server closed the connection.
-        self._stream.end(EndReason.DISCONNECT)
+        self._stream.end(self._stream.departure)
         self._release(stuck=self._stream.reason is not EndReason.DISCONNECT)
         self._stream.close()
 

@@ -46,10 +46,12 @@ def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> 
 class Batch:
     """Deliveries in order, for several streams: those of one turn of the event loop, or a page of history."""
 
-    __slots__ = ("_composed", "_joined", "deliveries", "has_gap", "position", "size", "time")
+    __slots__ = ("_composed", "_joined", "count", "deliveries", "has_gap", "position", "size", "time")
 
     def __init__(self, deliveries: Sequence[Delivery], time: float = 0.0, *, has_gap: bool = False) -> None:
         self.deliveries = deliveries
+        #: How many they are.
+        self.count = len(deliveries)
         #: When it was delivered, by the loop's clock. 0 for a page of history.
         self.time = time
         #: Whether a gap is among them, which only a page of history has.
@@ -60,7 +62,7 @@ class Batch:
         self.position: Position | None
         self._joined: bytes | None = None
         self._composed: tuple[object, bytes] | None = None
-        if len(deliveries) == 1:
+        if self.count == 1:
             # The usual case with many channels.
             self.position, self._joined = deliveries[0].position, deliveries[0].block
             self.size = len(self._joined)

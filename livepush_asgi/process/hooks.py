@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ..grant import Grant
 from ..runtime.failure_log import FailureLog
+from ..stream.counts import Sent
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason
 from .observer import Observer
@@ -19,8 +20,8 @@ if stream_logger.level == logging.NOTSET:
 
 #: Called when a stream opens.
 OnOpen = Callable[[Grant], object]
-#: Called when a stream has ended, with the reason and the duration in seconds.
-OnEnd = Callable[[Grant, EndReason, float], object]
+#: Called when a stream has ended, with the reason, the duration in seconds, and what was sent.
+OnEnd = Callable[[Grant, EndReason, float, Sent], object]
 
 
 class StreamHooks:
@@ -52,17 +53,19 @@ class StreamHooks:
         """Called when a stream has closed that was open for so many seconds."""
         for observer in self._observers:
             self._call("an observer", observer.ended, stream, reason, duration)
-        grant = stream.grant
+        grant, sent = stream.grant, stream.sent
         if stream_logger.isEnabledFor(logging.INFO):
             stream_logger.info(
-                "a stream ended: %s after %.1f s, channels %s, slot key %r",
+                "a stream ended: %s after %.1f s, %d events and %d bytes sent, channels %s, slot key %r",
                 reason.value,
                 duration,
+                sent.events,
+                sent.bytes,
                 ", ".join(map(repr, grant.channel_names)),
                 grant.slot_key,
             )
         if self._on_end is not None:
-            self._call("on_end", self._on_end, grant, reason, duration)
+            self._call("on_end", self._on_end, grant, reason, duration, sent)
 
     def _call(self, name: str, hook: Callable[..., object], *arguments: object) -> None:
         try:

@@ -21,6 +21,7 @@ from ..grant import Authorize, Grant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import Callbacks
+from ..runtime.compression import warn_of_compression
 from ..runtime.event_loop import loop_identity, on_asyncio, sleep_maker, spawn, threadsafe_caller
 from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
@@ -302,7 +303,7 @@ class Run:
         self._open.discard(stream)
         reason, seconds = stream.reason, self.scheduler.now() - stream.opened_at
         assert reason is not None
-        self._counters.stream_ended(reason, seconds, opened=stream.outcome is not None)
+        self._counters.stream_ended(stream, reason, seconds)
         self._drain.stream_closed()
         if self._hooks is not None:
             self._hooks.ended(stream, reason, seconds)
@@ -382,6 +383,7 @@ class Run:
 
     def _set_up(self) -> None:
         tasks, broker = self._tasks, self._broker
+        warn_of_compression()
         self.hub = Hub(
             broker, self.scheduler, tasks, self.timing.linger, self.call_threadsafe, self._counters.hub
         )

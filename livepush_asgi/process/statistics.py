@@ -1,7 +1,7 @@
 """Statistics and Counters: the numbers of a LivePush in this process."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import TypedDict, TypeVar
 
@@ -9,6 +9,7 @@ from ..errors import BrokerUnavailableError, PositionConflictError
 from ..hub.counts import HubCounts
 from ..runtime.histogram import Histogram, HistogramData
 from ..stream.counts import StreamCounts
+from ..stream.stream import Stream
 from ..wire.reasons import EndReason, GapReason, OpenOutcome, PublishFailure, RefusalCause
 
 Name = TypeVar("Name", bound=StrEnum)
@@ -76,6 +77,7 @@ class Counters:
     """The counts of a LivePush, over all its runs."""
 
     __slots__ = (
+        "_most_sent_bytes",
         "ended",
         "hub",
         "opened",
@@ -100,18 +102,28 @@ class Counters:
             reason: Histogram(0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900, 3600) for reason in EndReason
         }
         self.refused: Counter[RefusalCause] = Counter()
+        self._most_sent_bytes = 0
         self.published = 0
         self.publish_errors: Counter[PublishFailure] = Counter()
         self.publish_duration = Histogram(
             0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
         )
 
-    def stream_ended(self, reason: EndReason, seconds: float, *, opened: bool) -> None:
-        """Count the end of a stream."""
+    def stream_ended(self, stream: Stream, reason: EndReason, seconds: float) -> None:
+        """Count the end of a stream that was open for so many seconds."""
         self.ended[reason] += 1
         self.stream_durations[reason].add(seconds)
-        if not opened:
+        self.streams.sent_bytes += stream.sent_bytes
+        if stream.outcome is None:
             self.streams.unopened += 1
+
+    def sent_bytes(self, streams: Collection[Stream]) -> int:
+        """Return how many bytes all streams have sent: those that are open, and those that have closed."""
+        # Another thread may ask, and miss a stream that closes between these two. A counter never decreases.
+        closed = self.streams.sent_bytes
+        sent = closed + sum([stream.sent_bytes for stream in list(streams)])
+        self._most_sent_bytes = max(sent, self._most_sent_bytes)
+        return self._most_sent_bytes
 
     def publish_failed(self, error: Exception) -> None:
         """Count a publish that has raised."""
@@ -143,6 +155,7 @@ class Counters:
         healthy: bool,
         draining: bool,
         outbox_bytes: int,
+        sent_bytes: int,
         broker_reconnects: int,
     ) -> Statistics:
         """Return the counts together with these numbers of the moment."""
@@ -168,7 +181,7 @@ class Counters:
             delivered=self.hub.delivered,
             replayed=self.streams.replayed,
             gaps=_by_name(GapReason, self.streams.gaps),
-            sent_bytes=self.streams.sent_bytes,
+            sent_bytes=sent_bytes,
             delivery_lag_seconds=self.hub.lag.data(),
             broker_reconnects=broker_reconnects,
         )

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ..grant import Grant
 from ..hub.delivery import Batch, Delivery, gap_delivery
 from ..settings import Limits
-from ..wire.control import gap_block, id_block, open_block, retry_line
+from ..wire.control import count_events, gap_block, id_block, open_block, retry_line
 from ..wire.cursor import Position, event_id, owed
 from ..wire.event import HEARTBEAT, with_id
 from ..wire.reasons import EndReason, GapReason, OpenOutcome
@@ -67,6 +67,7 @@ class Composer:
         "end_reason",
         "heartbeat_due",
         "outcome",
+        "sent_events",
         "without_broker",
         "work",
     )
@@ -85,6 +86,8 @@ class Composer:
         #: How the stream has opened: None until the open event has been composed.
         self.outcome: OpenOutcome | None = None
         self.heartbeat_due = False
+        #: How many events were composed to be sent: not the component's own.
+        self.sent_events = 0
         #: Why the stream has to end: a gap cannot be sent without control events, or the snapshot failed.
         self.end_reason: EndReason | None = None
         self._context = context
@@ -148,6 +151,7 @@ class Composer:
         self.heartbeat_due = False
         if not self._single_channel:
             return self._compose(batch.deliveries)
+        self.sent_events += batch.count
         # This runs once for every event and stream, so the position is recorded only when it is needed.
         self._unrecorded = batch.position or self._unrecorded
         return batch.joined
@@ -328,6 +332,7 @@ class Composer:
 
     def discard(self) -> None:
         """Discard everything that has not been sent."""
+        self.sent_events -= count_events(self._head)
         self._head = b""
         self._outbox, self._outbox_filled = None, False
 
@@ -386,6 +391,7 @@ class Composer:
                 self._state_ends = {}
             if blocks:
                 blocks[-1] = with_id(blocks[-1], self._recovery.id)
+        self.sent_events += len(blocks)
         return b"".join(blocks)
 
     def _fall_behind(self, outbox: Outbox, delivery: Delivery) -> bool:
@@ -434,10 +440,13 @@ class Composer:
             chunk = self._compose(page.deliveries)
             self._record_position()
             return chunk
+        sent = self.sent_events + len(page.deliveries)
         if self._single_channel:
             chunk = page.joined
         else:
             chunk = page.composed(tuple(self._recovery.entries().items()), self._compose)
+        # Not every stream that shares a page composes it.
+        self.sent_events = sent
         self._recovery.mark_sent(page.deliveries[-1].channel, page.position)
         return chunk
 
@@ -465,6 +474,7 @@ class Composer:
                 if delivery.position is not None:
                     self._unrecorded = delivery.position
                     break
+            self.sent_events += len(deliveries)
             return b"".join([delivery.block for delivery in deliveries])
         # A gap may be among the deliveries that are still in the outbox.
         self._gap_queued = self._gap_queued and self._outbox_filled
@@ -483,6 +493,8 @@ class Composer:
                     blocks.append(self._end_at_gap())
                     break
                 self._context.counts.gaps[delivery.gap] += 1
+            else:
+                self.sent_events += 1
             block = delivery.block
             if delivery.position is not None and (not self._single_channel or self._state_owed):
                 id = join_entries(entries)

@@ -44,3 +44,8 @@ class StreamContext:
     snapshots_fail: bool = False
     #: Logs the failures of generators.
     failures: FailureLog = field(default_factory=FailureLog)
+    #: A client that leaves while a `send` has been waiting for longer than this, in seconds, was slow.
+    stall_after: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stall_after = 0.5 * self.timing.send_timeout

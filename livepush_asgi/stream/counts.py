@@ -1,18 +1,30 @@
-"""StreamCounts: what the streams of a process count, over all runs of a LivePush."""
+"""Sent and StreamCounts: what a stream has sent, and what the streams of a process count."""
 
 from collections import Counter
+from typing import NamedTuple
 
 from ..runtime.histogram import Histogram
 from ..wire.reasons import GapReason
 
 
+class Sent(NamedTuple):
+    """What a stream gave the server to send. A client that has left need not have received all of it.
+
+    `events` are those of the application: live, from history, and of a snapshot. `bytes` are all that was
+    sent, with heartbeats and the component's own events, without the server's framing.
+    """
+
+    events: int
+    bytes: int
+
+
 class StreamCounts:
-    """The counts of all streams together. One object serves them all."""
+    """The counts of all streams together, over all runs of a LivePush. One object serves them all."""
 
     __slots__ = ("fresh", "gap", "gaps", "open_duration", "replayed", "resumed", "sent_bytes", "unopened")
 
     def __init__(self) -> None:
-        #: The bytes that were given to the server to send: chunks of streams, without the server's framing.
+        #: The bytes that streams which have closed gave the server to send.
         self.sent_bytes = 0
         #: The events that were read from history and sent.
         self.replayed = 0

@@ -40,8 +40,11 @@ class SourceComposer(Composer):
 
     def flush(self) -> bytes:
         """Return what waits as one chunk."""
-        chunk, self._head = self._head + self._source.take(), b""
-        return chunk
+        head, self._head = self._head, b""
+        block = self._source.take()
+        if block:
+            self.sent_events += 1
+        return head + block
 
     def discard(self) -> None:
         """Discard everything that has not been sent."""

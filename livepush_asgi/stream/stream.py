@@ -20,12 +20,13 @@ from ..runtime.inline_send import InlineSend
 from ..runtime.scheduler import Timer
 from ..settings import Timing
 from ..slots import Lease
-from ..wire.control import close_block, open_block, retry_line
+from ..wire.control import close_block, count_events, open_block, retry_line
 from ..wire.cursor import Position
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, OpenOutcome, StreamState
 from .composer import Composer, Work
 from .context import StreamContext
+from .counts import Sent
 from .outbox import OutboxFullError
 
 logger = logging.getLogger("livepush_asgi")
@@ -34,6 +35,10 @@ logger = logging.getLogger("livepush_asgi")
 # were published before a revocation. After `expired` its login has ended, and a `slow` client accepts no
 # data.
 _FLUSHING = frozenset({EndReason.DRAIN, EndReason.LIFETIME, EndReason.REPLACED, EndReason.REVOKED})
+
+# How long after the end of a `send` that waited for too long the client's departure is still due to that, in
+# seconds.
+_STALLED_LATELY = 0.5
 
 
 def draw_retry(timing: Timing) -> int:
@@ -66,6 +71,7 @@ class Stream:
         "_on_closed",
         "_parked",
         "_retry",
+        "_stalled_at",
         "_subscribe_timer",
         "_unsubscribed",
         "_work",
@@ -79,6 +85,7 @@ class Stream:
         "opened_at",
         "reason",
         "requested_at",
+        "sent_bytes",
         "sleeping",
         "state",
     )
@@ -107,6 +114,8 @@ class Stream:
         #: When its request came, by the loop's clock; None if that is unknown, and after it has opened.
         self.requested_at: float | None = None
         self.context = context
+        #: How many bytes the server was given to send.
+        self.sent_bytes = 0
         # Called when the stream has closed.
         self._on_closed = on_closed
         self._control_events = control_events
@@ -271,8 +280,11 @@ class Stream:
         if not chunk and self.reason is not None:
             chunk = self._last_chunk()
         if chunk:
-            self.context.counts.sent_bytes += len(chunk)
-            self._busy_since = self._last_chunk_at = self._now()
+            self.sent_bytes += len(chunk)
+            now = self._now()
+            if self._busy_since is not None and now - self._busy_since > self.context.stall_after:
+                self._stalled_at = now
+            self._busy_since = self._last_chunk_at = now
         elif not self.finished:
             self._busy_since = None
             self._parked = self.inline and self.state is StreamState.LIVE
@@ -324,6 +336,12 @@ class Stream:
         return self._composer.outcome
 
     @property
+    def sent(self) -> Sent:
+        """What it has sent."""
+        # The driver's task was woken for a chunk that it has not taken yet: this is not sent.
+        return Sent(self._composer.sent_events - count_events(self._chunk), self.sent_bytes)
+
+    @property
     def waiting_bytes(self) -> int:
         """How many bytes wait in its outbox."""
         return self._composer.waiting_bytes
@@ -359,7 +377,7 @@ class Stream:
         return sleep is not None and not sleep.done()
 
     def _send_inline(self, chunk: bytes, now: float) -> None:
-        self.context.counts.sent_bytes += len(chunk)
+        self.sent_bytes += len(chunk)
         self._last_chunk_at = now
         assert self.driver is not None
         # A middleware's `send` may publish, and nothing else may be sent before it has returned.
@@ -375,7 +393,9 @@ class Stream:
         if self.finished:
             return b""
         # An end that discards sends nothing more: an id composed now could be beyond what was discarded.
-        chunk = self._chunk + self._composer.flush() if self.reason in _FLUSHING else b""
+        chunk = b""
+        if self.reason in _FLUSHING:
+            chunk, self._chunk = self._chunk + self._composer.flush(), b""
         opened = self._composer.outcome is not None
         self.finished = True
         assert self.reason is not None
@@ -408,6 +428,8 @@ class Stream:
         self.opened_at = now
         self._busy_since = now
         self._last_chunk_at = now
+        # When a `send` has ended that waited for too long.
+        self._stalled_at = -math.inf
         #: When the stream has to end, by the loop's clock, and why.
         self._end_at, self._end_reason = math.inf, EndReason.LIFETIME
         lifetime = draw_lifetime(timing)
@@ -422,10 +444,15 @@ class Stream:
         self._check_timer: Timer = self.context.scheduler.call_later(delay, Stream._check_deadlines, self)
 
     @property
-    def stalled(self) -> bool:
-        """Whether a send has been waiting for the client for more than half of the send timeout."""
-        busy_since, most = self._busy_since, self.context.timing.send_timeout
-        return busy_since is not None and self._now() - busy_since > 0.5 * most
+    def departure(self) -> EndReason:
+        """Why the stream ends if its client has gone: SLOW after a send that has waited for too long.
+
+        If the client accepts no data, the kernel may close the connection before the send timeout. Some
+        servers then let `send` return, or raise, before they tell of the disconnect.
+        """
+        now, busy_since = self._now(), self._busy_since
+        stalls = busy_since is not None and now - busy_since > self.context.stall_after
+        return EndReason.SLOW if stalls or now - self._stalled_at < _STALLED_LATELY else EndReason.DISCONNECT
 
     def _check_deadlines(self) -> None:
         """End the stream, abort it, or send a heartbeat, if that is due. Then set the timer again."""

@@ -63,6 +63,13 @@ def refused_block(reason: str, status: int, detail: str | None, retry: int) -> b
     return encode_block(_json(**data), event="livepush.refused", retry=retry)
 
 
+def count_events(blocks: bytes) -> int:
+    """Return how many events are in these blocks, without the control events."""
+    # No other line begins so: the lines of data begin with `data:`.
+    control = blocks.count(b"\nevent: livepush.") + blocks.startswith(b"event: livepush.")
+    return blocks.count(b"\n\n") - control
+
+
 def origin_line(channel: str, id: str) -> bytes:
     """Return a comment line with the channel of the next event and the event id after it: see `origin_of`."""
     return f": {json.dumps([channel, id])}\n".encode()
