@@ -11,7 +11,7 @@ from secrets import token_urlsafe
 from tempfile import gettempdir
 
 from starlette.applications import Starlette
-from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, requires
+from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser, requires
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
@@ -39,11 +39,9 @@ database.execute("CREATE TABLE IF NOT EXISTS logins (id TEXT PRIMARY KEY, user T
 
 
 # start: authorize
-class User(BaseUser):
-    is_authenticated = True
-
+class User(SimpleUser):
     def __init__(self, name, expires_at):
-        self.display_name = name
+        super().__init__(name)
         self.expires_at = expires_at
 
 
@@ -65,8 +63,8 @@ async def authorize(request):
     if found is None:
         raise HTTPException(401, "Log in first.")
     _, user = found
-    channels = ["news", f"user:{user.display_name}"]
-    return Grant(channels=channels, slot_key=user.display_name, expires_at=user.expires_at)
+    channels = ["news", f"user:{user.username}"]
+    return Grant(channels=channels, slot_key=user.username, expires_at=user.expires_at)
 
 
 # end: authorize
@@ -99,7 +97,7 @@ async def refresh(request):
 async def log_out(request):
     # First the permission goes, then the streams.
     database.execute("DELETE FROM logins WHERE id = ?", [request.session.pop("login")])
-    await push.disconnect(slot_key=request.user.display_name)
+    await push.disconnect(slot_key=request.user.username)
     return Response(status_code=204)
 
 

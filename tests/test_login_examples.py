@@ -84,7 +84,8 @@ async def visit(workers: list[Serving], browser: Browser) -> None:
 async def test_a_browser_logs_in_listens_and_logs_out(
     browser: Browser, valkey: ValkeyProcess, tmp_path: Path
 ) -> None:
+    # At the same time, because most of it is waiting. The names of their cookies differ.
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
         for name in EXAMPLES:
             workers = await stack.enter_async_context(two_workers(name, valkey, tmp_path))
-            tasks.create_task(visit(workers, browser))
+            tasks.create_task(visit(workers, browser), name=name)
