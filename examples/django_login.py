@@ -5,7 +5,6 @@ LOGIN_SECONDS is how long a login lasts; the page prolongs it. A second worker n
 
 import json
 import os
-from datetime import timedelta
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -35,7 +34,6 @@ from django.core.asgi import get_asgi_application  # noqa: E402
 from django.core.management import call_command  # noqa: E402
 from django.http import FileResponse, HttpResponse, JsonResponse  # noqa: E402
 from django.urls import path  # noqa: E402
-from django.utils import timezone  # noqa: E402
 from django.views.decorators.csrf import ensure_csrf_cookie  # noqa: E402
 
 from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, Refusal  # noqa: E402
@@ -78,7 +76,7 @@ def home(request):
 
 
 def prolong(request):
-    request.session.set_expiry(timezone.now() + timedelta(seconds=SECONDS))
+    request.session.set_expiry(SECONDS)
     return JsonResponse({"seconds": SECONDS})
 
 

@@ -15,6 +15,7 @@ from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Mount
+from starlette.types import ASGIApp
 
 from livepush_asgi import Authorize, Grant, LivePush, LivePushMiddleware, MemoryBroker, Refusal, Timing
 from livepush_asgi.contrib.fastapi import depends, sse_streaming_response
@@ -137,7 +138,7 @@ async def test_parameters_come_from_the_path_the_query_headers_and_cookies() -> 
 
     push, client = mounted(depends(grant), path="/rooms/{room}")
     async with client:
-        right = {"query": {"n": "1"}, "headers": {"x-kind": "k"}, "cookies": {"sid": "s"}}
+        right: dict[str, Any] = {"query": {"n": "1"}, "headers": {"x-kind": "k"}, "cookies": {"sid": "s"}}
         async with client.open("/rooms/kitchen/", **right) as stream:
             await push.publish("kitchen:1:k:-", "tea")
             assert (await stream.next_event()).data == "tea"
@@ -350,12 +351,12 @@ async def test_without_a_fastapi_application_nobody_gets_a_stream(
     around: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     push = LivePush(MemoryBroker(), depends(news))
-    app: Any = {
-        "starlette": lambda: Starlette(routes=[Mount("/events", push)], lifespan=push.lifespan),
-        "nothing": lambda: push,
-        "outside": lambda: LivePushMiddleware(FastAPI(), push),
-    }[around]()
-    async with Client(app, lifespan=True) as client:
+    apps: dict[str, ASGIApp] = {
+        "starlette": Starlette(routes=[Mount("/events", push)], lifespan=push.lifespan),
+        "nothing": push,
+        "outside": LivePushMiddleware(FastAPI(), push),
+    }
+    async with Client(apps[around], lifespan=True) as client:
         assert (await client.request("GET", "/events/")).status == 500
     assert "depends(...) needs the FastAPI application" in caplog.text
 

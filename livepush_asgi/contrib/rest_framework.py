@@ -76,7 +76,7 @@ class _StreamView(APIView):  # type: ignore[misc]
         permissions: Sequence[BasePermission] | None,
     ) -> None:
         super().__init__()
-        self.args, self.kwargs = (), {}
+        self.kwargs: dict[str, object] = {}
         self._authenticators = authenticators
         self._permissions = [IsAuthenticated()] if permissions is None else permissions
 

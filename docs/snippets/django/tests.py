@@ -68,7 +68,8 @@ class StreamTests(TransactionTestCase):
     async def test_a_token_gets_a_stream(self):
         user, _, _ = await self.logged_in()
         token = await Token.objects.acreate(user=user)
-        async with LivePush(MemoryBroker(), api.authorize).lifespan() as push, Client(push) as client:
+        push = LivePush(MemoryBroker(), api.authorize)
+        async with push.lifespan(), Client(push) as client:
             refused = await client.request("GET", "/")
             assert (refused.status, refused.headers["www-authenticate"]) == (401, "Token")
             async with client.open("/", headers={"authorization": f"Token {token.key}"}) as stream:
