@@ -10,7 +10,18 @@ from typing import Annotated, Any
 
 import anyio
 import pytest
-from fastapi import BackgroundTasks, Body, Depends, FastAPI, Header, HTTPException, Path, Request, Security
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Body,
+    Depends,
+    FastAPI,
+    Header,
+    HTTPException,
+    Path,
+    Request,
+    Security,
+)
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from starlette.applications import Starlette
 from starlette.responses import Response
@@ -69,18 +80,21 @@ async def test_the_dependencies_of_the_application_are_not_those_of_a_plain_moun
     assert (await answered(depends(news)))[0] == 200
 
 
-async def test_a_router_that_denies_does_not_open_its_mount_to_everybody() -> None:
-    """A release of FastAPI may include the mounts of a router, or leave them out: none resolves for them."""
+@pytest.mark.parametrize("denies", ["nothing", "router", "include", "outer", "outer include", "app"])
+async def test_the_dependencies_of_the_routers_around_a_mount_deny_too(denies: str) -> None:
+    """FastAPI includes the mounts of a router, without its dependencies. Earlier ones leave it out."""
 
-    async def with_its_own(_: Annotated[None, Depends(deny)]) -> Grant:
-        return NEWS
+    def around(place: str) -> list[Any]:
+        return [Depends(deny)] if place == denies else []
 
-    push = LivePush(MemoryBroker(), depends(with_its_own))
-    app = FastAPI(lifespan=push.lifespan)
-    app.router.routes.append(Mount("/rooms/{room}", push))
-    async with Client(app, lifespan=True) as client:
-        answer = await client.request("GET", "/rooms/kitchen/")
-    assert (answer.status, answer.headers["x-why"]) == (403, "closed")
+    push = LivePush(MemoryBroker(), depends(news))
+    router, outer = APIRouter(dependencies=around("router")), APIRouter(dependencies=around("outer"))
+    router.mount("/events", push)
+    outer.include_router(router, dependencies=around("include"))
+    app = FastAPI(lifespan=push.lifespan, dependencies=around("app"))
+    app.include_router(outer, prefix="/api", dependencies=around("outer include"))
+    async with Client(app, lifespan=True) as client, client.open("/api/events/") as stream:
+        assert stream.status in ((200, 404) if denies == "nothing" else (403, 404))
 
 
 async def user_of(scopes: SecurityScopes, token: Annotated[str, Depends(bearer)]) -> str:

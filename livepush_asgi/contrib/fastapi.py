@@ -109,9 +109,8 @@ def depends(dependency: Callable[..., object] | params.Depends) -> Authorize:
     schemes, the Request, parameters of the path, the query, headers and cookies. To give it scopes, pass
     `Security(my_stream, scopes=[...])`. `app.dependency_overrides` applies.
 
-    FastAPI leaves out the `dependencies=` of an application where something is mounted. This function
-    resolves them first, so one that denies denies the stream. Those of a router apply to its path operations
-    alone.
+    FastAPI leaves out the `dependencies=` of an application and of its routers where something is mounted.
+    This function resolves them first, so one that denies denies the stream.
 
     The tree is resolved whenever the stream is authorized, and ended before the stream begins. An
     HTTPException keeps its status and headers. A parameter that is missing or wrong is a 422. A dependency
@@ -134,8 +133,8 @@ class _Dependencies:
             """Never called: FastAPI reads its signature."""
 
         self._decide = decide
-        # An application has one tree for each set of path parameters with which the LivePush is mounted.
-        self._trees: WeakKeyDictionary[FastAPI, dict[str, Dependant]] = WeakKeyDictionary()
+        # An application has one tree for each place where the LivePush is mounted.
+        self._trees: WeakKeyDictionary[FastAPI, dict[object, Dependant]] = WeakKeyDictionary()
         # A signature that FastAPI does not understand raises where the programmer made it.
         _check_reads_no_body(get_dependant(path="", call=decide))
 
@@ -174,15 +173,22 @@ class _Dependencies:
     def _tree(self, app: FastAPI, request: Request) -> Dependant:
         # By the path FastAPI knows which parameters are in it. That of a mount is not in the scope.
         path = "".join(f"/{{{name}}}" for name in request.path_params)
-        trees = self._trees.setdefault(app, {})
-        if path not in trees:
+        # The router that has the mount, in a FastAPI that includes the mounts of routers. It lives as long as
+        # the application.
+        router = request.scope.get("fastapi", {}).get("included_router")
+        trees, place = self._trees.setdefault(app, {}), (path, id(router))
+        if place not in trees:
             tree = get_dependant(path=path, call=self._decide)
+            around = list(app.router.dependencies)
+            if router is not None:
+                # No public names: where FastAPI has renamed them, the error denies the stream.
+                around += [*router.include_context.dependencies, *router.original_router.dependencies]
             tree.dependencies[:0] = [
-                get_parameterless_sub_dependant(depends=each, path=path) for each in app.router.dependencies
+                get_parameterless_sub_dependant(depends=each, path=path) for each in around
             ]
             _check_reads_no_body(tree)
-            trees[path] = tree
-        return trees[path]
+            trees[place] = tree
+        return trees[place]
 
 
 def _check_reads_no_body(tree: Dependant) -> None:
