@@ -142,7 +142,7 @@ class _Dependencies:
         app = stream_request.scope.get("app")
         if not isinstance(app, FastAPI):
             raise AuthorizeError(NO_APPLICATION)
-        # A copy: several streams of a page may share the scope, and a stream is authorized more than once.
+        # A copy: what FastAPI keeps in the scope is of one call, and a stream is authorized more than once.
         request = Request(dict(stream_request.scope), _receive_nothing)
         try:
             return await self._solve(app, request)
