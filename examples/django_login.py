@@ -1,6 +1,7 @@
 """Django: log in, listen, log out. `uvicorn --app-dir examples django_login:app`
 
-LOGIN_SECONDS is how long a login lasts; the page prolongs it. A second worker needs LIVEPUSH_REDIS.
+Browsers have a session, and programs a token of Django REST framework, which POST /token returns.
+LOGIN_SECONDS is how long a session lasts; the page prolongs it. A second worker needs LIVEPUSH_REDIS.
 """
 
 import json
@@ -18,7 +19,12 @@ settings.configure(
     SECRET_KEY="only for this example",
     USE_TZ=True,
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": database}},
-    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"],
+    INSTALLED_APPS=[
+        "django.contrib.auth",
+        "django.contrib.contenttypes",
+        "django.contrib.sessions",
+        "rest_framework.authtoken",
+    ],
     MIDDLEWARE=[
         "django.contrib.sessions.middleware.SessionMiddleware",
         "django.middleware.csrf.CsrfViewMiddleware",
@@ -35,9 +41,12 @@ from django.core.management import call_command  # noqa: E402
 from django.http import FileResponse, HttpResponse, JsonResponse  # noqa: E402
 from django.urls import path  # noqa: E402
 from django.views.decorators.csrf import ensure_csrf_cookie  # noqa: E402
+from rest_framework.authentication import TokenAuthentication  # noqa: E402
+from rest_framework.authtoken.models import Token  # noqa: E402
 
 from livepush_asgi import Grant, LivePush, LivePushMiddleware, MemoryBroker, Refusal  # noqa: E402
 from livepush_asgi.contrib.django import user_of_sync, uses_database  # noqa: E402
+from livepush_asgi.contrib.rest_framework import authenticated  # noqa: E402
 
 call_command("migrate", verbosity=0)
 if not User.objects.exists():
@@ -56,7 +65,7 @@ SECONDS = int(os.environ.get("LOGIN_SECONDS", "3600"))
 
 # start: authorize
 @uses_database
-def authorize(request):
+def by_session(request):
     key = request.cookies.get(settings.SESSION_COOKIE_NAME)
     session = Session.objects.filter(session_key=key).first()
     user = user_of_sync(request)
@@ -67,6 +76,18 @@ def authorize(request):
 
 
 # end: authorize
+# start: token
+@authenticated(authenticators=[TokenAuthentication()])
+def by_token(request):
+    user = request.user
+    return Grant(channels=["news", f"user:{user.pk}"], slot_key=str(user.pk))
+
+
+def authorize(request):
+    return by_token(request) if "authorization" in request.headers else by_session(request)
+
+
+# end: token
 push = LivePush(broker, authorize)
 
 
@@ -96,13 +117,22 @@ def refresh(request):
 # start: logout
 def log_out(request):
     user = request.user
+    if not user.is_authenticated:
+        return HttpResponse(status=401)
     # First the permission goes, then the streams.
     logout(request)
+    Token.objects.filter(user=user).delete()
     push.disconnect_sync(slot_key=str(user.pk))
     return HttpResponse(status=204)
 
 
 # end: logout
+
+
+def token(request):
+    if not request.user.is_authenticated:
+        return HttpResponse(status=401)
+    return JsonResponse({"token": Token.objects.get_or_create(user=request.user)[0].key})
 
 
 def publish(request):
@@ -117,6 +147,7 @@ urlpatterns = [
     path("login", log_in),
     path("refresh", refresh),
     path("logout", log_out),
+    path("token", token),
     path("publish", publish),
 ]
 app = LivePushMiddleware(get_asgi_application(), push, path="/events")

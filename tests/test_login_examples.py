@@ -1,6 +1,7 @@
 """The examples with a login, each in two workers and a browser: in, stream, refresh, out, gone, expired."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .chromium import Browser, Page
-from .serving import Serving, uvicorn
+from .serving import Serving, WireStream, uvicorn
 from .valkey import ValkeyProcess
 
 pytestmark = [pytest.mark.real_time, pytest.mark.slow]
@@ -40,7 +41,7 @@ async def shows(page: Page, condition: str) -> None:
     await asyncio.to_thread(page.wait_for, condition)
 
 
-async def visit(workers: list[Serving], browser: Browser) -> None:
+async def visit(name: str, workers: list[Serving], browser: Browser) -> None:
     page = await asyncio.to_thread(browser.open, workers[0].url)
     await shows(page, f"{STATE} === 'out'")
     assert (await workers[1].open("/events/")).status == 401
@@ -65,12 +66,18 @@ async def visit(workers: list[Serving], browser: Browser) -> None:
     await asyncio.to_thread(other.evaluate, "post('/publish', 4)")
     await shows(page, "window.again && document.querySelectorAll('#log li').length === 4")
 
+    program = await listen_with_a_token(workers[0], page) if name == "django_login" else None
+
     # A logout in one worker ends the streams in both.
     await asyncio.to_thread(other.click, "#logout")
     for each in (page, other):
         await shows(each, f"{STATE} === 'out'")
     assert await asyncio.to_thread(page.evaluate, "window.why") == "revoked"
     assert await asyncio.to_thread(page.evaluate, "post('/refresh').then((answer) => answer.status)") == 401
+
+    if program is not None:
+        await program.read_to_end()
+        assert json.loads(program.events[-1].data)["reason"] == "revoked"
 
     # A login that is not prolonged ends by itself.
     await asyncio.to_thread(page.click, "#stay")
@@ -81,6 +88,17 @@ async def visit(workers: list[Serving], browser: Browser) -> None:
     assert shown == "1234"
 
 
+async def listen_with_a_token(worker: Serving, page: Page) -> WireStream:
+    """Open the stream of a program, which sends a token of Django REST framework."""
+    token = "post('/token').then((answer) => answer.json()).then(({token}) => token)"
+    key = await asyncio.to_thread(page.evaluate, token)
+    refused = await worker.open("/events", authorization="Token wrong")
+    assert (refused.status, refused.headers["www-authenticate"]) == (401, "Token")
+    stream = await worker.open("/events", authorization=f"Token {key}")
+    await stream.next_event("livepush.open")
+    return stream
+
+
 async def test_a_browser_logs_in_listens_and_logs_out(
     browser: Browser, valkey: ValkeyProcess, tmp_path: Path
 ) -> None:
@@ -88,4 +106,4 @@ async def test_a_browser_logs_in_listens_and_logs_out(
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
         for name in EXAMPLES:
             workers = await stack.enter_async_context(two_workers(name, valkey, tmp_path))
-            tasks.create_task(visit(workers, browser), name=name)
+            tasks.create_task(visit(name, workers, browser), name=name)
