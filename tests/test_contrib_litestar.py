@@ -1,4 +1,4 @@
-"""Litestar: what its compression does to a stream, mounted and in a route."""
+"""Litestar: what its compression does to a stream, mounted and in a route, and its guards."""
 
 import gc
 import zlib
@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from litestar import Litestar, Request, asgi, get
 from litestar.config.compression import CompressionConfig
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
+from litestar.exceptions import NotAuthorizedException
+from litestar.handlers import BaseRouteHandler
 from litestar.types import Receive, Scope, Send
 
 from livepush_asgi import LivePush, MemoryBroker, public
@@ -60,6 +63,24 @@ async def test_the_openapi_document_names_the_type_of_a_stream() -> None:
     assert list(responses["200"]["content"]) == ["text/event-stream"]
     async with Client(app, lifespan=True) as client, client.open("/route") as stream:
         assert stream.headers["content-type"] == "text/event-stream"
+
+
+async def test_a_guard_of_a_mount_denies_its_streams() -> None:
+    push = LivePush(MemoryBroker(), public("c"))
+
+    async def only_ada(connection: ASGIConnection[Any, Any, Any, State], _: BaseRouteHandler) -> None:
+        if connection.cookies.get("user") != "ada":
+            raise NotAuthorizedException("Log in first.")
+
+    @asgi("/events", is_mount=True, copy_scope=True, guards=[only_ada])
+    async def events(scope: Scope, receive: Receive, send: Send) -> None:
+        await push(scope, receive, send)  # type: ignore[arg-type]
+
+    app: Any = Litestar([events], lifespan=[push.lifespan])
+    async with Client(app, lifespan=True) as client:
+        assert (await client.request("GET", "/events")).status == 401
+        async with client.open("/events", cookies={"user": "ada"}) as stream:
+            assert stream.status == 200
 
 
 def inflated(stream: Stream) -> bytes:

@@ -39,6 +39,7 @@ USED_ELSEWHERE = {
     "starlette_app.py": "test_frameworks.py",
     "fastapi_app.py": "test_frameworks.py",
     "fastapi_rooms.py": "test_examples.py",
+    **dict.fromkeys(("starlette_login.py", "fastapi_login.py", "django_login.py"), "test_login_examples.py"),
     "generator.py": "test_examples.py",
     "django_app.py": "test_frameworks.py",
     "quart_app.py": "test_frameworks.py",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, assert_type
 import asyncpg
 import psycopg
 from asgiref.sync import async_to_sync, sync_to_async
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 from fastapi import Request as FastAPIRequest
 from redis.asyncio import Redis
 from starlette.applications import Starlette
@@ -294,6 +294,14 @@ async def stream_in_a_route(push: LivePush, request: Request, other: FastAPIRequ
         assert_type(chunk, bytes)
     await contrib_fastapi.sse_streaming_response(service, other, grant=Grant(channels="news"))
     return await contrib_starlette.sse_streaming_response(push, request, channel="news", slot_key="42")
+
+
+def granted(user: str) -> Grant:
+    return Grant(channels=f"user:{user}")
+
+
+assert_type(contrib_fastapi.depends(granted), Authorize)
+LivePush(MemoryBroker(), contrib_fastapi.depends(Security(granted, scopes=["stream"])))
 
 
 async def answer() -> AsyncIterator[Event | str]:

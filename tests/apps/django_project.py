@@ -18,6 +18,7 @@ def configure() -> None:
     atexit.register(path.unlink, missing_ok=True)
     database = {"ENGINE": "django.db.backends.sqlite3", "NAME": path}
     apps = [f"django.contrib.{name}" for name in ("auth", "contenttypes", "sessions")]
+    apps.append("rest_framework.authtoken")
     settings.configure(
         ALLOWED_HOSTS=["*"],
         DATABASES={"default": database},

@@ -1,8 +1,11 @@
 from django.contrib.auth.models import Group, User
 from django.test import AsyncClient, TransactionTestCase
+from project import api
 from project.asgi import application
 from project.live import push
+from rest_framework.authtoken.models import Token
 
+from livepush_asgi import LivePush, MemoryBroker
 from livepush_asgi.testing import Client
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -61,6 +64,16 @@ class StreamTests(TransactionTestCase):
                 await user.asave()
                 assert await stream.wait_ended(5) == "revoked"
             assert (await client.request("GET", "/events", cookies=cookies)).status == 401
+
+    async def test_a_token_gets_a_stream(self):
+        user, _, _ = await self.logged_in()
+        token = await Token.objects.acreate(user=user)
+        push = LivePush(MemoryBroker(), api.authorize)
+        async with push.lifespan(), Client(push) as client:
+            refused = await client.request("GET", "/")
+            assert (refused.status, refused.headers["www-authenticate"]) == (401, "Token")
+            async with client.open("/", headers={"authorization": f"Token {token.key}"}) as stream:
+                assert stream.status == 200
 
     async def test_a_view_streams_too(self):
         _, _, cookies = await self.logged_in()

@@ -4,6 +4,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
@@ -18,7 +19,7 @@ def user_of(session):
 
 
 def authorize(request):
-    user = user_of(request.scope["session"])
+    user = user_of(HTTPConnection(request.scope).session)
     return Grant(channels=["news", f"user:{user}"], slot_key=user)
 
 
