@@ -3,6 +3,7 @@
 import re
 import secrets
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from hashlib import sha256
 
 from ...grant import Refusal, StreamRequest
@@ -90,24 +91,19 @@ class MemoryTickets(Tickets):
     def __init__(self, *, ttl: float = TTL) -> None:
         super().__init__(ttl=ttl)
         # The subject of each ticket, and when it expires; the next one to expire is the first.
-        self._tickets: dict[str, tuple[str, float]] = {}
+        self._tickets: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     async def put(self, key: str, subject: str) -> None:
         """Store a text for `ttl` seconds."""
-        self._forget_expired()
-        while len(self._tickets) >= MAX_TICKETS:
-            del self._tickets[next(iter(self._tickets))]
-        self._tickets[key] = subject, now() + self.ttl
+        moment = now()
+        while self._tickets:
+            _, expires_at = next(iter(self._tickets.values()))
+            if expires_at > moment and len(self._tickets) < MAX_TICKETS:
+                break
+            self._tickets.popitem(last=False)
+        self._tickets[key] = subject, moment + self.ttl
 
     async def take(self, key: str) -> str | None:
         """Remove the text of a key and return it, or None."""
         subject, expires_at = self._tickets.pop(key, (None, 0.0))
         return subject if now() < expires_at else None
-
-    def _forget_expired(self) -> None:
-        moment = now()
-        while self._tickets:
-            key, (_, expires_at) = next(iter(self._tickets.items()))
-            if expires_at > moment:
-                return
-            del self._tickets[key]
