@@ -43,6 +43,8 @@ USED_ELSEWHERE = {
     "django_app.py": "test_frameworks.py",
     "quart_app.py": "test_frameworks.py",
     "litestar_app.py": "test_frameworks.py",
+    "jwt_login.py": "test_login_examples.py",
+    "ticket_login.py": "test_login_examples.py",
 }
 
 pytestmark = pytest.mark.real_time

@@ -9,6 +9,8 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from runpy import run_path
 from typing import Any
 
 import anyio
@@ -40,6 +42,7 @@ from livepush_asgi.http.credentials.key_set import (
 )
 from livepush_asgi.testing import Answer, Client
 
+from .serving import REPOSITORY
 from .valkey import until
 
 ClaimsOf = Callable[[StreamRequest], Awaitable[Claims]]
@@ -487,6 +490,31 @@ async def test_a_plain_function_is_called_in_a_thread() -> None:
     assert await outcome(jwt_claims(fetch, ["ES256"]), OLD.token()) == "ada"
     assert threads != [threading.main_thread()]
     assert await outcome(jwt_claims(lambda: later(), ["ES256"]), OLD.token()) == "ada"
+
+
+@pytest.mark.real_time
+async def test_the_snippet_asks_the_endpoint_of_a_login_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(key_set(OLD)).encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("JWKS_URL", f"http://127.0.0.1:{server.server_port}/keys")
+        monkeypatch.setenv("ISSUER", "https://login.example")
+        authorize = run_path(str(REPOSITORY / "docs/snippets/jwt/authorize.py"))["authorize"]
+        claims = {**GOOD, "iss": "https://login.example", "aud": "push", "teams": ["a", "b"]}
+        grant = await authorize(request(cookie=f"token={OLD.token(claims)}"))
+        server.shutdown()
+        thread.join()
+    assert grant.channel_names == ("news", "team:a", "team:b")
+    assert (grant.slot_key, grant.expiry) == ("ada", LATER + 10)
 
 
 def test_one_function_serves_one_event_loop_after_the_other() -> None:
