@@ -6,6 +6,7 @@ It needs a Redis: `LIVEPUSH_REDIS=redis://localhost uvicorn --app-dir examples -
 import json
 import os
 import secrets
+import time
 from hashlib import sha256
 
 from redis.asyncio import Redis
@@ -24,7 +25,9 @@ from livepush_asgi import (
 )
 
 SECRET = os.environ.get("CHANNEL_SECRET", "only for this example, and long enough")
-SESSION_SECONDS = int(os.environ.get("SESSION_SECONDS", "1800"))
+SESSION_SECONDS = 1800
+# After this time a page needs another ticket, so its session is looked at, and prolonged.
+STREAM_SECONDS = float(os.environ.get("STREAM_SECONDS", "300"))
 # The host of the streams, such as push.example.net; without it, that of the page.
 STREAMS_HOST = os.environ.get("STREAMS_HOST")
 redis = Redis.from_url(os.environ.get("LIVEPUSH_REDIS", "redis://localhost"))
@@ -36,11 +39,12 @@ signer = ChannelSigner(SECRET)  # [new, old] while the secret is changed
 
 async def authorize(request):
     session = await tickets.redeem(request)
-    user, expires_at = await session_of(session)
+    user = await user_of(session)
     if user is None:  # Logged out since the ticket was issued.
         return Refusal(401, "Log in.")
     granted = signer.verify(request.query.get("channels"), user=user)
-    return Grant(channels=granted.channels, slot_key=user, expires_at=min(expires_at, granted.expires_at))
+    expires_at = min(time.time() + STREAM_SECONDS, granted.expires_at)
+    return Grant(channels=granted.channels, slot_key=user, expires_at=expires_at)
 
 
 # No cookie is needed, so pages of every origin may read what they have a ticket for.
@@ -52,10 +56,9 @@ def key_of(request):
     return f"session:{sha256(request.cookies.get('session', '').encode()).hexdigest()}"
 
 
-async def session_of(key):
-    """Return the user of a session, or None, and when it expires."""
-    user, expires_at = await redis.get(key), await redis.expiretime(key)
-    return user and user.decode(), float(max(expires_at, 0))
+async def user_of(session):
+    user = await redis.get(session)
+    return user and user.decode()
 
 
 # start: ticket
@@ -93,7 +96,7 @@ async def pay(request):
 
 
 async def orders(request):
-    user, _ = await session_of(key_of(request))
+    user = await user_of(key_of(request))
     if user is None or user != request.path_params["user"]:
         return Response(status_code=403)
     host = f"//{STREAMS_HOST}:{request.url.port}" if STREAMS_HOST else ""
