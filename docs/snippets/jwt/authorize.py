@@ -5,7 +5,7 @@ from jwt import PyJWKClient
 from livepush_asgi import Grant, jwt_claims
 
 claims_of = jwt_claims(
-    PyJWKClient(os.environ["JWKS_URL"], timeout=5).fetch_data,
+    PyJWKClient(os.environ["JWKS_URL"], timeout=4).fetch_data,
     ["RS256", "ES256"],
     issuer=os.environ["ISSUER"],
     audience="push",

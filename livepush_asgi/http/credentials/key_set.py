@@ -20,9 +20,8 @@ from ...runtime.failure_log import FailureLog
 REFRESH_INTERVAL, STALE_TIME = 300.0, 600.0
 # How soon it may be fetched again for an unknown key id or after a failure, in seconds.
 RETRY_INTERVAL = 10.0
-FETCH_TIMEOUT = 10.0
-# How many requests wait for a key set that is being fetched.
-MAX_WAITING = 1000
+# Below `Timing.authorize_timeout`, so that a client learns why.
+FETCH_TIMEOUT = 5.0
 # No issuer has more keys. Each is parsed once for each algorithm that it may be for.
 MAX_KEYS = 100
 UNAVAILABLE = "the key set could not be fetched; tokens of known keys stay valid, others are a 503"
@@ -148,11 +147,10 @@ class FetchedKeySet:
         self._keys: KeySet | None = None
         self._error: Exception | None = None
         self._failures = FailureLog()
-        # The event loop that the next four belong to.
+        # The event loop that the next three belong to.
         self._loop: object = None
         self._fetched: anyio.Event | None = None
         self._asked_at = self._fetched_at = -math.inf
-        self._waiting = 0
         # Whether a thread still runs `fetch`, perhaps after its time was over.
         self._in_thread = False
 
@@ -163,7 +161,8 @@ class FetchedKeySet:
             return found
         self._start_unless_asked(RETRY_INTERVAL)
         if self._fetched is not None:
-            await self._wait(self._fetched)
+            # `Limits.streams` bounds how many requests wait here.
+            await self._fetched.wait()
         if (found := self._get(kid, algorithm)) is None and self._error is not None:
             raise AuthorizationUnavailableError("the key set could not be fetched") from self._error
         return found
@@ -178,21 +177,12 @@ class FetchedKeySet:
     def _start_unless_asked(self, interval: float) -> None:
         """Begin to fetch, unless that happens now or has begun less than `interval` seconds ago."""
         if (loop := loop_identity()) is not self._loop:
-            self._loop, self._fetched, self._waiting = loop, None, 0
+            self._loop, self._fetched = loop, None
             self._asked_at = self._fetched_at = -math.inf
         if self._fetched is None and now() - self._asked_at >= interval:
             self._asked_at = now()
             self._fetched = done = anyio.Event()
             spawn(lambda: self._run(done), "livepush key set")
-
-    async def _wait(self, fetched: anyio.Event) -> None:
-        if self._waiting >= MAX_WAITING:
-            raise AuthorizationUnavailableError(f"{MAX_WAITING} requests wait for the key set already")
-        self._waiting += 1
-        try:
-            await fetched.wait()
-        finally:
-            self._waiting -= 1
 
     async def _run(self, done: anyio.Event) -> None:
         try:
