@@ -11,12 +11,15 @@
  * (the server or a proxy answered 502 or more, or nobody did). It returns a URL, or null if the user has to
  * log in again; if it throws, it is called again after a while. An `address` that is a URL never changes.
  *
+ * With `once` an address opens one stream, such as one with a ticket: EventSource does not come back to it, and
+ * `address` is called after every end, with the reason that the server has given or "unavailable".
+ *
  * `onEvent` gets `{type, data, lastEventId}`. `onState` gets "waiting", "open", or how it has ended: "closed"
  * (the server has refused for good, or there is no further address) or "replaced" (by a newer stream of the same
  * user, with `on_full="replace_oldest"`; to come back would replace that one).
  */
 export function renewingStream(
-  address, names, onEvent, onState = () => {}, {lastEventId = "", withCredentials = false} = {},
+  address, names, onEvent, onState = () => {}, {lastEventId = "", withCredentials = false, once = false} = {},
 ) {
   const stopping = new AbortController();
   const {signal} = stopping;
@@ -35,7 +38,9 @@ export function renewingStream(
       // In the query, because EventSource takes no headers. When it comes back it sends the header, which wins.
       if (lastEventId) url.searchParams.set("last_event_id", lastEventId);
       const end = await follow(url);
-      reason = end.reason === "failed" ? await reasonOfFailure(url) : end.reason;
+      // An address that was used tells no reason.
+      if (end.reason !== "failed") reason = end.reason;
+      else reason = once ? "unavailable" : await reasonOfFailure(url);
       if (reason === "replaced") {
         onState("replaced");
         return;
@@ -82,7 +87,7 @@ export function renewingStream(
         onState("open");
       };
       source.onerror = () => {
-        if (source.readyState === EventSource.CLOSED) end("failed");
+        if (once || source.readyState === EventSource.CLOSED) end("failed");
         else onState("waiting");
       };
       for (const type of heard) {
@@ -94,11 +99,12 @@ export function renewingStream(
           if (type === "livepush.close") {
             const {reason, retry} = JSON.parse(event.data);
             if (reason === "replaced") end(reason);
-            else if (renews && (reason === "expired" || reason === "revoked")) end(reason, retry);
+            else if (once || (renews && (reason === "expired" || reason === "revoked"))) end(reason, retry);
           } else if (type === "livepush.refused" && renews) {
             opens -= 1;  // It came with a 200, but no stream was opened.
             const {status, retry} = JSON.parse(event.data);
             if (status === 401 || status === 403) end("refused", retry);
+            else if (once) end("unavailable", retry);
           }
         });
       }

@@ -20,7 +20,7 @@ import {renewingStream} from "./renewing_stream.js";
  *     sharedStream("/events/", names, onEvent, onState, {address: async () => `/events/?token=${await newToken()}`});
  */
 export function sharedStream(
-  url, names, onEvent, onState = () => {}, {address = url, withCredentials = false} = {},
+  url, names, onEvent, onState = () => {}, {address = url, withCredentials = false, once = false} = {},
 ) {
   const name = `livepush ${new URL(url, location.href)}`;
   const channel = new BroadcastChannel(name);
@@ -72,7 +72,7 @@ export function sharedStream(
       channel.postMessage({event}); // The others first: whatever onEvent does, they have it.
       takeEvent(event);
     };
-    const options = {lastEventId, withCredentials};
+    const options = {lastEventId, withCredentials, once};
     const stopStream = renewingStream(address, [...heard], pass, tellState, options);
     await new Promise((resolve) => signal.addEventListener("abort", resolve));
     stopStream();

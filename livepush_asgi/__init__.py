@@ -48,6 +48,7 @@ from .brokers.mailbox import Mailbox
 from .brokers.memory import MemoryBroker
 from .brokers.timeouts import BrokerTimeouts
 from .errors import (
+    AuthorizationUnavailableError,
     AuthorizeError,
     BrokerUnavailableError,
     CapExceededError,
@@ -65,6 +66,8 @@ from .errors import (
 )
 from .grant import Authorize, Grant, Refusal, StreamRequest, public
 from .http.cors import Cors
+from .http.credentials.signed_channels import ChannelSigner, SignedChannels
+from .http.credentials.tickets import MemoryTickets, Tickets
 from .http.publish.request import AuthorizePublish, PublishGrant, PublishRequest
 from .http.publish.signature import hmac_publish
 from .process.revocation import Disconnected
@@ -81,12 +84,15 @@ if TYPE_CHECKING:
     from .brokers.nats import JetStreamBroker, NatsBroker
     from .brokers.postgres import PostgresBroker
     from .brokers.redis import RedisBroker, RedisStreamsBroker
+    from .http.credentials.jwt import Claims, jwt_claims
+    from .http.credentials.redis import RedisTickets
     from .http.publish.jwt import jwt_publish
     from .slots.redis import SlotCap
     from .testing.mock import MockBroker
 
 __all__ = [
     "READ_BYTES",
+    "AuthorizationUnavailableError",
     "Authorize",
     "AuthorizeError",
     "AuthorizePublish",
@@ -94,6 +100,7 @@ __all__ = [
     "BrokerTimeouts",
     "BrokerUnavailableError",
     "CapExceededError",
+    "ChannelSigner",
     "Cors",
     "Cursor",
     "Disconnected",
@@ -118,6 +125,7 @@ __all__ = [
     "Mailbox",
     "MemoryBroker",
     "MemorySlotCap",
+    "MemoryTickets",
     "MessagesLostError",
     "NotRunningError",
     "Page",
@@ -134,6 +142,7 @@ __all__ = [
     "SSEStream",
     "SSEStreamService",
     "Sent",
+    "SignedChannels",
     "Sink",
     "Slots",
     "SlotsUnavailableError",
@@ -142,6 +151,7 @@ __all__ = [
     "Subscriber",
     "Subscription",
     "SubscriptionClosedError",
+    "Tickets",
     "Timing",
     "hmac_publish",
     "positioned",
@@ -154,13 +164,16 @@ __version__ = "0.1.0"
 
 # The names that are loaded when they are first used: they need a client library, or are for tests.
 _LAZY = {
+    "Claims": ".http.credentials.jwt",
     "JetStreamBroker": ".brokers.nats",
     "MockBroker": ".testing.mock",
     "NatsBroker": ".brokers.nats",
     "PostgresBroker": ".brokers.postgres",
     "RedisBroker": ".brokers.redis",
     "RedisStreamsBroker": ".brokers.redis",
+    "RedisTickets": ".http.credentials.redis",
     "SlotCap": ".slots.redis",
+    "jwt_claims": ".http.credentials.jwt",
     "jwt_publish": ".http.publish.jwt",
 }
 # The package that each library of an adapter is in, and the extra that installs it.
@@ -174,13 +187,16 @@ _LIBRARIES = {
 # `from livepush_asgi import *` and `help` take the names that can be loaded here.
 if TYPE_CHECKING:
     __all__ += [
+        "Claims",
         "JetStreamBroker",
         "MockBroker",
         "NatsBroker",
         "PostgresBroker",
         "RedisBroker",
         "RedisStreamsBroker",
+        "RedisTickets",
         "SlotCap",
+        "jwt_claims",
         "jwt_publish",
     ]
 else:

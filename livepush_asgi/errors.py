@@ -13,6 +13,7 @@ LivePushError
 ├── GrantExpiredError         the grant of a new stream has expired
 ├── GrantRevokedError         a stream was revoked while it was being opened
 ├── AuthorizeError            `authorize` returned neither a Grant nor a Refusal
+├── AuthorizationUnavailableError  a token or ticket cannot be checked now
 └── NotRunningError           LivePush was used after it stopped
 """
 
@@ -109,6 +110,15 @@ class GrantRevokedError(LivePushError):
 
 class AuthorizeError(LivePushError, TypeError):
     """Raised when `authorize` returned neither a Grant nor a Refusal."""
+
+
+class AuthorizationUnavailableError(LivePushError):
+    """Raised when a token or a ticket cannot be checked: its keys, or the server that has it, are away.
+
+    If `authorize` raises it, the client gets a 503, or a soft refusal with `RefusalCause.ERROR`.
+    """
+
+    retry_after = 5
 
 
 class NotRunningError(LivePushError):

@@ -15,7 +15,7 @@ from .wire.cursor import MAX_POSITIONS
 from .wire.event import RESERVED_PREFIX
 
 # The end of the year 9999, the last year of a datetime, in seconds since the epoch.
-_LATEST = 253_402_300_800
+LATEST = 253_402_300_800
 # https://www.rfc-editor.org/rfc/rfc9110#name-tokens
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -58,9 +58,12 @@ class StreamRequest:
 
     @cached_property
     def cookies(self) -> Mapping[str, str]:
-        """The cookies by name. A part without `=` is no cookie (RFC 6265, section 4.2.1)."""
-        pairs = (part.split("=", 1) for part in self.headers.get("cookie", "").split(";") if "=" in part)
-        return {name.strip(): value.strip().strip('"') for name, value in pairs}
+        """The cookies by name. For a repeated name the last value wins; see `cookies_all`."""
+        return dict(self._cookie_pairs())
+
+    def cookies_all(self, name: str) -> list[str]:
+        """Return every value of one cookie, in order."""
+        return [value for key, value in self._cookie_pairs() if key == name]
 
     @property
     def last_event_id(self) -> str | None:
@@ -76,6 +79,11 @@ class StreamRequest:
                 return bytes(value).decode("utf-8", "replace")
         found = self.query.get("last_event_id")
         return self.query.get("lastEventId") if found is None else found
+
+    def _cookie_pairs(self) -> list[tuple[str, str]]:
+        # A part without `=` is no cookie (RFC 6265, section 4.2.1).
+        pairs = (part.split("=", 1) for part in self.headers.get("cookie", "").split(";") if "=" in part)
+        return [(name.strip(), value.strip().strip('"')) for name, value in pairs]
 
     def _query_pairs(self) -> list[tuple[str, str]]:
         if not self.scope.get("query_string"):
@@ -291,8 +299,8 @@ def _timestamp(moment: datetime | float) -> float:
             raise ValueError(
                 "expires_at needs a time zone: a naive datetime means another moment on another server"
             )
-        return min(moment.timestamp(), _LATEST)
-    if isinstance(moment, bool) or not isinstance(moment, (int, float)) or not -_LATEST <= moment <= _LATEST:
+        return min(moment.timestamp(), LATEST)
+    if isinstance(moment, bool) or not isinstance(moment, (int, float)) or not -LATEST <= moment <= LATEST:
         raise ValueError(
             "expires_at is an aware datetime, or seconds since the epoch before the year 10000 (is it in "
             f"milliseconds? divide by 1000), or None for no end; not {moment!r}"

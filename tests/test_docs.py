@@ -288,6 +288,10 @@ def test_every_setting_is_there_with_its_default(kind: type) -> None:
         "PublishGrant",
         "hmac_publish",
         "jwt_publish",
+        "jwt_claims",
+        "MemoryTickets",
+        "RedisTickets",
+        "ChannelSigner",
     ],
 )
 def test_every_argument_is_there(name: str) -> None:

@@ -44,6 +44,7 @@ USED_ELSEWHERE = {
     "django_app.py": "test_frameworks.py",
     "quart_app.py": "test_frameworks.py",
     "litestar_app.py": "test_frameworks.py",
+    **dict.fromkeys(("jwt_login.py", "ticket_login.py"), "test_token_login_examples.py"),
 }
 
 pytestmark = pytest.mark.real_time

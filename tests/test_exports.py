@@ -109,6 +109,8 @@ def test_everything_is_imported_and_shown_without_any_library() -> None:
         ("JetStreamBroker", "nats", "nats-py", "nats"),
         ("PostgresBroker", "asyncpg", "asyncpg", "postgres"),
         ("jwt_publish", "jwt", "PyJWT", "jwt"),
+        ("jwt_claims", "jwt", "PyJWT", "jwt"),
+        ("RedisTickets", "redis", "redis-py", "redis"),
     ],
 )
 def test_a_name_whose_library_is_missing_says_what_to_install(

@@ -119,6 +119,17 @@ async def test_a_client_that_comes_back_after_its_tokens_end_gets_a_new_one(
     assert reasons(page)[:4] == ["null", *3 * ["refused"]]
 
 
+@KINDS
+async def test_an_address_that_opens_one_stream_is_asked_for_before_each(
+    shared: dict[str, str], browser: Browser, server: Serving, client: httpx.AsyncClient
+) -> None:
+    page = renewing(browser, server, lasts=60, path="/short", more="once=1", used_once="1", **shared)
+    page.wait_for(OPEN)
+    check_shown(page, await publish_until(client, 4))
+    # The server ends each after its time, and no used address was tried: that would be a refusal.
+    assert set(reasons(page)[1:]) == {"lifetime"}
+
+
 async def test_what_was_published_while_no_stream_was_open_arrives(
     browser: Browser, server: Serving, client: httpx.AsyncClient
 ) -> None:

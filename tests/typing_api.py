@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from livepush_asgi import (
     READ_BYTES,
+    AuthorizationUnavailableError,
     Authorize,
     AuthorizeError,
     AuthorizePublish,
@@ -30,6 +31,8 @@ from livepush_asgi import (
     BrokerTimeouts,
     BrokerUnavailableError,
     CapExceededError,
+    ChannelSigner,
+    Claims,
     Cors,
     Cursor,
     Disconnected,
@@ -55,6 +58,7 @@ from livepush_asgi import (
     Mailbox,
     MemoryBroker,
     MemorySlotCap,
+    MemoryTickets,
     MessagesLostError,
     MockBroker,
     NatsBroker,
@@ -71,9 +75,11 @@ from livepush_asgi import (
     Record,
     RedisBroker,
     RedisStreamsBroker,
+    RedisTickets,
     Refusal,
     RefusalCause,
     Sent,
+    SignedChannels,
     Sink,
     SlotCap,
     Slots,
@@ -85,8 +91,10 @@ from livepush_asgi import (
     Subscriber,
     Subscription,
     SubscriptionClosedError,
+    Tickets,
     Timing,
     hmac_publish,
+    jwt_claims,
     jwt_publish,
     positioned,
     public,
@@ -165,6 +173,47 @@ WAYS_TO_AUTHORIZE_PUBLISH: list[AuthorizePublish] = [
     hmac_publish([b"secret of the publisher"], channels="news", window=60),
     jwt_publish("key", ["HS256"], audience="push", issuer="login"),
 ]
+
+
+claims_of = jwt_claims(
+    "key", ["HS256"], issuer=["login"], leeway=5, require=["exp"], cookie="token", query="t"
+)
+signer = ChannelSigner(["the secret that signs", b"the secret before it"])
+
+
+async def key_set() -> Mapping[str, object]:
+    """Return the keys of a login server."""
+    return {"keys": []}
+
+
+class OwnTickets(Tickets):
+    """Tickets in a store of the application."""
+
+    async def put(self, key: str, subject: str) -> None:
+        """Store a text."""
+
+    async def take(self, key: str) -> str | None:
+        """Remove a text and return it."""
+        return None
+
+
+async def authorize_by_credentials(request: StreamRequest) -> Grant | Refusal:
+    """Use what checks tokens, tickets and signed channels."""
+    claims = await claims_of(request)
+    assert_type(claims, Claims)
+    assert_type(claims.expires_at, float | None)
+    assert_type(await jwt_claims(key_set, ["RS256"])(request), Claims)
+    await jwt_claims({"keys": []}, ["RS256"])(request)
+    await jwt_claims(lambda: {"keys": []}, ["RS256"])(request)
+    for tickets in (MemoryTickets(ttl=10), RedisTickets(Redis(), key_prefix="app:"), OwnTickets()):
+        assert_type(await tickets.issue("ada"), str)
+        assert_type(await tickets.redeem(request), str)
+    assert_type(signer.sign("news", "orders:7", user="ada", ttl=60), str)
+    granted = signer.verify(request.query.get("channels"), user=request.cookies_all("user")[0])
+    assert_type(granted, SignedChannels)
+    if not claims:
+        raise AuthorizationUnavailableError
+    return Grant(channels=granted.channels, slot_key=claims["sub"], expires_at=claims.expires_at)
 
 
 def make(redis: "Redis") -> LivePush:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Generic, TypeVar
 
 from ..errors import (
+    AuthorizationUnavailableError,
     AuthorizeError,
     CapExceededError,
     GrantExpiredError,
@@ -204,11 +205,14 @@ class Decider(Generic[R, G]):
     def _failed(self, error: Exception, *, soft: bool) -> Refused:
         """Log an exception of `authorize` that is no refusal, and return the refusal for it."""
         status, text = 500, "%s failed; the client got %s"
-        if isinstance(error, TimeoutError):
+        if isinstance(error, AuthorizationUnavailableError):
+            status = 503
+        elif isinstance(error, TimeoutError):
             status, text = 503, "%s took longer than Timing.authorize_timeout; the client got %s"
         answer = "a soft refusal (200)" if soft else f"a {status}"
         self._failures.log(logging.ERROR, text, self._name, answer, error=error)
-        return Refused(Refusal(status, soft=soft), RefusalCause.ERROR)
+        retry_after = getattr(error, "retry_after", None) if status == 503 else None
+        return Refused(Refusal(status, soft=soft, retry_after=retry_after), RefusalCause.ERROR)
 
     def _refusal_meant(self, error: Exception) -> Refusal | None:
         """Return the refusal that an HTTP error of a framework means, or None for any other exception.

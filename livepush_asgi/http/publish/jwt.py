@@ -6,12 +6,11 @@ It needs PyJWT, the extra `jwt`.
 import re
 from collections.abc import Iterable, Mapping
 
-import jwt
-
 from ...grant import Refusal
+from ..credentials.jwt import jwt_claims
+from ..credentials.key_set import Key
 from .request import AuthorizePublish, PublishDecision, PublishGrant, PublishRequest
 
-Key = str | bytes | jwt.PyJWK
 # A variable of a URI template: `{id}`.
 _VARIABLE = re.compile(r"\\\{\w+\\\}")
 
@@ -21,34 +20,19 @@ def jwt_publish(
     algorithms: Iterable[str],
     *,
     audience: str | Iterable[str] | None = None,
-    issuer: str | None = None,
+    issuer: str | Iterable[str] | None = None,
+    leeway: float = 0.0,
 ) -> AuthorizePublish:
     """Return an `authorize_publish` for requests with `Authorization: Bearer <JWT>`.
 
     The claim `mercure.publish` (the object `mercure`, its member `publish`) has the channels: names, `"*"`
     for every channel, and URI templates such as `https://example.com/books/{id}`. `exp` and `nbf` are
-    checked if the token has them, `aud` and `iss` if `audience` and `issuer` are given. `key` and
-    `algorithms` are those of `jwt.decode` of PyJWT.
+    checked if the token has them. The arguments are those of `jwt_claims`.
     """
-    if isinstance(algorithms, str):
-        raise TypeError(f"algorithms is a list, not one str: [{algorithms!r}]")
-    names = list(algorithms)
-    if not names or any(name.lower() == "none" for name in names):
-        raise ValueError('algorithms names those of the key, such as ["HS256"]; "none" would admit everybody')
-    audiences = audience if audience is None or isinstance(audience, str) else list(audience)
+    claims_of = jwt_claims(key, algorithms, audience=audience, issuer=issuer, leeway=leeway, require=())
 
-    def authorize_publish(request: PublishRequest) -> PublishDecision:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            return _refusal("Authorize with a bearer token.", "Bearer")
-        try:
-            claims = jwt.decode(token.strip(), key, algorithms=names, audience=audiences, issuer=issuer)
-        except jwt.InvalidTokenError:
-            return _refusal("The token is invalid or has expired.", 'Bearer error="invalid_token"')
-        except ValueError:
-            # PyJWT raises it for some tokens with a broken header.
-            return _refusal("The token is invalid.", 'Bearer error="invalid_token"')
-        selectors = _selectors(claims)
+    async def authorize_publish(request: PublishRequest) -> PublishDecision:
+        selectors = _selectors(await claims_of(request))
         if not selectors:
             return Refusal(403, "The token has no claim mercure.publish with channels.")
         return PublishGrant(channels=lambda channel: any(_matches(each, channel) for each in selectors))
@@ -69,7 +53,3 @@ def _matches(selector: str, channel: str) -> bool:
         return False
     # https://www.rfc-editor.org/rfc/rfc6570: a variable stands for unreserved and percent-encoded characters.
     return re.fullmatch(_VARIABLE.sub("[A-Za-z0-9._~%-]*", re.escape(selector)), channel) is not None
-
-
-def _refusal(detail: str, challenge: str) -> Refusal:
-    return Refusal(401, detail, headers={"www-authenticate": challenge})

@@ -8,13 +8,12 @@ from hashlib import sha256
 
 from ...grant import Refusal
 from ...settings import check_seconds
+from ..credentials.secret import Secret, checked_secret, checked_secrets
 from .request import AuthorizePublish, PublishDecision, PublishGrant, PublishRequest
 
-Secret = str | bytes
 HEADER = "X-Signature"
 # The most signatures in one header. A publisher that changes its secret sends two.
 MAX_SIGNATURES = 8
-MIN_SECRET = 16
 _HEX = re.compile(r"[0-9a-f]{64}")
 _MOMENT = re.compile(r"[0-9]{1,12}")
 # RFC 9110 asks for the field in every 401.
@@ -44,7 +43,7 @@ def hmac_publish(
     PublishGrant; by default all.
     """
     return _SignedRequests(
-        [_checked(each) for each in ([secret] if isinstance(secret, (str, bytes)) else secret)],
+        checked_secrets(secret, "hmac_publish"),
         PublishGrant(channels=channels),
         window,
     )
@@ -53,14 +52,12 @@ def hmac_publish(
 def sign(secret: Secret, body: bytes, *, idempotency_key: str = "", moment: int | None = None) -> str:
     """Return the value of `X-Signature` for a body."""
     timestamp = str(int(time.time()) if moment is None else moment)
-    return f"t={timestamp},v1={_signature(_checked(secret), timestamp, idempotency_key, body)}"
+    return f"t={timestamp},v1={_signature(checked_secret(secret), timestamp, idempotency_key, body)}"
 
 
 class _SignedRequests:
     def __init__(self, secrets: list[bytes], grant: PublishGrant, window: float) -> None:
         check_seconds("window", window, 24 * 3600)
-        if not secrets:
-            raise ValueError("hmac_publish needs at least one secret, or every request is refused")
         self._secrets = secrets
         self._grant = grant
         self._window = window
@@ -104,15 +101,3 @@ def _parsed(header: str) -> tuple[str, list[str]]:
 
 def _signature(secret: bytes, timestamp: str, key: str, body: bytes) -> str:
     return hmac.new(secret, f"{timestamp}\n{key}\n".encode() + body, sha256).hexdigest()
-
-
-def _checked(secret: object) -> bytes:
-    if not isinstance(secret, (str, bytes)):
-        raise TypeError(f"a secret is a str or bytes, not {type(secret).__name__}")
-    found = secret.encode() if isinstance(secret, str) else secret
-    if len(found) < MIN_SECRET:
-        raise ValueError(
-            f"a secret has at least {MIN_SECRET} bytes, or it can be guessed: make one with "
-            "secrets.token_hex(32)"
-        )
-    return found
