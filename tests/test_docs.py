@@ -76,6 +76,7 @@ def test_each_snippet_is_shown() -> None:
         "docs/snippets/django/project/settings.py",
         "docs/snippets/django/test_moved.py",
         # Tests of shown parts, with nothing for a reader to learn.
+        "docs/snippets/health/test_health.py",
         "docs/snippets/http_publish/test_own.py",
         "docs/snippets/kafka/test_live.py",
     }
@@ -295,12 +296,14 @@ def test_every_argument_is_there(name: str) -> None:
     assert list(section(OPTIONS, name)) == arguments
 
 
-def test_every_argument_of_the_publisher_is_there_with_its_default() -> None:
-    _, *arguments = inspect.signature(LivePush.publisher).parameters.values()
-    rows = section(OPTIONS, "LivePush.publisher")
+@pytest.mark.parametrize("name", ["publisher", "health"])
+def test_every_argument_of_a_method_is_there_with_its_default(name: str) -> None:
+    _, *arguments = inspect.signature(getattr(LivePush, name)).parameters.values()
+    rows = section(OPTIONS, f"LivePush.{name}")
     assert list(rows) == [argument.name for argument in arguments]
-    for argument in arguments[1:]:
-        assert rows[argument.name][0] == f"`{argument.default}`"
+    for argument in arguments:
+        if argument.default is not argument.empty:
+            assert rows[argument.name][0] == f"`{argument.default}`"
 
 
 @pytest.mark.parametrize("name", ["demo", "publish", "doctor"])
