@@ -16,7 +16,7 @@ logger = logging.getLogger("livepush_asgi")
 # A failure of the same kind is logged once in this time, in seconds, and so is a state.
 LOG_INTERVAL = 60.0
 # How many kinds of failures are logged in this time. The input of a client may choose the line that raises.
-MAX_KINDS = 10
+MAX_KINDS = 5
 
 
 def fields(event: str, /, **values: object) -> dict[str, object]:
@@ -40,13 +40,15 @@ class FailureLog:
         text: str,
         *arguments: object,
         error: BaseException | None = None,
+        about: object = None,
         extra: dict[str, object] | None = None,
     ) -> None:
         """Log a failure; an error with its traceback. Errors of one type from one line are of one kind.
 
+        `about` is what has failed, such as a channel, if each is to be named.
         The field `livepush_more` says how many of the kind were left out since it was logged last.
         """
-        kind: object = text
+        kind: object = (text, about)
         if error is not None:
             kind = type(error), *[(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)][-1:]
         moment = _now()

@@ -1,0 +1,120 @@
+"""Whatever clients do leaves a handful of lines in the log, and each line says how many were left out."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from livepush_asgi.http.publish.signature import sign
+
+from .serving import Serving, uvicorn
+
+REQUESTS = 10_000
+AT_ONCE = 50
+
+
+def request(method: str, target: str, body: bytes = b"", **headers: str) -> bytes:
+    fields = {"host": "test", "content-length": str(len(body)), **headers}
+    lines = [f"{method} {target} HTTP/1.1", *(f"{k.replace('_', '-')}: {v}" for k, v in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+STREAM = "/events?channel=news"
+PUBLISH = {"content_type": "application/json", "x_signature": "t=1,v1=00"}
+
+
+def abuses() -> Iterator[bytes]:
+    """Yield one request of each kind, again and again, each a little different."""
+    for number in itertools.count():
+        event = json.dumps({"channel": "news", "data": number}).encode()
+        yield request(("POST", "DELETE", "PURGE", "BREW")[number % 4], STREAM)
+        yield request("GET", STREAM, last_event_id="~9." * 2500 + str(number))
+        yield request("HEAD", STREAM, last_event_id="\x07\x7f!~~,," + str(number))
+        yield request("GET", f"{STREAM}&key=one", origin="null, javascript:")
+        yield request("GET", f"{STREAM}&{'%41=%41&' * 2000}{number}")
+        yield request("GET", "/events?channel=")
+        yield request("GET", f"/events?channel=livepush.{number}")
+        yield request("GET", f"/events?channel=c&key={number}")
+        yield request("GET", f"/events?nothing={number}")
+        for way in ("key", "number", "none", "refused"):
+            yield request("GET", f"{STREAM}&fail={way}&value=x{number}")
+        # Each is refused in another line of the parser.
+        for value in ("{", "[", '"', "nul", "{1:1}", '{"a"}', '{"a":1,}', "[1,]", "1 1", '"\\x"', '"\\u12'):
+            yield request("GET", f"{STREAM}&fail=json&value={value.encode().hex('%')}{number}")
+        yield request("GET", f"{STREAM}&livepush_probe=1-1-{number}")
+        yield request("GET", f"{STREAM}&livepush_probe=1-1-1", x_probe="{")
+        yield request("GET", f"/eventsX/{number}")
+        yield request("POST", "/health/ready", b"x" * 100)
+        yield request("GET", "/health/../../etc/passwd")
+        yield request("POST", "/publish", event, **PUBLISH)
+        yield request("POST", "/publish", event[:-3], **PUBLISH)
+        yield request("POST", "/publish", event, content_type="text/html")
+        yield request(
+            "POST",
+            "/publish",
+            b"[" * 4000,
+            **(PUBLISH | {"x_signature": sign("the secret of somebody else", b"[")}),
+        )
+        yield request("POST", "/publish", b"x" * 5000, **PUBLISH)
+        yield request("GET", STREAM, connection="upgrade", upgrade="websocket", sec_websocket_version="13")
+        # Half of a request, and something else.
+        yield request("GET", STREAM)[:40]
+        yield b"\x16\x03\x01\x02\x00" + number.to_bytes(4)
+
+
+async def abuse(server: Serving, requests: Iterator[bytes], count: int, statuses: Counter[str]) -> None:
+    for sent in itertools.islice(requests, count):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(sent)
+        way = random.random()
+        try:
+            if way < 0.1:
+                continue
+            async with asyncio.timeout(0.02 if way < 0.15 or b"\r\n\r\n" not in sent else 5):
+                head = await reader.read(1000)
+                statuses[head[9:12].decode()] += 1
+        except (TimeoutError, ConnectionError):
+            statuses["none"] += 1
+        finally:
+            writer.transport.abort()
+
+
+async def open_when_it_can(server: Serving) -> None:
+    """Open a stream when the streams that were reset have closed."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(EOFError):
+                await (await server.open(STREAM)).next_event("livepush.open")
+                return
+
+
+@pytest.mark.real_time
+@pytest.mark.slow
+async def test_ten_thousand_abusive_requests_leave_a_handful_of_lines(tmp_path: Path) -> None:
+    statuses, began = Counter[str](), time.monotonic()
+    async with uvicorn("tests.apps.abused:app", tmp_path / "log") as server:
+        # They read nothing: the process is full from time to time.
+        slow = [await server.open(f"{STREAM}&key=slow{number}") for number in range(30)]
+        for stream in slow:
+            stream.shrink()
+        requests = abuses()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(AT_ONCE):
+                tasks.create_task(abuse(server, requests, REQUESTS // AT_ONCE, statuses))
+        for stream in slow:
+            stream.abort()
+        await open_when_it_can(server)
+        assert (await server.open("/health/ready")).status == 200
+    lines = re.findall(r"^OURS livepush_asgi\S* \w+ (.*)$", server.log, re.MULTILINE)
+    # On a machine that is busy it takes several minutes.
+    assert 0 < len(lines) <= 12 * (1 + (time.monotonic() - began) // 60), lines
+    assert "Exception in ASGI application" not in server.log
+    assert {"200", "400", "401", "403", "404", "405", "413", "414", "415", "429", "500"} <= {*statuses}
