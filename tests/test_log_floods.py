@@ -4,18 +4,37 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import random
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 
+from livepush_asgi import (
+    BrokerUnavailableError,
+    Grant,
+    Limits,
+    LivePush,
+    MemoryBroker,
+    ProcessFullError,
+    SSEStreamService,
+    StreamRequest,
+    Timing,
+    public,
+)
+from livepush_asgi.brokers import Subscription
 from livepush_asgi.http.publish.signature import sign
+from livepush_asgi.runtime.failure_log import FailureLog, fields
+from livepush_asgi.testing import Client
 
 from .serving import Serving, uvicorn
+from .virtual_clock import let_pass
 
 REQUESTS = 10_000
 AT_ONCE = 50
@@ -118,3 +137,128 @@ async def test_ten_thousand_abusive_requests_leave_a_handful_of_lines(tmp_path: 
     assert 0 < len(lines) <= 12 * (1 + (time.monotonic() - began) // 60), lines
     assert "Exception in ASGI application" not in server.log
     assert {"200", "400", "401", "403", "404", "405", "413", "414", "415", "429", "500"} <= {*statuses}
+
+
+# What clients can cause one by one, each in a process of its own.
+
+
+def texts(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class Unclosable:
+    """A subscription that cannot be closed."""
+
+    async def get_message(self, *, timeout: float) -> bytes | None:
+        await anyio.sleep(timeout)
+        return None
+
+    async def close(self) -> None:
+        await fail("closing")
+
+
+class FragileBroker:
+    """Refuses the channel `secret`."""
+
+    async def publish(self, channel: str, payload: str | bytes) -> int:
+        return 0
+
+    async def subscribe(self, channel: str) -> Subscription:
+        if channel == "secret":
+            error = BrokerUnavailableError("the user may not have it")
+            error.refused = True
+            raise error
+        return Unclosable()
+
+
+async def fail(what: str) -> None:
+    raise RuntimeError(f"{what} fails")
+
+
+@pytest.mark.virtual_time
+async def test_channels_that_clients_choose_leave_one_line_in_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    push = LivePush(
+        FragileBroker(),
+        lambda request: Grant(channels=request.query["channel"]),
+        timing=Timing(linger=0, subscribe_timeout=0.1),
+    )
+    async with push.lifespan(), Client(push) as client:
+        for number in range(40):
+            for channel in ("secret", f"c{number}"):
+                async with client.open(f"/?channel={channel}") as stream:
+                    await stream.next_event(control=True)
+                await let_pass(0.2)
+    lines = Counter(line.partition(" (")[0] for line in texts(caplog))
+    assert lines.pop("cannot subscribe at the broker, trying until it works: the user may not have it") == 1
+    assert lines == {"closing the subscription to 'c0' failed": 1}
+
+
+@pytest.mark.virtual_time
+async def test_snapshots_that_fail_for_every_second_client_do_not_take_turns_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def state() -> str:
+        return "state"
+
+    def authorize(request: StreamRequest) -> Grant:
+        return Grant(channels="c", snapshot=partial(fail, "it") if request.query["who"] == "bad" else state)
+
+    push = LivePush(MemoryBroker(), authorize)
+    async with push.lifespan(), Client(push) as client:
+        for minute in range(3):
+            for who in ("bad", "good") * 10:
+                async with client.open(f"/?who={who}") as stream:
+                    await stream.next_event(control=True)
+                    await let_pass(0.1)
+            assert len(texts(caplog)) == 2 * (minute + 1)
+            await let_pass(60)
+        # In the end they fail for all, which is what the last line says.
+        for _ in range(2):
+            async with client.open("/?who=bad") as stream:
+                await stream.next_event(control=True)
+                await let_pass(60)
+    assert "a snapshot failed" in texts(caplog)[-1]
+
+
+@pytest.mark.virtual_time
+async def test_a_process_at_its_limit_does_not_take_turns_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    push = LivePush(MemoryBroker(), public("c"), limits=Limits(streams=2))
+    service = SSEStreamService.of(push)
+    async with push.lifespan():
+        for _ in range(20):
+            streams = [await service.open_stream(channel="c") for _ in range(2)]
+            with pytest.raises(ProcessFullError):
+                await service.open_stream(channel="c")
+            for stream in streams:
+                await stream.body.aclose()
+    assert len(texts(caplog)) == 2
+    assert [getattr(record, "livepush_event", None) for record in caplog.records[:2]] == [
+        "process_full",
+        "process_has_room",
+    ]
+    assert vars(caplog.records[0])["livepush_limit"] == 2
+
+
+@pytest.mark.virtual_time
+async def test_failures_of_many_kinds_are_a_few_lines_in_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    failures = FailureLog()
+    for _ in range(10):
+        for channel in range(100):
+            failures.log(logging.ERROR, "%d fails", channel, about=channel, extra=fields("failed"))
+    assert texts(caplog) == [f"{channel} fails" for channel in range(5)]
+    await let_pass(61)
+    for channel in (99, 0):
+        failures.log(logging.ERROR, "%d fails", channel, about=channel)
+    assert texts(caplog)[5:] == ["99 fails", "0 fails (9 more of these since the last line)"]
+    assert [vars(record)["livepush_more"] for record in caplog.records] == [0] * 6 + [9]
+    assert vars(caplog.records[0])["livepush_event"] == "failed"
+
+
+async def test_fields_collide_with_nothing_of_the_standard_library() -> None:
+    made = logging.makeLogRecord({})
+    assert not {*fields("event", name=1, args=2, message=3)} & {*vars(made), "message", "asctime"}
+    json.dumps(fields("event", name=1))
