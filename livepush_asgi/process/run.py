@@ -10,6 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..brokers import Broker
+from ..brokers.faults import Fault
 from ..errors import (
     GrantExpiredError,
     GrantRevokedError,
@@ -23,6 +24,7 @@ from ..runtime.asgi import Receive
 from ..runtime.callbacks import Callbacks
 from ..runtime.compression import warn_of_compression
 from ..runtime.event_loop import loop_identity, on_asyncio, sleep_maker, spawn, threadsafe_caller
+from ..runtime.failure_log import StateLog, fields
 from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import DrainPolicy, Limits, Timing
@@ -102,8 +104,9 @@ class Run:
         self.subscribers: set[Stream] = set()
         #: How many admitted requests have neither become a stream nor been refused yet.
         self.pending = 0
-        # Whether the process has logged that it is full.
-        self._full_logged = False
+        # Whether the process was full, and has had no room since.
+        self._was_full = False
+        self._full_log = StateLog()
         #: Whether the run has started and not ended. Every request reads it.
         self.running = False
         self.draining = False
@@ -138,6 +141,7 @@ class Run:
         self._hooks = hooks
         self._observers = [observer for observer in observers if observer.interval is not None]
         self._started = anyio.Event()
+        self._started_at = 0.0
         #: Whether the run has drained and is closing its resources. No task may be started any more.
         self.stopping = False
         self._ended = anyio.Event()
@@ -281,23 +285,30 @@ class Run:
         limit = self._limits.streams
         if limit is not None:
             count = len(self.streams) + self.pending
-            if count >= limit or self._full_logged:
+            if count >= limit or self._was_full:
                 self._check_limit(limit, count)
         self.pending += 1
 
     def _check_limit(self, limit: int, count: int) -> None:
         if count >= limit:
-            if not self._full_logged:
-                self._full_logged = True
+            self._was_full = True
+            if self._full_log.begins():
                 logger.warning(
                     "new streams are refused: this process has the %d that Limits(streams=...) allows; "
                     "raise that if it has the memory, or run more processes",
                     limit,
+                    extra=fields("process_full", streams=count, limit=limit),
                 )
             raise ProcessFullError(limit)
         if count < ROOM_AGAIN * limit:
-            self._full_logged = False
-            logger.warning("there is room again for new streams: %d of %d are open", count, limit)
+            self._was_full = False
+            if self._full_log.ends():
+                logger.warning(
+                    "there is room again for new streams: %d of %d are open",
+                    count,
+                    limit,
+                    extra=fields("process_has_room", streams=count, limit=limit),
+                )
 
     def _stream_closed(self, stream: Stream) -> None:
         self._open.discard(stream)
@@ -332,6 +343,7 @@ class Run:
                 self._tasks.start_soon(self.scheduler.run, name="livepush scheduler")
                 if self._handles_signals:
                     self._signals.install()
+                self._started_at = self.scheduler.now()
                 self.running = True
                 if not self._in_process:
                     # Without streams too: it confirms revocations, and tells whether it reaches the broker.
@@ -345,7 +357,8 @@ class Run:
                 self._tasks.cancel_scope.cancel()
         except Exception:
             logger.exception(
-                "all streams of this process end because of an error: this is a defect of livepush_asgi"
+                "all streams of this process end because of an error: this is a defect of livepush_asgi",
+                extra=fields("run_failed"),
             )
         finally:
             # From here on no code may start a task.
@@ -368,6 +381,29 @@ class Run:
     def _call_sample(self, observer: Observer) -> None:
         assert self._hooks is not None
         self._hooks.sample(observer)
+
+    @property
+    def starting(self) -> bool:
+        """Whether this process has not been subscribed to the commands of the others yet."""
+        return not (self._in_process or self.revoker.listening)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the streams receive every event."""
+        return self.hub.healthy and not self._starts_late
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why the run is not healthy; empty while it is."""
+        found = self.hub.faults
+        if self._starts_late and not found:
+            cause = "the broker has not answered since the start"
+            return (Fault(cause=cause, seconds=self.scheduler.now() - self._started_at),)
+        return found
+
+    @property
+    def _starts_late(self) -> bool:
+        return self.starting and self.scheduler.now() - self._started_at > self.timing.subscribe_timeout
 
     @property
     def outbox_bytes(self) -> int:
@@ -437,7 +473,10 @@ class Run:
                     await self._slots.aclose()
                 except Exception:
                     # Go on: `stop` and the next `start` wait for the end of this run.
-                    logger.exception("closing the slots raised; the component stops all the same")
+                    logger.exception(
+                        "closing the slots raised; the component stops all the same",
+                        extra=fields("slots_close_failed"),
+                    )
             await self.revoker.announce_exit()
 
     def _check_admissible(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:

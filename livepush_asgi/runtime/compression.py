@@ -3,6 +3,8 @@
 import logging
 import sys
 
+from .failure_log import fields
+
 logger = logging.getLogger("livepush_asgi")
 
 
@@ -13,5 +15,6 @@ def warn_of_compression() -> None:
     if module is not None and not hasattr(module, "DEFAULT_EXCLUDED_CONTENT_TYPES"):
         logger.warning(
             "GZipMiddleware of this Starlette holds back the events of every stream that it is around: "
-            "update Starlette to 0.46 or later"
+            "update Starlette to 0.46 or later",
+            extra=fields("compression_holds_back"),
         )

@@ -16,9 +16,11 @@ from itertools import islice
 from typing import TypeVar
 
 from ...runtime.event_loop import start_task
+from ...runtime.failure_log import fields
 from ...wire.cursor import MAX_OFFSET, Position
 from .. import Page
 from ..backoff import Backoff
+from ..faults import Fault
 from ..mailbox import MESSAGES_BETWEEN_PAUSES, Mailbox
 from ..timeouts import no_answer
 from .failures import FAILURES, POOLER, explain
@@ -47,6 +49,11 @@ class Channel:
         self.mailboxes: dict[Mailbox, int] = {}
         self.waiting: dict[Mailbox, asyncio.Future[None]] = {}
         self.position: Position | None = None
+
+    @property
+    def known(self) -> list[Mailbox]:
+        """The mailboxes that get events, or will."""
+        return [*self.mailboxes, *self.waiting]
 
     async def take(self, page: Page, waiting: Iterable[Mailbox]) -> bool:
         """Deliver the new events of a page. Return whether the log has more.
@@ -115,6 +122,23 @@ class Listener:
         self._backoff = Backoff()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why events may be missing; empty while the connection is up."""
+        # A copy: another thread may ask for it.
+        fault, lost_at, channels = self.fault, self._lost_at, list(self.channels.values())
+        if fault is None:
+            return ()
+        return (
+            Fault(
+                cause=explain(fault, self._server.schema.grant),
+                seconds=0.0 if lost_at is None else self.loop.time() - lost_at,
+                where=self._address,
+                channels=len(channels),
+                channel=next((mailbox.channel for each in channels for mailbox in each.known), ""),
+            ),
+        )
+
     def add(self, key: str, mailbox: Mailbox) -> asyncio.Future[None]:
         """Add a mailbox. The future is done when it gets every later event."""
         channel = self.channels.setdefault(key, Channel(key))
@@ -155,7 +179,11 @@ class Listener:
             except Exception as error:
                 if not isinstance(error, FAILURES):
                     # A defect of this package is logged, and the listener goes on.
-                    logger.exception("the listener of %s failed, reconnecting", self._address)
+                    logger.exception(
+                        "the listener of %s failed, reconnecting",
+                        self._address,
+                        extra=fields("listener_failed", server=self._address),
+                    )
                 self._note_lost(error)
                 self._wake.clear()
                 if self.channels:
@@ -193,11 +221,19 @@ class Listener:
                 self._tend(list(self.channels))
             if self._due:
                 await self._read_due(connection)
+                # Where much is published there is always a log to read.
+                if self.fault is not None and self._all_read:
+                    self._note_back()
                 continue
             self._note_back()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(check_at):
                     await self._wake.wait()
+
+    @property
+    def _all_read(self) -> bool:
+        """Whether each log was read on this connection, so that no lost event is unknown any more."""
+        return all(channel.position is not None for channel in self.channels.values())
 
     def _hear(self, connection: object, pid: int, topic: str, key: object) -> None:
         if isinstance(key, str) and key in self.channels:
@@ -260,6 +296,7 @@ class Listener:
                             "%s sent no notification of an event, and there is a pooler in front of it: %s",
                             self._address,
                             POOLER,
+                            extra=fields("pooler_in_the_way", server=self._address),
                         )
                 self._due[key] = None
 
@@ -269,8 +306,13 @@ class Listener:
         if self._lost_at is not None:
             away, self._lost_at = self.loop.time() - self._lost_at, None
             self.reconnects += 1
+            number = len(self.channels)
             logger.warning(
-                "connected to %s again after %.1f s, %d channels", self._address, away, len(self.channels)
+                "connected to %s again after %.1f s, %d channels",
+                self._address,
+                away,
+                number,
+                extra=fields("broker_back", server=self._address, seconds=away, channels=number),
             )
 
     def _note_lost(self, error: Exception) -> None:
@@ -278,7 +320,12 @@ class Listener:
         if self._lost_at is None and self.channels:
             self._lost_at = self.loop.time()
             reason = explain(self.fault, self._server.schema.grant)
-            logger.warning("no connection to %s, trying until it works: %s", self._address, reason)
+            logger.warning(
+                "no connection to %s, trying until it works: %s",
+                self._address,
+                reason,
+                extra=fields("broker_lost", server=self._address, error=reason, channels=len(self.channels)),
+            )
 
 
 @contextmanager
@@ -287,7 +334,11 @@ def _logged(mailbox: Mailbox) -> Iterator[None]:
     try:
         yield
     except Exception:
-        logger.exception("the sink of channel %r raised", mailbox.channel)
+        logger.exception(
+            "the sink of channel %r raised",
+            mailbox.channel,
+            extra=fields("sink_failed", channel=mailbox.channel),
+        )
 
 
 async def _within(timeout: float, answer: Awaitable[T]) -> T:

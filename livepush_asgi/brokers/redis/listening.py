@@ -15,10 +15,13 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import ClusterDownError
 
 from ...runtime.event_loop import asyncio_loop, start_task
+from ...runtime.failure_log import fields
+from ...wire.event import RESERVED_PREFIX
 from .. import Subscription
+from ..faults import Failing, Fault, grouped
 from ..mailbox import Mailbox
 from ..timeouts import BrokerTimeouts, no_answer
-from .connection import FAILURES, address_of, live_name_of, unavailable
+from .connection import FAILURES, address_of, is_forbidden, live_name_of, unavailable
 from .listening_connection import Channel, ListeningConnection
 from .slot_router import Topology, is_refusal
 
@@ -58,6 +61,23 @@ class ListeningBroker:
         # A copy: another thread may ask for it.
         return all(channel.is_well for channel in list(self._channels.values()))
 
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why it is not healthy: one for each server and cause. Empty while it is healthy."""
+        failing = [self._failing(each) for each in list(self._channels.values()) if not each.is_well]
+        return grouped(failing, time.monotonic())
+
+    def _failing(self, channel: Channel) -> Failing:
+        where = "" if channel.connection is None else address_of(channel.connection.pool)
+        cause = channel.refusal or self._cause(channel)
+        return Failing(
+            channel.lost_at,
+            channel.name.decode(),
+            where,
+            str(cause) or type(cause).__name__,
+            refused=is_forbidden(cause) and not channel.is_own,
+        )
+
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription, confirmed by the server.
 
@@ -67,7 +87,8 @@ class ListeningBroker:
         loop = self._enter_loop()
         mailbox = Mailbox(self._live_name(channel), self._leave)
         name = mailbox.channel.encode()
-        subscribed = self._channels.setdefault(name, Channel(name))
+        own = channel.startswith(RESERVED_PREFIX)
+        subscribed = self._channels.setdefault(name, Channel(name, is_own=own))
         if subscribed.is_live:
             subscribed.mailboxes.append(mailbox)
             return mailbox
@@ -164,12 +185,26 @@ class ListeningBroker:
         if not connection.is_connected and where not in self._lost_at:
             self._lost_at[where] = time.monotonic()
             logger.warning(
-                "no listening connection to %s, trying until it works: %s", where, connection.fault
+                "no listening connection to %s, trying until it works: %s",
+                where,
+                connection.fault,
+                extra=fields(
+                    "broker_lost",
+                    server=where,
+                    error=str(connection.fault),
+                    channels=len(connection.channels),
+                ),
             )
         elif is_well and where in self._lost_at:
             self.reconnects += 1
             away, number = time.monotonic() - self._lost_at.pop(where), len(connection.channels)
-            logger.warning("listening to %s again after %.1f s, %d channels", where, away, number)
+            logger.warning(
+                "listening to %s again after %.1f s, %d channels",
+                where,
+                away,
+                number,
+                extra=fields("broker_back", server=where, seconds=away, channels=number),
+            )
 
     async def _watch(self, cluster: Topology) -> None:
         while self._channels:

@@ -13,7 +13,7 @@ from jwt.algorithms import get_default_algorithms, requires_cryptography
 
 from ...errors import AuthorizationUnavailableError
 from ...runtime.event_loop import loop_identity, now, spawn
-from ...runtime.failure_log import FailureLog
+from ...runtime.failure_log import FailureLog, fields
 
 # A fetched key set is fetched again when it is older, in seconds. Requests do not wait for that, unless it is
 # older than STALE_TIME: then a key may have left it long ago.
@@ -191,7 +191,7 @@ class FetchedKeySet:
             self._error, self._fetched_at = None, now()
         except Exception as error:
             self._error = error
-            self._failures.log(logging.WARNING, UNAVAILABLE, error=error)
+            self._failures.log(logging.WARNING, UNAVAILABLE, error=error, extra=fields("key_set_failed"))
         finally:
             if self._fetched is done:
                 self._fetched = None
