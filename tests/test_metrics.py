@@ -1,5 +1,6 @@
 """The series, as text, in prometheus_client and in OpenTelemetry: each is what the statistics say."""
 
+import os
 import re
 import subprocess
 import sys
@@ -223,6 +224,42 @@ push, other = (LivePush(MemoryBroker(), public("news")) for _ in range(2))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
     assert message in done.stderr.splitlines()[-1]
+
+
+FORKS = """
+import asyncio, os
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+from livepush_asgi import LivePush, MemoryBroker, public
+from livepush_asgi.contrib.prometheus import instrument
+
+push = LivePush(MemoryBroker(), public("news"))
+instrument(push)
+
+async def publish(times):
+    async with push.lifespan():
+        for number in range(times):
+            await push.publish("news", number)
+
+asyncio.run(publish(3))
+if (child := os.fork()) == 0:
+    asyncio.run(publish(5))
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+asyncio.run(publish(1))
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(registry.get_sample_value("livepush_events_published_total"))
+"""
+
+
+@pytest.mark.real_time
+def test_a_process_that_forks_is_not_counted_twice(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, cwd=REPOSITORY, env=environment
+    )
+    assert done.stdout == "9.0\n", done.stderr
 
 
 # OpenTelemetry.
