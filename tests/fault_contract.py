@@ -250,7 +250,7 @@ class FaultContract:
     async def test_a_slow_way_loses_nothing(self, server: BrokerServer, log: "Log") -> None:
         relay = Relay(server.port)
         # Opening a connection takes several round trips, which together may take one `ping` time-out.
-        relay.delay = PING_TIMEOUT / 20
+        relay.delay = PING_TIMEOUT / 40
         async with by_way_of(relay), server.broker(port=relay.port) as broker, house(broker) as here:
             sent = [str(number) for number in range(20)]
             async with server.broker() as other, anyio.create_task_group() as tasks:

@@ -33,10 +33,11 @@ class PostgresProcess:
 
     `data` has what it has written. That survives `kill`: `fsync` is for machines that lose their power.
     PostgreSQL refuses to run for root, so there it runs for another user, who gets a copy of its programs
-    that he can reach.
+    that he can reach. With a `primary`, a running server, it is the standby of that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, primary: "PostgresProcess | None" = None) -> None:
+        self._primary = primary
         self.port = free_port()
         # Not tmp_path: another user cannot reach that.
         self.directory = Path(tempfile.mkdtemp(prefix="postgres-"))
@@ -107,14 +108,6 @@ class PostgresProcess:
         """Let it go on where it was paused (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
-    def follow(self, primary: "PostgresProcess") -> None:
-        """Become the standby of a running server. This one has ended, and loses its data."""
-        assert self._process is None
-        shutil.rmtree(self.data)
-        self.run("pg_basebackup", "--checkpoint=fast", "-R", "-D", str(self.data), "-d", primary.dsn)
-        with (self.data / "postgresql.conf").open("a") as configuration:
-            configuration.write(SETTINGS.format(port=self.port))
-
     def lose_data(self) -> None:
         """Forget what a server that has ended has written down."""
         assert self._process is None
@@ -137,11 +130,12 @@ class PostgresProcess:
         self._initialize()
 
     def _initialize(self) -> None:
-        options = ["-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
-        process = self._popen("initdb", "-D", str(self.data), *options, output=subprocess.PIPE)
-        said, _ = process.communicate(timeout=TIMEOUT)
-        if process.returncode:
-            raise RuntimeError("no database could be made:\n" + said.decode())
+        if self._primary is None:
+            options = ["-U", "postgres", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
+            self.run("initdb", "-D", str(self.data), *options)
+        else:
+            options = ["--checkpoint=fast", "--no-sync", "-R", "-d", self._primary.dsn]
+            self.run("pg_basebackup", "-D", str(self.data), *options)
         with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write(SETTINGS.format(port=self.port))
 

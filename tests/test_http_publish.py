@@ -475,6 +475,27 @@ class Away(MemoryBroker):
         )
 
 
+class Held(MemoryBroker):
+    """Appends when it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = anyio.Event()
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected_position: Position | None = None,
+    ) -> Position:
+        await self.released.wait()
+        return await super().append(
+            channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+        )
+
+
 async def test_a_broker_that_is_away_is_a_503_that_says_what_to_do() -> None:
     broker = Away()
     async with house(broker=broker) as h:
@@ -603,6 +624,22 @@ async def test_what_all_bodies_hold_together_is_bounded() -> None:
         assert (statuses.count(503), statuses.count(408)) == (3, BODIES)
         # All is given back.
         assert await Upload(EVENT).through(app) == 200
+
+
+async def test_bodies_count_until_their_events_are_published() -> None:
+    """So a broker that is slow, or away, holds no more of them than slow clients do."""
+    broker = Held()
+    async with house(broker=broker) as h:
+        app = h.push.publisher(everybody, max_body=1000)
+        body = json.dumps({"channel": "news", "data": "x" * 900}).encode().ljust(1000)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(BODIES):
+                tasks.start_soon(Upload(body).through, app)
+            await anyio.sleep(1)
+            assert await Upload(EVENT).through(app) == 503
+            broker.released.set()
+        assert await Upload(EVENT).through(app) == 200
+        assert len(await h.data()) == BODIES + 1
 
 
 async def test_a_flood_of_large_bodies_that_stall_does_not_keep_out_a_small_one() -> None:

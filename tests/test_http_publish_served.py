@@ -5,6 +5,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import starmap
 from pathlib import Path
 
 import jwt
@@ -17,6 +19,7 @@ from livepush_asgi.wire.event import from_payload
 
 from .apps.publisher import SECRET
 from .command import complaints
+from .servers import GRANIAN
 from .serving import Serving, uvicorn
 from .valkey import ValkeyProcess
 
@@ -144,6 +147,54 @@ async def test_two_publishers_with_one_key_and_two_workers_publish_once(
             each.close()
     # Nobody publishes an item before the one before it is in the log.
     assert list(map(int, await logged(valkey, "news"))) == list(range(20))
+
+
+# Heads that lie, and bodies that do not come as they were announced: what each server may answer.
+
+GOOD = event("good")
+FRAMED: Sequence[tuple[bytes, set[str]]] = [
+    (request(GOOD, length=None), {"200"}),
+    (request(GOOD, expect="100-continue"), {"100 200"}),
+    (request(GOOD, length=10**9, expect="100-continue"), {"413", "100 413"}),
+    # A byte too few, and one too many: that one is the beginning of another request.
+    (request(GOOD, length=len(GOOD) + 1), {"408"}),
+    (request(GOOD, length=len(GOOD) - 1), {"400", "401", "401 400"}),
+    # Granian says that the publisher has left.
+    (request(GOOD, length=None).replace(b"\r\n\r\n", b"\r\n\r\nx", 1), {"400", "499"}),
+    # What was refused is no beginning of another request.
+    (request(b"{" * 70_000) + request(GOOD), {"413 200", "413"}),
+    (request(GOOD, signature="none") + request(GOOD), {"401 200"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    ["uvicorn {app} --port {port}", "hypercorn {app} --bind {host}:{port} -w 0", GRANIAN],
+    ids=["uvicorn", "hypercorn", "granian"],
+)
+async def test_a_body_that_is_not_what_its_head_says(command: str, tmp_path: Path) -> None:
+    command = command.replace("{app}", APP).replace("{host}", "127.0.0.1")
+    async with Serving(command, tmp_path / "log", environment={"BODY_TIMEOUT": "1"}) as server:
+
+        async def said(sent: bytes, allowed: set[str]) -> str:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(sent)
+            answers, found = b"", ""
+            with suppress(TimeoutError, OSError):
+                async with asyncio.timeout(3):
+                    # Unless more may come.
+                    while found not in allowed or any(each.startswith(f"{found} ") for each in allowed):
+                        answers += (piece := await reader.read(4096))
+                        found = " ".join(re.findall(r"HTTP/1\.1 (\d+)", answers.decode()))
+                        if not piece:
+                            break
+            writer.close()
+            return found
+
+        for found, (_, allowed) in zip(await asyncio.gather(*starmap(said, FRAMED)), FRAMED, strict=True):
+            assert found in allowed
+        assert [line for line in complaints(server.log) if "Traceback" in line] == []
 
 
 # Ten thousand bad requests beside good ones.

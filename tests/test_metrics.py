@@ -1,5 +1,6 @@
 """The series, as text, in prometheus_client and in OpenTelemetry: each is what the statistics say."""
 
+import os
 import re
 import subprocess
 import sys
@@ -193,36 +194,77 @@ async def test_instrument_without_workers_is_a_collector() -> None:
 
 
 MISTAKES = {
-    "a collector": ("import prometheus_client", "collector(push)", "call instrument"),
-    "no directory": ("", "os.rmdir(directory); instrument(push)", "make it first"),
-    "no interval": ("", "instrument(push, 0)", "above 0"),
-    "a second LivePush": ("", "instrument(push); instrument(other)", "another LivePush"),
-    "too late": (
-        "del os.environ[name]; import prometheus_client",
-        "instrument(push)",
-        "environment of the server",
-    ),
+    "collector(push)": "call instrument",
+    "instrument(push, 0)": "above 0",
+    "os.rmdir(directory); instrument(push)": "make it first",
+    "os.mkdir(directory); instrument(push); instrument(other)": "another LivePush",
 }
+TOO_LATE = {"instrument(push)": "environment of the server"}
 
 
 @pytest.mark.real_time
-@pytest.mark.parametrize(("before", "call", "message"), MISTAKES.values(), ids=list(MISTAKES))
-def test_a_mistake_with_several_workers_raises(before: str, call: str, message: str, tmp_path: Path) -> None:
-    directory = tmp_path / "prometheus"
-    directory.mkdir()
+@pytest.mark.parametrize(
+    ("before", "calls"),
+    [("", MISTAKES), ("del os.environ[name]; import prometheus_client", TOO_LATE)],
+    ids=["in time", "too late"],
+)
+def test_a_mistake_with_several_workers_raises(before: str, calls: dict[str, str], tmp_path: Path) -> None:
     program = f"""
 import os
-name, directory = "PROMETHEUS_MULTIPROC_DIR", {str(directory)!r}
+name, directory = "PROMETHEUS_MULTIPROC_DIR", {str(tmp_path)!r}
 os.environ[name] = directory
 {before}
 from livepush_asgi.contrib.prometheus import collector, instrument
 os.environ[name] = directory
 from livepush_asgi import LivePush, MemoryBroker, public
 push, other = (LivePush(MemoryBroker(), public("news")) for _ in range(2))
-{call}
+for call in {list(calls)!r}:
+    try:
+        exec(call)
+    except Exception as error:
+        print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
-    assert message in done.stderr.splitlines()[-1]
+    errors = done.stdout.splitlines()
+    assert len(errors) == len(calls), done.stderr
+    for error, message in zip(errors, calls.values(), strict=True):
+        assert message in error
+
+
+FORKS = """
+import asyncio, os
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+from livepush_asgi import LivePush, MemoryBroker, public
+from livepush_asgi.contrib.prometheus import instrument
+
+push = LivePush(MemoryBroker(), public("news"))
+instrument(push)
+
+async def publish(times):
+    async with push.lifespan():
+        for number in range(times):
+            await push.publish("news", number)
+
+asyncio.run(publish(3))
+if (child := os.fork()) == 0:
+    asyncio.run(publish(5))
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+asyncio.run(publish(1))
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(registry.get_sample_value("livepush_events_published_total"))
+"""
+
+
+@pytest.mark.real_time
+def test_a_process_that_forks_is_not_counted_twice(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, cwd=REPOSITORY, env=environment
+    )
+    assert done.stdout == "9.0\n", done.stderr
 
 
 # OpenTelemetry.

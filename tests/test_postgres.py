@@ -488,10 +488,7 @@ async def test_a_restored_dump_is_told_to_every_client(
 @pytest.mark.slow
 async def test_a_standby_that_takes_over_is_told_to_every_client(server: PostgresProcess) -> None:
     """The address names both servers, and the broker takes the one that can write."""
-    with PostgresProcess() as standby:
-        await asyncio.to_thread(standby.stop)
-        await asyncio.to_thread(standby.follow, server)
-        await asyncio.to_thread(standby.start)
+    with PostgresProcess(primary=server) as standby:
         hosts = f"127.0.0.1:{server.port},127.0.0.1:{standby.port}"
         dsn = f"postgresql://postgres@{hosts}/postgres?sslmode=disable&target_session_attrs=read-write"
         async with (

@@ -405,6 +405,8 @@ def fork():
         child = os.fork()
         if not child:
             push.publish_sync("news", f"child {number}")
+            # What its parent has counted is the parent's.
+            assert push.statistics()["published"] == 1
             push.disconnect_sync(channel="nobody", timeout=0.2)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0

@@ -1,4 +1,4 @@
-"""The examples with a JWT and with tickets, in a browser and over two workers: in, a stream, renewed, out, gone."""
+"""The examples with a JWT and with tickets in a browser, over two workers: in, a stream, renewed, out."""
 
 import asyncio
 import re

@@ -638,6 +638,9 @@ class LivePush:
                 "instrument a LivePush before it starts, where it is made: this one has started already"
             )
         self._observers += (observer,)
+        self._record(observer)
+
+    def _record(self, observer: Observer) -> None:
         if observer.records:
             for name, reason, histogram in self._counters.histograms():
                 histogram.also += (partial(observer.recorded, name, reason),)
@@ -872,6 +875,10 @@ def _reset_after_fork() -> None:
         _inherited.append(push._run)
         push._run = push._thread = push._user = push._stopped_loop = None
         push._lock, push._sender = Lock(), CommandSender()
+        # The parent process exports what it has counted.
+        push._counters = Counters()
+        for observer in push._observers:
+            push._record(observer)
 
 
 if hasattr(os, "register_at_fork"):

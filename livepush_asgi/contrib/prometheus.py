@@ -136,11 +136,15 @@ class _Writer(Observer):
         self.interval = interval
         self._push = push
         self._directory = directory
+        self._pid = 0
         self._numbers: dict[tuple[str, ...], _Number] = {}
         # The other processes that were alive.
         self._alive: set[int] = set()
 
     def sample(self) -> None:
+        if self._pid != os.getpid():
+            # A process that was forked from one that had written counts from 0.
+            self._pid, self._numbers = os.getpid(), {}
         now: Statistics = self._push.statistics()
         for series in SERIES:
             for labels, value in series.read(now).items():

@@ -269,8 +269,8 @@ class Run:
         if grant.replay not in ("new", 0) and not self.hub.keeps_history:
             raise TypeError(
                 f"replay={grant.replay!r} needs a broker with history, and this one keeps none "
-                "(RedisBroker and NatsBroker keep none): use RedisStreamsBroker, JetStreamBroker or "
-                "MemoryBroker, or leave replay out"
+                "(RedisBroker and NatsBroker keep none): use RedisStreamsBroker, JetStreamBroker, "
+                "PostgresBroker or MemoryBroker, or leave replay out"
             )
 
     def admit(self) -> None:

@@ -113,8 +113,8 @@ def asyncio_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError(
-            "the adapters for Redis and NATS work on asyncio, and no event loop of it runs here: serve with "
-            "an asyncio worker, or take MemoryBroker and MemorySlotCap"
+            "the adapters for Redis, NATS and PostgreSQL work on asyncio, and no event loop of it runs here: "
+            "serve with an asyncio worker, or take MemoryBroker and MemorySlotCap"
         ) from None
 
 

@@ -235,6 +235,17 @@ class PostgresBroker:
         except FAILURES as error:
             raise unavailable("read", self._address, error, self._schema.grant) from error
 
+    async def event_age(self, channel: str, position: Position) -> float | None:
+        """Return how long ago an event was appended, in seconds; None if the log has dropped it.
+
+        The rest of a transaction that appended it is in that time.
+        """
+        try:
+            rows = await self._connect().fetch(self._schema.age_of, digest(channel), position.offset)
+        except FAILURES as error:
+            raise unavailable("read", self._address, error, self._schema.grant) from error
+        return max(0.0, rows[0][0]) if rows else None
+
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription, which gets what is committed from now on.
 

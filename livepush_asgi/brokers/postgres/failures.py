@@ -27,6 +27,11 @@ _REMEDIES = (
         asyncpg.LockNotAvailableError,
         "a transaction that has published on this channel is open: end it sooner",
     ),
+    (asyncpg.QueryCanceledError, "raise the statement_timeout of the broker's user"),
+    (
+        asyncpg.ProgramLimitExceededError,
+        "if the NOTIFY queue is full: end the session that LISTENs and has a transaction open for long",
+    ),
     (asyncpg.TooManyConnectionsError, "raise max_connections of the server, or lower that of the broker"),
     (asyncpg.CannotConnectNowError, "it is starting and will be there soon"),
     (asyncpg.DuplicatePreparedStatementError, POOLER),

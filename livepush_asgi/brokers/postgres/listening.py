@@ -18,6 +18,7 @@ from typing import TypeVar
 from ...runtime.event_loop import start_task
 from ...runtime.failure_log import fields
 from ...wire.cursor import MAX_OFFSET, Position
+from ...wire.event import RESERVED_PREFIX
 from .. import Page
 from ..backoff import Backoff
 from ..faults import Fault
@@ -115,6 +116,8 @@ class Listener:
         self._tend = tend
         # The channels whose logs have to be read.
         self._due: dict[str, None] = {}
+        # The component's own channels.
+        self._own: dict[str, None] = {}
         self._wake = asyncio.Event()
         self._lost_at: float | None = None
         # How often an event was found before its notification came, which one that is on its way explains.
@@ -142,6 +145,8 @@ class Listener:
     def add(self, key: str, mailbox: Mailbox) -> asyncio.Future[None]:
         """Add a mailbox. The future is done when it gets every later event."""
         channel = self.channels.setdefault(key, Channel(key))
+        if mailbox.channel.startswith(RESERVED_PREFIX):
+            self._own[key] = None
         admitted = channel.waiting[mailbox] = self.loop.create_future()
         self._notice(key)
         if self._task is None or self._task.done():
@@ -157,6 +162,7 @@ class Listener:
         channel.mailboxes.pop(mailbox, None)
         if not (channel.waiting or channel.mailboxes):
             del self.channels[key]
+            self._own.pop(key, None)
             if not self.channels:
                 self._wake.set()
 
@@ -240,18 +246,28 @@ class Listener:
             self._notice(key)
 
     async def _read_due(self, connection: Connection) -> None:
-        """Read the logs that have grown, a part of each, and deliver the events."""
-        keys = list(islice(self._due, _CHANNELS))
+        """Read the logs that have grown, a part of each, and deliver the events.
+
+        The component's own channels are read with each of them, and come first: an event that was committed
+        after a revocation does not overtake it.
+        """
+        keys = [*self._own, *islice((key for key in self._due if key not in self._own), _CHANNELS)]
         for key in keys:
-            del self._due[key]
+            self._due.pop(key, None)
         asked = {
             channel: tuple(channel.waiting) for key in keys if (channel := self.channels.get(key)) is not None
         }
         pages = await self._pages(connection, asked)
+        has_more = False
         for channel, waiting in asked.items():
-            # Other channels of the batch may have gone while one was delivered.
-            if self.channels.get(channel.key) is channel and await channel.take(pages[channel.key], waiting):
+            if has_more and channel.key not in self._own:
                 self._due[channel.key] = None
+            # Other channels of the batch may have gone while one was delivered.
+            elif self.channels.get(channel.key) is channel and await channel.take(
+                pages[channel.key], waiting
+            ):
+                self._due[channel.key] = None
+                has_more = has_more or channel.key in self._own
 
     async def _pages(self, connection: Connection, channels: Iterable[Channel]) -> dict[str, Page]:
         """Return the next page of each channel; the ends of those that have no position."""

@@ -74,6 +74,11 @@ class Schema:
         self.ends = (
             f"SELECT key, epoch, last FROM {self.named('public.livepush_channel')} WHERE key = ANY ($1)"
         )
+        self.age_of = (
+            "SELECT extract(epoch FROM clock_timestamp() - at)::float8 FROM "
+            + self.named("public.livepush_event JOIN public.livepush_channel ON log = id")
+            + " WHERE key = $1 AND number = $2"
+        )
         self.begin = f"SELECT {self.named('public.livepush_begin')}()"
         self.see = f"SELECT {self.named('public.livepush_see')}($1, $2)"
         self.clean = f"SELECT {self.named('public.livepush_clean')}($1, $2)"

@@ -112,8 +112,8 @@ class PublishEndpoint:
         if run is None:
             raise NotRunningError("this LivePush has stopped")
         grant = await self._decider.decide(request, run)
+        # The body counts until its events are published: a slow broker holds no more than slow clients.
         content = self._reader.read(kind, await request.body())
-        request.discard_body()
         _check_channels(grant, content)
         return await self._publishing.publish(content, key)
 

@@ -16,7 +16,7 @@ from .content import idempotency_key
 # How many bodies of `max_body` bytes the process holds at the same time.
 BODIES = 64
 TOO_LARGE = "The body has more than {:,} bytes."
-BUSY = "The server is reading too many bodies now."
+BUSY = "The server holds too many bodies now."
 SLOW = "The body did not arrive within {:g} s."
 
 
