@@ -73,7 +73,7 @@ async def test_a_ticket_expires() -> None:
 async def test_what_is_no_ticket_asks_no_store() -> None:
     tickets = Counting()
     ticket = await tickets.issue("ada")
-    wrong = ["", "x", ticket[:-1], ticket + "x", ticket[:-1] + "é", "../" + ticket[3:], "x" * 100_000]
+    wrong = ["", "x", ticket[:-1], ticket + "x", ticket[:-1] + "é", "../" + ticket[3:], "x" * 8_000]
     for each in [*wrong, f"{ticket}&ticket={ticket}", f"{ticket}&ticket=x"]:
         assert await outcome(tickets, each) == 401
     with pytest.raises(Refusal, match="401 Open the stream with"):
