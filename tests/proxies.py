@@ -32,7 +32,7 @@ BUILD_TIMEOUT = 300.0
 VITE = NODE_MODULES / "vite" / "bin" / "vite.js"
 # The configuration around the file that a user copies. nginx writes into the test's folder only.
 NGINX = """daemon off; pid nginx.pid; error_log stderr notice; {user}
-events {{ worker_connections 256; }}
+events {{ worker_connections 8192; }}
 http {{
   access_log off;
   client_body_temp_path body; proxy_temp_path proxy;
