@@ -9,6 +9,7 @@ EventSource does. `--trouble` is one of: `kill` (one worker is killed at once), 
 
 import argparse
 import asyncio
+import re
 import signal
 import tempfile
 import time
@@ -37,8 +38,7 @@ NOTICE, MIDDLE, OUTAGE = 3.0, 1.0, 2.0
 def configured(proxy: str, workers: Sequence[Serving], trouble: str) -> str:
     """Return the example's configuration for these workers."""
     text = (OPERATIONS / FILES[proxy]).read_text()
-    for number, each in enumerate(workers, 1):
-        text = text.replace(f"127.0.0.1:800{number}", f"127.0.0.1:{each.port}")
+    text = re.sub(r"127\.0\.0\.1:800(\d)", lambda found: f"127.0.0.1:{workers[int(found[1]) - 1].port}", text)
     if trouble == "checks":
         text = text.replace("inter 1s fall 2", "inter 20s fall 2")
     return text
@@ -85,11 +85,9 @@ async def run(options: argparse.Namespace, folder: Path) -> None:
         audience = await stack.enter_async_context(Audience(proxy.port, options.streams, publish))
         print(f"{options.streams} streams open after {time.monotonic() - begun:.1f} s", flush=True)
         begun = time.monotonic()
-        publishing = asyncio.create_task(audience.publish(options.rate))
-        took = await restart_all(workers, valkey, options.trouble)
-        publishing.cancel()
-        await asyncio.gather(publishing, return_exceptions=True)
-        await audience.settle()
+        took = await audience.meanwhile(
+            lambda: restart_all(workers, valkey, options.trouble), rate=options.rate, visits=options.visits
+        )
         print(report(audience, took, time.monotonic() - begun))
         for each in workers:
             if "Traceback" in each.log or "ERROR" in each.log:
@@ -101,6 +99,7 @@ def report(audience: Audience, took: Sequence[float], seconds: float) -> str:
     counted = {
         "events published": sum(audience.published.values()),
         "events received": tally.received,
+        "new streams meanwhile": audience.visits,
         "lost": audience.lost,
         "doubled": tally.doubled,
         "told of a gap": dict(tally.gaps),
@@ -124,6 +123,7 @@ def main() -> None:
     parser.add_argument("--proxy", choices=FILES, default="haproxy")
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=20.0, help="events a second, to four channels in turn")
+    parser.add_argument("--visits", type=float, default=20.0, help="new streams a second, which are left at once")
     parser.add_argument("--trouble", choices=TROUBLES, default="none")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for the workers")
     options = parser.parse_args()

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import getpass
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -226,7 +227,7 @@ def _directory(tmp_path: Path, name: str) -> Path:
 
 def _placed(text: str, upstream: int, port: int) -> str:
     placed = configuration(text).replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
-    return placed.replace("8080", str(port))
+    return re.sub(r"\b8080\b", str(port), placed)
 
 
 def _write_module(directory: Path, files: Mapping[str, str]) -> None:

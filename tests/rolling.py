@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from httptools import HttpResponseParser
 
@@ -18,6 +19,7 @@ from livepush_asgi.testing import EventStreamParser, ParsedEvent
 
 from .serving import Serving, WireStream
 
+T = TypeVar("T")
 CHANNELS = ["news", "prices", "orders", "scores"]
 # EventSource's own reconnection time where it was told none, in milliseconds.
 RETRY = 3000
@@ -128,6 +130,15 @@ class EventSource:
         while await self._follow():
             await asyncio.sleep(self._retry / 1000)
 
+    async def visit(self) -> None:
+        """Open a stream, and leave when it is open."""
+        follow = asyncio.create_task(self._follow())
+        began = asyncio.create_task(self.began.wait())
+        await asyncio.wait([follow, began], return_when=asyncio.FIRST_COMPLETED)
+        for task in (follow, began):
+            task.cancel()
+        await asyncio.gather(follow, began, return_exceptions=True)
+
     async def _follow(self) -> bool:
         query = "&".join(f"channel={name}" for name in self.channels)
         fields = {"host": "rolling", "accept": "text/event-stream", "cache-control": "no-store"}
@@ -196,6 +207,8 @@ class Audience:
     def __init__(self, port: int, count: int, publish: Callable[[str, str], Awaitable[object]]) -> None:
         self.tally = Tally()
         self.published = dict.fromkeys(CHANNELS, 0)
+        self.visits = 0
+        self._port = port
         self._publish = publish
         size = len(CHANNELS)
         # Every fourth page has two channels, the others one.
@@ -208,6 +221,7 @@ class Audience:
             for n in range(count)
         ]
         self._tasks: list[asyncio.Task[None]] = []
+        self._calm = False
 
     async def __aenter__(self) -> "Audience":
         self._tasks = [asyncio.create_task(page.run()) for page in self._pages]
@@ -224,15 +238,24 @@ class Audience:
         assert [error for error in ended if isinstance(error, Exception)] == []
 
     async def publish(self, rate: float) -> None:
-        """Publish to all channels in turn, so many events a second, until cancelled."""
+        """Publish to all channels in turn, so many events a second, until it is calm."""
         loop = asyncio.get_running_loop()
         start, count = loop.time(), 0
-        while True:
+        while not self._calm:
             await asyncio.sleep(max(0.0, start + count / rate - loop.time()))
             channel = CHANNELS[count % len(CHANNELS)]
             await self._publish(channel, f"{channel} {self.published[channel]}")
             self.published[channel] += 1
             count += 1
+
+    async def visit(self, rate: float) -> None:
+        """Open new streams that are left at once, so many a second, until it is calm."""
+        async with asyncio.TaskGroup() as visits:
+            while not self._calm:
+                page = EventSource(self._port, CHANNELS[:1], self.tally)
+                visits.create_task(page.visit())
+                self.visits += 1
+                await asyncio.sleep(1 / rate)
 
     @property
     def missing(self) -> int:
@@ -243,6 +266,18 @@ class Audience:
     def lost(self) -> int:
         """How many events pages were not sent although they were sent a later one, or never."""
         return self.missing + sum(page.lost for page in self._pages)
+
+    async def meanwhile(self, work: Callable[[], Awaitable[T]], *, rate: float, visits: float) -> T:
+        """Publish and open new streams, so many a second, while something is done; then wait for all events."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.publish(rate))
+            tasks.create_task(self.visit(visits))
+            try:
+                done = await work()
+            finally:
+                self._calm = True
+        await self.settle()
+        return done
 
     async def settle(self) -> None:
         """Return when all pages have everything, or when nothing comes any more."""
@@ -257,7 +292,7 @@ class Audience:
 async def is_ready(worker: Serving) -> bool:
     """Return whether a worker's readiness check says 200."""
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-        answer = await WireStream.open(worker.port, "/ready")
+        answer = await WireStream.open(worker.port, "/health/ready")
         answer.abort()
         return answer.status == 200
     return False

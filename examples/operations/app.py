@@ -25,7 +25,7 @@ def authorize(request):
 push = LivePush(
     RedisStreamsBroker(Redis.from_url(os.environ["LIVEPUSH_REDIS"])),
     authorize,
-    drain=DrainPolicy(window=float(os.environ.get("DRAIN_WINDOW", "10"))),
+    drain=DrainPolicy(delay=float(os.environ.get("DRAIN_DELAY", "0")), window=float(os.environ.get("DRAIN_WINDOW", "10"))),
 )
 
 
@@ -35,4 +35,4 @@ async def ready(request):
     return JSONResponse(now, status_code=200 if now["healthy"] and not now["draining"] else 503)
 
 
-app = Starlette(routes=[Route("/ready", ready), Mount("/events", push)], lifespan=push.lifespan)
+app = Starlette(routes=[Route("/health/ready", ready), Mount("/events", push)], lifespan=push.lifespan)
