@@ -43,6 +43,7 @@ from .brokers import (
     Sink,
     Subscription,
 )
+from .brokers.faults import Fault
 from .brokers.history import History
 from .brokers.mailbox import Mailbox
 from .brokers.memory import MemoryBroker
@@ -99,6 +100,7 @@ __all__ = [
     "DrainPolicy",
     "EndReason",
     "Event",
+    "Fault",
     "ForwardingSubscription",
     "Gap",
     "GapReason",

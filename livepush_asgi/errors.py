@@ -76,6 +76,9 @@ class BrokerUnavailableError(LivePushError):
     `disconnect` raises it when it could not send its command: streams in other processes stay open.
     """
 
+    #: Whether the server is there, and refuses this channel.
+    refused = False
+
 
 class PositionConflictError(LivePushError):
     """Raised by `publish` when another event was published after `expected_position`.

@@ -9,14 +9,14 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 import anyio
 import pytest
 
-from livepush_asgi import BrokerUnavailableError, LivePush, Timing, public
+from livepush_asgi import BrokerUnavailableError, Fault, LivePush, Timing, public
 from livepush_asgi.brokers import Broker, ForwardingSubscription, HistoryBroker
 from livepush_asgi.errors import MessagesLostError
 from livepush_asgi.testing import Client, Stream
@@ -38,6 +38,11 @@ class WatchedBroker(Broker, Protocol):
     @property
     def healthy(self) -> bool:
         """Whether the connection is up and every channel confirmed."""
+        ...
+
+    @property
+    def faults(self) -> Sequence[Fault]:
+        """Why it is not healthy."""
         ...
 
 
@@ -157,10 +162,16 @@ class FaultContract:
             assert await here.up_to("before") == ["before"]
             server.kill()
             await here.gone()
+            (fault,) = broker.faults
+            assert (fault.where.endswith(str(server.port)), fault.refused) == (True, False), fault
+            # The channel of the stream, and that of the processes.
+            assert fault.channels == 2
             await here.fails_to_publish("never")
+            assert broker.faults[0].seconds > fault.seconds
             server.start()
             await publish_when_it_can(other, "news", "first")
             await here.back()
+            assert (broker.faults, here.push.faults) == ((), ())
             await here.publish("news", "after")
             shown = await here.up_to("after")
             if isinstance(broker, HistoryBroker):
@@ -303,6 +314,7 @@ class FaultContract:
                 await broker.subscribe("news")
             async with house(broker, "open", "news") as here:
                 assert not here.push.statistics()["healthy"]
+                assert ("news", True) in {(fault.channel, fault.refused) for fault in here.push.faults}
                 await here.publish("open", "1")
                 assert await here.up_to("1") == ["1"]
                 with pytest.raises(BrokerUnavailableError, match=r"permission|allow"):
@@ -331,6 +343,7 @@ class FaultContract:
             await publish_when_it_can(broker, "open", "1")
             shown = await here.up_to("1")
             assert not broker.healthy
+            assert {fault.refused for fault in here.push.faults} == {True}
             server.allow_all()
             await here.back()
             await publish_when_it_can(broker, "news", "after")

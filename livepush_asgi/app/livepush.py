@@ -13,6 +13,7 @@ from weakref import WeakSet
 import anyio.to_thread
 
 from ..brokers import Broker, HistoryBroker
+from ..brokers.faults import Fault
 from ..brokers.transaction import AsyncConnection, Connection, SyncConnection, SyncCursor
 from ..errors import NotRunningError
 from ..grant import Authorize, Grant, Replay, StreamRequest, check_channel
@@ -20,6 +21,7 @@ from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, Refused, refused_for
 from ..http.cors import Cors
 from ..http.driver import drive
 from ..http.endpoint import Endpoint
+from ..http.health import HealthEndpoint
 from ..http.probe import ProbeRule, Probes
 from ..http.publish.endpoint import PublishEndpoint
 from ..http.publish.request import AuthorizePublish
@@ -444,6 +446,30 @@ class LivePush:
             body_timeout=body_timeout,
         )
 
+    def health(self, *, unready_after: float = 1.0, dead_after: float = 900.0) -> ASGIApp:
+        """Return an ASGI application for the health checks of balancers and orchestrators: mount it.
+
+        `/ready` is 200 if this process is to get requests, and 503 if not, at once: it is draining or has
+        stopped, it has not reached the broker yet, or it has not received all events for `unready_after`
+        seconds. So a short reconnect takes no process out. A channel that the server refuses, as permissions
+        do, counts in `healthy` and not here: a client that may choose channels could take out every process.
+
+        `/live` is 503 if this process has not received all events for `dead_after` seconds, so that it is
+        restarted. It reconnects by itself and a restart ends its streams, so this time is longer than an
+        outage of the broker, which a restart does not end. It is 200 in a drain.
+
+        Both times are in seconds; `math.inf` leaves the broker out.
+
+        Both answer GET and HEAD, and say the reason in one word: `{"status": "draining"}`.
+        """
+        return HealthEndpoint(
+            self,
+            self._current_run,
+            lambda: self._run,
+            unready_after=unready_after,
+            dead_after=dead_after,
+        )
+
     def subscribe(
         self, *channels: str, replay: Replay = "new", last_event_id: str | None = None
     ) -> Subscriber:
@@ -556,7 +582,17 @@ class LivePush:
         False while a channel cannot be subscribed, its history cannot be read, or the broker's connection is
         down. The streams stay open meanwhile.
         """
-        return self.statistics()["healthy"]
+        run = self._run
+        return run is None or not run.running or run.healthy
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why this process is not `healthy`, and since when: one Fault for each server, group or channel.
+
+        Empty while it is healthy. Any thread may read it.
+        """
+        run = self._run
+        return run.faults if run is not None and run.running else ()
 
     def listeners(self, channel: str) -> int:
         """Return how many streams of this process are open on a channel; subscribers in Python do not count.
@@ -576,7 +612,7 @@ class LivePush:
             broker=self._broker_name,
             streams=len(run.streams) if run else 0,
             channels=run.hub.channels if run else 0,
-            healthy=run.hub.healthy if run else True,
+            healthy=self.healthy,
             draining=run.draining if run else False,
             outbox_bytes=run.outbox_bytes if run else 0,
             broker_reconnects=self._run.broker_reconnects if self._run else 0,

@@ -8,11 +8,10 @@ An adapter that already has one reader for everything (a single connection, say)
 `forward`. Then no task is needed for each channel.
 
 Only slots/ and the rooms above it may import it. Start with this file, then `memory.py`, which needs no
-server;
-`redis/`, `nats/` and `postgres/` each need a client library. `mailbox.py` holds the messages of one
-subscription, `history.py` has the bounds of a log, `timeouts.py` the time-outs, `transaction.py` the port of
-a broker that appends in a transaction of the application. docs/guides/brokers.md says how to write an
-adapter.
+server; `redis/`, `nats/` and `postgres/` each need a client library. `mailbox.py` holds the messages of one
+subscription, `history.py` has the bounds of a log, `timeouts.py` the time-outs, `faults.py` why a broker is
+not healthy, `transaction.py` the port of a broker that appends in a transaction of the application.
+docs/guides/brokers.md says how to write an adapter.
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..brokers import Broker, HistoryBroker
+from ..brokers.faults import Failing, Fault, grouped
 from ..runtime.event_loop import BackgroundFunction, Caller, soon_caller
 from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
@@ -62,7 +63,10 @@ class Hub:
         self._channels: dict[str, Channel] = {}
         # The closing channels of a name, each with an event that is set when it has closed.
         self._closing: dict[str, dict[Channel, anyio.Event]] = {}
-        self._failing: set[Channel] = set()
+        # Since when each channel cannot be subscribed or read.
+        self._failing: dict[Channel, float] = {}
+        # Since when the broker has been seen to be unhealthy, if it does not tell by itself.
+        self._unhealthy_since: float | None = None
         self._check_scheduled = False
         # One bound method for all channels.
         self._on_attempt = self._log_health
@@ -78,6 +82,12 @@ class Hub:
     def healthy(self) -> bool:
         """Whether every channel is subscribed and the broker is healthy."""
         return not self._failing and getattr(self._broker, "healthy", True)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why events may be missing in this process; empty while it is healthy."""
+        found: Iterable[Fault] | None = getattr(self._broker, "faults", None)
+        return (*(self._broker_faults() if found is None else found), *self._channel_faults())
 
     @property
     def keeps_history(self) -> bool:
@@ -170,6 +180,30 @@ class Hub:
             for channel in self._channels.values():
                 closing.start_soon(channel.close)
 
+    def _broker_faults(self) -> Iterable[Fault]:
+        """Return the fault of a broker that has `healthy` alone. It lasts since it was seen first."""
+        if getattr(self._broker, "healthy", True):
+            self._unhealthy_since = None
+            return ()
+        now = self.now()
+        since = self._unhealthy_since = now if self._unhealthy_since is None else self._unhealthy_since
+        return (Fault(cause="the broker is not healthy", seconds=now - since),)
+
+    def _channel_faults(self) -> tuple[Fault, ...]:
+        # A copy: another thread may ask for it.
+        failing = [
+            Failing(
+                since,
+                channel.name,
+                where="",
+                cause=str(channel.error) or type(channel.error).__name__,
+                # Without the commands of the other processes this one is of no use.
+                refused=getattr(channel.error, "refused", False) and channel.counted,
+            )
+            for channel, since in list(self._failing.items())
+        ]
+        return grouped(failing, self.now())
+
     def _make_channel(self, name: str) -> Channel:
         # Among the component's own channels only the command channel is read from its log.
         reserved = name.startswith(RESERVED_PREFIX) and name != COMMAND_CHANNEL
@@ -240,7 +274,7 @@ class Hub:
     def _release(self, channel: Channel) -> None:
         """Close a channel without listeners. The next listener gets a new channel."""
         del self._channels[channel.name]
-        self._failing.discard(channel)
+        self._failing.pop(channel, None)
         channel.closed = True
         self._closing.setdefault(channel.name, {})[channel] = anyio.Event()
         if channel.scope is not None:
@@ -262,11 +296,11 @@ class Hub:
         """Log one line when the first channel fails, and one when the last has recovered."""
         if channel.error is None:
             if channel in self._failing:
-                self._failing.discard(channel)
+                del self._failing[channel]
                 if not self._failing:
                     self._counts.recoveries += 1
                     logger.warning("the broker delivers again")
         elif not channel.closed:
             if not self._failing:
                 logger.error("cannot subscribe at the broker, trying until it works: %s", channel.error)
-            self._failing.add(channel)
+            self._failing.setdefault(channel, self.now())

@@ -10,6 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..brokers import Broker
+from ..brokers.faults import Fault
 from ..errors import (
     GrantExpiredError,
     GrantRevokedError,
@@ -144,6 +145,7 @@ class Run:
         self._hooks = hooks
         self._observers = [observer for observer in observers if observer.interval is not None]
         self._started = anyio.Event()
+        self._started_at = 0.0
         #: Whether the run has drained and is closing its resources. No task may be started any more.
         self.stopping = False
         self._ended = anyio.Event()
@@ -338,6 +340,7 @@ class Run:
                 self._tasks.start_soon(self.scheduler.run, name="livepush scheduler")
                 if self._drain_policy.signals:
                     self._signals.install()
+                self._started_at = self.scheduler.now()
                 self.running = True
                 if not self._in_process:
                     # Without streams too: it confirms revocations, and tells whether it reaches the broker.
@@ -375,6 +378,29 @@ class Run:
     def _call_sample(self, observer: Observer) -> None:
         assert self._hooks is not None
         self._hooks.sample(observer)
+
+    @property
+    def starting(self) -> bool:
+        """Whether this process has not been subscribed to the commands of the others yet."""
+        return not (self._in_process or self.revoker.listening)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the streams receive every event."""
+        return self.hub.healthy and not self._starts_late
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why the run is not healthy; empty while it is."""
+        found = self.hub.faults
+        if self._starts_late and not found:
+            cause = "the broker has not answered since the start"
+            return (Fault(cause=cause, seconds=self.scheduler.now() - self._started_at),)
+        return found
+
+    @property
+    def _starts_late(self) -> bool:
+        return self.starting and self.scheduler.now() - self._started_at > self.timing.subscribe_timeout
 
     @property
     def outbox_bytes(self) -> int:

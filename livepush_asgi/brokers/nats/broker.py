@@ -9,6 +9,7 @@ from nats.aio.msg import Msg
 from ...runtime.event_loop import asyncio_loop
 from ...wire.event import payload_bytes
 from .. import Subscription
+from ..faults import Fault
 from ..timeouts import BrokerTimeouts
 from .connection import Connection
 from .failures import FAILURES, unavailable
@@ -56,6 +57,11 @@ class NatsBroker:
     def healthy(self) -> bool:
         """Whether the server has confirmed every channel and the connection is up; True without channels."""
         return self._connection is None or self._connection.has_ended or self._connection.healthy
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why it is not healthy: one for each cause. Empty while it is healthy."""
+        return () if self._connection is None or self._connection.has_ended else self._connection.faults
 
     @property
     def reconnects(self) -> int:

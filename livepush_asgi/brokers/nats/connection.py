@@ -13,6 +13,7 @@ from typing import TypeVar
 from nats.aio.msg import Msg
 
 from ...runtime.event_loop import start_task
+from ..faults import Failing, Fault, grouped
 from ..mailbox import Mailbox
 from ..timeouts import no_answer
 from .client import Client
@@ -52,7 +53,30 @@ class Connection:
     @property
     def healthy(self) -> bool:
         """Whether the connection is up and the server has confirmed every subscription; True without any."""
-        return not self._subscriptions.unconfirmed
+        return not self._failing
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why it is not healthy; empty while it is."""
+        now, address = self.loop.time(), self._settings.address
+        failing = [
+            Failing(since, each.mailbox.channel, address, self._cause(each), refused=each.is_forbidden)
+            for each, since in self._failing
+        ]
+        return grouped(failing, now)
+
+    @property
+    def _failing(self) -> list[tuple[Subscription, float]]:
+        # A copy: another thread may ask for it.
+        unconfirmed = list(self._subscriptions.unconfirmed.items())
+        if self._fault is not None or not self._client.is_connected:
+            return unconfirmed
+        # Those that wait for their first confirmation have missed nothing.
+        return [(each, since) for each, since in unconfirmed if each.subscriber is None]
+
+    def _cause(self, subscription: Subscription) -> str:
+        cause = self._fault or subscription.refusal
+        return "the server has not confirmed yet" if cause is None else str(cause) or type(cause).__name__
 
     @property
     def server_version(self) -> tuple[int, int]:

@@ -22,4 +22,11 @@ def unavailable(attempt: str, address: str, cause: BaseException) -> BrokerUnava
     """Return the error to raise. It names the attempt, the server, the cause and the likely fix."""
     reason = str(cause) or type(cause).__name__
     remedy = next(remedy for words, remedy in _REMEDIES.items() if words in reason.lower())
-    return BrokerUnavailableError(f"cannot {attempt} at {address}: {reason}; {remedy}")
+    error = BrokerUnavailableError(f"cannot {attempt} at {address}: {reason}; {remedy}")
+    error.refused = is_forbidden(cause)
+    return error
+
+
+def is_forbidden(cause: BaseException) -> bool:
+    """Return whether the user lacks the permission for a subject."""
+    return "permissions violation" in str(cause).lower()

@@ -15,8 +15,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from ...runtime.event_loop import start_task
+from ...wire.event import RESERVED_PREFIX
 from ..mailbox import Mailbox
 from .client import Client, Receiver, settle
+from .failures import is_forbidden
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -34,8 +36,14 @@ class Subscription:
     subscriber: asyncio.Future[None] | None
     #: nats-py's subscription, None if the server has to be asked for it.
     on_server: NatsSubscription | None = None
-    #: Whether the server refuses a subscription that was in force.
-    refused: bool = False
+    #: Why the server refuses a subscription that was in force.
+    refusal: Exception | None = None
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether the server refuses this subscription alone, and it carries events of the application."""
+        own = self.mailbox.channel.startswith(RESERVED_PREFIX)
+        return self.refusal is not None and is_forbidden(self.refusal) and not own
 
     def deliver(self, payload: bytes | None) -> None:
         """Pass a payload to the mailbox. None says that messages may be missing."""
@@ -57,8 +65,9 @@ class Subscriptions:
         self._decode = decode
         # The keys are subjects in lower case: so nats-py reports a refusal.
         self._by_subject: dict[str, tuple[Subscription, ...]] = {}
-        #: Those that the server has not confirmed since they were added, interrupted or refused.
-        self.unconfirmed: dict[Subscription, None] = {}
+        #: Those that the server has not confirmed since they were added, interrupted or refused, and the time
+        #: of that by the loop's clock.
+        self.unconfirmed: dict[Subscription, float] = {}
 
     def __len__(self) -> int:
         return len(self._by_subject)
@@ -67,7 +76,7 @@ class Subscriptions:
         """Add a new subscription, and ask the server for it if there is a connection."""
         key = _key_of(subscription.subject)
         self._by_subject[key] = (*self._by_subject.get(key, ()), subscription)
-        self.unconfirmed[subscription] = None
+        self.unconfirmed[subscription] = _now()
         await self._ask([subscription])
 
     def remove(self, subscription: Subscription) -> None:
@@ -91,19 +100,20 @@ class Subscriptions:
         """
         asked = [each for each in self._by_subject.get(subject, ()) if each.on_server is not None]
         for subscription in [each for each in asked if each in self.unconfirmed] or asked:
-            self.unconfirmed[subscription] = None
+            self.unconfirmed.setdefault(subscription, _now())
             _unsubscribe(subscription)
             if subscription.subscriber is not None:
                 settle(subscription.subscriber, error)
-            elif not subscription.refused:
-                subscription.refused = True
+            elif subscription.refusal is None:
+                subscription.refusal = error
                 logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
                 subscription.deliver(None)
 
     def interrupt(self) -> None:
         """Note that the connection is lost. nats-py will send its subscriptions again."""
         for same_subject in self._by_subject.values():
-            self.unconfirmed.update(dict.fromkeys(same_subject))
+            for subscription in same_subject:
+                self.unconfirmed.setdefault(subscription, _now())
 
     def close(self, error: Exception) -> None:
         """Raise an error in all callers that wait for a confirmation."""
@@ -127,7 +137,7 @@ class Subscriptions:
         for subscription in subscriptions:
             if subscription in self.unconfirmed and subscription.on_server is not None:
                 del self.unconfirmed[subscription]
-                subscription.refused = False
+                subscription.refusal = None
                 subscriber, subscription.subscriber = subscription.subscriber, None
                 if subscriber is None:
                     subscription.deliver(None)
@@ -146,6 +156,10 @@ def _unsubscribe(subscription: Subscription) -> None:
     on_server, subscription.on_server = subscription.on_server, None
     if on_server is not None:
         start_task(on_server.unsubscribe(), "livepush nats unsubscribe")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _key_of(subject: str) -> str:

@@ -16,6 +16,7 @@ from ...runtime.event_loop import asyncio_loop, spawn
 from ...settings import value_or_default
 from ...wire.cursor import Position
 from .. import READ_BYTES, Page, Subscription
+from ..faults import Fault
 from ..history import History
 from ..mailbox import Mailbox
 from ..timeouts import BrokerTimeouts, no_answer
@@ -121,6 +122,11 @@ class PostgresBroker:
     def healthy(self) -> bool:
         """Whether the listening connection is up; True without channels."""
         return self._listener is None or self._listener.loop.is_closed() or self._listener.fault is None
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why it is not healthy. Empty while it is healthy."""
+        return () if self._listener is None or self._listener.loop.is_closed() else self._listener.faults
 
     @property
     def reconnects(self) -> int:

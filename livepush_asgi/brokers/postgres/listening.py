@@ -19,6 +19,7 @@ from ...runtime.event_loop import start_task
 from ...wire.cursor import MAX_OFFSET, Position
 from .. import Page
 from ..backoff import Backoff
+from ..faults import Fault
 from ..mailbox import MESSAGES_BETWEEN_PAUSES, Mailbox
 from ..timeouts import no_answer
 from .failures import FAILURES, POOLER, explain
@@ -47,6 +48,11 @@ class Channel:
         self.mailboxes: dict[Mailbox, int] = {}
         self.waiting: dict[Mailbox, asyncio.Future[None]] = {}
         self.position: Position | None = None
+
+    @property
+    def known(self) -> list[Mailbox]:
+        """The mailboxes that get events, or will."""
+        return [*self.mailboxes, *self.waiting]
 
     async def take(self, page: Page, waiting: Iterable[Mailbox]) -> bool:
         """Deliver the new events of a page. Return whether the log has more.
@@ -114,6 +120,23 @@ class Listener:
         self._unannounced = 0
         self._backoff = Backoff()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why events may be missing; empty while the connection is up."""
+        # A copy: another thread may ask for it.
+        fault, lost_at, channels = self.fault, self._lost_at, list(self.channels.values())
+        if fault is None:
+            return ()
+        return (
+            Fault(
+                cause=explain(fault, self._server.schema.grant),
+                seconds=0.0 if lost_at is None else self.loop.time() - lost_at,
+                where=self._address,
+                channels=len(channels),
+                channel=next((mailbox.channel for each in channels for mailbox in each.known), ""),
+            ),
+        )
 
     def add(self, key: str, mailbox: Mailbox) -> asyncio.Future[None]:
         """Add a mailbox. The future is done when it gets every later event."""
@@ -193,11 +216,19 @@ class Listener:
                 self._tend(list(self.channels))
             if self._due:
                 await self._read_due(connection)
+                # Where much is published there is always a log to read.
+                if self.fault is not None and self._all_read:
+                    self._note_back()
                 continue
             self._note_back()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(check_at):
                     await self._wake.wait()
+
+    @property
+    def _all_read(self) -> bool:
+        """Whether each log was read on this connection, so that no lost event is unknown any more."""
+        return all(channel.position is not None for channel in self.channels.values())
 
     def _hear(self, connection: object, pid: int, topic: str, key: object) -> None:
         if isinstance(key, str) and key in self.channels:

@@ -167,14 +167,21 @@ def unavailable(
     `channel` and `keys` are the patterns that the client's user needs access to.
     """
     reason = str(cause) if cause is not None and str(cause) else type(cause).__name__
-    if isinstance(cause, exceptions.NoPermissionError) or reason.startswith("ACL failure in script"):
+    if is_forbidden(cause):
         user = pool.connection_kwargs.get("username") or "default"
         remedy = f"allow it: ACL SETUSER {user} {_missing_rules(reason, channel, keys)}"
     elif reason in _EXHAUSTED_POOL:
         remedy = "the client's pool is used up: raise its max_connections"
     else:
         remedy = next(remedy for kind, remedy in _REMEDIES if isinstance(cause, kind))
-    return BrokerUnavailableError(f"cannot {attempt}: {address_of(pool)}: {reason}; {remedy}")
+    error = BrokerUnavailableError(f"cannot {attempt}: {address_of(pool)}: {reason}; {remedy}")
+    error.refused = is_forbidden(cause)
+    return error
+
+
+def is_forbidden(cause: BaseException | None) -> bool:
+    """Return whether the user lacks a permission, which may be that for one channel or key."""
+    return isinstance(cause, exceptions.NoPermissionError) or str(cause).startswith("ACL failure in script")
 
 
 def _missing_rules(refusal: str, channel: str, keys: str) -> str:

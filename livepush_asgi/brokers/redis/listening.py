@@ -15,10 +15,12 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import ClusterDownError
 
 from ...runtime.event_loop import asyncio_loop, start_task
+from ...wire.event import RESERVED_PREFIX
 from .. import Subscription
+from ..faults import Failing, Fault, grouped
 from ..mailbox import Mailbox
 from ..timeouts import BrokerTimeouts, no_answer
-from .connection import FAILURES, address_of, live_name_of, unavailable
+from .connection import FAILURES, address_of, is_forbidden, live_name_of, unavailable
 from .listening_connection import Channel, ListeningConnection
 from .slot_router import Topology, is_refusal
 
@@ -58,6 +60,23 @@ class ListeningBroker:
         # A copy: another thread may ask for it.
         return all(channel.is_well for channel in list(self._channels.values()))
 
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Why it is not healthy: one for each server and cause. Empty while it is healthy."""
+        failing = [self._failing(each) for each in list(self._channels.values()) if not each.is_well]
+        return grouped(failing, time.monotonic())
+
+    def _failing(self, channel: Channel) -> Failing:
+        where = "" if channel.connection is None else address_of(channel.connection.pool)
+        cause = channel.refusal or self._cause(channel)
+        return Failing(
+            channel.lost_at,
+            channel.name.decode(),
+            where,
+            str(cause) or type(cause).__name__,
+            refused=is_forbidden(cause) and not channel.is_own,
+        )
+
     async def subscribe(self, channel: str) -> Subscription:
         """Return a subscription, confirmed by the server.
 
@@ -67,7 +86,8 @@ class ListeningBroker:
         loop = self._enter_loop()
         mailbox = Mailbox(self._live_name(channel), self._leave)
         name = mailbox.channel.encode()
-        subscribed = self._channels.setdefault(name, Channel(name))
+        own = channel.startswith(RESERVED_PREFIX)
+        subscribed = self._channels.setdefault(name, Channel(name, is_own=own))
         if subscribed.is_live:
             subscribed.mailboxes.append(mailbox)
             return mailbox

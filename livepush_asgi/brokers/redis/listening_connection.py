@@ -6,6 +6,7 @@ order, so each answer belongs to the oldest command. That matters for a refusal,
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from itertools import count
@@ -36,32 +37,49 @@ class Channel:
     """Payloads go to `mailboxes`. The mailboxes in `waiting` join them when the server confirms.
 
     `connection` is that of the server which has the channel. `pending` is the subscription under way, and
-    with `is_live` the server has confirmed it. `is_refused`: the last answer on this connection was an error.
+    with `is_live` the server has confirmed it. `refusal` is the last answer on this connection, if it was an
+    error. `is_own`: it carries the messages between the processes.
     """
 
-    __slots__ = ("connection", "is_live", "is_refused", "mailboxes", "name", "pending", "waiting")
+    __slots__ = (
+        "connection",
+        "is_live",
+        "is_own",
+        "lost_at",
+        "mailboxes",
+        "name",
+        "pending",
+        "refusal",
+        "waiting",
+    )
 
-    def __init__(self, name: bytes) -> None:
+    def __init__(self, name: bytes, *, is_own: bool = False) -> None:
         self.name = name
+        self.is_own = is_own
+        #: Since when it has not been live, by `time.monotonic`.
+        self.lost_at = time.monotonic()
         # A list takes less memory than a dict.
         self.mailboxes: list[Mailbox] = []
         self.waiting: dict[Mailbox, asyncio.Future[None]] = {}
         self.connection: ListeningConnection | None = None
         self.pending: Command | None = None
-        self.is_live = self.is_refused = False
+        self.is_live = False
+        self.refusal: Exception | None = None
 
     @property
     def is_well(self) -> bool:
         """Whether the channel is live, or its first confirmation is under way."""
         return self.is_live or (self.pending is not None and not self.mailboxes)
 
-    def lose(self, *, is_refused: bool = False) -> None:
+    def lose(self, refusal: Exception | None = None) -> None:
         """Note that the server sends no payloads any more."""
-        self.is_live, self.is_refused, self.pending = False, is_refused, None
+        if self.is_live:
+            self.lost_at = time.monotonic()
+        self.is_live, self.refusal, self.pending = False, refusal, None
 
     def go_live(self) -> None:
         """Report a loss to the mailboxes of an earlier subscription, and admit the mailboxes that wait."""
-        self.is_live, self.is_refused, self.pending = True, False, None
+        self.is_live, self.refusal, self.pending = True, None, None
         self.each(Mailbox.lost)
         for mailbox, confirmed in self.waiting.items():
             self.mailboxes.append(mailbox)
@@ -235,7 +253,7 @@ class ListeningConnection:
         if not self._unanswered or self._unanswered[0] != confirmed:
             # A node ends a subscription by itself when the channel moves to another node.
             if channel is not None:
-                channel.is_live = False
+                channel.lose()
                 self.subscribe(channel)
             self._on_change(self, False)
             return
@@ -254,8 +272,8 @@ class ListeningConnection:
         channel = self.channels.get(command[1])
         if channel is None or channel.pending is not command:
             return
-        was_refused = channel.is_refused
-        channel.lose(is_refused=True)
+        was_refused = channel.refusal is not None
+        channel.lose(error)
         if channel.mailboxes and not was_refused:
             if not isinstance(error, _ELSEWHERE):
                 name = channel.name.decode()

@@ -1,0 +1,100 @@
+"""HealthEndpoint: answers the health checks of balancers and orchestrators, `/ready` and `/live`."""
+
+import json
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from ..grant import Refusal, is_foreign, path_below
+from ..process.run import Run
+from ..runtime.asgi import ASGIApp, Receive, Scope, Send
+from .driver import DISCONNECT_ERRORS
+from .responses import answer, refuse
+
+ALLOWED = "GET, HEAD"
+# The header `Retry-After` of a 503, in seconds. Balancers ask at intervals of their own.
+RETRY_AFTER = 1
+OK, STOPPED, DRAINING, STARTING, UNHEALTHY = "ok", "stopped", "draining", "starting", "unhealthy"
+
+
+class HealthEndpoint:
+    """The ASGI application of `LivePush.health`. It passes lifespan and WebSockets on to `push`.
+
+    It waits for nothing, since a check that waits for a broker which is away would be late.
+    """
+
+    def __init__(
+        self,
+        push: ASGIApp,
+        current_run: Callable[[], Awaitable[Run | None]],
+        latest_run: Callable[[], Run | None],
+        *,
+        unready_after: float,
+        dead_after: float,
+    ) -> None:
+        _check_time("unready_after", unready_after)
+        _check_time("dead_after", dead_after)
+        if dead_after < unready_after:
+            raise ValueError(
+                f"dead_after is not below unready_after: {dead_after!r} < {unready_after!r}; a process that "
+                "is restarted for its health gets no requests before"
+            )
+        self._push = push
+        self._current_run = current_run
+        self._latest_run = latest_run
+        self._unready_after = unready_after
+        self._dead_after = dead_after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI connection."""
+        if scope["type"] != "http":
+            await self._push(scope, receive, send)
+            return
+        # The last segment counts, so that it can be mounted, or given single paths, anywhere.
+        check = {"ready": self._ready, "live": self._live}.get(path_below(scope).rpartition("/")[2])
+        method = scope["method"]
+        # A balancer that has left needs no answer.
+        with suppress(*DISCONNECT_ERRORS):
+            if check is None or is_foreign(scope):
+                await refuse(send, Refusal(404), [], body=method != "HEAD")
+            elif method not in ("GET", "HEAD"):
+                await refuse(send, Refusal(405, headers={"allow": ALLOWED}), [])
+            else:
+                await _answer(await check(), method, send)
+
+    async def _ready(self) -> str:
+        # It starts as the first request would: without a check no request may ever come.
+        run = await self._current_run()
+        if run is None or not run.running:
+            return STOPPED
+        if run.draining:
+            return DRAINING
+        if _broken_for(run) >= self._unready_after:
+            return UNHEALTHY
+        return STARTING if run.starting and self._unready_after < math.inf else OK
+
+    async def _live(self) -> str:
+        run = self._latest_run()
+        if run is None or not run.running or run.draining or _broken_for(run) < self._dead_after:
+            return OK
+        return UNHEALTHY
+
+
+def _broken_for(run: Run) -> float:
+    """Return for how long the process has not received all events, in seconds; -1 if it does."""
+    return max([fault.seconds for fault in run.faults if not fault.refused], default=-1.0)
+
+
+async def _answer(status: str, method: str, send: Send) -> None:
+    fields = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    if status != OK:
+        fields.append((b"retry-after", str(RETRY_AFTER).encode()))
+    content = json.dumps({"status": status}).encode()
+    await answer(send, 200 if status == OK else 503, fields, content, body=method != "HEAD")
+
+
+def _check_time(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(
+            f"{name} is in seconds, 0 or more, or math.inf to leave the broker out; not {value!r}"
+        )
