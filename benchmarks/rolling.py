@@ -2,14 +2,14 @@
 
     python -m benchmarks.rolling [--proxy haproxy|nginx] [--streams 1000] [--rate 20] [--trouble NAME]
 
-The workers are those of examples/operations, the broker is Valkey with an append-only file. Each client does what
-EventSource does. `--trouble` is one of: `kill` (one worker is killed at once), `checks` (HAProxy checks every
-20 s, so that it never hears of a drain), `broker` (Valkey is killed during a drain, and started 2 s later).
+The workers and the proxies are those of examples/operations, the broker is Valkey with an append-only file.
+Each client does what EventSource does. `--trouble` is one of: `kill` (one worker is killed at once), `checks`
+(HAProxy checks every 20 s, so that it hears of no drain), `broker` (Valkey is killed during a drain, and
+started 6 s later).
 """
 
 import argparse
 import asyncio
-import re
 import signal
 import tempfile
 import time
@@ -19,29 +19,25 @@ from pathlib import Path
 
 from livepush_asgi import LivePush, RedisStreamsBroker, public
 from tests import proxies
-from tests.rolling import Audience, replace, wait_ready, worker
-from tests.serving import REPOSITORY, Serving
+from tests.rolling import Audience, configuration, replace, wait_ready, worker
+from tests.serving import Serving
 from tests.valkey import ValkeyProcess
 
 from .__main__ import open_files
 from .report import machine
 
-OPERATIONS = REPOSITORY / "examples" / "operations"
 FILES = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf"}
 TROUBLES = ("none", "kill", "checks", "broker")
 WORKERS = 4
-# How long a proxy takes at most to notice that a worker is back, in seconds; then how long after the start of a
-# drain the broker is killed, and for how long.
-NOTICE, MIDDLE, OUTAGE = 3.0, 1.0, 2.0
+# How long a proxy takes at most to notice that a worker is back, in seconds; then how long after the start of
+# a drain the broker is killed, and for how long.
+NOTICE, MIDDLE, OUTAGE = 3.0, 1.0, 6.0
 
 
 def configured(proxy: str, workers: Sequence[Serving], trouble: str) -> str:
     """Return the example's configuration for these workers."""
-    text = (OPERATIONS / FILES[proxy]).read_text()
-    text = re.sub(r"127\.0\.0\.1:800(\d)", lambda found: f"127.0.0.1:{workers[int(found[1]) - 1].port}", text)
-    if trouble == "checks":
-        text = text.replace("inter 1s fall 2", "inter 20s fall 2")
-    return text
+    text = configuration(FILES[proxy], workers)
+    return text.replace("inter 1s fall 2", "inter 20s fall 2") if trouble == "checks" else text
 
 
 async def restart_all(workers: Sequence[Serving], valkey: ValkeyProcess, trouble: str) -> list[float]:
@@ -52,7 +48,7 @@ async def restart_all(workers: Sequence[Serving], valkey: ValkeyProcess, trouble
         async with asyncio.TaskGroup() as tasks:
             if (number, trouble) == (1, "broker"):
                 tasks.create_task(outage(valkey))
-            stopped = tasks.create_task(replace(each, NOTICE, sign))
+            stopped = tasks.create_task(replace(each, lambda: asyncio.sleep(NOTICE), sign))
         took.append(stopped.result())
     return took
 
@@ -118,12 +114,16 @@ def report(audience: Audience, took: Sequence[float], seconds: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.rolling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.rolling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--proxy", choices=FILES, default="haproxy")
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=20.0, help="events a second, to four channels in turn")
-    parser.add_argument("--visits", type=float, default=20.0, help="new streams a second, which are left at once")
+    parser.add_argument(
+        "--visits", type=float, default=20.0, help="new streams a second, which are left at once"
+    )
     parser.add_argument("--trouble", choices=TROUBLES, default="none")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for the workers")
     options = parser.parse_args()

@@ -6,6 +6,7 @@ last event id, and gives up for good at any answer that is no event stream.
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,9 +18,10 @@ from httptools import HttpResponseParser
 
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
 
-from .serving import Serving, WireStream
+from .serving import REPOSITORY, Serving, WireStream
 
 T = TypeVar("T")
+OPERATIONS = REPOSITORY / "examples" / "operations"
 CHANNELS = ["news", "prices", "orders", "scores"]
 # EventSource's own reconnection time where it was told none, in milliseconds.
 RETRY = 3000
@@ -110,9 +112,12 @@ class Answer(asyncio.Protocol):
 
 
 class EventSource:
-    """A page's EventSource, which checks the numbers of the events of its channels."""
+    """A page's EventSource, which checks the numbers of the events of its channels.
 
-    def __init__(self, port: int, channels: Sequence[str], tally: Tally) -> None:
+    Its reconnection times are `pace` times as long as those that it was told.
+    """
+
+    def __init__(self, port: int, channels: Sequence[str], tally: Tally, pace: float = 1.0) -> None:
         self.channels = channels
         self.began = asyncio.Event()
         #: The number of the next event of each channel.
@@ -120,6 +125,7 @@ class EventSource:
         self.lost = 0
         self._port = port
         self._tally = tally
+        self._pace = pace
         self._last_id = ""
         self._retry = RETRY
         self._said: list[ParsedEvent] = []
@@ -127,8 +133,8 @@ class EventSource:
 
     async def run(self) -> None:
         """Stay connected until cancelled, or until an answer ends it for good."""
-        while await self._follow():
-            await asyncio.sleep(self._retry / 1000)
+        while await self._follow():  # noqa: ASYNC110  (the time that the client was told)
+            await asyncio.sleep(self._pace * self._retry / 1000)
 
     async def visit(self) -> None:
         """Open a stream, and leave when it is open."""
@@ -204,7 +210,9 @@ class EventSource:
 class Audience:
     """Many pages with a stream each, inside an `async with` block, and the publisher of what they hear."""
 
-    def __init__(self, port: int, count: int, publish: Callable[[str, str], Awaitable[object]]) -> None:
+    def __init__(
+        self, port: int, count: int, publish: Callable[[str, str], Awaitable[object]], *, pace: float = 1.0
+    ) -> None:
         self.tally = Tally()
         self.published = dict.fromkeys(CHANNELS, 0)
         self.visits = 0
@@ -217,6 +225,7 @@ class Audience:
                 port,
                 [CHANNELS[n % size], *([CHANNELS[(n + 1) % size]] if n // size % size == 0 else [])],
                 self.tally,
+                pace,
             )
             for n in range(count)
         ]
@@ -268,7 +277,7 @@ class Audience:
         return self.missing + sum(page.lost for page in self._pages)
 
     async def meanwhile(self, work: Callable[[], Awaitable[T]], *, rate: float, visits: float) -> T:
-        """Publish and open new streams, so many a second, while something is done; then wait for all events."""
+        """Publish and open streams, so many a second, while something is done; then wait for all events."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.publish(rate))
             tasks.create_task(self.visit(visits))
@@ -301,12 +310,21 @@ async def is_ready(worker: Serving) -> bool:
 async def wait_ready(worker: Serving) -> None:
     """Wait until a worker's readiness check says 200."""
     async with asyncio.timeout(READY_TIMEOUT):
-        while not await is_ready(worker):
+        while not await is_ready(worker):  # noqa: ASYNC110  (another process sets no event)
             await asyncio.sleep(BETWEEN_TRIES)
 
 
-async def replace(worker: Serving, pause: float, number: signal.Signals = signal.SIGTERM) -> float:
-    """Stop a worker, start it again, and let the proxy's check notice. Return how long it took to stop."""
+def configuration(name: str, workers: Sequence[Serving]) -> str:
+    """Return a configuration of the example for these workers, without the other ones."""
+    lines = (OPERATIONS / name).read_text().splitlines(keepends=True)
+    text = "".join(line for line in lines if not any(f":800{n}" in line for n in range(len(workers) + 1, 5)))
+    return re.sub(r"127\.0\.0\.1:800(\d)", lambda found: f"127.0.0.1:{workers[int(found[1]) - 1].port}", text)
+
+
+async def replace(
+    worker: Serving, noticed: Callable[[], Awaitable[None]], number: signal.Signals = signal.SIGTERM
+) -> float:
+    """Stop a worker, start it again, wait until the proxy has noticed, and return how long the stop took."""
     loop = asyncio.get_running_loop()
     start = loop.time()
     worker.send_signal(number)
@@ -314,7 +332,7 @@ async def replace(worker: Serving, pause: float, number: signal.Signals = signal
     took = loop.time() - start
     await worker.start_again()
     await wait_ready(worker)
-    await asyncio.sleep(pause)
+    await noticed()
     return took
 
 

@@ -272,8 +272,8 @@ async def test_a_stop_does_not_wait_for_the_delay() -> None:
 
 @pytest.mark.parametrize(("backend", "delay"), [("asyncio", 0), ("trio", 0), ("asyncio", 0.2)])
 def test_a_signal_that_nobody_handles_ends_the_process_after_the_drain(backend: str, delay: float) -> None:
-    program = PROGRAM.replace("BACKEND", backend).replace("window=2", f"window=2, delay={delay}")
-    command = [sys.executable, "-c", program]
+    source = PROGRAM.replace("BACKEND", backend).replace("window=2", f"window=2, delay={delay}")
+    command = [sys.executable, "-c", source]
     # Measuring the coverage of a process installs a handler of SIGTERM.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:

@@ -1,15 +1,15 @@
-"""News over Redis, to be run by several processes behind a balancer: the files beside this one run it.
+"""Streams over Redis by several workers behind a balancer. The other files of this folder run it.
 
-python -m pip install 'livepush_asgi[starlette,redis]' uvicorn
+pip install 'livepush_asgi[redis,starlette]' 'uvicorn[standard]'
 LIVEPUSH_REDIS=redis://localhost uvicorn app:app --port 8001 --timeout-graceful-shutdown 30
 """
 
+import math
 import os
 
 from redis.asyncio import Redis
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 
 from livepush_asgi import DrainPolicy, Grant, LivePush, RedisStreamsBroker, Refusal
 
@@ -25,14 +25,14 @@ def authorize(request):
 push = LivePush(
     RedisStreamsBroker(Redis.from_url(os.environ["LIVEPUSH_REDIS"])),
     authorize,
-    drain=DrainPolicy(delay=float(os.environ.get("DRAIN_DELAY", "0")), window=float(os.environ.get("DRAIN_WINDOW", "10"))),
+    drain=DrainPolicy(
+        delay=float(os.environ.get("DRAIN_DELAY", "0")), window=float(os.environ.get("DRAIN_WINDOW", "10"))
+    ),
 )
 
+# All workers have one Redis. While it is away each of them serves as well as the others: streams open, wait,
+# and get everything afterwards. So it takes no worker out: `/health/ready` fails before the start and in a
+# drain.
+health = push.health(unready_after=math.inf, dead_after=math.inf)
 
-async def ready(request):
-    """Answer 503 while the process drains or hears nothing of the broker: for a load balancer."""
-    now = push.statistics()
-    return JSONResponse(now, status_code=200 if now["healthy"] and not now["draining"] else 503)
-
-
-app = Starlette(routes=[Route("/health/ready", ready), Mount("/events", push)], lifespan=push.lifespan)
+app = Starlette(routes=[Mount("/health", health), Mount("/events", push)], lifespan=push.lifespan)
