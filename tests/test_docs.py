@@ -76,6 +76,7 @@ def test_each_snippet_is_shown() -> None:
         "docs/snippets/django/project/settings.py",
         "docs/snippets/django/test_moved.py",
         # Tests of shown parts, with nothing for a reader to learn.
+        "docs/snippets/health/test_health.py",
         "docs/snippets/http_publish/test_own.py",
         "docs/snippets/kafka/test_live.py",
     }
@@ -295,12 +296,14 @@ def test_every_argument_is_there(name: str) -> None:
     assert list(section(OPTIONS, name)) == arguments
 
 
-def test_every_argument_of_the_publisher_is_there_with_its_default() -> None:
-    _, *arguments = inspect.signature(LivePush.publisher).parameters.values()
-    rows = section(OPTIONS, "LivePush.publisher")
+@pytest.mark.parametrize("name", ["publisher", "health"])
+def test_every_argument_of_a_method_is_there_with_its_default(name: str) -> None:
+    _, *arguments = inspect.signature(getattr(LivePush, name)).parameters.values()
+    rows = section(OPTIONS, f"LivePush.{name}")
     assert list(rows) == [argument.name for argument in arguments]
-    for argument in arguments[1:]:
-        assert rows[argument.name][0] == f"`{argument.default}`"
+    for argument in arguments:
+        if argument.default is not argument.empty:
+            assert rows[argument.name][0] == f"`{argument.default}`"
 
 
 @pytest.mark.parametrize("name", ["demo", "publish", "doctor"])
@@ -384,9 +387,20 @@ def _logged_by(call: ast.Call, tree: ast.Module) -> dict[str, str | None]:
     return {plain(each): level for each in text_of(text)}
 
 
-def logged() -> dict[str, str | None]:
-    """Return every line that the package can log, with its level."""
-    found: dict[str, str | None] = {}
+def _fields_of(call: ast.Call) -> str:
+    """Return the event and the names in `extra=fields("event", name=...)`, as the page writes them."""
+    extra = next((keyword.value for keyword in call.keywords if keyword.arg == "extra"), None)
+    if extra is None:
+        return ""
+    assert isinstance(extra, ast.Call)
+    assert isinstance(extra.args[0], ast.Constant)
+    names = ", ".join(f"`{keyword.arg}`" for keyword in extra.keywords)
+    return f"`{extra.args[0].value!s}`" + (f": {names}" if names else "")
+
+
+def logged() -> dict[str, tuple[str | None, str]]:
+    """Return every line that the package can log, with its level and its fields."""
+    found: dict[str, tuple[str | None, str]] = {}
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
@@ -396,24 +410,38 @@ def logged() -> dict[str, str | None]:
                 and re.fullmatch(r"\w*logger\.\w+|\S*failures\.log|\S*\._log_failure", ast.unparse(node.func))
                 and path.name != "failure_log.py"
             ):
-                lines = _logged_by(node, tree) if not ast.unparse(node.func).endswith(LOOKS) else {"": None}
+                if ast.unparse(node.func).endswith(LOOKS):
+                    continue
+                lines = _logged_by(node, tree)
                 assert lines, f"{path.name}:{node.lineno}: no text in this call"
-                found.update(lines)
-    found.pop("", None)
+                given = _fields_of(node)
+                if ast.unparse(node.func).endswith("._log_failure"):
+                    (given,) = {
+                        _fields_of(call)
+                        for function in ast.walk(tree)
+                        if isinstance(function, ast.FunctionDef) and function.name == "_log_failure"
+                        for call in ast.walk(function)
+                        if isinstance(call, ast.Call) and call.keywords
+                    }
+                found.update({text: (level, given) for text, level in lines.items() if text})
     return found
 
 
 def test_every_log_line_is_there_and_no_other() -> None:
     page = TEXT["reference/log-lines.md"]
-    rows = re.findall(r"^\| (DEBUG|INFO|WARNING|ERROR) \| `(.*?)` \| (.+) \|$", page, re.MULTILINE)
-    told = {text: level for level, text, _ in rows}
+    rows = re.findall(r"^\| (DEBUG|INFO|WARNING|ERROR) \| `(.*?)` \| (.*?) ?\| (.+) \|$", page, re.MULTILINE)
+    told = {text: level for level, text, _, _ in rows}
     lines = logged()
     assert len(lines) > 40
     assert sorted(set(lines) - set(told)) == [], "log lines that docs/reference/log-lines.md lacks"
     assert sorted(set(told) - set(lines)) == [], "log lines that no call writes any more"
     assert {
-        text: (told[text], level) for text, level in lines.items() if level not in (None, told[text])
+        text: (told[text], level) for text, (level, _) in lines.items() if level not in (None, told[text])
     } == {}
+    shown = {text: given for _, text, given, _ in rows}
+    assert {text: given for text, (_, given) in lines.items() if given != shown[text]} == {}
+    # Those of the level DEBUG are for the people who mend this package.
+    assert [text for text, (_, given) in lines.items() if not given and told[text] != "DEBUG"] == []
 
 
 def test_all_loggers_have_the_name_that_the_page_says() -> None:

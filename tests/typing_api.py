@@ -4,6 +4,7 @@ tests/test_typing.py has both check this file, and that it uses every public nam
 caller gets.
 """
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,7 @@ from livepush_asgi import (
     DrainPolicy,
     EndReason,
     Event,
+    Fault,
     ForwardingSubscription,
     Gap,
     GapReason,
@@ -235,6 +237,7 @@ async def subscribe(push: LivePush) -> None:
 def mount(push: LivePush, django: "ASGI3Application") -> list[LivePushMiddleware | Starlette | FastAPI]:
     fastapi = FastAPI(lifespan=push.lifespan)
     fastapi.mount("/events", push)
+    fastapi.mount("/health", push.health(unready_after=1, dead_after=math.inf))
     fastapi.mount("/publish", push.publisher(authorize_publish, max_body=1, max_batch=1, body_timeout=1))
     return [
         LivePushMiddleware(django, push, path="/events"),
@@ -253,6 +256,7 @@ async def publish(push: LivePush) -> None:
     assert_type(done.streams + done.processes + done.missing, int)
     assert_type(push.statistics(), Statistics)
     assert_type(push.healthy, bool)
+    assert_type(push.faults, tuple[Fault, ...])
     assert_type(async_to_sync(push.publish)("news", "x"), str | None)
     await push.drain()
 

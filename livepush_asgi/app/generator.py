@@ -17,6 +17,7 @@ from ..http.driver import STREAM_HEADERS, RawHeaders
 from ..http.responses import refuse
 from ..process.run import Run
 from ..runtime.asgi import Receive, Scope, Send
+from ..runtime.failure_log import fields
 from ..stream.source import CLOSE_TIMEOUT
 from ..stream.source_stream import SourceStream
 from ..wire.reasons import RefusalCause
@@ -126,7 +127,11 @@ def _resolve(
         grant = SourceGrant(slot_key=slot_key, expires_at=expires_at, control_events=control_events)
     except InvalidGrantError as error:
         # Routes make keys of what their clients send.
-        logger.info("a client named an invalid slot key, and got a 400: %s", error)
+        logger.info(
+            "a client named an invalid slot key, and got a 400: %s",
+            error,
+            extra=fields("invalid_name", error=str(error)),
+        )
         raise Refused(Refusal(400, INVALID), RefusalCause.AUTHORIZE) from error
     return push or default_push(), grant
 

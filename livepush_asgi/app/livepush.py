@@ -33,6 +33,7 @@ from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
 from ..runtime.asgi import ASGIApp, Receive, Scope, Send
 from ..runtime.event_loop import call_on, is_running, loop_identity, refuse_to_block, result_of, run_on
+from ..runtime.failure_log import FailureLog, fields
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Slots
 from ..stream.stream import Stream
@@ -152,6 +153,7 @@ class LivePush:
         self._broker_name = type(broker).__name__
         # In memory a publish takes microseconds, and reading the clock twice would show.
         self._times_publishes = not getattr(broker, "in_process", False)
+        self._failures = FailureLog()
         self._sender = CommandSender()
         self._run: Run | None = None
         # For `publish_sync`, where this LivePush is not started. It has no reference to this object.
@@ -408,7 +410,13 @@ class LivePush:
             )
         check_channel(channel)
         return await publish_job(
-            self.publish, channel, items, event=event, end_event=end_event, retry_for=retry_for
+            self.publish,
+            channel,
+            items,
+            event=event,
+            end_event=end_event,
+            retry_for=retry_for,
+            failures=self._failures,
         )
 
     def publisher(
@@ -745,7 +753,8 @@ class LivePush:
             await anyio.to_thread.run_sync(self._publisher.close, CLOSE_TIMEOUT)
         except Exception:
             logger.exception(
-                "closing the event loop of publish_sync raised; the component starts all the same"
+                "closing the event loop of publish_sync raised; the component starts all the same",
+                extra=fields("publisher_close_failed"),
             )
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
@@ -844,7 +853,8 @@ def _warn_unheard() -> None:
         logger.warning(
             "what this process publishes to MemoryBroker reaches no stream, since LivePush is not started in "
             "it: serve streams from this process by ASGI (uvicorn; for Django's runserver, put 'daphne' "
-            "first into INSTALLED_APPS), or take a broker with a server (RedisStreamsBroker)"
+            "first into INSTALLED_APPS), or take a broker with a server (RedisStreamsBroker)",
+            extra=fields("memory_unheard"),
         )
 
 

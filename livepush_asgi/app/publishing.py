@@ -13,11 +13,10 @@ from ..brokers.backoff import retry_unavailable
 from ..brokers.transaction import Connection, TransactionBroker
 from ..errors import PositionConflictError
 from ..grant import check_channel
+from ..runtime.failure_log import FailureLog, fields
 from ..wire.cursor import Position, event_id
 from ..wire.encode import Encode, encoded
 from ..wire.event import Event, plain_payload, to_payload
-
-logger = logging.getLogger("livepush_asgi")
 
 #: The name of the first event of a job.
 START_EVENT = "start"
@@ -128,6 +127,7 @@ async def publish_job(
     event: str | None,
     end_event: str,
     retry_for: float,
+    failures: FailureLog,
 ) -> bool:
     """Publish the items between a start and an end event. See `LivePush.publish_job`."""
     if not isinstance(items, AsyncIterable):
@@ -146,19 +146,28 @@ async def publish_job(
         )
     except PositionConflictError:
         return False
-    await _Job(publish, channel, str(start), end_event, retry_for).run(items, event)
+    await _Job(publish, channel, str(start), end_event, retry_for, failures).run(items, event)
     return True
 
 
 class _Job:
     """A job that has started. Its idempotency keys contain the id of its start event."""
 
-    def __init__(self, publish: Publish, channel: str, start: str, end_event: str, retry_for: float) -> None:
+    def __init__(
+        self,
+        publish: Publish,
+        channel: str,
+        start: str,
+        end_event: str,
+        retry_for: float,
+        failures: FailureLog,
+    ) -> None:
         self._publish = publish
         self._channel = channel
         self._start = start
         self._end_event = end_event
         self._retry_for = retry_for
+        self._failures = failures
         self._count = 0
 
     async def run(self, items: AsyncIterable[object], name: str | None) -> None:
@@ -181,9 +190,21 @@ class _Job:
             try:
                 await self._end(error, END_TIMEOUT)
             except Exception as failure:
-                logger.warning("the end of the job on %r cannot be published: %s", self._channel, failure)
+                self._failures.log(
+                    logging.WARNING,
+                    "the end of the job on %r cannot be published: %s",
+                    self._channel,
+                    failure,
+                    extra=fields("job_end_unpublished", channel=self._channel, error=str(failure)),
+                )
             return
-        logger.warning("the end of the job on %r was not published within %s s", self._channel, END_TIMEOUT)
+        self._failures.log(
+            logging.WARNING,
+            "the end of the job on %r was not published within %s s",
+            self._channel,
+            END_TIMEOUT,
+            extra=fields("job_end_unpublished", channel=self._channel, seconds=END_TIMEOUT),
+        )
 
     async def _end(self, error: str | None, retry_for: float) -> None:
         event = Event({"count": self._count, "error": error}, self._end_event)

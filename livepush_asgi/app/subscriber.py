@@ -1,7 +1,6 @@
 """Subscriber, Received and Gap: the events of channels, read by code of the application."""
 
 import json
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from ..wire.control import origin_of
 from ..wire.event import Event
 from ..wire.parser import EventStreamParser, ParsedEvent
 from ..wire.reasons import EndReason, GapReason, StreamState
-
-logger = logging.getLogger("livepush_asgi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +140,7 @@ class Subscriber:
         if not stream.finished or chunk:
             return True
         if stream.reason is EndReason.SLOW and stream.state is not StreamState.CLOSED:
-            logger.warning(
-                "a subscriber of %s was too slow and ends; take a broker with history or see Limits.overflow",
-                ", ".join(stream.grant.channel_names),
-            )
+            stream.log_slow()
         stream.close()
         return False
 

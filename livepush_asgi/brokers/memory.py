@@ -11,6 +11,7 @@ import anyio.lowlevel
 
 from ..errors import PositionConflictError
 from ..runtime.event_loop import is_running, loop_identity, time_source
+from ..runtime.failure_log import fields
 from ..settings import value_or_default
 from ..wire.cursor import Position, new_epoch
 from ..wire.event import payload_bytes
@@ -304,5 +305,6 @@ def _warn_of_workers() -> None:
     if one_of_several():
         logger.warning(
             "MemoryBroker is used in one of several worker processes: what is published in one does not reach"
-            " the streams of the others; run one worker, or take a broker with a server (RedisStreamsBroker)"
+            " the streams of the others; run one worker, or take a broker with a server (RedisStreamsBroker)",
+            extra=fields("memory_of_one_worker"),
         )

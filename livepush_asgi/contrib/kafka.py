@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
     raise ImportError("this needs aiokafka: pip install 'livepush_asgi[kafka]'") from error
 
 from ..app.livepush import LivePush
-from ..runtime.failure_log import FailureLog
+from ..runtime.failure_log import FailureLog, fields
 
 # How many records are taken at once; their offsets are committed together.
 MAX_RECORDS = 500
@@ -111,4 +111,9 @@ class _Bridge:
             await self._consumer.commit({partition: offset})
         except KafkaError as error:
             # Another consumer has the partition now, or Kafka is away: the records may come again.
-            self._failures.log(logging.WARNING, "offsets of Kafka cannot be committed: %r", error)
+            self._failures.log(
+                logging.WARNING,
+                "offsets of Kafka cannot be committed: %r",
+                error,
+                extra=fields("offsets_uncommitted", error=repr(error)),
+            )

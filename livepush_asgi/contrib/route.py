@@ -11,6 +11,7 @@ from ..errors import BrokerUnavailableError, InvalidGrantError
 from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..http.authorize import INVALID, REFUSED_ERRORS, Refused, refused_for
 from ..runtime.asgi import Scope
+from ..runtime.failure_log import fields
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -82,7 +83,11 @@ def _grant_or_authorize(
         return Grant(channels=channel, slot_key=slot_key)
     except InvalidGrantError as error:
         # Routes make names of what their clients send.
-        logger.info("a client named an invalid channel or slot key, and got a 400: %s", error)
+        logger.info(
+            "a client named an invalid channel or slot key, and got a 400: %s",
+            error,
+            extra=fields("invalid_name", error=str(error)),
+        )
         raise Refusal(400, INVALID) from error
 
 

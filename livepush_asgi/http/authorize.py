@@ -21,7 +21,7 @@ from ..process.revocation import deciding
 from ..process.run import Run
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import ClientLeftError
-from ..runtime.failure_log import FailureLog
+from ..runtime.failure_log import FailureLog, fields
 from ..wire.reasons import RefusalCause
 from .framework_errors import refusal_of
 
@@ -138,7 +138,13 @@ class Decider(Generic[R, G]):
             raise
         except InvalidGrantError as error:
             text = "%s raised InvalidGrantError; the client got a 400: %s"
-            self._failures.log(logging.WARNING, text, self._name, error)
+            self._failures.log(
+                logging.WARNING,
+                text,
+                self._name,
+                error,
+                extra=fields("invalid_grant", name=self._name, error=str(error)),
+            )
             decision = Refusal(400, INVALID)
         except Exception as error:
             raise self._failed(
@@ -199,7 +205,13 @@ class Decider(Generic[R, G]):
     def _count_blocking(self, took: float, advice: str) -> None:
         self._blocking = self._blocking + 1 if took > BLOCKING_TIME else 0
         if self._blocking >= BLOCKING_CALLS:
-            self._failures.log(logging.WARNING, BLOCKED + advice, self._name, took)
+            self._failures.log(
+                logging.WARNING,
+                BLOCKED + advice,
+                self._name,
+                took,
+                extra=fields("authorize_blocks", name=self._name, seconds=took),
+            )
 
     def _failed(self, error: Exception, *, soft: bool) -> Refused:
         """Log an exception of `authorize` that is no refusal, and return the refusal for it."""
@@ -207,7 +219,14 @@ class Decider(Generic[R, G]):
         if isinstance(error, TimeoutError):
             status, text = 503, "%s took longer than Timing.authorize_timeout; the client got %s"
         answer = "a soft refusal (200)" if soft else f"a {status}"
-        self._failures.log(logging.ERROR, text, self._name, answer, error=error)
+        self._failures.log(
+            logging.ERROR,
+            text,
+            self._name,
+            answer,
+            error=error,
+            extra=fields("authorize_failed", name=self._name, status=status),
+        )
         return Refused(Refusal(status, soft=soft), RefusalCause.ERROR)
 
     def _refusal_meant(self, error: Exception) -> Refusal | None:

@@ -19,10 +19,9 @@ import anyio.lowlevel
 
 from ..grant import Decision, Grant, Refusal, StreamRequest
 from ..runtime.asgi import Receive, Scope, Send
+from ..runtime.failure_log import FailureLog, fields
 from ..wire.event import HEARTBEAT, encode_block
 from .driver import DISCONNECT_ERRORS, STREAM_HEADERS, RawHeaders
-
-logger = logging.getLogger("livepush_asgi")
 
 QUERY = "livepush_probe"
 EVENT = "livepush.probe"
@@ -87,6 +86,7 @@ class Probes:
         self._rule = rule
         self._heartbeat_interval = heartbeat_interval
         self._running = 0
+        self._failures = FailureLog()
 
     async def plan(self, request: StreamRequest) -> ProbePlan:
         """Return the plan of a request. Raises Refusal if the request may not probe."""
@@ -129,8 +129,13 @@ class Probes:
                 decision = await decision
         except Refusal:
             raise
-        except Exception:
-            logger.exception("the rule for probes raised; the client got a 500")
+        except Exception as error:
+            self._failures.log(
+                logging.ERROR,
+                "the rule for probes raised; the client got a 500",
+                error=error,
+                extra=fields("probe_rule_failed"),
+            )
             raise Refusal(500) from None
         if isinstance(decision, Refusal):
             raise decision
@@ -138,7 +143,13 @@ class Probes:
             # The response must not reveal that other requests may probe.
             raise Refusal(404)
         if decision is not True and not isinstance(decision, Grant):
-            logger.error("the rule for probes returned %s, not True or False", type(decision).__name__)
+            name = type(decision).__name__
+            self._failures.log(
+                logging.ERROR,
+                "the rule for probes returned %s, not True or False",
+                name,
+                extra=fields("probe_rule_failed", returned=name),
+            )
             raise Refusal(500)
 
 

@@ -13,14 +13,13 @@ import anyio.lowlevel
 from ..brokers import Broker, Sink, Subscription
 from ..brokers.backoff import Backoff
 from ..errors import InvalidEventError, MessagesLostError
+from ..runtime.failure_log import FailureLog, fields
 from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
 from ..wire.event import RESERVED_PREFIX, split_position
 from ..wire.reasons import GapReason
 from .counts import HubCounts
 from .delivery import Batch, Delivery, Listener, delivery_of
-
-logger = logging.getLogger("livepush_asgi")
 
 # The timeout of one `get_message` of a subscription without `forward`, in seconds. It only decides how often
 # `get_message` is called again.
@@ -53,6 +52,8 @@ class Coalescer:
         sample: Callable[[str, Position, float], object] | None = None,
     ) -> None:
         self.counts = counts or HubCounts()
+        #: Logs the failures of all channels.
+        self.failures = FailureLog()
         # Called with the position of an event and the time of its delivery, now and then.
         self._sample = sample
         self._sample_at = -math.inf if sample else math.inf
@@ -167,7 +168,6 @@ class Channel:
         "_on_attempt",
         "_snapshot",
         "_subscription",
-        "_unreadable_logged",
         "check_at",
         "closed",
         "counted",
@@ -207,7 +207,6 @@ class Channel:
         self._subscription: Subscription | None = None
         # Created for the first task that waits; most channels never need it.
         self._attempted: anyio.Event | None = None
-        self._unreadable_logged = False
 
     def add(self, listener: Listener) -> None:
         """Add a listener. It receives later deliveries only."""
@@ -328,8 +327,14 @@ class Channel:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             try:
                 await subscription.close()
-            except Exception:
-                logger.warning("closing the subscription to %r failed", self.name, exc_info=True)
+            except Exception as error:
+                self._coalescer.failures.log(
+                    logging.WARNING,
+                    "closing the subscription to %r failed",
+                    self.name,
+                    error=error,
+                    extra=fields("close_failed", channel=self.name),
+                )
 
     def _dispatch(self, payload: bytes, position: Position | None) -> None:
         """Deliver a payload to every listener, or send them a gap if it is no event."""
@@ -359,8 +364,10 @@ class Channel:
             self._attempted.set()
 
     def _log_unreadable(self, error: InvalidEventError) -> None:
-        if not self._unreadable_logged:
-            self._unreadable_logged = True
-            logger.warning(
-                "a payload on %r cannot be delivered: %s (logged once per channel)", self.name, error
-            )
+        self._coalescer.failures.log(
+            logging.WARNING,
+            "a payload on %r cannot be delivered: %s",
+            self.name,
+            error,
+            extra=fields("payload_unreadable", channel=self.name, error=str(error)),
+        )

@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 from ..brokers import Broker, HistoryBroker
 from ..brokers.faults import Failing, Fault, grouped
 from ..runtime.event_loop import BackgroundFunction, Caller, soon_caller
+from ..runtime.failure_log import StateLog, fields
 from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL, RESERVED_PREFIX
@@ -65,6 +66,7 @@ class Hub:
         self._closing: dict[str, dict[Channel, anyio.Event]] = {}
         # Since when each channel cannot be subscribed or read.
         self._failing: dict[Channel, float] = {}
+        self._unavailable, self._refused = StateLog(), StateLog()
         # Since when the broker has been seen to be unhealthy, if it does not tell by itself.
         self._unhealthy_since: float | None = None
         self._check_scheduled = False
@@ -274,7 +276,10 @@ class Hub:
     def _release(self, channel: Channel) -> None:
         """Close a channel without listeners. The next listener gets a new channel."""
         del self._channels[channel.name]
-        self._failing.pop(channel, None)
+        if self._failing.pop(channel, None) is not None and not self._failing:
+            # Whether it would work now is not known.
+            self._unavailable.ends()
+            self._refused.ends()
         channel.closed = True
         self._closing.setdefault(channel.name, {})[channel] = anyio.Event()
         if channel.scope is not None:
@@ -299,8 +304,16 @@ class Hub:
                 del self._failing[channel]
                 if not self._failing:
                     self._counts.recoveries += 1
-                    logger.warning("the broker delivers again")
+                    # Both: it may have begun with the one and gone on with the other.
+                    if self._unavailable.ends() | self._refused.ends():
+                        logger.warning("the broker delivers again", extra=fields("channels_back"))
         elif not channel.closed:
-            if not self._failing:
-                logger.error("cannot subscribe at the broker, trying until it works: %s", channel.error)
             self._failing.setdefault(channel, self.now())
+            # A client may choose a channel that is refused. Its line must not hide that of an outage.
+            refused = getattr(channel.error, "refused", False)
+            if (self._refused if refused else self._unavailable).begins():
+                logger.error(
+                    "cannot subscribe at the broker, trying until it works: %s",
+                    channel.error,
+                    extra=fields("channels_failing", error=str(channel.error), channel=channel.name),
+                )

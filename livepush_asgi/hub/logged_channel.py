@@ -14,11 +14,10 @@ import anyio
 from ..brokers import HistoryBroker, Page
 from ..brokers.backoff import Backoff
 from ..runtime.event_loop import BackgroundFunction
+from ..runtime.failure_log import fields
 from ..wire.cursor import MAX_OFFSET, Position
 from ..wire.reasons import GapReason
 from .channel import RETRY_FIRST, RETRY_MAX, Channel, Coalescer
-
-logger = logging.getLogger("livepush_asgi")
 
 # The size of a page when the channel reads its log: events, and bytes of their payloads.
 PAGE, PAGE_BYTES = 500, 1024 * 1024
@@ -36,7 +35,6 @@ class LoggedChannel(Channel):
         "_lost_more",
         "_read_ended",
         "_reading_log",
-        "_refused",
         "_spawn",
     )
 
@@ -58,7 +56,6 @@ class LoggedChannel(Channel):
         self._lost_more = False
         # Whether no live payload was delivered since the last `check`.
         self._idle = True
-        self._refused = False
         # Created for the first task that waits for the end of a read.
         self._read_ended: anyio.Event | None = None
 
@@ -115,14 +112,13 @@ class LoggedChannel(Channel):
 
     def _refuse(self) -> None:
         """Log a payload that is not in the log and is dropped: a client that reconnects could not get it."""
-        if not self._refused:
-            self._refused = True
-            logger.error(
-                "a payload on %r is refused (logged once per channel): it was published past the log, for"
-                " example with RedisBroker instead of RedisStreamsBroker; publish with the kind of broker"
-                " that this application uses",
-                self.name,
-            )
+        self._coalescer.failures.log(
+            logging.ERROR,
+            "a payload on %r is refused: it was published past the log, for example with RedisBroker instead"
+            " of RedisStreamsBroker; publish with the kind of broker that this application uses",
+            self.name,
+            extra=fields("payload_refused", channel=self.name),
+        )
 
     async def _read_log(self) -> None:
         backoff, failed = Backoff(RETRY_FIRST, RETRY_MAX), False

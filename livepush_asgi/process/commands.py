@@ -26,6 +26,7 @@ from ..brokers import Broker, Subscription
 from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, MessagesLostError
 from ..runtime.event_loop import now
+from ..runtime.failure_log import fields
 from ..wire.event import COMMAND_CHANNEL, REPLY_CHANNEL, data_of, from_payload, split_position
 from .revocation import Disconnected, Revocation
 
@@ -203,6 +204,7 @@ class MissingLog:
                 " streams when they receive the command",
                 done.missing,
                 timeout,
+                extra=fields("confirmations_missing", missing=done.missing, seconds=timeout),
             )
         self._logged = bool(done.missing)
 

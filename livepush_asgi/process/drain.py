@@ -6,6 +6,7 @@ from functools import partial
 
 import anyio
 
+from ..runtime.failure_log import fields
 from ..runtime.scheduler import Scheduler
 from ..settings import DrainPolicy
 from ..stream.stream import Stream
@@ -56,8 +57,13 @@ class Drain:
         """End each stream at a random moment of the window, abort late ones, and release the signals."""
         streams, window = self._streams, self._policy.window
         span = SPREAD * window * min(1.0, len(streams) / FULL_SPREAD_FROM)
-        if streams:
-            logger.info("draining: %d streams end within %.1f s", len(streams), span)
+        count, began_at = len(streams), self._scheduler.now()
+        logger.info(
+            "draining: %d streams end within %.1f s",
+            count,
+            span,
+            extra=fields("drain_begins", streams=count, seconds=span),
+        )
         self.end_subscribers()
         for stream in streams:
             self._scheduler.call_later(random.uniform(0.0, span), partial(stream.end, EndReason.DRAIN))
@@ -65,7 +71,15 @@ class Drain:
             while streams or self._subscribers:
                 self._empty = anyio.Event()
                 await self._empty.wait()
+        late, took = len(streams), self._scheduler.now() - began_at
         self.abort_remaining()
+        logger.info(
+            "drained: %d streams have ended in %.1f s, %d of them were cut off",
+            count,
+            took,
+            late,
+            extra=fields("drain_ends", streams=count, seconds=took, cut_off=late),
+        )
         await self.release_signals()
 
     def abort_remaining(self) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ..grant import Grant
-from ..runtime.failure_log import FailureLog
+from ..runtime.failure_log import FailureLog, fields
 from ..stream.stream import Stream
 from ..wire.reasons import EndReason
 from .observer import Observer
@@ -60,6 +60,13 @@ class StreamHooks:
                 duration,
                 ", ".join(map(repr, grant.channel_names)),
                 grant.slot_key,
+                extra=fields(
+                    "stream_ended",
+                    reason=reason.value,
+                    seconds=duration,
+                    channels=grant.channel_names,
+                    slot_key=grant.slot_key,
+                ),
             )
         if self._on_end is not None:
             self._call("on_end", self._on_end, grant, reason, duration)
@@ -72,7 +79,13 @@ class StreamHooks:
                 raise TypeError(f"{name} returned a coroutine, and hooks are plain functions")
         except (Exception, asyncio.CancelledError) as error:
             # A plain function is not cancelled: it has asked a future that was.
-            self._failures.log(logging.ERROR, "%s raised, and the stream is not affected", name, error=error)
+            self._failures.log(
+                logging.ERROR,
+                "%s raised, and the stream is not affected",
+                name,
+                error=error,
+                extra=fields("hook_failed", name=name),
+            )
 
 
 def make_hooks(

@@ -15,7 +15,7 @@ from ..grant import Authorize, Grant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Scope
 from ..runtime.event_loop import spawn
-from ..runtime.failure_log import FailureLog
+from ..runtime.failure_log import FailureLog, fields
 from ..runtime.scheduler import Scheduler
 from ..stream.stream import Stream
 from ..stream.subscriber import SubscriberStream
@@ -176,6 +176,7 @@ class Reauthorization:
             len(again),
             len(others),
             SPREAD,
+            extra=fields("revocations_lost", authorized_again=len(again), ending=len(others), seconds=SPREAD),
         )
         for stream in others:
             self._scheduler.call_later(random.uniform(0.0, SPREAD), partial(stream.end, EndReason.REVOKED))
@@ -215,7 +216,7 @@ class Reauthorization:
 
     def _end_failed(self, stream: Stream, error: Exception) -> None:
         text = "authorize failed twice for an open stream, so the stream ends"
-        self._failures.log(logging.ERROR, text, error=error)
+        self._failures.log(logging.ERROR, text, error=error, extra=fields("reauthorization_failed"))
         stream.end(EndReason.REVOKED)
 
 

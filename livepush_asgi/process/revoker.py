@@ -12,6 +12,7 @@ from ..brokers.backoff import retry_unavailable
 from ..hub.delivery import Batch
 from ..hub.hub import Hub
 from ..runtime.event_loop import BackgroundFunction, Caller, now
+from ..runtime.failure_log import FailureLog, fields
 from ..runtime.scheduler import Scheduler
 from ..slots import Lease
 from ..wire.cursor import Position
@@ -82,6 +83,7 @@ class Revoker:
         # Whether the broker counts its subscribers, as far as this process has seen.
         self._counted = False
         self._missing_log = MissingLog()
+        self._failures = FailureLog()
         # The revocations of this process that wait for confirmations.
         self._pending: dict[str, _PendingRevocation] = {}
         self._unreadable_logged = self._replacement_logged = False
@@ -185,7 +187,9 @@ class Revoker:
             if not self._replacement_logged:
                 self._replacement_logged = True
                 logger.warning(
-                    "cannot announce that a slot was replaced (logged once until it works again): %s", error
+                    "cannot announce that a slot was replaced (logged once until it works again): %s",
+                    error,
+                    extra=fields("replacement_unsent", error=str(error)),
                 )
         else:
             self._replacement_logged = False
@@ -206,7 +210,10 @@ class Revoker:
                 # Any client of the broker may send unreadable messages, so log only the first.
                 if not self._unreadable_logged:
                     self._unreadable_logged = True
-                    logger.exception("cannot handle a message of another process (logged once)")
+                    logger.exception(
+                        "cannot handle a message of another process (logged once)",
+                        extra=fields("message_unreadable"),
+                    )
 
     def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
         """Called when messages may have been lost."""
@@ -272,7 +279,12 @@ class Revoker:
             await ending.closed.wait()
             await send(self._broker, {**confirmation, "done": True}, REPLY_CHANNEL)
         except Exception as error:
-            logger.warning("streams were revoked, but the confirmation cannot be sent: %s", error)
+            self._failures.log(
+                logging.WARNING,
+                "streams were revoked, but the confirmation cannot be sent: %s",
+                error,
+                extra=fields("confirmation_unsent", error=str(error)),
+            )
 
     # The other processes.
 

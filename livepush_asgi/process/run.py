@@ -23,6 +23,7 @@ from ..hub.hub import Hub
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import Callbacks
 from ..runtime.event_loop import loop_identity, on_asyncio, sleep_maker, spawn, threadsafe_caller
+from ..runtime.failure_log import StateLog, fields
 from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import DrainPolicy, Limits, Timing
@@ -104,8 +105,9 @@ class Run:
         self.subscribers: set[Stream] = set()
         #: How many admitted requests have neither become a stream nor been refused yet.
         self.pending = 0
-        # Whether the process has logged that it is full.
-        self._full_logged = False
+        # Whether the process was full, and has had no room since.
+        self._was_full = False
+        self._full_log = StateLog()
         #: Whether the run has started and not ended. Every request reads it.
         self.running = False
         #: Whether a drain has begun, or a signal has announced it.
@@ -289,23 +291,30 @@ class Run:
         limit = self._limits.streams
         if limit is not None:
             count = len(self.streams) + self.pending
-            if count >= limit or self._full_logged:
+            if count >= limit or self._was_full:
                 self._check_limit(limit, count)
         self.pending += 1
 
     def _check_limit(self, limit: int, count: int) -> None:
         if count >= limit:
-            if not self._full_logged:
-                self._full_logged = True
+            self._was_full = True
+            if self._full_log.begins():
                 logger.warning(
                     "new streams are refused: this process has the %d that Limits(streams=...) allows; "
                     "raise that if it has the memory, or run more processes",
                     limit,
+                    extra=fields("process_full", streams=count, limit=limit),
                 )
             raise ProcessFullError(limit)
         if count < ROOM_AGAIN * limit:
-            self._full_logged = False
-            logger.warning("there is room again for new streams: %d of %d are open", count, limit)
+            self._was_full = False
+            if self._full_log.ends():
+                logger.warning(
+                    "there is room again for new streams: %d of %d are open",
+                    count,
+                    limit,
+                    extra=fields("process_has_room", streams=count, limit=limit),
+                )
 
     def _stream_closed(self, stream: Stream) -> None:
         self._open.discard(stream)
@@ -354,7 +363,8 @@ class Run:
                 self._tasks.cancel_scope.cancel()
         except Exception:
             logger.exception(
-                "all streams of this process end because of an error: this is a defect of livepush_asgi"
+                "all streams of this process end because of an error: this is a defect of livepush_asgi",
+                extra=fields("run_failed"),
             )
         finally:
             # From here on no code may start a task.
@@ -483,7 +493,10 @@ class Run:
                     await self._slots.aclose()
                 except Exception:
                     # Go on: `stop` and the next `start` wait for the end of this run.
-                    logger.exception("closing the slots raised; the component stops all the same")
+                    logger.exception(
+                        "closing the slots raised; the component stops all the same",
+                        extra=fields("slots_close_failed"),
+                    )
             await self.revoker.announce_exit()
 
     def _check_admissible(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:

@@ -14,6 +14,7 @@ from functools import cache
 from types import FrameType
 
 from ..runtime.event_loop import on_asyncio
+from ..runtime.failure_log import fields
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -139,4 +140,5 @@ def _warn_undrained() -> None:
         "heard in the main thread. Run the server there; or, if something else calls drain() or stop() "
         "before the process ends, say so with DrainPolicy(signals=False)",
         threading.current_thread().name,
+        extra=fields("signals_unheard"),
     )

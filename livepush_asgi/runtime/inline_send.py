@@ -19,6 +19,7 @@ from typing import Any
 
 from .asgi import Message, Send
 from .event_loop import HAS_EAGER_TASKS, start_eager_task
+from .failure_log import fields
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -108,6 +109,7 @@ def _is_tested(version: str) -> bool:
         version or "of an unknown version",
         *first,
         *last,
+        extra=fields("server_untested", version=version),
     )
     return False
 

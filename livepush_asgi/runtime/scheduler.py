@@ -8,8 +8,7 @@ from collections.abc import Callable
 import anyio
 
 from .event_loop import time_source
-
-logger = logging.getLogger("livepush_asgi")
+from .failure_log import FailureLog, fields
 
 # A timer fires up to this much late, in seconds, so that ten thousand streams do not wake the scheduler ten
 # thousand times in every heartbeat interval.
@@ -54,16 +53,13 @@ class Timer:
         self._on_cancel = None
 
     def call(self) -> None:
-        """Call the function unless the timer is cancelled. Logs exceptions."""
-        try:
-            if self._function is None:
-                return
-            if self._subject is None:
-                self._function()
-            else:
-                self._function(self._subject)
-        except Exception:
-            logger.exception("a timed call raised; the other timers go on")
+        """Call the function unless the timer is cancelled."""
+        if self._function is None:
+            return
+        if self._subject is None:
+            self._function()
+        else:
+            self._function(self._subject)
 
     def __lt__(self, other: "Timer") -> bool:
         return self.when < other.when
@@ -83,6 +79,7 @@ class Scheduler:
         self._earlier_timer_set = anyio.Event()
         self._sleeping_until = math.inf
         self._last_call_at = -math.inf
+        self._failures = FailureLog()
 
     def __len__(self) -> int:
         """Return the size of the heap. At most half of its timers, or a few dozen, are cancelled."""
@@ -132,7 +129,15 @@ class Scheduler:
             else:
                 due.append(timer)
         for timer in due:
-            timer.call()
+            try:
+                timer.call()
+            except Exception as error:
+                self._failures.log(
+                    logging.ERROR,
+                    "a timed call raised; the other timers go on",
+                    error=error,
+                    extra=fields("timer_failed"),
+                )
 
     def _count_cancelled(self) -> None:
         self._cancelled += 1

@@ -14,9 +14,8 @@ from os import urandom
 from typing import Literal, Protocol, runtime_checkable
 
 from ..errors import CapExceededError
+from ..runtime.failure_log import FailureLog, fields
 from ..settings import check_whole
-
-logger = logging.getLogger("livepush_asgi")
 
 OnFull = Literal["refuse", "replace_oldest"]
 SlotHook = Callable[[str], None]
@@ -117,6 +116,7 @@ class BaseSlotCap(Slots):
         self._replaces = on_full == "replace_oldest"
         self._on_acquire = on_acquire
         self._on_release = on_release
+        self._failures = FailureLog()
         # The leases that `acquire` got and `release` has not released yet, the oldest first.
         self._acquired_by_key: dict[str, deque[Lease]] = {}
 
@@ -148,11 +148,12 @@ class BaseSlotCap(Slots):
         lease.release()
         return lease
 
-
-def call_hook(hook: SlotHook, slot_key: str) -> None:
-    """Call `on_acquire` or `on_release` of a cap. An exception is logged, so that no slot is lost by it."""
-    try:
-        # In a namespace the key has a prefix. The application knows the key without it.
-        hook(getattr(slot_key, "plain", slot_key))
-    except Exception:
-        logger.exception("the slot hook %r raised", hook)
+    def _call_hook(self, hook: SlotHook, slot_key: str) -> None:
+        """Call `on_acquire` or `on_release`. An exception is logged, so that no slot is lost by it."""
+        try:
+            # In a namespace the key has a prefix. The application knows the key without it.
+            hook(getattr(slot_key, "plain", slot_key))
+        except Exception as error:
+            self._failures.log(
+                logging.ERROR, "the slot hook %r raised", hook, error=error, extra=fields("slot_hook_failed")
+            )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..errors import CapExceededError
-from . import BaseSlotCap, Lease, OnFull, SlotHook, call_hook
+from . import BaseSlotCap, Lease, OnFull, SlotHook
 
 
 class MemorySlotCap(BaseSlotCap):
@@ -50,7 +50,7 @@ class MemorySlotCap(BaseSlotCap):
                 oldest.on_replaced()
         self._leases.setdefault(slot_key, {})[lease] = None
         if self._on_acquire is not None:
-            call_hook(self._on_acquire, slot_key)
+            self._call_hook(self._on_acquire, slot_key)
         return lease
 
     async def aclose(self) -> None:
@@ -62,4 +62,4 @@ class MemorySlotCap(BaseSlotCap):
         if not held:
             del self._leases[lease.slot_key]
         if self._on_release is not None:
-            call_hook(self._on_release, lease.slot_key)
+            self._call_hook(self._on_release, lease.slot_key)

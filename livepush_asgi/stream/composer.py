@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..grant import Grant
 from ..hub.delivery import Batch, Delivery, gap_delivery
+from ..runtime.failure_log import fields
 from ..settings import Limits
 from ..wire.control import gap_block, id_block, open_block, retry_line
 from ..wire.cursor import Position, event_id, owed
@@ -355,13 +356,14 @@ class Composer:
             )
         except Exception:
             self.end_reason = EndReason.ERROR
-            if not context.snapshots_fail:
-                context.snapshots_fail = True
-                logger.exception("a snapshot failed, so its stream ends; the next failures are not logged")
+            if context.snapshot_log.begins():
+                logger.exception(
+                    "a snapshot failed, so its stream ends; the next failures are not logged",
+                    extra=fields("snapshots_fail"),
+                )
             return
-        if context.snapshots_fail:
-            context.snapshots_fail = False
-            logger.warning("snapshots can be read again")
+        if context.snapshot_log.ends():
+            logger.warning("snapshots can be read again", extra=fields("snapshots_back"))
 
     def _begin_state(self) -> None:
         """Record how far each log is, and discard what the state will have, except the gaps."""

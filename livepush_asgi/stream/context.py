@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..hub.hub import Hub
 from ..runtime.callbacks import Callbacks
 from ..runtime.event_loop import Sleep
-from ..runtime.failure_log import FailureLog
+from ..runtime.failure_log import FailureLog, StateLog
 from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import Limits, Timing
@@ -40,7 +40,7 @@ class StreamContext:
     on_response: "Callable[[Stream, float], None] | None" = None
     #: Encodes the data of snapshots; None for the default.
     encode: Encode | None = None
-    #: Whether the last snapshot failed. The first failure is logged, and the first success after it.
-    snapshots_fail: bool = False
-    #: Logs the failures of generators.
+    #: Whether snapshots fail.
+    snapshot_log: StateLog = field(default_factory=StateLog)
+    #: Logs the failures of streams and generators.
     failures: FailureLog = field(default_factory=FailureLog)

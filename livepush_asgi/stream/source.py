@@ -8,6 +8,7 @@ from time import perf_counter
 import anyio
 
 from ..runtime.event_loop import Sleep, is_cancelled, pause, spawn, wake
+from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
 from ..wire.event import event_of
 from ..wire.reasons import EndReason
@@ -230,11 +231,12 @@ class Source:
                 "a generator was not closed %.0f s after the end of its stream, so it is cancelled: does its "
                 "`finally` wait for something slow, or does it catch CancelledError?",
                 CLOSE_TIMEOUT,
+                extra=fields("generator_unclosed", seconds=CLOSE_TIMEOUT),
             )
             self._cancel()
 
     def _log_failure(self, text: str, error: BaseException) -> None:
-        self._context.failures.log(logging.ERROR, text, error=error)
+        self._context.failures.log(logging.ERROR, text, error=error, extra=fields("generator_failed"))
 
 
 def _throw(iterator: AsyncIterator[object], cancellation: BaseException) -> Awaitable[object]:

@@ -16,6 +16,7 @@ import anyio
 from ..grant import Grant
 from ..hub.delivery import Batch
 from ..runtime.event_loop import Sleep, sleep_at_most, spawn, wake
+from ..runtime.failure_log import fields
 from ..runtime.inline_send import InlineSend
 from ..runtime.scheduler import Timer
 from ..settings import Timing
@@ -27,8 +28,6 @@ from ..wire.reasons import EndReason, GapReason, OpenOutcome, StreamState
 from .composer import Composer, Work
 from .context import StreamContext
 from .outbox import OutboxFullError
-
-logger = logging.getLogger("livepush_asgi")
 
 # A stream that ends for one of these reasons sends its outbox first: the client may receive the events that
 # were published before a revocation. After `expired` its login has ended, and a `slow` client accepts no
@@ -339,9 +338,12 @@ class Stream:
         try:
             with scope:
                 await work()
-        except Exception:
-            logger.exception(
-                "reading history or a snapshot for a stream failed: this is a defect of livepush_asgi"
+        except Exception as error:
+            self.context.failures.log(
+                logging.ERROR,
+                "reading history or a snapshot for a stream failed: this is a defect of livepush_asgi",
+                error=error,
+                extra=fields("stream_failed"),
             )
             self.end(EndReason.ERROR)
         except BaseException:

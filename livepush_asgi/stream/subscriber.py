@@ -4,10 +4,12 @@ It keeps the promise by the same outbox, recovery and gaps as every stream. It t
 client: the channel of each event, and the event id even for an event that has an id of its own.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 from ..grant import Grant
 from ..hub.delivery import Batch, Delivery
+from ..runtime.failure_log import fields
 from ..wire.control import origin_line
 from ..wire.cursor import Position
 from ..wire.event import with_id
@@ -57,6 +59,16 @@ class SubscriberStream(Stream):
     """
 
     __slots__ = ()
+
+    def log_slow(self) -> None:
+        """Log that its reader was too slow. There may be one for each client of a WebSocket."""
+        names = self.grant.channel_names
+        self.context.failures.log(
+            logging.WARNING,
+            "a subscriber of %s was too slow and ends; take a broker with history or see Limits.overflow",
+            ", ".join(names),
+            extra=fields("subscriber_slow", channels=names),
+        )
 
     def __init__(
         self,

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from livepush_asgi import DrainPolicy, Grant, Limits, LivePush, MemoryBroker
@@ -28,28 +26,6 @@ async def test_a_slow_client_gets_the_latest_price():
         while (event := await stream.next_event()).data != "1999":
             assert int(event.data) < 1999
         assert len(stream.received) < 2000
-
-
-# start: ready
-async def ready(scope, receive, send):
-    """Answer 503 while the process drains or hears nothing of the broker: for a load balancer."""
-    now = push.statistics()
-    status = 200 if now["healthy"] and not now["draining"] else 503
-    body = json.dumps(now).encode()
-    await send({"type": "http.response.start", "status": status, "headers": []})
-    await send({"type": "http.response.body", "body": body})
-
-
-# end: ready
-
-
-@pytest.mark.anyio
-async def test_a_process_that_drains_is_not_ready():
-    async with Client(push, lifespan=True), Client(ready) as client:
-        assert (await client.request("GET", "/")).status == 200
-        await push.drain()
-        answer = await client.request("GET", "/")
-        assert (answer.status, json.loads(answer.body)["draining"]) == (503, True)
 
 
 # start: drain

@@ -13,6 +13,7 @@ from typing import TypeVar
 from nats.aio.msg import Msg
 
 from ...runtime.event_loop import start_task
+from ...runtime.failure_log import fields
 from ..faults import Failing, Fault, grouped
 from ..mailbox import Mailbox
 from ..timeouts import no_answer
@@ -128,7 +129,10 @@ class Connection:
             await self._watch()
         except Exception as error:
             # One of the options is wrong: nats-py does not raise for a server that is away.
-            logger.exception("cannot connect to %s", self._settings.address)
+            address = self._settings.address
+            logger.exception(
+                "cannot connect to %s", address, extra=fields("broker_lost", server=address, error=str(error))
+            )
             self._fault = ConnectionError(f"{type(error).__name__}: {error}")
         finally:
             self.has_ended = True
@@ -177,7 +181,13 @@ class Connection:
             self.reconnects += 1
             away, self._lost_at = self.loop.time() - self._lost_at, None
             address, count = self._settings.address, len(self._subscriptions)
-            logger.warning("connected to %s again after %.1f s, %d channels", address, away, count)
+            logger.warning(
+                "connected to %s again after %.1f s, %d channels",
+                address,
+                away,
+                count,
+                extra=fields("broker_back", server=address, seconds=away, channels=count),
+            )
 
     def _note_lost(self, error: Exception) -> None:
         if not self.has_ended:
@@ -193,8 +203,13 @@ class Connection:
         self._outgoing.close(self._fault)
         if self._lost_at is None and self._subscriptions:
             self._lost_at = self.loop.time()
-            address = self._settings.address
-            logger.warning("no connection to %s, trying until it works: %s", address, self._fault)
+            address, count = self._settings.address, len(self._subscriptions)
+            logger.warning(
+                "no connection to %s, trying until it works: %s",
+                address,
+                self._fault,
+                extra=fields("broker_lost", server=address, error=str(self._fault), channels=count),
+            )
 
     async def _note_error(self, error: Exception) -> None:
         if self.has_ended and asyncio.current_task() is self._task:

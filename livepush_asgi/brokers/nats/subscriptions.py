@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from ...runtime.event_loop import start_task
+from ...runtime.failure_log import FailureLog, fields
 from ...wire.event import RESERVED_PREFIX
 from ..mailbox import Mailbox
 from .client import Client, Receiver, settle
@@ -54,7 +55,10 @@ class Subscription:
             else:
                 self.mailbox.deliver(payload)
         except Exception:
-            logger.exception("the sink of channel %r raised", self.mailbox.channel)
+            channel = self.mailbox.channel
+            logger.exception(
+                "the sink of channel %r raised", channel, extra=fields("sink_failed", channel=channel)
+            )
 
 
 class Subscriptions:
@@ -63,6 +67,7 @@ class Subscriptions:
     def __init__(self, client: Client, decode: Decode) -> None:
         self._client = client
         self._decode = decode
+        self._failures = FailureLog()
         # The keys are subjects in lower case: so nats-py reports a refusal.
         self._by_subject: dict[str, tuple[Subscription, ...]] = {}
         #: Those that the server has not confirmed since they were added, interrupted or refused, and the time
@@ -106,7 +111,14 @@ class Subscriptions:
                 settle(subscription.subscriber, error)
             elif subscription.refusal is None:
                 subscription.refusal = error
-                logger.error("the server refuses %r, messages are lost: %s", subscription.subject, error)
+                # After a change of permissions that may be each subject.
+                self._failures.log(
+                    logging.ERROR,
+                    "the server refuses %r, messages are lost: %s",
+                    subscription.subject,
+                    error,
+                    extra=fields("channel_refused", channel=subscription.mailbox.channel, error=str(error)),
+                )
                 subscription.deliver(None)
 
     def interrupt(self) -> None:

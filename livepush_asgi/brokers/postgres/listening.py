@@ -16,6 +16,7 @@ from itertools import islice
 from typing import TypeVar
 
 from ...runtime.event_loop import start_task
+from ...runtime.failure_log import fields
 from ...wire.cursor import MAX_OFFSET, Position
 from .. import Page
 from ..backoff import Backoff
@@ -178,7 +179,11 @@ class Listener:
             except Exception as error:
                 if not isinstance(error, FAILURES):
                     # A defect of this package is logged, and the listener goes on.
-                    logger.exception("the listener of %s failed, reconnecting", self._address)
+                    logger.exception(
+                        "the listener of %s failed, reconnecting",
+                        self._address,
+                        extra=fields("listener_failed", server=self._address),
+                    )
                 self._note_lost(error)
                 self._wake.clear()
                 if self.channels:
@@ -291,6 +296,7 @@ class Listener:
                             "%s sent no notification of an event, and there is a pooler in front of it: %s",
                             self._address,
                             POOLER,
+                            extra=fields("pooler_in_the_way", server=self._address),
                         )
                 self._due[key] = None
 
@@ -300,8 +306,13 @@ class Listener:
         if self._lost_at is not None:
             away, self._lost_at = self.loop.time() - self._lost_at, None
             self.reconnects += 1
+            number = len(self.channels)
             logger.warning(
-                "connected to %s again after %.1f s, %d channels", self._address, away, len(self.channels)
+                "connected to %s again after %.1f s, %d channels",
+                self._address,
+                away,
+                number,
+                extra=fields("broker_back", server=self._address, seconds=away, channels=number),
             )
 
     def _note_lost(self, error: Exception) -> None:
@@ -309,7 +320,12 @@ class Listener:
         if self._lost_at is None and self.channels:
             self._lost_at = self.loop.time()
             reason = explain(self.fault, self._server.schema.grant)
-            logger.warning("no connection to %s, trying until it works: %s", self._address, reason)
+            logger.warning(
+                "no connection to %s, trying until it works: %s",
+                self._address,
+                reason,
+                extra=fields("broker_lost", server=self._address, error=reason, channels=len(self.channels)),
+            )
 
 
 @contextmanager
@@ -318,7 +334,11 @@ def _logged(mailbox: Mailbox) -> Iterator[None]:
     try:
         yield
     except Exception:
-        logger.exception("the sink of channel %r raised", mailbox.channel)
+        logger.exception(
+            "the sink of channel %r raised",
+            mailbox.channel,
+            extra=fields("sink_failed", channel=mailbox.channel),
+        )
 
 
 async def _within(timeout: float, answer: Awaitable[T]) -> T:

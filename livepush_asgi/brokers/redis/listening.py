@@ -15,6 +15,7 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import ClusterDownError
 
 from ...runtime.event_loop import asyncio_loop, start_task
+from ...runtime.failure_log import fields
 from ...wire.event import RESERVED_PREFIX
 from .. import Subscription
 from ..faults import Failing, Fault, grouped
@@ -184,12 +185,26 @@ class ListeningBroker:
         if not connection.is_connected and where not in self._lost_at:
             self._lost_at[where] = time.monotonic()
             logger.warning(
-                "no listening connection to %s, trying until it works: %s", where, connection.fault
+                "no listening connection to %s, trying until it works: %s",
+                where,
+                connection.fault,
+                extra=fields(
+                    "broker_lost",
+                    server=where,
+                    error=str(connection.fault),
+                    channels=len(connection.channels),
+                ),
             )
         elif is_well and where in self._lost_at:
             self.reconnects += 1
             away, number = time.monotonic() - self._lost_at.pop(where), len(connection.channels)
-            logger.warning("listening to %s again after %.1f s, %d channels", where, away, number)
+            logger.warning(
+                "listening to %s again after %.1f s, %d channels",
+                where,
+                away,
+                number,
+                extra=fields("broker_back", server=where, seconds=away, channels=number),
+            )
 
     async def _watch(self, cluster: Topology) -> None:
         while self._channels:

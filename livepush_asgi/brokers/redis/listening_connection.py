@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AskError, ClusterDownError, ResponseError
 
 from ...runtime.event_loop import start_task
+from ...runtime.failure_log import FailureLog, fields
 from ..backoff import Backoff
 from ..mailbox import MESSAGES_BETWEEN_PAUSES, Mailbox
 from ..timeouts import BrokerTimeouts
@@ -99,7 +100,11 @@ class Channel:
             try:
                 call(mailbox)
             except Exception:
-                logger.exception("the sink of channel %r raised", mailbox.channel)
+                logger.exception(
+                    "the sink of channel %r raised",
+                    mailbox.channel,
+                    extra=fields("sink_failed", channel=mailbox.channel),
+                )
 
 
 class ListeningConnection:
@@ -128,6 +133,7 @@ class ListeningConnection:
         prefix = b"S" if sharded else b""
         self._subscribe, self._unsubscribe = prefix + b"SUBSCRIBE", prefix + b"UNSUBSCRIBE"
         self._backoff = Backoff()
+        self._failures = FailureLog()
         self._unsent: list[Command] = []
         self._unanswered: deque[Command] = deque()
         self._changed, self._received = asyncio.Event(), asyncio.Event()
@@ -167,7 +173,12 @@ class ListeningConnection:
             except Exception as error:
                 if not isinstance(error, FAILURES):
                     # A defect of this package is logged, and the listener goes on.
-                    logger.exception("the reader of %s failed, reconnecting", address_of(self.pool))
+                    where = address_of(self.pool)
+                    logger.exception(
+                        "the reader of %s failed, reconnecting",
+                        where,
+                        extra=fields("listener_failed", server=where),
+                    )
                 self._note_lost(error)
             await asyncio.sleep(self._backoff.next_delay())
 
@@ -277,7 +288,14 @@ class ListeningConnection:
         if channel.mailboxes and not was_refused:
             if not isinstance(error, _ELSEWHERE):
                 name = channel.name.decode()
-                logger.error("the server refuses channel %r, messages are lost: %s", name, error)
+                # After a change of permissions that may be each channel.
+                self._failures.log(
+                    logging.ERROR,
+                    "the server refuses channel %r, messages are lost: %s",
+                    name,
+                    error,
+                    extra=fields("channel_refused", channel=name, error=str(error)),
+                )
             channel.each(Mailbox.lost)
         if isinstance(error, _ELSEWHERE):
             self.fault = error

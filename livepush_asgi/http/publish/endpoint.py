@@ -10,7 +10,7 @@ from ...grant import Refusal
 from ...process.run import Run
 from ...runtime.asgi import ASGIApp, Receive, Scope, Send
 from ...runtime.callbacks import ClientLeftError
-from ...runtime.failure_log import FailureLog
+from ...runtime.failure_log import FailureLog, fields
 from ...settings import check_whole
 from ...wire.encode import Encode
 from ..authorize import Decider
@@ -98,11 +98,14 @@ class PublishEndpoint:
             raise
         except Exception as error:
             self._failures.log(
-                logging.ERROR, "publishing over HTTP failed; the publisher got a 500", error=error
+                logging.ERROR,
+                "publishing over HTTP failed; the publisher got a 500",
+                error=error,
+                extra=fields("http_publish_failed"),
             )
             raise Refusal(500) from None
-        fields = [(b"content-type", result.media_type), (b"cache-control", b"no-store")]
-        await answer(send, 200, fields, result.content)
+        headers = [(b"content-type", result.media_type), (b"cache-control", b"no-store")]
+        await answer(send, 200, headers, result.content)
 
     async def _publish(self, request: PublishRequest, kind: str, key: str | None) -> Answer:
         run = await self._current_run()

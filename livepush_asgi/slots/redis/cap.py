@@ -10,8 +10,9 @@ from redis.asyncio import Redis, RedisCluster
 from ...brokers.redis.connection import FAILURES, named_timeout
 from ...errors import CapExceededError, SlotsUnavailableError
 from ...runtime.event_loop import asyncio_loop
+from ...runtime.failure_log import fields
 from ...settings import check_seconds
-from .. import BaseSlotCap, Lease, OnFull, SlotHook, call_hook
+from .. import BaseSlotCap, Lease, OnFull, SlotHook
 from .leases import Answer, HeldLeases, LeaseRecord
 from .store import ONE_NODE_OF_MANY, Faults, LeaseStore, Settings, is_absence
 
@@ -139,7 +140,7 @@ class SlotCap(BaseSlotCap):
             leases.end(replaced)
         self._acquired += 1
         if self._on_acquire is not None:
-            call_hook(self._on_acquire, slot_key)
+            self._call_hook(self._on_acquire, slot_key)
         return lease
 
     async def release(self, slot_key: str) -> None:
@@ -208,7 +209,9 @@ class SlotCap(BaseSlotCap):
         except RuntimeError as error:
             if not self._wrong_loop_logged:
                 self._wrong_loop_logged = True
-                logger.error("slots: no slot can be taken: %s", error)
+                logger.error(
+                    "slots: no slot can be taken: %s", error, extra=fields("slots_unusable", error=str(error))
+                )
             raise SlotsUnavailableError(f"no slot of {slot_key!r} can be taken: {error}") from error
 
     def _replaced_by(self, slot_key: str, answer: Answer) -> tuple[str, ...]:
@@ -238,7 +241,7 @@ class SlotCap(BaseSlotCap):
     def _lease_released(self, lease: Lease) -> None:
         self._leases.release(lease)
         if self._on_release is not None:
-            call_hook(self._on_release, lease.slot_key)
+            self._call_hook(self._on_release, lease.slot_key)
 
     def _unavailable(self, what: str, slot_key: str, error: object) -> SlotsUnavailableError:
         outcome = "does not answer" if is_absence(error) else "refuses this key"

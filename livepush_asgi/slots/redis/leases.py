@@ -26,10 +26,9 @@ from ...brokers.backoff import Backoff
 from ...brokers.redis.connection import Reply
 from ...brokers.timeouts import no_answer
 from ...runtime.event_loop import start_task
+from ...runtime.failure_log import FailureLog, fields
 from .. import Lease
 from .store import Faults, LeaseStore, is_absence
-
-logger = logging.getLogger("livepush_asgi")
 
 # A lease outlives two renewals that failed.
 RENEWALS_PER_TTL = 3
@@ -110,6 +109,7 @@ class HeldLeases:
         self._timeout = store.settings.timeout
         self._renewal_interval = store.settings.ttl / RENEWALS_PER_TTL
         self._backoff = Backoff()
+        self._failures = FailureLog()
         self._reset(None)
 
     def _reset(self, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -187,8 +187,13 @@ class HeldLeases:
             try:
                 if record.lease.on_replaced is not None:
                     record.lease.on_replaced()
-            except Exception:
-                logger.exception("slots: telling the holder of a replaced slot failed")
+            except Exception as error:
+                self._failures.log(
+                    logging.ERROR,
+                    "slots: telling the holder of a replaced slot failed",
+                    error=error,
+                    extra=fields("slot_holder_untold"),
+                )
 
     async def released(self, lease_ids: Iterable[str], timeout: float) -> None:
         """Wait until the server has confirmed these releases, for `timeout` seconds at most."""

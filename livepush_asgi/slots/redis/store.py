@@ -25,6 +25,7 @@ from ...brokers.redis.connection import Argument, Reply, address_of, pool_of
 from ...brokers.redis.pipeline import Pipeline, Receiver
 from ...brokers.redis.script import Call, Script, tag_of
 from ...brokers.redis.slot_router import SlotRouter
+from ...runtime.failure_log import fields
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -158,7 +159,12 @@ class LeaseStore:
         """Note that the server is one node of a cluster, so that no slot can be taken. Logs that once."""
         if not self.partial:
             self.partial = True
-            logger.warning("slots: %s %s", self.where, ONE_NODE_OF_MANY)
+            logger.warning(
+                "slots: %s %s",
+                self.where,
+                ONE_NODE_OF_MANY,
+                extra=fields("slots_unusable", server=self.where),
+            )
 
 
 class Faults:
@@ -193,10 +199,14 @@ class Faults:
         if error is not None:
             self._note_refusal(slot_key, error)
         elif self.refused.pop(slot_key, None) and not self.refused:
-            logger.warning("slots: %s refuses no slot key any more", self._store.where)
+            logger.warning(
+                "slots: %s refuses no slot key any more",
+                self._store.where,
+                extra=fields("slots_accepted", server=self._store.where),
+            )
         is_back = place in self.away
         if is_back and self.away.pop(place):
-            logger.warning("slots: %s is back", place)
+            logger.warning("slots: %s is back", place, extra=fields("slots_back", server=place))
         return is_back
 
     def _note_absence(self, place: str, error: Exception) -> None:
@@ -205,7 +215,13 @@ class Faults:
             self.away[place] = now - self._logged_at.get(place, -LOG_INTERVAL) >= LOG_INTERVAL
             if self.away[place]:
                 self._logged_at[place] = now
-                logger.warning("slots: %s cannot be asked, %s: %s", place, self._meanwhile, error)
+                logger.warning(
+                    "slots: %s cannot be asked, %s: %s",
+                    place,
+                    self._meanwhile,
+                    error,
+                    extra=fields("slots_away", server=place, error=str(error)),
+                )
 
     def _note_refusal(self, slot_key: str, error: Exception) -> None:
         # A node of a cluster answers MOVED for the keys of other nodes.
@@ -215,8 +231,14 @@ class Faults:
         forgotten = now - max(2 * self._store.settings.ttl, LOG_INTERVAL)
         self.refused = {key: at for key, at in self.refused.items() if at > forgotten}
         if not self.refused and not self._store.partial:
+            where = self._store.where
             logger.warning(
-                "slots: %s refuses %r, %s: %s", self._store.where, slot_key, self._meanwhile, error
+                "slots: %s refuses %r, %s: %s",
+                where,
+                slot_key,
+                self._meanwhile,
+                error,
+                extra=fields("slots_refused", server=where, slot_key=slot_key, error=str(error)),
             )
         if len(self.refused) < MAX_REFUSED_KEYS:
             self.refused[slot_key] = now
