@@ -29,6 +29,8 @@ from .report import machine
 FILES = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf"}
 TROUBLES = ("none", "kill", "checks", "broker")
 WORKERS = 4
+# For HAProxy to hear of a drain before it begins, and for 250 streams to end.
+SETTINGS = {"DRAIN_DELAY": "3", "DRAIN_WINDOW": "10"}
 # How long a proxy takes at most to notice that a worker is back, in seconds; then how long after the start of
 # a drain the broker is killed, and for how long.
 NOTICE, MIDDLE, OUTAGE = 3.0, 1.0, 6.0
@@ -64,7 +66,8 @@ async def outage(valkey: ValkeyProcess) -> None:
 async def run(options: argparse.Namespace, folder: Path) -> None:
     async with AsyncExitStack() as stack:
         valkey = stack.enter_context(ValkeyProcess(folder / "valkey", persistent=True))
-        environment = {"LIVEPUSH_REDIS": valkey.url, **dict(text.split("=") for text in options.set)}
+        changed = dict(text.split("=", 1) for text in options.set)
+        environment = {"LIVEPUSH_REDIS": valkey.url, **SETTINGS, **changed}
         workers = [worker(folder / f"log{number}", environment) for number in range(WORKERS)]
         for each in workers:
             await stack.enter_async_context(each)

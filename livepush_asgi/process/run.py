@@ -460,7 +460,11 @@ class Run:
     def _on_signal(self) -> None:
         policy = self._drain_policy
         if policy.delay and not self.draining and self.running:
-            logger.info("draining in %.1f s; until then new streams are accepted", policy.delay)
+            logger.info(
+                "draining in %.1f s; until then new streams are accepted",
+                policy.delay,
+                extra=fields("drain_announced", seconds=policy.delay),
+            )
             self.draining = True
             self.scheduler.call_later(policy.delay, self._end_delay)
             return
