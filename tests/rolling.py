@@ -234,8 +234,12 @@ class Audience:
 
     async def __aenter__(self) -> "Audience":
         self._tasks = [asyncio.create_task(page.run()) for page in self._pages]
-        async with asyncio.timeout(OPEN_TIMEOUT):
-            await asyncio.gather(*(page.began.wait() for page in self._pages))
+        opening = [asyncio.create_task(page.began.wait()) for page in self._pages]
+        _, late = await asyncio.wait(opening, timeout=OPEN_TIMEOUT)
+        if late:
+            for task in (*self._tasks, *late):
+                task.cancel()
+            raise TimeoutError(f"{len(late)} streams have not opened: {self.tally}")
         return self
 
     async def __aexit__(self, *exception: object) -> None:

@@ -45,7 +45,7 @@ PACKAGE = REPOSITORY / "livepush_asgi"
 
 # Nothing is typed twice.
 
-SHOWN = re.compile(r"<!-- file: ([\w./+-]+)(?::[\w-]+)? -->\n```")
+SHOWN = re.compile(r"<!-- file: ([\w./+@-]+)(?::[\w-]+)? -->\n```")
 
 
 def files() -> list[str]:
