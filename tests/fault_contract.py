@@ -271,6 +271,12 @@ class FaultContract:
             assert broker.healthy
             await here.publish("news", "after")
             assert await here.up_to("after") == ["after"]
+            # Nor is a channel that is being subscribed.
+            subscribing = asyncio.ensure_future(broker.subscribe("more"))
+            while not subscribing.done():
+                assert (broker.healthy, broker.faults) == (True, ())
+                await asyncio.sleep(0)
+            await (await subscribing).close()
         assert log.lines == []
 
     async def test_a_publish_whose_answer_is_lost_is_not_made_twice(self, server: BrokerServer) -> None:

@@ -81,8 +81,8 @@ async def check_refused(
 
 
 ADVICE = (
-    " (logged once per channel): it was published past the log, for example with RedisBroker instead of"
-    " RedisStreamsBroker; publish with the kind of broker that this application uses"
+    ": it was published past the log, for example with RedisBroker instead of RedisStreamsBroker; publish"
+    " with the kind of broker that this application uses"
 )
 
 

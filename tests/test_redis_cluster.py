@@ -174,7 +174,12 @@ async def test_a_killed_node_is_replaced_by_its_replica(tmp_path: Path) -> None:
             # Everybody writes, while the node goes.
             killed.set()
             cluster.nodes[1].kill()
+            await until(lambda: broker.faults)
+            for fault in broker.faults:
+                assert 5461 <= key_slot(fault.channel.encode()) < 10922, fault
+                assert 0 < fault.channels < len(channels)
         await until(lambda: broker.healthy, within=20)
+        assert broker.faults == ()
         moved = {channel for channel in channels if 5461 <= key_slot(channel.encode()) < 10922}
         assert len(moved) > 10
         for channel in channels:

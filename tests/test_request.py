@@ -14,7 +14,16 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from livepush_asgi import InvalidGrantError, LivePush, MemoryBroker
-from livepush_asgi.grant import Grant, Refusal, StreamRequest, check_channel, is_foreign, path_below, public
+from livepush_asgi.grant import (
+    MAX_QUERY,
+    Grant,
+    Refusal,
+    StreamRequest,
+    check_channel,
+    is_foreign,
+    path_below,
+    public,
+)
 from livepush_asgi.runtime.asgi import Receive, Scope, Send
 from livepush_asgi.testing import Client
 
@@ -42,6 +51,25 @@ def test_a_query_that_is_not_encoded_as_it_should_be_is_read_as_utf8(raw: bytes,
 
 def test_a_scope_without_a_query_string_has_no_parameters() -> None:
     assert StreamRequest({"path": "/", "headers": []}).query == {}
+
+
+async def test_a_query_that_is_too_long_is_refused_before_anybody_reads_it() -> None:
+    asked: list[StreamRequest] = []
+
+    def authorize(request: StreamRequest) -> Grant:
+        asked.append(request)
+        return Grant(channels=request.query["channel"])
+
+    push = LivePush(MemoryBroker(), authorize)
+    async with push.lifespan(), Client(push) as client:
+        for method in ("GET", "HEAD", "OPTIONS"):
+            answer = await client.request(method, "/?channel=c&x=" + "x" * MAX_QUERY)
+            assert (answer.status, len(answer.body) < 100) == (414, True)
+        assert not asked
+        async with client.open("/?channel=c&x=" + "x" * (MAX_QUERY - 12)) as stream:
+            assert (await stream.next_event(control=True)).event == "livepush.open"
+    with pytest.raises(Refusal, match="414"):
+        assert request(query_string=b"x" * (MAX_QUERY + 1)).query_all("x")
 
 
 def test_cookies_are_read_from_all_cookie_fields() -> None:

@@ -137,10 +137,9 @@ class Decider(Generic[R, G]):
         except (NotRunningError, ClientLeftError):
             raise
         except InvalidGrantError as error:
-            text = "%s raised InvalidGrantError; the client got a 400: %s"
             self._failures.log(
                 logging.WARNING,
-                text,
+                "%s raised InvalidGrantError; the client got a 400: %s",
                 self._name,
                 error,
                 extra=fields("invalid_grant", name=self._name, error=str(error)),

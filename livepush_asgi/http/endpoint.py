@@ -57,6 +57,8 @@ class Endpoint:
         headers = [] if self._cors is None else self._cors.answer(request.headers.get("origin"))
         if request.is_foreign:
             await refuse(send, Refusal(404), headers, body=method != "HEAD")
+        elif request.is_too_long:
+            await refuse(send, Refusal(414), headers, body=method != "HEAD")
         elif method == "OPTIONS":
             await self._answer_options(request, send)
         elif method not in ("GET", "HEAD"):

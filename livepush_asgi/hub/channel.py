@@ -369,5 +369,6 @@ class Channel:
             "a payload on %r cannot be delivered: %s",
             self.name,
             error,
+            about=self.name,
             extra=fields("payload_unreadable", channel=self.name, error=str(error)),
         )

@@ -117,6 +117,7 @@ class LoggedChannel(Channel):
             "a payload on %r is refused: it was published past the log, for example with RedisBroker instead"
             " of RedisStreamsBroker; publish with the kind of broker that this application uses",
             self.name,
+            about=self.name,
             extra=fields("payload_refused", channel=self.name),
         )
 

@@ -58,12 +58,13 @@ class Drain:
         streams, window = self._streams, self._policy.window
         span = SPREAD * window * min(1.0, len(streams) / FULL_SPREAD_FROM)
         count, began_at = len(streams), self._scheduler.now()
-        logger.info(
-            "draining: %d streams end within %.1f s",
-            count,
-            span,
-            extra=fields("drain_begins", streams=count, seconds=span),
-        )
+        if count:
+            logger.info(
+                "draining: %d streams end within %.1f s",
+                count,
+                span,
+                extra=fields("drain_begins", streams=count, seconds=span),
+            )
         self.end_subscribers()
         for stream in streams:
             self._scheduler.call_later(random.uniform(0.0, span), partial(stream.end, EndReason.DRAIN))
@@ -73,13 +74,14 @@ class Drain:
                 await self._empty.wait()
         late, took = len(streams), self._scheduler.now() - began_at
         self.abort_remaining()
-        logger.info(
-            "drained: %d streams have ended in %.1f s, %d of them were cut off",
-            count,
-            took,
-            late,
-            extra=fields("drain_ends", streams=count, seconds=took, cut_off=late),
-        )
+        if count:
+            logger.info(
+                "drained: %d streams have ended in %.1f s, %d of them were cut off",
+                count,
+                took,
+                late,
+                extra=fields("drain_ends", streams=count, seconds=took, cut_off=late),
+            )
         await self.release_signals()
 
     def abort_remaining(self) -> None:

@@ -16,7 +16,8 @@ logger = logging.getLogger("livepush_asgi")
 # A failure of the same kind is logged once in this time, in seconds, and so is a state.
 LOG_INTERVAL = 60.0
 # How many kinds of failures are logged in this time. The input of a client may choose the line that raises.
-MAX_KINDS = 10
+MAX_KINDS = 5
+REMEMBERED_KINDS = 100
 
 
 def fields(event: str, /, **values: object) -> dict[str, object]:
@@ -40,29 +41,33 @@ class FailureLog:
         text: str,
         *arguments: object,
         error: BaseException | None = None,
+        about: object = None,
         extra: dict[str, object] | None = None,
     ) -> None:
         """Log a failure; an error with its traceback. Errors of one type from one line are of one kind.
 
+        `about` is what has failed, such as a channel, if each is to be named.
         The field `livepush_more` says how many of the kind were left out since it was logged last.
         """
-        kind: object = text
+        kind: object = (text, about)
         if error is not None:
             kind = type(error), *[(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)][-1:]
         moment = _now()
         since, count = self._logged.get(kind, (-math.inf, 0))
-        if _is_recent(since, moment):
-            self._logged[kind] = since, count + 1
+        if _is_recent(since, moment) or self._has_logged_enough(moment):
+            if kind in self._logged:
+                self._logged[kind] = since, count + 1
             return
-        if kind not in self._logged and len(self._logged) >= MAX_KINDS:
-            self._logged = {kind: last for kind, last in self._logged.items() if _is_recent(last[0], moment)}
-            if len(self._logged) >= MAX_KINDS:
-                return
+        if len(self._logged) >= REMEMBERED_KINDS:
+            self._logged.clear()
         self._logged[kind] = moment, 0
         more = f" ({count} more of these since the last line)" if count else ""
         logger.log(
             level, text + more, *arguments, exc_info=error, extra={**(extra or {}), "livepush_more": count}
         )
+
+    def _has_logged_enough(self, moment: float) -> bool:
+        return sum(_is_recent(since, moment) for since, _ in self._logged.values()) >= MAX_KINDS
 
 
 class StateLog:

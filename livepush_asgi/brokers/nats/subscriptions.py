@@ -117,6 +117,7 @@ class Subscriptions:
                     "the server refuses %r, messages are lost: %s",
                     subscription.subject,
                     error,
+                    about=subscription.subject,
                     extra=fields("channel_refused", channel=subscription.mailbox.channel, error=str(error)),
                 )
                 subscription.deliver(None)

@@ -294,6 +294,7 @@ class ListeningConnection:
                     "the server refuses channel %r, messages are lost: %s",
                     name,
                     error,
+                    about=name,
                     extra=fields("channel_refused", channel=name, error=str(error)),
                 )
             channel.each(Mailbox.lost)
