@@ -20,8 +20,7 @@ from . import proxies
 from .programs import need
 from .rolling import OPERATIONS, Audience, configuration, is_ready, replace, wait_ready, worker
 from .server_process import free_port
-from .serving import REPOSITORY, Serving, WireStream
-from .test_dashboards import ALERTS
+from .serving import Serving, WireStream
 from .valkey import ValkeyProcess, until
 
 MANIFESTS: dict[str, Any] = {
@@ -30,7 +29,6 @@ MANIFESTS: dict[str, Any] = {
 }
 POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
-GUIDE = (REPOSITORY / "docs" / "guides" / "operate.md").read_text()
 UNIT = OPERATIONS / "livepush@.service"
 # Without the lines of comments. `Environment` stands once.
 SETTINGS = dict(re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE))
@@ -45,27 +43,6 @@ frontend statistics
 """
 
 pytestmark = pytest.mark.real_time
-
-
-def test_every_alert_is_answered() -> None:
-    rules = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
-    answers = GUIDE.split("## Answer an alert")[1].split("\n## ")[0]
-    assert re.findall(r"^### (\w+)$", answers, re.MULTILINE) == [rule["alert"] for rule in rules]
-
-
-def test_the_sizes_follow_from_what_was_measured() -> None:
-    rows = re.findall(
-        r"^\| ([\d,]+) \| (\d+) \| ([\d.]+) % \| (\d+) MiB \| ([\d,]+) and ([\d,]+) \|$", GUIDE, re.M
-    )
-    assert len(rows) == 3
-    for row in rows:
-        streams, processes, busy, memory, *files = (float(cell.replace(",", "")) for cell in row)
-        each = streams / processes
-        # An event every two seconds, 18 µs each, and 5.4 % of a core for 19,800 idle streams.
-        assert busy == pytest.approx(100 * each / 2 * 18e-6 + 5.4 * each / 19_800, rel=0.1)
-        assert memory == pytest.approx(44 + each * (12.8 + 3.6) / 1024, abs=1)
-        assert each < files[0]
-        assert 2 * streams < files[1]
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
