@@ -13,7 +13,7 @@ from textwrap import dedent
 
 DOCS = Path(__file__).parent
 SHOWN = re.compile(
-    r"(<!-- file: ([\w./+-]+)(?::([\w-]+))? -->\n```\w+\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL
+    r"(<!-- file: ([\w./+@-]+)(?::([\w-]+))? -->\n```\w+\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL
 )
 MARK = re.compile(r"^ *# (?:start|end): [\w-]+\n", re.MULTILINE)
 

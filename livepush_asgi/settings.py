@@ -104,15 +104,21 @@ class DrainPolicy:
     drain, and then call the handlers that were installed before: at once, or, with `hold`, when the streams
     have ended. `hold` is for a server that closes every connection at the signal, as Daphne does. A second
     signal calls the earlier handlers at once.
+
+    A signal takes effect after `delay` seconds. Until then `draining` is True, so that a readiness check
+    fails, and everything else goes on: the server accepts requests, and new streams open. A balancer that
+    checks within this time sends no request to a process that has closed its port.
     """
 
     window: float = 3.0
     signals: bool = True
     hold: bool = False
+    delay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.window != 0:
-            check_seconds("window", self.window, _LONGEST["window"])
+        for name in ("window", "delay"):
+            if getattr(self, name) != 0:
+                check_seconds(name, getattr(self, name), _LONGEST["window"])
 
 
 def check_whole(name: str, value: object) -> None:

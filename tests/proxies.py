@@ -10,6 +10,7 @@ import contextlib
 import functools
 import getpass
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ BUILD_TIMEOUT = 300.0
 VITE = NODE_MODULES / "vite" / "bin" / "vite.js"
 # The configuration around the file that a user copies. nginx writes into the test's folder only.
 NGINX = """daemon off; pid nginx.pid; error_log stderr notice; {user}
-events {{ worker_connections 256; }}
+events {{ worker_connections 8192; }}
 http {{
   access_log off;
   client_body_temp_path body; proxy_temp_path proxy;
@@ -226,7 +227,7 @@ def _directory(tmp_path: Path, name: str) -> Path:
 
 def _placed(text: str, upstream: int, port: int) -> str:
     placed = configuration(text).replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
-    return placed.replace("8080", str(port))
+    return re.sub(r"\b8080\b", str(port), placed)
 
 
 def _write_module(directory: Path, files: Mapping[str, str]) -> None:

@@ -25,15 +25,22 @@ BETWEEN_TRIES = 0.02
 class Serving:
     """An application served by a command, inside an `async with` block, and the clients that it has.
 
-    `{port}` in the command is its port.
+    `{port}` in the command is its port. Without `development`, Python checks nothing more than for a user.
     """
 
     def __init__(
-        self, command: str, log: Path, *, environment: Mapping[str, str] | None = None, cwd: Path = REPOSITORY
+        self,
+        command: str,
+        log: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path = REPOSITORY,
+        development: bool = True,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-X", "dev", "-m", *command.format(port=self.port).split()]
+        mode = ["-X", "dev"] if development else []
+        self._command = [sys.executable, *mode, "-m", *command.format(port=self.port).split()]
         self._log = log
         self._environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
         self._cwd = cwd

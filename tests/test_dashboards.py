@@ -15,6 +15,7 @@ from livepush_asgi.metrics import text
 from .test_metrics import NAMES, Samples, make_push, open_metrics, sampled, used
 
 ROOM = Path(str(files("livepush_asgi.metrics")))
+GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "operate.md"
 ALERTS = ROOM / "alerts.yml"
 RULES: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
 DASHBOARD: dict[str, Any] = json.loads((ROOM / "grafana.json").read_text())
@@ -69,6 +70,11 @@ def test_each_selector_has_samples(name: str, samples: Samples) -> None:
         label.strip() for by in re.findall(r"by \(([^)]*)\)", EXPRESSIONS[name]) for label in by.split(",")
     ]
     assert set(grouped) <= labels
+
+
+def test_each_alert_is_answered_in_the_guide() -> None:
+    answers = GUIDE.read_text().split("## Answer an alert")[1].split("\n## ")[0]
+    assert re.findall(r"^### (\w+)$", answers, re.MULTILINE) == [rule["alert"] for rule in RULES]
 
 
 def test_the_dashboard_shows_every_series() -> None:

@@ -83,8 +83,8 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def pushing(window: float, *, signals: bool = True, hold: bool = False) -> LivePush:
-    drain = DrainPolicy(window=window, signals=signals, hold=hold)
+def pushing(window: float, *, signals: bool = True, hold: bool = False, delay: float = 0.0) -> LivePush:
+    drain = DrainPolicy(window=window, signals=signals, hold=hold, delay=delay)
     return LivePush(MemoryBroker(), public("news"), drain=drain)
 
 
@@ -210,9 +210,70 @@ async def test_a_signal_is_not_held_for_good_where_nothing_is_left_to_drain() ->
     assert heard == [signal.SIGTERM]
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_signal_that_nobody_handles_ends_the_process_after_the_drain(backend: str) -> None:
-    command = [sys.executable, "-c", PROGRAM.replace("BACKEND", backend)]
+async def test_until_the_delay_is_over_the_process_serves_and_is_not_ready() -> None:
+    heard = listen(signal.SIGTERM)
+    push = pushing(1, delay=5)
+    async with push.lifespan(), Client(push) as client, client.open("/") as first:
+        await first.next_event(control=True)
+        signal.raise_signal(signal.SIGTERM)
+        await until(lambda: push.statistics()["draining"])
+        async with client.open("/") as second:
+            assert (await second.next_event(control=True)).event == "livepush.open"
+            await push.publish("news", "still here")
+            assert (await second.next_event()).data == (await first.next_event()).data == "still here"
+            await anyio.sleep(4.8)
+            assert heard == []
+            await anyio.sleep(0.4)
+            # The server closes its port now. What came through it before is still let in.
+            assert heard == [signal.SIGTERM]
+            async with client.open("/") as third:
+                for stream in (first, second, third):
+                    assert await stream.wait_ended(timeout=5) == "drain"
+        async with client.open("/") as refused:
+            assert await refused.next_event(name="livepush.refused")
+    assert heard == [signal.SIGTERM]
+    assert push.statistics()["refused"]["drain"] == 1
+
+
+async def test_a_second_signal_ends_the_delay() -> None:
+    heard = listen(signal.SIGTERM)
+    push = pushing(1, delay=60)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        signal.raise_signal(signal.SIGTERM)
+        await until(lambda: push.statistics()["draining"])
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        assert await stream.wait_ended(timeout=5) == "drain"
+    assert heard == [signal.SIGTERM]
+
+
+async def test_a_server_that_cuts_its_streams_hears_of_the_signal_after_delay_and_drain() -> None:
+    heard = listen(signal.SIGTERM)
+    push = pushing(1, hold=True, delay=5)
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        await stream.next_event(control=True)
+        signal.raise_signal(signal.SIGTERM)
+        assert await stream.wait_ended(timeout=10) == "drain"
+        assert heard == []
+        await until(lambda: heard)
+
+
+async def test_a_stop_does_not_wait_for_the_delay() -> None:
+    heard = listen(signal.SIGTERM)
+    push = pushing(1, delay=60)
+    async with push.lifespan():
+        signal.raise_signal(signal.SIGTERM)
+        await until(lambda: push.statistics()["draining"])
+        start = anyio.current_time()
+    assert anyio.current_time() - start < 5
+    assert heard == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(("backend", "delay"), [("asyncio", 0), ("trio", 0), ("asyncio", 0.2)])
+def test_a_signal_that_nobody_handles_ends_the_process_after_the_drain(backend: str, delay: float) -> None:
+    source = PROGRAM.replace("BACKEND", backend).replace("window=2", f"window=2, delay={delay}")
+    command = [sys.executable, "-c", source]
     # Measuring the coverage of a process installs a handler of SIGTERM.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:
@@ -225,8 +286,10 @@ def test_a_signal_that_nobody_handles_ends_the_process_after_the_drain(backend: 
         assert program.wait(timeout=60) == -signal.SIGTERM
 
 
-def test_ctrl_c_on_trio_reaches_the_main_task_and_ends_no_stream_in_the_middle() -> None:
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("delay", [0, 0.2])
+def test_ctrl_c_on_trio_reaches_the_main_task_and_ends_no_stream_in_the_middle(delay: float) -> None:
+    program = INTERRUPTED.replace("window=2", f"window=2, delay={delay}")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["interrupted", "told", "complete", "1"], done.stderr
     assert done.returncode == 0
 

@@ -46,6 +46,7 @@ from livepush_asgi.stream.stream import draw_lifetime, draw_retry
         lambda: Timing(snapshot_timeout=60_000),
         lambda: Timing(linger=5000),
         lambda: DrainPolicy(window=5000),
+        lambda: DrainPolicy(delay=5000),
         lambda: History(age=float("inf")),
         lambda: History(age="3600"),  # type: ignore[arg-type]
         lambda: BrokerTimeouts(subscribe=0),

@@ -139,7 +139,7 @@ class Endpoint:
         except Refused as refused:
             await self._refuse(refused, headers, send)
             return
-        await probes.send(plan, request.scope, lambda: run.draining or run.ended, headers, receive, send)
+        await probes.send(plan, request.scope, lambda: not run.accepting or run.ended, headers, receive, send)
 
     async def open(
         self,
@@ -217,7 +217,7 @@ class OpenedStream(NamedTuple):
 
 def _require_accepting(run: Run | None) -> Run:
     """Return the run. Raises NotRunningError if it does not accept new streams."""
-    if run is None or run.draining:
+    if run is None or not run.accepting:
         raise NotRunningError(NOT_RUNNING)
     return run
 

@@ -67,7 +67,7 @@ SERIES = (
     Series(
         "livepush_draining",
         "gauge",
-        "1 while the process drains and refuses new streams, else 0.",
+        "1 while the process drains, else 0.",
         "1",
         lambda now: _one(int(now["draining"])),
     ),

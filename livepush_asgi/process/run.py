@@ -51,6 +51,8 @@ CLEANUP_TIMEOUT = 3.0
 # After the process was full, it logs that there is room again when its streams fall below this part of the
 # cap.
 ROOM_AGAIN = 0.9
+# How long a server may take to close its listening socket after a signal, in seconds.
+LISTENER_CLOSE_TIME = 0.5
 NOT_RUNNING = "no new streams: this process is draining or has stopped"
 
 
@@ -109,7 +111,10 @@ class Run:
         self._full_log = StateLog()
         #: Whether the run has started and not ended. Every request reads it.
         self.running = False
+        #: Whether a drain has begun, or a signal has announced it.
         self.draining = False
+        #: Whether new streams are accepted. They are during the delay of a drain.
+        self.accepting = True
         self.loop = loop_identity()
         self._call_loop = threadsafe_caller()
         self._to_call: deque[Callable[[], object]] = deque()
@@ -132,9 +137,11 @@ class Run:
         self._sources: set[Source] = set()
         # One bound method for all streams.
         self._on_closed = self._stream_closed
-        self._handles_signals = drain_policy.signals
+        self._drain_policy = drain_policy
         self._signals = SignalWatch(
-            lambda: self.call_threadsafe(self._on_signal), hold=drain_policy.hold, window=drain_policy.window
+            lambda: self.call_threadsafe(self._on_signal),
+            hold=drain_policy.hold or drain_policy.delay > 0,
+            window=drain_policy.delay + drain_policy.window,
         )
         self._drain = Drain(drain_policy, self.streams, self.subscribers, self.scheduler, self._signals)
         self._counters = counters
@@ -250,7 +257,7 @@ class Run:
 
         It needs no slot. Raises NotRunningError in a drain, and TypeError for a `replay` without history.
         """
-        if self.draining or not self.running:
+        if not self.accepting or not self.running:
             raise NotRunningError(NOT_RUNNING)
         self.check_replay(grant)
         stream = SubscriberStream(
@@ -280,7 +287,7 @@ class Run:
         exceed it while they wait for `authorize` or a slot. Raises ProcessFullError, and NotRunningError in a
         drain.
         """
-        if self.draining:
+        if not self.accepting:
             raise NotRunningError(NOT_RUNNING)
         limit = self._limits.streams
         if limit is not None:
@@ -325,8 +332,8 @@ class Run:
 
     def drain_soon(self) -> None:
         """Start a drain: refuse new streams, and end the open ones within the window. Returns at once."""
-        if not self.draining and self.running:
-            self.draining = True
+        if self.accepting and self.running:
+            self.draining, self.accepting = True, False
             self.callbacks.stop()
             self._tasks.start_soon(self._drain.run)
 
@@ -341,7 +348,7 @@ class Run:
             async with anyio.create_task_group() as self._tasks:
                 self._set_up()
                 self._tasks.start_soon(self.scheduler.run, name="livepush scheduler")
-                if self._handles_signals:
+                if self._drain_policy.signals:
                     self._signals.install()
                 self._started_at = self.scheduler.now()
                 self.running = True
@@ -363,6 +370,7 @@ class Run:
         finally:
             # From here on no code may start a task.
             self.draining = self.stopping = True
+            self.accepting = False
             self._signals.remove()
             await self._clean_up()
             self.running = False
@@ -452,9 +460,27 @@ class Run:
         )
 
     def _on_signal(self) -> None:
+        policy = self._drain_policy
+        if policy.delay and not self.draining and self.running:
+            logger.info(
+                "draining in %.1f s; until then new streams are accepted",
+                policy.delay,
+                extra=fields("drain_announced", seconds=policy.delay),
+            )
+            self.draining = True
+            self.scheduler.call_later(policy.delay, self._end_delay)
+            return
         self.drain_soon()
         if self._drain.done.is_set():
             self._tasks.start_soon(self._drain.release_signals)
+
+    def _end_delay(self) -> None:
+        if self._drain_policy.hold or self._signals.fatal:
+            # The server would cut its streams: it hears of the signal after them.
+            self.drain_soon()
+        else:
+            self._signals.release()
+            self.scheduler.call_later(LISTENER_CLOSE_TIME, self.drain_soon)
 
     async def _call_functions(self) -> None:
         while not self.stopping:
@@ -480,7 +506,7 @@ class Run:
             await self.revoker.announce_exit()
 
     def _check_admissible(self, grant: Grant, decided_at: int, request: StreamRequest | None) -> None:
-        if self.draining or not self.running:
+        if not self.accepting or not self.running:
             raise NotRunningError(NOT_RUNNING)
         if grant.expiry is not None:
             check_expiry(grant)

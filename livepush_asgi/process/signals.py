@@ -6,6 +6,7 @@ have closed, which streams never do. So the component has to handle the signals 
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -93,7 +94,10 @@ class SignalWatch:
         if held:
             self.remove()
         for number in held:
-            if not (ending and self._earlier[number] == signal.SIG_DFL):
+            found = self._earlier[number]
+            if callable(found):
+                self._call(found, number, sys._getframe())
+            elif not ending:
                 signal.raise_signal(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -105,14 +109,18 @@ class SignalWatch:
                 return
         self._held.pop(name, None)
         if callable(found):
-            # The SIGINT handler of trio raises KeyboardInterrupt in the task of the frame. That may be a
-            # stream during a send, and the server would not stop. Without a frame trio interrupts the main
-            # task.
-            found(number, frame if self._on_asyncio else None)
+            self._call(found, number, frame)
         elif found == signal.SIG_DFL:
             # The default action cannot be called: restore it and send the signal again.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+    def _call(
+        self, handler: Callable[[int, FrameType | None], object], number: int, frame: FrameType | None
+    ) -> None:
+        # The SIGINT handler of trio raises KeyboardInterrupt in the task of the frame. That may be a stream
+        # during a send, and the server would not stop. Without a frame trio interrupts the main task.
+        handler(number, frame if self._on_asyncio else None)
 
     def _hold_signal(self, name: signal.Signals) -> bool:
         now = time.monotonic()

@@ -32,7 +32,7 @@ class Statistics(TypedDict):
     channels: int
     #: Whether every channel is subscribed and the broker's connection is up.
     healthy: bool
-    #: Whether the process is draining and refuses new streams.
+    #: Whether the process is draining: it refuses new streams, or will after `DrainPolicy.delay`.
     draining: bool
     #: Bytes that wait in the outboxes of streams now, because their clients are slower than their channels.
     outbox_bytes: int
