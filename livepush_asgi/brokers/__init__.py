@@ -159,9 +159,13 @@ class Page:
         return Position(holders[-1], position.offset) if holders else position
 
     def start_after_loss(self, position: Position) -> Position:
-        """Return where to continue after a position that was lost, or that is of another log."""
-        shared = self._shared_with(position.epoch)
-        return Position(self.epoch, max(shared, self.first - 1))
+        """Return where to continue after a position that was lost, or that is of another log.
+
+        It is in the oldest epoch that goes on from there, so that each later doubtful end is after it.
+        """
+        offset = max(self._shared_with(position.epoch), self.first - 1)
+        later = [ancestor.epoch for ancestor in self.ancestors if ancestor.offset > offset]
+        return Position(later[-1] if later else self.epoch, offset)
 
     def _shared_with(self, epoch: str) -> int:
         """Return the last offset up to which an epoch has the events of this log, -1 if it has none."""

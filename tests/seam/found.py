@@ -490,4 +490,13 @@ FOUND: dict[str, Tale] = {
             ("cut", 0, False),
         ],
     ),
+    "a client that was told of one doubtful end was not told of the next one": Tale(
+        Setup(seed=140, clients=2),
+        [
+            ("take over", "b", 5),
+            ("publish", "b", 2, 0, "plain"),
+            ("take over", "b", 1),
+            ("connect", 1, 0, Plan(channels=("b",), replay="all", control=False)),
+        ],
+    ),
 }
