@@ -90,6 +90,8 @@ async def test_a_request_that_is_authorized_again_keeps_its_ticket() -> None:
         nonlocal calls
         calls += 1
         user = await tickets.redeem(request)
+        # An open stream is authorized again by its scope alone.
+        assert await tickets.redeem(StreamRequest(request.scope)) == user
         redeemed.set()
         await revoked.wait()
         return Grant(channels="c", slot_key=user)
