@@ -5,6 +5,7 @@ In memory, so on both event loops. Real servers: `test_frameworks.py`.
 
 import gc
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -115,7 +116,8 @@ async def test_a_channel_of_the_client_that_names_none_is_a_400(
     async with Client(Starlette(routes=[Route("/route", route)])) as client:
         answer = await client.request("GET", "/route", query={"channel": channel})
     assert (answer.status, answer.body) == (400, b"The request names no valid channel or key.")
-    assert caplog.records == []
+    # Litestar sets the root logger to INFO, in whichever test comes first.
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_route_of_an_ending_process_tells_its_clients_to_come_back(

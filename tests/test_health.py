@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from threading import Thread
 
 import anyio
 import pytest
@@ -176,11 +177,26 @@ async def test_a_short_reconnect_takes_no_process_out() -> None:
             assert await here.ask("ready") == (200, "ok")
             here.broker.healthy = True
             assert await here.ask("ready") == (200, "ok")
+        # What was between two outages does not count.
+        await let_pass(1000)
+        assert await here.both() == (200, 200)
         here.broker.healthy = False
-        await here.ask("ready")
+        assert await here.both() == (200, 200)
         await let_pass(1)
         assert await here.ask("ready") == (503, "unhealthy")
         assert [str(fault) for fault in here.push.faults] == ["the broker is not healthy, for 1.0 s"]
+
+
+async def test_any_thread_may_ask() -> None:
+    broker, found = WatchedBroker(), list[tuple[bool, int]]()
+    broker.fail_subscribe(ConnectionError("nobody there"))
+    async with house(broker) as here:
+        await let_pass(3)
+        here.broker.healthy = False
+        thread = Thread(target=lambda: found.append((here.push.healthy, len(here.push.faults))))
+        thread.start()
+        thread.join()
+    assert found == [(False, 2)]
 
 
 async def test_without_a_limit_the_broker_decides_nothing() -> None:

@@ -57,7 +57,7 @@ def abuses() -> Iterator[bytes]:
         yield request(("POST", "DELETE", "PURGE", "BREW")[number % 4], STREAM)
         yield request("GET", STREAM, last_event_id="~9." * 2500 + str(number))
         yield request("HEAD", STREAM, last_event_id="\x07\x7f!~~,," + str(number))
-        yield request("GET", f"{STREAM}&key=one", origin="null, javascript:")
+        yield request("GET", f"{STREAM}&key=slow0", origin="null, javascript:")
         yield request("GET", f"{STREAM}&{'%41=%41&' * 2000}{number}")
         yield request("GET", "/events?channel=")
         yield request("GET", f"/events?channel=livepush.{number}")
@@ -120,8 +120,8 @@ async def open_when_it_can(server: Serving) -> None:
 async def test_ten_thousand_abusive_requests_leave_a_handful_of_lines(tmp_path: Path) -> None:
     statuses, began = Counter[str](), time.monotonic()
     async with uvicorn("tests.apps.abused:app", tmp_path / "log") as server:
-        # They read nothing: the process is full from time to time.
-        slow = [await server.open(f"{STREAM}&key=slow{number}") for number in range(30)]
+        # They read nothing, and have all slots of their keys. The process is full from time to time.
+        slow = [await server.open(f"{STREAM}&key=slow{number // 2}") for number in range(30)]
         for stream in slow:
             stream.shrink()
         requests = abuses()

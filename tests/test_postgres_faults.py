@@ -1,12 +1,13 @@
 """PostgresBroker on the fault contract of the networked brokers."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import anyio
 import psycopg
 import pytest
 
-from livepush_asgi import BrokerTimeouts, BrokerUnavailableError, PostgresBroker
+from livepush_asgi import Broker, BrokerTimeouts, BrokerUnavailableError, PostgresBroker
 
 from .fault_contract import (
     PING_INTERVAL,
@@ -16,10 +17,12 @@ from .fault_contract import (
     FaultContract,
     Log,
     WatchedBroker,
+    by_way_of,
     house,
     publish_when_it_can,
 )
 from .postgres_server import PostgresProcess
+from .relay import Relay
 from .valkey import until
 
 TIMEOUTS = BrokerTimeouts(subscribe=TIMEOUT, publish=TIMEOUT, ping_interval=PING_INTERVAL, ping=PING_TIMEOUT)
@@ -111,3 +114,29 @@ class TestPostgresBroker(FaultContract):
             assert await here.up_to("after") == ["missed", "after"]
         assert "permission denied" in log.lines[0]
         log.says_away_and_back_once()
+
+    async def test_it_is_healthy_again_while_much_is_published(self, server: BrokerServer) -> None:
+        """There is always a log to read then, and every event that was missed has been read all the same."""
+        stopped = False
+
+        async def publish(broker: Broker, channel: str) -> None:
+            while not stopped:
+                with suppress(BrokerUnavailableError):
+                    await broker.publish(channel, b"x")
+
+        channels, relay = [f"c{number}" for number in range(4)], Relay(server.port)
+        # More comes while a log is read.
+        relay.delay = 0.02
+        async with (
+            by_way_of(relay),
+            server.broker(port=relay.port) as broker,
+            server.broker(is_admin=True) as other,
+            house(broker, *channels) as here,
+            anyio.create_task_group() as tasks,
+        ):
+            for channel in channels:
+                tasks.start_soon(publish, other, channel)
+            with relay.cut():
+                await here.gone()
+            await here.back()
+            stopped = True

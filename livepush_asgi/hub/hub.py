@@ -83,7 +83,7 @@ class Hub:
     @property
     def healthy(self) -> bool:
         """Whether every channel is subscribed and the broker is healthy."""
-        return not self._failing and getattr(self._broker, "healthy", True)
+        return self._broker_is_healthy() and not self._failing
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -184,12 +184,18 @@ class Hub:
 
     def _broker_faults(self) -> Iterable[Fault]:
         """Return the fault of a broker that has `healthy` alone. It lasts since it was seen first."""
+        since = None if self._broker_is_healthy() else self._unhealthy_since
+        if since is None:
+            return ()
+        return (Fault(cause="the broker is not healthy", seconds=self.now() - since),)
+
+    def _broker_is_healthy(self) -> bool:
         if getattr(self._broker, "healthy", True):
             self._unhealthy_since = None
-            return ()
-        now = self.now()
-        since = self._unhealthy_since = now if self._unhealthy_since is None else self._unhealthy_since
-        return (Fault(cause="the broker is not healthy", seconds=now - since),)
+            return True
+        if self._unhealthy_since is None:
+            self._unhealthy_since = self.now()
+        return False
 
     def _channel_faults(self) -> tuple[Fault, ...]:
         # A copy: another thread may ask for it.

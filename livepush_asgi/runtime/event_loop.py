@@ -229,13 +229,13 @@ def is_cancelled() -> bool:
 
 
 def time_source() -> Callable[[], float]:
-    """Return the clock function of the running loop: monotonic, in seconds."""
+    """Return the clock function of the running loop: monotonic, in seconds. Any thread may call it."""
     try:
         return asyncio.get_running_loop().time
     except RuntimeError:
         import trio
 
-        return trio.current_time
+        return trio.lowlevel.current_clock().current_time
 
 
 def now() -> float:
