@@ -29,8 +29,9 @@ BETWEEN_TRIES = 0.05
 READY_TIMEOUT = 30.0
 EXIT_TIMEOUT = 60.0
 OPEN_TIMEOUT = 60.0
-# Where nothing comes to any client for so long, in seconds, nothing more will.
-STALL = 15.0
+# Where nothing comes to any client for so long, in seconds, nothing more will. And how long a proxy that lets
+# clients in one by one may take.
+STALL, LONGEST = 15.0, 60.0
 # What went wrong before a stream, by a name.
 UNREACHABLE, CUT_BEFORE, REFUSED, SENT_AWAY = "unreachable", "cut before its answer", "refused", "sent away"
 
@@ -45,6 +46,8 @@ class Tally:
     attempts: Counter[str] = field(default_factory=Counter)
     #: How streams ended: the reason of `livepush.close`, or "cut".
     ends: Counter[str] = field(default_factory=Counter)
+    #: The reconnection times that clients were told at the end of a stream, in milliseconds.
+    told: list[int] = field(default_factory=list)
     gaps: Counter[str] = field(default_factory=Counter)
     received: int = 0
     doubled: int = 0
@@ -180,6 +183,8 @@ class EventSource:
             tally.attempts[SENT_AWAY] += 1
         else:
             last = self._said[-1]
+            if last.retry is not None:
+                tally.told.append(last.retry)
             tally.ends[last.json()["reason"] if last.event == "livepush.close" else "cut"] += 1
             self._ended_at = asyncio.get_running_loop().time()
         return True
@@ -293,10 +298,10 @@ class Audience:
         return done
 
     async def settle(self) -> None:
-        """Return when all pages have everything, or when nothing comes any more."""
+        """Return when all pages have everything, when nothing comes any more, or when it takes too long."""
         loop, before = asyncio.get_running_loop(), -1
-        since = loop.time()
-        while self.missing and loop.time() - since < STALL:
+        start = since = loop.time()
+        while self.missing and loop.time() < min(since + STALL, start + LONGEST):
             if self.tally.received > before:
                 before, since = self.tally.received, loop.time()
             await asyncio.sleep(BETWEEN_TRIES)

@@ -182,7 +182,7 @@ async def test_a_rolling_restart_loses_and_refuses_nothing(
     assert (tally.fatal, tally.attempts) == ({}, {}), f"{tally}\n{first.log}\n{second.log}"
     killed = signals.count(signal.SIGKILL)
     assert set(tally.ends) == ({"drain", "cut"} if killed else {"drain"})
-    # Each worker had half of the streams, and those of the first went to the second.
-    assert len(tally.returns) >= 130
-    # Their returns are spread over the window.
-    assert killed or tally.most_returns(0.1) <= 40
+    # Each worker had half of the streams, and those of the first are there again.
+    assert len(tally.returns) >= 90
+    # Nearly each was told another time to come back.
+    assert len(set(tally.told)) > 0.8 * tally.ends["drain"] > 0
