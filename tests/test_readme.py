@@ -39,8 +39,8 @@ def test_both_commands_do_all_of_their_own_set_up() -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_is_at_most_sixty_lines(name: str) -> None:
-    assert len(EXAMPLES[name].splitlines()) <= 60
+def test_an_example_is_at_most_sixty_lines_unless_it_has_a_whole_login(name: str) -> None:
+    assert len(EXAMPLES[name].splitlines()) <= (170 if name.endswith("_login.py") else 60)
 
 
 def test_the_list_of_rooms_for_contributors_is_that_of_the_package() -> None:

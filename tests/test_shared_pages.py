@@ -421,6 +421,17 @@ async def test_pages_are_bounded_in_bytes_and_dropped_when_the_wave_has_passed()
         assert shared_pages() == []
 
 
+async def test_a_stopped_component_holds_no_pages() -> None:
+    house = House()
+    async with house.running():
+        last_id = await house.first_id()
+        await house.push.publish("a", 1)
+        async with house.client.open("/", last_event_id=last_id) as stream:
+            await stream.next_event()
+        assert shared_pages()
+    assert shared_pages() == []
+
+
 @pytest.mark.parametrize("last", [0, 1, 4])
 def test_a_page_gives_the_events_behind_an_offset(last: int) -> None:
     records = tuple(Record(offset, b"%d" % offset) for offset in range(3, 7))

@@ -186,6 +186,8 @@ class Hub:
         async with anyio.create_task_group() as closing:
             for channel in self._channels.values():
                 closing.start_soon(channel.close)
+        if self._history is not None:
+            self._history.clear()
 
     def _broker_faults(self) -> Iterable[Fault]:
         """Return the fault of a broker that has `healthy` alone. It lasts since it was seen first."""

@@ -144,6 +144,11 @@ class SharedReads:
         read = self._known(_bounds(channel), since)
         return None if read is None or read.page is None else read.page.page
 
+    def clear(self) -> None:
+        """Forget every page; the process has stopped, and no timer will drop them."""
+        self._cached.clear()
+        self._bytes = 0
+
     def refute(self, channel: str) -> None:
         """Record that the known bounds have refuted the position of a client."""
         if (read := self._cached.get(_bounds(channel))) is not None:
