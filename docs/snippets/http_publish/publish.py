@@ -23,13 +23,16 @@ def publish(channel: str, data: object, event: str | None = None) -> str:
             "Idempotency-Key": key,
             "X-Signature": f"t={now},v1={signature.hexdigest()}",
         }
+        pause = random.uniform(0.5, 1) * min(30, 2**attempt)
         try:
             response = httpx.post(URL, content=body, headers=headers)
-            if response.status_code < 500:
+            if response.status_code < 500 and response.status_code not in (408, 429):
                 return response.raise_for_status().json()["id"]
+            retry_after = response.headers.get("Retry-After", "")
+            pause = max(pause, int(retry_after) if retry_after.isdigit() else 0)
         except httpx.TransportError:
             pass  # It may have been published: ask again.
-        time.sleep(random.uniform(0.5, 1) * min(30, 2**attempt))
+        time.sleep(pause)
     raise TimeoutError("the server does not answer")
 
 

@@ -4,7 +4,7 @@ now=$(date +%s)
 signature=$(printf '%s\n%s\n%s' "$now" "$key" "$body" |
   openssl dgst -sha256 -hmac "$PUBLISH_SECRET" | awk '{print $NF}')
 
-curl --fail-with-body "$PUBLISH_URL" --data-raw "$body" \
+curl --silent --show-error --fail-with-body --location --max-redirs 0 "$PUBLISH_URL" --data-raw "$body" \
   --header 'Content-Type: application/json' \
   --header "Idempotency-Key: $key" \
   --header "X-Signature: t=$now,v1=$signature"
