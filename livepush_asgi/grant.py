@@ -216,7 +216,7 @@ class Refusal(Exception):
     `status` is the HTTP status. After a 204 `EventSource` stops without an error. A 4xx or 5xx has an
     `application/problem+json` body, with `detail` as text for the client. A browser's `EventSource`
     reconnects only after a 200; `soft=True` answers 200 with a reconnection time and a `livepush.refused`
-    event, and ends the response. `retry_after` is in seconds.
+    event, and ends the response. `retry_after` is in seconds. Each argument is an attribute too.
     """
 
     def __init__(

@@ -108,6 +108,22 @@ async def test_what_is_outside_is_status_1(server: Serving) -> None:
     assert "password" not in errors
 
 
+async def test_what_is_typed_takes_precedence_over_a_variable(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = f"redis://127.0.0.1:{free_port()}"
+    monkeypatch.setitem(ENVIRONMENT, "LIVEPUSH_REDIS", closed)
+    typed = await told("news", "x", "--url", f"{server.url}/publish", "--secret", SECRET)
+    assert typed == (0, "1 event\n", "")
+    monkeypatch.setitem(ENVIRONMENT, "LIVEPUSH_URL", f"{server.url}/publish")
+    status, _, errors = await told("news", "x")
+    assert status == 2
+    assert "leave one of them out" in errors
+    status, _, errors = await told("news", "x", "--redis", closed)
+    assert status == 1
+    assert closed.removeprefix("redis://") in errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -120,6 +120,7 @@ def demo(
 
 @app.command()
 def publish(
+    context: typer.Context,
     channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="The channel to publish on.")],
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="The data of one event; - takes each line of the input.")
@@ -158,6 +159,11 @@ def publish(
 
     if id is not None and data == "-":
         raise Failure("--id is for one event: give DATA too, or leave --id out", MISTYPED)
+    # What is typed takes precedence over a variable of the environment.
+    if url is not None and _is_variable(context, "redis") and not _is_variable(context, "url"):
+        redis = None
+    elif redis is not None and _is_variable(context, "url") and not _is_variable(context, "redis"):
+        url = None
     if url is not None:
         if redis is not None or namespace is not None:
             other = "--namespace" if redis is None else "--redis or LIVEPUSH_REDIS"
@@ -222,6 +228,12 @@ def doctor(
         raise Failure("it was stopped before it was done", MISTYPED) from None
     out.print(report, markup=False)
     return status
+
+
+def _is_variable(context: typer.Context, option: str) -> bool:
+    """Return whether the value of an option comes from the environment."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "ENVIRONMENT"
 
 
 def _counted(count: int, noun: str) -> str:
