@@ -729,6 +729,25 @@ async def test_positions_that_this_process_has_not_heard_of_are_taken_if_the_log
             assert not events & {f"{name} 1" for name in names[forged:]}
 
 
+async def test_bounds_from_before_an_epoch_do_not_refute_a_client_that_was_sent_events_of_it() -> None:
+    """Another client has just had the bounds read in the process to which this one comes."""
+    house = Processes("c")
+    async with house.running() as (one, other), other.open("/") as kept:
+        await opened(kept)
+        house.brokers[1].faults["c"].cut = True
+        async with other.open("/", last_event_id=kept.last_event_id.replace(".0", ".7")) as hostile:
+            await opened(hostile)
+        house.server.lose_log("c")
+        async with one.open("/") as stream:
+            await opened(stream)
+            await house.pushes[0].publish("c", "1")
+            await stream.next_event()
+        await house.pushes[0].publish("c", "2")
+        async with other.open("/", last_event_id=stream.last_event_id) as again:
+            await opened(again)
+            assert (await again.next_event(control=True)).data == "2"
+
+
 # What is lost while a log is read.
 
 

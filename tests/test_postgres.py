@@ -29,6 +29,7 @@ from livepush_asgi import (
     public,
 )
 from livepush_asgi.brokers import HistoryBroker, Record
+from livepush_asgi.brokers.postgres.schema import Row, page_of
 from livepush_asgi.testing import Client, ParsedEvent, Stream
 from livepush_asgi.wire.event import positioned
 
@@ -483,6 +484,15 @@ async def test_a_restored_dump_is_told_to_every_client(
         assert await told(stream, 19) == ["epoch", *words(range(13, 20))]
         async with client.open("/", last_event_id=third) as back:
             assert await told(back, 19) == ["open", "epoch", *words(range(13, 20))]
+
+
+def test_a_position_in_an_empty_log_is_before_each_doubtful_end() -> None:
+    """After a start of the server, the first event has another epoch than the client that came before it."""
+    page = page_of([Row("standby", 1, 5, "primary.5!", "before.0", None, b"")])
+    assert page is not None
+    assert page.has(Position("before", 0))
+    assert page.locate(Position("before", 0)) is None
+    assert page.seen_from(Position("before", 0)).epoch == "primary"
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ class SharedReads:
         return (await self._read_now(request)).page
 
     def known_bounds(self, channel: str, since: float) -> Page | None:
-        """Return the last result of `read_bounds`, or None if that read began before `since`."""
+        """Return the last result of `read_bounds`, or None if that read began at `since` or earlier."""
         read = self._known(_bounds(channel), since)
         return None if read is None or read.page is None else read.page.page
 
@@ -190,7 +190,7 @@ class SharedReads:
 
     def _known(self, request: Request, since: float) -> _Read | None:
         read = self._cached.get(request)
-        return read if read is not None and read.started_at >= since else None
+        return read if read is not None and read.started_at > since else None
 
     def _cache(self, request: Request, read: _Read) -> None:
         self._drop(request)

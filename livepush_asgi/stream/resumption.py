@@ -14,8 +14,7 @@ logger = logging.getLogger("livepush_asgi")
 
 Ends = Mapping[str, Position | None]
 
-# How long the bounds of a log stay valid, in seconds, so that many clients share one read. A client that
-# reconnects with an epoch which began within that time is sent a false gap.
+# How long the bounds of a log stay valid, in seconds, so that many clients share one read.
 BOUNDS_AGE = 0.05
 # How long to wait before logs are read again, and how long these reads may take, in seconds.
 RETRY, SEEK_TIMEOUT = 0.5, 10.0
@@ -211,10 +210,11 @@ class Resumption:
             history, position = self._hub.history, self.known_position(channel, end)
             is_beyond = position is None or position.offset > end.offset
             page = history.known_bounds(channel, since)
-            # Bounds that were read before the stream opened cannot refute a position beyond them, unless only
-            # this process writes the log.
-            is_new = since >= self._opened_at or (history.in_process and is_beyond)
-            if page is not None and (position is None or is_new or page.has(position)):
+            # Bounds that were read before the stream opened cannot refute a position, which may be newer,
+            # unless only this process writes the log.
+            is_new = history.known_bounds(channel, self._opened_at) is not None
+            is_new = is_new or (history.in_process and is_beyond)
+            if page is not None and (is_new or any(map(page.has, self.cursor_positions(channel)))):
                 self._check_position(channel, page)
             elif is_beyond:
                 beyond.append(channel)

@@ -8,6 +8,7 @@ import anyio
 
 from livepush_asgi.runtime.asgi import ASGIApp
 from livepush_asgi.testing.exchange import Exchange, http_scope
+from livepush_asgi.wire.cursor import Cursor
 from livepush_asgi.wire.parser import EventStreamParser, ParsedEvent
 
 from .plan import Plan
@@ -256,6 +257,11 @@ class Client:
         self.connection = None
         if connection.opened and not connection.plan.control:
             self._tell_all(connection)
+            cursor = Cursor.parse(connection.last_id or "")
+            for channel in connection.plan.channels:
+                if cursor is not None and cursor.knows(channel) and not cursor.positions_in(channel):
+                    # It came without a place in the channel, and is told of all that it may have missed.
+                    self.promise.claims[channel].gap_tick = self._world.tick()
 
     def _tell_all(self, connection: Connection) -> None:
         for channel in connection.plan.channels:

@@ -129,8 +129,8 @@ def page_of(rows: Sequence[Row]) -> Page | None:
         head.first,
         head.last,
         tuple([Record(event.number, event.payload) for event in events if event.number is not None]),
-        # Nothing was lost between an origin and the log's first event.
-        (*origins, *older),
+        # An origin is before the log's first event, and so before each doubtful end.
+        (*older, *origins),
         tuple([ancestor.epoch for ancestor, text in zip(older, marked, strict=False) if text.endswith("!")]),
     )
 
