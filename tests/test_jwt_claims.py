@@ -466,6 +466,15 @@ async def test_an_answer_that_is_no_key_set_is_a_failure_and_an_empty_set_is_not
     assert await outcome(claims_of, OLD.token()) == 401
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_fetch_that_was_cancelled_says_nothing_about_the_tokens() -> None:
+    async def fetch() -> dict[str, object]:
+        # As a future that other code shares, and has cancelled.
+        raise asyncio.CancelledError
+
+    assert await outcome(jwt_claims(fetch, ["ES256"]), OLD.token()) == 503
+
+
 @pytest.mark.real_time
 async def test_a_plain_function_is_called_in_a_thread() -> None:
     threads: list[threading.Thread] = []
