@@ -20,8 +20,8 @@ from ..runtime.failure_log import fields
 logger = logging.getLogger("livepush_asgi")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A signal that comes so soon after a held one is the same, in seconds: systemd and a terminal send it to every
-# process of a server, and the parent of the workers passes it on, uvicorn's up to half a second later.
+# A signal that comes so soon after a held one is the same, in seconds: systemd and a terminal send it to
+# every process of a server, and the parent of the workers passes it on, uvicorn's up to half a second later.
 REPEAT_TIME = 1.0
 
 # The argument of `signal.signal` and the result of `signal.getsignal`.
@@ -32,8 +32,9 @@ class SignalWatch:
     """Calls a function at SIGTERM and SIGINT, and then the handler that was installed before.
 
     It calls the earlier handler at once, or, with `hold`, at `release`. At a second signal, more than
-    REPEAT_TIME later, it calls the earlier handler at once. If the earlier handler is the default, which kills the process immediately, it
-    holds signals for `window` seconds even without `hold`, because some servers send them twice.
+    REPEAT_TIME later, it calls the earlier handler at once. If the earlier handler is the default, which
+    kills the process immediately, it holds signals for `window` seconds even without `hold`, because some
+    servers send them twice.
     """
 
     def __init__(self, on_signal: Callable[[], None], *, hold: bool = False, window: float = 0.0) -> None:
