@@ -492,6 +492,32 @@ async def test_a_plain_function_is_called_in_a_thread() -> None:
 
 
 @pytest.mark.real_time
+async def test_a_plain_function_that_never_returns_is_not_the_last_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, seconds in (("FETCH_TIMEOUT", 0.05), ("RETRY_INTERVAL", 0.05), ("STALE_TIME", 0.3)):
+        monkeypatch.setattr(f"livepush_asgi.http.credentials.key_set.{name}", seconds)
+    stuck, calls = threading.Event(), 0
+
+    def fetch() -> Mapping[str, object]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            stuck.wait()
+        return key_set(OLD)
+
+    claims_of = jwt_claims(fetch, ["ES256"])
+    try:
+        assert await outcome(claims_of, OLD.token()) == 503
+        with anyio.fail_after(10):
+            while await outcome(claims_of, OLD.token()) == 503:  # noqa: ASYNC110  (a thread sets no event)
+                await anyio.sleep(0.02)
+        assert calls >= 2
+    finally:
+        stuck.set()
+
+
+@pytest.mark.real_time
 async def test_the_snippet_asks_the_endpoint_of_a_login_server(monkeypatch: pytest.MonkeyPatch) -> None:
     class Endpoint(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
