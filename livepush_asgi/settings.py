@@ -103,7 +103,7 @@ class DrainPolicy:
     after which the server or its supervisor kills the process. With `signals`, SIGTERM and SIGINT start a
     drain, and then call the handlers that were installed before: at once, or, with `hold`, when the streams
     have ended. `hold` is for a server that closes every connection at the signal, as Daphne does. A second
-    signal calls the earlier handlers at once.
+    signal, more than a second later, calls the earlier handlers at once.
 
     A signal takes effect after `delay` seconds. Until then `draining` is True, so that a readiness check
     fails, and everything else goes on: the server accepts requests, and new streams open. A balancer that

@@ -429,3 +429,39 @@ async def test_no_replay_needs_no_history(replay: Replay) -> None:
     push = LivePush(MockBroker(), lambda request: Grant(channels="news", replay=replay))
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         assert stream.status == 200
+
+
+class Unusual(BaseException):
+    """No Exception, as BaseExceptionGroup and the outcomes of pytest are none."""
+
+
+async def rolling_back() -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        raise ConnectionError("the rollback failed")
+
+
+async def test_an_authorize_that_ends_in_an_unusual_way_ends_no_other_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def authorize(request: StreamRequest) -> Grant:
+        match request.query.get("how"):
+            case "raise":
+                raise Unusual
+            case "clean up":
+                # On trio this group has the cancellation of the timeout, too.
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(rolling_back)
+                    await anyio.sleep_forever()
+        return Grant(channels="news")
+
+    push = LivePush(MemoryBroker(), authorize, timing=Timing(authorize_timeout=1))
+    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
+        for _ in range(3):
+            assert (await client.request("GET", "/?how=raise")).status == 500
+            assert (await client.request("GET", "/?how=clean%20up")).status == 503
+        await push.publish("news", "still here")
+        assert (await stream.next_event()).data == "still here"
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert "raised Unusual" in str(caplog.records[0].exc_info)

@@ -7,12 +7,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import anyio
 import pytest
 
 from livepush_asgi import DrainPolicy, LivePush, MemoryBroker, public
-from livepush_asgi.process.signals import SIGNALS, SignalWatch, _warn_undrained
+from livepush_asgi.process.signals import REPEAT_TIME, SIGNALS, SignalWatch, _warn_undrained
 from livepush_asgi.testing import Client
 
 from .valkey import until
@@ -187,15 +188,24 @@ async def test_a_held_signal_reaches_the_handler_when_the_streams_have_ended(num
         assert signal.getsignal(number) is found
 
 
-async def test_a_second_signal_is_not_held() -> None:
+@pytest.mark.real_time
+@pytest.mark.parametrize("policy", [{"hold": True}, {"delay": 60}])
+async def test_a_second_signal_is_not_held_and_one_that_a_server_passes_on_is_no_second(policy: Any) -> None:
     heard = listen(signal.SIGTERM)
-    push = pushing(1, hold=True)
+    push = pushing(0.5, **policy)
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         await stream.next_event(control=True)
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        assert heard == [signal.SIGTERM]
-        await stream.wait_ended(timeout=5)
+        # As systemd and a terminal do, which tell all processes of a server, and then its parent.
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert heard == []
+        if "delay" in policy:
+            await anyio.sleep(REPEAT_TIME)
+            assert heard == []
+            signal.raise_signal(signal.SIGTERM)
+            assert heard == [signal.SIGTERM]
+        assert await stream.wait_ended(timeout=5) == "drain"
+        await until(lambda: heard)
     # What was passed on is not sent again.
     assert heard == [signal.SIGTERM]
 
@@ -233,19 +243,6 @@ async def test_until_the_delay_is_over_the_process_serves_and_is_not_ready() -> 
             assert await refused.next_event(name="livepush.refused")
     assert heard == [signal.SIGTERM]
     assert push.statistics()["refused"]["drain"] == 1
-
-
-async def test_a_second_signal_ends_the_delay() -> None:
-    heard = listen(signal.SIGTERM)
-    push = pushing(1, delay=60)
-    async with push.lifespan(), Client(push) as client, client.open("/") as stream:
-        await stream.next_event(control=True)
-        signal.raise_signal(signal.SIGTERM)
-        await until(lambda: push.statistics()["draining"])
-        signal.raise_signal(signal.SIGTERM)
-        assert heard == [signal.SIGTERM]
-        assert await stream.wait_ended(timeout=5) == "drain"
-    assert heard == [signal.SIGTERM]
 
 
 async def test_a_server_that_cuts_its_streams_hears_of_the_signal_after_delay_and_drain() -> None:

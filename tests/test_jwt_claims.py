@@ -467,6 +467,15 @@ async def test_an_answer_that_is_no_key_set_is_a_failure_and_an_empty_set_is_not
     assert await outcome(claims_of, OLD.token()) == 401
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_fetch_that_was_cancelled_says_nothing_about_the_tokens() -> None:
+    async def fetch() -> dict[str, object]:
+        # As a future that other code shares, and has cancelled.
+        raise asyncio.CancelledError
+
+    assert await outcome(jwt_claims(fetch, ["ES256"]), OLD.token()) == 503
+
+
 @pytest.mark.real_time
 async def test_a_plain_function_is_called_in_a_thread() -> None:
     threads: list[threading.Thread] = []
@@ -481,6 +490,32 @@ async def test_a_plain_function_is_called_in_a_thread() -> None:
     assert await outcome(jwt_claims(fetch, ["ES256"]), OLD.token()) == "ada"
     assert threads != [threading.main_thread()]
     assert await outcome(jwt_claims(lambda: later(), ["ES256"]), OLD.token()) == "ada"
+
+
+@pytest.mark.real_time
+async def test_a_plain_function_that_never_returns_is_not_the_last_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, seconds in (("FETCH_TIMEOUT", 0.05), ("RETRY_INTERVAL", 0.05), ("STALE_TIME", 0.3)):
+        monkeypatch.setattr(f"livepush_asgi.http.credentials.key_set.{name}", seconds)
+    stuck, calls = threading.Event(), 0
+
+    def fetch() -> Mapping[str, object]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            stuck.wait()
+        return key_set(OLD)
+
+    claims_of = jwt_claims(fetch, ["ES256"])
+    try:
+        assert await outcome(claims_of, OLD.token()) == 503
+        with anyio.fail_after(10):
+            while await outcome(claims_of, OLD.token()) == 503:  # noqa: ASYNC110  (a thread sets no event)
+                await anyio.sleep(0.02)
+        assert calls >= 2
+    finally:
+        stuck.set()
 
 
 @pytest.mark.real_time

@@ -158,6 +158,22 @@ async def test_a_ticket_opens_one_stream_in_one_of_two_workers(valkey: ValkeyPro
 
 
 @pytest.mark.real_time
+async def test_a_wave_of_clients_waits_for_connections(valkey: ValkeyProcess) -> None:
+    # The pool of the client is smaller than the wave.
+    async with valkey.client() as client:
+        tickets = RedisTickets(client)
+        found: list[object] = []
+
+        async def use() -> None:
+            found.append(await outcome(tickets, await tickets.issue("ada")))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(300):
+                tasks.start_soon(use)
+        assert found == ["ada"] * 300
+
+
+@pytest.mark.real_time
 async def test_the_server_has_no_ticket_that_could_be_used_and_forgets_them(valkey: ValkeyProcess) -> None:
     async with valkey.client() as client:
         tickets = RedisTickets(client, ttl=0.1, key_prefix="mine:")

@@ -5,6 +5,7 @@ have closed, which streams never do. So the component has to handle the signals 
 """
 
 import logging
+import math
 import signal
 import sys
 import threading
@@ -19,6 +20,9 @@ from ..runtime.failure_log import fields
 logger = logging.getLogger("livepush_asgi")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A signal that comes so soon after a held one is the same, in seconds: systemd and a terminal send it to
+# every process of a server, and the parent of the workers passes it on, uvicorn's up to half a second later.
+REPEAT_TIME = 1.0
 
 # The argument of `signal.signal` and the result of `signal.getsignal`.
 Handler = Callable[[int, FrameType | None], object] | int | None
@@ -27,9 +31,10 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 class SignalWatch:
     """Calls a function at SIGTERM and SIGINT, and then the handler that was installed before.
 
-    It calls the earlier handler at once, or, with `hold`, at `release`. At a second signal it calls the
-    earlier handler at once. If the earlier handler is the default, which kills the process immediately, it
-    holds signals for `window` seconds even without `hold`, because some servers send them twice.
+    It calls the earlier handler at once, or, with `hold`, at `release`. At a second signal, more than
+    REPEAT_TIME later, it calls the earlier handler at once. If the earlier handler is the default, which
+    kills the process immediately, it holds signals for `window` seconds even without `hold`, because some
+    servers send them twice.
     """
 
     def __init__(self, on_signal: Callable[[], None], *, hold: bool = False, window: float = 0.0) -> None:
@@ -104,6 +109,8 @@ class SignalWatch:
         name = signal.Signals(number)
         found = self._earlier.get(name)
         if self._active:
+            if time.monotonic() < min(self._held.values(), default=-math.inf) + REPEAT_TIME:
+                return
             self._on_signal()
             if self._hold_signal(name):
                 return

@@ -150,10 +150,15 @@ class _Call(Generic[T]):
             self._value.append(await self._awaitable)
         except Exception as error:
             self._error = error
-        except BaseException:
-            # Only this task was cancelled; the waiting task must not raise a cancellation.
-            self._error = RuntimeError("a callback was cancelled by code outside of the component")
-            raise
+        except BaseException as error:
+            # Only this task was cancelled; the waiting task must not raise a cancellation. Nor may a group
+            # that has one, and an error of a callback that cleaned up, end the other tasks on trio.
+            self._error = RuntimeError(
+                f"a callback was cancelled by code outside of the component, or raised {type(error).__name__}"
+            )
+            self._error.__cause__ = error
+            if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+                raise
         finally:
             self.took = time.perf_counter() - begun
             self.done = True

@@ -145,14 +145,14 @@ class FetchedKeySet:
         self._fetch = fetch
         self._algorithms = algorithms
         self._keys: KeySet | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._failures = FailureLog()
         # The event loop that the next three belong to.
         self._loop: object = None
         self._fetched: anyio.Event | None = None
         self._asked_at = self._fetched_at = -math.inf
-        # Whether a thread still runs `fetch`, perhaps after its time was over.
-        self._in_thread = False
+        # Since when a thread has run `fetch`, perhaps after its time was over.
+        self._in_thread_since = -math.inf
 
     async def find(self, kid: str | None, algorithm: str) -> VerifyingKey | None:
         """Return a key of the set, which is fetched if there is none yet, or none with this id."""
@@ -177,7 +177,7 @@ class FetchedKeySet:
     def _start_unless_asked(self, interval: float) -> None:
         """Begin to fetch, unless that happens now or has begun less than `interval` seconds ago."""
         if (loop := loop_identity()) is not self._loop:
-            self._loop, self._fetched = loop, None
+            self._loop, self._fetched, self._error = loop, None, None
             self._asked_at = self._fetched_at = -math.inf
         if self._fetched is None and now() - self._asked_at >= interval:
             self._asked_at = now()
@@ -189,8 +189,11 @@ class FetchedKeySet:
             with anyio.fail_after(FETCH_TIMEOUT):
                 self._keys = KeySet(await self._ask(), self._algorithms)
             self._error, self._fetched_at = None, now()
-        except Exception as error:
+        except BaseException as error:
+            # Also after a cancellation: a client whose key is not known has to come again.
             self._error = error
+            if not isinstance(error, (Exception, BaseExceptionGroup)):
+                raise
             self._failures.log(logging.WARNING, UNAVAILABLE, error=error, extra=fields("key_set_failed"))
         finally:
             if self._fetched is done:
@@ -201,14 +204,17 @@ class FetchedKeySet:
         """Call `fetch`, in a thread if it is not asynchronous."""
         if iscoroutinefunction(self._fetch):
             return await self._fetch()
-        if self._in_thread:
+        # A call without a time-out of its own may never return, and must not be the last one.
+        if abs(now() - self._in_thread_since) < STALE_TIME:
             raise TimeoutError("the last call of the function that fetches it has not returned yet")
-        result = await anyio.to_thread.run_sync(self._call_in_thread, abandon_on_cancel=True)
+        self._in_thread_since = now()
+        # A limiter of its own: the threads of the application may all be busy, and this one may stay so.
+        limiter = anyio.CapacityLimiter(1)
+        result = await anyio.to_thread.run_sync(self._call_in_thread, abandon_on_cancel=True, limiter=limiter)
         return await result if isawaitable(result) else result
 
     def _call_in_thread(self) -> object:
-        self._in_thread = True
         try:
             return self._fetch()
         finally:
-            self._in_thread = False
+            self._in_thread_since = -math.inf

@@ -1,10 +1,16 @@
 """RedisTickets: tickets on a Redis or Valkey, for several workers. It needs redis-py."""
 
+from asyncio import Semaphore
+
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import RedisError
 
 from ...errors import AuthorizationUnavailableError
 from .tickets import TTL, Tickets
+
+# How many tickets a process asks for at once. Each takes a connection, and the pool of redis-py has 100: in a
+# wave of clients the others wait for one.
+AT_ONCE = 32
 
 
 class RedisTickets(Tickets):
@@ -26,18 +32,21 @@ class RedisTickets(Tickets):
             )
         self._redis = redis
         self._prefix = key_prefix
+        self._at_once = Semaphore(AT_ONCE)
 
     async def put(self, key: str, subject: str) -> None:
         """Store a text for `ttl` seconds."""
         try:
-            await self._redis.set(self._prefix + key, subject, px=max(round(self.ttl * 1000), 1))
+            async with self._at_once:
+                await self._redis.set(self._prefix + key, subject, px=max(round(self.ttl * 1000), 1))
         except (RedisError, OSError) as error:
             raise AuthorizationUnavailableError("Redis did not take the ticket") from error
 
     async def take(self, key: str) -> str | None:
         """Remove the text of a key and return it, or None."""
         try:
-            found = await self._redis.getdel(self._prefix + key)
+            async with self._at_once:
+                found = await self._redis.getdel(self._prefix + key)
         except (RedisError, OSError) as error:
             raise AuthorizationUnavailableError("Redis was asked for a ticket and did not answer") from error
         return found.decode() if isinstance(found, bytes) else found
