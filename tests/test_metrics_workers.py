@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -94,6 +95,20 @@ async def until(server: Serving, name: str, value: float, **labels: str) -> Samp
     return samples
 
 
+async def telemetry(server: Serving) -> Counter[str]:
+    """Return what the readers of both workers have in memory, added up: values, and counts of histograms."""
+    found: dict[int, Counter[str]] = {}
+    async with asyncio.timeout(20):
+        while len(found) < 2:
+            answer = await server.open("/telemetry")
+            page = json.loads(await answer.read_chunks())
+            numbers = found[page["pid"]] = Counter[str]()
+            for metric in page["resource_metrics"][0]["scope_metrics"][0]["metrics"]:
+                for point in metric["data"]["data_points"]:
+                    numbers[metric["name"]] += point.get("value", point.get("count"))
+    return sum(found.values(), Counter[str]())
+
+
 async def pids_with_streams(server: Serving) -> dict[int, int]:
     """Return how many streams each worker has, by its own word."""
     found: dict[int, int] = {}
@@ -169,6 +184,15 @@ async def test_the_numbers_add_up(valkey: ValkeyProcess, tmp_path: Path) -> None
         assert total(samples, "livepush_healthy") == total(samples, "livepush_info") == 1
         assert total(samples, "livepush_draining") == 0
         assert not [name for name, labels in samples if "pid" in dict(labels)]
+
+        numbers = await telemetry(server)
+        assert numbers["livepush.streams"] == len(clients.open)
+        assert numbers["livepush.streams.opened"] == numbers["livepush.open.duration"] == opened
+        assert numbers["livepush.streams.ended"] == numbers["livepush.stream.duration"] == 5
+        assert (numbers["livepush.streams.refused"], numbers["livepush.gaps"]) == (1, 1)
+        assert numbers["livepush.events.delivered"] + numbers["livepush.replayed.events"] == clients.events
+        assert numbers["livepush.events.published"] == numbers["livepush.publish.duration"] == 208
+        assert numbers["livepush.sent.bytes"] == clients.bytes
 
         # One worker's own text has a part of that alone.
         answer = await server.open("/text")
