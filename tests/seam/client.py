@@ -115,6 +115,11 @@ class Connection:
         return begun and not self.refused and not self.task.done()
 
     @property
+    def sent(self) -> int:
+        """How many messages the application has sent, taken or not."""
+        return len(self._exchange.messages)
+
+    @property
     def state(self) -> bool:
         return self.plan.snapshot is not None
 

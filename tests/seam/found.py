@@ -534,4 +534,17 @@ FOUND: dict[str, Tale] = {
             ("connect", 0, 2, Plan()),
         ],
     ),
+    # Here the model was wrong, and the component right.
+    "a stream was let in while the application of the closed one before it had yet to return": Tale(
+        Setup(clients=2, cap=1),
+        [
+            ("connect", 0, 0, Plan(slot="one", window=1)),
+            ("pass", 3.0),
+            ("connect", 1, 0, Plan(slot="one", authorize=2.0)),
+            ("pass", 2.0),
+            ("turns", 1),
+            ("turns", 1),
+            ("turns", 1),
+        ],
+    ),
 }

@@ -46,6 +46,8 @@ HEARTBEAT = 15.0
 LATE = 0.2
 #: More turns of the event loop than any operation needs.
 TURNS = 30_000
+#: More turns than an application needs to return once its stream is closed.
+RETURNING = 10
 EPOCH = 1_800_000_000.0
 
 
@@ -459,23 +461,42 @@ class Story:
         if over and connection.streaming:
             raise PromiseBroken("the stream is open, though its grant has expired")
 
-    def check_now(self) -> None:
+    async def check_now(self) -> None:
         """Check what has to hold all the time."""
         for client in self.clients:
             for connection in client.connections:
                 self._check_expiry(connection)
         if self.slots is not None and not self.setup.replace:
             for key in ("one", "two"):
-                # A client that has just left may leave its application at work for a moment.
-                open_ = sum(
-                    connection.streaming
-                    and connection.plan.slot == key
-                    and (connection.cut_at is None or self.now() > connection.cut_at + 1)
-                    for client in self.clients
-                    for connection in client.connections
-                )
-                if open_ > self.slots.cap:
-                    raise PromiseBroken(f"{open_} streams of {key} are open at a cap of {self.slots.cap}")
+                await self._check_cap(key, self.slots.cap)
+
+    async def _check_cap(self, key: str, cap: int) -> None:
+        connections = self._open_streams(key)
+        if len(connections) <= cap:
+            return
+        # A slot is free as soon as the component closes a stream whose client takes nothing. The application
+        # then has yet to return, and may send nothing more.
+        sent = [connection.sent for connection in connections]
+        for _ in range(RETURNING):
+            await asyncio.sleep(0)
+        left = self._open_streams(key)
+        open_ = sum(
+            connection in left or connection.sent > before
+            for connection, before in zip(connections, sent, strict=True)
+        )
+        if open_ > cap:
+            raise PromiseBroken(f"{open_} streams of {key} are open at a cap of {cap}")
+
+    def _open_streams(self, key: str) -> list[Connection]:
+        # A client that has just left may leave its application at work for a moment.
+        return [
+            connection
+            for client in self.clients
+            for connection in client.connections
+            if connection.streaming
+            and connection.plan.slot == key
+            and (connection.cut_at is None or self.now() > connection.cut_at + 1)
+        ]
 
     async def _leave_nothing(self) -> None:
         for client in self.clients:
@@ -618,7 +639,7 @@ def tell(setup: Setup, operations: list[Operation], stories: list[Story] | None 
             for operation in operations:
                 loop.bound(TURNS)
                 await story.do(operation)
-                story.check_now()
+                await story.check_now()
             loop.bound(TURNS)
             await story.finish()
 
