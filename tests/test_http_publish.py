@@ -336,6 +336,7 @@ async def test_what_authorize_publish_may_return_or_raise(caplog: pytest.LogCapt
     assert "authorize_publish failed; the client got a 500" in caplog.text
 
 
+@pytest.mark.virtual_time
 async def test_an_authorize_publish_that_hangs_is_a_503(caplog: pytest.LogCaptureFixture) -> None:
     async def authorize_publish(request: PublishRequest) -> PublishGrant:
         await anyio.sleep_forever()
@@ -585,6 +586,7 @@ async def test_a_body_is_refused_when_its_length_is_announced_and_while_it_arriv
         assert await h.data() == ["1", "1"]
 
 
+@pytest.mark.virtual_time
 async def test_a_body_that_comes_too_slowly_is_a_408() -> None:
     async with house() as h:
         app = h.push.publisher(everybody, body_timeout=5)
@@ -610,6 +612,7 @@ async def test_a_publisher_that_leaves_before_its_request_is_whole_publishes_not
         assert await h.data() == ["1"]
 
 
+@pytest.mark.virtual_time
 async def test_what_all_bodies_hold_together_is_bounded() -> None:
     async with house() as h:
         app = h.push.publisher(everybody, max_body=1000, body_timeout=5)
@@ -626,6 +629,7 @@ async def test_what_all_bodies_hold_together_is_bounded() -> None:
         assert await Upload(EVENT).through(app) == 200
 
 
+@pytest.mark.virtual_time
 async def test_bodies_count_until_their_events_are_published() -> None:
     """So a broker that is slow, or away, holds no more of them than slow clients do."""
     broker = Held()
@@ -642,6 +646,7 @@ async def test_bodies_count_until_their_events_are_published() -> None:
         assert len(await h.data()) == BODIES + 1
 
 
+@pytest.mark.virtual_time
 async def test_a_flood_of_large_bodies_that_stall_does_not_keep_out_a_small_one() -> None:
     async with house() as h:
         app = h.push.publisher(everybody, max_body=1000, body_timeout=5)

@@ -333,6 +333,7 @@ async def test_openings_at_the_same_time_ask_once() -> None:
     assert issuer.asked == 1
 
 
+@pytest.mark.virtual_time
 async def test_a_new_key_works_at_once_and_an_old_one_until_it_has_left() -> None:
     issuer = Issuer(OLD)
     claims_of = issuer.claims_of()
@@ -349,6 +350,7 @@ async def test_a_new_key_works_at_once_and_an_old_one_until_it_has_left() -> Non
     assert await outcomes(claims_of, OLD.token(), NEW.token()) == [401, "ada"]
 
 
+@pytest.mark.virtual_time
 async def test_a_set_that_nobody_has_asked_for_long_is_fetched_before_it_is_believed() -> None:
     issuer = Issuer(OLD)
     claims_of = issuer.claims_of()
@@ -358,6 +360,7 @@ async def test_a_set_that_nobody_has_asked_for_long_is_fetched_before_it_is_beli
     assert await outcome(claims_of, OLD.token()) == 401
 
 
+@pytest.mark.virtual_time
 async def test_unknown_key_ids_ask_once_in_a_while() -> None:
     issuer = Issuer(OLD)
     claims_of = issuer.claims_of()
@@ -370,6 +373,7 @@ async def test_unknown_key_ids_ask_once_in_a_while() -> None:
         await anyio.sleep(RETRY_INTERVAL)
 
 
+@pytest.mark.virtual_time
 async def test_an_issuer_that_does_not_answer_delays_those_with_unknown_keys_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -401,6 +405,7 @@ async def test_an_issuer_that_does_not_answer_delays_those_with_unknown_keys_alo
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+@pytest.mark.virtual_time
 async def test_a_client_that_leaves_does_not_end_the_call_for_the_others() -> None:
     issuer = Issuer(OLD)
     issuer.answers = anyio.Event()
@@ -418,6 +423,7 @@ async def test_a_client_that_leaves_does_not_end_the_call_for_the_others() -> No
     assert issuer.asked == 1
 
 
+@pytest.mark.virtual_time
 async def test_without_keys_a_client_comes_again() -> None:
     issuer = Issuer(OLD)
     issuer.fails = True
@@ -435,6 +441,7 @@ async def test_without_keys_a_client_comes_again() -> None:
     assert await outcome(claims_of, OLD.token()) == "ada"
 
 
+@pytest.mark.virtual_time
 async def test_the_last_keys_stay_valid_while_the_issuer_is_away() -> None:
     issuer = Issuer(OLD)
     claims_of = issuer.claims_of()
@@ -452,6 +459,7 @@ async def test_the_last_keys_stay_valid_while_the_issuer_is_away() -> None:
 @pytest.mark.parametrize(
     "document", [None, "text", [], {"error": "busy"}, {"keys": {}}, {"keys": [RSA.jwk] * 101}]
 )
+@pytest.mark.virtual_time
 async def test_an_answer_that_is_no_key_set_is_a_failure_and_an_empty_set_is_not(document: object) -> None:
     answers: list[object] = [key_set(OLD), document, {"keys": []}]
 

@@ -196,6 +196,7 @@ class Away(MemoryBroker):
         return position
 
 
+@pytest.mark.virtual_time
 async def test_while_the_broker_is_away_nothing_is_lost_doubled_or_out_of_order() -> None:
     broker = Away()
     push, kafka = LivePush(broker, public("a")), Kafka()

@@ -61,6 +61,7 @@ async def test_a_ticket_opens_one_stream() -> None:
     assert await outcome(MemoryTickets(), await tickets.issue("ada")) == 401
 
 
+@pytest.mark.virtual_time
 async def test_a_ticket_expires() -> None:
     tickets = MemoryTickets(ttl=5)
     early, late = [await tickets.issue("ada") for _ in range(2)]
@@ -112,6 +113,7 @@ async def test_a_request_that_is_authorized_again_keeps_its_ticket() -> None:
     assert tickets.takes == 2
 
 
+@pytest.mark.virtual_time
 async def test_a_process_keeps_a_bounded_number() -> None:
     tickets = MemoryTickets()
     first, second = [await tickets.issue("ada") for _ in range(2)]
