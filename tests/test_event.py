@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from livepush_asgi.errors import InvalidEventError, LivePushError
 from livepush_asgi.testing import EventStreamParser, ParsedEvent
+from livepush_asgi.wire.control import close_block, count_events, gap_block, id_block, open_block, retry_line
 from livepush_asgi.wire.event import (
     HEARTBEAT,
     MAX_RETRY,
@@ -21,6 +22,7 @@ from livepush_asgi.wire.event import (
     payload_bytes,
     to_payload,
 )
+from livepush_asgi.wire.reasons import EndReason, GapReason
 
 # Everything that ends a line for str.splitlines() but is ordinary data in an event stream.
 NOT_LINE_ENDS = ["\v", "\f", "\x1c", "\x1d", "\x1e", "\u0085", "\u2028", "\u2029", "\0", "\ufeff"]
@@ -393,3 +395,34 @@ def test_a_broker_is_given_text_or_bytes() -> None:
     for payload in ({"a": 1}, 5, None, ["a"]):
         with pytest.raises(TypeError, match=r"publishes text or bytes, not .*json\.dumps"):
             payload_bytes(payload)
+
+
+OWN_BLOCKS = [
+    HEARTBEAT,
+    id_block("c~e.1"),
+    retry_line(1000) + id_block("c~e.1"),
+    open_block(1000, "c~e.1", [("c", GapReason.EPOCH)], resumed=False),
+    gap_block("c", GapReason.BROKER, "c~e.1"),
+    close_block(EndReason.DRAIN, 1000),
+]
+WORDS = st.sampled_from(["event: livepush.open", "id: 7", "data: x", "", "\n", "a"])
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(OWN_BLOCKS),
+            st.builds(
+                lambda words, name, id: Event("".join(words), name, id).encode(),
+                st.lists(WORDS),
+                st.sampled_from([None, "news"]),
+                st.sampled_from([None, "7"]),
+            ),
+        )
+    )
+)
+@unhurried
+def test_the_events_of_the_application_are_counted_as_a_client_sees_them(blocks: list[bytes]) -> None:
+    joined = b"".join(blocks)
+    seen = [event for event in EventStreamParser().feed(joined) if not event.event.startswith("livepush.")]
+    assert count_events(joined) == len(seen)

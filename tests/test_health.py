@@ -187,6 +187,18 @@ async def test_a_short_reconnect_takes_no_process_out() -> None:
         assert [str(fault) for fault in here.push.faults] == ["the broker is not healthy, for 1.0 s"]
 
 
+async def test_an_outage_that_has_ended_is_not_remembered() -> None:
+    async with house() as here:
+        here.broker.healthy = False
+        assert not here.push.healthy
+        await let_pass(5)
+        assert await here.ask("ready") == (503, "unhealthy")
+        here.broker.healthy = True
+        assert await here.ask("ready") == (200, "ok")
+        here.broker.healthy = False
+        assert await here.ask("ready") == (200, "ok")
+
+
 async def test_any_thread_may_ask() -> None:
     broker, found = WatchedBroker(), list[tuple[bool, int]]()
     broker.fail_subscribe(ConnectionError("nobody there"))

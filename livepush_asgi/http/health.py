@@ -87,6 +87,7 @@ class HealthEndpoint:
     def _broken_for(self, run: Run) -> float:
         """Return for how long the process has not received all events, in seconds; -1 if it does."""
         if run.healthy:
+            self._looked_at = -math.inf
             return -1.0
         now = run.scheduler.now()
         if not 0 <= now - self._looked_at < LOOK_INTERVAL:

@@ -4,11 +4,15 @@ Every control event has a name, because a browser does not pass named events to 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 
 from .event import encode_block, id_line
 from .reasons import EndReason, GapReason
+
+# A control event, or an id alone. The lines of data begin with `data:`, and they are the last of a block.
+_NO_EVENT = re.compile(rb"(?:\A|\n)(?:event: livepush\.|id: [^\n]*\n(?=\n))")
 
 
 def open_block(
@@ -64,10 +68,11 @@ def refused_block(reason: str, status: int, detail: str | None, retry: int) -> b
 
 
 def count_events(blocks: bytes) -> int:
-    """Return how many events are in these blocks, without the control events."""
-    # No other line begins so: the lines of data begin with `data:`.
-    control = blocks.count(b"\nevent: livepush.") + blocks.startswith(b"event: livepush.")
-    return blocks.count(b"\n\n") - control
+    """Return how many events are in these blocks, without the control events.
+
+    An id alone is no event: a client dispatches nothing without data.
+    """
+    return blocks.count(b"\n\n") - len(_NO_EVENT.findall(blocks))
 
 
 def origin_line(channel: str, id: str) -> bytes:
