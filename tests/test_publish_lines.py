@@ -4,7 +4,6 @@ import array
 import contextlib
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -144,7 +143,6 @@ def test_a_line_is_published_when_it_comes(valkey: ValkeyProcess) -> None:
         assert process.end() == (0, "2 events\n", "")
 
 
-@pytest.mark.skipif(shutil.which("tail") is None, reason="tail is not installed")
 def test_a_log_file_is_followed_through_its_rotation(valkey: ValkeyProcess, tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     log.write_text("old\n")

@@ -159,11 +159,9 @@ def publish(
 
     if id is not None and data == "-":
         raise Failure("--id is for one event: give DATA too, or leave --id out", MISTYPED)
-    # What is typed takes precedence over a variable of the environment.
-    if url is not None and _is_variable(context, "redis") and not _is_variable(context, "url"):
-        redis = None
-    elif redis is not None and _is_variable(context, "url") and not _is_variable(context, "redis"):
-        url = None
+    # An option of the command line takes precedence over a variable of the environment.
+    if url is not None and redis is not None and (typed := _typed(context, "url", "redis")):
+        url, redis = (url if "url" in typed else None), (redis if "redis" in typed else None)
     if url is not None:
         if redis is not None or namespace is not None:
             other = "--namespace" if redis is None else "--redis or LIVEPUSH_REDIS"
@@ -230,10 +228,10 @@ def doctor(
     return status
 
 
-def _is_variable(context: typer.Context, option: str) -> bool:
-    """Return whether the value of an option comes from the environment."""
-    source = context.get_parameter_source(option)
-    return source is not None and source.name == "ENVIRONMENT"
+def _typed(context: typer.Context, *options: str) -> set[str]:
+    """Return which of these options are on the command line, and not from the environment."""
+    sources = {option: context.get_parameter_source(option) for option in options}
+    return {option for option, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def _counted(count: int, noun: str) -> str:

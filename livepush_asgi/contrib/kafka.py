@@ -88,7 +88,7 @@ class _Bridge:
                     try:
                         await self._publish(record)
                     except Exception:
-                        # What was published before it need not come again.
+                        # The records before it are published and need not come again.
                         if index:
                             await self._commit(partition, record.offset)
                         raise

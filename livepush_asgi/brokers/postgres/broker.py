@@ -412,7 +412,8 @@ def _raised(outcome: Position | PositionConflictError) -> Position:
 
 
 _brokers: WeakSet[PostgresBroker] = WeakSet()
-# What a forked process has inherited. Collecting it would disturb the event loop of the parent process.
+# The connections that a forked process has inherited. To collect them would disturb the event loop of the
+# parent process.
 _inherited: list[object] = []
 
 

@@ -18,7 +18,7 @@ MAX_LEEWAY = 600
 MISSING = "Authorize with a bearer token."
 INVALID = "The token is invalid or has expired."
 AMBIGUOUS = "The request has several tokens."
-# What PyJWT raises for a token that it cannot read: its own errors, and at times those of `int` and `json`.
+# PyJWT raises these for a token that it cannot read: its own errors, and at times those of `int` and `json`.
 _WRONG = (jwt.PyJWTError, ValueError, OverflowError, RecursionError)
 
 
@@ -115,7 +115,7 @@ def _token_of(request: StreamRequest, cookie: str | None, query: str | None) -> 
     if not found and query is not None:
         found = set(request.query_all(query))
     if not found and cookie is not None:
-        # Whoever controls another name of the same site can add a cookie of the same name to the user's own.
+        # Another host of the same site can add a cookie of the same name to the user's own.
         found = set(request.cookies_all(cookie))
     found.discard("")
     if len(found) > 1:

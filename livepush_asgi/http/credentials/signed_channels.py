@@ -16,7 +16,7 @@ TTL = 24 * 3600.0
 MAX_TTL = 31 * 24 * 3600
 # A URL has to fit into what servers and proxies accept.
 MAX_LENGTH = 4096
-# What the signature is for, so that a secret that signs other things as well signs nothing else by this.
+# Each signature is over this text too, so that none of it is valid where the secret signs something else.
 _PURPOSE = b"livepush_asgi channels 1"
 
 
