@@ -40,7 +40,8 @@ class Counting:
     """Yields numbers, and knows whether it has begun and was closed."""
 
     def __init__(self, first: int, last: int, pace: float = 1.0) -> None:
-        self.begun = self.closed = False
+        self.begun = False
+        self.closed = anyio.Event()
         self._range = range(first, last + 1)
         self._pace = pace
 
@@ -51,7 +52,7 @@ class Counting:
                 await anyio.sleep(self._pace)
                 yield number
         finally:
-            self.closed = True
+            self.closed.set()
 
 
 def serving(broker: MemoryBroker | None = None, *, control_events: bool = True) -> LivePush:
@@ -169,8 +170,7 @@ async def test_cancel_ends_the_readers_and_closes_the_iterator() -> None:
             assert (status.state, status.count) == (RunState.CANCELLED, 1)
             with anyio.fail_after(0.1):
                 assert [item async for item in items] == []
-                while not job.closed:
-                    await anyio.sleep(0.01)
+                await job.closed.wait()
         assert await push.run("a").cancel() == status
         assert await text_of(push) == ["1", "cancelled"]
 
@@ -192,7 +192,7 @@ async def test_a_run_is_lost_when_its_process_stops_and_another_goes_on() -> Non
         async with push.lifespan():
             await push.run("a").start(job())
             await anyio.sleep(3.5)
-        assert job.closed
+        assert job.closed.is_set()
         assert await text_of(other) == ["1", "2", "3", "lost"]
         status = await status_of(other)
         assert await other.run("a").start(Counting(status.count + 1, 5)(), resume=True)
@@ -214,7 +214,7 @@ async def test_a_run_that_is_started_again_is_read_from_its_new_start() -> None:
 
 
 class StoppingBroker(MemoryBroker):
-    """The connection of a process to a broker in memory. While the process is stopped, nothing gets through."""
+    """The connection of a process to a broker in memory. While it is stopped, nothing gets through."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ async def test_a_silent_producer_is_lost_after_its_lease_and_fenced_when_it_wake
         assert await other.run("a").start(Counting(2, 60)(), resume=True)
         stopping.going.set()
         await anyio.sleep(1)
-        assert job.closed
+        assert job.closed.is_set()
         assert await text_of(other) == [*map(str, range(1, 61)), "done"]
 
 

@@ -159,3 +159,7 @@ async def test_a_log_that_was_lost_with_the_server_is_told_and_the_run_goes_on(
         status = await push.run("a").status()
         assert status is not None
         assert (status.state, status.count) == (RunState.DONE, 60)
+        async with push.run("a").read() as items:
+            # Who comes late is told too that the beginning is missing.
+            assert isinstance(await anext(items), Gap)
+            assert (await rest_of(items))[-1] == "60"

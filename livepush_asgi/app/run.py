@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..brokers import HistoryBroker
-from ..errors import PositionConflictError, RunExistsError, RunNotFoundError
+from ..errors import NotRunningError, PositionConflictError, RunExistsError, RunNotFoundError
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
+from ..process.run import NOT_RUNNING
 from ..runs.host import new_attempt, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
@@ -19,9 +20,9 @@ from ..stream.run_stream import start_id
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
-from ..wire.reasons import RunState
+from ..wire.reasons import GapReason, RunState
 from ..wire.run_record import RunFollower, record_of
-from .subscriber import Subscriber
+from .subscriber import Gap, Subscriber
 
 if TYPE_CHECKING:
     from .livepush import LivePush
@@ -112,6 +113,8 @@ class Run:
         iterator = iterator_of(items)
         try:
             host = await self._push._run_host()
+            if not host.process.accepting:
+                raise NotRunningError(NOT_RUNNING)
             start = await self._claim(join=join, restart=restart, resume=resume, lease=lease)
             if start is not None:
                 host.start(self._log, start, iterator, retry_for)
@@ -328,4 +331,6 @@ class RunReader(Subscriber):
             self._over = told is None or told.epoch != position.epoch or told.offset <= position.offset
         if self._over and end is not None:
             self.state, self.count = end.state, end.count
+        if self._follower.lacks_beginning:
+            self._items.append(Gap(self._channel, GapReason.EPOCH, self._id))
         return end is None and not self._over

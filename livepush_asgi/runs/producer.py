@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -161,8 +162,7 @@ class Producer:
             page = await self._log.after(self._end.offset)
             placed = page.locate(self._end)
             if placed is None:
-                await self._begin_again(Position(page.epoch, page.last))
-                return False
+                return await self._find_place(sent)
             for record in page.records:
                 self._check(record_in(record.payload))
             if sent is not None and page.records and page.records[0] == (placed.offset + 1, sent):
@@ -180,26 +180,32 @@ class Producer:
         if (record.attempt == attempt) if record.kind == "end" else (record.attempt != attempt):
             raise EndedError
 
-    async def _begin_again(self, end: Position) -> None:
-        """Append a start record to a log that was lost with the server. Readers are told of a gap."""
-        state, _ = await self._log.state()
-        if (
-            state is not None and state.attempt != self._start.attempt
-        ) or now() - self._appended_at > self._start.lease:
+    async def _find_place(self, sent: bytes | None) -> bool:
+        """Go on in a log that was lost, or has lost its end: readers are told of a gap there.
+
+        Returns whether `sent` is the last event. Raises EndedError if the attempt has ended, or may have.
+        """
+        state, end = await self._log.state()
+        if state is None:
+            await self._begin_again(end)
+            return False
+        if state.ended or state.attempt != self._start.attempt:
             raise EndedError
-        start = LogState(
-            self._start.attempt,
-            RunState.RUNNING,
-            end.offset + 1,
-            self._count,
-            self._start.lease,
-            0.0,
-            end,
-        )
+        self._end = end
+        records = (await self._log.after(end.offset - 1)).records
+        return sent is not None and bool(records) and records[0] == (end.offset, sent)
+
+    async def _begin_again(self, end: Position) -> None:
+        """Append a start record to a log that has none, which says how many events are missing before it."""
+        if now() - self._appended_at > self._start.lease:
+            # Another attempt may have begun and ended meanwhile.
+            raise EndedError
+        start = replace(self._start, begin=end.offset + 1)
+        self._end = end
         try:
             self._end = await self._log.append(start.make("start", count=self._count), end)
         except PositionConflictError:
-            self._end = end
+            # The caller reads what was appended instead.
             return
         self._start = start
 

@@ -15,13 +15,12 @@ from .log import LogState, RunLog
 LOOKS = 4
 
 
-async def end_if_silent(
-    log: RunLog, run: LogState, known_end: Callable[[], Position | None]
-) -> LogState | None:
+async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Position | None]) -> None:
     """Wait until the log of a run has had nothing new for its lease, and append that the run is lost.
 
-    Returns the state then, or when the attempt has ended by itself or was followed by another. Time in which the broker is away, or this process stands still, does not count. `known_end` returns
-    the end of the log as far as this process was told: while that changes, the log need not be asked.
+    Returns then, or when the run has ended by itself. Time in which the broker is away, or this process
+    stands still, does not count. `known_end` returns the end of the log as far as this process was told:
+    while that changes, the log need not be asked.
     """
     pause = run.lease / LOOKS
     seen, quiet = known_end(), 0
@@ -46,11 +45,13 @@ async def end_if_silent(
         if quiet > LOOKS:
             quiet = 0
             try:
-                found, is_over = await _end(log, run, end)
+                found = await _end(log, run, end)
             except (BrokerUnavailableError, PositionConflictError):
                 continue
-            if is_over:
-                return found
+            if found is None or found.ended:
+                return
+            # It went on, or another attempt continues its output.
+            run = found
 
 
 async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:
@@ -69,18 +70,16 @@ async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:
             return (await log.state())[0]
         quiet = 0 if now() - began > 2 * pause else quiet + 1
     try:
-        return (await _end(log, run, seen))[0]
+        return await _end(log, run, seen)
     except PositionConflictError:
         return (await log.state())[0]
 
 
-async def _end(log: RunLog, run: LogState, end: Position) -> tuple[LogState | None, bool]:
-    """End a run as lost, if its log still ends there. Return the state, and whether it has ended."""
+async def _end(log: RunLog, run: LogState, end: Position) -> LogState | None:
+    """End a run as lost, if its log still ends there, and return its state."""
     found, current = await log.state()
-    if found is not None and (found.ended or found.attempt != run.attempt):
-        return found, True
-    if current != end:
-        return found, False
+    if current != end or (found is not None and (found.ended or found.attempt != run.attempt)):
+        return found
     # Without a record, the log was lost with the server, and nobody has begun it again.
     await log.append((found or run).make("end", RunState.LOST), end)
-    return (await log.state())[0], True
+    return (await log.state())[0]

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from ..grant import Grant, RunGrant
 from ..hub.delivery import Batch, Delivery
-from ..wire.control import id_block, run_end_block
+from ..wire.control import gap_block, id_block, run_end_block
 from ..wire.cursor import Cursor, Position, event_id
 from ..wire.event import HEARTBEAT
-from ..wire.reasons import EndReason
+from ..wire.reasons import EndReason, GapReason
 from ..wire.run_record import RunFollower, is_record, record_of
 from .composer import Composer
 from .context import StreamContext
@@ -89,6 +89,11 @@ class RunComposer(Composer):
             # This process may not have been told yet what the log has shown.
             is_last = end is None or end.epoch != position.epoch or end.offset <= position.offset
             return self._finish() if is_last else b""
+        if self._follower.lacks_beginning:
+            if not self._control_events:
+                return self._end_at_gap()
+            self._context.counts.gaps[GapReason.EPOCH] += 1
+            return gap_block(channel, GapReason.EPOCH, self._id)
         return id_block(self._id) if is_start else HEARTBEAT
 
     def _finish(self) -> bytes:

@@ -83,11 +83,14 @@ class RunFollower:
     has ended may have been continued.
     """
 
-    __slots__ = ("_attempt", "_met", "end")
+    __slots__ = ("_attempt", "_met", "end", "lacks_beginning")
 
     def __init__(self, attempt: str) -> None:
         #: The end that the reader has met, until a start follows that continues the output.
         self.end: RunRecord | None = None
+        #: Whether the last record says that the log was lost with the beginning of the output, which a reader
+        #: that has met nothing of it was not told.
+        self.lacks_beginning = False
         self._attempt = attempt
         # Whether the reader was given anything of the output.
         self._met = False
@@ -97,11 +100,13 @@ class RunFollower:
 
         An event after the end is none of the run.
         """
+        self.lacks_beginning = False
         if record is None:
             self._met = True
         elif record.kind == "start":
             if record.begin == offset and self._met and record.attempt != self._attempt:
                 return False
+            self.lacks_beginning = record.begin == offset and bool(record.count) and not self._met
             self._attempt, self.end, self._met = record.attempt, None, True
         elif record.kind == "end" and record.attempt == self._attempt and self.end is None:
             self.end = record
