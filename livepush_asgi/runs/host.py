@@ -96,7 +96,8 @@ class RunHost:
         except Exception as error:
             self.process.context.failures.log(
                 logging.WARNING,
-                "a run is not watched any more, so its readers do not learn if it is lost: %s",
+                "the run on %r is not watched any more, so its readers here do not learn if it is lost: %s",
+                log.channel,
                 error,
                 extra=fields("run_unwatched", channel=log.channel, error=str(error)),
             )

@@ -75,7 +75,13 @@ class Producer:
         except EndedError:
             state = None
         except Exception as error:
-            self._log_failure("a run was given up, and its readers will find it lost: %s", error)
+            self._process.context.failures.log(
+                logging.WARNING,
+                "the run on %r was given up, and its readers will find it lost: %s",
+                self._log.channel,
+                error,
+                extra=fields("run_given_up", channel=self._log.channel, error=str(error)),
+            )
             state = None
         finally:
             self._source.stop()
@@ -217,12 +223,10 @@ class Producer:
         except EndedError:
             return
         except Exception as error:
-            self._log_failure("the end of a run was not published, its readers will find it lost: %s", error)
-
-    def _log_failure(self, text: str, error: Exception) -> None:
-        self._process.context.failures.log(
-            logging.WARNING,
-            text,
-            error,
-            extra=fields("run_unended", channel=self._log.channel, error=str(error)),
-        )
+            self._process.context.failures.log(
+                logging.WARNING,
+                "the end of the run on %r cannot be published, so its readers will find it lost: %s",
+                self._log.channel,
+                error,
+                extra=fields("run_end_unpublished", channel=self._log.channel, error=str(error)),
+            )

@@ -3,15 +3,28 @@
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import IO
+from uuid import uuid4
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from livepush_asgi import Gap, LivePush, Received, RedisStreamsBroker, Refusal, RunReader, RunState
+from livepush_asgi import (
+    Gap,
+    HistoryBroker,
+    JetStreamBroker,
+    LivePush,
+    PostgresBroker,
+    Received,
+    RedisStreamsBroker,
+    Refusal,
+    Run,
+    RunReader,
+    RunState,
+)
 
 from .valkey import ValkeyProcess
 
@@ -163,3 +176,46 @@ async def test_a_log_that_was_lost_with_the_server_is_told_and_the_run_goes_on(
             # Who comes late is told too that the beginning is missing.
             assert isinstance(await anext(items), Gap)
             assert (await rest_of(items))[-1] == "60"
+
+
+@pytest.mark.parametrize("kind", ["jetstream", "postgres"])
+async def test_the_other_brokers(kind: str, request: pytest.FixtureRequest) -> None:
+    """Their conditional appends are made otherwise: of two starts one runs, and a cancelled run goes on."""
+
+    async def numbers(first: int, last: int) -> AsyncIterator[object]:
+        for number in range(first, last):
+            await anyio.sleep(0.01)
+            yield number
+
+    id = uuid4().hex
+    async with AsyncExitStack() as stack:
+        runs = []
+        for _ in range(2):
+            broker: HistoryBroker
+            if kind == "jetstream":
+                broker = JetStreamBroker(request.getfixturevalue("nats_server").url, prefix=f"test-{id}")
+            else:
+                dsn = request.getfixturevalue("postgres_server").dsn
+                broker = await stack.enter_async_context(PostgresBroker(dsn))
+            push = LivePush(broker, lambda request: Refusal())
+            await stack.enter_async_context(push.lifespan())
+            runs.append(push.run(id))
+        starts: list[bool] = []
+
+        async def start(run: Run) -> None:
+            starts.append(await run.start(numbers(1, 1000)))
+
+        async with anyio.create_task_group() as tasks:
+            for run in runs:
+                tasks.start_soon(start, run)
+        assert sorted(starts) == [False, True]
+        async with runs[1].read() as items:
+            assert [(await anext(items)).data for _ in range(5)] == list("12345")  # type: ignore[union-attr]
+            status = await runs[0].cancel()
+            assert status is not None
+            assert status.state is RunState.CANCELLED
+            assert 5 + len(await rest_of(items)) == status.count
+        assert await runs[1].start(numbers(status.count + 1, status.count + 200), resume=True)
+        async with runs[0].read() as items:
+            assert await rest_of(items) == list(map(str, range(1, status.count + 200)))
+            assert items.state is RunState.DONE
