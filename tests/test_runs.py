@@ -1,7 +1,8 @@
 """Runs in memory: started once, read by many, cancelled, lost, continued, and what each of them is told."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
@@ -9,6 +10,7 @@ import pytest
 
 from livepush_asgi import (
     READ_BYTES,
+    BrokerUnavailableError,
     Gap,
     GapReason,
     Grant,
@@ -214,11 +216,15 @@ async def test_a_run_that_is_started_again_is_read_from_its_new_start() -> None:
 
 
 class StoppingBroker(MemoryBroker):
-    """The connection of a process to a broker in memory. While it is stopped, nothing gets through."""
+    """The connection of a process to a broker in memory. While it is stopped, nothing gets through.
 
-    def __init__(self, broker: MemoryBroker) -> None:
+    As often as `cut` says, it appends and then says that the broker is away, or does not append.
+    """
+
+    def __init__(self, broker: MemoryBroker, cut: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
         self._broker = broker
+        self._cut = cut
         self.going = anyio.Event()
         self.going.set()
 
@@ -231,9 +237,14 @@ class StoppingBroker(MemoryBroker):
         expected_position: Position | None = None,
     ) -> Position:
         await self.going.wait()
-        return await self._broker.append(
+        if self._cut():
+            raise BrokerUnavailableError("cut before the append")
+        position = await self._broker.append(
             channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
         )
+        if self._cut():
+            raise BrokerUnavailableError("cut after the append")
+        return position
 
     async def subscribe(self, channel: str) -> Subscription:
         return await self._broker.subscribe(channel)
@@ -347,7 +358,7 @@ async def test_random_interleavings(seed: int) -> None:
     """Processes start, continue, cancel and read a run, stand still and wake, in any order."""
     chance = random.Random(seed)
     broker = MemoryBroker(History(events=10_000))
-    links = [StoppingBroker(broker) for _ in range(2)]
+    links = [StoppingBroker(broker, lambda: chance.random() < 0.1) for _ in range(2)]
     pushes = [serving(link) for link in links]
     reader = serving(broker)
     texts: list[list[str]] = []
@@ -355,9 +366,10 @@ async def test_random_interleavings(seed: int) -> None:
     async def act(push: LivePush) -> None:
         for _ in range(4):
             await anyio.sleep(chance.uniform(0, 40))
-            if chance.random() < 0.3:
-                await push.run("a").cancel()
-            else:
+            with suppress(BrokerUnavailableError):
+                if chance.random() < 0.3:
+                    await push.run("a").cancel()
+                    continue
                 status = await push.run("a").status()
                 count = status.count if status else 0
                 await push.run("a").start(Counting(count + 1, 60)(), resume=True)
