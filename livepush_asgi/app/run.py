@@ -15,7 +15,7 @@ from ..runs.host import new_attempt, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
-from ..settings import check_seconds
+from ..settings import check_seconds, check_whole
 from ..stream.run_stream import start_id
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
@@ -85,6 +85,7 @@ class Run:
         resume: bool = False,
         lease: float = 15.0,
         retry_for: float = 60.0,
+        ahead: int = 100,
     ) -> bool:
         """Start the run: this process reads the iterator, and publishes its items, until it ends.
 
@@ -99,8 +100,8 @@ class Run:
         for its lease.
 
         The `lease` is in seconds. If the process is killed, or does not reach the broker for that time, the
-        run is `lost` to all readers. While the broker is unavailable the producer waits, for `retry_for`
-        seconds, and reads no further from the iterator.
+        run is `lost` to all readers. The iterator may run `ahead` events ahead of the broker, and then waits.
+        No reader ever slows it. While the broker is unavailable, its producer tries for `retry_for` seconds.
 
         When the iterator raises, the run has `failed`, and the log has the error. When the run is cancelled
         or found lost, the iterator is closed where it is, and its `finally` runs. When this LivePush stops,
@@ -110,6 +111,7 @@ class Run:
         and is then lost after the lease), and RuntimeError if this LivePush runs on another event loop.
         """
         check_seconds("lease", lease, 3600.0)
+        check_whole("ahead", ahead)
         iterator = iterator_of(items)
         try:
             host = await self._push._run_host()
@@ -117,7 +119,7 @@ class Run:
                 raise NotRunningError(NOT_RUNNING)
             start = await self._claim(join=join, restart=restart, resume=resume, lease=lease)
             if start is not None:
-                host.start(self._log, start, iterator, retry_for)
+                host.start(self._log, start, iterator, retry_for, ahead)
                 return True
         except BaseException:
             await close_unused(iterator)

@@ -47,9 +47,11 @@ class RunHost:
         self._watches: dict[tuple[str, str], _Watch] = {}
         self._is_listening = False
 
-    def start(self, log: RunLog, start: LogState, items: AsyncIterator[object], retry_for: float) -> None:
+    def start(
+        self, log: RunLog, start: LogState, items: AsyncIterator[object], retry_for: float, ahead: int
+    ) -> None:
         """Start the producer of an attempt, whose start record was appended."""
-        producer = Producer(log, start, items, self.process, retry_for)
+        producer = Producer(log, start, items, self.process, retry_for, ahead)
         if not self._is_listening:
             self._is_listening = True
             self.process.hub.attach(COMMAND_CHANNEL, self)

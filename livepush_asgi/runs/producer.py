@@ -1,6 +1,7 @@
 """Producer: runs the iterator of one run, and appends what it yields, as long as the log is its own."""
 
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
@@ -10,8 +11,9 @@ import anyio
 from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..process.run import Run as Process
-from ..runtime.event_loop import Sleep, now, sleep_at_most, wake
+from ..runtime.event_loop import Sleep, wake
 from ..runtime.failure_log import fields
+from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
 from ..wire.event import to_payload
 from ..wire.reasons import EndReason, RunState
@@ -38,23 +40,29 @@ class Producer:
         items: AsyncIterator[object],
         process: Process,
         retry_for: float,
+        ahead: int,
     ) -> None:
         #: Set when the iterator was closed and the end appended, or when this attempt had ended already.
         self.closed = anyio.Event()
         self._log = log
         self._start = start
         self._process = process
+        self._now = process.scheduler.now
+        # What the iterator has yielded and the broker has not taken.
+        self._waiting: deque[bytes] = deque()
+        self._ahead = ahead
         self._source = process.make_source(items)
         self._retry_for = retry_for
         # The position of what this attempt, or another publisher, has appended last.
         self._end = start.end
         self._count = start.count
-        # When the broker last took something, and when it took the last record, by the loop's clock.
-        self._appended_at = self._renewed_at = now()
+        # When the broker last took something, by the loop's clock.
+        self._appended_at = self._now()
         # Events and bytes since the last record.
         self._events = self._bytes = 0
         self._sleep: Sleep | None = None
-        self._must_look = self._stopping = False
+        self._must_look = self._must_renew = self._stopping = False
+        self._renewal = self._set_renewal()
 
     def stop(self) -> None:
         """Close the iterator and leave the run as lost, because the process stops. Returns at once."""
@@ -84,6 +92,7 @@ class Producer:
             )
             state = None
         finally:
+            self._renewal.cancel()
             self._source.stop()
             with anyio.CancelScope(shield=True):
                 with anyio.move_on_after(END_TIMEOUT):
@@ -92,43 +101,47 @@ class Producer:
             self.closed.set()
 
     async def _produce(self) -> RunState:
-        source = self._source
-        source.start(self._wake)
+        source, waiting = self._source, self._waiting
+        source.start(self._take)
         while not self._stopping:
-            if block := source.take():
-                payload = to_payload(block)
-                await self._append(payload)
-                self._count += 1
-                self._events += 1
-                self._bytes += len(payload)
+            if waiting or (block := source.take()):
+                await self._append_item(to_payload(waiting.popleft() if waiting else block))
             elif source.end_reason is not None:
                 return RunState.DONE if source.end_reason is EndReason.FINISHED else RunState.FAILED
-            else:
-                await self._rest()
+            elif not (self._must_look or self._must_renew):
+                self._sleep = self._process.context.make_sleep()
+                await self._sleep
             if self._must_look:
                 self._must_look = False
                 await retry_unavailable(partial(self._catch_up, None), self._retry_for)
-            if self._events >= ALIVE_EVENTS or self._bytes >= ALIVE_BYTES or self._renewal_in <= 0:
+            if self._must_renew or self._events >= ALIVE_EVENTS or self._bytes >= ALIVE_BYTES:
                 await self._renew()
         return RunState.LOST
 
-    def _wake(self) -> None:
+    def _take(self) -> None:
+        """Take what the iterator has yielded, and let it run on. Called by the source, also at its end."""
+        if len(self._waiting) < self._ahead and (block := self._source.take()):
+            self._waiting.append(block)
         wake(self._sleep)
 
-    async def _rest(self) -> None:
-        """Sleep until the iterator has yielded or ended, or the lease has to be renewed."""
-        if not self._must_look and (seconds := self._renewal_in) > 0:
-            self._sleep = self._process.context.make_sleep()
-            await sleep_at_most(self._sleep, seconds)
-            self._sleep = None
-
-    @property
-    def _renewal_in(self) -> float:
-        return self._renewed_at + self._start.lease / RENEWALS - now()
+    async def _append_item(self, payload: bytes) -> None:
+        await self._append(payload)
+        self._count += 1
+        self._events += 1
+        self._bytes += len(payload)
 
     async def _renew(self) -> None:
+        self._must_renew, self._events, self._bytes = False, 0, 0
         await self._append(self._start.make("alive", count=self._count).encode())
-        self._renewed_at, self._events, self._bytes = self._appended_at, 0, 0
+        self._renewal.cancel()
+        self._renewal = self._set_renewal()
+
+    def _set_renewal(self) -> Timer:
+        return self._process.scheduler.call_later(self._start.lease / RENEWALS, self._renew_soon)
+
+    def _renew_soon(self) -> None:
+        self._must_renew = True
+        wake(self._sleep)
 
     async def _append(self, payload: bytes) -> None:
         """Append after the last position. Raises EndedError, and BrokerUnavailableError after retries."""
@@ -138,7 +151,7 @@ class Producer:
             await self._append_again(payload, unsure=False)
         except BrokerUnavailableError:
             await self._append_again(payload, unsure=True)
-        self._appended_at = now()
+        self._appended_at = self._now()
 
     async def _append_again(self, payload: bytes, *, unsure: bool) -> None:
         """Append after what others have appended. `unsure` says that the payload may be in the log."""
@@ -203,7 +216,7 @@ class Producer:
 
     async def _begin_again(self, end: Position) -> None:
         """Append a start record to a log that has none, which says how many events are missing before it."""
-        if now() - self._appended_at > self._start.lease:
+        if self._now() - self._appended_at > self._start.lease:
             # Another attempt may have begun and ended meanwhile.
             raise EndedError
         start = replace(self._start, begin=end.offset + 1)
