@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import anyio
-import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from livepush_asgi import (
@@ -20,6 +20,7 @@ from livepush_asgi import (
     LivePush,
     MemoryBroker,
     MockBroker,
+    NotRunningError,
     Page,
     Position,
     Received,
@@ -353,7 +354,46 @@ async def test_what_is_no_run() -> None:
         assert await push.run("a").status() is None
 
 
-@pytest.mark.parametrize("seed", range(20))
+async def test_a_process_with_runs_revokes_as_any_other() -> None:
+    """Both listen to the commands of other processes."""
+    push = serving()
+    async with push.lifespan(), Client(push) as client:
+        await push.run("a").start(Counting(1, 100)())
+        async with client.open("/a") as page:
+            await page.next_event(timeout=5)
+            done = await push.disconnect(channel="run:a")
+            assert (done.streams, done.processes, done.missing) == (1, 1, 0)
+            assert await page.wait_ended() == "revoked"
+        assert push.statistics()["published"] == 1
+
+
+async def test_each_namespace_has_its_runs() -> None:
+    broker = MemoryBroker()
+    one, two = (LivePush(broker, lambda request: Refusal(), namespace=name) for name in ("one", "two"))
+    async with one.lifespan(), two.lifespan():
+        assert await one.run("a").start(Counting(1, 1)())
+        assert await two.run("a").start(Counting(2, 2)())
+        assert (await text_of(one), await text_of(two)) == (["1", "done"], ["2", "done"])
+        await one.drain()
+        with pytest.raises(NotRunningError):
+            await one.run("b").start(Counting(1, 1)())
+
+
+@pytest.mark.real_time
+async def test_threads_ask_and_cancel() -> None:
+    push = serving()
+    async with push.lifespan():
+        assert await anyio.to_thread.run_sync(push.run("a").status_sync) is None
+        await push.run("a").start(Counting(1, 100)())
+        status = await anyio.to_thread.run_sync(push.run("a").cancel_sync)
+        assert status == await anyio.to_thread.run_sync(push.run("a").status_sync)
+        assert status is not None
+        assert status.state is RunState.CANCELLED
+        with pytest.raises(RuntimeError, match="await run"):
+            push.run("a").cancel_sync()
+
+
+@pytest.mark.parametrize("seed", range(12))
 async def test_random_interleavings(seed: int) -> None:
     """Processes start, continue, cancel and read a run, stand still and wake, in any order."""
     chance = random.Random(seed)

@@ -446,8 +446,7 @@ class LivePush:
         if process is None or process.stopping:
             raise NotRunningError(NOT_RUNNING)
         if self._host is None or self._host.process is not process:
-            assert isinstance(self.broker, HistoryBroker)
-            self._host = RunHost(process, self.broker)
+            self._host = RunHost(process, self._counters)
         return self._host
 
     async def _on_own_loop(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:

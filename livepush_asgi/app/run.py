@@ -182,16 +182,19 @@ class Run:
         return self._status_of(self._push._call_from_thread(self._cancel))
 
     async def wait(self) -> RunStatus:
-        """Wait until the run has ended, and return its state. Raises RunNotFoundError."""
-        status = await self.status()
-        if status is None:
-            raise RunNotFoundError(self.id)
-        if not status.ended:
+        """Wait until the run has ended, and return its state.
+
+        Raises RunNotFoundError, and NotRunningError in a drain.
+        """
+        while True:
+            status = await self.status()
+            if status is None:
+                raise RunNotFoundError(self.id)
+            if status.ended:
+                return status
             async with self.read(last_event_id=status.last_event_id) as items:
                 async for _ in items:
                     pass
-            status = await self.status() or status
-        return status
 
     def read(self, *, last_event_id: str | None = None) -> "RunReader":
         """Return a RunReader, for `async with run.read() as items: async for item in items`.

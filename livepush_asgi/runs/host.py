@@ -11,6 +11,7 @@ from ..brokers import HistoryBroker
 from ..hub.delivery import Batch
 from ..process.commands import decode_message, send
 from ..process.run import Run as Process
+from ..process.statistics import Counters
 from ..runtime.failure_log import fields
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL
@@ -40,9 +41,9 @@ class RunHost:
 
     multi_channel = True
 
-    def __init__(self, process: Process, broker: HistoryBroker) -> None:
+    def __init__(self, process: Process, counters: Counters) -> None:
         self.process = process
-        self._broker = broker
+        self._counters = counters
         self._producers: dict[str, Producer] = {}
         self._watches: dict[tuple[str, str], _Watch] = {}
         self._is_listening = False
@@ -51,9 +52,11 @@ class RunHost:
         self, log: RunLog, start: LogState, items: AsyncIterator[object], retry_for: float, ahead: int
     ) -> None:
         """Start the producer of an attempt, whose start record was appended."""
-        producer = Producer(log, start, items, self.process, retry_for, ahead)
+        producer = Producer(log, start, items, self.process, self._counters, retry_for, ahead)
         if not self._is_listening:
             self._is_listening = True
+            # The revoker has to be attached before the channel is subscribed, or it would not be told.
+            self.process.revoker.start_listening()
             self.process.hub.attach(COMMAND_CHANNEL, self)
             self.process.on_stopping.append(self._stop)
         # An earlier attempt of this process, which was found lost, may not know yet.

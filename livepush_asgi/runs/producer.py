@@ -11,6 +11,7 @@ import anyio
 from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..process.run import Run as Process
+from ..process.statistics import Counters
 from ..runtime.event_loop import Sleep, wake
 from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
@@ -39,6 +40,7 @@ class Producer:
         start: LogState,
         items: AsyncIterator[object],
         process: Process,
+        counters: Counters,
         retry_for: float,
         ahead: int,
     ) -> None:
@@ -47,6 +49,7 @@ class Producer:
         self._log = log
         self._start = start
         self._process = process
+        self._counters = counters
         self._now = process.scheduler.now
         # What the iterator has yielded and the broker has not taken.
         self._waiting: deque[bytes] = deque()
@@ -126,6 +129,7 @@ class Producer:
 
     async def _append_item(self, payload: bytes) -> None:
         await self._append(payload)
+        self._counters.published += 1
         self._count += 1
         self._events += 1
         self._bytes += len(payload)
