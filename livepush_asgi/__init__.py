@@ -10,6 +10,7 @@ The rooms, from the top to the bottom. A room imports only rooms below it; `test
     contrib/, cli/, testing/   one file per framework; the command `livepush`; help for tests of applications
     metrics/    the series for Prometheus and OpenTelemetry, and their text without a library
     app/        LivePush, its middleware, SSEStreamService, Subscriber, Publisher, responses from generators
+    runs/       the producers of finite jobs, their state in the log, and the watch over them
     http/       one request: authorize, the answer, the ASGI messages of a stream
     process/    one process: start, signals and drain, revocation in every process, statistics, hooks
     stream/     one client: what it is sent next, its outbox, recovery after a reconnect, deadlines
@@ -31,6 +32,7 @@ from .app.generator import send_event_stream
 from .app.livepush import LivePush
 from .app.middleware import LivePushMiddleware
 from .app.publisher import Publisher
+from .app.run import Run, RunReader, RunStatus
 from .app.service import SSEStream, SSEStreamService, sse_headers
 from .app.subscriber import Gap, Received, Subscriber
 from .brokers import (
@@ -62,10 +64,12 @@ from .errors import (
     NotRunningError,
     PositionConflictError,
     ProcessFullError,
+    RunExistsError,
+    RunNotFoundError,
     SlotsUnavailableError,
     SubscriptionClosedError,
 )
-from .grant import Authorize, Grant, Refusal, StreamRequest, public
+from .grant import Authorize, Grant, Refusal, RunGrant, StreamRequest, public
 from .http.cors import Cors
 from .http.credentials.signed_channels import ChannelSigner, SignedChannels
 from .http.credentials.tickets import MemoryTickets, Tickets
@@ -79,7 +83,7 @@ from .slots.memory import MemorySlotCap
 from .stream.counts import Sent
 from .wire.cursor import Cursor, Position
 from .wire.event import Event, positioned, split_position
-from .wire.reasons import EndReason, GapReason, RefusalCause
+from .wire.reasons import EndReason, GapReason, RefusalCause, RunState
 
 if TYPE_CHECKING:
     from .brokers.nats import JetStreamBroker, NatsBroker
@@ -141,6 +145,13 @@ __all__ = [
     "Record",
     "Refusal",
     "RefusalCause",
+    "Run",
+    "RunExistsError",
+    "RunGrant",
+    "RunNotFoundError",
+    "RunReader",
+    "RunState",
+    "RunStatus",
     "SSEStream",
     "SSEStreamService",
     "Sent",

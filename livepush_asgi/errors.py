@@ -14,6 +14,8 @@ LivePushError
 ├── GrantRevokedError         a stream was revoked while it was being opened
 ├── AuthorizeError            `authorize` returned neither a Grant nor a Refusal
 ├── AuthorizationUnavailableError  a token or ticket cannot be checked now
+├── RunExistsError            a run has been started under this id
+├── RunNotFoundError          there is no run under this id (also a LookupError)
 └── NotRunningError           LivePush was used after it stopped
 """
 
@@ -122,6 +124,26 @@ class AuthorizationUnavailableError(LivePushError):
     """
 
     retry_after = 5
+
+
+class RunExistsError(LivePushError):
+    """Raised when a run is started under an id that has a run, and may not join it.
+
+    `state` is the RunState of that run.
+    """
+
+    def __init__(self, id: str, state: str) -> None:
+        self.id = id
+        self.state = state
+        super().__init__(f"there is a run {id!r} already, which is {state}: read it, or take another id")
+
+
+class RunNotFoundError(LivePushError, LookupError):
+    """Raised when a run is read that was never started, or whose log was dropped after `History.age`."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(f"there is no run {id!r}: it was never started, or its time to live is over")
 
 
 class NotRunningError(LivePushError):

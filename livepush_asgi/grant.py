@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from .errors import InvalidGrantError
 from .runtime.asgi import Scope
-from .wire.cursor import MAX_POSITIONS
+from .wire.cursor import MAX_POSITIONS, Position
 from .wire.event import RESERVED_PREFIX
 
 # The end of the year 9999, the last year of a datetime, in seconds since the epoch.
@@ -208,6 +208,20 @@ class SourceGrant(Grant):
     """Permission for one stream whose events come from a generator: it has no channels."""
 
     channels: tuple[()] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunGrant(Grant):
+    """Permission for one stream of a run's output, which ends with the run: `Run.grant` returns it.
+
+    A client without an event id begins after `begin`. `follow` is called when the stream opens, and returns a
+    function that is called when it has closed.
+    """
+
+    attempt: str
+    begin: Position
+    follow: Callable[[], Callable[[], None]] = field(repr=False, compare=False)
+    replay: Replay = "all"
 
 
 class Refusal(Exception):

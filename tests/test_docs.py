@@ -80,6 +80,7 @@ def test_each_snippet_is_shown() -> None:
         "docs/snippets/http_publish/test_own.py",
         "docs/snippets/jwt/test_view.py",
         "docs/snippets/kafka/test_live.py",
+        "docs/snippets/runs/test_app.py",
     }
 
 

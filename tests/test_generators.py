@@ -33,8 +33,9 @@ from livepush_asgi import (
     public,
     send_event_stream,
 )
-from livepush_asgi.app.generator import default_push, iterator_of, open_source
+from livepush_asgi.app.generator import default_push, open_source
 from livepush_asgi.runtime.asgi import ASGIApp, Message, Receive, Scope, Send
+from livepush_asgi.stream.source import iterator_of
 from livepush_asgi.testing import Client, MockBroker, Stream
 from livepush_asgi.testing.exchange import http_scope
 from livepush_asgi.wire.event import RESERVED_PREFIX

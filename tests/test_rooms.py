@@ -23,15 +23,16 @@ ARROWS = {
     "stream": "hub slots grant brokers wire runtime errors settings",
     "process": "stream hub slots grant brokers wire runtime errors settings",
     "http": "process stream grant wire runtime errors settings",
-    "app": "http process stream slots grant brokers wire runtime errors settings",
+    "runs": "process stream hub grant brokers wire runtime errors settings",
+    "app": "http runs process stream slots grant brokers wire runtime errors settings",
     "testing": "app http slots grant brokers wire runtime errors settings",
     "metrics": "app process runtime",
-    "contrib": "metrics app http process stream grant wire runtime errors",
+    "contrib": "metrics app http runs process stream grant wire runtime errors",
     "cli": "app http slots grant brokers wire runtime errors settings",
 }
 # Pure functions and values: no event loop, no input or output.
 PURE = [
-    *(f"wire/{name}" for name in ("cursor", "event", "control", "parser", "reasons")),
+    *(f"wire/{name}" for name in ("cursor", "event", "control", "parser", "reasons", "run_record")),
     *(f"stream/{name}" for name in ("outbox", "recovery")),
     *("errors", "grant", "settings", "http/cors"),
 ]

@@ -80,6 +80,13 @@ from livepush_asgi import (
     RedisTickets,
     Refusal,
     RefusalCause,
+    Run,
+    RunExistsError,
+    RunGrant,
+    RunNotFoundError,
+    RunReader,
+    RunState,
+    RunStatus,
     Sent,
     SignedChannels,
     Sink,
@@ -466,6 +473,23 @@ async def test_an_application(push: LivePush) -> None:
     assert_type(EventStreamParser().feed(b"data: 1\n\n"), list[ParsedEvent])
 
 
+async def run_of(push: LivePush, request: StreamRequest, answer: AsyncIterator[str]) -> Grant | Refusal:
+    """Start a run, follow it, and let a page follow it."""
+    run = push.run("17")
+    assert_type(run, Run)
+    assert_type(await run.start(answer, lease=5, restart=True), bool)
+    async with run.read(last_event_id=None) as items:
+        assert_type(items, RunReader)
+        async for item in items:
+            assert_type(item, Received | Gap)
+        assert_type(items.state, RunState)
+    assert_type(await run.cancel(), RunStatus | None)
+    assert_type(await run.wait(), RunStatus)
+    decision = await run.grant(request, slot_key="k", only_running=True)
+    assert_type(decision, RunGrant | Refusal)
+    return decision
+
+
 def tell(error: LivePushError, gap: GapReason) -> str:
     """Tell the situations apart that an application may meet."""
     match error:
@@ -477,7 +501,7 @@ def tell(error: LivePushError, gap: GapReason) -> str:
             return "no permission"
         case BrokerUnavailableError() | MessagesLostError() | SubscriptionClosedError():
             return gap.value
-        case PositionConflictError() | NotRunningError():
+        case PositionConflictError() | NotRunningError() | RunExistsError() | RunNotFoundError():
             return str(error)
         case _:
             return "unknown"

@@ -1,13 +1,10 @@
 """The response from a generator: one client's stream of the events of an async iterator, without a broker."""
 
-import inspect
 import logging
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from datetime import datetime
 from typing import TypedDict, Unpack
-
-import anyio
 
 from ..brokers.memory import MemoryBroker
 from ..errors import InvalidGrantError
@@ -18,7 +15,7 @@ from ..http.responses import refuse
 from ..process.run import Run
 from ..runtime.asgi import Receive, Scope, Send
 from ..runtime.failure_log import fields
-from ..stream.source import CLOSE_TIMEOUT
+from ..stream.source import close_unused, iterator_of
 from ..stream.source_stream import SourceStream
 from ..wire.reasons import RefusalCause
 from .livepush import LivePush
@@ -63,24 +60,6 @@ def default_push() -> LivePush:
     return found
 
 
-def iterator_of(source: object) -> AsyncIterator[object]:
-    """Return the async iterator of a source. Raises TypeError for anything else, with the likely mistake."""
-    if isinstance(source, AsyncIterable):
-        return aiter(source)
-    hint = ""
-    if inspect.isasyncgenfunction(source):
-        hint = f": call it, {source.__name__}()"
-    elif inspect.iscoroutine(source):
-        source.close()
-        hint = ": does its `async def` have no `yield`?"
-    elif isinstance(source, Iterable):
-        hint = (
-            ": it is synchronous, and would block the event loop; make it `async def`, or wrap it in "
-            "iterate_in_threadpool of starlette.concurrency"
-        )
-    raise TypeError(f"a source is an async iterator, such as a generator, not {source!r:.100}{hint}")
-
-
 async def open_source(
     scope: Mapping[str, object], source: AsyncIterable[object], **terms: Unpack[SourceTerms]
 ) -> SSEStream | FiniteStream:
@@ -99,7 +78,7 @@ async def open_source(
         return stream
     finally:
         if not isinstance(stream, SSEStream):
-            await _close_unused(iterator)
+            await close_unused(iterator)
 
 
 def _resolve(
@@ -145,15 +124,6 @@ async def _open(
         return soft_refusal(refused_for(error, push.soft_refusals), push)
     assert isinstance(stream, SourceStream)
     return SSEStream(sse_headers(), SourceBody(stream, run, client))
-
-
-async def _close_unused(iterator: AsyncIterator[object]) -> None:
-    # A generator that never ran has nothing to close, but another iterator may hold something.
-    aclose = getattr(iterator, "aclose", None)
-    if aclose is not None:
-        # The client may have left, which cancels this call.
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-            await aclose()
 
 
 class SourceBody(StreamBody):

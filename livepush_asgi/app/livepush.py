@@ -31,6 +31,7 @@ from ..process.observer import Observer
 from ..process.revocation import Disconnected, Revocation, can_be_revoked
 from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
+from ..runs.host import RunHost
 from ..runtime.asgi import ASGIApp, Receive, Scope, Send
 from ..runtime.event_loop import call_on, is_running, loop_identity, refuse_to_block, result_of, run_on
 from ..runtime.failure_log import FailureLog, fields
@@ -53,11 +54,17 @@ from .arguments import (
 from .namespace import broker_in, slots_in
 from .publisher import Publisher
 from .publishing import Publication, prepare, publish, publish_in, publish_job, publish_with_retries
+from .run import Run as RunOfPush
 from .subscriber import Subscriber
 
 logger = logging.getLogger("livepush_asgi")
 
 T = TypeVar("T")
+
+OTHER_LOOP = (
+    "this LivePush runs on another event loop: subscribe in a task of that loop, or in this one from a "
+    "LivePush with a broker of its own"
+)
 
 # How long `start` waits for the calls of `publish_sync` that are under way, in seconds.
 CLOSE_TIMEOUT = 5.0
@@ -157,6 +164,7 @@ class LivePush:
         self._failures = FailureLog()
         self._sender = CommandSender()
         self._run: Run | None = None
+        self._host: RunHost | None = None
         # For `publish_sync`, where this LivePush is not started. It has no reference to this object.
         self._publisher = Publisher(partial(_lend, self.broker))
         self._lock = Lock()
@@ -420,6 +428,33 @@ class LivePush:
             failures=self._failures,
         )
 
+    def run(self, id: str) -> "RunOfPush":
+        """Return the run with this id, for any process: a job that ends, whose output clients follow.
+
+        `await push.run("17").start(answer())` starts it once, `read` and `grant` follow it, `cancel` ends it
+        and `status` says how far it is: see Run. This call does nothing yet. Raises TypeError if the broker
+        keeps no history, and InvalidGrantError for an invalid id.
+        """
+        return RunOfPush(self, id)
+
+    async def _run_host(self) -> RunHost:
+        """Return the runs of this process. It starts this LivePush if it is not started."""
+        run = self._live_run()
+        if run is not None and run.running and run.loop is not loop_identity():
+            raise RuntimeError(OTHER_LOOP)
+        process = await self._current_run()
+        if process is None or process.stopping:
+            raise NotRunningError(NOT_RUNNING)
+        if self._host is None or self._host.process is not process:
+            self._host = RunHost(process, self._counters)
+        return self._host
+
+    async def _on_own_loop(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await a function on the event loop that the broker belongs to."""
+        if get_ident() != self._thread and (loop := self._other_loop()) is not None:
+            return await run_on(loop, function)
+        return await function()
+
     def publisher(
         self,
         authorize_publish: AuthorizePublish,
@@ -509,10 +544,7 @@ class LivePush:
     async def _open_subscriber(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
         run = self._live_run()
         if run is not None and run.running and run.loop is not loop_identity():
-            raise RuntimeError(
-                "this LivePush runs on another event loop: subscribe in a task of that loop, or in this one "
-                "from a LivePush with a broker of its own"
-            )
+            raise RuntimeError(OTHER_LOOP)
         run = await self._current_run()
         if run is None:
             raise NotRunningError(NOT_RUNNING)
@@ -873,7 +905,7 @@ def _reset_after_fork() -> None:
     """Make every LivePush one that was not started: only its parent process has the thread of the run."""
     for push in list(_instances):
         _inherited.append(push._run)
-        push._run = push._thread = push._user = push._stopped_loop = None
+        push._run = push._host = push._thread = push._user = push._stopped_loop = None
         push._lock, push._sender = Lock(), CommandSender()
         # The parent process exports what it has counted.
         push._counters = Counters()

@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -152,11 +152,17 @@ class Subscriber:
         of_application = bool(self._parser.comments)
         if of_application:
             self._channel, self._id = origin_of(self._parser.comments[0])
+            if not self._passes(self._parser.comments[1:]):
+                return
         for event in events:
             if of_application:
                 self._items.append(self._received(event))
             else:
                 self._take_control(event)
+
+    def _passes(self, comments: Sequence[str]) -> bool:
+        """Return whether to yield the event of a block, given the comments that were published with it."""
+        return True
 
     def _received(self, parsed: ParsedEvent) -> Received | Gap:
         name = None if parsed.event == "message" else parsed.event

@@ -18,18 +18,26 @@ from ..errors import (
     ProcessFullError,
     SlotsUnavailableError,
 )
-from ..grant import Authorize, Grant, StreamRequest
+from ..grant import Authorize, Grant, RunGrant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import Callbacks
 from ..runtime.compression import warn_of_compression
-from ..runtime.event_loop import loop_identity, on_asyncio, sleep_maker, spawn, threadsafe_caller
+from ..runtime.event_loop import (
+    BackgroundFunction,
+    loop_identity,
+    on_asyncio,
+    sleep_maker,
+    spawn,
+    threadsafe_caller,
+)
 from ..runtime.failure_log import StateLog, fields
 from ..runtime.scheduler import Scheduler
 from ..runtime.tcp_timeout import TcpTimeouts
 from ..settings import DrainPolicy, Limits, Timing
 from ..slots import Lease, Slots
 from ..stream.context import StreamContext
+from ..stream.run_stream import RunStream
 from ..stream.source import Source, wait_all_closed
 from ..stream.source_stream import SourceStream
 from ..stream.stream import Stream
@@ -135,6 +143,8 @@ class Run:
         self._slots = slots
         # The generators that have not been closed.
         self._sources: set[Source] = set()
+        #: Called when the run has drained and stops, before it waits for the generators.
+        self.on_stopping: list[Callable[[], object]] = []
         # One bound method for all streams.
         self._on_closed = self._stream_closed
         self._drain_policy = drain_policy
@@ -241,16 +251,26 @@ class Run:
         source: AsyncIterator[object] | None,
     ) -> Stream:
         if source is not None:
-            run = Source(source, self.context, self._sources.discard)
-            self._sources.add(run)
+            run = self.make_source(source)
             return SourceStream(self.context, grant, self._on_closed, run, control_events=control_events)
-        return Stream(
+        kind = RunStream if isinstance(grant, RunGrant) else Stream
+        return kind(
             self.context,
             grant,
             self._on_closed,
             control_events=control_events,
             last_event_id=last_event_id,
         )
+
+    def make_source(self, iterator: AsyncIterator[object]) -> Source:
+        """Return a Source. The run waits for its end when it stops; whoever starts it has to stop it."""
+        source = Source(iterator, self.context, self._sources.discard)
+        self._sources.add(source)
+        return source
+
+    def start_task(self, function: BackgroundFunction) -> None:
+        """Start a task that is cancelled when the run stops. The function must not raise."""
+        self._tasks.start_soon(function)
 
     def subscribe(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
         """Return a stream that code of this process reads. The caller has to close it.
@@ -359,6 +379,8 @@ class Run:
                 for observer in self._observers:
                     self._sample(observer)
                 await self._call_functions()
+                for stopping in self.on_stopping:
+                    stopping()
                 # Before the scheduler ends: it bounds how long a generator may take.
                 await wait_all_closed(list(self._sources))
                 self._tasks.cancel_scope.cancel()

@@ -1,7 +1,8 @@
 """Source: runs the async iterator behind one stream, no further than its client takes."""
 
+import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextvars import copy_context
 from time import perf_counter
 
@@ -253,3 +254,31 @@ async def wait_all_closed(sources: Sequence[Source]) -> None:
     with anyio.move_on_after(CLOSE_TIMEOUT + PATIENCE, shield=True):
         for source in sources:
             await source.closed.wait()
+
+
+def iterator_of(source: object) -> AsyncIterator[object]:
+    """Return the async iterator of a source. Raises TypeError for anything else, with the likely mistake."""
+    if isinstance(source, AsyncIterable):
+        return aiter(source)
+    hint = ""
+    if inspect.isasyncgenfunction(source):
+        hint = f": call it, {source.__name__}()"
+    elif inspect.iscoroutine(source):
+        source.close()
+        hint = ": does its `async def` have no `yield`?"
+    elif isinstance(source, Iterable):
+        hint = (
+            ": it is synchronous, and would block the event loop; make it `async def`, or wrap it in "
+            "iterate_in_threadpool of starlette.concurrency"
+        )
+    raise TypeError(f"a source is an async iterator, such as a generator, not {source!r:.100}{hint}")
+
+
+async def close_unused(iterator: AsyncIterator[object]) -> None:
+    """Close an iterator that was not run."""
+    # A generator that never ran has nothing to close, but another iterator may hold something.
+    aclose = getattr(iterator, "aclose", None)
+    if aclose is not None:
+        # The client may have left, which cancels this call.
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await aclose()

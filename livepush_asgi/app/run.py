@@ -1,0 +1,341 @@
+"""Run, RunStatus and RunReader: a job that ends, whose output any number of clients follow."""
+
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..brokers import HistoryBroker
+from ..errors import NotRunningError, PositionConflictError, RunExistsError, RunNotFoundError
+from ..grant import Refusal, RunGrant, StreamRequest, check_channel
+from ..process.run import NOT_RUNNING
+from ..runs.host import new_attempt, send_cancelled
+from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
+from ..runs.watch import wait_for_sign
+from ..runtime.event_loop import refuse_to_block
+from ..settings import check_seconds, check_whole
+from ..stream.run_stream import start_id
+from ..stream.source import close_unused, iterator_of
+from ..stream.subscriber import SubscriberStream
+from ..wire.cursor import Cursor, Position, event_id
+from ..wire.reasons import GapReason, RunState
+from ..wire.run_record import RunFollower, record_of
+from .subscriber import Gap, Subscriber
+
+if TYPE_CHECKING:
+    from .livepush import LivePush
+
+# How much older than the lease the newest record may be before the producer is suspected, in seconds.
+CLOCK_TOLERANCE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What has become of a run, and how far it is.
+
+    `count` is how many events its output has. `last_event_id` is the event id of the newest one: a reader
+    that begins there gets what comes next.
+    """
+
+    id: str
+    state: RunState
+    count: int
+    last_event_id: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is in a state other than `running`. It may be started again."""
+        return self.state is not RunState.RUNNING
+
+
+class Run:
+    """A run: `push.run(id)` returns it. It holds nothing, so make one where it is needed, in any process.
+
+    `start` gives it an async iterator; `read` and `grant` are for its readers, `cancel` and `status` for
+    everybody. Its output is the channel `channel`, in a broker with history, which keeps the output and the
+    state of the run for `History.age` after the end.
+    """
+
+    def __init__(self, push: "LivePush", id: str) -> None:
+        if not isinstance(id, str):
+            raise TypeError(f"the id of a run is a str, not {type(id).__name__}")
+        self.id = id
+        self.channel = CHANNEL_PREFIX + id
+        if not id:
+            raise ValueError("the id of a run is not empty")
+        check_channel(self.channel)
+        broker = push.broker
+        if not isinstance(broker, HistoryBroker):
+            raise TypeError(
+                f"{type(broker).__name__} keeps no history, so it can keep no run; "
+                "MemoryBroker, RedisStreamsBroker, JetStreamBroker and PostgresBroker keep one"
+            )
+        self._push = push
+        self._broker = broker
+        self._log = RunLog(broker, self.channel)
+
+    async def start(
+        self,
+        items: AsyncIterable[object],
+        *,
+        join: bool = True,
+        restart: bool = False,
+        resume: bool = False,
+        lease: float = 15.0,
+        retry_for: float = 60.0,
+        ahead: int = 100,
+    ) -> bool:
+        """Start the run: this process reads the iterator, and publishes its items, until it ends.
+
+        The items are Events, or data for one as `publish` takes it. They should have no id of their own.
+        Returns True as soon as the run has begun; it goes on when the caller has ended, as long as this
+        LivePush runs. Of several processes that start a run, one does. The others get False, and their
+        iterator is closed unread; with `join=False` they get RunExistsError.
+
+        A run that has ended counts as started too. With `restart=True` it begins again, and readers get the
+        new output alone. With `resume=True` the iterator goes on after the `count` events of a run that was
+        lost, failed or cancelled, and readers get one text. A run whose producer is silent is first watched
+        for its lease.
+
+        The `lease` is in seconds. If the process is killed, or does not reach the broker for that time, the
+        run is `lost` to all readers. The iterator may run `ahead` events ahead of the broker, and then waits.
+        No reader ever slows it. While the broker is unavailable, its producer tries for `retry_for` seconds.
+
+        When the iterator raises, the run has `failed`, and the log has the error. When the run is cancelled
+        or found lost, the iterator is closed where it is, and its `finally` runs. When this LivePush stops,
+        its runs are lost at once.
+
+        Raises NotRunningError in a drain, BrokerUnavailableError if the broker is away (the run may exist,
+        and is then lost after the lease), and RuntimeError if this LivePush runs on another event loop.
+        """
+        check_seconds("lease", lease, 3600.0)
+        check_whole("ahead", ahead)
+        iterator = iterator_of(items)
+        try:
+            host = await self._push._run_host()
+            if not host.process.accepting:
+                raise NotRunningError(NOT_RUNNING)
+            start = await self._claim(join=join, restart=restart, resume=resume, lease=lease)
+            if start is not None:
+                host.start(self._log, start, iterator, retry_for, ahead)
+                return True
+        except BaseException:
+            await close_unused(iterator)
+            raise
+        await close_unused(iterator)
+        return False
+
+    async def _claim(self, *, join: bool, restart: bool, resume: bool, lease: float) -> LogState | None:
+        """Append the start record and return the state after it, or None if there is a run to join."""
+        while True:
+            found, end = await self._log.state()
+            if found is not None and self._is_suspect(found):
+                found = await wait_for_sign(self._log, found)
+                continue
+            resumes = found is not None and found.ended and resume and found.state is not RunState.DONE
+            if found is not None and not resumes and not (found.ended and restart):
+                if join:
+                    return None
+                raise RunExistsError(self.id, found.state)
+            begin, count = end.offset + 1, 0
+            if found is not None and resumes:
+                begin, count = found.begin, found.count
+            start = LogState(new_attempt(), RunState.RUNNING, begin, count, lease, time.time(), end.next())
+            try:
+                position = await self._log.append(start.make("start", count=count), end)
+            except PositionConflictError:
+                continue
+            return replace(start, end=position)
+
+    @staticmethod
+    def _is_suspect(found: LogState) -> bool:
+        return not found.ended and abs(time.time() - found.at) > found.lease + CLOCK_TOLERANCE
+
+    async def status(self) -> RunStatus | None:
+        """Return the state of the run, or None if there is none under this id.
+
+        Any process may ask. If the producer seems to be silent, this call watches the run for its lease
+        before it returns `lost`. Raises BrokerUnavailableError.
+        """
+        return self._status_of(await self._push._on_own_loop(self._state))
+
+    async def cancel(self) -> RunStatus | None:
+        """End the run, from any process, and return its state: `cancelled`, unless it had ended before.
+
+        Returns None if there is no run under this id. When it returns, the end is in the log: the readers
+        get what was published before, and end. The iterator is closed where it is, within milliseconds if
+        its process can be reached, and otherwise at its next event or within a third of the lease. Raises
+        BrokerUnavailableError: the run may go on.
+        """
+        return self._status_of(await self._push._on_own_loop(self._cancel))
+
+    def status_sync(self) -> RunStatus | None:
+        """Return what `status` does, from a thread without an event loop. Blocks."""
+        refuse_to_block("run.status_sync", "await run.status()")
+        return self._status_of(self._push._call_from_thread(self._state))
+
+    def cancel_sync(self) -> RunStatus | None:
+        """End the run as `cancel` does, from a thread without an event loop. Blocks."""
+        refuse_to_block("run.cancel_sync", "await run.cancel()")
+        return self._status_of(self._push._call_from_thread(self._cancel))
+
+    async def wait(self) -> RunStatus:
+        """Wait until the run has ended, and return its state.
+
+        Raises RunNotFoundError, and NotRunningError in a drain.
+        """
+        while True:
+            status = await self.status()
+            if status is None:
+                raise RunNotFoundError(self.id)
+            if status.ended:
+                return status
+            async with self.read(last_event_id=status.last_event_id) as items:
+                async for _ in items:
+                    pass
+
+    def read(self, *, last_event_id: str | None = None) -> "RunReader":
+        """Return a RunReader, for `async with run.read() as items: async for item in items`.
+
+        It yields the output from the beginning, or after `last_event_id`: a Received for each event, and a
+        Gap where events are missing, as `LivePush.subscribe` does. The iteration ends with the run. Entering
+        raises RunNotFoundError.
+        """
+        return RunReader(self._open_reader, last_event_id)
+
+    async def grant(
+        self,
+        request: StreamRequest | str | None = None,
+        *,
+        slot_key: str | None = None,
+        expires_at: datetime | float | None = None,
+        control_events: bool | None = None,
+        only_running: bool = False,
+    ) -> RunGrant | Refusal:
+        """Return what `authorize` returns for a client that may read this run.
+
+        `request` is the client's, or its last event id. Its stream has the output from the beginning, or
+        from where the client was, then an event `livepush.end` with the data
+        `{"state": "done", "count": 3}`, and ends. Without control events an id alone is in its place.
+
+        Returns a 204, after which `EventSource` stops, if there is no such run, if the client has met its
+        end before, and with `only_running` if the run has ended.
+        """
+        found = await self._push._on_own_loop(self._state)
+        last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
+        if found is None or (found.ended and (only_running or self._has_met_end(found, last_event_id))):
+            return Refusal(204)
+        return await self._grant(found, slot_key, expires_at, control_events)
+
+    def _has_met_end(self, found: LogState, last_event_id: str | None) -> bool:
+        cursor = Cursor.parse(last_event_id) if last_event_id else None
+        positions = () if cursor is None else cursor.positions_in(self.channel)
+        return any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions)
+
+    async def _grant(
+        self,
+        found: LogState,
+        slot_key: str | None = None,
+        expires_at: datetime | float | None = None,
+        control_events: bool | None = None,
+    ) -> RunGrant:
+        host = await self._push._run_host()
+        return RunGrant(
+            channels=self.channel,
+            slot_key=slot_key,
+            expires_at=expires_at,
+            control_events=control_events,
+            attempt=found.attempt,
+            begin=found.end.at(found.begin - 1),
+            follow=partial(host.follow, found, self._log),
+        )
+
+    async def _open_reader(
+        self, last_event_id: str | None
+    ) -> tuple[SubscriberStream, RunFollower, Callable[[], None]]:
+        found = await self._state()
+        if found is None:
+            raise RunNotFoundError(self.id)
+        grant = await self._grant(found)
+        stream = await self._push._open_subscriber(grant, start_id(grant, last_event_id))
+        return stream, RunFollower(found.attempt), grant.follow()
+
+    async def _state(self) -> LogState | None:
+        found, _ = await self._log.state()
+        while found is not None and self._is_suspect(found):
+            earlier, found = found, await wait_for_sign(self._log, found)
+            if found is not None and not found.ended and found.end != earlier.end:
+                # It is alive, whatever the clocks say.
+                break
+        return found
+
+    async def _cancel(self) -> LogState | None:
+        found, _ = await self._log.state()
+        if found is None or found.ended:
+            return found
+        await self._log.append_cancelled(found)
+        await send_cancelled(self._broker, self.channel)
+        return (await self._log.state())[0]
+
+    def _status_of(self, found: LogState | None) -> RunStatus | None:
+        if found is None:
+            return None
+        return RunStatus(self.id, found.state, found.count, event_id(self.channel, found.end))
+
+
+class RunReader(Subscriber):
+    """The output of a run, for `async with` and then `async for`: `Run.read` returns it.
+
+    It yields a Received for each event, and a Gap where events are missing. Their ids are what `read` takes
+    as `last_event_id`. However slow its reader is, it holds up neither the producer nor another reader.
+    """
+
+    def __init__(
+        self,
+        open: Callable[[str | None], Awaitable[tuple[SubscriberStream, RunFollower, Callable[[], None]]]],
+        last_event_id: str | None,
+    ) -> None:
+        super().__init__(self._open_run, last_event_id)
+        #: How the run has ended, as far as this reader has met its end.
+        self.state = RunState.RUNNING
+        #: How many events the run had, if its end has been met and says so.
+        self.count: int | None = None
+        self._open_reader = open
+        self._first_id = last_event_id
+        self._follower = RunFollower("")
+        self._leave_watch: Callable[[], None] | None = None
+        self._over = False
+
+    async def _open_run(self) -> SubscriberStream:
+        stream, self._follower, self._leave_watch = await self._open_reader(self._first_id)
+        return stream
+
+    def _leave(self, stream: SubscriberStream) -> None:
+        leave, self._leave_watch = self._leave_watch, None
+        if leave is not None:
+            leave()
+        super()._leave(stream)
+
+    async def _read(self, stream: SubscriberStream) -> bool:
+        return not self._over and await super()._read(stream)
+
+    def _take_block(self, block: bytes) -> None:
+        if not self._over:
+            super()._take_block(block)
+
+    def _passes(self, comments: Sequence[str]) -> bool:
+        record = record_of(f":{comments[0]}\n\n".encode()) if comments else None
+        position = Position.of_id(self._id)
+        self._over = not self._follower.take(record, position.offset)
+        end = self._follower.end
+        if end is not None and not self._over:
+            assert self._stream is not None
+            told = self._stream.context.hub.end_of(self._channel)
+            self._over = told is None or told.epoch != position.epoch or told.offset <= position.offset
+        if self._over and end is not None:
+            self.state, self.count = end.state, end.count
+        if self._follower.lacks_beginning:
+            self._items.append(Gap(self._channel, GapReason.EPOCH, self._id))
+        return end is None and not self._over

@@ -1,0 +1,139 @@
+"""RunHost: the producers of one process, and its watches over the runs that it has readers of."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from secrets import token_urlsafe
+
+import anyio
+
+from ..brokers import HistoryBroker
+from ..hub.delivery import Batch
+from ..process.commands import decode_message, send
+from ..process.run import Run as Process
+from ..process.statistics import Counters
+from ..runtime.failure_log import fields
+from ..wire.cursor import Position
+from ..wire.event import COMMAND_CHANNEL
+from ..wire.reasons import GapReason
+from .log import LogState, RunLog
+from .producer import Producer
+from .watch import end_if_silent
+
+_CANCEL = "cancel-run"
+
+
+async def send_cancelled(broker: HistoryBroker, channel: str) -> None:
+    """Tell the processes to look at the log of a run. Raises BrokerUnavailableError."""
+    await send(broker, {"command": _CANCEL, "channel": channel})
+
+
+class _Watch:
+    """A watch over one attempt of a run, shared by its readers in this process."""
+
+    def __init__(self) -> None:
+        self.readers = 0
+        self.scope = anyio.CancelScope()
+
+
+class RunHost:
+    """The runs of one process. It is a listener of the hub, for the commands of other processes."""
+
+    multi_channel = True
+
+    def __init__(self, process: Process, counters: Counters) -> None:
+        self.process = process
+        self._counters = counters
+        self._producers: dict[str, Producer] = {}
+        self._watches: dict[tuple[str, str], _Watch] = {}
+        self._is_listening = False
+
+    def start(
+        self, log: RunLog, start: LogState, items: AsyncIterator[object], retry_for: float, ahead: int
+    ) -> None:
+        """Start the producer of an attempt, whose start record was appended."""
+        producer = Producer(log, start, items, self.process, self._counters, retry_for, ahead)
+        if not self._is_listening:
+            self._is_listening = True
+            # The revoker has to be attached before the channel is subscribed, or it would not be told.
+            self.process.revoker.start_listening()
+            self.process.hub.attach(COMMAND_CHANNEL, self)
+            self.process.on_stopping.append(self._stop)
+        # An earlier attempt of this process, which was found lost, may not know yet.
+        if (earlier := self._producers.get(log.channel)) is not None:
+            earlier.look()
+        self._producers[log.channel] = producer
+        self.process.start_task(partial(self._produce, log.channel, producer))
+
+    async def _produce(self, channel: str, producer: Producer) -> None:
+        try:
+            await producer.run()
+        finally:
+            if self._producers.get(channel) is producer:
+                del self._producers[channel]
+
+    def _stop(self) -> None:
+        for producer in self._producers.values():
+            producer.stop()
+
+    def follow(self, run: LogState, log: RunLog) -> Callable[[], None]:
+        """Watch a run as long as it has readers here. Returns the function that a reader calls at its end."""
+        key = (log.channel, run.attempt)
+        watch = self._watches.get(key)
+        if watch is None:
+            watch = self._watches[key] = _Watch()
+            self.process.start_task(partial(self._watch, key, watch, run, log))
+        watch.readers += 1
+
+        def leave() -> None:
+            watch.readers -= 1
+            if not watch.readers:
+                watch.scope.cancel()
+                if self._watches.get(key) is watch:
+                    del self._watches[key]
+
+        return leave
+
+    async def _watch(self, key: tuple[str, str], watch: _Watch, run: LogState, log: RunLog) -> None:
+        try:
+            with watch.scope:
+                await end_if_silent(log, run, partial(self.process.hub.end_of, log.channel))
+        except Exception as error:
+            self.process.context.failures.log(
+                logging.WARNING,
+                "the run on %r is not watched any more, so its readers here do not learn if it is lost: %s",
+                log.channel,
+                error,
+                extra=fields("run_unwatched", channel=log.channel, error=str(error)),
+            )
+        finally:
+            if self._watches.get(key) is watch:
+                del self._watches[key]
+
+    # The hub calls these methods, possibly outside of any task.
+
+    def receive(self, batch: Batch, /) -> None:
+        """Let the producers that were cancelled look at their logs."""
+        for delivery in batch.deliveries:
+            try:
+                message = decode_message(delivery.bare or delivery.block)
+            except ValueError:
+                # The revoker logs it.
+                continue
+            producer = self._producers.get(str(message.get("channel")))
+            if producer is not None and message.get("command") == _CANCEL:
+                producer.look()
+
+    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
+        """Called when commands may have been lost."""
+        for producer in self._producers.values():
+            producer.look()
+
+    def subscribed(self, channel: str, /) -> None:
+        """Called when the command channel is subscribed: commands before may have been lost."""
+        self.gap(channel, GapReason.BROKER)
+
+
+def new_attempt() -> str:
+    """Return the name of a new attempt."""
+    return token_urlsafe(9)

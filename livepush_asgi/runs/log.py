@@ -1,0 +1,132 @@
+"""RunLog: the log of a run's channel, and the state that it tells."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ..brokers import HistoryBroker, Page, Record
+from ..wire.cursor import MAX_OFFSET, Position
+from ..wire.reasons import RunState
+from ..wire.run_record import Kind, RunRecord, record_in
+
+# The channel of a run is its id after this.
+CHANNEL_PREFIX = "run:"
+# How many events the state is read from at first. A producer appends a record more often.
+WINDOW = 128
+
+
+@dataclass(frozen=True, slots=True)
+class LogState:
+    """What the log of a run says. `end` is the position of the newest event or record."""
+
+    attempt: str
+    state: RunState
+    begin: int
+    count: int
+    lease: float
+    #: The time of the newest record, by its writer's clock, in seconds since the epoch.
+    at: float
+    end: Position
+    #: The offset of the record that has ended it, 0 if it has not ended.
+    ended_at: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the attempt has ended."""
+        return self.state is not RunState.RUNNING
+
+    def make(self, kind: Kind, state: RunState = RunState.RUNNING, count: int | None = None) -> RunRecord:
+        """Return a record of this attempt."""
+        return RunRecord(
+            kind=kind,
+            attempt=self.attempt,
+            begin=self.begin,
+            lease=self.lease,
+            at=time.time(),
+            count=count,
+            state=state,
+        )
+
+
+class RunLog:
+    """The log of one run."""
+
+    def __init__(self, broker: HistoryBroker, channel: str) -> None:
+        self.channel = channel
+        self._broker = broker
+
+    async def append(self, payload: bytes | RunRecord, expected: Position) -> Position:
+        """Append an event or a record. Raises PositionConflictError if the log goes on after `expected`."""
+        data = payload.encode() if isinstance(payload, RunRecord) else payload
+        return await self._broker.append(self.channel, data, expected_position=expected)
+
+    async def append_cancelled(self, state: LogState) -> Position:
+        """Append the end of an attempt that is cancelled, whatever the producer appends meanwhile."""
+        record = state.make("end", RunState.CANCELLED)
+        key = f"{state.attempt}/cancelled"
+        return await self._broker.append(self.channel, record.encode(), idempotency_key=key)
+
+    async def bounds(self) -> Page:
+        """Return an empty page with the current bounds of the log."""
+        return await self._broker.read(self.channel, MAX_OFFSET, 0)
+
+    async def after(self, offset: int, limit: int = WINDOW) -> Page:
+        """Return the page after an offset."""
+        return await self._broker.read(self.channel, offset, limit)
+
+    async def state(self) -> tuple[LogState | None, Position]:
+        """Return the state, None if the log has no record of a run, and the position of its end."""
+        window = WINDOW
+        while True:
+            page = await self.bounds()
+            start = max(page.first - 1, page.last - window)
+            records, end = await self._read_to_end(page, start)
+            found = state_of(records, end)
+            if start < page.first or (found is not None and found.count >= 0):
+                return None if found is None else replace(found, count=max(0, found.count)), end
+            # Records are rarer than their writer makes them: another program publishes to the channel.
+            window *= 8
+
+    async def _read_to_end(self, bounds: Page, after: int) -> tuple[list[Record], Position]:
+        records: list[Record] = []
+        end = Position(bounds.epoch, bounds.last)
+        while after < bounds.last:
+            page = await self.after(after)
+            if page.epoch != bounds.epoch or not page.records:
+                break
+            records += page.records
+            after = page.records[-1].offset
+            end = Position(page.epoch, after)
+        return records, end
+
+
+def state_of(records: Iterable[Record], end: Position) -> LogState | None:
+    """Return the state that these events and records tell. A count below 0 is unknown."""
+    found: LogState | None = None
+    for item in records:
+        record = record_in(item.payload)
+        if record is not None:
+            found = _with_record(found, record, item.offset, end)
+        elif found is not None and not found.ended:
+            found = replace(found, count=found.count + (found.count >= 0))
+    return found
+
+
+def _with_record(found: LogState | None, record: RunRecord, offset: int, end: Position) -> LogState:
+    is_of_another = found is not None and record.attempt != found.attempt
+    if found is not None and record.kind != "start" and (found.ended or is_of_another):
+        # The first end counts, and the end of an earlier attempt may come late.
+        return found
+    count = record.count
+    if count is None:
+        count = -1 if found is None else found.count
+    return LogState(
+        record.attempt,
+        record.state,
+        record.begin,
+        count,
+        record.lease,
+        record.at,
+        end,
+        offset if record.kind == "end" else 0,
+    )

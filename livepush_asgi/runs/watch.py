@@ -1,0 +1,85 @@
+"""Watch: finds that the producer of a run is silent, and ends the run as lost for all its readers."""
+
+from collections.abc import Callable
+
+import anyio
+
+from ..errors import BrokerUnavailableError, PositionConflictError
+from ..runtime.event_loop import now
+from ..wire.cursor import Position
+from ..wire.reasons import RunState
+from .log import LogState, RunLog
+
+# How often the log is looked at in a lease. The run is lost when it had nothing new at all these times, and
+# the next.
+LOOKS = 4
+
+
+async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Position | None]) -> None:
+    """Wait until the log of a run has had nothing new for its lease, and append that the run is lost.
+
+    Returns then, or when the run has ended by itself. Time in which the broker is away, or this process
+    stands still, does not count. `known_end` returns the end of the log as far as this process was told:
+    while that changes, the log need not be asked.
+    """
+    pause = run.lease / LOOKS
+    seen, quiet = known_end(), 0
+    while True:
+        began = now()
+        await anyio.sleep(pause)
+        if now() - began > 2 * pause:
+            # This process stood still, and what the producer did meanwhile is still to come.
+            quiet = 0
+            continue
+        told = known_end()
+        if told is not None and told != seen:
+            seen, quiet = told, 0
+            continue
+        try:
+            page = await log.bounds()
+        except BrokerUnavailableError:
+            quiet = 0
+            continue
+        end = Position(page.epoch, page.last)
+        seen, quiet = end, quiet + 1 if end == seen else 0
+        if quiet > LOOKS:
+            quiet = 0
+            try:
+                found = await _end(log, run, end)
+            except (BrokerUnavailableError, PositionConflictError):
+                continue
+            if found is None or found.ended:
+                return
+            # It went on, or another attempt continues its output.
+            run = found
+
+
+async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:
+    """Wait until the log of a run goes on, or its producer was silent for a lease, and return the state.
+
+    In the second case the run is lost, and its log says so. Raises BrokerUnavailableError.
+    """
+    pause = run.lease / LOOKS
+    seen = run.end
+    quiet = 0
+    while quiet <= LOOKS:
+        began = now()
+        await anyio.sleep(pause)
+        page = await log.bounds()
+        if Position(page.epoch, page.last) != seen:
+            return (await log.state())[0]
+        quiet = 0 if now() - began > 2 * pause else quiet + 1
+    try:
+        return await _end(log, run, seen)
+    except PositionConflictError:
+        return (await log.state())[0]
+
+
+async def _end(log: RunLog, run: LogState, end: Position) -> LogState | None:
+    """End a run as lost, if its log still ends there, and return its state."""
+    found, current = await log.state()
+    if current != end or (found is not None and (found.ended or found.attempt != run.attempt)):
+        return found
+    # Without a record, the log was lost with the server, and nobody has begun it again.
+    await log.append((found or run).make("end", RunState.LOST), end)
+    return (await log.state())[0]

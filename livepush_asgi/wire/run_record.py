@@ -1,0 +1,113 @@
+"""RunRecord: what the log of a run says about the run itself, among its output.
+
+A record is a block of one comment. Clients dispatch nothing for it, and no Event has a comment, so nothing
+that an application publishes is taken for a record.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from .event import from_payload, to_payload
+from .reasons import RunState
+
+_MARK = b": livepush.run "
+
+Kind = Literal["start", "alive", "end"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """A record of one attempt to produce the output of a run.
+
+    `begin` is the offset of the first record of the output: earlier than its own for a start that continues
+    an attempt which has ended. `count` is how many events the output had, None if the writer cannot know.
+    `lease` is in seconds, and `at` the time of the writer's clock, in seconds since the epoch.
+    """
+
+    kind: Kind
+    attempt: str
+    begin: int
+    lease: float
+    at: float
+    count: int | None = None
+    state: RunState = RunState.RUNNING
+
+    def encode(self) -> bytes:
+        """Return the record as a payload for a broker."""
+        text = json.dumps(asdict(self), separators=(",", ":"))
+        return to_payload(_MARK + text.encode() + b"\n\n")
+
+
+def is_record(block: bytes) -> bool:
+    """Return whether a block is a record."""
+    return block.startswith(_MARK)
+
+
+def record_of(block: bytes) -> RunRecord | None:
+    """Return the record in a block, or None if the block is an event, or a record that cannot be read."""
+    if not is_record(block):
+        return None
+    try:
+        values = json.loads(block[len(_MARK) :])
+        return RunRecord(
+            kind=_kind_of(values["kind"]),
+            attempt=str(values["attempt"]),
+            begin=int(values["begin"]),
+            lease=float(values["lease"]),
+            at=float(values["at"]),
+            count=None if values["count"] is None else int(values["count"]),
+            state=RunState(values["state"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        # A later version may have written it.
+        return None
+
+
+def record_in(payload: bytes) -> RunRecord | None:
+    """Return the record in a payload, or None."""
+    return record_of(from_payload(payload)) if _MARK in payload[:20] else None
+
+
+def _kind_of(text: object) -> Kind:
+    match text:
+        case "start" | "alive" | "end":
+            return text
+    raise ValueError(f"a record is a start, alive or an end, not {text!r}")
+
+
+class RunFollower:
+    """Follows the records that a reader of a run meets, and says when its reading ends.
+
+    The first end of an attempt counts. It ends the reader if nothing follows it in the log: an attempt that
+    has ended may have been continued.
+    """
+
+    __slots__ = ("_attempt", "_met", "end", "lacks_beginning")
+
+    def __init__(self, attempt: str) -> None:
+        #: The end that the reader has met, until a start follows that continues the output.
+        self.end: RunRecord | None = None
+        #: Whether the last record says that the log was lost with the beginning of the output, which a reader
+        #: that has met nothing of it was not told.
+        self.lacks_beginning = False
+        self._attempt = attempt
+        # Whether the reader was given anything of the output.
+        self._met = False
+
+    def take(self, record: RunRecord | None, offset: int) -> bool:
+        """Take the next record of the log, or None for an event. Return False if the reading ends before it.
+
+        An event after the end is none of the run.
+        """
+        self.lacks_beginning = False
+        if record is None:
+            self._met = True
+        elif record.kind == "start":
+            if record.begin == offset and self._met and record.attempt != self._attempt:
+                return False
+            self.lacks_beginning = record.begin == offset and bool(record.count) and not self._met
+            self._attempt, self.end, self._met = record.attempt, None, True
+        elif record.kind == "end" and record.attempt == self._attempt and self.end is None:
+            self.end = record
+        return True

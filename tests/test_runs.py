@@ -1,0 +1,461 @@
+"""Runs in memory: started once, read by many, cancelled, lost, continued, and what each of them is told."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from livepush_asgi import (
+    READ_BYTES,
+    BrokerUnavailableError,
+    Gap,
+    GapReason,
+    Grant,
+    History,
+    InvalidGrantError,
+    Limits,
+    LivePush,
+    MemoryBroker,
+    MockBroker,
+    NotRunningError,
+    Page,
+    Position,
+    Received,
+    Refusal,
+    RunExistsError,
+    RunNotFoundError,
+    RunState,
+    RunStatus,
+    StreamRequest,
+    Subscription,
+)
+from livepush_asgi.runs.log import RunLog
+from livepush_asgi.testing import Client, EventStreamParser
+from livepush_asgi.wire.run_record import RunRecord, record_in
+
+LEASE = 15.0
+
+
+class Counting:
+    """Yields numbers, and knows whether it has begun and was closed."""
+
+    def __init__(self, first: int, last: int, pace: float = 1.0) -> None:
+        self.begun = False
+        self.closed = anyio.Event()
+        self._range = range(first, last + 1)
+        self._pace = pace
+
+    async def __call__(self) -> AsyncIterator[object]:
+        self.begun = True
+        try:
+            for number in self._range:
+                await anyio.sleep(self._pace)
+                yield number
+        finally:
+            self.closed.set()
+
+
+def serving(broker: MemoryBroker | None = None, *, control_events: bool = True) -> LivePush:
+    async def authorize(request: StreamRequest) -> Grant | Refusal:
+        return await push.run(request.path[1:]).grant(request, control_events=control_events)
+
+    push = LivePush(broker or MemoryBroker(), authorize)
+    return push
+
+
+async def text_of(push: LivePush, last_event_id: str | None = None) -> list[str]:
+    """Return what a reader gets, and how the run has ended."""
+    async with push.run("a").read(last_event_id=last_event_id) as items:
+        found = [item.data if isinstance(item, Received) else f"gap {item.reason}" async for item in items]
+        return [*found, items.state]
+
+
+async def status_of(push: LivePush) -> RunStatus:
+    status = await push.run("a").status()
+    assert status is not None
+    return status
+
+
+async def test_readers_at_any_time_get_the_whole_output_and_its_end() -> None:
+    push = serving()
+    texts: dict[int, list[str]] = {}
+
+    async def read_after(seconds: int) -> None:
+        await anyio.sleep(seconds)
+        texts[seconds] = await text_of(push)
+
+    async with push.lifespan():
+        assert await push.run("a").start(Counting(1, 5)())
+        async with anyio.create_task_group() as readers:
+            for seconds in (0, 3, 5, 60):
+                readers.start_soon(read_after, seconds)
+        assert set(map(tuple, texts.values())) == {("1", "2", "3", "4", "5", "done")}
+        status = await push.run("a").wait()
+        assert (status.state, status.count, status.ended) == (RunState.DONE, 5, True)
+
+
+async def test_a_reader_goes_on_after_the_id_of_an_item() -> None:
+    push = serving()
+    async with push.lifespan():
+        await push.run("a").start(Counting(1, 5)())
+        async with push.run("a").read() as items:
+            item = await anext(items)
+        assert await text_of(push, item.id) == ["2", "3", "4", "5", "done"]
+
+
+@pytest.mark.parametrize("control_events", [True, False])
+async def test_a_page_gets_the_end_and_then_a_204(control_events: bool) -> None:
+    push = serving(control_events=control_events)
+    async with push.lifespan(), Client(push) as client:
+        async with client.open("/a") as page:
+            assert page.status == 204
+        await push.run("a").start(Counting(1, 3)())
+        async with client.open("/a") as page:
+            parser = EventStreamParser()
+            events = parser.feed(await page.read_body(timeout=60))
+        names = ["livepush.open"] if control_events else []
+        end = ["livepush.end", "livepush.close"] if control_events else []
+        assert [event.event for event in events] == [*names, "message", "message", "message", *end]
+        if control_events:
+            assert events[-2].data == '{"state":"done","count":3}'
+        assert not [comment for comment in parser.comments if comment]
+        async with client.open("/a", last_event_id=parser.last_event_id) as page:
+            assert page.status == 204
+        async with client.open("/a") as page:
+            assert b"data: 3" in await page.read_body(timeout=60)
+
+
+async def test_of_many_starts_one_runs() -> None:
+    push, other = serving(broker := MemoryBroker()), serving(broker)
+    jobs = [Counting(1, 3) for _ in range(8)]
+    results: list[bool] = []
+
+    async def start(number: int) -> None:
+        results.append(await (push, other)[number % 2].run("a").start(jobs[number]()))
+
+    async with push.lifespan(), other.lifespan():
+        async with anyio.create_task_group() as starts:
+            for number in range(8):
+                starts.start_soon(start, number)
+        assert sorted(results) == [False] * 7 + [True]
+        with pytest.raises(RunExistsError, match="running"):
+            await push.run("a").start(jobs[0](), join=False)
+        assert await text_of(other) == ["1", "2", "3", "done"]
+        assert sum(job.begun for job in jobs) == 1
+        with pytest.raises(RunExistsError, match="done"):
+            await push.run("a").start(jobs[0](), join=False, resume=True)
+
+
+async def test_an_iterator_that_raises_has_failed() -> None:
+    async def failing() -> AsyncIterator[object]:
+        yield "one"
+        raise ZeroDivisionError("a password")
+
+    push = serving()
+    async with push.lifespan():
+        await push.run("a").start(failing())
+        assert await text_of(push) == ["one", "failed"]
+
+
+async def test_cancel_ends_the_readers_and_closes_the_iterator() -> None:
+    push, other = serving(broker := MemoryBroker()), serving(broker)
+    job = Counting(1, 100, pace=3.0)
+    async with push.lifespan(), other.lifespan():
+        assert await other.run("a").cancel() is None
+        await push.run("a").start(job())
+        async with other.run("a").read() as items:
+            await anext(items)
+            status = await other.run("a").cancel()
+            assert status is not None
+            assert (status.state, status.count) == (RunState.CANCELLED, 1)
+            with anyio.fail_after(0.1):
+                assert [item async for item in items] == []
+                await job.closed.wait()
+        assert await push.run("a").cancel() == status
+        assert await text_of(push) == ["1", "cancelled"]
+
+
+async def test_cancelling_a_run_that_is_done_changes_nothing() -> None:
+    push = serving()
+    async with push.lifespan():
+        await push.run("a").start(Counting(1, 2)())
+        await push.run("a").wait()
+        status = await push.run("a").cancel()
+        assert status is not None
+        assert status.state is RunState.DONE
+
+
+async def test_a_run_is_lost_when_its_process_stops_and_another_goes_on() -> None:
+    push, other = serving(broker := MemoryBroker()), serving(broker)
+    job = Counting(1, 100)
+    async with other.lifespan():
+        async with push.lifespan():
+            await push.run("a").start(job())
+            await anyio.sleep(3.5)
+        assert job.closed.is_set()
+        assert await text_of(other) == ["1", "2", "3", "lost"]
+        status = await status_of(other)
+        assert await other.run("a").start(Counting(status.count + 1, 5)(), resume=True)
+        assert await text_of(other) == ["1", "2", "3", "4", "5", "done"]
+        assert await text_of(other, status.last_event_id) == ["4", "5", "done"]
+
+
+async def test_a_run_that_is_started_again_is_read_from_its_new_start() -> None:
+    push = serving()
+    async with push.lifespan():
+        await push.run("a").start(Counting(1, 2)())
+        await push.run("a").wait()
+        old = await status_of(push)
+        assert not await push.run("a").start(Counting(8, 9)())
+        assert await push.run("a").start(Counting(8, 9)(), restart=True)
+        assert await text_of(push) == ["8", "9", "done"]
+        assert await text_of(push, old.last_event_id) == ["8", "9", "done"]
+        assert (await status_of(push)).count == 2
+
+
+class StoppingBroker(MemoryBroker):
+    """The connection of a process to a broker in memory. While it is stopped, nothing gets through.
+
+    As often as `cut` says, it appends and then says that the broker is away, or does not append.
+    """
+
+    def __init__(self, broker: MemoryBroker, cut: Callable[[], bool] = lambda: False) -> None:
+        super().__init__()
+        self._broker = broker
+        self._cut = cut
+        self.going = anyio.Event()
+        self.going.set()
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected_position: Position | None = None,
+    ) -> Position:
+        await self.going.wait()
+        if self._cut():
+            raise BrokerUnavailableError("cut before the append")
+        position = await self._broker.append(
+            channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+        )
+        if self._cut():
+            raise BrokerUnavailableError("cut after the append")
+        return position
+
+    async def subscribe(self, channel: str) -> Subscription:
+        return await self._broker.subscribe(channel)
+
+    async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        await self.going.wait()
+        return await self._broker.read(channel, after, limit, max_bytes=max_bytes)
+
+
+async def test_a_silent_producer_is_lost_after_its_lease_and_fenced_when_it_wakes() -> None:
+    broker = MemoryBroker()
+    stopping = StoppingBroker(broker)
+    push, other = serving(stopping), serving(broker)
+    job = Counting(1, 100, pace=2.0)
+    async with push.lifespan(), other.lifespan():
+        await push.run("a").start(job(), lease=LEASE)
+        await anyio.sleep(3)
+        stopping.going = anyio.Event()
+        began = anyio.current_time()
+        assert await text_of(other) == ["1", "lost"]
+        assert LEASE <= anyio.current_time() - began <= 2 * LEASE
+        assert await other.run("a").start(Counting(2, 60)(), resume=True)
+        stopping.going.set()
+        await anyio.sleep(1)
+        assert job.closed.is_set()
+        assert await text_of(other) == [*map(str, range(1, 61)), "done"]
+
+
+async def test_a_quiet_producer_keeps_its_lease() -> None:
+    push = serving()
+    async with push.lifespan():
+        await push.run("a").start(Counting(1, 2, pace=20 * LEASE)(), lease=LEASE)
+        assert await text_of(push) == ["1", "2", "done"]
+
+
+async def test_who_asks_for_a_run_that_was_killed_long_ago_is_told_that_it_is_lost() -> None:
+    push = serving(broker := MemoryBroker())
+    log = RunLog(broker, "run:a")
+    _, end = await log.state()
+    start = RunRecord(kind="start", attempt="x", begin=1, lease=LEASE, at=1e9, count=0)
+    await log.append(start, end)
+    async with push.lifespan():
+        began = anyio.current_time()
+        assert (await status_of(push)).state is RunState.LOST
+        assert LEASE <= anyio.current_time() - began <= 2 * LEASE
+        assert await push.run("a").start(Counting(1, 2)(), restart=True)
+        assert await text_of(push) == ["1", "2", "done"]
+
+
+async def test_what_others_publish_to_the_channel_does_not_stop_it() -> None:
+    push = serving()
+    async with push.lifespan():
+        await push.run("a").start(Counting(1, 4)())
+        await anyio.sleep(1.5)
+        for _ in range(300):
+            await push.publish("run:a", "x")
+        assert (await status_of(push)).count == 301
+        assert [text for text in await text_of(push) if text != "x"] == ["1", "2", "3", "4", "done"]
+        await push.publish("run:a", "x")
+        with anyio.fail_after(5):
+            assert (await text_of(push))[-2:] == ["4", "done"]
+
+
+async def test_a_slow_reader_loses_nothing_and_slows_nobody() -> None:
+    async def authorize(request: StreamRequest) -> Grant | Refusal:
+        return Refusal()
+
+    push = LivePush(MemoryBroker(History(events=5000)), authorize, limits=Limits(outbox_events=10))
+    async with push.lifespan():
+        await push.run("a").start(Counting(1, 2000, pace=0.001)())
+        async with push.run("a").read() as items:
+            found = [await anext(items)]
+            await anyio.sleep(10)
+            assert (await status_of(push)).state is RunState.DONE
+            found += [item async for item in items]
+            assert (items.state, items.count) == (RunState.DONE, 2000)
+        assert [item.data for item in found if isinstance(item, Received)] == list(map(str, range(1, 2001)))
+
+
+async def test_a_history_that_is_too_short_is_a_gap_and_not_a_loss_of_the_state() -> None:
+    push = serving(MemoryBroker(History(events=50)))
+    async with push.lifespan():
+        await push.run("a").start(Counting(1, 500, pace=0.01)())
+        status = await push.run("a").wait()
+        assert (status.state, status.count) == (RunState.DONE, 500)
+        async with push.run("a").read() as items:
+            first = await anext(items)
+            assert isinstance(first, Gap)
+            assert first.reason is GapReason.EXPIRED
+            assert [item.data async for item in items if isinstance(item, Received)][-1] == "500"
+
+
+async def test_what_is_no_run() -> None:
+    with pytest.raises(TypeError, match="MockBroker keeps no history"):
+        LivePush(MockBroker(), lambda request: Refusal()).run("a")
+    push = serving()
+    with pytest.raises(ValueError, match="not empty"):
+        push.run("")
+    with pytest.raises(InvalidGrantError):
+        push.run("\ud800")
+    async with push.lifespan():
+        with pytest.raises(TypeError, match="async iterator"):
+            await push.run("a").start([1])  # type: ignore[arg-type]
+        with pytest.raises(RunNotFoundError, match="never started"):
+            await text_of(push)
+        assert await push.run("a").status() is None
+
+
+async def test_a_process_with_runs_revokes_as_any_other() -> None:
+    """Both listen to the commands of other processes."""
+    push = serving()
+    async with push.lifespan(), Client(push) as client:
+        await push.run("a").start(Counting(1, 100)())
+        async with client.open("/a") as page:
+            await page.next_event(timeout=5)
+            done = await push.disconnect(channel="run:a")
+            assert (done.streams, done.processes, done.missing) == (1, 1, 0)
+            assert await page.wait_ended() == "revoked"
+        assert push.statistics()["published"] == 1
+
+
+async def test_each_namespace_has_its_runs() -> None:
+    broker = MemoryBroker()
+    one, two = (LivePush(broker, lambda request: Refusal(), namespace=name) for name in ("one", "two"))
+    async with one.lifespan(), two.lifespan():
+        assert await one.run("a").start(Counting(1, 1)())
+        assert await two.run("a").start(Counting(2, 2)())
+        assert (await text_of(one), await text_of(two)) == (["1", "done"], ["2", "done"])
+        await one.drain()
+        with pytest.raises(NotRunningError):
+            await one.run("b").start(Counting(1, 1)())
+
+
+@pytest.mark.real_time
+async def test_threads_ask_and_cancel() -> None:
+    push = serving()
+    async with push.lifespan():
+        assert await anyio.to_thread.run_sync(push.run("a").status_sync) is None
+        await push.run("a").start(Counting(1, 100)())
+        status = await anyio.to_thread.run_sync(push.run("a").cancel_sync)
+        assert status == await anyio.to_thread.run_sync(push.run("a").status_sync)
+        assert status is not None
+        assert status.state is RunState.CANCELLED
+        with pytest.raises(RuntimeError, match="await run"):
+            push.run("a").cancel_sync()
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_random_interleavings(seed: int) -> None:
+    """Processes start, continue, cancel and read a run, stand still and wake, in any order."""
+    chance = random.Random(seed)
+    broker = MemoryBroker(History(events=10_000))
+    links = [StoppingBroker(broker, lambda: chance.random() < 0.1) for _ in range(2)]
+    pushes = [serving(link) for link in links]
+    reader = serving(broker)
+    texts: list[list[str]] = []
+
+    async def act(push: LivePush) -> None:
+        for _ in range(4):
+            await anyio.sleep(chance.uniform(0, 40))
+            with suppress(BrokerUnavailableError):
+                if chance.random() < 0.3:
+                    await push.run("a").cancel()
+                    continue
+                status = await push.run("a").status()
+                count = status.count if status else 0
+                await push.run("a").start(Counting(count + 1, 60)(), resume=True)
+
+    async def stand_still(link: StoppingBroker) -> None:
+        for _ in range(3):
+            await anyio.sleep(chance.uniform(0, 30))
+            link.going = anyio.Event()
+            await anyio.sleep(chance.choice([0.5, 10, 50]))
+            link.going.set()
+
+    async def read() -> None:
+        last_event_id, text = None, list[str]()
+        while True:
+            await anyio.sleep(chance.uniform(0, 20))
+            try:
+                async with reader.run("a").read(last_event_id=last_event_id) as items:
+                    with anyio.move_on_after(chance.uniform(0, 60)):
+                        async for item in items:
+                            assert isinstance(item, Received)
+                            text.append(item.data)
+                    last_event_id = items.last_event_id
+            except RunNotFoundError:
+                continue
+            if anyio.current_time() - began > 400 and (await status_of(reader)).ended:
+                break
+        texts.append(text)
+
+    async with reader.lifespan(), pushes[0].lifespan(), pushes[1].lifespan():
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            for push, link in zip(pushes, links, strict=True):
+                tasks.start_soon(act, push)
+                tasks.start_soon(stand_still, link)
+            tasks.start_soon(read)
+            tasks.start_soon(read)
+        whole = (await text_of(reader))[:-1]
+        records = (await broker.read("run:a", 0, 10_000)).records
+    # One text: nobody has produced what another has, and nothing follows an end but a start.
+    assert whole == list(map(str, range(1, len(whole) + 1)))
+    assert texts == [whole, whole]
+    ended = True
+    for record in records:
+        found = record_in(record.payload)
+        if found is not None and found.kind != "alive":
+            assert found.kind == "end" or ended
+            ended = found.kind == "end"
+        else:
+            assert not ended
