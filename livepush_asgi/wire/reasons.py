@@ -99,3 +99,18 @@ class StreamState(StrEnum):
     LIVE = "live"
     ENDING = "ending"
     CLOSED = "closed"
+
+
+class RunState(StrEnum):
+    """What has become of a run."""
+
+    #: Its producer holds the lease, or has been silent for less than it.
+    RUNNING = "running"
+    #: Its iterator has returned.
+    DONE = "done"
+    #: Its iterator has raised; the log of its process has the error.
+    FAILED = "failed"
+    #: `cancel` has ended it.
+    CANCELLED = "cancelled"
+    #: Its producer was killed, has stopped, or was silent for a lease.
+    LOST = "lost"
