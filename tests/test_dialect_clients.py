@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
-from livepush_asgi.wire.dialects import GAP_TEXT, Dialect, RunEnd, ag_ui, ai_sdk, frames, openai
+from livepush_asgi.wire.dialects import GAP_TEXT, Dialect, RunEnd, ag_ui, ai_sdk, frames, livepush, openai
 from livepush_asgi.wire.event import HEARTBEAT, with_id
 from livepush_asgi.wire.reasons import GapReason, RunState
 
@@ -283,6 +284,19 @@ async def test_ag_ui_reads_a_run_that_was_cut_at_each_block_again(clients: Judge
     assert [(one.text, one.errors[1:]) for one in said] == [(TEXT, [None])] * len(cuts)
 
 
+@pytest.mark.parametrize("client", ["chat", "ag-ui"])
+async def test_a_client_is_told_of_a_stream_that_ends_before_its_run_and_reads_it_again(
+    clients: Judges, client: str
+) -> None:
+    """As at a drain: without an error it would take what it has for the whole."""
+    dialect = DIALECTS["ai" if client == "chat" else client]
+    run = await run_of(dialect, RunEnd("run", RunState.DONE))
+    goodbye = dialect.last_block(RunEnd("run", RunState.RUNNING))
+    said = await clients.ask(client, replace(run, cuts=[4], goodbye=goodbye), times=2)
+    assert (said.text, said.errors[1]) == (TEXT, None)
+    assert "Read it again" in str(said.errors[0])
+
+
 async def test_openai_takes_up_a_run_that_was_cut_at_each_block(clients: Judges) -> None:
     run = await run_of(openai(), RunEnd("run", RunState.DONE))
     for cut, (id, _) in enumerate(run.blocks[:-1], 1):
@@ -292,3 +306,22 @@ async def test_openai_takes_up_a_run_that_was_cut_at_each_block(clients: Judges)
         assert "APIConnectionError" in str(begun.error)
     over = await clients.ask_openai(clients.serve(run), "end")
     assert (over.text, first_words(over.error)) == ("", "NotFoundError: Error code: 404")
+
+
+async def test_the_chunks_of_the_openai_library_itself(clients: Judges) -> None:
+    dialect = openai()
+    chunks = [ChatCompletionChunk.model_validate(item) async for item in dialect.text(pieces(), "t")]
+    said = await clients.ask("openai", script_of(*map(dialect.item_block, chunks), DONE))
+    assert (said.text, said.finish, said.error) == (TEXT, "stop", None)
+
+
+async def test_eventsource_takes_up_a_run_at_each_block_and_stops_after_it(clients: Judges) -> None:
+    run = await run_of(livepush(), RunEnd("run", RunState.FAILED, "It broke", 5))
+    # This client, unlike a browser, forgets an id that comes alone.
+    assert run.blocks.pop(0) == ("0", b"id: 0\n\n")
+    run.blocks.insert(3, ("gap", livepush().gap_block("run", GapReason.EXPIRED, "gap")))
+    script = replace(run, cuts=[1] * len(run.blocks), retry=b"retry: 1\n")
+    said = await clients.ask("eventsource", script)
+    assert (said.text, said.finish, said.error) == (TEXT, "failed", "It broke")
+    assert said.data == [{"channel": "run", "reason": "expired"}]
+    assert script.asked == ["", *(id for id, _ in run.blocks)]

@@ -70,7 +70,7 @@ class Dialect:
 
     name: str
     #: Headers of the response, besides those of every event stream.
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
     #: What precedes the first item, for the id of the run. An id alone, where it returns nothing.
     first: Callable[[str], bytes] = lambda run_id: b""
     #: An item of the iterator as an Event. It raises for one that the client would fail on.
@@ -334,10 +334,13 @@ def _typed_part(item: object) -> Event:
 
 def _part(item: object) -> Event:
     """Return a mapping or a model as an Event. An Event is returned as it is."""
+    # In the order of how often they come: to ask for a protocol takes longer than all the rest.
+    if isinstance(item, dict):
+        return Event(item)
     if isinstance(item, Event):
         return item
     if isinstance(item, _Model):
-        # These clients take a field that is null for an error.
+        # The clients refuse many a field that is null.
         return Event(item.model_dump_json(by_alias=True, exclude_none=True))
     if isinstance(item, Mapping):
         return Event(dict(item))

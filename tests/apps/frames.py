@@ -9,8 +9,8 @@ from livepush_asgi.runtime.asgi import Receive, Scope, Send
 class Script:
     """What is answered: the blocks after the last event id of the client, or `idle` if there are none.
 
-    `cuts` says after how many blocks each of the first requests is cut off, without an end of its body.
-    `retry` precedes each answer.
+    `cuts` says after how many blocks each of the first requests is cut off: with `goodbye`, or without an end
+    of its body. `retry` precedes each answer.
     """
 
     blocks: list[tuple[str, bytes]]
@@ -18,6 +18,7 @@ class Script:
     idle: int = 204
     cuts: list[int] = field(default_factory=list)
     retry: bytes = b""
+    goodbye: bytes | None = None
     #: The last event id of each request.
     asked: list[str] = field(default_factory=list)
 
@@ -55,6 +56,6 @@ class Scripts:
         cut = script.cuts.pop(0) if script.cuts else None
         for block in [script.retry, *blocks[:cut]]:
             await send({"type": "http.response.body", "body": block, "more_body": True})
-        if cut is not None:
+        if cut is not None and script.goodbye is None:
             raise CutOffError
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": script.goodbye or b"" if cut is not None else b""})

@@ -3,6 +3,7 @@
 import {createInterface} from "node:readline";
 import {HttpAgent} from "@ag-ui/client";
 import {AbstractChat, DefaultChatTransport, readUIMessageStream} from "ai";
+import {EventSource} from "eventsource";
 
 const textOf = (message) => (message?.parts ?? []).map((part) => part.text ?? "").join("");
 const said = (error) => (error == null ? null : `${error.name}: ${error.message}`);
@@ -87,7 +88,24 @@ async function readAgUi({url, times = 1}) {
   return {text, error: errors.at(-1), errors, finish, data: custom};
 }
 
-const JUDGES = {ai: readAi, chat: resumeAi, "ag-ui": readAgUi};
+// A browser's EventSource. It comes back with its last event id until it is told that there is nothing more.
+function readEventSource({url}) {
+  return new Promise((resolve) => {
+    const source = new EventSource(url);
+    const answer = {text: "", error: null, finish: null, data: []};
+    source.addEventListener("message", ({data}) => void (answer.text += data));
+    source.addEventListener("livepush.gap", ({data}) => void answer.data.push(JSON.parse(data)));
+    source.addEventListener("livepush.end", ({data}) => {
+      const {state, error} = JSON.parse(data);
+      Object.assign(answer, {finish: state, error});
+    });
+    source.addEventListener("error", () => {
+      if (source.readyState === EventSource.CLOSED) resolve(answer);
+    });
+  });
+}
+
+const JUDGES = {ai: readAi, chat: resumeAi, "ag-ui": readAgUi, eventsource: readEventSource};
 // The clients write of each error to the console. AG-UI's raises it a second time, where nobody can catch it.
 for (const way of ["log", "info", "warn", "error", "debug"]) console[way] = () => {};
 process.on("uncaughtException", () => {});
