@@ -11,7 +11,7 @@ Between them may be `HEARTBEAT` and `control_block`, and `gap_block` where event
 """
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
@@ -81,8 +81,10 @@ class Dialect:
     gap: Callable[[str, GapReason], bytes] = lambda run_id, reason: b""
     #: Whether the stream ends with the gap: its client cannot go on, or would show a text with a hole in it.
     ends_at_gap: bool = True
-    #: Items that say the same as a text in pieces. The second argument is an id for the text.
-    text: Callable[[AsyncIterable[str], str], AsyncIterator[object]] = lambda pieces, id: _plain_text(pieces)
+    #: The items before a text, for a piece of it and after it, for the id of the text: see `text`.
+    text_start: Callable[[str], Sequence[object]] = lambda id: ()
+    text_piece: Callable[[str, str], object] = lambda id, piece: piece
+    text_end: Callable[[str], Sequence[object]] = lambda id: ()
     #: Whether the client accepts a block that has an id and no data.
     id_alone: bool = True
     #: Whether the client accepts the control events `livepush.open`, `livepush.gap` and `livepush.close`.
@@ -119,6 +121,24 @@ class Dialect:
     def last_block(self, end: RunEnd, id: str | None = None) -> bytes:
         """Return what the stream ends with."""
         return self._identified(self.last(end), id)
+
+    async def text(self, pieces: AsyncIterable[str], id: str) -> AsyncGenerator[object, None]:
+        """Yield the items that say the same as a text in pieces. Closes `pieces` when it is closed."""
+        iterator = aiter(pieces)
+        try:
+            for item in self.text_start(id):
+                yield item
+            async for piece in iterator:
+                # The client of AG-UI refuses an empty one.
+                if piece:
+                    yield self.text_piece(id, piece)
+            for item in self.text_end(id):
+                yield item
+        finally:
+            # Leaving an `async for` does not close a generator, and its `finally` would run at some time.
+            aclose = getattr(iterator, "aclose", None)
+            if aclose is not None:
+                await aclose()
 
     def control_block(self, id: str) -> bytes:
         """Return a block that moves the client's last event id and dispatches nothing, or b""."""
@@ -191,12 +211,6 @@ def ai_sdk(
         part = {"type": "data-livepush", "data": {"gap": reason.value}, "transient": True}
         return frames(part, *([] if go_on_at_gap else [{"type": "error", "errorText": GAP_TEXT}, done]))
 
-    async def text(pieces: AsyncIterable[str], id: str) -> AsyncIterator[object]:
-        yield {"type": "text-start", "id": id}
-        async for piece in pieces:
-            yield {"type": "text-delta", "id": id, "delta": piece}
-        yield {"type": "text-end", "id": id}
-
     return Dialect(
         name="ai-sdk",
         headers={"x-vercel-ai-ui-message-stream": "v1"},
@@ -205,7 +219,9 @@ def ai_sdk(
         last=last,
         gap=gap,
         ends_at_gap=not go_on_at_gap,
-        text=text,
+        text_start=lambda id: [{"type": "text-start", "id": id}],
+        text_piece=lambda id, piece: {"type": "text-delta", "id": id, "delta": piece},
+        text_end=lambda id: [{"type": "text-end", "id": id}],
         replays_ended=replays_ended,
     )
 
@@ -238,14 +254,6 @@ def ag_ui(
             return frames({"type": "CUSTOM", "name": "livepush.gap", "value": {"reason": reason.value}})
         return frames({"type": "RUN_ERROR", "message": GAP_TEXT, "code": "gap"})
 
-    async def text(pieces: AsyncIterable[str], id: str) -> AsyncIterator[object]:
-        yield {"type": "TEXT_MESSAGE_START", "messageId": id, "role": "assistant"}
-        async for piece in pieces:
-            # The client refuses an empty one.
-            if piece:
-                yield {"type": "TEXT_MESSAGE_CONTENT", "messageId": id, "delta": piece}
-        yield {"type": "TEXT_MESSAGE_END", "messageId": id}
-
     return Dialect(
         name="ag-ui",
         first=lambda run_id: bound("RUN_STARTED", run_id),
@@ -253,7 +261,9 @@ def ag_ui(
         last=last,
         gap=gap,
         ends_at_gap=not go_on_at_gap,
-        text=text,
+        text_start=lambda id: [{"type": "TEXT_MESSAGE_START", "messageId": id, "role": "assistant"}],
+        text_piece=lambda id, piece: {"type": "TEXT_MESSAGE_CONTENT", "messageId": id, "delta": piece},
+        text_end=lambda id: [{"type": "TEXT_MESSAGE_END", "messageId": id}],
         # A 204 is an error without a reason to this client.
         idle=404,
     )
@@ -276,11 +286,6 @@ def openai(*, model: str = "livepush", created: int = 0) -> Dialect:
             return frames(done)
         return frames(error(end.text, _code_of(end)))
 
-    async def text(pieces: AsyncIterable[str], id: str) -> AsyncIterator[object]:
-        async for piece in pieces:
-            yield chunk(id, {"role": "assistant", "content": piece}, None)
-        yield chunk(id, {}, "stop")
-
     def chunk(id: str, delta: object, finish_reason: str | None) -> object:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
         kind = "chat.completion.chunk"
@@ -291,7 +296,8 @@ def openai(*, model: str = "livepush", created: int = 0) -> Dialect:
         item=_part,
         last=last,
         gap=lambda run_id, reason: frames(error(GAP_TEXT, "gap")),
-        text=text,
+        text_piece=lambda id, piece: chunk(id, {"role": "assistant", "content": piece}, None),
+        text_end=lambda id: [chunk(id, {}, "stop")],
         # The Python client reads JSON from a block that has nothing but an id.
         id_alone=False,
         # A 204 is an empty answer to this client, without an error.
@@ -305,11 +311,6 @@ def _livepush_end(end: RunEnd) -> bytes:
         return b""
     data = {"state": end.state.value, "count": end.count, "error": end.error}
     return encode_block(to_json(data), event="livepush.end")
-
-
-async def _plain_text(pieces: AsyncIterable[str]) -> AsyncIterator[object]:
-    async for piece in pieces:
-        yield piece
 
 
 def _code_of(end: RunEnd) -> str:
