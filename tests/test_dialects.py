@@ -133,7 +133,7 @@ async def test_a_text_in_pieces(dialect: Dialect) -> None:
     texts = {
         "ai-sdk": [None, "a", "b", None],
         "ag-ui": [None, "a", "b", None],
-        "openai": ["a", "b", None],
+        "openai": ["", "a", "b", None],
     }
     if dialect.name == "livepush":
         assert items == [b"data: a\n\n", b"data: b\n\n"]

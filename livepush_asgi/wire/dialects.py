@@ -296,7 +296,9 @@ def openai(*, model: str = "livepush", created: int = 0) -> Dialect:
         item=_part,
         last=last,
         gap=lambda run_id, reason: frames(error(GAP_TEXT, "gap")),
-        text_piece=lambda id, piece: chunk(id, {"role": "assistant", "content": piece}, None),
+        # Once: the helpers of the Python client join the roles as they join the texts.
+        text_start=lambda id: [chunk(id, {"role": "assistant", "content": ""}, None)],
+        text_piece=lambda id, piece: chunk(id, {"content": piece}, None),
         text_end=lambda id: [chunk(id, {}, "stop")],
         # The Python client reads JSON from a block that has nothing but an id.
         id_alone=False,
