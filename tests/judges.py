@@ -33,6 +33,8 @@ class Said:
     #: For a client that came several times, the error each time.
     errors: list[str | None] = field(default_factory=list)
     messages: int = 1
+    #: The status that `useChat` shows.
+    status: str | None = None
 
 
 class Judges:

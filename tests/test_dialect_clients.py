@@ -277,6 +277,10 @@ async def test_use_chat_and_a_run_that_is_over(clients: Judges) -> None:
     assert (again.text, again.messages, again.errors) == (TEXT, 1, [None, None])
     over = await clients.ask("chat", script_of(status=ai_sdk().idle))
     assert (over.text, over.messages, over.errors) == ("", 0, [None])
+    # One that was cut off, and comes back when the run has ended, is content with what it has. So a dialect
+    # has `replays_ended`.
+    cut_off = await clients.ask("chat", replace(run, cuts=[4], requests=1, asked=[]), times=2)
+    assert (cut_off.text, cut_off.status, cut_off.errors[1]) == ("Grüße, ", "ready", None)
 
 
 async def test_ag_ui_reads_a_run_that_was_cut_at_each_block_again(clients: Judges) -> None:

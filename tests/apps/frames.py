@@ -10,7 +10,7 @@ class Script:
     """What is answered: the blocks after the last event id of the client, or `idle` if there are none.
 
     `cuts` says after how many blocks each of the first requests is cut off: with `goodbye`, or without an end
-    of its body. `retry` precedes each answer.
+    of its body. `retry` precedes each answer. After so many `requests` there is nothing more.
     """
 
     blocks: list[tuple[str, bytes]]
@@ -19,6 +19,7 @@ class Script:
     cuts: list[int] = field(default_factory=list)
     retry: bytes = b""
     goodbye: bytes | None = None
+    requests: int | None = None
     #: The last event id of each request.
     asked: list[str] = field(default_factory=list)
 
@@ -46,7 +47,7 @@ class Scripts:
         last = dict(scope["headers"]).get(b"last-event-id", b"").decode()
         script.asked.append(last)
         blocks = script.after(last)
-        if not blocks:
+        if not blocks or len(script.asked) - 1 == script.requests:
             await send({"type": "http.response.start", "status": script.idle})
             await send({"type": "http.response.body", "body": b""})
             return
