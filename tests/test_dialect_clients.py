@@ -283,6 +283,18 @@ async def test_use_chat_and_a_run_that_is_over(clients: Judges) -> None:
     assert (cut_off.text, cut_off.status, cut_off.errors[1]) == ("Grüße, ", "ready", None)
 
 
+async def test_use_chat_needs_an_id_to_keep_one_message(clients: Judges) -> None:
+    """Agent frameworks start a message without an id, and the client makes one up at each reading."""
+    first, *rest = await plain(ai_sdk())
+    own = frames({"type": "start"})
+    theirs = await clients.ask("chat", script_of(own, *rest, cut=3), times=2)
+    assert (theirs.messages, theirs.text) == (2, f"Grüße|{TEXT}")
+    both = await clients.ask("chat", script_of(first, own, *rest, cut=4), times=2)
+    assert (both.messages, both.text) == (1, TEXT)
+    other = script_of(first, frames({"type": "start", "messageId": "other"}), *rest)
+    assert (await clients.ask("chat", other)).messages == 2
+
+
 async def test_ag_ui_reads_a_run_that_was_cut_at_each_block_again(clients: Judges) -> None:
     run = await run_of(ag_ui(), RunEnd("run", RunState.DONE))
     cuts = range(len(run.blocks))

@@ -1,7 +1,7 @@
 """Dialects as values: the bytes of each, and what they refuse. test_dialect_clients.py has the clients."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from types import MappingProxyType
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from livepush_asgi import Event, InvalidEventError
 from livepush_asgi.testing import EventStreamParser
-from livepush_asgi.wire.dialects import Dialect, RunEnd, ag_ui, ai_sdk, frames, livepush, openai
+from livepush_asgi.wire.dialects import Dialect, RunEnd, ag_ui, ai_sdk, frames, livepush, openai, parsed
 from livepush_asgi.wire.reasons import GapReason, RunState
 
 DIALECTS = [livepush(), ai_sdk(), ag_ui(), openai()]
@@ -41,14 +41,15 @@ def test_the_first_and_the_last_block() -> None:
     }
 
 
-def test_items_with_a_start_and_an_end_of_their_own() -> None:
-    for dialect, end in [
-        (ai_sdk(own_start_and_end=True), ["[DONE]"]),
-        (ag_ui(own_start_and_end=True), list[object]()),
-    ]:
-        assert dialect.first_block("run", "0") == b"id: 0\n\n"
-        assert end_of(dialect, RunState.DONE) == end
-        assert end_of(dialect, RunState.FAILED) != end
+def test_items_of_ag_ui_with_a_start_and_an_end_of_their_own() -> None:
+    dialect = ag_ui(own_start_and_end=True)
+    assert dialect.first_block("run", "0") == b"id: 0\n\n"
+    assert end_of(dialect, RunState.DONE) == []
+    assert end_of(dialect, RunState.FAILED) == end_of(ag_ui(), RunState.FAILED)
+
+
+def test_a_message_of_the_ai_sdk() -> None:
+    assert data_of(ai_sdk(message_id="m").first_block("run")) == [{"type": "start", "messageId": "m"}]
 
 
 def test_a_thread_of_ag_ui() -> None:
@@ -147,22 +148,36 @@ async def test_a_text_in_pieces(dialect: Dialect) -> None:
     assert found == texts[dialect.name]
 
 
-async def test_the_pieces_are_closed_with_the_text() -> None:
+@pytest.mark.parametrize(
+    "items_of", [lambda source: ai_sdk().text(source, "t"), parsed], ids=["text", "parsed"]
+)
+async def test_a_source_is_closed_with_its_items(
+    items_of: Callable[[AsyncIterator[str]], AsyncGenerator[object, None]],
+) -> None:
     told = []
 
     async def generator() -> AsyncIterator[str]:
         try:
-            yield "a"
-            yield "b"
+            while True:
+                yield "data: x\n\n"
         finally:
             await anyio.lowlevel.checkpoint()
             told.append("closed")
 
-    items = ai_sdk().text(generator(), "t")
-    async with aclosing(items):
+    async with aclosing(items_of(generator())) as items:
         assert [await anext(items), await anext(items)] != []
         assert told == []
     assert told == ["closed"]
+
+
+async def test_a_stream_that_somebody_else_has_encoded() -> None:
+    async def encoded() -> AsyncIterator[str | bytes]:
+        yield 'data: {"type":"start"}\n\nda'
+        yield b'ta: {"type":"a"}\r\nid: 7\r\nevent: name\r\n\r\n: ping\n\n'
+        yield "data: [DONE]\n\n"
+
+    items = [ai_sdk().item_block(event) async for event in parsed(encoded())]
+    assert items == [b'data: {"type":"start"}\n\n', b'event: name\ndata: {"type":"a"}\n\n']
 
 
 def test_a_dialect_of_somebody_else() -> None:

@@ -11,7 +11,7 @@ Between them may be `HEARTBEAT` and `control_block`, and `gap_block` where event
 """
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
@@ -20,6 +20,7 @@ from ..errors import InvalidEventError
 from .control import gap_block, id_block
 from .encode import to_json
 from .event import Event, encode_block, event_of, with_id
+from .parser import EventStreamParser
 from .reasons import GapReason, RunState
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -135,10 +136,7 @@ class Dialect:
             for item in self.text_end(id):
                 yield item
         finally:
-            # Leaving an `async for` does not close a generator, and its `finally` would run at some time.
-            aclose = getattr(iterator, "aclose", None)
-            if aclose is not None:
-                await aclose()
+            await _close(iterator)
 
     def control_block(self, id: str) -> bytes:
         """Return a block that moves the client's last event id and dispatches nothing, or b""."""
@@ -164,6 +162,23 @@ def frames(*parts: object) -> bytes:
     return b"".join([event_of(part, None).encode() for part in parts])
 
 
+async def parsed(stream: AsyncIterable[str | bytes]) -> AsyncGenerator[Event, None]:
+    """Yield the events of an event stream that a library has encoded, as items for the same dialect.
+
+    It leaves out `[DONE]`, which the dialect sends, and each `id` and `retry`. So it is for what agent
+    frameworks make for a response of their own, such as `adapter.encode_stream(adapter.run_stream())`. Closes
+    `stream` when it is closed.
+    """
+    iterator, parser = aiter(stream), EventStreamParser()
+    try:
+        async for chunk in iterator:
+            for event in parser.feed(chunk.encode() if isinstance(chunk, str) else chunk):
+                if event.data != "[DONE]":
+                    yield Event(event.data, None if event.event == "message" else event.event)
+    finally:
+        await _close(iterator)
+
+
 def livepush() -> Dialect:
     """Return the dialect of an EventSource: items as `publish` takes them, and a `livepush.end` at the end.
 
@@ -180,27 +195,30 @@ def livepush() -> Dialect:
 
 
 def ai_sdk(
-    *, own_start_and_end: bool = False, go_on_at_gap: bool = False, replays_ended: bool = False
+    *, message_id: str | None = None, go_on_at_gap: bool = False, replays_ended: bool = False
 ) -> Dialect:
     """Return the dialect of the Vercel AI SDK: its UI message stream, for `useChat({resume: true})`.
 
     An item is a part, such as `{"type": "text-delta", "id": "0", "delta": "Hel"}`. The start part has the id
-    of the run as the id of the message, so that a message which is read again replaces what was there. With
-    `own_start_and_end` the items have a start and a finish of their own.
+    of the message: that of the run, unless it is given. By this id `useChat` replaces a message that it reads
+    again. The items may have a start and a finish of their own, as those of `parsed` do, if that start has no
+    `messageId` or the same.
 
     At a gap the client is sent a transient `data-livepush` part and an error. With `go_on_at_gap` the
     error is left out: then `onData` has to tell the user, and deltas of a text whose start is missing are an
     error of the client.
 
-    A run that has ended is a 204, as the SDK wants it, because the page has the message from elsewhere. With
-    `replays_ended` a client gets it once more, as long as it is stored.
+    A run that has ended is a 204, as the SDK wants it, because the page has the message from elsewhere. But a
+    page that was cut off, and comes back after the end, then takes what it has for the whole. With
+    `replays_ended` it is sent the run, as long as that is stored; a page that has the message under another
+    id shows it twice.
     """
     done = Event("[DONE]")
 
     def last(end: RunEnd) -> bytes:
         match end.state:
             case RunState.DONE:
-                return frames(*([] if own_start_and_end else [{"type": "finish"}]), done)
+                return frames({"type": "finish"}, done)
             case RunState.CANCELLED:
                 return frames({"type": "abort", "reason": end.text}, done)
             case RunState.RUNNING:
@@ -214,7 +232,7 @@ def ai_sdk(
     return Dialect(
         name="ai-sdk",
         headers={"x-vercel-ai-ui-message-stream": "v1"},
-        first=lambda run_id: b"" if own_start_and_end else frames({"type": "start", "messageId": run_id}),
+        first=lambda run_id: frames({"type": "start", "messageId": message_id or run_id}),
         item=_typed_part,
         last=last,
         gap=gap,
@@ -305,6 +323,13 @@ def openai(*, model: str = "livepush", created: int = 0) -> Dialect:
         # A 204 is an empty answer to this client, without an error.
         idle=404,
     )
+
+
+async def _close(iterator: AsyncIterator[object]) -> None:
+    """Close a generator, which an `async for` that is left does not: its `finally` would run at some time."""
+    aclose = getattr(iterator, "aclose", None)
+    if aclose is not None:
+        await aclose()
 
 
 def _livepush_end(end: RunEnd) -> bytes:
