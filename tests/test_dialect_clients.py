@@ -341,7 +341,10 @@ async def test_the_helper_of_openai_joins_a_message(clients: Judges) -> None:
 
 async def test_the_chunks_of_the_openai_library_itself(clients: Judges) -> None:
     dialect = openai()
-    chunks = [ChatCompletionChunk.model_validate(item) async for item in dialect.text(pieces(), "t")]
+    chunks = [
+        ChatCompletionChunk.model_validate_json(str(event.data))
+        async for event in dialect.text(pieces(), "t")
+    ]
     said = await clients.ask("openai", script_of(*map(dialect.item_block, chunks), DONE))
     assert (said.text, said.finish, said.error) == (TEXT, "stop", None)
 

@@ -149,7 +149,9 @@ async def test_a_text_in_pieces(dialect: Dialect) -> None:
 
 
 @pytest.mark.parametrize(
-    "items_of", [lambda source: ai_sdk().text(source, "t"), parsed], ids=["text", "parsed"]
+    "items_of",
+    [lambda source: ai_sdk().text(source, "t"), livepush().items, parsed],
+    ids=["text", "items", "parsed"],
 )
 async def test_a_source_is_closed_with_its_items(
     items_of: Callable[[AsyncIterator[str]], AsyncGenerator[object, None]],
@@ -168,6 +170,17 @@ async def test_a_source_is_closed_with_its_items(
         assert [await anext(items), await anext(items)] != []
         assert told == []
     assert told == ["closed"]
+
+
+async def test_an_item_that_is_refused_ends_the_items() -> None:
+    async def source() -> AsyncIterator[object]:
+        yield {"type": "a"}
+        yield {"n": 1}
+
+    items = ai_sdk().items(source())
+    assert (await anext(items)).data == '{"type":"a"}'
+    with pytest.raises(TypeError, match="the client would fail on it"):
+        await anext(items)
 
 
 async def test_a_stream_that_somebody_else_has_encoded() -> None:

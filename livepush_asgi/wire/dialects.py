@@ -123,18 +123,30 @@ class Dialect:
         """Return what the stream ends with."""
         return self._identified(self.last(end), id)
 
-    async def text(self, pieces: AsyncIterable[str], id: str) -> AsyncGenerator[object, None]:
-        """Yield the items that say the same as a text in pieces. Closes `pieces` when it is closed."""
+    async def items(self, source: AsyncIterable[object]) -> AsyncGenerator[Event, None]:
+        """Yield the items of a source as Events, to start a run with. Raises what `item` raises.
+
+        Closes `source` when it is closed.
+        """
+        iterator = aiter(source)
+        try:
+            async for item in iterator:
+                yield self.item(item)
+        finally:
+            await _close(iterator)
+
+    async def text(self, pieces: AsyncIterable[str], id: str) -> AsyncGenerator[Event, None]:
+        """Yield a text in pieces as Events, to start a run with. Closes `pieces` when it is closed."""
         iterator = aiter(pieces)
         try:
             for item in self.text_start(id):
-                yield item
+                yield self.item(item)
             async for piece in iterator:
                 # The client of AG-UI refuses an empty one.
                 if piece:
-                    yield self.text_piece(id, piece)
+                    yield self.item(self.text_piece(id, piece))
             for item in self.text_end(id):
-                yield item
+                yield self.item(item)
         finally:
             await _close(iterator)
 
