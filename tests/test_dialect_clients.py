@@ -115,7 +115,6 @@ async def test_what_the_ai_sdk_accepts(clients: Judges) -> None:
         "data after [DONE]": script_of(first, *rest, frames({"count": 1})),
         "a gap before its text": script_of(first, frames(control), *rest[1:]),
         "404": script_of(status=404),
-        "cut off": script_of(first, *rest, cut=3),
     }
     assert await ask_all(clients, "ai", bad) == {
         "a named event": ("", "AI_TypeValidationError: Type validation failed:"),
@@ -124,8 +123,10 @@ async def test_what_the_ai_sdk_accepts(clients: Judges) -> None:
         "data after [DONE]": (TEXT, "AI_TypeValidationError: Type validation failed:"),
         "a gap before its text": ("", "AI_UIMessageStreamError: Received text-delta for"),
         "404": ("", "AI_APICallError: Failed to fetch"),
-        "cut off": ("Grüße", "TypeError: terminated"),
     }
+    # The error may overtake what came before it.
+    cut_off = await clients.ask("ai", script_of(first, *rest, cut=3))
+    assert (cut_off.error, "Grüße".startswith(cut_off.text)) == ("TypeError: terminated", True)
     # Here the client cannot tell a part of the text from the whole. So the dialects end with an error.
     ends = {"an end in the middle": script_of(first, *rest[:2]), "204": script_of()}
     assert await ask_all(clients, "ai", ends) == {"an end in the middle": ("Grüße", None), "204": ("", None)}
@@ -143,7 +144,8 @@ async def test_what_ag_ui_accepts(clients: Judges) -> None:
     assert await ask_all(clients, "ag-ui", good) == dict.fromkeys(good, (TEXT, None))
     bad = {
         "a named event": script_of(lines(frames({"resumed": True}), "event: livepush.open"), first, *rest),
-        "[DONE]": script_of(first, *rest, DONE),
+        # In one piece: the client reads no further than RUN_FINISHED if it has the time.
+        "[DONE]": script_of(first, *rest[:-1], rest[-1] + DONE),
         "a custom event first": script_of(custom, first, *rest),
         "two starts": script_of(first, first, *rest),
         "RUN_FINISHED in a message": script_of(first, *rest[:2], rest[-1]),
@@ -161,9 +163,8 @@ async def test_what_ag_ui_accepts(clients: Judges) -> None:
         "204": "Error: Failed to getReader()",
         "404": "Error: HTTP 404:",
     }
-    assert await ask_all(clients, "ag-ui", {"cut off": script_of(first, *rest, cut=3)}) == {
-        "cut off": ("Grüße", "TypeError: terminated")
-    }
+    cut_off = await clients.ask("ag-ui", script_of(first, *rest, cut=3))
+    assert (cut_off.error, "Grüße".startswith(cut_off.text)) == ("TypeError: terminated", True)
     early = {"an end in the middle": script_of(first, *rest[:2])}
     assert await ask_all(clients, "ag-ui", early) == {"an end in the middle": ("Grüße", None)}
 
@@ -279,7 +280,7 @@ async def test_use_chat_and_a_run_that_is_over(clients: Judges) -> None:
     assert (over.text, over.messages, over.errors) == ("", 0, [None])
     # One that was cut off, and comes back when the run has ended, is content with what it has. So a dialect
     # has `replays_ended`.
-    cut_off = await clients.ask("chat", replace(run, cuts=[4], requests=1, asked=[]), times=2)
+    cut_off = await clients.ask("chat", replace(run, cuts=[4], goodbye=b"", requests=1, asked=[]), times=2)
     assert (cut_off.text, cut_off.status, cut_off.errors[1]) == ("Grüße, ", "ready", None)
 
 
@@ -287,7 +288,8 @@ async def test_use_chat_needs_an_id_to_keep_one_message(clients: Judges) -> None
     """Agent frameworks start a message without an id, and the client makes one up at each reading."""
     first, *rest = await plain(ai_sdk())
     own = frames({"type": "start"})
-    theirs = await clients.ask("chat", script_of(own, *rest, cut=3), times=2)
+    begun = replace(script_of(own, *rest, cut=3), goodbye=b"")
+    theirs = await clients.ask("chat", begun, times=2)
     assert (theirs.messages, theirs.text) == (2, f"Grüße|{TEXT}")
     both = await clients.ask("chat", script_of(first, own, *rest, cut=4), times=2)
     assert (both.messages, both.text) == (1, TEXT)
