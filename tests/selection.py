@@ -14,7 +14,7 @@ BROKERS = {"ValkeyProcess", "NatsProcess"}
 # Fixtures and helper modules that start a proxy, a browser, Node.js or a server other than uvicorn, or that
 # need root.
 EXTERNAL_FIXTURES = {"running_browser"}
-EXTERNAL_HELPERS = {"tests.network", "tests.programs", "tests.proxies", "tests.servers"}
+EXTERNAL_HELPERS = {"tests.judges", "tests.network", "tests.programs", "tests.proxies", "tests.servers"}
 # Names of virtual_clock.py that a module imports when its tests wait for long.
 CLOCK = {"VirtualClockLoop", "let_pass"}
 

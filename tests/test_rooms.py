@@ -32,7 +32,10 @@ ARROWS = {
 }
 # Pure functions and values: no event loop, no input or output.
 PURE = [
-    *(f"wire/{name}" for name in ("cursor", "event", "control", "parser", "reasons", "run_record")),
+    *(
+        f"wire/{name}"
+        for name in ("cursor", "dialects", "event", "control", "parser", "reasons", "run_record")
+    ),
     *(f"stream/{name}" for name in ("outbox", "recovery")),
     *("errors", "grant", "settings", "http/cors"),
 ]
