@@ -60,9 +60,9 @@ class Counting:
 
 def serving(broker: MemoryBroker | None = None, *, control_events: bool = True) -> LivePush:
     async def authorize(request: StreamRequest) -> Grant | Refusal:
-        return await push.run(request.path[1:]).grant(request, control_events=control_events)
+        return await push.run(request.path[1:]).grant(request)
 
-    push = LivePush(broker or MemoryBroker(), authorize)
+    push = LivePush(broker or MemoryBroker(), authorize, control_events=control_events)
     return push
 
 
@@ -120,7 +120,7 @@ async def test_a_page_gets_the_end_and_then_a_204(control_events: bool) -> None:
         end = ["livepush.end", "livepush.close"] if control_events else []
         assert [event.event for event in events] == [*names, "message", "message", "message", *end]
         if control_events:
-            assert events[-2].data == '{"state":"done","count":3}'
+            assert events[-2].data == '{"state":"done","count":3,"error":null}'
         assert not [comment for comment in parser.comments if comment]
         async with client.open("/a", last_event_id=parser.last_event_id) as page:
             assert page.status == 204

@@ -15,6 +15,7 @@ import anyio.to_thread
 from ..brokers import Broker, HistoryBroker
 from ..brokers.faults import Fault
 from ..brokers.transaction import AsyncConnection, Connection, SyncConnection, SyncCursor
+from ..dialects import Dialect
 from ..errors import NotRunningError
 from ..grant import Authorize, Grant, Replay, StreamRequest, check_channel
 from ..http.authorize import ALWAYS_SOFT, REFUSED_ERRORS, Refused, refused_for
@@ -428,14 +429,16 @@ class LivePush:
             failures=self._failures,
         )
 
-    def run(self, id: str) -> "RunOfPush":
+    def run(self, id: str, *, dialect: Dialect | None = None) -> "RunOfPush":
         """Return the run with this id, for any process: a job that ends, whose output clients follow.
 
         `await push.run("17").start(answer())` starts it once, `read` and `grant` follow it, `cancel` ends it
-        and `status` says how far it is: see Run. This call does nothing yet. Raises TypeError if the broker
-        keeps no history, and InvalidGrantError for an invalid id.
+        and `status` says how far it is: see Run. The `dialect` says how its items and its end are written
+        for its clients: `ai_sdk()`, `ag_ui()` or `openai()` of livepush_asgi.dialects, or that of an
+        EventSource if it is None. Who starts a run and who serves it name the same. This call does nothing
+        yet. Raises TypeError if the broker keeps no history, and InvalidGrantError for an invalid id.
         """
-        return RunOfPush(self, id)
+        return RunOfPush(self, id, dialect)
 
     async def _run_host(self) -> RunHost:
         """Return the runs of this process. It starts this LivePush if it is not started."""

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..brokers import HistoryBroker
+from ..dialects import Dialect, livepush
 from ..errors import NotRunningError, PositionConflictError, RunExistsError, RunNotFoundError
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
 from ..process.run import NOT_RUNNING
@@ -58,7 +59,7 @@ class Run:
     state of the run for `History.age` after the end.
     """
 
-    def __init__(self, push: "LivePush", id: str) -> None:
+    def __init__(self, push: "LivePush", id: str, dialect: Dialect | None = None) -> None:
         if not isinstance(id, str):
             raise TypeError(f"the id of a run is a str, not {type(id).__name__}")
         self.id = id
@@ -72,6 +73,8 @@ class Run:
                 f"{type(broker).__name__} keeps no history, so it can keep no run; "
                 "MemoryBroker, RedisStreamsBroker, JetStreamBroker and PostgresBroker keep one"
             )
+        #: How its output is written for its clients.
+        self.dialect = livepush(control_events=push.control_events) if dialect is None else dialect
         self._push = push
         self._broker = broker
         self._log = RunLog(broker, self.channel)
@@ -89,7 +92,8 @@ class Run:
     ) -> bool:
         """Start the run: this process reads the iterator, and publishes its items, until it ends.
 
-        The items are Events, or data for one as `publish` takes it. They should have no id of their own.
+        The items are those of the dialect. For an EventSource they are Events, or data for one as `publish`
+        takes it. They should have no id of their own.
         Returns True as soon as the run has begun; it goes on when the caller has ended, as long as this
         LivePush runs. Of several processes that start a run, one does. The others get False, and their
         iterator is closed unread; with `join=False` they get RunExistsError.
@@ -113,6 +117,8 @@ class Run:
         check_seconds("lease", lease, 3600.0)
         check_whole("ahead", ahead)
         iterator = iterator_of(items)
+        if self.dialect.item is not None:
+            iterator = self.dialect.items(iterator)
         try:
             host = await self._push._run_host()
             if not host.process.accepting:
@@ -211,25 +217,25 @@ class Run:
         *,
         slot_key: str | None = None,
         expires_at: datetime | float | None = None,
-        control_events: bool | None = None,
-        only_running: bool = False,
     ) -> RunGrant | Refusal:
         """Return what `authorize` returns for a client that may read this run.
 
         `request` is the client's, or its last event id. Its stream has the output from the beginning, or
-        from where the client was, then an event `livepush.end` with the data
-        `{"state": "done", "count": 3}`, and ends. Without control events an id alone is in its place.
+        from where the client was, then what the dialect has for the end of the run, and ends. For an
+        EventSource that is an event `livepush.end` with the data `{"state": "done", "count": 3}`.
 
-        Returns a 204, after which `EventSource` stops, if there is no such run, if the client has met its
-        end before, and with `only_running` if the run has ended.
+        Returns a Refusal with the status `dialect.idle`, 204 for example, after which `EventSource` stops,
+        if there is no such run, and if the client has met its end before. Does not wait for a lease.
         """
-        found = await self._push._on_own_loop(self._state)
+        found, _ = await self._push._on_own_loop(self._log.state)
         last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
-        if found is None or (found.ended and (only_running or self._has_met_end(found, last_event_id))):
-            return Refusal(204)
-        return await self._grant(found, slot_key, expires_at, control_events)
+        if found is None or (found.ended and self._needs_nothing(found, last_event_id)):
+            return Refusal(self.dialect.idle)
+        return await self._grant(found, slot_key, expires_at)
 
-    def _has_met_end(self, found: LogState, last_event_id: str | None) -> bool:
+    def _needs_nothing(self, found: LogState, last_event_id: str | None) -> bool:
+        if not last_event_id:
+            return not self.dialect.replays_ended
         cursor = Cursor.parse(last_event_id) if last_event_id else None
         positions = () if cursor is None else cursor.positions_in(self.channel)
         return any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions)
@@ -239,14 +245,14 @@ class Run:
         found: LogState,
         slot_key: str | None = None,
         expires_at: datetime | float | None = None,
-        control_events: bool | None = None,
     ) -> RunGrant:
         host = await self._push._run_host()
         return RunGrant(
             channels=self.channel,
             slot_key=slot_key,
             expires_at=expires_at,
-            control_events=control_events,
+            run_id=self.id,
+            dialect=self.dialect,
             attempt=found.attempt,
             begin=found.end.at(found.begin - 1),
             follow=partial(host.follow, found, self._log),

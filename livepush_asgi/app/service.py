@@ -12,7 +12,7 @@ import anyio
 
 from ..brokers import Broker
 from ..errors import GrantRevokedError, LivePushError, NotRunningError
-from ..grant import Authorize, Grant, Refusal, StreamRequest
+from ..grant import Authorize, Grant, Refusal, RunGrant, StreamRequest
 from ..http.authorize import Refused
 from ..http.driver import STREAM_HEADERS, RawHeaders, drive
 from ..http.responses import soft_block
@@ -38,6 +38,11 @@ RETRY = 5.0
 def sse_headers() -> dict[str, str]:
     """Return the headers that keep proxies from caching, transforming or buffering a stream."""
     return {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+
+def _headers_of(grant: Grant) -> dict[str, str]:
+    own = grant.dialect.headers if isinstance(grant, RunGrant) else {}
+    return {**sse_headers(), **own}
 
 
 class StreamBody:
@@ -276,7 +281,7 @@ class SSEStreamService:
             stream.close()
             raise
         limited = run.context.tcp_timeouts.limit(client)
-        return SSEStream(sse_headers(), StreamBody(stream, run, is_disconnected, limited))
+        return SSEStream(_headers_of(stream.grant), StreamBody(stream, run, is_disconnected, limited))
 
     async def aclose(self) -> None:
         """Drain and stop."""

@@ -14,7 +14,7 @@ from ..stream.stream import Stream
 from ..wire.reasons import RefusalCause
 from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, refused_for
 from .cors import Cors, RawHeader
-from .driver import DISCONNECT_ERRORS, STREAM_HEADERS
+from .driver import DISCONNECT_ERRORS, stream_headers
 from .probe import QUERY as PROBE
 from .probe import ProbePlan, Probes
 from .responses import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
@@ -88,7 +88,8 @@ class Endpoint:
     ) -> None:
         try:
             run = _require_accepting(run)
-            check_expiry(await self._decider.decide(request, run, receive, may_be_soft=False))
+            grant = await self._decider.decide(request, run, receive, may_be_soft=False)
+            check_expiry(grant)
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except REFUSED_ERRORS as error:
@@ -96,7 +97,9 @@ class Endpoint:
         except ClientLeftError:
             await _answer_closed(send)
         else:
-            await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [*stream_headers(grant), *headers]}
+            )
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _answer_get(
@@ -108,7 +111,8 @@ class Endpoint:
         send: Send,
     ) -> "OpenedStream | None":
         try:
-            return OpenedStream(await self.open(run, request, receive), [*STREAM_HEADERS, *headers])
+            stream = await self.open(run, request, receive)
+            return OpenedStream(stream, [*stream_headers(stream.grant), *headers])
         except Refused as error:
             refused = error
         except REFUSED_ERRORS as error:
