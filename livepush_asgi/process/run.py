@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import anyio
@@ -143,11 +143,12 @@ class Run:
         self._slots = slots
         # The generators that have not been closed.
         self._sources: set[Source] = set()
-        #: Called when the run has drained and stops, before it waits for the generators.
-        self.on_stopping: list[Callable[[], object]] = []
+        #: Awaited when the run has drained and stops, before it waits for the generators.
+        self.on_stopping: list[Callable[[], Awaitable[object]]] = []
         # One bound method for all streams.
         self._on_closed = self._stream_closed
-        self._drain_policy = drain_policy
+        #: How this process drains.
+        self.drain_policy = drain_policy
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal),
             hold=drain_policy.hold or drain_policy.delay > 0,
@@ -368,7 +369,7 @@ class Run:
             async with anyio.create_task_group() as self._tasks:
                 self._set_up()
                 self._tasks.start_soon(self.scheduler.run, name="livepush scheduler")
-                if self._drain_policy.signals:
+                if self.drain_policy.signals:
                     self._signals.install()
                 self._started_at = self.scheduler.now()
                 self.running = True
@@ -380,7 +381,7 @@ class Run:
                     self._sample(observer)
                 await self._call_functions()
                 for stopping in self.on_stopping:
-                    stopping()
+                    await stopping()
                 # Before the scheduler ends: it bounds how long a generator may take.
                 await wait_all_closed(list(self._sources))
                 self._tasks.cancel_scope.cancel()
@@ -482,7 +483,7 @@ class Run:
         )
 
     def _on_signal(self) -> None:
-        policy = self._drain_policy
+        policy = self.drain_policy
         if policy.delay and not self.draining and self.running:
             logger.info(
                 "draining in %.1f s; until then new streams are accepted",
@@ -497,7 +498,7 @@ class Run:
             self._tasks.start_soon(self._drain.release_signals)
 
     def _end_delay(self) -> None:
-        if self._drain_policy.hold or self._signals.fatal:
+        if self.drain_policy.hold or self._signals.fatal:
             # The server would cut its streams: it hears of the signal after them.
             self.drain_soon()
         else:
