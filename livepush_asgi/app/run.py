@@ -11,7 +11,7 @@ from ..brokers import HistoryBroker
 from ..dialects import Dialect, livepush
 from ..errors import NotRunningError, PositionConflictError, RunExistsError, RunNotFoundError
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
-from ..process.run import NOT_RUNNING
+from ..process.process import NOT_RUNNING
 from ..runs.host import new_attempt, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign

@@ -74,7 +74,7 @@ class Statistics(TypedDict):
 
 
 class Counters:
-    """The counts of a LivePush, over all its runs."""
+    """The counts of a LivePush, from its first start on."""
 
     __slots__ = (
         "_most_sent_bytes",

@@ -10,7 +10,7 @@ import anyio
 from ..brokers import HistoryBroker
 from ..hub.delivery import Batch
 from ..process.commands import decode_message, send
-from ..process.run import Run as Process
+from ..process.process import Process
 from ..process.statistics import Counters
 from ..runtime.event_loop import now
 from ..runtime.failure_log import fields

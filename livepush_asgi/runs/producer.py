@@ -10,7 +10,7 @@ import anyio
 
 from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, PositionConflictError
-from ..process.run import Run as Process
+from ..process.process import Process
 from ..process.statistics import Counters
 from ..runtime.event_loop import Sleep, wake
 from ..runtime.failure_log import fields
