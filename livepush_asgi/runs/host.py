@@ -66,12 +66,15 @@ class RunHost:
         if (earlier := self._producers.get(log.channel)) is not None:
             earlier.look()
         self._producers[log.channel] = producer
+        self._counters.runs += 1
         self.process.start_task(partial(self._produce, log.channel, producer))
 
     async def _produce(self, channel: str, producer: Producer) -> None:
         try:
             await producer.run()
         finally:
+            self._counters.runs -= 1
+            self._counters.runs_ended[producer.state] += 1
             if self._producers.get(channel) is producer:
                 del self._producers[channel]
 
