@@ -203,6 +203,7 @@ async def test_a_process_that_stops_lets_its_runs_end(caplog: pytest.LogCaptureF
         status = await other.run("b").status()
     assert status is not None
     assert (status.state, status.count) == (RunState.LOST, 8)
+    assert push.statistics()["runs_ended"] == {"done": 1, "failed": 0, "cancelled": 0, "lost": 1}
     line = "of 2 runs of this process, 1 have ended within 5.0 s, and 1 were stopped and are lost"
     assert line in caplog.messages
 

@@ -11,7 +11,7 @@ from ..brokers import HistoryBroker
 from ..dialects import Dialect, livepush
 from ..errors import NotRunningError, PositionConflictError, RunExistsError, RunNotFoundError
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
-from ..process.run import NOT_RUNNING
+from ..process.process import NOT_RUNNING
 from ..runs.host import new_attempt, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
@@ -228,14 +228,17 @@ class Run:
         if there is no such run, and if the client has met its end before. Does not wait for a lease.
         """
         found, _ = await self._push._on_own_loop(self._log.state)
-        last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
-        if found is None or (found.ended and self._needs_nothing(found, last_event_id)):
+        if found is None or (found.ended and self._needs_nothing(found, request)):
             return Refusal(self.dialect.idle)
         return await self._grant(found, slot_key, expires_at)
 
-    def _needs_nothing(self, found: LogState, last_event_id: str | None) -> bool:
+    def _needs_nothing(self, found: LogState, request: StreamRequest | str | None) -> bool:
+        """Return whether a client of a run that has ended has all of it."""
+        last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
         if not last_event_id:
-            return not self.dialect.replays_ended
+            # A POST has started the run, and a short one has ended before its response.
+            has_started_it = isinstance(request, StreamRequest) and request.scope["method"] == "POST"
+            return not self.dialect.replays_ended and not has_started_it
         cursor = Cursor.parse(last_event_id) if last_event_id else None
         positions = () if cursor is None else cursor.positions_in(self.channel)
         return any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions)

@@ -16,7 +16,7 @@ from ..http.cors import Cors
 from ..http.driver import DISCONNECT_ERRORS, drive
 from ..http.endpoint import CLIENT_CLOSED_REQUEST, Endpoint
 from ..http.responses import ALLOWED_METHODS, answer, refuse
-from ..process.run import NOT_RUNNING, check_expiry
+from ..process.process import NOT_RUNNING, check_expiry
 from ..runtime.asgi import Receive, Scope, Send
 from ..runtime.callbacks import ClientLeftError
 from ..wire.reasons import RefusalCause
@@ -117,7 +117,7 @@ class RunsEndpoint:
             await self._answer_cancel(run, access, request, receive, send)
             return None
         opened = await self._endpoint(
-            await self._push._current_run(),
+            await self._push._current_process(),
             request,
             receive,
             send,
@@ -155,7 +155,7 @@ class RunsEndpoint:
         await refuse(send, hardened(refusal), headers)
 
     async def _cancel(self, run: Run, access: Access, request: StreamRequest, receive: Receive) -> RunStatus:
-        process = await self._push._current_run()
+        process = await self._push._current_process()
         if process is None:
             raise NotRunningError(NOT_RUNNING)
         allowed = await self._decider.decide(request, process, receive, access)

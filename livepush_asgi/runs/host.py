@@ -10,7 +10,7 @@ import anyio
 from ..brokers import HistoryBroker
 from ..hub.delivery import Batch
 from ..process.commands import decode_message, send
-from ..process.run import Run as Process
+from ..process.process import Process
 from ..process.statistics import Counters
 from ..runtime.event_loop import now
 from ..runtime.failure_log import fields
@@ -66,12 +66,15 @@ class RunHost:
         if (earlier := self._producers.get(log.channel)) is not None:
             earlier.look()
         self._producers[log.channel] = producer
+        self._counters.runs += 1
         self.process.start_task(partial(self._produce, log.channel, producer))
 
     async def _produce(self, channel: str, producer: Producer) -> None:
         try:
             await producer.run()
         finally:
+            self._counters.runs -= 1
+            self._counters.runs_ended[producer.state] += 1
             if self._producers.get(channel) is producer:
                 del self._producers[channel]
 

@@ -1,4 +1,4 @@
-"""Run: one run of a LivePush in one event loop. It owns the hub, the timers and the streams."""
+"""Process: a LivePush in one event loop, from start to stop. It owns the hub, the timers and the streams."""
 
 import logging
 import time
@@ -84,8 +84,8 @@ class _ReplacementRelay:
             self.stream.replaced()
 
 
-class Run:
-    """One run of a LivePush. `launch` it once; `stop` it, or let the event loop end."""
+class Process:
+    """A LivePush from its start to its stop. `launch` it once; `stop` it, or let the event loop end."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Run:
         # Whether the process was full, and has had no room since.
         self._was_full = False
         self._full_log = StateLog()
-        #: Whether the run has started and not ended. Every request reads it.
+        #: Whether it has started and not ended. Every request reads it.
         self.running = False
         #: Whether a drain has begun, or a signal has announced it.
         self.draining = False
@@ -143,7 +143,7 @@ class Run:
         self._slots = slots
         # The generators that have not been closed.
         self._sources: set[Source] = set()
-        #: Awaited when the run has drained and stops, before it waits for the generators.
+        #: Awaited when it has drained and stops, before it waits for the generators.
         self.on_stopping: list[Callable[[], Awaitable[object]]] = []
         # One bound method for all streams.
         self._on_closed = self._stream_closed
@@ -160,17 +160,17 @@ class Run:
         self._observers = [observer for observer in observers if observer.interval is not None]
         self._started = anyio.Event()
         self._started_at = 0.0
-        #: Whether the run has drained and is closing its resources. No task may be started any more.
+        #: Whether it has drained and is closing its resources. No task may be started any more.
         self.stopping = False
         self._ended = anyio.Event()
 
     @property
     def ended(self) -> bool:
-        """Whether the run has ended. A run starts only once."""
+        """Whether it has ended. It starts only once."""
         return self._ended.is_set()
 
     def launch(self) -> None:
-        """Start the run as a task of the event loop. Returns at once."""
+        """Start it as a task of the event loop. Returns at once."""
         spawn(self._main, "livepush")
 
     async def wait_started(self) -> None:
@@ -178,14 +178,14 @@ class Run:
         await self._started.wait()
 
     async def stop(self) -> None:
-        """Drain, close the subscriptions and the slots, and end the run."""
+        """Drain, close the subscriptions and the slots, and end."""
         await self.drain()
         self.stopping = True
         self._called.set()
         await self._ended.wait()
 
     def call_threadsafe(self, function: Callable[[], object]) -> None:
-        """Schedule a function in a task of the run. Any thread, signal handler or finalizer may call this.
+        """Schedule a function in a task. Any thread, signal handler or finalizer may call this.
 
         The function runs in a task, because anyio does not work in a callback of the event loop.
         """
@@ -252,8 +252,8 @@ class Run:
         source: AsyncIterator[object] | None,
     ) -> Stream:
         if source is not None:
-            run = self.make_source(source)
-            return SourceStream(self.context, grant, self._on_closed, run, control_events=control_events)
+            made = self.make_source(source)
+            return SourceStream(self.context, grant, self._on_closed, made, control_events=control_events)
         kind = RunStream if isinstance(grant, RunGrant) else Stream
         return kind(
             self.context,
@@ -264,13 +264,13 @@ class Run:
         )
 
     def make_source(self, iterator: AsyncIterator[object]) -> Source:
-        """Return a Source. The run waits for its end when it stops; whoever starts it has to stop it."""
+        """Return a Source. This process waits for its end when it stops; whoever starts it has to stop it."""
         source = Source(iterator, self.context, self._sources.discard)
         self._sources.add(source)
         return source
 
     def start_task(self, function: BackgroundFunction) -> None:
-        """Start a task that is cancelled when the run stops. The function must not raise."""
+        """Start a task that is cancelled when this process stops. The function must not raise."""
         self._tasks.start_soon(function)
 
     def subscribe(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
@@ -425,7 +425,7 @@ class Run:
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """Why the run is not healthy; empty while it is."""
+        """Why it is not healthy; empty while it is."""
         found = self.hub.faults
         if self._starts_late and not found:
             cause = "the broker has not answered since the start"
@@ -521,7 +521,7 @@ class Run:
                 try:
                     await self._slots.aclose()
                 except Exception:
-                    # Go on: `stop` and the next `start` wait for the end of this run.
+                    # Go on: `stop` and the next `start` wait for the end of this one.
                     logger.exception(
                         "closing the slots raised; the component stops all the same",
                         extra=fields("slots_close_failed"),
