@@ -65,8 +65,8 @@ class Endpoint:
     ) -> "OpenedStream | None":
         """Answer one request, or return the stream for it, which the caller has to drive.
 
-        `process` is None if the LivePush has stopped. The request is authorized by the `authorize` of its path or
-        of the application. `methods` are those of its path, for the header `Allow` and a preflight.
+        `process` is None if the LivePush has stopped. The request is authorized by the `authorize` of its
+        path or of the application. `methods` are those of its path, for `Allow` and for a preflight.
         """
         method = request.scope["method"]
         headers = self.cors_headers(request)

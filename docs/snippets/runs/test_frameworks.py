@@ -10,7 +10,7 @@ from django.urls import path
 from livepush_asgi.testing import Client
 
 settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"])
-import in_django  # noqa: E402
+import in_django
 
 urlpatterns = [path("answers/<id>", in_django.follow)]
 APPS = [app, in_fastapi.app, in_litestar.app, in_quart.app, get_asgi_application()]
