@@ -32,21 +32,23 @@ async def chat(request):
     user = user_of(request)
     if OWNERS.setdefault(body["id"], user) != user:
         raise HTTPException(403)
-    run = push.run(body["id"], dialect=dialect)
+    # A run for each answer: its id is that of the message, and useChat replaces a message with the same id.
+    run = push.run(f"{body['id']}-{len(body['messages'])}", dialect=dialect)
     await run.start(dialect.text(answer(body["messages"])), restart=True)
     return await run_response(push, request, run, slot_key=user)
 
 
 async def authorize_run(request, run):
     user = user_of(request)
-    if OWNERS.get(run.id) != user:
-        return Refusal(404)
+    chat_id, _, _ = run.id.rpartition("-")
+    if OWNERS.get(chat_id) != user:
+        return Refusal(204)  # As for a chat in which nothing runs: the SDK shows an error after a 404.
     return RunAccess(slot_key=user)
 
 
 routes = [
     Route("/api/chat", chat, methods=["POST"]),
-    Mount("/api/chat", push.runs(authorize_run, dialect=dialect)),
+    Mount("/api/answers", push.runs(authorize_run, dialect=dialect)),
 ]
 # end: chat
 app = Starlette(routes=routes, lifespan=push.lifespan)
