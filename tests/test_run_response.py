@@ -265,6 +265,21 @@ async def test_a_head_gets_the_headers_of_the_dialect_and_a_login_that_is_over_a
         assert (await client.request("GET", "/runs/7")).status == 401
 
 
+async def test_a_post_that_has_started_a_short_run_gets_all_of_it() -> None:
+    house = serving(ai_sdk())
+    house.go_on.set()
+
+    async def ask(request: StarletteRequest) -> Response:
+        await house.start()
+        await house.run().wait()
+        return await for_starlette.run_response(house.push, request, house.run())
+
+    app = Starlette(routes=[Route("/runs", ask, methods=["POST"])])
+    async with house.push.lifespan(), Client(app).open("/runs", method="POST", json={"ask": "why?"}) as page:
+        assert types_of(await page.events(7))[-2:] == ["finish", "[DONE]"]
+        await page.wait_returned()
+
+
 async def test_a_run_of_another_live_push_raises_with_the_fix() -> None:
     house, other = serving(), House()
     request = StarletteRequest({"type": "http", "method": "GET", "path": "/", "headers": []})
