@@ -457,7 +457,8 @@ class LivePush:
         holds for it too. It is called for ids that no run has, too.
 
         In a dialect without control events no refusal is soft: in a drain, for example, the client gets a 503
-        with `Retry-After`. If the broker is away, every client gets that.
+        with `Retry-After`. It gets that in every dialect if the broker is away, unless `soft_refusals` has
+        `RefusalCause.ERROR`.
 
         Raises TypeError if the broker keeps no history.
         """
