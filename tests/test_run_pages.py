@@ -1,0 +1,123 @@
+"""The pages of the examples with runs, in two workers: a reload, a second tab, a stop, a killed worker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from .chromium import Browser, Page
+from .relay import Relay
+from .serving import Serving, uvicorn
+from .valkey import ValkeyProcess
+
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
+
+WORDS = [f"word{number}" for number in range(40)]
+TEXT = "document.querySelector('#text').textContent"
+STATE = "document.querySelector('#state').textContent"
+
+
+@asynccontextmanager
+async def two_workers(app: str, valkey: ValkeyProcess, folder: Path) -> AsyncIterator[list[Serving]]:
+    async with AsyncExitStack() as stack:
+        workers = []
+        for number in range(2):
+            worker = uvicorn(
+                f"tests.apps.{app}:app",
+                folder / f"{app}-{number}.log",
+                *("--app-dir", "examples"),
+                environment={"LIVEPUSH_REDIS": valkey.url},
+            )
+            workers.append(await stack.enter_async_context(worker))
+        yield workers
+        for worker in workers:
+            assert "Traceback" not in worker.log, worker.log
+
+
+@asynccontextmanager
+async def one_port(worker: Serving) -> AsyncIterator[Relay]:
+    """Pass connections on to a worker: new ones to another, when `target` was changed."""
+    async with anyio.create_task_group() as tasks:
+        relay = Relay(worker.port)
+        await tasks.start(relay.serve)
+        yield relay
+        tasks.cancel_scope.cancel()
+
+
+async def shows(page: Page, condition: str) -> None:
+    # In a thread: the relay of the page runs in this one.
+    await asyncio.to_thread(page.wait_for, condition)
+
+
+async def open_page(browser: Browser, url: str) -> Page:
+    return await asyncio.to_thread(browser.open, url)
+
+
+async def words_of(page: Page) -> list[str]:
+    return (await asyncio.to_thread(page.text, "#text")).split()
+
+
+async def test_an_answer_outlives_its_page_and_is_stopped_from_another(
+    browser: Browser, valkey: ValkeyProcess, tmp_path: Path
+) -> None:
+    async with two_workers("run_page", valkey, tmp_path) as workers:
+        page = await open_page(browser, workers[0].url)
+        await asyncio.to_thread(page.click, "form button")
+        await shows(page, f"{TEXT}.includes('word2 ')")
+        await asyncio.to_thread(page.call, "Page.reload")
+        await shows(page, f"document.readyState === 'complete' && {TEXT}.includes('word4 ')")
+        assert await asyncio.to_thread(page.evaluate, STATE) == "running"
+        address = await asyncio.to_thread(page.evaluate, "location.hash")
+
+        other = await open_page(browser, f"{workers[1].url}/{address}")
+        await shows(other, f"{TEXT}.includes('word8 ')")
+        await asyncio.to_thread(other.click, "#stop")
+        for each in (page, other):
+            await shows(each, f"{STATE} === 'cancelled'")
+        stopped = await words_of(page)
+        assert stopped == await words_of(other) == WORDS[: len(stopped)]
+        assert len(stopped) < 40
+
+        # The rest of it comes from the other worker, and both pages have each word once.
+        for each in (other, page):
+            await asyncio.to_thread(each.click, "#more")
+        for each in (page, other):
+            await shows(each, f"{STATE} === 'done'")
+            assert await words_of(each) == WORDS
+            assert await asyncio.to_thread(each.text, "#question") == "Why is the sky blue?"
+        late = await open_page(browser, f"{workers[0].url}/{address}")
+        await shows(late, f"{STATE} === 'done'")
+        assert await words_of(late) == WORDS
+        nothing = await open_page(browser, f"{workers[0].url}/#nothing")
+        await shows(nothing, f"{STATE} === 'none'")
+
+
+async def test_a_killed_worker_is_told_to_its_pages_and_the_answer_goes_on_elsewhere(
+    browser: Browser, valkey: ValkeyProcess, tmp_path: Path
+) -> None:
+    async with (
+        two_workers("run_page", valkey, tmp_path) as workers,
+        one_port(workers[0]) as relay,
+    ):
+        page = await open_page(browser, f"http://127.0.0.1:{relay.port}")
+        await asyncio.to_thread(page.click, "form button")
+        await shows(page, f"{TEXT}.includes('word2 ')")
+        address = await asyncio.to_thread(page.evaluate, "location.hash")
+        relay.target = workers[1].port
+        other = await open_page(browser, f"{workers[1].url}/{address}")
+        await shows(other, f"{TEXT}.includes('word4 ')")
+        workers[0].kill()
+        await shows(page, f"{STATE} === 'interrupted'")
+        for each in (page, other):
+            await shows(each, f"{STATE} === 'lost'")
+        begun = await words_of(page)
+        assert begun == await words_of(other) == WORDS[: len(begun)]
+        assert len(begun) < 40
+        for each in (page, other):
+            await asyncio.to_thread(each.click, "#more")
+        for each in (page, other):
+            await shows(each, f"{STATE} === 'done'")
+            assert await words_of(each) == WORDS
