@@ -109,10 +109,12 @@ async def test_a_killed_worker_is_told_to_its_pages_and_the_answer_goes_on_elsew
         relay.target = workers[1].port
         other = await open_page(browser, f"{workers[1].url}/{address}")
         await shows(other, f"{TEXT}.includes('word4 ')")
+        listen = "source.addEventListener('error', () => window.shown = find('#state').textContent)"
+        await asyncio.to_thread(page.evaluate, listen)
         workers[0].kill()
-        await shows(page, f"{STATE} === 'interrupted'")
         for each in (page, other):
             await shows(each, f"{STATE} === 'lost'")
+        assert await asyncio.to_thread(page.evaluate, "window.shown") == "interrupted"
         begun = await words_of(page)
         assert begun == await words_of(other) == WORDS[: len(begun)]
         assert len(begun) < 40
