@@ -1,6 +1,9 @@
 """The pages of the examples with runs, in two workers: a reload, a second tab, a stop, a killed worker."""
 
 import asyncio
+import json
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -9,8 +12,9 @@ import anyio
 import pytest
 
 from .chromium import Browser, Page
+from .programs import NODE_MODULES, need_node_package
 from .relay import Relay
-from .serving import Serving, uvicorn
+from .serving import REPOSITORY, Serving, uvicorn
 from .valkey import ValkeyProcess
 
 pytestmark = [pytest.mark.real_time, pytest.mark.slow]
@@ -21,7 +25,9 @@ STATE = "document.querySelector('#state').textContent"
 
 
 @asynccontextmanager
-async def two_workers(app: str, valkey: ValkeyProcess, folder: Path) -> AsyncIterator[list[Serving]]:
+async def two_workers(
+    app: str, valkey: ValkeyProcess, folder: Path, **environment: str
+) -> AsyncIterator[list[Serving]]:
     async with AsyncExitStack() as stack:
         workers = []
         for number in range(2):
@@ -29,7 +35,7 @@ async def two_workers(app: str, valkey: ValkeyProcess, folder: Path) -> AsyncIte
                 f"tests.apps.{app}:app",
                 folder / f"{app}-{number}.log",
                 *("--app-dir", "examples"),
-                environment={"LIVEPUSH_REDIS": valkey.url},
+                environment={"LIVEPUSH_REDIS": valkey.url, **environment},
             )
             workers.append(await stack.enter_async_context(worker))
         yield workers
@@ -123,3 +129,65 @@ async def test_a_killed_worker_is_told_to_its_pages_and_the_answer_goes_on_elsew
         for each in (page, other):
             await shows(each, f"{STATE} === 'done'")
             assert await words_of(each) == WORDS
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the page of the AI SDK as its first lines say."""
+    for package in ("@ai-sdk/react", "react", "react-dom"):
+        need_node_package(package)
+    esbuild = need_node_package("esbuild") / "bin" / "esbuild"
+    folder = tmp_path_factory.mktemp("bundle")
+    page = REPOSITORY / "examples" / "ai_sdk_chat.jsx"
+    _, _, command, *_ = page.read_text().splitlines()
+    _, _, _, _, *options, _ = command.split()
+    subprocess.run(
+        [esbuild, page, page.with_suffix(".html"), *options, f"--outdir={folder}", "--log-level=error"],
+        env={**os.environ, "NODE_PATH": str(NODE_MODULES)},
+        check=True,
+    )
+    return folder
+
+
+# What the page has of the newest answer, and of all the chat.
+ANSWER = "([...document.querySelectorAll('p.assistant')].at(-1)?.textContent ?? '')"
+CHAT = "[...document.querySelectorAll('p[class]')].map((each) => [each.className, each.textContent.trim()])"
+
+
+async def test_use_chat_resumes_follows_and_is_stopped_from_another_tab(
+    browser: Browser, valkey: ValkeyProcess, tmp_path: Path, bundle: Path
+) -> None:
+    question, whole = ["user", "Why is the sky blue?"], ["assistant", " ".join(WORDS)]
+    async with two_workers("ai_sdk_chat", valkey, tmp_path, PAGE=str(bundle)) as workers:
+        page = await open_page(browser, f"{workers[0].url}/ai_sdk_chat.html")
+        await shows(page, f"document.querySelector('#state') && {STATE} === 'ready'")
+        await asyncio.to_thread(page.click, "form button")
+        await shows(page, f"{ANSWER}.includes('word2 ')")
+        await asyncio.to_thread(page.call, "Page.reload")
+        await shows(page, f"document.readyState === 'complete' && {ANSWER}.includes('word4 ')")
+        assert await asyncio.to_thread(page.evaluate, STATE) == "streaming"
+        address = await asyncio.to_thread(page.evaluate, "location.hash")
+        other = await open_page(browser, f"{workers[1].url}/ai_sdk_chat.html{address}")
+        await shows(other, f"{ANSWER}.includes('word8 ')")
+        for each in (page, other):
+            await shows(each, f"{STATE} === 'ready'")
+            assert await asyncio.to_thread(each.evaluate, CHAT) == [question, whole]
+
+        # The next answer is stopped in the second tab, which has loaded it in the middle.
+        await asyncio.to_thread(page.click, "form button")
+        await shows(page, f"{ANSWER}.includes('word1 ') && !{ANSWER}.includes('word20')")
+        await asyncio.to_thread(other.call, "Page.reload")
+        await shows(other, f"{STATE} === 'streaming' && {ANSWER}.includes('word3 ')")
+        await asyncio.to_thread(other.click, "#stop")
+        for each in (page, other):
+            await shows(each, f"{STATE} === 'ready'")
+        chat = await asyncio.to_thread(page.evaluate, CHAT)
+        assert chat == await asyncio.to_thread(other.evaluate, CHAT)
+        assert isinstance(chat, list)
+        assert chat[:-1] == [question, whole, question]
+        stopped = chat[-1][1].split()
+        assert stopped == WORDS[: len(stopped)]
+        assert len(stopped) < 40
+        late = await open_page(browser, f"{workers[0].url}/ai_sdk_chat.html{address}")
+        await shows(late, f"{ANSWER}.trim() === {json.dumps(chat[-1][1])}")
+        assert chat == await asyncio.to_thread(late.evaluate, CHAT)
