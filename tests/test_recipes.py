@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from livepush_asgi import LivePush, MemoryBroker, Received, Refusal
+from livepush_asgi import LivePush, MemoryBroker, Received, RedisStreamsBroker, Refusal, RunState, RunStatus
 from livepush_asgi.testing import Client, EventStreamParser
 
 from .programs import need_package
@@ -63,7 +63,13 @@ class Model:
 
     def chunk(self, text: str | None) -> str:
         choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
-        chunk = {"id": "a", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
+        chunk = {
+            "id": "a",
+            "object": "chat.completion.chunk",
+            "created": 0,
+            "model": "m",
+            "choices": [choice],
+        }
         return f"data: {json.dumps(chunk)}\n\n"
 
     async def answer(self) -> AsyncIterator[str]:
@@ -194,7 +200,9 @@ async def test_a_synchronous_generator(recipes: None) -> None:
 
 
 @asynccontextmanager
-async def program(command: str, log: Path, ready: str, **environment: str) -> AsyncIterator[psutil.Process]:
+async def program(
+    command: str, log: Path, ready: str, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a recipe as a program, until the end of the block."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
     with log.open("wb") as output:
@@ -208,7 +216,7 @@ async def program(command: str, log: Path, ready: str, **environment: str) -> As
         )
     try:
         await until(lambda: ready in log.read_text(), within=30)
-        yield psutil.Process(process.pid)
+        yield process
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -225,7 +233,10 @@ async def whole(server: Serving, id: str) -> tuple[str, str]:
 async def test_celery_produces_for_readers_elsewhere(valkey: ValkeyProcess, tmp_path: Path) -> None:
     need_package("celery")
     environment = {"LIVEPUSH_REDIS": valkey.url, "LEASE": "0.5"}
-    log, options = tmp_path / "celery", "--without-gossip --without-mingle --without-heartbeat --concurrency=2"
+    log, options = (
+        tmp_path / "celery",
+        "--without-gossip --without-mingle --without-heartbeat --concurrency=2",
+    )
     async with (
         uvicorn("web:app", tmp_path / "web", "--app-dir", str(RECIPES), environment=environment) as server,
         program(f"-m celery -A tasks worker -l INFO {options}", log, " ready.", **environment) as worker,
@@ -243,7 +254,7 @@ async def test_celery_produces_for_readers_elsewhere(valkey: ValkeyProcess, tmp_
         assert end["state"] == "cancelled"
         await until(lambda: log.read_text().count(" succeeded in ") == 1)
 
-        for process in worker.children():
+        for process in psutil.Process(worker.pid).children():
             process.kill()
         end = json.loads((await killed.next_event("livepush.end")).data)
         assert end["state"] == "lost"
@@ -253,3 +264,34 @@ async def test_celery_produces_for_readers_elsewhere(valkey: ValkeyProcess, tmp_
         # The task is run again, and goes on.
         await until(lambda: log.read_text().count(" succeeded in ") == 2, within=30)
         assert await whole(server, "killed") == (text, "done")
+
+
+async def until_status(push: LivePush, condition: Callable[[RunStatus], bool]) -> None:
+    async with asyncio.timeout(20):
+        while (status := await push.run("a").status()) is None or not condition(status):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_worker_goes_on_where_another_has_stopped(valkey: ValkeyProcess, tmp_path: Path) -> None:
+    environment = {"LIVEPUSH_REDIS": valkey.url, "PYTHONDEVMODE": "1"}
+    words = [f"word{number}" for number in range(20)]
+    async with valkey.client() as redis:
+        push = LivePush(RedisStreamsBroker(redis), lambda request: Refusal(404))
+        async with push.lifespan():
+            await redis.rpush("answers", json.dumps({"id": "a", "question": " ".join(words)}))
+            async with program("worker.py", tmp_path / "first", "", **environment) as first:
+                await until_status(push, lambda status: status.count >= 5)
+                first.terminate()
+                assert await first.wait() == 0
+            # At once, and not after the lease.
+            status = await push.run("a").status()
+            assert status is not None
+            assert status.state is RunState.LOST
+            async with program("worker.py", tmp_path / "second", "", **environment) as second:
+                await until_status(push, lambda status: status.state is not RunState.LOST)
+                async with push.run("a").read() as items:
+                    found = [item.data async for item in items if isinstance(item, Received)]
+                    assert (found, items.state) == (["You", "have", "asked:", *words], RunState.DONE)
+                second.terminate()
+                assert await second.wait() == 0
+            assert [(tmp_path / name).read_text() for name in ("first", "second")] == ["", ""]
