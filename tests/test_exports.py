@@ -11,7 +11,7 @@ import livepush_asgi
 
 from .serving import REPOSITORY
 
-PUBLIC_MODULES = {"livepush_asgi", "livepush_asgi.metrics", "livepush_asgi.testing"}
+PUBLIC_MODULES = {f"livepush_asgi{name}" for name in ("", ".dialects", ".metrics", ".testing")}
 SHOWN = [
     REPOSITORY / "README.md",
     *REPOSITORY.glob("docs/**/*.md"),
