@@ -5,19 +5,19 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..brokers import HistoryBroker
 from ..dialects import Dialect, livepush
 from ..errors import NotRunningError, PositionConflictError, RunExistsError, RunNotFoundError
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
-from ..process.run import NOT_RUNNING
+from ..process.process import NOT_RUNNING
 from ..runs.host import new_attempt, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
 from ..settings import check_seconds, check_whole
-from ..stream.run_stream import start_id
+from ..stream.run_stream import start_id, was_restarted
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
@@ -109,7 +109,7 @@ class Run:
 
         When the iterator raises, the run has `failed`, and the log has the error. When the run is cancelled
         or found lost, the iterator is closed where it is, and its `finally` runs. When this LivePush stops,
-        its runs are lost at once.
+        its runs go on for `DrainPolicy.runs` seconds, and are lost then.
 
         Raises NotRunningError in a drain, BrokerUnavailableError if the broker is away (the run may exist,
         and is then lost after the lease), and RuntimeError if this LivePush runs on another event loop.
@@ -228,14 +228,17 @@ class Run:
         if there is no such run, and if the client has met its end before. Does not wait for a lease.
         """
         found, _ = await self._push._on_own_loop(self._log.state)
-        last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
-        if found is None or (found.ended and self._needs_nothing(found, last_event_id)):
+        if found is None or (found.ended and self._needs_nothing(found, request)):
             return Refusal(self.dialect.idle)
         return await self._grant(found, slot_key, expires_at)
 
-    def _needs_nothing(self, found: LogState, last_event_id: str | None) -> bool:
+    def _needs_nothing(self, found: LogState, request: StreamRequest | str | None) -> bool:
+        """Return whether a client of a run that has ended has all of it."""
+        last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
         if not last_event_id:
-            return not self.dialect.replays_ended
+            # A POST has started the run, and a short one has ended before its response.
+            has_started_it = isinstance(request, StreamRequest) and request.scope["method"] == "POST"
+            return not self.dialect.replays_ended and not has_started_it
         cursor = Cursor.parse(last_event_id) if last_event_id else None
         positions = () if cursor is None else cursor.positions_in(self.channel)
         return any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions)
@@ -258,15 +261,16 @@ class Run:
             follow=partial(host.follow, found, self._log),
         )
 
-    async def _open_reader(
-        self, last_event_id: str | None
-    ) -> tuple[SubscriberStream, RunFollower, Callable[[], None]]:
+    async def _open_reader(self, last_event_id: str | None) -> "_Opened":
         found = await self._state()
         if found is None:
             raise RunNotFoundError(self.id)
         grant = await self._grant(found)
-        stream = await self._push._open_subscriber(grant, start_id(grant, last_event_id))
-        return stream, RunFollower(found.attempt), grant.follow()
+        id, gap = start_id(grant, last_event_id), None
+        if was_restarted(grant, last_event_id):
+            gap = Gap(self.channel, GapReason.EPOCH, id or "")
+        stream = await self._push._open_subscriber(grant, id)
+        return _Opened(stream, RunFollower(found.attempt), grant.follow(), gap)
 
     async def _state(self) -> LogState | None:
         found, _ = await self._log.state()
@@ -291,6 +295,15 @@ class Run:
         return RunStatus(self.id, found.state, found.count, event_id(self.channel, found.end))
 
 
+class _Opened(NamedTuple):
+    """What a RunReader has opened. `gap` precedes its items."""
+
+    stream: SubscriberStream
+    follower: RunFollower
+    leave_watch: Callable[[], None]
+    gap: Gap | None
+
+
 class RunReader(Subscriber):
     """The output of a run, for `async with` and then `async for`: `Run.read` returns it.
 
@@ -300,7 +313,7 @@ class RunReader(Subscriber):
 
     def __init__(
         self,
-        open: Callable[[str | None], Awaitable[tuple[SubscriberStream, RunFollower, Callable[[], None]]]],
+        open: Callable[[str | None], Awaitable[_Opened]],
         last_event_id: str | None,
     ) -> None:
         super().__init__(self._open_run, last_event_id)
@@ -315,8 +328,11 @@ class RunReader(Subscriber):
         self._over = False
 
     async def _open_run(self) -> SubscriberStream:
-        stream, self._follower, self._leave_watch = await self._open_reader(self._first_id)
-        return stream
+        opened = await self._open_reader(self._first_id)
+        self._follower, self._leave_watch = opened.follower, opened.leave_watch
+        if opened.gap is not None:
+            self._items.append(opened.gap)
+        return opened.stream
 
     def _leave(self, stream: SubscriberStream) -> None:
         leave, self._leave_watch = self._leave_watch, None

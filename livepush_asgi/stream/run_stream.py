@@ -32,6 +32,16 @@ def _positions(grant: RunGrant, last_event_id: str | None) -> Sequence[Position]
     return () if cursor is None else cursor.positions_in(grant.channel_names[0])
 
 
+def was_restarted(grant: RunGrant, last_event_id: str | None) -> bool:
+    """Return whether a client has a part of an earlier attempt, which this one does not continue."""
+    positions = _positions(grant, last_event_id)
+    return any(at.offset < grant.begin.offset for at in positions) and not _has_begun(grant, positions)
+
+
+def _has_begun(grant: RunGrant, positions: Sequence[Position]) -> bool:
+    return any(_is_in(grant, at) for at in positions)
+
+
 def _is_in(attempt: RunGrant, position: Position) -> bool:
     """Return whether a client at this position was sent the beginning of the attempt, or met another log."""
     return position.epoch != attempt.begin.epoch or position.offset > attempt.begin.offset
@@ -55,11 +65,9 @@ class RunComposer(Composer):
         self.gap_ends = False
         self._dialect, self._run_id = grant.dialect, grant.run_id
         self._follower = RunFollower(grant.attempt)
-        positions = _positions(grant, last_event_id)
         # Whether the client has not been sent the first blocks, which stand where the output begins.
-        self._first_owed = not any(_is_in(grant, at) for at in positions)
-        # Whether it has a part of an earlier attempt, which this one does not continue.
-        self._restarted = self._first_owed and any(at.offset < grant.begin.offset for at in positions)
+        self._first_owed = not _has_begun(grant, _positions(grant, last_event_id))
+        self._restarted = was_restarted(grant, last_event_id)
         self._resuming = not self._first_owed
 
     def pass_through(self, batch: Batch) -> bytes:
