@@ -143,14 +143,14 @@ async def test_pydantic_ai(recipes: None) -> None:
     text = "success (no tool calls)"
     asked = {"id": "q", "role": "user", "parts": [{"type": "text", "text": "why?"}]}
     chat = {"id": "c", "trigger": "submit-message", "messages": [asked]}
-    agent = {"threadId": "t", "runId": "r", "state": {}, "messages": [], "tools": [], "context": []}
-    agent |= {"messages": [{"id": "q", "role": "user", "content": "why?"}], "forwardedProps": {}}
+    messages = [{"id": "q", "role": "user", "content": "why?"}]
+    agent = {"threadId": "t", "runId": "r", "state": {}, "messages": messages, "tools": [], "context": []}
     async with Client(app, lifespan=True) as client:
         events = await posted(client, "/chat", chat)
         assert events[0] == {"type": "start", "messageId": "answer-q"}
         assert "".join(event.get("delta", "") for event in events) == text
         assert events[-1]["type"] == "finish"
-        events = await posted(client, "/agent", agent)
+        events = await posted(client, "/agent", {**agent, "forwardedProps": {}})
         assert (events[0]["type"], events[-1]["type"]) == ("RUN_STARTED", "RUN_FINISHED")
         assert "".join(event.get("delta", "") for event in events) == text
 
@@ -273,7 +273,7 @@ async def until_status(push: LivePush, condition: Callable[[RunStatus], bool]) -
 
 
 async def test_a_worker_goes_on_where_another_has_stopped(valkey: ValkeyProcess, tmp_path: Path) -> None:
-    environment = {"LIVEPUSH_REDIS": valkey.url, "PYTHONDEVMODE": "1"}
+    environment = {"LIVEPUSH_REDIS": valkey.url}
     words = [f"word{number}" for number in range(20)]
     async with valkey.client() as redis:
         push = LivePush(RedisStreamsBroker(redis), lambda request: Refusal(404))

@@ -13,8 +13,8 @@ LEASE = float(os.environ.get("LEASE", "5"))
 @asynccontextmanager
 async def producing():
     async with Redis.from_url(URL) as redis:
-        # It has no streams, and the program around it handles the signals.
-        drain = DrainPolicy(signals=False)
+        # The program around it handles the signals. When it stops, another one goes on with its runs at once.
+        drain = DrainPolicy(signals=False, runs=0)
         push = LivePush(RedisStreamsBroker(redis), lambda request: Refusal(404), drain=drain)
         async with push.lifespan():
             yield push

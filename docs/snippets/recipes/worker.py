@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 
 async def work():
-    # Its runs are lost at once then, and not after their lease.
+    # So that its runs are lost at once, and not after their lease.
     asyncio.get_running_loop().add_signal_handler(SIGTERM, asyncio.current_task().cancel)
     async with producing() as push, Redis.from_url(URL) as redis, asyncio.TaskGroup() as tasks:
 
