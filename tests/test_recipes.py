@@ -174,14 +174,16 @@ async def test_langgraph(recipes: None) -> None:
         assert "".join(part.get("delta", "") for part in parts) == "Short waves are scattered."
 
 
-async def test_a_synchronous_generator(recipes: None) -> None:
+async def test_a_synchronous_generator(recipes: None, caplog: pytest.LogCaptureFixture) -> None:
     recipe: Any = import_module("in_steps")
     closed = threading.Event()
     step = threading.Semaphore(3)
+    begun: list[int] = []
 
     def numbers() -> Iterator[int]:
         try:
             for number in range(100):
+                begun.append(number)
                 step.acquire()
                 yield number
         finally:
@@ -193,10 +195,12 @@ async def test_a_synchronous_generator(recipes: None) -> None:
         async with push.run("a").read() as items:
             assert [(await anext(items)).data for _ in range(3)] == ["0", "1", "2"]  # type: ignore[union-attr]
         # Its thread cannot be interrupted: the generator is closed after the step that it makes.
+        await until(lambda: begun == [0, 1, 2, 3])
         await push.run("a").cancel()
         assert not closed.is_set()
         step.release()
         await until(closed.is_set)
+    assert not caplog.records
 
 
 @asynccontextmanager

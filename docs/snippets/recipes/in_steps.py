@@ -1,12 +1,17 @@
-import anyio.to_thread
+import asyncio
 
 END = object()
 
 
 async def in_steps(items):
-    """Yield the items of a synchronous generator, which runs in threads."""
+    """Yield the items of a synchronous generator. Each of its steps is made in a thread."""
     try:
-        while (item := await anyio.to_thread.run_sync(next, items, END)) is not END:
+        while True:
+            step = asyncio.create_task(asyncio.to_thread(next, items, END))
+            # A thread cannot be interrupted.
+            if (item := await asyncio.shield(step)) is END:
+                return
             yield item
     finally:
-        items.close()
+        # After the step that it is at.
+        step.add_done_callback(lambda _: items.close())
