@@ -2,13 +2,20 @@
 
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ..brokers import HistoryBroker
-from ..errors import NotRunningError, PositionConflictError, RunExistsError, RunNotFoundError
+from ..errors import (
+    BrokerUnavailableError,
+    NotRunningError,
+    PositionConflictError,
+    RunExistsError,
+    RunNotFoundError,
+)
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
 from ..process.run import NOT_RUNNING
 from ..runs.host import new_attempt, send_cancelled
@@ -118,6 +125,9 @@ class Run:
             if not host.process.accepting:
                 raise NotRunningError(NOT_RUNNING)
             start = await self._claim(join=join, restart=restart, resume=resume, lease=lease)
+            if start is not None and host.process.stopping:
+                await self._give_up(start)
+                raise NotRunningError(NOT_RUNNING)
             if start is not None:
                 host.start(self._log, start, iterator, retry_for, ahead)
                 return True
@@ -148,6 +158,12 @@ class Run:
             except PositionConflictError:
                 continue
             return replace(start, end=position)
+
+    async def _give_up(self, start: LogState) -> None:
+        """End an attempt without a producer, because this process has stopped meanwhile."""
+        # Otherwise it is found lost after its lease.
+        with suppress(BrokerUnavailableError, PositionConflictError):
+            await self._log.append(start.make("end", RunState.LOST, start.count), start.end)
 
     @staticmethod
     def _is_suspect(found: LogState) -> bool:

@@ -1,6 +1,7 @@
 """Watch: finds that the producer of a run is silent, and ends the run as lost for all its readers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
 
@@ -81,5 +82,6 @@ async def _end(log: RunLog, run: LogState, end: Position) -> LogState | None:
     if current != end or (found is not None and (found.ended or found.attempt != run.attempt)):
         return found
     # Without a record, the log was lost with the server, and nobody has begun it again.
-    await log.append((found or run).make("end", RunState.LOST), end)
+    lost = found or replace(run, begin=end.offset + 1)
+    await log.append(lost.make("end", RunState.LOST), end)
     return (await log.state())[0]
