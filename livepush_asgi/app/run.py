@@ -239,16 +239,27 @@ class Run:
         Returns a 204, after which `EventSource` stops, if there is no such run, if the client has met its
         end before, and with `only_running` if the run has ended.
         """
-        found = await self._push._on_own_loop(self._state)
+        # It does not wait to see whether the producer is alive: the stream's watch does.
+        found, _ = await self._push._on_own_loop(self._log.state)
         last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
-        if found is None or (found.ended and (only_running or self._has_met_end(found, last_event_id))):
+        if found is None or (found.ended and only_running):
+            return Refusal(204)
+        if found.ended and await self._push._on_own_loop(partial(self._is_past_end, found, last_event_id)):
             return Refusal(204)
         return await self._grant(found, slot_key, expires_at, control_events)
 
-    def _has_met_end(self, found: LogState, last_event_id: str | None) -> bool:
+    async def _is_past_end(self, found: LogState, last_event_id: str | None) -> bool:
+        """Return whether a client has had the end of a run, by its last event id."""
         cursor = Cursor.parse(last_event_id) if last_event_id else None
         positions = () if cursor is None else cursor.positions_in(self.channel)
-        return any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions)
+        if any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions):
+            return True
+        if all(at.epoch == found.end.epoch for at in positions):
+            return False
+        # The server has started again since, and has begun another epoch.
+        page = await self._log.bounds()
+        places = [at if page.has(at) else page.start_after_loss(at) for at in positions]
+        return any(place.offset >= found.ended_at for place in places)
 
     async def _grant(
         self,
@@ -271,10 +282,13 @@ class Run:
     async def _open_reader(
         self, last_event_id: str | None
     ) -> tuple[SubscriberStream, RunFollower, Callable[[], None]]:
-        found = await self._state()
+        found, _ = await self._log.state()
         if found is None:
             raise RunNotFoundError(self.id)
         grant = await self._grant(found)
+        if found.ended and await self._is_past_end(found, last_event_id):
+            # The end comes once more: nothing else would end this reader.
+            last_event_id = event_id(self.channel, found.end.at(found.ended_at - 1))
         stream = await self._push._open_subscriber(grant, start_id(grant, last_event_id))
         return stream, RunFollower(found.attempt), grant.follow()
 
