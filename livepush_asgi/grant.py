@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Literal
 from urllib.parse import parse_qsl
 
+from .dialects import Dialect
 from .errors import InvalidGrantError
 from .runtime.asgi import Scope
 from .wire.cursor import MAX_POSITIONS, Position
@@ -214,12 +215,14 @@ class SourceGrant(Grant):
 class RunGrant(Grant):
     """Permission for one stream of a run's output, which ends with the run: `Run.grant` returns it.
 
-    A client without an event id begins after `begin`. `follow` is called when the stream opens, and returns a
-    function that is called when it has closed.
+    A client without an event id begins after `begin`. The stream is written in the `dialect`. `follow` is
+    called when the stream opens, and returns a function that is called when it has closed.
     """
 
+    run_id: str
     attempt: str
     begin: Position
+    dialect: Dialect = field(repr=False, compare=False)
     follow: Callable[[], Callable[[], None]] = field(repr=False, compare=False)
     replay: Replay = "all"
 

@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from livepush_asgi.wire.dialects import GAP_TEXT, Dialect, RunEnd, ag_ui, ai_sdk, frames, livepush, openai
+from livepush_asgi.dialects import GAP_TEXT, Dialect, RunEnd, ag_ui, ai_sdk, frames, livepush, openai
 from livepush_asgi.wire.event import HEARTBEAT, with_id
 from livepush_asgi.wire.reasons import GapReason, RunState
 
@@ -43,7 +43,7 @@ async def pieces() -> AsyncIterator[str]:
 
 
 async def items_of(dialect: Dialect) -> list[bytes]:
-    return [dialect.item_block(item) async for item in dialect.text(pieces(), "text")]
+    return [dialect.event(item).encode() async for item in dialect.text(pieces(), "text")]
 
 
 async def run_of(dialect: Dialect, end: RunEnd | None = None, *, items: int | None = None) -> Script:
@@ -344,10 +344,10 @@ async def test_the_helper_of_openai_joins_a_message(clients: Judges) -> None:
 async def test_the_chunks_of_the_openai_library_itself(clients: Judges) -> None:
     dialect = openai()
     chunks = [
-        ChatCompletionChunk.model_validate_json(str(event.data))
-        async for event in dialect.text(pieces(), "t")
+        ChatCompletionChunk.model_validate_json(str(dialect.event(item).data))
+        async for item in dialect.text(pieces(), "t")
     ]
-    said = await clients.ask("openai", script_of(*map(dialect.item_block, chunks), DONE))
+    said = await clients.ask("openai", script_of(*[dialect.event(chunk).encode() for chunk in chunks], DONE))
     assert (said.text, said.finish, said.error) == (TEXT, "stop", None)
 
 

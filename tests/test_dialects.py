@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from livepush_asgi import Event, InvalidEventError
+from livepush_asgi.dialects import Dialect, RunEnd, ag_ui, ai_sdk, frames, livepush, openai, parsed
 from livepush_asgi.testing import EventStreamParser
-from livepush_asgi.wire.dialects import Dialect, RunEnd, ag_ui, ai_sdk, frames, livepush, openai, parsed
 from livepush_asgi.wire.reasons import GapReason, RunState
 
 DIALECTS = [livepush(), ai_sdk(), ag_ui(), openai()]
@@ -94,13 +94,15 @@ class Model(BaseModel):
 
 def test_items() -> None:
     for dialect in (ai_sdk(), ag_ui(), openai()):
-        assert dialect.item_block({"type": "x", "n": None}) == b'data: {"type":"x","n":null}\n\n'
-        assert dialect.item_block(MappingProxyType({"type": "x"})) == b'data: {"type":"x"}\n\n'
-        assert dialect.item_block(Model(type="x", tool_name="y")) == b'data: {"type":"x","toolName":"y"}\n\n'
-        assert dialect.item_block(Model(type="x")) == b'data: {"type":"x"}\n\n'
-        assert dialect.item_block(Event("as it is", "name")) == b"event: name\ndata: as it is\n\n"
-    assert livepush().item_block("as it is") == b"data: as it is\n\n"
-    assert openai().item_block({"choices": []}) == b'data: {"choices":[]}\n\n'
+        assert dialect.event({"type": "x", "n": None}).encode() == b'data: {"type":"x","n":null}\n\n'
+        assert dialect.event(MappingProxyType({"type": "x"})).encode() == b'data: {"type":"x"}\n\n'
+        assert (
+            dialect.event(Model(type="x", tool_name="y")).encode() == b'data: {"type":"x","toolName":"y"}\n\n'
+        )
+        assert dialect.event(Model(type="x")).encode() == b'data: {"type":"x"}\n\n'
+        assert dialect.event(Event("as it is", "name")).encode() == b"event: name\ndata: as it is\n\n"
+    assert livepush().event("as it is").encode() == b"data: as it is\n\n"
+    assert openai().event({"choices": []}).encode() == b'data: {"choices":[]}\n\n'
 
 
 @pytest.mark.parametrize("make", [ai_sdk, ag_ui, openai])
@@ -113,14 +115,14 @@ def test_an_item_on_which_the_client_would_fail_is_refused(make: Callable[[], Di
         3: "a part is a mapping, a model or an Event",
     }.items():
         with pytest.raises(TypeError, match=error):
-            dialect.item_block(item)
+            dialect.event(item).encode()
     with pytest.raises(InvalidEventError):
-        dialect.item_block({"type": "x", "n": float("nan")})
+        dialect.event({"type": "x", "n": float("nan")}).encode()
     if make is openai:
         return
     for untyped in ({"n": 1}, {"type": ""}, {"type": 3}, Model()):
         with pytest.raises(TypeError, match="has none: the client would fail on it"):
-            dialect.item_block(untyped)
+            dialect.event(untyped).encode()
 
 
 async def pieces() -> AsyncIterator[str]:
@@ -130,7 +132,7 @@ async def pieces() -> AsyncIterator[str]:
 
 @every_dialect
 async def test_a_text_in_pieces(dialect: Dialect) -> None:
-    items = [dialect.item_block(item) async for item in dialect.text(pieces(), "t")]
+    items = [dialect.event(item).encode() async for item in dialect.text(pieces(), "t")]
     texts = {
         "ai-sdk": [None, "a", "b", None],
         "ag-ui": [None, "a", "b", None],
@@ -189,7 +191,7 @@ async def test_a_stream_that_somebody_else_has_encoded() -> None:
         yield b'ta: {"type":"a"}\r\nid: 7\r\nevent: name\r\n\r\n: ping\n\n'
         yield "data: [DONE]\n\n"
 
-    items = [ai_sdk().item_block(event) async for event in parsed(encoded())]
+    items = [ai_sdk().event(event).encode() async for event in parsed(encoded())]
     assert items == [b'data: {"type":"start"}\n\n', b'event: name\ndata: {"type":"a"}\n\n']
 
 
@@ -202,7 +204,7 @@ def test_a_dialect_of_somebody_else() -> None:
     )
     blocks = (
         lines.first_block("17", "a")
-        + lines.item_block(3)
+        + lines.event(3).encode()
         + lines.last_block(RunEnd("17", RunState.DONE), "b")
     )
     assert (
@@ -235,4 +237,4 @@ def test_a_dialect_that_is_wrong() -> None:
     with pytest.raises(InvalidEventError, match="the dialect 'n' return blocks, as `frames` makes them"):
         dialect.last_block(RunEnd("run", RunState.DONE))
     with pytest.raises(TypeError, match="returns an Event, not 'x'"):
-        dialect.item_block(3)
+        dialect.event(3).encode()

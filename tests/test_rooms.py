@@ -16,28 +16,26 @@ ARROWS = {
     "settings": "",
     "wire": "errors",
     "runtime": "errors settings",
-    "grant": "wire runtime errors",
+    "dialects": "wire errors",
+    "grant": "dialects wire runtime errors",
     "brokers": "wire runtime errors settings",
     "slots": "brokers wire runtime errors settings",
     "hub": "brokers wire runtime errors",
-    "stream": "hub slots grant brokers wire runtime errors settings",
+    "stream": "hub slots grant dialects brokers wire runtime errors settings",
     "process": "stream hub slots grant brokers wire runtime errors settings",
     "http": "process stream grant wire runtime errors settings",
     "runs": "process stream hub grant brokers wire runtime errors settings",
-    "app": "http runs process stream slots grant brokers wire runtime errors settings",
+    "app": "http dialects runs process stream slots grant brokers wire runtime errors settings",
     "testing": "app http slots grant brokers wire runtime errors settings",
     "metrics": "app process runtime",
-    "contrib": "metrics app http runs process stream grant wire runtime errors",
+    "contrib": "metrics app dialects http runs process stream grant wire runtime errors",
     "cli": "app http slots grant brokers wire runtime errors settings",
 }
 # Pure functions and values: no event loop, no input or output.
 PURE = [
-    *(
-        f"wire/{name}"
-        for name in ("cursor", "dialects", "event", "control", "parser", "reasons", "run_record")
-    ),
+    *(f"wire/{name}" for name in ("cursor", "event", "control", "parser", "reasons", "run_record")),
     *(f"stream/{name}" for name in ("outbox", "recovery")),
-    *("errors", "grant", "settings", "http/cors"),
+    *("dialects", "errors", "grant", "settings", "http/cors"),
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = [path for path in FILES if path.name == "__init__.py"]

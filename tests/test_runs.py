@@ -11,6 +11,7 @@ import pytest
 from livepush_asgi import (
     READ_BYTES,
     BrokerUnavailableError,
+    DrainPolicy,
     Gap,
     GapReason,
     Grant,
@@ -58,11 +59,13 @@ class Counting:
             self.closed.set()
 
 
-def serving(broker: MemoryBroker | None = None, *, control_events: bool = True) -> LivePush:
+def serving(
+    broker: MemoryBroker | None = None, *, control_events: bool = True, drain: DrainPolicy | None = None
+) -> LivePush:
     async def authorize(request: StreamRequest) -> Grant | Refusal:
-        return await push.run(request.path[1:]).grant(request, control_events=control_events)
+        return await push.run(request.path[1:]).grant(request)
 
-    push = LivePush(broker or MemoryBroker(), authorize)
+    push = LivePush(broker or MemoryBroker(), authorize, control_events=control_events, drain=drain)
     return push
 
 
@@ -120,7 +123,7 @@ async def test_a_page_gets_the_end_and_then_a_204(control_events: bool) -> None:
         end = ["livepush.end", "livepush.close"] if control_events else []
         assert [event.event for event in events] == [*names, "message", "message", "message", *end]
         if control_events:
-            assert events[-2].data == '{"state":"done","count":3}'
+            assert events[-2].data == '{"state":"done","count":3,"error":null}'
         assert not [comment for comment in parser.comments if comment]
         async with client.open("/a", last_event_id=parser.last_event_id) as page:
             assert page.status == 204
@@ -188,8 +191,25 @@ async def test_cancelling_a_run_that_is_done_changes_nothing() -> None:
         assert status.state is RunState.DONE
 
 
-async def test_a_run_is_lost_when_its_process_stops_and_another_goes_on() -> None:
+async def test_a_process_that_stops_lets_its_runs_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "livepush_asgi")
     push, other = serving(broker := MemoryBroker()), serving(broker)
+    async with other.lifespan():
+        async with push.lifespan():
+            await push.run("a").start(Counting(1, 6)())
+            await push.run("b").start(Counting(1, 100)())
+            await anyio.sleep(3.5)
+        assert await text_of(other) == ["1", "2", "3", "4", "5", "6", "done"]
+        status = await other.run("b").status()
+    assert status is not None
+    assert (status.state, status.count) == (RunState.LOST, 8)
+    assert push.statistics()["runs_ended"] == {"done": 1, "failed": 0, "cancelled": 0, "lost": 1}
+    line = "of 2 runs of this process, 1 have ended within 5.0 s, and 1 were stopped and are lost"
+    assert line in caplog.messages
+
+
+async def test_a_run_is_lost_when_its_process_stops_and_another_goes_on() -> None:
+    push, other = serving(broker := MemoryBroker(), drain=DrainPolicy(runs=0)), serving(broker)
     job = Counting(1, 100)
     async with other.lifespan():
         async with push.lifespan():
@@ -207,12 +227,16 @@ async def test_a_run_that_is_started_again_is_read_from_its_new_start() -> None:
     push = serving()
     async with push.lifespan():
         await push.run("a").start(Counting(1, 2)())
+        async with push.run("a").read() as items:
+            first = await anext(items)
         await push.run("a").wait()
         old = await status_of(push)
         assert not await push.run("a").start(Counting(8, 9)())
         assert await push.run("a").start(Counting(8, 9)(), restart=True)
         assert await text_of(push) == ["8", "9", "done"]
         assert await text_of(push, old.last_event_id) == ["8", "9", "done"]
+        # A part of the old output is in the reader's text.
+        assert await text_of(push, first.id) == ["gap epoch", "8", "9", "done"]
         assert (await status_of(push)).count == 2
 
 

@@ -485,7 +485,7 @@ async def run_of(push: LivePush, request: StreamRequest, answer: AsyncIterator[s
         assert_type(items.state, RunState)
     assert_type(await run.cancel(), RunStatus | None)
     assert_type(await run.wait(), RunStatus)
-    decision = await run.grant(request, slot_key="k", only_running=True)
+    decision = await run.grant(request, slot_key="k")
     assert_type(decision, RunGrant | Refusal)
     return decision
 

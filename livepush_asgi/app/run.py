@@ -6,9 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..brokers import HistoryBroker
+from ..dialects import Dialect, livepush
 from ..errors import (
     BrokerUnavailableError,
     NotRunningError,
@@ -17,13 +18,13 @@ from ..errors import (
     RunNotFoundError,
 )
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
-from ..process.run import NOT_RUNNING
+from ..process.process import NOT_RUNNING
 from ..runs.host import new_attempt, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
 from ..settings import check_seconds, check_whole
-from ..stream.run_stream import start_id
+from ..stream.run_stream import start_id, was_restarted
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
@@ -65,7 +66,7 @@ class Run:
     state of the run for `History.age` after the end.
     """
 
-    def __init__(self, push: "LivePush", id: str) -> None:
+    def __init__(self, push: "LivePush", id: str, dialect: Dialect | None = None) -> None:
         if not isinstance(id, str):
             raise TypeError(f"the id of a run is a str, not {type(id).__name__}")
         self.id = id
@@ -79,6 +80,8 @@ class Run:
                 f"{type(broker).__name__} keeps no history, so it can keep no run; "
                 "MemoryBroker, RedisStreamsBroker, JetStreamBroker and PostgresBroker keep one"
             )
+        #: How its output is written for its clients.
+        self.dialect = livepush(control_events=push.control_events) if dialect is None else dialect
         self._push = push
         self._broker = broker
         self._log = RunLog(broker, self.channel)
@@ -96,7 +99,8 @@ class Run:
     ) -> bool:
         """Start the run: this process reads the iterator, and publishes its items, until it ends.
 
-        The items are Events, or data for one as `publish` takes it. They should have no id of their own.
+        The items are those of the dialect. For an EventSource they are Events, or data for one as `publish`
+        takes it. They should have no id of their own.
         Returns True as soon as the run has begun; it goes on when the caller has ended, as long as this
         LivePush runs. Of several processes that start a run, one does. The others get False, and their
         iterator is closed unread; with `join=False` they get RunExistsError.
@@ -112,7 +116,7 @@ class Run:
 
         When the iterator raises, the run has `failed`, and the log has the error. When the run is cancelled
         or found lost, the iterator is closed where it is, and its `finally` runs. When this LivePush stops,
-        its runs are lost at once.
+        its runs go on for `DrainPolicy.runs` seconds, and are lost then.
 
         Raises NotRunningError in a drain, BrokerUnavailableError if the broker is away (the run may exist,
         and is then lost after the lease), and RuntimeError if this LivePush runs on another event loop.
@@ -120,6 +124,8 @@ class Run:
         check_seconds("lease", lease, 3600.0)
         check_whole("ahead", ahead)
         iterator = iterator_of(items)
+        if self.dialect.item is not None:
+            iterator = self.dialect.items(iterator)
         try:
             host = await self._push._run_host()
             if not host.process.accepting:
@@ -227,29 +233,35 @@ class Run:
         *,
         slot_key: str | None = None,
         expires_at: datetime | float | None = None,
-        control_events: bool | None = None,
-        only_running: bool = False,
     ) -> RunGrant | Refusal:
         """Return what `authorize` returns for a client that may read this run.
 
         `request` is the client's, or its last event id. Its stream has the output from the beginning, or
-        from where the client was, then an event `livepush.end` with the data
-        `{"state": "done", "count": 3}`, and ends. Without control events an id alone is in its place.
+        from where the client was, then what the dialect has for the end of the run, and ends. For an
+        EventSource that is an event `livepush.end` with the data `{"state": "done", "count": 3}`.
 
-        Returns a 204, after which `EventSource` stops, if there is no such run, if the client has met its
-        end before, and with `only_running` if the run has ended.
+        Returns a Refusal with the status `dialect.idle`, 204 for example, after which `EventSource` stops,
+        if there is no such run, and if the client has met its end before. Does not wait for a lease.
         """
-        # It does not wait to see whether the producer is alive: the stream's watch does.
         found, _ = await self._push._on_own_loop(self._log.state)
+        if found is None:
+            return Refusal(self.dialect.idle)
+        needs_nothing = partial(self._needs_nothing, found, request)
+        if found.ended and await self._push._on_own_loop(needs_nothing):
+            return Refusal(self.dialect.idle)
+        return await self._grant(found, slot_key, expires_at)
+
+    async def _needs_nothing(self, found: LogState, request: StreamRequest | str | None) -> bool:
+        """Return whether a client of a run that has ended has all of it."""
         last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
-        if found is None or (found.ended and only_running):
-            return Refusal(204)
-        if found.ended and await self._push._on_own_loop(partial(self._is_past_end, found, last_event_id)):
-            return Refusal(204)
-        return await self._grant(found, slot_key, expires_at, control_events)
+        if not last_event_id:
+            # A POST has started the run, and a short one has ended before its response.
+            has_started_it = isinstance(request, StreamRequest) and request.scope["method"] == "POST"
+            return not self.dialect.replays_ended and not has_started_it
+        return await self._is_past_end(found, last_event_id)
 
     async def _is_past_end(self, found: LogState, last_event_id: str | None) -> bool:
-        """Return whether a client has had the end of a run, by its last event id."""
+        """Return whether a client has met the end of a run, by its last event id."""
         cursor = Cursor.parse(last_event_id) if last_event_id else None
         positions = () if cursor is None else cursor.positions_in(self.channel)
         if any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions):
@@ -266,22 +278,20 @@ class Run:
         found: LogState,
         slot_key: str | None = None,
         expires_at: datetime | float | None = None,
-        control_events: bool | None = None,
     ) -> RunGrant:
         host = await self._push._run_host()
         return RunGrant(
             channels=self.channel,
             slot_key=slot_key,
             expires_at=expires_at,
-            control_events=control_events,
+            run_id=self.id,
+            dialect=self.dialect,
             attempt=found.attempt,
             begin=found.end.at(found.begin - 1),
             follow=partial(host.follow, found, self._log),
         )
 
-    async def _open_reader(
-        self, last_event_id: str | None
-    ) -> tuple[SubscriberStream, RunFollower, Callable[[], None]]:
+    async def _open_reader(self, last_event_id: str | None) -> "_Opened":
         found, _ = await self._log.state()
         if found is None:
             raise RunNotFoundError(self.id)
@@ -289,8 +299,11 @@ class Run:
         if found.ended and await self._is_past_end(found, last_event_id):
             # The end comes once more: nothing else would end this reader.
             last_event_id = event_id(self.channel, found.end.at(found.ended_at - 1))
-        stream = await self._push._open_subscriber(grant, start_id(grant, last_event_id))
-        return stream, RunFollower(found.attempt), grant.follow()
+        id, gap = start_id(grant, last_event_id), None
+        if was_restarted(grant, last_event_id):
+            gap = Gap(self.channel, GapReason.EPOCH, id or "")
+        stream = await self._push._open_subscriber(grant, id)
+        return _Opened(stream, RunFollower(found.attempt), grant.follow(), gap)
 
     async def _state(self) -> LogState | None:
         found, _ = await self._log.state()
@@ -302,17 +315,28 @@ class Run:
         return found
 
     async def _cancel(self) -> LogState | None:
-        found, _ = await self._log.state()
-        if found is None or found.ended:
-            return found
-        await self._log.append_cancelled(found)
-        await send_cancelled(self._broker, self.channel)
-        return (await self._log.state())[0]
+        attempt, (found, _) = "", await self._log.state()
+        # The attempt may have ended meanwhile, and the next one have begun.
+        while found is not None and not found.ended and found.attempt != attempt:
+            attempt = found.attempt
+            await self._log.append_cancelled(found)
+            await send_cancelled(self._broker, self.channel)
+            found, _ = await self._log.state()
+        return found
 
     def _status_of(self, found: LogState | None) -> RunStatus | None:
         if found is None:
             return None
         return RunStatus(self.id, found.state, found.count, event_id(self.channel, found.end))
+
+
+class _Opened(NamedTuple):
+    """What a RunReader has opened. `gap` precedes its items."""
+
+    stream: SubscriberStream
+    follower: RunFollower
+    leave_watch: Callable[[], None]
+    gap: Gap | None
 
 
 class RunReader(Subscriber):
@@ -324,7 +348,7 @@ class RunReader(Subscriber):
 
     def __init__(
         self,
-        open: Callable[[str | None], Awaitable[tuple[SubscriberStream, RunFollower, Callable[[], None]]]],
+        open: Callable[[str | None], Awaitable[_Opened]],
         last_event_id: str | None,
     ) -> None:
         super().__init__(self._open_run, last_event_id)
@@ -339,8 +363,11 @@ class RunReader(Subscriber):
         self._over = False
 
     async def _open_run(self) -> SubscriberStream:
-        stream, self._follower, self._leave_watch = await self._open_reader(self._first_id)
-        return stream
+        opened = await self._open_reader(self._first_id)
+        self._follower, self._leave_watch = opened.follower, opened.leave_watch
+        if opened.gap is not None:
+            self._items.append(opened.gap)
+        return opened.stream
 
     def _leave(self, stream: SubscriberStream) -> None:
         leave, self._leave_watch = self._leave_watch, None

@@ -18,8 +18,8 @@ from ..errors import (
     SlotsUnavailableError,
 )
 from ..grant import Grant, Refusal, StreamRequest
+from ..process.process import Process
 from ..process.revocation import deciding
-from ..process.run import Run
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import ClientLeftError
 from ..runtime.failure_log import FailureLog, fields
@@ -121,7 +121,7 @@ class Decider(Generic[R, G]):
     async def decide(
         self,
         request: R,
-        run: Run,
+        process: Process,
         receive: Receive | None = None,
         authorize: Callable[[R], object] | None = None,
         *,
@@ -134,7 +134,7 @@ class Decider(Generic[R, G]):
         Raises Refused, NotRunningError in a drain, and ClientLeftError.
         """
         try:
-            decision = await self.decision(request, run, receive, authorize)
+            decision = await self.decision(request, process, receive, authorize)
         except (NotRunningError, ClientLeftError):
             raise
         except InvalidGrantError as error:
@@ -155,7 +155,7 @@ class Decider(Generic[R, G]):
         return decision
 
     async def decision(
-        self, request: R, run: Run, receive: Receive | None, authorize: Callable[[R], object] | None
+        self, request: R, process: Process, receive: Receive | None, authorize: Callable[[R], object] | None
     ) -> G | Refusal:
         """Return what `authorize` returns, or the refusal that it raises. Raises its other exceptions."""
         try:
@@ -163,7 +163,7 @@ class Decider(Generic[R, G]):
             if not isinstance(decision, self._kind) and inspect.isawaitable(decision):
                 token = deciding.set(request)
                 try:
-                    decision = await run.callbacks.result(
+                    decision = await process.callbacks.result(
                         decision,
                         receive=receive,
                         timeout=self._timeout,
@@ -178,7 +178,7 @@ class Decider(Generic[R, G]):
                     "Is a `return` missing, or an `await` in front of what it calls?"
                 )
             if isinstance(decision, Grant):
-                run.check_replay(decision)
+                process.check_replay(decision)
         except Refusal as refusal:
             return refusal
         except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from ..grant import Grant, RunGrant
 from ..runtime.asgi import Message, Receive, Send
 from ..runtime.disconnect import DisconnectWatcher
 from ..runtime.inline_send import InlineSend, can_step
@@ -30,6 +31,14 @@ STREAM_HEADERS: RawHeaders = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
+
+
+def stream_headers(grant: Grant) -> RawHeaders:
+    """Return the header fields of the response with this grant's stream."""
+    if not isinstance(grant, RunGrant):
+        return STREAM_HEADERS
+    own = grant.dialect.headers.items()
+    return [*STREAM_HEADERS, *[(name.lower().encode(), value.encode()) for name, value in own]]
 
 
 def drive(

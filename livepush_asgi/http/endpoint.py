@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..errors import GrantExpiredError, GrantRevokedError, InvalidGrantError, NotRunningError
 from ..grant import Authorize, Grant, Refusal, StreamRequest
-from ..process.run import NOT_RUNNING, Run, check_expiry
+from ..process.process import NOT_RUNNING, Process, check_expiry
 from ..runtime.asgi import Receive, Send
 from ..runtime.callbacks import ClientLeftError
 from ..settings import Timing
@@ -14,7 +14,7 @@ from ..stream.stream import Stream
 from ..wire.reasons import RefusalCause
 from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, refused_for
 from .cors import Cors, RawHeader
-from .driver import DISCONNECT_ERRORS, STREAM_HEADERS
+from .driver import DISCONNECT_ERRORS, stream_headers
 from .probe import QUERY as PROBE
 from .probe import ProbePlan, Probes
 from .responses import ALLOWED_METHODS, answer, refuse, refuse_softly, soft_block
@@ -47,7 +47,7 @@ class Endpoint:
         self._probes = probes
 
     async def __call__(
-        self, run: Run | None, request: StreamRequest, receive: Receive, send: Send
+        self, process: Process | None, request: StreamRequest, receive: Receive, send: Send
     ) -> "OpenedStream | None":
         """Answer one request, or return the stream for it, which the caller has to drive.
 
@@ -65,11 +65,11 @@ class Endpoint:
             refusal = Refusal(405, headers={"allow": ALLOWED_METHODS.decode()})
             await refuse(send, refusal, headers)
         elif method == "HEAD":
-            await self._answer_head(run, request, headers, receive, send)
+            await self._answer_head(process, request, headers, receive, send)
         elif self._probes is not None and PROBE in request.query:
-            await self._answer_probe(self._probes, run, request, headers, receive, send)
+            await self._answer_probe(self._probes, process, request, headers, receive, send)
         else:
-            return await self._answer_get(run, request, headers, receive, send)
+            return await self._answer_get(process, request, headers, receive, send)
         return None
 
     async def _answer_options(self, request: StreamRequest, send: Send) -> None:
@@ -80,15 +80,16 @@ class Endpoint:
 
     async def _answer_head(
         self,
-        run: Run | None,
+        process: Process | None,
         request: StreamRequest,
         headers: list[RawHeader],
         receive: Receive,
         send: Send,
     ) -> None:
         try:
-            run = _require_accepting(run)
-            check_expiry(await self._decider.decide(request, run, receive, may_be_soft=False))
+            process = _require_accepting(process)
+            grant = await self._decider.decide(request, process, receive, may_be_soft=False)
+            check_expiry(grant)
         except Refused as refused:
             await refuse(send, refused, headers, body=False)
         except REFUSED_ERRORS as error:
@@ -96,19 +97,22 @@ class Endpoint:
         except ClientLeftError:
             await _answer_closed(send)
         else:
-            await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [*stream_headers(grant), *headers]}
+            )
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _answer_get(
         self,
-        run: Run | None,
+        process: Process | None,
         request: StreamRequest,
         headers: list[RawHeader],
         receive: Receive,
         send: Send,
     ) -> "OpenedStream | None":
         try:
-            return OpenedStream(await self.open(run, request, receive), [*STREAM_HEADERS, *headers])
+            stream = await self.open(process, request, receive)
+            return OpenedStream(stream, [*stream_headers(stream.grant), *headers])
         except Refused as error:
             refused = error
         except REFUSED_ERRORS as error:
@@ -123,7 +127,7 @@ class Endpoint:
     async def _answer_probe(
         self,
         probes: Probes,
-        run: Run | None,
+        process: Process | None,
         request: StreamRequest,
         headers: list[RawHeader],
         receive: Receive,
@@ -131,7 +135,7 @@ class Endpoint:
     ) -> None:
         # A probe counts in no statistics, neither as a stream nor as a refusal.
         try:
-            run = _require_accepting(run)
+            process = _require_accepting(process)
             plan = await _plan_of(probes, request)
         except NotRunningError as error:
             await self._refuse(refused_for(error), headers, send)
@@ -139,11 +143,13 @@ class Endpoint:
         except Refused as refused:
             await self._refuse(refused, headers, send)
             return
-        await probes.send(plan, request.scope, lambda: not run.accepting or run.ended, headers, receive, send)
+        await probes.send(
+            plan, request.scope, lambda: not process.accepting or process.ended, headers, receive, send
+        )
 
     async def open(
         self,
-        run: Run | None,
+        process: Process | None,
         request: StreamRequest,
         receive: Receive | None = None,
         authorize: Authorize | None = None,
@@ -153,21 +159,21 @@ class Endpoint:
         If a revocation outdates the decision, the request is authorized again. Raises Refused, one of
         REFUSED_ERRORS, and ClientLeftError.
         """
-        if run is None:
+        if process is None:
             raise NotRunningError(NOT_RUNNING)
-        requested_at = run.scheduler.now()
-        run.admit()
+        requested_at = process.scheduler.now()
+        process.admit()
         try:
-            if not run.arrivals.proceeds():
-                await run.arrivals.wait()
+            if not process.arrivals.proceeds():
+                await process.arrivals.wait()
             for attempts_left in reversed(range(ATTEMPTS)):
-                if not run.revoker.listening:
-                    await run.revoker.listen()
-                decided_at = run.revoker.log.number
-                grant = await self._decider.decide(request, run, receive, authorize)
+                if not process.revoker.listening:
+                    await process.revoker.listen()
+                decided_at = process.revoker.log.number
+                grant = await self._decider.decide(request, process, receive, authorize)
                 given = grant.control_events
                 try:
-                    return await run.open(
+                    return await process.open(
                         grant,
                         decided_at=decided_at,
                         control_events=self._control_events if given is None else given,
@@ -182,17 +188,17 @@ class Endpoint:
                         raise
             raise AssertionError
         finally:
-            run.pending -= 1
+            process.pending -= 1
 
     async def decide_again(
-        self, request: StreamRequest, run: Run, authorize: Authorize | None = None
+        self, request: StreamRequest, process: Process, authorize: Authorize | None = None
     ) -> Grant | None:
         """Return the current grant for an open stream, or None if `authorize` now refuses it.
 
         Raises what `authorize` raises, unless it is a refusal.
         """
         try:
-            decision = await self._decider.decision(request, run, None, authorize)
+            decision = await self._decider.decision(request, process, None, authorize)
             if isinstance(decision, Refusal):
                 return None
             check_expiry(decision)
@@ -215,11 +221,11 @@ class OpenedStream(NamedTuple):
     headers: list[RawHeader]
 
 
-def _require_accepting(run: Run | None) -> Run:
-    """Return the run. Raises NotRunningError if it does not accept new streams."""
-    if run is None or not run.accepting:
+def _require_accepting(process: Process | None) -> Process:
+    """Return the process. Raises NotRunningError if it does not accept new streams."""
+    if process is None or not process.accepting:
         raise NotRunningError(NOT_RUNNING)
-    return run
+    return process
 
 
 async def _answer_closed(send: Send) -> None:

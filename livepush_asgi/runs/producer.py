@@ -10,7 +10,7 @@ import anyio
 
 from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, PositionConflictError
-from ..process.run import Run as Process
+from ..process.process import Process
 from ..process.statistics import Counters
 from ..runtime.event_loop import Sleep, wake
 from ..runtime.failure_log import fields
@@ -30,6 +30,10 @@ END_TIMEOUT = 5.0
 class EndedError(Exception):
     """Raised when the log says that this attempt has ended: it was cancelled, or found lost."""
 
+    def __init__(self, state: RunState = RunState.LOST) -> None:
+        super().__init__(state)
+        self.state = state
+
 
 class Producer:
     """Produces the output of one attempt. `start` is the state after its start record."""
@@ -46,6 +50,8 @@ class Producer:
     ) -> None:
         #: Set when the iterator was closed and the end appended, or when this attempt had ended already.
         self.closed = anyio.Event()
+        #: How the attempt has ended: LOST unless something else is known.
+        self.state = RunState.LOST
         self._log = log
         self._start = start
         self._process = process
@@ -82,9 +88,9 @@ class Producer:
         """Run the iterator to its end, or to the end of the attempt. Raises only when cancelled."""
         state: RunState | None = RunState.LOST
         try:
-            state = await self._produce()
-        except EndedError:
-            state = None
+            self.state = state = await self._produce()
+        except EndedError as ended:
+            self.state, state = ended.state, None
         except Exception as error:
             self._process.context.failures.log(
                 logging.WARNING,
@@ -200,7 +206,9 @@ class Producer:
         attempt = self._start.attempt
         if record is None:
             return
-        if (record.attempt == attempt) if record.kind == "end" else (record.attempt != attempt):
+        if record.attempt == attempt and record.kind == "end":
+            raise EndedError(record.state)
+        if record.attempt != attempt and record.kind != "end":
             raise EndedError
 
     async def _find_place(self, sent: bytes | None) -> bool:

@@ -17,13 +17,15 @@ client disconnects before the whole state, its id has the positions before the g
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 
-from ..grant import Grant
+from ..grant import Grant, RunGrant
 from ..hub.delivery import Batch, Delivery, gap_delivery
 from ..runtime.failure_log import fields
 from ..settings import Limits
 from ..wire.control import count_events, gap_block, id_block, open_block, retry_line
-from ..wire.cursor import Position, event_id, owed
+from ..wire.cursor import MAX_OFFSET, Position, event_id, owed
 from ..wire.event import HEARTBEAT, with_id
 from ..wire.reasons import EndReason, GapReason, OpenOutcome
 from .context import StreamContext
@@ -99,7 +101,7 @@ class Composer:
         self._resumable: bool | None = None
         # Created for the first event that has to wait: most clients accept each event at once.
         self._outbox: Outbox | None = None
-        replayed = context.limits.replay_events
+        replayed = self._limits.replay_events
         names = grant.channel_names
         resumption = Resumption(context.hub, names, last_event_id) if last_event_id else None
         self._recovery = RecoveryState(names, ends, resumption, grant.replay, replayed)
@@ -129,7 +131,7 @@ class Composer:
         self._outbox_filled = True
         outbox = self._outbox
         if outbox is None:
-            outbox = self._outbox = _make_outbox(self._context.limits)
+            outbox = self._outbox = _make_outbox(self._limits)
         if self._recovery.settled and outbox.put_all(batch.deliveries, batch.size):
             return
         self._record_position()
@@ -164,7 +166,7 @@ class Composer:
         if self._recovery.admits(gap):
             self._gap_queued = self._outbox_filled = True
             if self._outbox is None:
-                self._outbox = _make_outbox(self._context.limits)
+                self._outbox = _make_outbox(self._limits)
             self._put(self._outbox, gap)
 
     def _put(self, outbox: Outbox, delivery: Delivery) -> None:
@@ -188,11 +190,21 @@ class Composer:
         """Compose gap events, to be sent before the events that history has."""
         for channel, reason in gaps:
             self._resend_state_at_gap()
-            if not self._control_events:
-                self._head += self._end_at_gap()
+            self._head += self._tell_gap(channel, reason)
+            if self.end_reason is not None:
                 return
-            self._context.counts.gaps[reason] += 1
-            self._head += gap_block(channel, reason, self._id)
+
+    def _tell_gap(self, channel: str, reason: GapReason) -> bytes:
+        """Return what tells the client of a gap. Without control events the stream ends with it."""
+        if not self._control_events:
+            return self._end_at_gap()
+        self._context.counts.gaps[reason] += 1
+        return gap_block(channel, reason, self._id)
+
+    @property
+    def _limits(self) -> Limits:
+        limits = self._context.limits
+        return _of_run(limits) if isinstance(self._grant, RunGrant) else limits
 
     @property
     def _id(self) -> str:
@@ -240,19 +252,23 @@ class Composer:
             self._state_replaces |= bool(gaps)
             self._resend_state()
             resumed = False
-        if not self._control_events:
-            self._head = retry_line(retry)
-            # Without history the id stays the same. Then a client that reconnects would meet the same gap for
-            # ever, so do not end the stream again.
-            if gaps and not self._recovery.has_cursor(self._id):
-                self._head += self._end_at_gap()
-            return True
         not_live = [name for name in names if name not in ends] if len(ends) < len(names) else ()
-        id = owed(self._recovery.id) if self._state_owed else self._recovery.id
-        for _, reason in gaps:
-            self._context.counts.gaps[reason] += 1
-        self._head = open_block(retry, id, gaps, resumed=resumed, not_live=not_live)
+        self._head = self._opening(retry, gaps, not_live, resumed=resumed)
         return True
+
+    def _opening(
+        self, retry: int, gaps: list[ChannelGap], not_live: Sequence[str], *, resumed: bool
+    ) -> bytes:
+        """Return the open event and the gap events, or what replaces them without control events."""
+        if self._control_events:
+            id = owed(self._recovery.id) if self._state_owed else self._recovery.id
+            for _, reason in gaps:
+                self._context.counts.gaps[reason] += 1
+            return open_block(retry, id, gaps, resumed=resumed, not_live=not_live)
+        # Without history the id stays the same. Then a client that reconnects would meet the same gap for
+        # ever, so do not end the stream again.
+        ends_here = gaps and not self._recovery.has_cursor(self._id)
+        return retry_line(retry) + (self._end_at_gap() if ends_here else b"")
 
     def _with_known_gaps(
         self, resumption: Resumption | None, gaps: list[ChannelGap], started: Ends
@@ -398,7 +414,7 @@ class Composer:
 
     def _fall_behind(self, outbox: Outbox, delivery: Delivery) -> bool:
         """Empty the outbox and read on from history. Return False if history does not have the deliveries."""
-        if self._context.limits.overflow != "resume":
+        if self._limits.overflow != "resume":
             return False
         channels = outbox.discard_for_history()
         if delivery.position is not None:
@@ -430,7 +446,7 @@ class Composer:
     @property
     def _history(self) -> HistoryReader:
         if self._reader is None:
-            self._reader = HistoryReader(self._context.hub, self._recovery, self._context.limits)
+            self._reader = HistoryReader(self._context.hub, self._recovery, self._limits)
         return self._reader
 
     def _compose_page(self, page: Batch) -> bytes:
@@ -503,6 +519,12 @@ class Composer:
                 block = with_id(delivery.bare, owed(id) if self._state_owed else id)
             blocks.append(block)
         return b"".join(blocks)
+
+
+@lru_cache(maxsize=8)
+def _of_run(limits: Limits) -> Limits:
+    # The reader of a run is sent all of it, at its own pace.
+    return replace(limits, overflow="resume", replay_events=MAX_OFFSET)
 
 
 def _gaps_in(page: Batch) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class StreamContext:
-    """The objects that the streams of one process share. The run creates one."""
+    """The objects that the streams of one process share. Process creates one."""
 
     hub: Hub
     #: Makes the sleep of a stream that waits for its next chunk.

@@ -1,16 +1,18 @@
-"""RunStream: the stream of a run's output, which ends where the run has ended."""
+"""RunStream: the stream of a run's output, in the dialect of its client. It ends with the run."""
 
 from collections.abc import Callable, Sequence
 
+from ..dialects import RunEnd
 from ..grant import Grant, RunGrant
 from ..hub.delivery import Batch, Delivery
-from ..wire.control import gap_block, id_block, run_end_block
+from ..wire.control import count_events, retry_line
 from ..wire.cursor import Cursor, Position, event_id
 from ..wire.event import HEARTBEAT
-from ..wire.reasons import EndReason, GapReason
-from ..wire.run_record import RunFollower, is_record, record_of
+from ..wire.reasons import EndReason, GapReason, RunState
+from ..wire.run_record import RunFollower, RunRecord, is_record, record_of
 from .composer import Composer
 from .context import StreamContext
+from .recovery import ChannelGap
 from .stream import Stream
 
 
@@ -19,69 +21,125 @@ def start_id(grant: RunGrant, last_event_id: str | None) -> str | None:
 
     A client that was at an earlier attempt, which was not continued, begins with this one.
     """
-    channel, first = grant.channel_names[0], grant.begin
+    positions, first = _positions(grant, last_event_id), grant.begin
+    if any(at.epoch != first.epoch or at.offset >= first.offset for at in positions):
+        return last_event_id
+    return event_id(grant.channel_names[0], first) if first.offset else None
+
+
+def _positions(grant: RunGrant, last_event_id: str | None) -> Sequence[Position]:
     cursor = Cursor.parse(last_event_id) if last_event_id else None
-    if cursor is not None:
-        for position in cursor.positions_in(channel):
-            if position.epoch != first.epoch or position.offset >= first.offset:
-                return last_event_id
-    return event_id(channel, first) if first.offset else None
+    return () if cursor is None else cursor.positions_in(grant.channel_names[0])
+
+
+def was_restarted(grant: RunGrant, last_event_id: str | None) -> bool:
+    """Return whether a client has a part of an earlier attempt, which this one does not continue."""
+    positions = _positions(grant, last_event_id)
+    return any(at.offset < grant.begin.offset for at in positions) and not _has_begun(grant, positions)
+
+
+def _has_begun(grant: RunGrant, positions: Sequence[Position]) -> bool:
+    return any(_is_in(grant, at) for at in positions)
+
+
+def _is_in(attempt: RunGrant, position: Position) -> bool:
+    """Return whether a client at this position was sent the beginning of the attempt, or met another log."""
+    return position.epoch != attempt.begin.epoch or position.offset > attempt.begin.offset
 
 
 class RunComposer(Composer):
-    """Composes the output of a run, and at its end an event, or an id alone without control events."""
+    """Composes the output of a run between the first and the last blocks of its dialect.
 
-    __slots__ = ("_follower",)
+    A gap is told in the dialect too. `Composer` then need not end the stream at a gap, so it takes the client
+    for one that accepts control events.
+    """
+
+    __slots__ = ("_dialect", "_first_owed", "_follower", "_restarted", "_run_id", "gap_ends")
 
     def __init__(
-        self,
-        context: StreamContext,
-        grant: RunGrant,
-        ends: dict[str, Position],
-        *,
-        control_events: bool,
-        last_event_id: str | None,
+        self, context: StreamContext, grant: RunGrant, ends: dict[str, Position], last_event_id: str | None
     ) -> None:
         id = start_id(grant, last_event_id)
-        super().__init__(context, grant, ends, control_events=control_events, last_event_id=id)
+        super().__init__(context, grant, ends, control_events=True, last_event_id=id)
+        #: Whether the client was sent a gap that is the end of its stream.
+        self.gap_ends = False
+        self._dialect, self._run_id = grant.dialect, grant.run_id
         self._follower = RunFollower(grant.attempt)
+        # Whether the client has not been sent the first blocks, which stand where the output begins.
+        self._first_owed = not _has_begun(grant, _positions(grant, last_event_id))
+        self._restarted = was_restarted(grant, last_event_id)
+        self._resuming = not self._first_owed
 
     def pass_through(self, batch: Batch) -> bytes:
         """Return deliveries to send past the outbox, or b"" if a record is among them."""
-        if any(is_record(delivery.bare) for delivery in batch.deliveries):
+        if self._first_owed or any(is_record(delivery.bare) for delivery in batch.deliveries):
             return b""
         return super().pass_through(batch)
 
+    def _opening(
+        self, retry: int, gaps: list[ChannelGap], not_live: Sequence[str], *, resumed: bool
+    ) -> bytes:
+        if self._restarted and not gaps:
+            gaps = [(self._grant.channel_names[0], GapReason.EPOCH)]
+        if self._dialect.control_events:
+            return super()._opening(retry, gaps, not_live, resumed=resumed)
+        return retry_line(retry) + b"".join([self._tell_gap(*gap) for gap in gaps])
+
     def _compose_page(self, page: Batch) -> bytes:
-        if not any(is_record(delivery.bare) for delivery in page.deliveries):
+        plain = not self._first_owed and not page.has_gap
+        if plain and not any(is_record(delivery.bare) for delivery in page.deliveries):
             return super()._compose_page(page)
         self._record_position()
-        self._gap_queued = self._gap_queued or page.has_gap
+        self._context.counts.replayed += sum([not delivery.gap for delivery in page.deliveries])
         chunk = self._compose(page.deliveries)
         self._record_position()
         return chunk
 
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
-        chunk, events, follower = b"", list[Delivery](), self._follower
+        chunk, events = b"", list[Delivery]()
         for delivery in deliveries:
             position, record = delivery.position, record_of(delivery.bare)
-            if position is not None and not delivery.gap:
-                if not follower.take(record, position.offset):
-                    return chunk + super()._compose(events) + self._finish()
-                if record is not None or follower.end is not None:
-                    chunk += super()._compose(events)
-                    events = []
-                    chunk += self._pass(
-                        delivery.channel, position, is_start=getattr(record, "kind", "") == "start"
-                    )
-                    if self.end_reason is not None:
-                        return chunk
-                    continue
-            events.append(delivery)
-        return chunk + super()._compose(events)
+            if delivery.gap:
+                chunk += self._compose_events(events) + self._pass_gap(delivery, delivery.gap)
+            elif position is None:
+                events.append(delivery)
+                continue
+            elif not self._follower.take(record, position.offset):
+                return chunk + self._compose_events(events) + self._finish()
+            elif record is None and self._follower.end is None:
+                events.append(delivery)
+                continue
+            else:
+                chunk += self._compose_events(events) + self._pass(delivery.channel, position, record)
+            events = []
+            if self.end_reason is not None:
+                return chunk
+        return chunk + self._compose_events(events)
 
-    def _pass(self, channel: str, position: Position, *, is_start: bool) -> bytes:
-        """Pass a record. Finish if the run has ended, and nothing follows in the log."""
+    def _compose_events(self, events: Sequence[Delivery]) -> bytes:
+        if not events:
+            return b""
+        first = self._first(None)
+        self._gap_queued = False
+        return first + super()._compose(events)
+
+    def _pass_gap(self, delivery: Delivery, reason: GapReason) -> bytes:
+        self._record_position()
+        if delivery.position is not None:
+            self._recovery.mark_sent(delivery.channel, delivery.position)
+        return self._tell_gap(delivery.channel, reason)
+
+    def _tell_gap(self, channel: str, reason: GapReason) -> bytes:
+        if self._dialect.control_events:
+            return super()._tell_gap(channel, reason)
+        self._context.counts.gaps[reason] += 1
+        if self._dialect.ends_at_gap:
+            self.end_reason, self.gap_ends = EndReason.BROKER, True
+        first = self._first(None)
+        return first + self._counted(self._dialect.gap_block(self._run_id, reason, self._id))
+
+    def _pass(self, channel: str, position: Position, record: RunRecord | None) -> bytes:
+        """Pass a record, or an event after the end. Finish if the run has ended, and nothing follows."""
         self._record_position()
         self._recovery.mark_sent(channel, position)
         if self._follower.end is not None:
@@ -90,18 +148,40 @@ class RunComposer(Composer):
             is_last = end is None or end.epoch != position.epoch or end.offset <= position.offset
             return self._finish() if is_last else b""
         if self._follower.lacks_beginning:
-            if not self._control_events:
-                return self._end_at_gap()
-            self._context.counts.gaps[GapReason.EPOCH] += 1
-            return gap_block(channel, GapReason.EPOCH, self._id)
-        return id_block(self._id) if is_start else HEARTBEAT
+            return self._tell_gap(channel, GapReason.EPOCH)
+        if record is None or record.kind != "start":
+            return HEARTBEAT
+        return self._first(self._id) or self._dialect.control_block(self._id) or HEARTBEAT
+
+    def _first(self, id: str | None) -> bytes:
+        """Return the first blocks of the dialect, once."""
+        if not self._first_owed:
+            return b""
+        self._first_owed = False
+        return self._counted(self._dialect.first_block(self._run_id, id))
 
     def _finish(self) -> bytes:
         end = self._follower.end
         self.end_reason = EndReason.FINISHED
-        if end is None or not self._control_events:
-            return id_block(self._id)
-        return run_end_block(end.state, end.count, self._id)
+        if end is None:
+            # The run was begun again, and the client has to read that from its beginning.
+            return self.interrupted()
+        first = self._first(None)
+        run_end = RunEnd(self._run_id, end.state, count=end.count)
+        return first + self._counted(self._dialect.last_block(run_end, self._id))
+
+    def interrupted(self) -> bytes:
+        """Return what tells the client that the stream ends before its run."""
+        return self._counted(self._dialect.last_block(RunEnd(self._run_id, RunState.RUNNING)))
+
+    def _counted(self, blocks: bytes) -> bytes:
+        self.sent_events += count_events(blocks)
+        return blocks
+
+    def discard(self) -> None:
+        """Discard everything that has not been sent."""
+        super().discard()
+        self.gap_ends = False
 
 
 class RunStream(Stream):
@@ -110,6 +190,7 @@ class RunStream(Stream):
     __slots__ = ("_leave",)
 
     grant: RunGrant
+    _composer: RunComposer
 
     def __init__(
         self,
@@ -120,9 +201,7 @@ class RunStream(Stream):
         control_events: bool = True,
         last_event_id: str | None = None,
     ) -> None:
-        super().__init__(
-            context, grant, on_closed, control_events=control_events, last_event_id=last_event_id
-        )
+        super().__init__(context, grant, on_closed, control_events=True, last_event_id=last_event_id)
         self._leave: Callable[[], None] | None = self.grant.follow()
 
     def close(self) -> None:
@@ -132,11 +211,12 @@ class RunStream(Stream):
             leave()
         super().close()
 
-    def _make_composer(self, ends: dict[str, Position], last_event_id: str | None) -> Composer:
-        return RunComposer(
-            self.context,
-            self.grant,
-            ends,
-            control_events=self._control_events,
-            last_event_id=last_event_id,
-        )
+    def _make_composer(self, ends: dict[str, Position], last_event_id: str | None) -> RunComposer:
+        return RunComposer(self.context, self.grant, ends, last_event_id)
+
+    def _closing(self, reason: EndReason) -> bytes:
+        if self.grant.dialect.control_events:
+            return super()._closing(reason)
+        if reason is EndReason.FINISHED or self._composer.gap_ends:
+            return b""
+        return self._composer.interrupted()

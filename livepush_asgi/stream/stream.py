@@ -206,7 +206,7 @@ class Stream:
         else:
             wake(self.sleeping)
 
-    # The run and the driver call these methods.
+    # The process and the driver call these methods.
 
     def end(self, reason: EndReason) -> None:
         """End the stream for this reason, unless it is ending already. Returns at once."""
@@ -398,18 +398,19 @@ class Stream:
         chunk = b""
         if self.reason in _FLUSHING:
             chunk, self._chunk = self._chunk + self._composer.flush(), b""
-        opened = self._composer.outcome is not None
         self.finished = True
         assert self.reason is not None
-        if self.reason is EndReason.DISCONNECT:
-            return b""
+        return b"" if self.reason is EndReason.DISCONNECT else chunk + self._closing(self.reason)
+
+    def _closing(self, reason: EndReason) -> bytes:
+        """Return the close event, or what replaces it without control events."""
         retry = self._retry
-        if self._control_events and not opened:
-            chunk = open_block(retry, None, resumed=False)
         if self._control_events:
-            return chunk + close_block(self.reason, retry)
+            opened = self._composer.outcome is not None
+            opening = b"" if opened else open_block(retry, None, resumed=False)
+            return opening + close_block(reason, retry)
         # A generator that has returned may have set another reconnection time.
-        return chunk if self.reason is EndReason.FINISHED else chunk + retry_line(retry)
+        return b"" if reason is EndReason.FINISHED else retry_line(retry)
 
     def _cancel_subscribe_timer(self) -> None:
         # Drop the timer, to save memory while the stream is open.

@@ -5,7 +5,7 @@ event, one on a block without data, one on `[DONE]`. And each of them takes the 
 of the answer, so a stream that ends before its run has to say so. A dialect has the blocks that its client
 accepts. Whoever sends a run asks it for them and knows no dialect by its name.
 
-    first_block ─ item_block ─ item_block ─ ... ─ last_block, and then the end of the response
+    first_block ─ items ─ last_block, and then the end of the response
 
 Between them may be `HEARTBEAT` and `control_block`, and `gap_block` where events are missing.
 """
@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
-from ..errors import InvalidEventError
-from .control import gap_block, id_block
-from .encode import to_json
-from .event import Event, encode_block, event_of, with_id
-from .parser import EventStreamParser
-from .reasons import GapReason, RunState
+from .errors import InvalidEventError
+from .wire.control import id_block
+from .wire.encode import to_json
+from .wire.event import Event, encode_block, event_of, with_id
+from .wire.parser import EventStreamParser
+from .wire.reasons import GapReason, RunState
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
@@ -74,8 +74,9 @@ class Dialect:
     headers: Mapping[str, str] = field(default_factory=dict, hash=False)
     #: What precedes the first item, for the id of the run. An id alone, where it returns nothing.
     first: Callable[[str], bytes] = lambda run_id: b""
-    #: An item of the iterator as an Event. It raises for one that the client would fail on.
-    item: Callable[[object], Event] = lambda item: event_of(item, None)
+    #: An item of the iterator as an Event; raises for one that the client would fail on. None: an item is an
+    #: Event, or data for one as `publish` takes it.
+    item: Callable[[object], Event] | None = None
     #: What ends the stream. Where it returns nothing, the client is sent the id alone.
     last: Callable[[RunEnd], bytes] = lambda end: b""
     #: What tells of missing events, for the id of the run.
@@ -89,6 +90,7 @@ class Dialect:
     #: Whether the client accepts a block that has an id and no data.
     id_alone: bool = True
     #: Whether the client accepts the control events `livepush.open`, `livepush.gap` and `livepush.close`.
+    #: Then they tell of a gap and of an early end, and `gap` is not asked.
     control_events: bool = False
     #: Whether a client without an event id gets a run that has ended, as long as it is stored; or `idle`.
     replays_ended: bool = True
@@ -108,13 +110,6 @@ class Dialect:
         """Return what a client without an event id is sent first, also before a gap."""
         return self._identified(self.first(run_id), id)
 
-    def item_block(self, item: object) -> bytes:
-        """Return the block of an item, without an id. Raises what `item` raises."""
-        event = self.item(item)
-        if not isinstance(event, Event):
-            raise TypeError(f"`item` of the dialect {self.name!r} returns an Event, not {event!r:.100}")
-        return event.encode()
-
     def gap_block(self, run_id: str, reason: GapReason, id: str | None = None) -> bytes:
         """Return what says that events are missing here. With `ends_at_gap` it is the end of the stream."""
         return self._identified(self.gap(run_id, reason), id)
@@ -123,30 +118,37 @@ class Dialect:
         """Return what the stream ends with."""
         return self._identified(self.last(end), id)
 
+    def event(self, item: object) -> Event:
+        """Return an item of the iterator as an Event. Raises what `item` raises."""
+        event = event_of(item, None) if self.item is None else self.item(item)
+        if not isinstance(event, Event):
+            raise TypeError(f"`item` of the dialect {self.name!r} returns an Event, not {event!r:.100}")
+        return event
+
     async def items(self, source: AsyncIterable[object]) -> AsyncGenerator[Event, None]:
-        """Yield the items of a source as Events, to start a run with. Raises what `item` raises.
+        """Yield the items of a source as Events. Raises what `item` raises.
 
         Closes `source` when it is closed.
         """
         iterator = aiter(source)
         try:
             async for item in iterator:
-                yield self.item(item)
+                yield self.event(item)
         finally:
             await _close(iterator)
 
-    async def text(self, pieces: AsyncIterable[str], id: str) -> AsyncGenerator[Event, None]:
-        """Yield a text in pieces as Events, to start a run with. Closes `pieces` when it is closed."""
+    async def text(self, pieces: AsyncIterable[str], id: str = "0") -> AsyncGenerator[object, None]:
+        """Yield the items of a text in pieces, to start a run with. Closes `pieces` when it is closed."""
         iterator = aiter(pieces)
         try:
             for item in self.text_start(id):
-                yield self.item(item)
+                yield item
             async for piece in iterator:
                 # The client of AG-UI refuses an empty one.
                 if piece:
-                    yield self.item(self.text_piece(id, piece))
+                    yield self.text_piece(id, piece)
             for item in self.text_end(id):
-                yield self.item(item)
+                yield item
         finally:
             await _close(iterator)
 
@@ -191,18 +193,21 @@ async def parsed(stream: AsyncIterable[str | bytes]) -> AsyncGenerator[Event, No
         await _close(iterator)
 
 
-def livepush() -> Dialect:
+def livepush(*, control_events: bool = True, replays_ended: bool = True) -> Dialect:
     """Return the dialect of an EventSource: items as `publish` takes them, and a `livepush.end` at the end.
 
     Its data is `{"state": ..., "count": ..., "error": ...}`. After it the browser comes back with the last
-    id, and gets a 204, so it stops.
+    id, and gets a 204, so it stops. Without `control_events` an id alone is in its place, and a stream ends
+    at a gap.
     """
+    if not control_events:
+        return Dialect(name="plain", replays_ended=replays_ended)
     return Dialect(
         name="livepush",
         last=_livepush_end,
-        gap=gap_block,
         ends_at_gap=False,
         control_events=True,
+        replays_ended=replays_ended,
     )
 
 
