@@ -552,7 +552,9 @@ class Story:
         chance = self.chance
         process = self.any_process()
         common = ["join", "restart", "resume", "resume", "cancel", "twice", "kill", "stop", "end", "away"]
-        operation = chance.choice([*common, "deaf", "slow", "clock", *([] if self.calm else ["lose", "tail"])])
+        operation = chance.choice(
+            [*common, "deaf", "slow", "clock", *([] if self.calm else ["lose", "tail"])]
+        )
         self.say(f"--- {operation} in {process.number}")
         match operation:
             case "join" | "restart" | "resume":
