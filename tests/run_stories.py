@@ -33,7 +33,6 @@ from livepush_asgi import (
     Limits,
     LivePush,
     NotRunningError,
-    Received,
     Refusal,
     RunNotFoundError,
     RunState,
@@ -157,12 +156,14 @@ class Held(Subscription):
 class Link(FaultyBroker):
     """The connection of one process. While it is stopped, nothing gets through."""
 
-    def __init__(self, server: Ledger, chance: random.Random, cuts: float, latency: float) -> None:
+    def __init__(
+        self, server: Ledger, chance: random.Random | None = None, cuts: float = 0.0, latency: float = 0.0
+    ) -> None:
         super().__init__(server)
         self.going = anyio.Event()
         self.going.set()
         self.dead = False
-        self._chance = chance
+        self._chance = chance or random.Random(0)
         self._cuts = cuts
         self._latency = latency
 
@@ -686,9 +687,8 @@ class Story:
             elif record.kind == "start":
                 count = record.count or 0
                 attempt, state = record.attempt, RunState.RUNNING
-            elif record.kind == "end" and (record.attempt == attempt or not attempt):
-                if state is RunState.RUNNING:
-                    state = record.state
+            elif record.kind == "end" and state is RunState.RUNNING and attempt in ("", record.attempt):
+                state = record.state
         if status is None:
             if attempt:
                 raise PromiseBrokenError("no status, and the log has a run")

@@ -178,7 +178,7 @@ class Producer:
         """Wait until it takes runs."""
         assert self._process.stdout is not None
         line = await asyncio.to_thread(self._process.stdout.readline)
-        assert line == b"ready\n", Path(self._log.name).read_text()[-3000:]
+        assert line == b"ready\n", line
 
     async def closed(self, id: str) -> float:
         """Return when it says that the iterator of a run was closed, by the clock of the wall."""
@@ -310,7 +310,8 @@ async def storm(server: Server, size: Size, folder: Path, say: Callable[[str], N
             killed = Notes(folder / "notes").running_in(producers[0].pid)
             resumed, restarted = killed[0::3], killed[1::3]
             say(
-                f"killed a producer of {len(killed)} runs, {len(resumed)} are resumed, {len(restarted)} restarted"
+                f"killed the producer of {len(killed)} runs: {len(resumed)} are resumed, and "
+                f"{len(restarted)} begin again"
             )
             for reader in readers:
                 reader.awaits_more = reader.id in {*resumed, *restarted}

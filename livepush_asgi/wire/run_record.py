@@ -89,8 +89,8 @@ class RunFollower:
     def __init__(self, attempt: str) -> None:
         #: The end that the reader has met, until a start follows that continues the output.
         self.end: RunRecord | None = None
-        #: Whether the last record says that events of the output were lost with a log: those before it, or the
-        #: beginning, of which a reader that has met nothing of it was not told.
+        #: Whether the last record says that events of the output were lost with a log: those right before it,
+        #: or the beginning, of which a reader that has met nothing of the output was not told.
         self.lacks_beginning = False
         self._attempt = attempt
         # Whether the reader was given anything of the output.

@@ -112,7 +112,7 @@ class Producing:
 async def main() -> None:
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    with open(os.environ["NOTES"], "a") as notes:
+    with open(os.environ["NOTES"], "a") as notes:  # noqa: ASYNC230  (it is a local file)
         await Producing(notes).serve(lines)
 
 
