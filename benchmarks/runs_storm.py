@@ -10,8 +10,8 @@ its files. Then this asserts, and exits with 1 and the reasons otherwise:
 - Every reader has the whole text, once and in order, and `done`; of a run that begins again it has the new
   text; and of a run whose producer was killed and that was left, `lost`. No other reader is told `lost`.
 - No run has two producers: each attempt has noted its start and its items in a file.
-- When `History.age` has passed, nothing of the output is left on the server. Valkey keeps two short keys of
-  each channel for ten minutes, which have a time to live.
+- When `History.age` has passed, twice with JetStream, nothing of the output is left on the server. Valkey
+  keeps a short key of each channel for ten minutes, which has a time to live.
 
 Last it measures `cancel`, from this process that has neither producer nor readers: from the call until the
 iterator's `finally` has run in its process. More than 100 ms is a reason too.
@@ -45,7 +45,8 @@ BETWEEN_LOOKS = 0.25
 
 async def left_over(server: Server, age: float) -> list[str]:
     """Wait until the output is too old, and return what is left of it on the server."""
-    deadline = time.monotonic() + 1.5 * age
+    # JetStream keeps a stream for twice the age.
+    deadline = time.monotonic() + 2.5 * age
     while True:
         found = await _stored(server)
         if not found or time.monotonic() > deadline:

@@ -52,7 +52,7 @@ class Size:
 
 
 SMALL = Size(runs=20, items=30, pace=0.08, lease=1.5, outage=0.5)
-FULL = Size(runs=200, items=60, pace=0.4, outage=2.0, age=120.0)
+FULL = Size(runs=200, items=60, pace=0.4, outage=2.0, age=75.0)
 
 
 @dataclass
@@ -119,13 +119,17 @@ class Reader:
 
     async def _refused(self, status: str) -> None:
         self._tally.statuses[status] += 1
-        if " 204 " in status and self.ends and not self.awaits_more:
+        if " 204 " not in status:
+            # After it an EventSource stops.
+            self.faults.append(f"was answered {status}")
+        elif self.ends and not self.awaits_more:
             # This is where EventSource stops.
             self.done = True
         await asyncio.sleep(RETRY)
 
     def _take(self, block: Block) -> None:
         self._last_id = block.id or self._last_id
+        self._tally.statuses[block.event] += block.event == "livepush.refused"
         match block.event:
             case "livepush.open":
                 for reason in json.loads(block.data).get("gaps", {}).values():
@@ -136,7 +140,7 @@ class Reader:
                 self._take_end(json.loads(block.data)["state"])
             case "":
                 if block.data:
-                    self._take_number(int(block.data))
+                    self._take_number(int(block.data.split()[0]))
 
     def _take_gap(self, reason: str) -> None:
         self._tally.gaps[reason] += 1

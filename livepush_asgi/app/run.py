@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # How much older than the lease the newest record may be before the producer is suspected, in seconds.
 CLOCK_TOLERANCE = 2.0
+UNREADABLE = "The state of this run cannot be read now."
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,15 +242,22 @@ class Run:
         EventSource that is an event `livepush.end` with the data `{"state": "done", "count": 3}`.
 
         Returns a Refusal with the status `dialect.idle`, 204 for example, after which `EventSource` stops,
-        if there is no such run, and if the client has met its end before. Does not wait for a lease.
+        if there is no such run, and if the client has met its end before; and one with 503 while the broker
+        is away, after which `EventSource` comes back. Does not wait for a lease.
         """
-        found, _ = await self._push._on_own_loop(self._log.state)
-        if found is None:
-            return Refusal(self.dialect.idle)
-        needs_nothing = partial(self._needs_nothing, found, request)
-        if found.ended and await self._push._on_own_loop(needs_nothing):
-            return Refusal(self.dialect.idle)
-        return await self._grant(found, slot_key, expires_at)
+        try:
+            found = await self._push._on_own_loop(partial(self._found_for, request))
+        except BrokerUnavailableError:
+            # After a status other than 200 an EventSource would stop.
+            return Refusal(503, UNREADABLE, soft=self.dialect.control_events)
+        return Refusal(self.dialect.idle) if found is None else await self._grant(found, slot_key, expires_at)
+
+    async def _found_for(self, request: StreamRequest | str | None) -> LogState | None:
+        """Return the state of the run, or None if there is nothing for this client."""
+        found, _ = await self._log.state()
+        if found is None or (found.ended and await self._needs_nothing(found, request)):
+            return None
+        return found
 
     async def _needs_nothing(self, found: LogState, request: StreamRequest | str | None) -> bool:
         """Return whether a client of a run that has ended has all of it."""

@@ -31,12 +31,14 @@ from livepush_asgi import (
 
 ITEMS = int(os.environ.get("ITEMS", "40"))
 PACE = float(os.environ.get("PACE", "0.1"))
+# Bytes of each item beside its number.
+PADDING = " " + "x" * int(os.environ.get("PADDING", "0"))
 LEASE = float(os.environ.get("LEASE", "2"))
 
 
 def broker_of(url: str, age: float = 3600.0) -> HistoryBroker:
     """Return the broker of a server."""
-    history = History(age=age)
+    history = History(events=20_000, size=128 * 1024 * 1024, age=age)
     if url.startswith("nats"):
         return JetStreamBroker(url, history=history)
     if url.startswith("redis"):
@@ -76,7 +78,7 @@ class Producing:
             for number in range(first, ITEMS + 1):
                 await asyncio.sleep(PACE)
                 self._note("item", id, attempt, number)
-                yield number
+                yield f"{number}{PADDING}"
         finally:
             print("closed", id, time.time(), flush=True)
             self._note("close", id, attempt)
