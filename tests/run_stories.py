@@ -28,6 +28,7 @@ import anyio
 
 from livepush_asgi import (
     BrokerUnavailableError,
+    DrainPolicy,
     Gap,
     Grant,
     Limits,
@@ -238,6 +239,8 @@ class Process:
         self.push = LivePush(
             self.link,
             self._authorize,
+            # Each takes a handler of the process otherwise.
+            drain=DrainPolicy(signals=False),
             limits=Limits(outbox_events=story.outbox, replay_events=story.replay),
         )
         self.usable = True

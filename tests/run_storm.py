@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .blocks import Block, Blocks
 from .nats_server import NatsProcess
-from .serving import REPOSITORY, Serving, uvicorn
+from .serving import REPOSITORY, Serving
 from .valkey import ValkeyProcess
 
 Server = ValkeyProcess | NatsProcess
@@ -28,7 +28,8 @@ Server = ValkeyProcess | NatsProcess
 STALL = 30.0
 # How long a reader waits after a refusal, and after a 204 where more is to come, in seconds.
 RETRY = 0.2
-HEAD_START = 0.5
+HEAD_START = 0.3
+SERVING = "uvicorn tests.apps.run_worker:app --port {port} --no-access-log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class Size:
         return self.items * self.pace
 
 
-SMALL = Size(runs=20, items=30, pace=0.08, lease=1.5, outage=0.5)
+SMALL = Size(runs=20, items=24, pace=0.08, lease=1.5, outage=0.5)
 FULL = Size(runs=200, items=60, pace=0.4, outage=2.0, age=75.0)
 
 
@@ -102,7 +103,7 @@ class Reader:
     async def _follow(self, most: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._random.choice(self._ports))
         self._tally.connections += 1
-        head = f"GET /{self.id} HTTP/1.1\r\nhost: storm\r\naccept: text/event-stream\r\n"
+        head = f"GET /{self.id} HTTP/1.1\r\nhost: storm\r\naccept: text/event-stream\r\nconnection: close\r\n"
         writer.write(f"{head}last-event-id: {self._last_id}\r\n\r\n".encode())
         blocks = Blocks()
         try:
@@ -276,15 +277,15 @@ async def workers(
     environment = environment_of(server, size, folder)
     async with AsyncExitStack() as stack:
         serving = [
-            uvicorn("tests.apps.run_worker:app", folder / f"reading{number}", environment=environment)
+            Serving(SERVING, folder / f"reading{number}", environment=environment, development=False)
             for number in range(2)
         ]
         producers = []
         for number in range(2):
             producers.append(Producer(environment, folder / f"producing{number}"))
             stack.callback(producers[-1].close)
-        await asyncio.gather(*(stack.enter_async_context(each) for each in serving[:1]))
-        await stack.enter_async_context(serving[1])
+        for each in serving:
+            await stack.enter_async_context(each)
         await asyncio.gather(*(producer.ready() for producer in producers))
         yield serving, producers
 

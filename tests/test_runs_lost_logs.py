@@ -62,7 +62,8 @@ async def test_a_log_that_was_lost_with_its_run_and_its_producer_is_read_from_it
             await anext(items)
             dying.going = anyio.Event()
             server.lose(None)
-            assert isinstance([item async for item in items][0], Gap)
+            assert isinstance(await anext(items), Gap)
+            assert [item async for item in items] == []
             assert items.state is RunState.LOST
         assert await text_of(second) == ["lost"]
         assert await second.run(RUN).start(numbers(22, first=21), resume=True)
@@ -124,7 +125,6 @@ async def test_a_producer_is_back_within_its_lease_when_the_server_is(lease: flo
                 server.away = True
                 await anyio.sleep(8)
                 server.away = False
-            assert items.state is RunState.RUNNING
             async for _ in items:
                 pass
             assert items.state is RunState.DONE
