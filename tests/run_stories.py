@@ -64,6 +64,7 @@ LENIENT = Dialect(
 STRICT = replace(LENIENT, name="strict", ends_at_gap=True)
 # How long readers may take to end after all faults and the run have ended, in virtual seconds.
 PATIENCE = 300.0
+FOREIGN = "foreign."
 #: How many turns of the loop a story may take: one that takes more spins.
 TURNS = 3_000_000
 CHUNK = 50
@@ -86,6 +87,11 @@ class Entry:
     output: int
     #: Whether the server has lost it.
     lost: bool = False
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program has published it to the channel of the run."""
+        return self.text.startswith(FOREIGN)
 
 
 class Ledger(FaultyServer):
@@ -414,9 +420,9 @@ class Reader:
         self.story.say(f"{self.name} gets {text} [{id}]")
         if entry.number <= self.place.seen:
             self.fail(f"{text} came twice or out of order")
-        if self.output not in (None, entry.output):
+        if self.output not in (None, entry.output) and not entry.is_foreign:
             self.fail(f"{text} came on a stream that had another output")
-        self.output = entry.output
+        self.output = entry.output if not entry.is_foreign else self.output
         self._check_whole(entry.output, entry.number, f"before {text}", text)
         self._move(id, entry.number, gap=False)
 
@@ -479,7 +485,9 @@ class Reader:
         for entry in self.story.server.entries[self.place.seen + 1 : number]:
             # The producer that went on after a loss knows of it.
             of_same = entry.text.split(".")[0] == text.split(".")[0]
-            if entry.output == output and entry.record is None and (not entry.lost or of_same):
+            if entry.is_foreign or entry.record is not None:
+                continue
+            if entry.output == output and (not entry.lost or of_same):
                 self.fail(f"{entry.text} is missing {when}, and no gap was told")
 
 
@@ -558,6 +566,7 @@ class Story:
         chance = self.chance
         process = self.any_process()
         common = ["join", "restart", "resume", "resume", "cancel", "twice", "kill", "stop", "end", "away"]
+        common += ["publish"]
         operation = chance.choice(
             [*common, "deaf", "slow", "clock", *([] if self.calm else ["lose", "tail"])]
         )
@@ -588,6 +597,8 @@ class Story:
                 process.link.faults[CHANNEL].lossy = chance.random() < 0.5
             case "slow":
                 process.link.faults[CHANNEL].late = chance.choice([0.1, 3.0])
+            case "publish":
+                self.spawn(self._publish(process))
             case "clock":
                 self.clock = chance.choice([-100.0, 100.0, 0.0])
             case "lose":
@@ -595,7 +606,10 @@ class Story:
             case "tail":
                 self.server.lose(min(self.server.log(CHANNEL).last, chance.randint(0, 5)))
 
+    #: How far the clock of the wall is set forward, in seconds.
     clock = 0.0
+    #: How many events another program has published to the channel.
+    foreign = 0
 
     async def _wake(self, process: Process, seconds: float) -> None:
         await anyio.sleep(seconds)
@@ -605,6 +619,11 @@ class Story:
     async def _come_back(self, seconds: float) -> None:
         await anyio.sleep(seconds)
         self.server.away = False
+
+    async def _publish(self, process: Process) -> None:
+        for _ in range(self.chance.choice([1, 3, 150])):
+            self.foreign += 1
+            await process.push.publish(CHANNEL, f"{FOREIGN}{self.foreign}")
 
     async def _start(self, mode: str) -> None:
         job = Job(len(self.jobs), self.chance)
@@ -699,7 +718,7 @@ class Story:
                 raise PromiseBrokenError("no status, and the log has a run")
         elif status.state is not state and self.calm:
             raise PromiseBrokenError(f"the status is {status.state}, and the log says {state}")
-        elif self.calm and status.count != count:
+        elif self.calm and not self.foreign and status.count != count:
             raise PromiseBrokenError(f"the status has {status.count} events, and the log {count}")
 
     def _check_fences(self, entries: list[Entry]) -> None:
@@ -709,6 +728,8 @@ class Story:
             record = entry.record
             if record is None:
                 job, number = entry.text.split(".")
+                if entry.is_foreign:
+                    continue
                 if not running and self.calm:
                     raise PromiseBrokenError(f"{entry.text} was appended after an end")
                 if int(number) != last.get(job, -1) + 1:
