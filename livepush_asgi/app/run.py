@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..brokers import HistoryBroker
 from ..dialects import Dialect, livepush
-from ..errors import NotRunningError, PositionConflictError, RunExistsError, RunNotFoundError
+from ..errors import (
+    BrokerUnavailableError,
+    NotRunningError,
+    PositionConflictError,
+    RunExistsError,
+    RunNotFoundError,
+)
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
 from ..process.process import NOT_RUNNING
 from ..runs.host import new_attempt, send_cancelled
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 
 # How much older than the lease the newest record may be before the producer is suspected, in seconds.
 CLOCK_TOLERANCE = 2.0
+UNREADABLE = "The state of this run cannot be read now."
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,9 @@ class Run:
             if not host.process.accepting:
                 raise NotRunningError(NOT_RUNNING)
             start = await self._claim(join=join, restart=restart, resume=resume, lease=lease)
+            if start is not None and host.process.stopping:
+                await self._give_up(start)
+                raise NotRunningError(NOT_RUNNING)
             if start is not None:
                 host.start(self._log, start, iterator, retry_for, ahead)
                 return True
@@ -154,6 +165,12 @@ class Run:
             except PositionConflictError:
                 continue
             return replace(start, end=position)
+
+    async def _give_up(self, start: LogState) -> None:
+        """End an attempt without a producer, because this process has stopped meanwhile."""
+        # Otherwise it is found lost after its lease.
+        with suppress(BrokerUnavailableError, PositionConflictError):
+            await self._log.append(start.make("end", RunState.LOST, start.count), start.end)
 
     @staticmethod
     def _is_suspect(found: LogState) -> bool:
@@ -225,23 +242,44 @@ class Run:
         EventSource that is an event `livepush.end` with the data `{"state": "done", "count": 3}`.
 
         Returns a Refusal with the status `dialect.idle`, 204 for example, after which `EventSource` stops,
-        if there is no such run, and if the client has met its end before. Does not wait for a lease.
+        if there is no such run, and if the client has met its end before; and one with 503 while the broker
+        is away, after which `EventSource` comes back. Does not wait for a lease.
         """
-        found, _ = await self._push._on_own_loop(self._log.state)
-        if found is None or (found.ended and self._needs_nothing(found, request)):
-            return Refusal(self.dialect.idle)
-        return await self._grant(found, slot_key, expires_at)
+        try:
+            found = await self._push._on_own_loop(partial(self._found_for, request))
+        except BrokerUnavailableError:
+            # After a status other than 200 an EventSource would stop.
+            return Refusal(503, UNREADABLE, soft=self.dialect.control_events)
+        return Refusal(self.dialect.idle) if found is None else await self._grant(found, slot_key, expires_at)
 
-    def _needs_nothing(self, found: LogState, request: StreamRequest | str | None) -> bool:
+    async def _found_for(self, request: StreamRequest | str | None) -> LogState | None:
+        """Return the state of the run, or None if there is nothing for this client."""
+        found, _ = await self._log.state()
+        if found is None or (found.ended and await self._needs_nothing(found, request)):
+            return None
+        return found
+
+    async def _needs_nothing(self, found: LogState, request: StreamRequest | str | None) -> bool:
         """Return whether a client of a run that has ended has all of it."""
         last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
         if not last_event_id:
             # A POST has started the run, and a short one has ended before its response.
             has_started_it = isinstance(request, StreamRequest) and request.scope["method"] == "POST"
             return not self.dialect.replays_ended and not has_started_it
+        return await self._is_past_end(found, last_event_id)
+
+    async def _is_past_end(self, found: LogState, last_event_id: str | None) -> bool:
+        """Return whether a client has met the end of a run, by its last event id."""
         cursor = Cursor.parse(last_event_id) if last_event_id else None
         positions = () if cursor is None else cursor.positions_in(self.channel)
-        return any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions)
+        if any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions):
+            return True
+        if all(at.epoch == found.end.epoch for at in positions):
+            return False
+        # The server has started again since, and has begun another epoch.
+        page = await self._log.bounds()
+        places = [at if page.has(at) else page.start_after_loss(at) for at in positions]
+        return any(place.offset >= found.ended_at for place in places)
 
     async def _grant(
         self,
@@ -262,10 +300,13 @@ class Run:
         )
 
     async def _open_reader(self, last_event_id: str | None) -> "_Opened":
-        found = await self._state()
+        found, _ = await self._log.state()
         if found is None:
             raise RunNotFoundError(self.id)
         grant = await self._grant(found)
+        if found.ended and await self._is_past_end(found, last_event_id):
+            # The end comes once more: nothing else would end this reader.
+            last_event_id = event_id(self.channel, found.end.at(found.ended_at - 1))
         id, gap = start_id(grant, last_event_id), None
         if was_restarted(grant, last_event_id):
             gap = Gap(self.channel, GapReason.EPOCH, id or "")
@@ -282,12 +323,14 @@ class Run:
         return found
 
     async def _cancel(self) -> LogState | None:
-        found, _ = await self._log.state()
-        if found is None or found.ended:
-            return found
-        await self._log.append_cancelled(found)
-        await send_cancelled(self._broker, self.channel)
-        return (await self._log.state())[0]
+        attempt, (found, _) = "", await self._log.state()
+        # The attempt may have ended meanwhile, and the next one have begun.
+        while found is not None and not found.ended and found.attempt != attempt:
+            attempt = found.attempt
+            await self._log.append_cancelled(found)
+            await send_cancelled(self._broker, self.channel)
+            found, _ = await self._log.state()
+        return found
 
     def _status_of(self, found: LogState | None) -> RunStatus | None:
         if found is None:

@@ -13,13 +13,14 @@ from .reasons import RunState
 
 _MARK = b": livepush.run "
 
-Kind = Literal["start", "alive", "end"]
+Kind = Literal["start", "alive", "gap", "end"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A record of one attempt to produce the output of a run.
 
+    A `gap` is where a server has lost events, and the attempt went on after them.
     `begin` is the offset of the first record of the output: earlier than its own for a start that continues
     an attempt which has ended. `count` is how many events the output had, None if the writer cannot know.
     `lease` is in seconds, and `at` the time of the writer's clock, in seconds since the epoch.
@@ -71,9 +72,9 @@ def record_in(payload: bytes) -> RunRecord | None:
 
 def _kind_of(text: object) -> Kind:
     match text:
-        case "start" | "alive" | "end":
+        case "start" | "alive" | "gap" | "end":
             return text
-    raise ValueError(f"a record is a start, alive or an end, not {text!r}")
+    raise ValueError(f"a record is a start, alive, a gap or an end, not {text!r}")
 
 
 class RunFollower:
@@ -88,8 +89,8 @@ class RunFollower:
     def __init__(self, attempt: str) -> None:
         #: The end that the reader has met, until a start follows that continues the output.
         self.end: RunRecord | None = None
-        #: Whether the last record says that the log was lost with the beginning of the output, which a reader
-        #: that has met nothing of it was not told.
+        #: Whether the last record says that events of the output were lost with a log: those right before it,
+        #: or the beginning, of which a reader that has met nothing of the output was not told.
         self.lacks_beginning = False
         self._attempt = attempt
         # Whether the reader was given anything of the output.
@@ -108,6 +109,8 @@ class RunFollower:
                 return False
             self.lacks_beginning = record.begin == offset and bool(record.count) and not self._met
             self._attempt, self.end, self._met = record.attempt, None, True
+        elif record.kind == "gap":
+            self.lacks_beginning = True
         elif record.kind == "end" and record.attempt == self._attempt and self.end is None:
             self.end = record
         return True
