@@ -9,7 +9,7 @@ from fastapi.staticfiles import StaticFiles
 from redis.asyncio import Redis
 
 from livepush_asgi import LivePush, RedisStreamsBroker, Refusal
-from livepush_asgi.contrib.fastapi import sse_streaming_response
+from livepush_asgi.contrib.fastapi import run_response
 from livepush_asgi.dialects import ai_sdk
 
 redis = Redis.from_url(os.environ.get("LIVEPUSH_REDIS", "redis://localhost:6379/0"))
@@ -46,7 +46,7 @@ async def ask(chat: dict, request: Request):
     await redis.set(f"chat:{chat['id']}", json.dumps(chat["messages"]))
     run = run_of(chat["messages"])
     await run.start(run.dialect.text(answer(chat, run.id)), restart=True)  # If it runs, this joins it.
-    return await sse_streaming_response(push, request, authorize=run.grant)
+    return await run_response(push, request, run)
 
 
 @app.api_route("/api/chat/{id}/stream", methods=["GET", "DELETE"])
@@ -54,7 +54,7 @@ async def resume_or_stop(id: str, request: Request):
     run = run_of(await messages_of(id))
     if request.method == "DELETE":
         return await run.cancel()
-    return await sse_streaming_response(push, request, authorize=run.grant)
+    return await run_response(push, request, run)
 
 
 app.mount("/", StaticFiles(directory=os.environ.get("PAGE", "page")))

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
-from livepush_asgi import Event, LivePush, MemoryBroker, Refusal
-from livepush_asgi.contrib.starlette import sse_streaming_response
+from livepush_asgi import Event, LivePush, MemoryBroker, Refusal, RunAccess
 
 broker = MemoryBroker()
 if url := os.environ.get("LIVEPUSH_REDIS"):  # Several workers need it.
@@ -40,21 +39,14 @@ async def ask(request):
     return Response(status_code=202)
 
 
-async def follow(request):
-    # Check here, and in the other routes, whether this user may.
-    authorize = push.run(request.path_params["id"]).grant
-    return await sse_streaming_response(push, request, authorize=authorize)
-
-
-async def stop(request):
-    await push.run(request.path_params["id"]).cancel()
-    return Response(status_code=204)
+async def authorize_run(request, run):
+    # Check here, and in `ask`, whether this user may read it, and stop it.
+    return RunAccess()
 
 
 routes = [
     Route("/", lambda request: FileResponse(Path(__file__).with_name("run_page.html"))),
     Route("/answers/{id}", ask, methods=["POST"]),
-    Route("/answers/{id}", follow),
-    Route("/answers/{id}", stop, methods=["DELETE"]),
+    Mount("/answers", push.runs(authorize_run)),  # GET follows an answer, and DELETE stops it.
 ]
 app = Starlette(routes=routes, lifespan=push.lifespan)

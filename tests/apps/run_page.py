@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from livepush_asgi import LivePush, Refusal, Timing
 
@@ -16,4 +17,5 @@ run_page.TEXT = " ".join(f"word{number}" for number in range(40))
 run_page.LEASE = 0.8
 push = LivePush(run_page.broker, lambda request: Refusal(404), timing=Timing(retry=0.2))
 run_page.push = push
-app = Starlette(routes=run_page.app.routes, lifespan=push.lifespan)
+runs = Mount("/answers", push.runs(run_page.authorize_run))
+app = Starlette(routes=[*run_page.routes[:-1], runs], lifespan=push.lifespan)

@@ -4,11 +4,10 @@ from answers import URL
 from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from tasks import answer_question
 
-from livepush_asgi import LivePush, RedisStreamsBroker, Refusal
-from livepush_asgi.contrib.starlette import sse_streaming_response
+from livepush_asgi import LivePush, RedisStreamsBroker, Refusal, RunAccess
 
 push = LivePush(RedisStreamsBroker(Redis.from_url(URL)), lambda request: Refusal(404))
 
@@ -23,19 +22,12 @@ async def ask(request):
     return Response(status_code=202)
 
 
-async def follow(request):
-    run = push.run(request.path_params["id"])
-    return await sse_streaming_response(push, request, authorize=run.grant)
-
-
-async def stop(request):
-    await push.run(request.path_params["id"]).cancel()
-    return Response(status_code=204)
+async def authorize_run(request, run):
+    return RunAccess()
 
 
 routes = [
     Route("/answers/{id}", ask, methods=["POST"]),
-    Route("/answers/{id}", follow),
-    Route("/answers/{id}", stop, methods=["DELETE"]),
+    Mount("/answers", push.runs(authorize_run)),
 ]
 app = Starlette(routes=routes, lifespan=push.lifespan)
