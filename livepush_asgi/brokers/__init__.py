@@ -14,7 +14,9 @@ not healthy, `transaction.py` the port of a broker that appends in a transaction
 docs/guides/brokers.md says how to write an adapter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..wire.cursor import Position
@@ -224,3 +226,39 @@ class HistoryBroker(Broker, Protocol):
         BrokerUnavailableError if the backend is away.
         """
         ...
+
+
+@runtime_checkable
+class BatchBroker(HistoryBroker, Protocol):
+    """A broker with history that appends several events in one call; runs use it if it is there."""
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        """Append events in order, the first right behind `expected_position`; return the last one's position.
+
+        The call may append fewer events than it is given, from the first on, but one at least: the offset of
+        the position says how many. No other event comes between them. Raises PositionConflictError if the log
+        does not end at `expected_position`, and nothing was appended. Raises BrokerUnavailableError if the
+        backend is away, and any number of the events, from the first on, may have been appended.
+        """
+        ...
+
+
+async def append_in_order(
+    broker: HistoryBroker, channel: str, payloads: Sequence[bytes], expected_position: Position
+) -> Position:
+    """Do what `BatchBroker.append_batch` does, with any broker."""
+    if not _appends_batches(type(broker)):
+        return await broker.append(channel, payloads[0], expected_position=expected_position)
+    assert isinstance(broker, BatchBroker)
+    return await broker.append_batch(channel, payloads, expected_position=expected_position)
+
+
+@cache
+def _appends_batches(kind: type) -> bool:
+    """Return whether the class that has `append` has `append_batch` too.
+
+    A wrapper with `__getattr__`, or a subclass that changes `append` alone, would be passed by.
+    """
+    return "append_batch" in next((vars(each) for each in kind.__mro__ if "append" in vars(each)), ())

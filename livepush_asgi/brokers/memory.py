@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate, count, islice
 
@@ -200,7 +200,33 @@ class MemoryBroker:
             return known
         if expected_position is not None and not log.ends_at(expected_position):
             raise PositionConflictError(channel, log.end)
-        position = log.append(payload, now, idempotency_key)
+        position = self._add(log, channel, payload, now, idempotency_key)
+        if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
+            await self._pause()
+        return position
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        """Append and deliver events in order. See `BatchBroker`."""
+        now = self._now()
+        log = self._log(channel, now)
+        if not log.ends_at(expected_position):
+            raise PositionConflictError(channel, log.end)
+        position = log.end
+        for payload in payloads:
+            if log.end is not position:
+                # A delivery has made its listener publish to this channel.
+                break
+            position = self._add(log, channel, payload, now)
+        if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
+            await self._pause()
+        return position
+
+    def _add(
+        self, log: MemoryLog, channel: str, payload: bytes, now: float, key: str | None = None
+    ) -> Position:
+        position = log.append(payload, now, key)
         if log is not self._newest:
             self._newest = self._filled[channel] = log
             self._filled.move_to_end(channel)
@@ -211,10 +237,11 @@ class MemoryBroker:
                 mailbox.deliver_at(position, payload)
         self._publishes += 1
         self._bytes += len(payload)
-        if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
-            self._publishes = self._bytes = 0
-            await anyio.lowlevel.checkpoint()
         return position
+
+    async def _pause(self) -> None:
+        self._publishes = self._bytes = 0
+        await anyio.lowlevel.checkpoint()
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `HistoryBroker`."""

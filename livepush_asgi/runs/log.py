@@ -1,10 +1,10 @@
 """RunLog: the log of a run's channel, and the state that it tells."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..brokers import HistoryBroker, Page, Record
+from ..brokers import HistoryBroker, Page, Record, append_in_order
 from ..wire.cursor import MAX_OFFSET, Position
 from ..wire.reasons import RunState
 from ..wire.run_record import Kind, RunRecord, record_in
@@ -55,10 +55,13 @@ class RunLog:
         self.channel = channel
         self._broker = broker
 
-    async def append(self, payload: bytes | RunRecord, expected: Position) -> Position:
-        """Append an event or a record. Raises PositionConflictError if the log goes on after `expected`."""
-        data = payload.encode() if isinstance(payload, RunRecord) else payload
-        return await self._broker.append(self.channel, data, expected_position=expected)
+    async def append(self, record: RunRecord, expected: Position) -> Position:
+        """Append a record. Raises PositionConflictError if the log goes on after `expected`."""
+        return await self._broker.append(self.channel, record.encode(), expected_position=expected)
+
+    async def append_batch(self, payloads: Sequence[bytes], expected: Position) -> Position:
+        """Append one or more of these events and records, as `BatchBroker.append_batch` does."""
+        return await append_in_order(self._broker, self.channel, payloads, expected)
 
     async def append_cancelled(self, state: LogState) -> Position:
         """Append the end of an attempt that is cancelled, whatever the producer appends meanwhile."""

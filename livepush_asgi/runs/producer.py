@@ -1,13 +1,13 @@
 """Producer: runs the iterator of one run, and appends what it yields, as long as the log is its own."""
 
 import logging
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import anyio
 
+from ..brokers import Record
 from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..process.run import Run as Process
@@ -18,10 +18,10 @@ from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
 from ..wire.event import to_payload
 from ..wire.reasons import EndReason, RunState
-from ..wire.run_record import RunRecord, record_in
+from ..wire.run_record import RunRecord, has_record, record_in
 from .log import LogState, RunLog
 
-# A record is appended in this part of a lease, and after so many events and bytes.
+# A record is appended in this part of a lease, and after so many events or bytes; a batch has no more.
 RENEWALS, ALIVE_EVENTS, ALIVE_BYTES = 3, 100, 256 * 1024
 # How long appending the end may take when the process stops, in seconds.
 END_TIMEOUT = 5.0
@@ -51,11 +51,14 @@ class Producer:
         self._process = process
         self._counters = counters
         self._now = process.scheduler.now
-        # What the iterator has yielded and the broker has not taken.
-        self._waiting: deque[bytes] = deque()
+        # The payloads that the iterator has yielded and the broker has not taken, those on their way too.
+        self._waiting: list[bytes] = []
         self._ahead = ahead
         self._source = process.make_source(items)
         self._retry_for = retry_for
+        # What is being appended and not known to be in the log, and whether some of it may be there.
+        self._batch: Sequence[bytes] = ()
+        self._is_unsure = False
         # The position of what this attempt, or another publisher, has appended last.
         self._end = start.end
         self._count = start.count
@@ -104,41 +107,45 @@ class Producer:
             self.closed.set()
 
     async def _produce(self) -> RunState:
-        source, waiting = self._source, self._waiting
+        source = self._source
         source.start(self._take)
         while not self._stopping:
-            if waiting or (block := source.take()):
-                await self._append_item(to_payload(waiting.popleft() if waiting else block))
+            if self._waiting or self._must_renew:
+                await self._append_waiting()
             elif source.end_reason is not None:
                 return RunState.DONE if source.end_reason is EndReason.FINISHED else RunState.FAILED
-            elif not (self._must_look or self._must_renew):
+            elif not self._must_look:
                 self._sleep = self._process.context.make_sleep()
                 await self._sleep
             if self._must_look:
                 self._must_look = False
-                await retry_unavailable(partial(self._catch_up, None), self._retry_for)
-            if self._must_renew or self._events >= ALIVE_EVENTS or self._bytes >= ALIVE_BYTES:
-                await self._renew()
+                await retry_unavailable(self._catch_up, self._retry_for)
         return RunState.LOST
 
     def _take(self) -> None:
         """Take what the iterator has yielded, and let it run on. Called by the source, also at its end."""
         if len(self._waiting) < self._ahead and (block := self._source.take()):
-            self._waiting.append(block)
+            self._waiting.append(to_payload(block))
         wake(self._sleep)
 
-    async def _append_item(self, payload: bytes) -> None:
-        await self._append(payload)
-        self._counters.published += 1
-        self._count += 1
-        self._events += 1
-        self._bytes += len(payload)
-
-    async def _renew(self) -> None:
-        self._must_renew, self._events, self._bytes = False, 0, 0
-        await self._append(self._start.make("alive", count=self._count).encode())
-        self._renewal.cancel()
-        self._renewal = self._set_renewal()
+    async def _append_waiting(self) -> None:
+        """Append what waits, up to the next record, and the record if it is due."""
+        items = self._waiting[: ALIVE_EVENTS - self._events]
+        self._bytes += sum(map(len, items))
+        while len(items) > 1 and self._bytes > ALIVE_BYTES:
+            self._bytes -= len(items.pop())
+        self._events += len(items)
+        if not self._must_renew and self._events < ALIVE_EVENTS and self._bytes < ALIVE_BYTES:
+            await self._append(items)
+        else:
+            self._must_renew, self._events, self._bytes = False, 0, 0
+            record = self._start.make("alive", count=self._count + len(items))
+            await self._append([*items, record.encode()])
+            self._renewal.cancel()
+            self._renewal = self._set_renewal()
+        del self._waiting[: len(items)]
+        # The iterator may wait for this room.
+        self._take()
 
     def _set_renewal(self) -> Timer:
         return self._process.scheduler.call_later(self._start.lease / RENEWALS, self._renew_soon)
@@ -147,54 +154,59 @@ class Producer:
         self._must_renew = True
         wake(self._sleep)
 
-    async def _append(self, payload: bytes) -> None:
+    async def _append(self, payloads: Sequence[bytes]) -> None:
         """Append after the last position. Raises EndedError, and BrokerUnavailableError after retries."""
-        try:
-            self._end = await self._log.append(payload, self._end)
-        except PositionConflictError:
-            await self._append_again(payload, unsure=False)
-        except BrokerUnavailableError:
-            await self._append_again(payload, unsure=True)
+        self._batch, self._is_unsure = payloads, False
+        with suppress(PositionConflictError, BrokerUnavailableError):
+            await self._append_batch()
+        while self._batch:
+            await retry_unavailable(self._append_again, self._retry_for)
         self._appended_at = self._now()
 
-    async def _append_again(self, payload: bytes, *, unsure: bool) -> None:
-        """Append after what others have appended. `unsure` says that the payload may be in the log."""
+    async def _append_again(self) -> None:
+        """Append after what others have appended."""
+        await self._catch_up()
+        with suppress(PositionConflictError):
+            await self._append_batch()
 
-        async def attempt() -> bool:
-            nonlocal unsure
-            if await self._catch_up(payload if unsure else None):
-                return True
+    async def _append_batch(self) -> None:
+        while self._batch:
+            was_unsure, self._is_unsure = self._is_unsure, True
             try:
-                self._end = await self._log.append(payload, self._end)
+                end = await self._log.append_batch(self._batch, self._end)
             except PositionConflictError:
-                return False
-            except BrokerUnavailableError:
-                unsure = True
+                # This call has appended nothing.
+                self._is_unsure = was_unsure
                 raise
-            return True
+            number, self._end, self._is_unsure = end.offset - self._end.offset, end, False
+            self._note_appended(number)
 
-        while not await retry_unavailable(attempt, self._retry_for):
-            pass
+    def _note_appended(self, number: int) -> None:
+        """Note that the log has so many more of the batch. No more than the last is a record."""
+        done, self._batch = self._batch[:number], self._batch[number:]
+        events = len(done) - (bool(done) and has_record(done[-1]))
+        self._count += events
+        self._counters.published += events
 
-    async def _catch_up(self, sent: bytes | None) -> bool:
-        """Read what follows in the log, and go on after it. Return whether it begins with `sent`.
+    async def _catch_up(self) -> None:
+        """Read what follows in the log, and go on after it. The batch may be there, if its answer was lost.
 
         Raises EndedError if the attempt has ended.
         """
+        sent = self._batch if self._is_unsure else ()
+        known, found = self._end, 0
         while True:
             page = await self._log.after(self._end.offset)
-            placed = page.locate(self._end)
-            if placed is None:
-                return await self._find_place(sent)
+            if page.locate(self._end) is None:
+                found = max(found, await self._find_place(known, sent))
+                break
             for record in page.records:
                 self._check(record_in(record.payload))
-            if sent is not None and page.records and page.records[0] == (placed.offset + 1, sent):
-                self._end = placed.next()
-                return True
-            sent = None
+            found = _found_in(page.records, known, sent, found)
             self._end = Position(page.epoch, page.records[-1].offset if page.records else page.last)
             if self._end.offset >= page.last:
-                return False
+                break
+        self._note_appended(found)
 
     def _check(self, record: RunRecord | None) -> None:
         attempt = self._start.attempt
@@ -203,20 +215,21 @@ class Producer:
         if (record.attempt == attempt) if record.kind == "end" else (record.attempt != attempt):
             raise EndedError
 
-    async def _find_place(self, sent: bytes | None) -> bool:
+    async def _find_place(self, known: Position, sent: Sequence[bytes]) -> int:
         """Go on in a log that was lost, or has lost its end: readers are told of a gap there.
 
-        Returns whether `sent` is the last event. Raises EndedError if the attempt has ended, or may have.
+        Returns how many of `sent` are behind the `known` position. Raises EndedError if the attempt has
+        ended, or may have.
         """
         state, end = await self._log.state()
         if state is None:
             await self._begin_again(end)
-            return False
+            return 0
         if state.ended or state.attempt != self._start.attempt:
             raise EndedError
         self._end = end
-        records = (await self._log.after(end.offset - 1)).records
-        return sent is not None and bool(records) and records[0] == (end.offset, sent)
+        page = await self._log.after(known.offset, len(sent))
+        return _found_in(page.records, known, sent)
 
     async def _begin_again(self, end: Position) -> None:
         """Append a start record to a log that has none, which says how many events are missing before it."""
@@ -236,7 +249,10 @@ class Producer:
         if state is None:
             return
         try:
-            await self._append(self._start.make("end", state, self._count).encode())
+            if self._batch:
+                # This task was cancelled while it appended.
+                await retry_unavailable(self._catch_up, self._retry_for)
+            await self._append([self._start.make("end", state, self._count).encode()])
         except EndedError:
             return
         except Exception as error:
@@ -247,3 +263,17 @@ class Producer:
                 error,
                 extra=fields("run_end_unpublished", channel=self._log.channel, error=str(error)),
             )
+
+
+def _found_in(records: Sequence[Record], known: Position, sent: Sequence[bytes], found: int = 0) -> int:
+    """Return how many of `sent` were appended right behind a position, if `found` of them are known to be.
+
+    The log may have dropped the first of them already.
+    """
+    is_first = not found
+    for record in records:
+        place = record.offset - known.offset - 1
+        if not (is_first or place == found) or place >= len(sent) or record.payload != sent[place]:
+            break
+        is_first, found = False, place + 1
+    return found

@@ -64,9 +64,14 @@ def record_of(block: bytes) -> RunRecord | None:
         return None
 
 
+def has_record(payload: bytes) -> bool:
+    """Return whether a payload is a record."""
+    return _MARK in payload[:20]
+
+
 def record_in(payload: bytes) -> RunRecord | None:
     """Return the record in a payload, or None."""
-    return record_of(from_payload(payload)) if _MARK in payload[:20] else None
+    return record_of(from_payload(payload)) if has_record(payload) else None
 
 
 def _kind_of(text: object) -> Kind:

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from itertools import accumulate
 from typing import NamedTuple
 
 from redis.exceptions import ResponseError
@@ -51,6 +52,14 @@ def log_scripts(history: History, verb: str) -> tuple[Script, Script]:
     return Script(begin + log + append), Script(begin + log + read)
 
 
+def fitting(payloads: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the first payloads, as many as fit into one call."""
+    if len(payloads) <= MAX_EVENTS and sum(map(len, payloads)) <= MAX_BYTES:
+        return payloads
+    count = sum(size <= MAX_BYTES for size in accumulate(map(len, payloads[:MAX_EVENTS])))
+    return payloads[: max(1, count)]
+
+
 def age_script() -> Script:
     """Return the script that reads how long ago an event was added."""
     return Script(files(__package__).joinpath("age.lua").read_text())
@@ -64,9 +73,12 @@ class Added(NamedTuple):
 
 
 class Append(NamedTuple):
-    """An event to append, and the future of its place."""
+    """Events to append in order and together, and the future of the last one's place.
 
-    payload: bytes
+    The idempotency key is for one event alone.
+    """
+
+    payloads: Sequence[bytes]
     idempotency_key: str | None
     expected_position: Position | None
     added: asyncio.Future[Added]
@@ -89,12 +101,13 @@ class AppendQueue:
 
     def send_next(self) -> None:
         """Send the appends that wait, as many as fit into one call."""
-        self._sent, size = [], 0
-        while self.waiting and len(self._sent) < MAX_EVENTS and size < MAX_BYTES:
+        self._sent, count, size = [], 0, 0
+        while self.waiting and count < MAX_EVENTS and size < MAX_BYTES:
             append = self.waiting.popleft()
             if not append.added.done():
                 self._sent.append(append)
-                size += len(append.payload)
+                count += len(append.payloads)
+                size += sum(map(len, append.payloads))
         self._start(self, self._sent)
 
     def done(self) -> bool:
@@ -102,7 +115,7 @@ class AppendQueue:
         return False
 
     def set_result(self, reply: Reply, /) -> None:
-        """Take the reply of the append script: a text with the outcome of each event."""
+        """Take the reply of the append script: a text with the outcome of each append."""
         sent, more = self._sent, bool(self.waiting)
         self.send_next()
         if more:

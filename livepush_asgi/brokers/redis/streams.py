@@ -14,7 +14,7 @@ from ..history import History
 from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, Argument, pool_of, unavailable
 from .listening import ListeningBroker
-from .log import KEY_PREFIX, Added, Append, AppendQueue, age_script, log_key, log_scripts, page_of
+from .log import KEY_PREFIX, Added, Append, AppendQueue, age_script, fitting, log_key, log_scripts, page_of
 from .script import Call, OneServer, tag_of
 from .slot_router import SlotRouter
 
@@ -71,7 +71,7 @@ class RedisStreamsBroker(ListeningBroker):
         self._age_script = age_script()
         self._calls = 0
         self._queues: dict[str, AppendQueue] = {}
-        # Whether the last call had one event, and no other call was under way.
+        # Whether the last call had one append, and no other call was under way.
         self._alone = False
         self._appending_loop: asyncio.AbstractEventLoop | None = None
         # Until the first call has succeeded, each call checks all permissions. So a missing permission is
@@ -85,7 +85,7 @@ class RedisStreamsBroker(ListeningBroker):
         not at all, and the caller decides whether to publish it again.
         """
         data = payload_bytes(payload)
-        return (await self._append(channel, data)).receivers
+        return (await self._append(channel, (data,))).receivers
 
     async def append(
         self,
@@ -96,7 +96,13 @@ class RedisStreamsBroker(ListeningBroker):
         expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `HistoryBroker`."""
-        return (await self._append(channel, payload, idempotency_key, expected_position)).position
+        return (await self._append(channel, (payload,), idempotency_key, expected_position)).position
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        """Append and deliver events in order, as many as fit into one call. See `BatchBroker`."""
+        return (await self._append(channel, fitting(payloads), expected=expected_position)).position
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `HistoryBroker`."""
@@ -129,7 +135,11 @@ class RedisStreamsBroker(ListeningBroker):
         return log_key(self._prefix, channel)
 
     async def _append(
-        self, channel: str, payload: bytes, key: str | None = None, expected: Position | None = None
+        self,
+        channel: str,
+        payloads: Sequence[bytes],
+        key: str | None = None,
+        expected: Position | None = None,
     ) -> Added:
         loop = asyncio_loop()
         # Raises UnicodeError at once for text that is not UTF-8: it would fail the other events of the call.
@@ -137,7 +147,7 @@ class RedisStreamsBroker(ListeningBroker):
         if self._appending_loop is not loop:
             # Events that an earlier event loop left in the queues will not be sent.
             self._queues, self._appending_loop = {}, loop
-        append = Append(payload, key, expected, loop.create_future())
+        append = Append(payloads, key, expected, loop.create_future())
         queue = self._queues.get(channel)
         if queue is not None:
             queue.waiting.append(append)
@@ -181,5 +191,5 @@ class RedisStreamsBroker(ListeningBroker):
                 keys.append(f"{key}:key:{append.idempotency_key}")
                 # Lua counts from 1.
                 index = len(keys)
-            arguments += (append.payload, index, str(append.expected_position or ""))
+            arguments += (len(append.payloads), index, str(append.expected_position or ""), *append.payloads)
         self._server.start(Call(self._append_script, tag_of(channel), keys, arguments), queue)
