@@ -28,7 +28,7 @@ from .serve import Server, command_of, cores
 
 APP = "benchmarks.runs_app:app"
 PLAIN, OVER = "StreamingResponse", ("memory", "valkey", "nats", "postgres")
-SHOWN = ("events_per_s", "us_per_event")
+SHOWN = ("events_per_s", "us_per_event", "p50_ms", "p99_ms")
 # Seconds for what the server does behind the last token.
 SETTLE = 0.2
 
@@ -72,7 +72,7 @@ def measure(program: Path, server: Server, job: Job) -> Figures:
     wrong = {key: figures[key] for key in ("missing", "duplicates", "gaps") if figures[key]}
     if wrong or figures["events"] != number:
         raise RuntimeError(f"{figures['events']} of {number} tokens came, with {wrong}")
-    return {"events_per_s": number / took, "us_per_event": 1e6 * used / number}
+    return {**figures, "events_per_s": number / took, "us_per_event": 1e6 * used / number}
 
 
 @contextmanager
@@ -111,7 +111,14 @@ def run(job: Job, served: dict[str, Server], program: Path, rounds: int) -> Resu
     for _ in range(rounds):
         for name, server in served.items():
             runs[name].append(measure(program, server, job))
-    return Result(job.label, "tokens, and processor time for each", job.size, SHOWN, ("us_per_event",), runs)
+    return Result(
+        job.label,
+        "tokens, processor time for each, and their delays",
+        job.size,
+        SHOWN,
+        ("us_per_event",),
+        runs,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

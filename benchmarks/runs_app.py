@@ -6,6 +6,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -25,7 +26,7 @@ async def tokens(count: int, pace: float) -> AsyncIterator[str]:
     for number in range(count):
         if pace >= 0:
             await asyncio.sleep(1 / pace if pace else 0)
-        yield f'{{"seq":{number},"token":" token"}}'
+        yield f'{{"seq":{number},"t":{time.monotonic_ns()}}}'
 
 
 def output(request: Request) -> AsyncIterator[str]:

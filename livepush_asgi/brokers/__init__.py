@@ -14,10 +14,10 @@ not healthy, `transaction.py` the port of a broker that appends in a transaction
 docs/guides/brokers.md says how to write an adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 from ..wire.cursor import Position
 
@@ -249,16 +249,23 @@ async def append_in_order(
     broker: HistoryBroker, channel: str, payloads: Sequence[bytes], expected_position: Position
 ) -> Position:
     """Do what `BatchBroker.append_batch` does, with any broker."""
-    if not _appends_batches(type(broker)):
-        return await broker.append(channel, payloads[0], expected_position=expected_position)
-    assert isinstance(broker, BatchBroker)
-    return await broker.append_batch(channel, payloads, expected_position=expected_position)
+    if has_beside_append(broker, "append_batch"):
+        # `isinstance` of a protocol would cost as much as the append in memory.
+        return await cast("BatchBroker", broker).append_batch(
+            channel, payloads, expected_position=expected_position
+        )
+    return await broker.append(channel, payloads[0], expected_position=expected_position)
+
+
+def has_beside_append(broker: HistoryBroker, name: str) -> bool:
+    """Return whether the class that has `append` has this method too.
+
+    A subclass that changes `append` alone, or a wrapper with `__getattr__`, would be passed by.
+    """
+    return _has_beside_append(type(broker), name)
 
 
 @cache
-def _appends_batches(kind: type) -> bool:
-    """Return whether the class that has `append` has `append_batch` too.
-
-    A wrapper with `__getattr__`, or a subclass that changes `append` alone, would be passed by.
-    """
-    return "append_batch" in next((vars(each) for each in kind.__mro__ if "append" in vars(each)), ())
+def _has_beside_append(kind: Hashable, name: str) -> bool:
+    assert isinstance(kind, type)
+    return name in next((vars(each) for each in kind.__mro__ if "append" in vars(each)), ())

@@ -209,6 +209,13 @@ class MemoryBroker:
         self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
     ) -> Position:
         """Append and deliver events in order. See `BatchBroker`."""
+        position = self.append_now(channel, payloads, expected_position=expected_position)
+        if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
+            await self._pause()
+        return position
+
+    def append_now(self, channel: str, payloads: Sequence[bytes], *, expected_position: Position) -> Position:
+        """Do what `append_batch` does, without a pause. A callback of the event loop may call it."""
         now = self._now()
         log = self._log(channel, now)
         if not log.ends_at(expected_position):
@@ -219,8 +226,6 @@ class MemoryBroker:
                 # A delivery has made its listener publish to this channel.
                 break
             position = self._add(log, channel, payload, now)
-        if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
-            await self._pause()
         return position
 
     def _add(

@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..brokers import HistoryBroker, Page, Record, append_in_order
+from ..brokers import HistoryBroker, Page, Record, append_in_order, has_beside_append
+from ..brokers.memory import MemoryBroker
 from ..wire.cursor import MAX_OFFSET, Position
 from ..wire.reasons import RunState
 from ..wire.run_record import Kind, RunRecord, record_in
@@ -54,6 +55,8 @@ class RunLog:
     def __init__(self, broker: HistoryBroker, channel: str) -> None:
         self.channel = channel
         self._broker = broker
+        #: Whether `append_now` may be called.
+        self.is_in_process = isinstance(broker, MemoryBroker) and has_beside_append(broker, "append_now")
 
     async def append(self, record: RunRecord, expected: Position) -> Position:
         """Append a record. Raises PositionConflictError if the log goes on after `expected`."""
@@ -62,6 +65,11 @@ class RunLog:
     async def append_batch(self, payloads: Sequence[bytes], expected: Position) -> Position:
         """Append one or more of these events and records, as `BatchBroker.append_batch` does."""
         return await append_in_order(self._broker, self.channel, payloads, expected)
+
+    def append_now(self, payloads: Sequence[bytes], expected: Position) -> Position:
+        """Do what `append_batch` does without waiting, in a broker in this process."""
+        assert isinstance(self._broker, MemoryBroker)
+        return self._broker.append_now(self.channel, payloads, expected_position=expected)
 
     async def append_cancelled(self, state: LogState) -> Position:
         """Append the end of an attempt that is cancelled, whatever the producer appends meanwhile."""

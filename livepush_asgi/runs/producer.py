@@ -12,7 +12,7 @@ from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..process.run import Run as Process
 from ..process.statistics import Counters
-from ..runtime.event_loop import Sleep, wake
+from ..runtime.event_loop import Sleep, soon_caller, wake
 from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
@@ -23,6 +23,9 @@ from .log import LogState, RunLog
 
 # A record is appended in this part of a lease, and after so many events or bytes; a batch has no more.
 RENEWALS, ALIVE_EVENTS, ALIVE_BYTES = 3, 100, 256 * 1024
+# In memory, an iterator that yields again so soon after an append, in seconds, is busy: what it yields in the next
+# turns of the event loop is appended together, for as long as each turn brings more, and within these bounds.
+BUSY, COLLECT_FOR, COLLECT_EVENTS = 0.005, 0.01, 32
 # How long appending the end may take when the process stops, in seconds.
 END_TIMEOUT = 5.0
 
@@ -59,6 +62,14 @@ class Producer:
         # What is being appended and not known to be in the log, and whether some of it may be there.
         self._batch: Sequence[bytes] = ()
         self._is_unsure = False
+        # How many of what waits are in the batch, and whether it has a record.
+        self._items = 0
+        self._renews = False
+        # Whether `_collect` is to be called, how many waited at its last call, and when it ends.
+        self._is_collecting = False
+        self._collected = 0
+        self._collect_until = 0.0
+        self._call_soon = soon_caller()
         # The position of what this attempt, or another publisher, has appended last.
         self._end = start.end
         self._count = start.count
@@ -98,6 +109,7 @@ class Producer:
             )
             state = None
         finally:
+            self._sleep = None
             self._renewal.cancel()
             self._source.stop()
             with anyio.CancelScope(shield=True):
@@ -111,7 +123,10 @@ class Producer:
         source.start(self._take)
         while not self._stopping:
             if self._waiting or self._must_renew:
-                await self._append_waiting()
+                if not self._batch:
+                    self._begin_batch()
+                await self._append()
+                self._end_batch()
             elif source.end_reason is not None:
                 return RunState.DONE if source.end_reason is EndReason.FINISHED else RunState.FAILED
             elif not self._must_look:
@@ -124,28 +139,78 @@ class Producer:
 
     def _take(self) -> None:
         """Take what the iterator has yielded, and let it run on. Called by the source, also at its end."""
+        if not self._fill():
+            wake(self._sleep)
+        elif not self._is_collecting:
+            if not (self._log.is_in_process and self._sleeps):
+                wake(self._sleep)
+            elif self._now() - self._appended_at > BUSY:
+                self._append_now()
+            else:
+                self._is_collecting, self._collected = True, 0
+                self._collect_until = self._now() + COLLECT_FOR
+                self._call_soon(self._collect)
+
+    def _fill(self) -> bool:
+        """Take a block from the source, if there is one, and room for it."""
         if len(self._waiting) < self._ahead and (block := self._source.take()):
             self._waiting.append(to_payload(block))
-        wake(self._sleep)
+            return True
+        return False
 
-    async def _append_waiting(self) -> None:
-        """Append what waits, up to the next record, and the record if it is due."""
+    @property
+    def _sleeps(self) -> bool:
+        return self._sleep is not None and not self._sleep.done()
+
+    def _collect(self) -> None:
+        """Called once in a turn of the loop: append what waits, unless this turn has brought more."""
+        count = len(self._waiting)
+        if self._collected < count < COLLECT_EVENTS and self._now() < self._collect_until:
+            self._collected = count
+            self._call_soon(self._collect)
+        else:
+            self._is_collecting = False
+            self._append_now()
+
+    def _append_now(self) -> None:
+        """Append what waits, in memory. The task does it if it does not sleep, or if this fails."""
+        if not self._sleeps or not self._waiting:
+            return
+        self._begin_batch()
+        try:
+            self._note_appended_to(self._log.append_now(self._batch, self._end))
+        except Exception:
+            wake(self._sleep)
+            return
+        if self._batch:
+            wake(self._sleep)
+            return
+        self._appended_at = self._now()
+        self._end_batch()
+
+    def _begin_batch(self) -> None:
+        """Make a batch of what waits, up to the next record, and with the record if it is due."""
         items = self._waiting[: ALIVE_EVENTS - self._events]
         self._bytes += sum(map(len, items))
         while len(items) > 1 and self._bytes > ALIVE_BYTES:
             self._bytes -= len(items.pop())
-        self._events += len(items)
-        if not self._must_renew and self._events < ALIVE_EVENTS and self._bytes < ALIVE_BYTES:
-            await self._append(items)
-        else:
+        self._items = len(items)
+        self._events += self._items
+        self._renews = self._must_renew or self._events >= ALIVE_EVENTS or self._bytes >= ALIVE_BYTES
+        if self._renews:
             self._must_renew, self._events, self._bytes = False, 0, 0
-            record = self._start.make("alive", count=self._count + len(items))
-            await self._append([*items, record.encode()])
+            items.append(self._start.make("alive", count=self._count + self._items).encode())
+        self._batch, self._is_unsure = items, False
+
+    def _end_batch(self) -> None:
+        """Called when the log has the batch."""
+        del self._waiting[: self._items]
+        if self._renews:
             self._renewal.cancel()
             self._renewal = self._set_renewal()
-        del self._waiting[: len(items)]
-        # The iterator may wait for this room.
-        self._take()
+        if self._fill():
+            # The source was waiting for this room.
+            wake(self._sleep)
 
     def _set_renewal(self) -> Timer:
         return self._process.scheduler.call_later(self._start.lease / RENEWALS, self._renew_soon)
@@ -154,9 +219,8 @@ class Producer:
         self._must_renew = True
         wake(self._sleep)
 
-    async def _append(self, payloads: Sequence[bytes]) -> None:
-        """Append after the last position. Raises EndedError, and BrokerUnavailableError after retries."""
-        self._batch, self._is_unsure = payloads, False
+    async def _append(self) -> None:
+        """Append the batch. Raises EndedError, and BrokerUnavailableError after retries."""
         with suppress(PositionConflictError, BrokerUnavailableError):
             await self._append_batch()
         while self._batch:
@@ -178,8 +242,12 @@ class Producer:
                 # This call has appended nothing.
                 self._is_unsure = was_unsure
                 raise
-            number, self._end, self._is_unsure = end.offset - self._end.offset, end, False
-            self._note_appended(number)
+            self._is_unsure = False
+            self._note_appended_to(end)
+
+    def _note_appended_to(self, end: Position) -> None:
+        number, self._end = end.offset - self._end.offset, end
+        self._note_appended(number)
 
     def _note_appended(self, number: int) -> None:
         """Note that the log has so many more of the batch. No more than the last is a record."""
@@ -252,7 +320,8 @@ class Producer:
             if self._batch:
                 # This task was cancelled while it appended.
                 await retry_unavailable(self._catch_up, self._retry_for)
-            await self._append([self._start.make("end", state, self._count).encode()])
+            self._batch, self._is_unsure = [self._start.make("end", state, self._count).encode()], False
+            await self._append()
         except EndedError:
             return
         except Exception as error:

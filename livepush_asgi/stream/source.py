@@ -11,7 +11,7 @@ import anyio
 from ..runtime.event_loop import Sleep, is_cancelled, pause, spawn, wake
 from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
-from ..wire.event import event_of
+from ..wire.event import block_of
 from ..wire.reasons import EndReason
 from .context import StreamContext
 
@@ -157,7 +157,7 @@ class Source:
                 self._stepping = False
             if self._stopped:
                 return
-            self._block = event_of(item, self._context.encode).encode()
+            self._block = block_of(item, self._context.encode)
             self._tell_stream()
             cancellation = await self._wait_taken() if self._block else None
             if perf_counter() >= turn_ends:

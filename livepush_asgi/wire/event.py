@@ -95,6 +95,13 @@ def event_of(item: object, encode: Encode | None) -> Event:
     return Event(item if encode is None else encoded(item, encode))
 
 
+def block_of(item: object, encode: Encode | None) -> bytes:
+    """Return `event_of(item, encode).encode()` without making an Event, and raise what that raises."""
+    if isinstance(item, Event):
+        return item.encode()
+    return encode_block(_text_of(item if encode is None else encoded(item, encode)))
+
+
 def encode_block(
     data: str, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
 ) -> bytes:
