@@ -27,6 +27,9 @@ REPLY_CHANNEL = RESERVED_PREFIX + "replies"
 PAYLOAD_MARK = b"\xff1"
 # A payload with a position is: this mark, the position, a line end, and the payload without position.
 POSITION_MARK = b"\xff2"
+# Several payloads of a log are: this mark, the position of the first, a line end, their sizes in bytes with
+# commas between them, a line end, and the payloads.
+BATCH_MARK = b"\xff3"
 
 # One line end only: after a comment and a blank line some clients dispatch an empty event.
 HEARTBEAT = b":\n"
@@ -183,6 +186,21 @@ def split_position(payload: bytes) -> tuple[Position | None, bytes]:
         return Position.parse(text.decode("ascii")), rest
     except ValueError as error:
         raise InvalidEventError(f"a payload has a position that cannot be read: {text[:40]!r}") from error
+
+
+def split_batch(message: bytes) -> list[tuple[Position, bytes]]:
+    """Return the payloads of a message with BATCH_MARK, and their positions.
+
+    Raises ValueError for a message that is malformed.
+    """
+    head, sizes, body = message.removeprefix(BATCH_MARK).split(b"\n", 2)
+    position, start, found = Position.parse(head.decode("ascii")), 0, []
+    for size in map(int, sizes.split(b",")):
+        found.append((position, body[start : start + size]))
+        position, start = position.next(), start + size
+    if start != len(body):
+        raise ValueError(f"the payloads have {len(body)} bytes, and should have {start}")
+    return found
 
 
 def with_id(block: bytes, id: str) -> bytes:

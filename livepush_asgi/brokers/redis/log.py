@@ -11,9 +11,10 @@ from redis.exceptions import ResponseError
 
 from ...errors import PositionConflictError
 from ...wire.cursor import Position
-from ...wire.event import POSITION_MARK
+from ...wire.event import BATCH_MARK, POSITION_MARK, split_batch
 from .. import Page, Record
 from ..history import History
+from ..mailbox import Mailbox
 from .connection import Reply
 from .script import Script, tag_of
 
@@ -44,12 +45,17 @@ def log_scripts(history: History, verb: str) -> tuple[Script, Script]:
         "KEEP": "false" if age is None else max(2 * age, _LEAST_KEEP),
         "REMEMBER": _ENDLESS_REMEMBER if age is None else max(age, _LEAST_REMEMBER),
         "VERB": f"'{verb}'",
-        "MARK": "'" + "".join(f"\\{byte:03}" for byte in POSITION_MARK) + "'",
+        "MARK": _lua_text(POSITION_MARK),
+        "BATCH_MARK": _lua_text(BATCH_MARK),
     }
     begin = "".join(f"local {name} = {value}\n" for name, value in constants.items())
     folder = files(__package__)
     log, append, read = [folder.joinpath(f"{name}.lua").read_text() for name in ("log", "append", "read")]
     return Script(begin + log + append), Script(begin + log + read)
+
+
+def _lua_text(text: bytes) -> str:
+    return "'" + "".join(f"\\{byte:03}" for byte in text) + "'"
 
 
 def fitting(payloads: Sequence[bytes]) -> Sequence[bytes]:
@@ -63,6 +69,26 @@ def fitting(payloads: Sequence[bytes]) -> Sequence[bytes]:
 def age_script() -> Script:
     """Return the script that reads how long ago an event was added."""
     return Script(files(__package__).joinpath("age.lua").read_text())
+
+
+class LogMailbox(Mailbox):
+    """A subscription that takes the messages of the append script: of one payload, or of a batch."""
+
+    __slots__ = ()
+
+    def deliver(self, payload: bytes, /) -> None:
+        """Take a message."""
+        if not payload.startswith(BATCH_MARK):
+            super().deliver(payload)
+            return
+        try:
+            payloads = split_batch(payload)
+        except ValueError:
+            # Another program may publish anything. The sink refuses it.
+            super().deliver(payload)
+            return
+        for position, each in payloads:
+            self.deliver_at(position, each)
 
 
 class Added(NamedTuple):

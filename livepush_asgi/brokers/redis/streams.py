@@ -14,7 +14,18 @@ from ..history import History
 from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, Argument, pool_of, unavailable
 from .listening import ListeningBroker
-from .log import KEY_PREFIX, Added, Append, AppendQueue, age_script, fitting, log_key, log_scripts, page_of
+from .log import (
+    KEY_PREFIX,
+    Added,
+    Append,
+    AppendQueue,
+    LogMailbox,
+    age_script,
+    fitting,
+    log_key,
+    log_scripts,
+    page_of,
+)
 from .script import Call, OneServer, tag_of
 from .slot_router import SlotRouter
 
@@ -46,6 +57,8 @@ class RedisStreamsBroker(ListeningBroker):
     a gap. After a replica took over every client is told, since the replica does not know which events it did
     not receive. The client's user needs the permission for INFO, which has the server's replication id.
     """
+
+    _mailbox = LogMailbox
 
     def __init__(
         self,
