@@ -25,7 +25,7 @@ from .log import LogState, RunLog
 RENEWALS, ALIVE_EVENTS, ALIVE_BYTES = 3, 100, 256 * 1024
 # In memory, an iterator that yields again so soon after an append, in seconds, is busy. What it yields in the
 # next turns of the loop is appended together, for as long as each turn brings more, and within these bounds.
-BUSY, COLLECT_FOR, COLLECT_EVENTS = 0.005, 0.01, 32
+BUSY, COLLECT_FOR, COLLECT_EVENTS = 0.015, 0.02, 32
 # How long appending the end may take when the process stops, in seconds.
 END_TIMEOUT = 5.0
 

@@ -8,7 +8,9 @@ published. Plain text becomes the data of an event.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, count, pairwise
 
 from ..errors import InvalidEventError
 from .cursor import Position, is_cursor
@@ -188,19 +190,23 @@ def split_position(payload: bytes) -> tuple[Position | None, bytes]:
         raise InvalidEventError(f"a payload has a position that cannot be read: {text[:40]!r}") from error
 
 
-def split_batch(message: bytes) -> list[tuple[Position, bytes]]:
-    """Return the payloads of a message with BATCH_MARK, and their positions.
+def split_batch(message: bytes) -> Iterator[tuple[Position, bytes]]:
+    """Return the payloads of a message with BATCH_MARK, each with its position.
 
     Raises ValueError for a message that is malformed.
     """
     head, sizes, body = message.removeprefix(BATCH_MARK).split(b"\n", 2)
-    position, start, found = Position.parse(head.decode("ascii")), 0, []
-    for size in map(int, sizes.split(b",")):
-        found.append((position, body[start : start + size]))
-        position, start = position.next(), start + size
-    if start != len(body):
-        raise ValueError(f"the payloads have {len(body)} bytes, and should have {start}")
-    return found
+    first = Position.parse(head.decode("ascii"))
+    payloads = split_payloads(sizes, body)
+    return zip(map(first.at, count(first.offset)), payloads, strict=False)
+
+
+def split_payloads(sizes: bytes, body: bytes) -> list[bytes]:
+    """Return the payloads that a text has, given their sizes with commas between them. Raises ValueError."""
+    ends = list(accumulate(map(int, sizes.split(b","))))
+    if ends[-1] != len(body):
+        raise ValueError(f"payloads have {len(body)} bytes, and should have {ends[-1]}")
+    return [body[start:end] for start, end in pairwise([0, *ends])]
 
 
 def with_id(block: bytes, id: str) -> bytes:

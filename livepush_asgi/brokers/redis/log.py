@@ -4,14 +4,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
 from ...errors import PositionConflictError
 from ...wire.cursor import Position
-from ...wire.event import BATCH_MARK, POSITION_MARK, split_batch
+from ...wire.event import BATCH_MARK, POSITION_MARK, split_batch, split_payloads
 from .. import Page, Record
 from ..history import History
 from ..mailbox import Mailbox
@@ -62,8 +62,8 @@ def fitting(payloads: Sequence[bytes]) -> Sequence[bytes]:
     """Return the first payloads, as many as fit into one call."""
     if len(payloads) <= MAX_EVENTS and sum(map(len, payloads)) <= MAX_BYTES:
         return payloads
-    count = sum(size <= MAX_BYTES for size in accumulate(map(len, payloads[:MAX_EVENTS])))
-    return payloads[: max(1, count)]
+    fit = sum(size <= MAX_BYTES for size in accumulate(map(len, payloads[:MAX_EVENTS])))
+    return payloads[: max(1, fit)]
 
 
 def age_script() -> Script:
@@ -127,12 +127,12 @@ class AppendQueue:
 
     def send_next(self) -> None:
         """Send the appends that wait, as many as fit into one call."""
-        self._sent, count, size = [], 0, 0
-        while self.waiting and count < MAX_EVENTS and size < MAX_BYTES:
+        self._sent, events, size = [], 0, 0
+        while self.waiting and events < MAX_EVENTS and size < MAX_BYTES:
             append = self.waiting.popleft()
             if not append.added.done():
                 self._sent.append(append)
-                count += len(append.payloads)
+                events += len(append.payloads)
                 size += sum(map(len, append.payloads))
         self._start(self, self._sent)
 
@@ -190,19 +190,12 @@ def _outcome(channel: str, text: str) -> Added | PositionConflictError:
 def page_of(reply: Reply) -> Page:
     """Return the page in a reply of the read script. Raises ResponseError for another reply."""
     match reply:
-        case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as entries]:
-            records = tuple(map(_record, entries))
+        case [bytes(epoch), bytes(first), bytes(last), bytes(older), bytes(start), bytes(sizes), bytes(body)]:
+            payloads = split_payloads(sizes, body) if sizes else ()
+            records = tuple(map(Record, count(int(start or 0)), payloads))
             return Page(epoch.decode(), int(first), int(last), records, *_ancestors(older.decode()))
         case _:
             raise ResponseError(f"the server's reply is no page of a log: {reply!r:.100}")
-
-
-def _record(entry: Reply) -> Record:
-    match entry:
-        case [bytes() as id_, [_, bytes() as payload]]:
-            return Record(int(id_.partition(b"-")[0]), payload)
-        case _:
-            raise ResponseError(f"the log has an entry that is no event: {entry!r:.100}")
 
 
 def _ancestors(text: str) -> tuple[tuple[Position, ...], tuple[str, ...]]:
