@@ -81,6 +81,8 @@ class MemoryLog:
 
     def ends_at(self, position: Position) -> bool:
         """Return whether the newest event is at a position; offset 0 means that there was none."""
+        if position is self.end:
+            return True
         return self.last == 0 if position.offset == 0 else position == self.end
 
     def append(self, payload: bytes, now: float, key: str | None = None) -> Position:
@@ -209,14 +211,15 @@ class MemoryBroker:
         self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
     ) -> Position:
         """Append and deliver events in order. See `BatchBroker`."""
+        self._now()
         position = self.append_now(channel, payloads, expected_position=expected_position)
         if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
             await self._pause()
         return position
 
     def append_now(self, channel: str, payloads: Sequence[bytes], *, expected_position: Position) -> Position:
-        """Do what `append_batch` does, without a pause. A callback of the event loop may call it."""
-        now = self._now()
+        """Do what `append_batch` does, without a pause; for the event loop that has called `append`."""
+        now = self._clock()
         log = self._log(channel, now)
         if not log.ends_at(expected_position):
             raise PositionConflictError(channel, log.end)

@@ -12,11 +12,11 @@ from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..process.run import Run as Process
 from ..process.statistics import Counters
-from ..runtime.event_loop import Sleep, soon_caller, wake
+from ..runtime.event_loop import Sleep, wake
 from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
-from ..wire.event import to_payload
+from ..wire.event import PAYLOAD_MARK
 from ..wire.reasons import EndReason, RunState
 from ..wire.run_record import RunRecord, has_record, record_in
 from .log import LogState, RunLog
@@ -69,7 +69,7 @@ class Producer:
         self._is_collecting = False
         self._collected = 0
         self._collect_until = 0.0
-        self._call_soon = soon_caller()
+        self._call_soon = process.context.call_soon
         # The position of what this attempt, or another publisher, has appended last.
         self._end = start.end
         self._count = start.count
@@ -139,12 +139,10 @@ class Producer:
 
     def _take(self) -> None:
         """Take what the iterator has yielded, and let it run on. Called by the source, also at its end."""
-        if not self._fill():
+        if not self._fill() or not self._sleeps or not self._log.is_in_process:
             wake(self._sleep)
         elif not self._is_collecting:
-            if not (self._log.is_in_process and self._sleeps):
-                wake(self._sleep)
-            elif self._now() - self._appended_at > BUSY:
+            if self._now() - self._appended_at > BUSY:
                 self._append_now()
             else:
                 self._is_collecting, self._collected = True, 0
@@ -154,7 +152,7 @@ class Producer:
     def _fill(self) -> bool:
         """Take a block from the source, if there is one, and room for it."""
         if len(self._waiting) < self._ahead and (block := self._source.take()):
-            self._waiting.append(to_payload(block))
+            self._waiting.append(PAYLOAD_MARK + block)
             return True
         return False
 
@@ -174,14 +172,15 @@ class Producer:
 
     def _append_now(self) -> None:
         """Append what waits, in memory. The task does it if it does not sleep, or if this fails."""
-        if not self._sleeps or not self._waiting:
+        if not self._waiting or not self._sleeps:
             return
         self._begin_batch()
         try:
-            self._note_appended_to(self._log.append_now(self._batch, self._end))
+            end = self._log.append_now(self._batch, self._end)
         except Exception:
             wake(self._sleep)
             return
+        self._note_appended_to(end)
         if self._batch:
             wake(self._sleep)
             return
@@ -250,11 +249,15 @@ class Producer:
         self._note_appended(number)
 
     def _note_appended(self, number: int) -> None:
-        """Note that the log has so many more of the batch. No more than the last is a record."""
-        done, self._batch = self._batch[:number], self._batch[number:]
-        events = len(done) - (bool(done) and has_record(done[-1]))
-        self._count += events
-        self._counters.published += events
+        """Note that the log has so many more of the batch, whose last may be a record."""
+        batch = self._batch
+        if number < len(batch):
+            self._batch = batch[number:]
+        else:
+            self._batch = ()
+            number -= has_record(batch[-1])
+        self._count += number
+        self._counters.published += number
 
     async def _catch_up(self) -> None:
         """Read what follows in the log, and go on after it. The batch may be there, if its answer was lost.
@@ -274,7 +277,8 @@ class Producer:
             self._end = Position(page.epoch, page.records[-1].offset if page.records else page.last)
             if self._end.offset >= page.last:
                 break
-        self._note_appended(found)
+        if found:
+            self._note_appended(found)
 
     def _check(self, record: RunRecord | None) -> None:
         attempt = self._start.attempt

@@ -1,6 +1,5 @@
 """Source: runs the async iterator behind one stream, no further than its client takes."""
 
-import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -39,7 +38,6 @@ class Source:
         "_block",
         "_cancel",
         "_context",
-        "_has_waited",
         "_iterator",
         "_on_closed",
         "_room",
@@ -48,7 +46,6 @@ class Source:
         "_stopped",
         "_tell_stream",
         "_timer",
-        "_turn_ends",
         "closed",
         "end_reason",
         "over",
@@ -78,9 +75,6 @@ class Source:
         # Whether `stop` has cancelled a step.
         self._step_cancelled = False
         self._stopped = False
-        # When the generator has to let other tasks run, unless it has waited by itself since the turn began.
-        self._turn_ends = 0.0
-        self._has_waited = False
         self._cancel: Callable[[], object] | None = None
         self._timer: Timer | None = None
         self._tell_stream: Callable[[], None] = lambda: None
@@ -152,7 +146,9 @@ class Source:
     async def _iterate(self) -> None:
         iterator = self._iterator
         assert iterator is not None
-        self._begin_turn()
+        hub, turn_ends = self._context.hub, perf_counter() + TURN
+        # If the hub has delivered in another turn of the loop, the generator has waited by itself.
+        turn = hub.turn
         cancellation: BaseException | None = None
         while not self._stopped:
             self._stepping = True
@@ -167,25 +163,14 @@ class Source:
             self._block = block_of(item, self._context.encode)
             self._tell_stream()
             cancellation = await self._wait_taken() if self._block else None
-            if self._has_waited:
-                self._begin_turn()
-            elif perf_counter() >= self._turn_ends:
+            if turn != (turn := hub.turn):
+                turn_ends = perf_counter() + TURN
+            elif perf_counter() >= turn_ends:
                 try:
                     await pause()
                 except anyio.get_cancelled_exc_class() as error:
                     cancellation = error
-                self._begin_turn()
-
-    def _begin_turn(self) -> None:
-        self._turn_ends = perf_counter() + TURN
-        if self._context.on_asyncio:
-            # On trio this would cost more than the pause of a generator that waits by itself.
-            self._has_waited = False
-            asyncio.get_running_loop().call_soon(self._note_waited)
-
-    def _note_waited(self) -> None:
-        # Other callbacks of the event loop have run.
-        self._has_waited = True
+                turn_ends = perf_counter() + TURN
 
     async def _wait_taken(self) -> BaseException | None:
         """Wait until the stream has taken the block. Return a cancellation of this task meanwhile, if any.
