@@ -12,7 +12,7 @@ from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..process.run import Run as Process
 from ..process.statistics import Counters
-from ..runtime.event_loop import Sleep, wake
+from ..runtime.event_loop import Sleep, pause, wake
 from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
@@ -126,7 +126,9 @@ class Producer:
                 if not self._batch:
                     self._begin_batch()
                 await self._append()
-                self._end_batch()
+                if self._end_batch():
+                    # In this turn the iterator yields what the next batch can take.
+                    await pause()
             elif source.end_reason is not None:
                 return RunState.DONE if source.end_reason is EndReason.FINISHED else RunState.FAILED
             elif not self._must_look:
@@ -185,7 +187,8 @@ class Producer:
             wake(self._sleep)
             return
         self._appended_at = self._now()
-        self._end_batch()
+        if self._end_batch():
+            wake(self._sleep)
 
     def _begin_batch(self) -> None:
         """Make a batch of what waits, up to the next record, and with the record if it is due."""
@@ -201,15 +204,13 @@ class Producer:
             items.append(self._start.make("alive", count=self._count + self._items).encode())
         self._batch, self._is_unsure = items, False
 
-    def _end_batch(self) -> None:
-        """Called when the log has the batch."""
+    def _end_batch(self) -> bool:
+        """Called when the log has the batch. Return whether the iterator was waiting for its room."""
         del self._waiting[: self._items]
         if self._renews:
             self._renewal.cancel()
             self._renewal = self._set_renewal()
-        if self._fill():
-            # The source was waiting for this room.
-            wake(self._sleep)
+        return self._fill()
 
     def _set_renewal(self) -> Timer:
         return self._process.scheduler.call_later(self._start.lease / RENEWALS, self._renew_soon)
