@@ -221,10 +221,11 @@ class Producer:
 
     async def _append(self) -> None:
         """Append the batch. Raises EndedError, and BrokerUnavailableError after retries."""
-        with suppress(PositionConflictError, BrokerUnavailableError):
+        try:
             await self._append_batch()
-        while self._batch:
-            await retry_unavailable(self._append_again, self._retry_for)
+        except (PositionConflictError, BrokerUnavailableError):
+            while self._batch:
+                await retry_unavailable(self._append_again, self._retry_for)
         self._appended_at = self._now()
 
     async def _append_again(self) -> None:

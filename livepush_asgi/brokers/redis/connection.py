@@ -154,6 +154,18 @@ def _streams_of(
     return getattr(connection, "_reader", None), getattr(connection, "_writer", None)
 
 
+def pass_messages(connection: AbstractConnection) -> None:
+    """Have the connection return each message of a subscription without formatting it for a debug log."""
+    parser = getattr(connection, "_parser", None)
+    set_handler = getattr(parser, "set_pubsub_push_handler", None)
+    if set_handler is not None:
+        set_handler(_as_it_is)
+
+
+async def _as_it_is(message: Reply) -> Reply:
+    return message
+
+
 def named_timeout(error: Exception, timeout: float) -> Exception:
     """Return the error. A TimeoutError of asyncio has no text, and is replaced by one that has."""
     return no_answer(timeout) if isinstance(error, TimeoutError) and not str(error) else error

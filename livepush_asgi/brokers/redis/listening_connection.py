@@ -23,7 +23,16 @@ from ...runtime.failure_log import FailureLog, fields
 from ..backoff import Backoff
 from ..mailbox import MESSAGES_BETWEEN_PAUSES, Mailbox
 from ..timeouts import BrokerTimeouts
-from .connection import FAILURES, Reply, address_of, drop, named_timeout, raise_if_cancelled, send
+from .connection import (
+    FAILURES,
+    Reply,
+    address_of,
+    drop,
+    named_timeout,
+    pass_messages,
+    raise_if_cancelled,
+    send,
+)
 from .pipeline import pack
 
 logger = logging.getLogger("livepush_asgi")
@@ -94,17 +103,27 @@ class Channel:
             if not confirmed.done():
                 confirmed.set_exception(error)
 
+    def deliver(self, payload: bytes) -> None:
+        """Deliver a message to each mailbox. The error of one sink does not affect the others."""
+        if len(self.mailboxes) != 1:
+            self.each(lambda mailbox: mailbox.deliver(payload))
+            return
+        try:
+            self.mailboxes[0].deliver(payload)
+        except Exception:
+            self._log_failure()
+
     def each(self, call: Callable[[Mailbox], None]) -> None:
         """Call a function with each mailbox. The error of one sink does not affect the others."""
         for mailbox in tuple(self.mailboxes):
             try:
                 call(mailbox)
             except Exception:
-                logger.exception(
-                    "the sink of channel %r raised",
-                    mailbox.channel,
-                    extra=fields("sink_failed", channel=mailbox.channel),
-                )
+                self._log_failure()
+
+    def _log_failure(self) -> None:
+        name = self.name.decode()
+        logger.exception("the sink of channel %r raised", name, extra=fields("sink_failed", channel=name))
 
 
 class ListeningConnection:
@@ -191,6 +210,7 @@ class ListeningConnection:
             async with asyncio.timeout(self._timeouts.ping):
                 await connection.connect()
             raise_if_cancelled()
+            pass_messages(connection)
             self.is_connected = True
             for channel in self.channels.values():
                 self.subscribe(channel)
@@ -248,7 +268,7 @@ class ListeningConnection:
         match reply:
             case [b"message" | b"smessage", bytes() as name, bytes() as payload]:
                 if channel := self.channels.get(name):
-                    channel.each(lambda mailbox: mailbox.deliver(payload))
+                    channel.deliver(payload)
             case [
                 b"subscribe" | b"unsubscribe" | b"ssubscribe" | b"sunsubscribe" as verb,
                 bytes() as name,
