@@ -37,6 +37,7 @@ from .app.service import SSEStream, SSEStreamService, sse_headers
 from .app.subscriber import Gap, Received, Subscriber
 from .brokers import (
     READ_BYTES,
+    BatchBroker,
     Broker,
     ForwardingSubscription,
     HistoryBroker,
@@ -101,6 +102,7 @@ __all__ = [
     "Authorize",
     "AuthorizeError",
     "AuthorizePublish",
+    "BatchBroker",
     "Broker",
     "BrokerTimeouts",
     "BrokerUnavailableError",

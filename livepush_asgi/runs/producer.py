@@ -179,7 +179,8 @@ class Producer:
         self._begin_batch()
         try:
             end = self._log.append_now(self._batch, self._end)
-        except Exception:
+        except Exception as error:
+            self._is_unsure = not isinstance(error, PositionConflictError)
             wake(self._sleep)
             return
         self._note_appended_to(end)
