@@ -111,7 +111,7 @@ class Channel:
         try:
             self.mailboxes[0].deliver(payload)
         except Exception:
-            self._log_failure()
+            self._log_raised()
 
     def each(self, call: Callable[[Mailbox], None]) -> None:
         """Call a function with each mailbox. The error of one sink does not affect the others."""
@@ -119,9 +119,9 @@ class Channel:
             try:
                 call(mailbox)
             except Exception:
-                self._log_failure()
+                self._log_raised()
 
-    def _log_failure(self) -> None:
+    def _log_raised(self) -> None:
         name = self.name.decode()
         logger.exception("the sink of channel %r raised", name, extra=fields("sink_failed", channel=name))
 
