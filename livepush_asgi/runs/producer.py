@@ -141,15 +141,17 @@ class Producer:
 
     def _take(self) -> None:
         """Take what the iterator has yielded, and let it run on. Called by the source, also at its end."""
-        if not self._fill() or not self._sleeps or not self._log.is_in_process:
+        has_more = self._fill()
+        if has_more and self._is_collecting:
+            return
+        if not has_more or not self._log.is_in_process or not self._sleeps:
             wake(self._sleep)
-        elif not self._is_collecting:
-            if self._now() - self._appended_at > BUSY:
-                self._append_now()
-            else:
-                self._is_collecting, self._collected = True, 0
-                self._collect_until = self._now() + COLLECT_FOR
-                self._call_soon(self._collect)
+        elif self._now() - self._appended_at > BUSY:
+            self._append_now()
+        else:
+            self._is_collecting, self._collected = True, 0
+            self._collect_until = self._now() + COLLECT_FOR
+            self._call_soon(self._collect)
 
     def _fill(self) -> bool:
         """Take a block from the source, if there is one, and room for it."""
@@ -267,19 +269,31 @@ class Producer:
 
         Raises EndedError if the attempt has ended.
         """
-        sent = self._batch if self._is_unsure else ()
-        known, found = self._end, 0
         while True:
             page = await self._log.after(self._end.offset)
             if page.locate(self._end) is None:
-                found = max(found, await self._find_place(known, sent))
-                break
+                await self._find_place()
+                return
             for record in page.records:
                 self._check(record_in(record.payload))
-            found = _found_in(page.records, known, sent, found)
+            self._find_batch(page.records)
             self._end = Position(page.epoch, page.records[-1].offset if page.records else page.last)
             if self._end.offset >= page.last:
+                return
+
+    def _find_batch(self, records: Sequence[Record]) -> None:
+        """Note what of the batch is among the records that follow in the log."""
+        if not self._is_unsure or not records:
+            return
+        found = 0
+        for place, record in enumerate(records):
+            at = record.offset - self._end.offset - 1
+            # The log may have dropped the first of the batch already.
+            if at >= len(self._batch) or record.payload != self._batch[at] or (place and at != found):
+                # What was to come here can come no more.
+                self._is_unsure = False
                 break
+            found = at + 1
         if found:
             self._note_appended(found)
 
@@ -290,21 +304,19 @@ class Producer:
         if (record.attempt == attempt) if record.kind == "end" else (record.attempt != attempt):
             raise EndedError
 
-    async def _find_place(self, known: Position, sent: Sequence[bytes]) -> int:
+    async def _find_place(self) -> None:
         """Go on in a log that was lost, or has lost its end: readers are told of a gap there.
 
-        Returns how many of `sent` are behind the `known` position. Raises EndedError if the attempt has
-        ended, or may have.
+        Raises EndedError if the attempt has ended, or may have.
         """
         state, end = await self._log.state()
         if state is None:
             await self._begin_again(end)
-            return 0
+            return
         if state.ended or state.attempt != self._start.attempt:
             raise EndedError
+        self._find_batch((await self._log.after(self._end.offset)).records)
         self._end = end
-        page = await self._log.after(known.offset, len(sent))
-        return _found_in(page.records, known, sent)
 
     async def _begin_again(self, end: Position) -> None:
         """Append a start record to a log that has none, which says how many events are missing before it."""
@@ -339,17 +351,3 @@ class Producer:
                 error,
                 extra=fields("run_end_unpublished", channel=self._log.channel, error=str(error)),
             )
-
-
-def _found_in(records: Sequence[Record], known: Position, sent: Sequence[bytes], found: int = 0) -> int:
-    """Return how many of `sent` were appended right behind a position, if `found` of them are known to be.
-
-    The log may have dropped the first of them already.
-    """
-    is_first = not found
-    for record in records:
-        place = record.offset - known.offset - 1
-        if not (is_first or place == found) or place >= len(sent) or record.payload != sent[place]:
-            break
-        is_first, found = False, place + 1
-    return found

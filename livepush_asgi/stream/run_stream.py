@@ -8,7 +8,7 @@ from ..wire.control import gap_block, id_block, run_end_block
 from ..wire.cursor import Cursor, Position, event_id
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason
-from ..wire.run_record import RunFollower, is_record, record_of
+from ..wire.run_record import RunFollower, has_records, is_record, record_of
 from .composer import Composer
 from .context import StreamContext
 from .stream import Stream
@@ -48,12 +48,12 @@ class RunComposer(Composer):
 
     def pass_through(self, batch: Batch) -> bytes:
         """Return deliveries to send past the outbox, or b"" if a record is among them."""
-        if any(is_record(delivery.bare) for delivery in batch.deliveries):
+        if has_records([delivery.bare for delivery in batch.deliveries]):
             return b""
         return super().pass_through(batch)
 
     def _compose_page(self, page: Batch) -> bytes:
-        if not any(is_record(delivery.bare) for delivery in page.deliveries):
+        if not has_records([delivery.bare for delivery in page.deliveries]):
             return super()._compose_page(page)
         self._record_position()
         self._gap_queued = self._gap_queued or page.has_gap
@@ -64,8 +64,13 @@ class RunComposer(Composer):
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         chunk, events, follower = b"", list[Delivery](), self._follower
         for delivery in deliveries:
-            position, record = delivery.position, record_of(delivery.bare)
+            position = delivery.position
             if position is not None and not delivery.gap:
+                if follower.end is None and not is_record(delivery.bare):
+                    follower.meet()
+                    events.append(delivery)
+                    continue
+                record = record_of(delivery.bare)
                 if not follower.take(record, position.offset):
                     return chunk + super()._compose(events) + self._finish()
                 if record is not None or follower.end is not None:

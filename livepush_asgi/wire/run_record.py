@@ -5,6 +5,7 @@ that an application publishes is taken for a record.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -42,6 +43,11 @@ class RunRecord:
 def is_record(block: bytes) -> bool:
     """Return whether a block is a record."""
     return block.startswith(_MARK)
+
+
+def has_records(blocks: Iterable[bytes]) -> bool:
+    """Return whether a record is among blocks."""
+    return any(map(is_record, blocks))
 
 
 def record_of(block: bytes) -> RunRecord | None:
@@ -99,6 +105,10 @@ class RunFollower:
         self._attempt = attempt
         # Whether the reader was given anything of the output.
         self._met = False
+
+    def meet(self) -> None:
+        """Take an event, before any end. As `take(None, offset)`."""
+        self._met, self.lacks_beginning = True, False
 
     def take(self, record: RunRecord | None, offset: int) -> bool:
         """Take the next record of the log, or None for an event. Return False if the reading ends before it.
