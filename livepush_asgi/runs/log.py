@@ -114,13 +114,21 @@ class RunLog:
 def state_of(records: Iterable[Record], end: Position) -> LogState | None:
     """Return the state that these events and records tell. A count below 0 is unknown."""
     found: LogState | None = None
+    # The events since the last record.
+    events = 0
     for item in records:
         record = record_in(item.payload)
-        if record is not None:
-            found = _with_record(found, record, item.offset, end)
-        elif found is not None and not found.ended:
-            found = replace(found, count=found.count + (found.count >= 0))
-    return found
+        if record is None:
+            events += 1
+        else:
+            found, events = _with_record(_with_events(found, events), record, item.offset, end), 0
+    return _with_events(found, events)
+
+
+def _with_events(found: LogState | None, events: int) -> LogState | None:
+    if found is None or found.ended or found.count < 0 or not events:
+        return found
+    return replace(found, count=found.count + events)
 
 
 def _with_record(found: LogState | None, record: RunRecord, offset: int, end: Position) -> LogState:
