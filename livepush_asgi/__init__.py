@@ -39,6 +39,7 @@ from .app.service import SSEStream, SSEStreamService, sse_headers
 from .app.subscriber import Gap, Received, Subscriber
 from .brokers import (
     READ_BYTES,
+    BatchBroker,
     Broker,
     ForwardingSubscription,
     HistoryBroker,
@@ -104,6 +105,7 @@ __all__ = [
     "AuthorizeError",
     "AuthorizePublish",
     "AuthorizeRun",
+    "BatchBroker",
     "Broker",
     "BrokerTimeouts",
     "BrokerUnavailableError",

@@ -29,6 +29,7 @@ from livepush_asgi import (
     AuthorizeError,
     AuthorizePublish,
     AuthorizeRun,
+    BatchBroker,
     Broker,
     BrokerTimeouts,
     BrokerUnavailableError,
@@ -433,6 +434,12 @@ class OwnSink:
         assert_type(split_position(payload), tuple[Position | None, bytes])
 
     def lost(self) -> None: ...
+
+
+async def append_a_batch(broker: HistoryBroker) -> None:
+    if isinstance(broker, BatchBroker):
+        position = await broker.append_batch("news", [b"1", b"2"], expected_position=Position("a", 1))
+        assert_type(position, Position)
 
 
 async def read_a_broker(broker: HistoryBroker, slots: Slots) -> None:

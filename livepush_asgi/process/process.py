@@ -28,6 +28,7 @@ from ..runtime.event_loop import (
     loop_identity,
     on_asyncio,
     sleep_maker,
+    soon_caller,
     spawn,
     threadsafe_caller,
 )
@@ -459,6 +460,7 @@ class Process:
         self.context = StreamContext(
             hub=self.hub,
             make_sleep=sleep_maker(),
+            call_soon=soon_caller(),
             callbacks=Callbacks(tasks),
             scheduler=self.scheduler,
             tcp_timeouts=TcpTimeouts(self.scheduler, self.timing),
