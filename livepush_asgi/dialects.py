@@ -44,8 +44,8 @@ GAP_TEXT = "A part of the output is missing: it is not stored any more, or was l
 class RunEnd:
     """The end of a stream of a run. `RunState.RUNNING` says that the stream ends before the run does.
 
-    `error` is a text for the client, of a run that has failed: the dialect's own text if it is None. `count`
-    is how many events the run had, None if that is not known.
+    `error` is the text of the RunFailedError that the iterator has raised, for the client: without one it is
+    told the dialect's own text. `count` is how many events the run had, None if that is not known.
     """
 
     run_id: str

@@ -82,6 +82,7 @@ from livepush_asgi import (
     RefusalCause,
     Run,
     RunExistsError,
+    RunFailedError,
     RunGrant,
     RunNotFoundError,
     RunReader,
@@ -503,5 +504,7 @@ def tell(error: LivePushError, gap: GapReason) -> str:
             return gap.value
         case PositionConflictError() | NotRunningError() | RunExistsError() | RunNotFoundError():
             return str(error)
+        case RunFailedError():
+            return "for readers"
         case _:
             return "unknown"

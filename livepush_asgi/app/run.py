@@ -37,13 +37,14 @@ class RunStatus:
     """What has become of a run, and how far it is.
 
     `count` is how many events its output has. `last_event_id` is the event id of the newest one: a reader
-    that begins there gets what comes next.
+    that begins there gets what comes next. `error` is the text of the RunFailedError that has ended it.
     """
 
     id: str
     state: RunState
     count: int
     last_event_id: str
+    error: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -107,7 +108,8 @@ class Run:
         run is `lost` to all readers. The iterator may run `ahead` events ahead of the broker, and then waits.
         No reader ever slows it. While the broker is unavailable, its producer tries for `retry_for` seconds.
 
-        When the iterator raises, the run has `failed`, and the log has the error. When the run is cancelled
+        When the iterator raises, the run has `failed`, and the log has the error; the readers get the text of
+        a RunFailedError, and of no other. When the run is cancelled
         or found lost, the iterator is closed where it is, and its `finally` runs. When this LivePush stops,
         its runs are lost at once.
 
@@ -288,7 +290,8 @@ class Run:
     def _status_of(self, found: LogState | None) -> RunStatus | None:
         if found is None:
             return None
-        return RunStatus(self.id, found.state, found.count, event_id(self.channel, found.end))
+        id = event_id(self.channel, found.end)
+        return RunStatus(self.id, found.state, found.count, id, found.error)
 
 
 class RunReader(Subscriber):
@@ -308,6 +311,8 @@ class RunReader(Subscriber):
         self.state = RunState.RUNNING
         #: How many events the run had, if its end has been met and says so.
         self.count: int | None = None
+        #: The text of the RunFailedError that has ended it, if the end has been met.
+        self.error: str | None = None
         self._open_reader = open
         self._first_id = last_event_id
         self._follower = RunFollower("")
@@ -341,7 +346,7 @@ class RunReader(Subscriber):
             told = self._stream.context.hub.end_of(self._channel)
             self._over = told is None or told.epoch != position.epoch or told.offset <= position.offset
         if self._over and end is not None:
-            self.state, self.count = end.state, end.count
+            self.state, self.count, self.error = end.state, end.count, end.error
         if self._follower.lacks_beginning:
             self._items.append(Gap(self._channel, GapReason.EPOCH, self._id))
         return end is None and not self._over

@@ -159,7 +159,7 @@ class RunComposer(Composer):
             # The run was begun again, and the client has to read that from its beginning.
             return self.interrupted()
         first = self._first(None)
-        run_end = RunEnd(self._run_id, end.state, count=end.count)
+        run_end = RunEnd(self._run_id, end.state, end.error, end.count)
         return first + self._counted(self._dialect.last_block(run_end, self._id))
 
     def interrupted(self) -> bytes:

@@ -12,6 +12,8 @@ from .event import from_payload, to_payload
 from .reasons import RunState
 
 _MARK = b": livepush.run "
+# The longest error in a record, in characters.
+MAX_ERROR = 1000
 
 Kind = Literal["start", "alive", "end"]
 
@@ -22,7 +24,8 @@ class RunRecord:
 
     `begin` is the offset of the first record of the output: earlier than its own for a start that continues
     an attempt which has ended. `count` is how many events the output had, None if the writer cannot know.
-    `lease` is in seconds, and `at` the time of the writer's clock, in seconds since the epoch.
+    `lease` is in seconds, and `at` the time of the writer's clock, in seconds since the epoch. `error` is a
+    text for the readers of a run that has failed.
     """
 
     kind: Kind
@@ -32,6 +35,7 @@ class RunRecord:
     at: float
     count: int | None = None
     state: RunState = RunState.RUNNING
+    error: str | None = None
 
     def encode(self) -> bytes:
         """Return the record as a payload for a broker."""
@@ -58,6 +62,7 @@ def record_of(block: bytes) -> RunRecord | None:
             at=float(values["at"]),
             count=None if values["count"] is None else int(values["count"]),
             state=RunState(values["state"]),
+            error=None if values.get("error") is None else error_text(values["error"]),
         )
     except (ValueError, KeyError, TypeError):
         # A later version may have written it.
@@ -67,6 +72,13 @@ def record_of(block: bytes) -> RunRecord | None:
 def record_in(payload: bytes) -> RunRecord | None:
     """Return the record in a payload, or None."""
     return record_of(from_payload(payload)) if _MARK in payload[:20] else None
+
+
+def error_text(error: object) -> str | None:
+    """Return the text of an error for readers: bounded, and one that UTF-8 can hold. None for no text."""
+    text = str(error)
+    text = text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR - 1]}…"
+    return text.encode("utf-8", "replace").decode() or None
 
 
 def _kind_of(text: object) -> Kind:
