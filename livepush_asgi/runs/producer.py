@@ -236,7 +236,9 @@ class Producer:
         if state is None:
             return
         try:
-            await self._append(self._start.make("end", state, self._count).encode())
+            end = self._start.make("end", state, self._count)
+            error = self._source.error if state is RunState.FAILED else None
+            await self._append(replace(end, error=error).encode())
         except EndedError:
             return
         except Exception as error:
