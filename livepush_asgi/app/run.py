@@ -17,7 +17,7 @@ from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
 from ..settings import check_seconds, check_whole
-from ..stream.run_stream import start_id
+from ..stream.run_stream import has_begun, start_id
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
@@ -268,7 +268,8 @@ class Run:
             raise RunNotFoundError(self.id)
         grant = await self._grant(found)
         stream = await self._push._open_subscriber(grant, start_id(grant, last_event_id))
-        return stream, RunFollower(found.attempt), grant.follow()
+        follower = RunFollower(found.attempt, met=has_begun(grant, last_event_id))
+        return stream, follower, grant.follow()
 
     async def _state(self) -> LogState | None:
         found, _ = await self._log.state()

@@ -27,6 +27,11 @@ def start_id(grant: RunGrant, last_event_id: str | None) -> str | None:
     return event_id(grant.channel_names[0], first) if first.offset else None
 
 
+def has_begun(grant: RunGrant, last_event_id: str | None) -> bool:
+    """Return whether a reader with this event id has a part of the output, or has met another log."""
+    return any(_is_in(grant, at) for at in _positions(grant, last_event_id))
+
+
 def _positions(grant: RunGrant, last_event_id: str | None) -> Sequence[Position]:
     cursor = Cursor.parse(last_event_id) if last_event_id else None
     return () if cursor is None else cursor.positions_in(grant.channel_names[0])
@@ -44,29 +49,35 @@ class RunComposer(Composer):
     for one that accepts control events.
     """
 
-    __slots__ = ("_dialect", "_first_owed", "_follower", "_restarted", "_run_id", "gap_ends")
+    __slots__ = ("_dialect", "_first_owed", "_first_unsent", "_follower", "_restarted", "_run_id", "is_told")
 
     def __init__(
         self, context: StreamContext, grant: RunGrant, ends: dict[str, Position], last_event_id: str | None
     ) -> None:
         id = start_id(grant, last_event_id)
         super().__init__(context, grant, ends, control_events=True, last_event_id=id)
-        #: Whether the client was sent a gap that is the end of its stream.
-        self.gap_ends = False
+        #: Whether the client was sent what its stream ends with: the end of the run, or a gap that is the end.
+        self.is_told = False
         self._dialect, self._run_id = grant.dialect, grant.run_id
-        self._follower = RunFollower(grant.attempt)
         positions = _positions(grant, last_event_id)
         # Whether the client has not been sent the first blocks, which stand where the output begins.
-        self._first_owed = not any(_is_in(grant, at) for at in positions)
+        self._first_owed = not has_begun(grant, last_event_id)
+        # Whether they are composed and wait to be sent.
+        self._first_unsent = False
+        self._follower = RunFollower(grant.attempt, met=not self._first_owed)
         # Whether it has a part of an earlier attempt, which this one does not continue.
         self._restarted = self._first_owed and any(at.offset < grant.begin.offset for at in positions)
         self._resuming = not self._first_owed
 
     def pass_through(self, batch: Batch) -> bytes:
         """Return deliveries to send past the outbox, or b"" if a record is among them."""
-        if self._first_owed or any(is_record(delivery.bare) for delivery in batch.deliveries):
-            return b""
-        return super().pass_through(batch)
+        return b"" if self._must_look(batch) else super().pass_through(batch)
+
+    def _must_look(self, batch: Batch) -> bool:
+        """Whether any of these deliveries is no item, or something has to precede them."""
+        if self._first_owed or batch.has_gap or self._follower.end is not None:
+            return True
+        return any(is_record(delivery.bare) for delivery in batch.deliveries)
 
     def _opening(
         self, retry: int, gaps: list[ChannelGap], not_live: Sequence[str], *, resumed: bool
@@ -78,8 +89,7 @@ class RunComposer(Composer):
         return retry_line(retry) + b"".join([self._tell_gap(*gap) for gap in gaps])
 
     def _compose_page(self, page: Batch) -> bytes:
-        plain = not self._first_owed and not page.has_gap
-        if plain and not any(is_record(delivery.bare) for delivery in page.deliveries):
+        if not self._must_look(page):
             return super()._compose_page(page)
         self._record_position()
         self._context.counts.replayed += sum([not delivery.gap for delivery in page.deliveries])
@@ -126,7 +136,7 @@ class RunComposer(Composer):
             return super()._tell_gap(channel, reason)
         self._context.counts.gaps[reason] += 1
         if self._dialect.ends_at_gap:
-            self.end_reason, self.gap_ends = EndReason.BROKER, True
+            self.end_reason = EndReason.BROKER
         first = self._first(None)
         return first + self._counted(self._dialect.gap_block(self._run_id, reason, self._id))
 
@@ -149,7 +159,7 @@ class RunComposer(Composer):
         """Return the first blocks of the dialect, once."""
         if not self._first_owed:
             return b""
-        self._first_owed = False
+        self._first_owed, self._first_unsent = False, True
         return self._counted(self._dialect.first_block(self._run_id, id))
 
     def _finish(self) -> bytes:
@@ -164,16 +174,35 @@ class RunComposer(Composer):
 
     def interrupted(self) -> bytes:
         """Return what tells the client that the stream ends before its run."""
-        return self._counted(self._dialect.last_block(RunEnd(self._run_id, RunState.RUNNING)))
+        first = self._first(None)
+        return first + self._counted(self._dialect.last_block(RunEnd(self._run_id, RunState.RUNNING)))
 
     def _counted(self, blocks: bytes) -> bytes:
         self.sent_events += count_events(blocks)
         return blocks
 
+    def ready(self) -> bytes:
+        """Return the next chunk, or b"" if nothing is ready."""
+        return self._given(super().ready())
+
+    def flush(self) -> bytes:
+        """Return the whole outbox as one chunk."""
+        return self._given(super().flush())
+
+    def _given(self, chunk: bytes) -> bytes:
+        self._first_unsent, self.is_told = False, self.end_reason is not None
+        return chunk
+
+    def _take_queued(self) -> bytes:
+        # Only a gap without a position was dropped, and history shows whether anything is missing.
+        if self._outbox is not None:
+            self._outbox.take_dropped()
+        return super()._take_queued()
+
     def discard(self) -> None:
         """Discard everything that has not been sent."""
         super().discard()
-        self.gap_ends = False
+        self._first_owed, self._first_unsent = self._first_owed or self._first_unsent, False
 
 
 class RunStream(Stream):
@@ -209,6 +238,4 @@ class RunStream(Stream):
     def _closing(self, reason: EndReason) -> bytes:
         if self.grant.dialect.control_events:
             return super()._closing(reason)
-        if reason is EndReason.FINISHED or self._composer.gap_ends:
-            return b""
-        return self._composer.interrupted()
+        return b"" if self._composer.is_told else self._composer.interrupted()

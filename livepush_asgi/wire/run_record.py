@@ -92,12 +92,12 @@ class RunFollower:
     """Follows the records that a reader of a run meets, and says when its reading ends.
 
     The first end of an attempt counts. It ends the reader if nothing follows it in the log: an attempt that
-    has ended may have been continued.
+    has ended may have been continued. `met` says whether the reader has a part of the output of `attempt`.
     """
 
     __slots__ = ("_attempt", "_met", "end", "lacks_beginning")
 
-    def __init__(self, attempt: str) -> None:
+    def __init__(self, attempt: str, *, met: bool = False) -> None:
         #: The end that the reader has met, until a start follows that continues the output.
         self.end: RunRecord | None = None
         #: Whether the last record says that the log was lost with the beginning of the output, which a reader
@@ -105,7 +105,7 @@ class RunFollower:
         self.lacks_beginning = False
         self._attempt = attempt
         # Whether the reader was given anything of the output.
-        self._met = False
+        self._met = met
 
     def take(self, record: RunRecord | None, offset: int) -> bool:
         """Take the next record of the log, or None for an event. Return False if the reading ends before it.

@@ -21,7 +21,7 @@ async def test_a_page_follows_an_answer_and_is_not_sent_it_again():
             events = await page.events(4)
             assert [event.json()["word"] for event in events] == ["You", "have", "asked:", "why?"]
             end = await page.next_event(name="livepush.end")
-            assert end.json() == {"state": "done", "count": 4}
+            assert end.json() == {"state": "done", "count": 4, "error": None}
         async with client.open("/answers/1", last_event_id=page.last_event_id) as page:
             assert page.status == 204
 
