@@ -212,39 +212,49 @@ def livepush(*, control_events: bool = True, replays_ended: bool = True) -> Dial
 
 
 def ai_sdk(
-    *, message_id: str | None = None, go_on_at_gap: bool = False, replays_ended: bool = False
+    *, message_id: str | None = None, go_on_at_gap: bool = False, replays_ended: bool = True
 ) -> Dialect:
     """Return the dialect of the Vercel AI SDK: its UI message stream, for `useChat({resume: true})`.
 
     An item is a part, such as `{"type": "text-delta", "id": "0", "delta": "Hel"}`. The start part has the id
-    of the message: that of the run, unless it is given. By this id `useChat` replaces a message that it reads
-    again. The items may have a start and a finish of their own, as those of `parsed` do, if that start has no
-    `messageId` or the same.
+    of the message: that of the run, unless it is given. The items may have a start and a finish of their own,
+    as those of `parsed` do, if that start has no `messageId` or the same.
 
-    At a gap the client is sent a transient `data-livepush` part and an error. With `go_on_at_gap` the
-    error is left out: then `onData` has to tell the user, and deltas of a text whose start is missing are an
-    error of the client.
+    `useChat` sends no event id, so it reads a run from its beginning each time, and replaces the message
+    that has the id of the start part. So give each answer a run of its own, not one to each chat, and store
+    the message under the id of the start part: a page that has it under another id shows it twice.
 
-    A run that has ended is a 204, as the SDK wants it, because the page has the message from elsewhere. But a
-    page that was cut off, and comes back after the end, then takes what it has for the whole. With
-    `replays_ended` it is sent the run, as long as that is stored; a page that has the message under another
-    id shows it twice.
+    A run that has ended is sent again, as long as it is stored. A page that was cut off, and comes back after
+    the end, gets the rest. With `replays_ended=False` it gets a 204, and `useChat` shows what it has as a
+    message that is ready: then its page has to load the message from elsewhere.
+
+    A run that has failed or was lost, and a stream that ends before its run, end with an error part, which
+    `useChat` shows as its `error`. A cancelled run ends with an abort part, after which its status is
+    "ready": a page that has not cancelled it is told by a transient `data-livepush` part with the data
+    `{"end": "cancelled"}`, in `onData`.
+
+    At a gap the client is sent a transient `data-livepush` part with the data `{"gap": reason}`, and an
+    error. With `go_on_at_gap` the error is left out: then `onData` has to tell the user, and deltas of a text
+    whose start is missing are an error of the client.
     """
     done = Event("[DONE]")
+
+    def note(data: object) -> object:
+        return {"type": "data-livepush", "data": data, "transient": True}
 
     def last(end: RunEnd) -> bytes:
         match end.state:
             case RunState.DONE:
                 return frames({"type": "finish"}, done)
             case RunState.CANCELLED:
-                return frames({"type": "abort", "reason": end.text}, done)
+                return frames(note({"end": end.state.value}), {"type": "abort", "reason": end.text}, done)
             case RunState.RUNNING:
                 return frames({"type": "error", "errorText": end.text})
         return frames({"type": "error", "errorText": end.text}, done)
 
     def gap(run_id: str, reason: GapReason) -> bytes:
-        part = {"type": "data-livepush", "data": {"gap": reason.value}, "transient": True}
-        return frames(part, *([] if go_on_at_gap else [{"type": "error", "errorText": GAP_TEXT}, done]))
+        error = [] if go_on_at_gap else [{"type": "error", "errorText": GAP_TEXT}, done]
+        return frames(note({"gap": reason.value}), *error)
 
     return Dialect(
         name="ai-sdk",

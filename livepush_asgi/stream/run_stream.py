@@ -21,15 +21,25 @@ def start_id(grant: RunGrant, last_event_id: str | None) -> str | None:
 
     A client that was at an earlier attempt, which was not continued, begins with this one.
     """
-    positions, first = _positions(grant, last_event_id), grant.begin
-    if any(at.epoch != first.epoch or at.offset >= first.offset for at in positions):
+    channel, begin = grant.channel_names[0], grant.begin
+    if has_begun(grant, last_event_id):
         return last_event_id
-    return event_id(grant.channel_names[0], first) if first.offset else None
+    if _was_at_earlier_attempt(grant, last_event_id):
+        # After the start record, so that the id says that the client was told.
+        return event_id(channel, begin.next())
+    return event_id(channel, begin) if begin.offset else None
 
 
 def has_begun(grant: RunGrant, last_event_id: str | None) -> bool:
     """Return whether a reader with this event id has a part of the output, or has met another log."""
     return any(_is_in(grant, at) for at in _positions(grant, last_event_id))
+
+
+def _was_at_earlier_attempt(grant: RunGrant, last_event_id: str | None) -> bool:
+    begin = grant.begin
+    return any(
+        at.epoch == begin.epoch and 0 < at.offset <= begin.offset for at in _positions(grant, last_event_id)
+    )
 
 
 def _positions(grant: RunGrant, last_event_id: str | None) -> Sequence[Position]:
@@ -59,14 +69,13 @@ class RunComposer(Composer):
         #: Whether the client was sent what its stream ends with: the end of the run, or a gap that is the end.
         self.is_told = False
         self._dialect, self._run_id = grant.dialect, grant.run_id
-        positions = _positions(grant, last_event_id)
         # Whether the client has not been sent the first blocks, which stand where the output begins.
         self._first_owed = not has_begun(grant, last_event_id)
         # Whether they are composed and wait to be sent.
         self._first_unsent = False
         self._follower = RunFollower(grant.attempt, met=not self._first_owed)
         # Whether it has a part of an earlier attempt, which this one does not continue.
-        self._restarted = self._first_owed and any(at.offset < grant.begin.offset for at in positions)
+        self._restarted = self._first_owed and _was_at_earlier_attempt(grant, last_event_id)
         self._resuming = not self._first_owed
 
     def pass_through(self, batch: Batch) -> bytes:
