@@ -31,11 +31,11 @@ async function readAi({url}) {
 
 // What `useChat` of the AI SDK is made of, without a page: it resumes, and again after each disconnect.
 class Chat extends AbstractChat {
-  constructor(url, told) {
+  constructor(url, told, messages) {
     const state = {
       status: "ready",
       error: undefined,
-      messages: [],
+      messages,
       pushMessage(message) {
         this.messages.push(message);
       },
@@ -52,16 +52,18 @@ class Chat extends AbstractChat {
   }
 }
 
-async function resumeAi({url, times}) {
+async function resumeAi({url, times, messages}) {
   const told = {data: [], ends: []};
-  const chat = new Chat(url, told);
+  const chat = new Chat(url, told, messages);
   const errors = [];
+  const statuses = [];
   for (let time = 0; time < times; time++) {
     await chat.resumeStream();
     errors.push(said(chat.error));
+    statuses.push(chat.status);
   }
   const {length} = chat.messages;
-  return {text: chat.messages.map(textOf).join("|"), error: errors.at(-1), errors, messages: length, status: chat.status, data: told.data};
+  return {text: chat.messages.map(textOf).join("|"), error: errors.at(-1), errors, messages: length, statuses, data: told.data};
 }
 
 // AG-UI. Each run is a request of its own, so a run that was cut is read again from its beginning.
