@@ -5,17 +5,14 @@ runs in test_dialect_runs.py.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 
 import pytest
-from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from livepush_asgi.dialects import GAP_TEXT, Dialect, RunEnd, ag_ui, ai_sdk, frames, livepush, openai
-from livepush_asgi.wire.event import HEARTBEAT, with_id
-from livepush_asgi.wire.reasons import GapReason, RunState
+from livepush_asgi.dialects import Dialect, RunEnd, ag_ui, ai_sdk, frames, openai
+from livepush_asgi.wire.event import HEARTBEAT
+from livepush_asgi.wire.reasons import RunState
 
 from .apps.frames import Script
 from .judges import Judges, judges

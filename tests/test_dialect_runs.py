@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 
 import pytest
@@ -27,7 +28,7 @@ from livepush_asgi import (
     Timing,
 )
 from livepush_asgi.contrib.starlette import sse_streaming_response
-from livepush_asgi.dialects import GAP_TEXT, TEXTS, Dialect, ag_ui, ai_sdk, livepush, openai
+from livepush_asgi.dialects import GAP_TEXT, TEXTS, ag_ui, ai_sdk, livepush, openai
 from livepush_asgi.runs.log import RunLog
 from livepush_asgi.runtime.asgi import ASGIApp, Receive, Scope, Send
 from livepush_asgi.wire.event import to_payload
@@ -59,19 +60,21 @@ def route(push: LivePush, run: Run) -> ASGIApp:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "GET":
-            await push(scope | {"run": run}, receive, send)
+            await push({**scope, "run": run}, receive, send)
             return
         try:
             response = await sse_streaming_response(push, Request(scope), authorize=run.grant)
         except HTTPException as refused:
-            response = Response(status_code=refused.status_code)
-        await response(scope, receive, send)
+            await Response(status_code=refused.status_code)(scope, receive, send)
+        else:
+            await response(scope, receive, send)
 
     return app
 
 
 async def authorize(request: StreamRequest) -> Grant | Refusal:
-    return await request.scope["run"].grant(request)
+    run: Run = request.scope["run"]
+    return await run.grant(request)
 
 
 @dataclass
@@ -193,15 +196,14 @@ async def read_into(house: House, client: str, app: ASGIApp, *, blocks: int, tim
     """Let a client begin to read, and return when it was sent so many blocks."""
     cutting = Cutting(app)
     said = asyncio.ensure_future(house.clients.ask(client, cutting, times=times))
-    while cutting.sent < blocks:
-        await asyncio.sleep(0.002)
+    await cutting.wait_sent(blocks)
     return said
 
 
 Reading = asyncio.Future[Said]
 
 
-async def fail(house: House, client: str, error: Exception) -> Said:
+async def fail(error: Exception, house: House, client: str) -> Said:
     run, app = house.run(client)
     await begin(run, pieces(upto=2, then=error))
     return await house.clients.ask(client, app)
@@ -228,9 +230,9 @@ async def lose(house: House, client: str) -> Said:
 
 
 ENDS: dict[str, tuple[Callable[[House, str], Awaitable[Said]], str, str]] = {
-    "failed": (lambda *a: fail(*a, ZeroDivisionError("a password")), "failed", TEXTS[RunState.FAILED]),
+    "failed": (partial(fail, ZeroDivisionError("a password")), "failed", TEXTS[RunState.FAILED]),
     "failed with a text": (
-        lambda *a: fail(*a, RunFailedError("The model is busy.")),
+        partial(fail, RunFailedError("The model is busy.")),
         "failed",
         "The model is busy.",
     ),
@@ -273,8 +275,7 @@ async def test_a_drain_in_the_middle(house: House, client: str) -> None:
     await begin(run, until_drained())
     app = Cutting(route(leaving, leaving.run(run.id, dialect=run.dialect)), route(staying, run))
     said = asyncio.ensure_future(house.clients.ask(client, app, times=2))
-    while app.sent < 4:
-        await asyncio.sleep(0.002)
+    await app.wait_sent(4)
     await leaving.drain()
     source.set()
     found = await said
@@ -344,8 +345,7 @@ async def test_a_gap_in_the_middle_for_a_client_that_has_an_id(house: House, cli
     blocks = 2
     cutting = Cutting(app, waiting(run, app), cuts=[blocks])
     said = asyncio.ensure_future(house.clients.ask(client, cutting))
-    while cutting.sent < blocks:
-        await asyncio.sleep(0.002)
+    await cutting.wait_sent(blocks)
     read.set()
     found = await said
     if client == "openai":
@@ -392,12 +392,13 @@ async def test_use_chat_after_the_end_of_a_run(house: House) -> None:
         return {"id": id, "role": "assistant", "parts": [{"type": "text", "text": text, "state": "done"}]}
 
     # It replaces the message that has the id of the run, wherever that is.
-    for loaded, texts in [
+    pages: list[tuple[list[object], list[str]]] = [
         ([stored(run.id)], [TEXT]),
         ([stored(run.id, "Grü")], [TEXT]),
         ([question, stored(run.id), question | {"id": "q2"}], ["?", TEXT, "?"]),
         ([question, stored("other")], ["?", TEXT, TEXT]),
-    ]:
+    ]
+    for loaded, texts in pages:
         said = await house.clients.ask("chat", app, times=2, messages=loaded)
         assert (said.text.split("|"), said.errors, said.statuses) == (texts, [None, None], ["ready", "ready"])
     # With a 204 a page that was cut off takes what it has for the whole.

@@ -66,7 +66,7 @@ class RunComposer(Composer):
     ) -> None:
         id = start_id(grant, last_event_id)
         super().__init__(context, grant, ends, control_events=True, last_event_id=id)
-        #: Whether the client was sent what its stream ends with: the end of the run, or a gap that is the end.
+        #: Whether the client was sent what its stream ends with: the end of the run, or a gap.
         self.is_told = False
         self._dialect, self._run_id = grant.dialect, grant.run_id
         # Whether the client has not been sent the first blocks, which stand where the output begins.

@@ -1,5 +1,6 @@
 """Applications that serve scripts in place of runs, and that cut the streams of others."""
 
+import asyncio
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Scripts:
 
 def last_event_id(scope: Scope) -> str:
     """Return the last event id of a request, "" if it has none."""
-    return dict(scope["headers"]).get(b"last-event-id", b"").decode()
+    return str(dict(scope["headers"]).get(b"last-event-id", b"").decode())
 
 
 class Cutting:
@@ -82,6 +83,7 @@ class Cutting:
         self.sent = 0
         #: The last event id after what was sent.
         self.last_id: str | None = None
+        self._more = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._apps[min(len(self.asked), len(self._apps) - 1)]
@@ -108,3 +110,10 @@ class Cutting:
         self.sent += body.count(END)
         for id in re.findall(rb"^id: (.*)$", body, re.MULTILINE):
             self.last_id = id.decode()
+        self._more.set()
+        self._more = asyncio.Event()
+
+    async def wait_sent(self, blocks: int) -> None:
+        """Wait until so many blocks were sent."""
+        while self.sent < blocks:
+            await self._more.wait()
