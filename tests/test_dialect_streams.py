@@ -31,7 +31,6 @@ from livepush_asgi import (
 )
 from livepush_asgi.dialects import Dialect, RunEnd, ag_ui, ai_sdk, frames, livepush, openai
 from livepush_asgi.testing import Client, EventStreamParser, ParsedEvent
-from livepush_asgi.wire.encode import to_json
 from livepush_asgi.wire.event import from_payload, split_position
 from livepush_asgi.wire.run_record import record_of
 
@@ -243,10 +242,27 @@ async def test_a_drain_while_the_end_waits_for_a_slow_client(name: str) -> None:
         async with client.open("/", window=1) as page, anyio.create_task_group() as tasks:
             await anyio.sleep(10)
             tasks.start_soon(serving.push.drain)
-            await anyio.sleep(0.1)
+            # It has ended the stream, and waits for its client.
+            await anyio.sleep(2)
             body = await page.read_body(timeout=60)
         items = ["item 1", "item 2", "item 3"]
         assert tokens_of(body) == [*firsts_of(name), *items, *end_of(name, "done")]
+
+
+@pytest.mark.parametrize("name", ["ai-sdk", "livepush"])
+async def test_what_others_publish_after_the_end_is_none_of_the_run(name: str) -> None:
+    """Also many pages of it, for a client that reads them later, and for one that was there."""
+    serving = Serving(MemoryBroker(History(events=10_000)), DIALECTS[name]())
+    found = [*firsts_of(name), "item 1", *end_of(name, "done")]
+    async with serving.push.lifespan(), Client(serving.push) as client:
+        await serving.run.start(numbers(1, 1))
+        async with client.open("/", window=0) as page:
+            await serving.run.wait()
+            for number in range(1500):
+                await serving.push.publish(CHANNEL, item_of(number))
+            assert tokens_of(await page.read_body(timeout=60)) == found
+        async with client.open("/") as page:
+            assert tokens_of(await page.read_body(timeout=60)) == found
 
 
 @every_dialect
@@ -261,21 +277,23 @@ async def test_a_head_request(name: str) -> None:
         assert answer.headers.items() >= dialect.headers.items()
 
 
-async def test_a_reader_in_python_is_not_given_another_attempt() -> None:
-    """Neither one that reads on, nor one that comes back."""
-    serving = Serving(MemoryBroker(), livepush())
-    async with serving.push.lifespan():
+@every_dialect
+async def test_a_reader_is_not_given_another_attempt_after_its_own(name: str) -> None:
+    """It reads on so slowly that the run has ended and begun again."""
+    serving = Serving(MemoryBroker(), DIALECTS[name]())
+    async with serving.push.lifespan(), Client(serving.push) as client:
         await serving.run.start(numbers(1, 3))
         async with serving.run.read() as items:
-            begun = await anext(items)
-            await anyio.sleep(10)
-            await serving.run.start(numbers(4, 5), restart=True)
-            rest = [item.data async for item in items if isinstance(item, Received)]
-        assert rest == [to_json(item_of(number)) for number in (2, 3)]
-        assert items.state is RunState.DONE
-        await serving.run.wait()
-        async with serving.run.read(last_event_id=begun.id) as items:
-            assert len([item async for item in items]) == 2
+            # After the last item, it meets nothing of its attempt but the end.
+            id = [await anext(items) for _ in range(3)][-1].id
+        async with client.open("/", window=0, last_event_id=id) as page:
+            async with serving.run.read(last_event_id=id) as items:
+                await serving.run.wait()
+                await serving.run.start(numbers(4, 5), restart=True)
+                await serving.run.wait()
+                rest = [item.data async for item in items if isinstance(item, Received)]
+            assert (rest, items.state) == ([], RunState.DONE)
+            assert tokens_of(await page.read_body(timeout=60)) == end_of(name, "done")
 
 
 @dataclass(frozen=True)
