@@ -280,9 +280,9 @@ def ag_ui(
     the thread is that of the run, unless it is given. With `own_start_and_end` the items have a RUN_STARTED
     and a RUN_FINISHED of their own: the client refuses a second RUN_STARTED.
 
-    A cancelled run ends with RUN_ERROR, as one that has failed or was lost: RUN_FINISHED may not end a message
-    that is not complete. At a gap the run ends with RUN_ERROR too. With `go_on_at_gap` it goes on after a
-    CUSTOM event `livepush.gap`. `runAgent` resolves after a RUN_ERROR, so the page has to have an
+    A cancelled run ends with RUN_ERROR, as one that has failed or was lost: RUN_FINISHED may not end a
+    message that is not complete. At a gap the run ends with RUN_ERROR too. With `go_on_at_gap` it goes on
+    after a CUSTOM event `livepush.gap`. `runAgent` resolves after a RUN_ERROR, so the page has to have an
     `onRunErrorEvent`, or it shows a part of a message as the whole.
 
     The client sends no event id, and reads a run from its beginning each time.
@@ -323,9 +323,11 @@ def openai(*, model: str = "livepush", created: int = 0) -> Dialect:
 
     An item is a chunk, such as `{"object": "chat.completion.chunk", "choices": [...]}` or a model of the
     `openai` library. The protocol has one way to say that a text is not whole, an error: for every end but
-    `done`, and for a gap. The clients raise it, and also for a connection that was cut. They come back neither
-    by themselves nor with an event id: a program that reads the run again gets it from the beginning, or after
-    the id that it gives in `extra_headers={"Last-Event-ID": id}`. `model` and `created` are those of the chunks that `text` makes.
+    `done`, and for a gap. The clients raise it, and an error of their own for a connection that was cut.
+    `model` and `created` are those of the chunks that `text` makes.
+
+    The clients do not come back by themselves. A program that reads the run again gets it from the beginning,
+    or after the id that it gives in `extra_headers={"Last-Event-ID": id}`.
     """
     done = Event("[DONE]")
 
