@@ -266,6 +266,33 @@ async def test_what_others_publish_after_the_end_is_none_of_the_run(name: str) -
 
 
 @every_dialect
+@pytest.mark.parametrize("before", [0, 5])
+async def test_a_client_of_a_log_that_was_lost(name: str, before: int) -> None:
+    """It is told of a gap, and gets all of the run that was started in the next log."""
+    lost, serving = Serving(MemoryBroker(), DIALECTS[name]()), Serving(MemoryBroker(), DIALECTS[name]())
+    parser = EventStreamParser()
+    async with lost.push.lifespan(), serving.push.lifespan():
+        await lost.run.start(numbers(1, 3))
+        async with Client(lost.push) as client, client.open("/") as page:
+            parser.feed(await page.read_body(timeout=60))
+        for number in range(before):
+            await serving.push.publish(CHANNEL, item_of(number))
+        await serving.run.start(numbers(1, 3))
+        responses = []
+        async with Client(serving.push) as client:
+            while len(responses) < 5:
+                async with client.open("/", last_event_id=parser.last_event_id) as page:
+                    if page.status != 200:
+                        break
+                    responses.append(await page.read_body(timeout=60))
+                    parser.feed(responses[-1])
+    tokens = [token for token in tokens_of(b"".join(responses)) if not token.startswith("first")]
+    items = ["item 1", "item 2", "item 3", *end_of(name, "done")]
+    gap = {"livepush": ["livepush.gap"], "plain": [], "ai-sdk": ["gap", "gap", DONE]}.get(name, ["gap"])
+    assert tokens in ([*gap, *items], [*gap, *gap, *items])
+
+
+@every_dialect
 async def test_a_head_request(name: str) -> None:
     dialect = DIALECTS[name]()
     serving = Serving(MemoryBroker(), dialect)

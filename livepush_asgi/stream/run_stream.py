@@ -59,7 +59,16 @@ class RunComposer(Composer):
     for one that accepts control events.
     """
 
-    __slots__ = ("_dialect", "_first_owed", "_first_unsent", "_follower", "_restarted", "_run_id", "is_told")
+    __slots__ = (
+        "_begin",
+        "_dialect",
+        "_first_owed",
+        "_first_unsent",
+        "_follower",
+        "_restarted",
+        "_run_id",
+        "is_told",
+    )
 
     def __init__(
         self, context: StreamContext, grant: RunGrant, ends: dict[str, Position], last_event_id: str | None
@@ -77,6 +86,9 @@ class RunComposer(Composer):
         # Whether it has a part of an earlier attempt, which this one does not continue.
         self._restarted = self._first_owed and _was_at_earlier_attempt(grant, last_event_id)
         self._resuming = not self._first_owed
+        # Where the output begins, until the client is past it: one that has met another log starts before it,
+        # if that log was lost.
+        self._begin = None if self._first_owed else grant.begin
 
     def pass_through(self, batch: Batch) -> bytes:
         """Return deliveries to send past the outbox, or b"" if a record is among them."""
@@ -84,7 +96,7 @@ class RunComposer(Composer):
 
     def _must_look(self, batch: Batch) -> bool:
         """Whether any of these deliveries is no item, or something has to precede them."""
-        if self._first_owed or batch.has_gap or self._follower.end is not None:
+        if self._first_owed or self._begin is not None or batch.has_gap or self._follower.end is not None:
             return True
         return any(is_record(delivery.bare) for delivery in batch.deliveries)
 
@@ -110,6 +122,12 @@ class RunComposer(Composer):
         chunk, events = b"", list[Delivery]()
         for delivery in deliveries:
             position, record = delivery.position, record_of(delivery.bare)
+            if self._begin is not None and position is not None and not delivery.gap:
+                if position.epoch == self._begin.epoch and position.offset <= self._begin.offset:
+                    self._record_position()
+                    self._recovery.mark_sent(delivery.channel, position)
+                    continue
+                self._begin = None
             if delivery.gap:
                 chunk += self._compose_events(events) + self._pass_gap(delivery, delivery.gap)
             elif position is None:
