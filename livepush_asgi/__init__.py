@@ -18,7 +18,7 @@ The rooms, from the top to the bottom. A room imports only rooms below it; `test
     slots/      caps on the streams of a key: the port, in memory, over Redis
     brokers/    the broker port and the adapters
     grant.py    StreamRequest, Grant and Refusal: what `authorize` gets and returns
-    dialects.py how the output of a run is written for one kind of client
+    dialects.py  how the output of a run is written for one kind of client
     runtime/    event loop, timers, and what differs between ASGI servers
     wire/       events, event ids, payloads, control events
     settings.py, errors.py
