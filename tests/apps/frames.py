@@ -88,15 +88,17 @@ class Cutting:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._apps[min(len(self.asked), len(self._apps) - 1)]
         self.asked.append(last_event_id(scope))
-        left = self._cuts.pop(0) if self._cuts else None
+        left, cut = self._cuts.pop(0) if self._cuts else None, False
 
         async def counting(message: Message) -> None:
-            nonlocal left
+            nonlocal left, cut
+            if cut:
+                raise CutOffError
             body = message.get("body", b"")
             blocks = body.count(END)
             if left is not None and body and blocks >= left:
                 kept = b"".join([block + END for block in body.split(END)[:left]])
-                left = 0
+                cut = True
                 self._note(kept)
                 await send({"type": "http.response.body", "body": kept, "more_body": True})
                 raise CutOffError
