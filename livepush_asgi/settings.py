@@ -108,15 +108,19 @@ class DrainPolicy:
     A signal takes effect after `delay` seconds. Until then `draining` is True, so that a readiness check
     fails, and everything else goes on: the server accepts requests, and new streams open. A balancer that
     checks within this time sends no request to a process that has closed its port.
+
+    The runs that this process produces go on for `runs` seconds after its streams have ended. Then their
+    iterators are closed, and they are `lost`. 0 stops them at once.
     """
 
     window: float = 3.0
     signals: bool = True
     hold: bool = False
     delay: float = 0.0
+    runs: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("window", "delay"):
+        for name in ("window", "delay", "runs"):
             if getattr(self, name) != 0:
                 check_seconds(name, getattr(self, name), _LONGEST["window"])
 

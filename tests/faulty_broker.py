@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import anyio
 
-from livepush_asgi import BrokerUnavailableError
+from livepush_asgi import BrokerUnavailableError, PositionConflictError
 from livepush_asgi.brokers import READ_BYTES, Page, Subscription
 from livepush_asgi.brokers.history import History
 from livepush_asgi.brokers.mailbox import Mailbox
@@ -73,6 +73,9 @@ class FaultyServer:
             ancestors=self._ancestors.get(channel, ()),
             doubtful=self._doubtful.get(channel, ()),
         )
+
+    def appended(self, channel: str, position: Position, payload: bytes) -> None:
+        """Called after each append."""
 
     def check(self) -> None:
         if self.away:
@@ -153,11 +156,15 @@ class FaultyBroker:
         idempotency_key: str | None = None,
         expected_position: Position | None = None,
     ) -> Position:
-        assert idempotency_key is None
-        assert expected_position is None
         faults = await self._reach(channel)
         self._refuse(faults.append, "append")
-        position = self.server.log(channel).append(payload, 0.0)
+        log = self.server.log(channel)
+        if idempotency_key is not None and (known := log.known(idempotency_key)) is not None:
+            return known
+        if expected_position is not None and not log.ends_at(expected_position):
+            raise PositionConflictError(channel, log.end)
+        position = log.append(payload, 0.0, idempotency_key)
+        self.server.appended(channel, position, payload)
         for broker in self.server.brokers:
             broker.deliver(channel, positioned(position, payload))
         self._refuse(faults.append_unheard, "append")

@@ -310,7 +310,7 @@ async def log_lost(house: House, client: str) -> Said:
     start = RunRecord(kind="start", attempt="x", begin=1, lease=15, at=time.time(), count=3)
     end = await log.append(start, end)
     async for item in run.dialect.text(pieces(), "text"):
-        end = await log.append(to_payload(run.dialect.event(item).encode()), end)
+        end = await log.append_batch([to_payload(run.dialect.event(item).encode())], end)
     await log.append(replace(start, kind="end", state=RunState.DONE), end)
     return await house.clients.ask(client, app)
 

@@ -261,6 +261,32 @@ async def test_all_of_a_log_tells_of_a_server_that_took_over_in_its_middle() -> 
             assert (await stream.next_event()).data == "4"
 
 
+async def test_who_has_missed_too_many_is_told_of_a_server_that_took_over_among_the_rest() -> None:
+    """Catches a client that goes on behind its gap as if it had been told of the doubtful end there."""
+    server = FaultyServer(History())
+    push = LivePush(FaultyBroker(server), lambda request: Grant(channels="c"), limits=Limits(replay_events=4))
+    async with push.lifespan(), Client(push) as client:
+        async with client.open("/") as stream:
+            await push.publish("c", "1")
+            await stream.next_event()
+        for number in range(2, 9):
+            await push.publish("c", str(number))
+        server.restart("c", 3, doubtful=True)
+        for number in (9, 10):
+            await push.publish("c", str(number))
+        last_id = stream.last_event_id
+        for _ in range(2):
+            # The client may leave right after the gap.
+            async with client.open("/", last_event_id=last_id) as stream:
+                last_id = (await opened(stream)).id or last_id
+        async with client.open("/", last_event_id=last_id) as stream:
+            await opened(stream)
+            assert gap_of(await stream.next_event(control=True)) == ("c", "overflow")
+            assert [event.data for event in await stream.events(2)] == ["4", "5"]
+            assert gap_of(await stream.next_event(control=True)) == ("c", "epoch")
+            assert [event.data for event in await stream.events(2)] == ["9", "10"]
+
+
 @pytest.mark.parametrize("lost", [0, 1, 3])
 @pytest.mark.parametrize("after", [[], ["4"]])
 async def test_a_client_that_left_before_its_first_page_is_still_owed_all_of_the_log(

@@ -53,7 +53,7 @@ NAMES = """
     livepush_stream_duration_seconds livepush_open_duration_seconds livepush_events_published_total
     livepush_publish_errors_total livepush_publish_duration_seconds livepush_events_delivered_total
     livepush_sent_bytes_total livepush_gaps_total livepush_replayed_events_total
-    livepush_delivery_lag_seconds livepush_broker_reconnects_total
+    livepush_delivery_lag_seconds livepush_runs livepush_runs_ended_total livepush_broker_reconnects_total
 """
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -84,7 +84,7 @@ def expected(numbers: Statistics) -> Samples:
         put(f"{name}_sum", value["sum"], **labels)
 
     put("livepush_info", 1, version=numbers["version"], broker=numbers["broker"])
-    for name in ("streams", "channels", "healthy", "draining", "outbox_bytes"):
+    for name in ("streams", "channels", "healthy", "draining", "outbox_bytes", "runs"):
         put(f"livepush_{name}", int(numbers[name]))
     for name, key in (("published", "published"), ("delivered", "delivered")):
         put(f"livepush_events_{name}_total", numbers[key])  # type: ignore[literal-required]
@@ -96,6 +96,7 @@ def expected(numbers: Statistics) -> Samples:
     for name, label, counts in (
         ("streams_opened_total", "resume", numbers["opened_by_resume"]),
         ("streams_ended_total", "reason", numbers["ended"]),
+        ("runs_ended_total", "state", numbers["runs_ended"]),
         ("streams_refused_total", "cause", numbers["refused"]),
         ("publish_errors_total", "error", numbers["publish_errors"]),
         ("gaps_total", "reason", numbers["gaps"]),

@@ -12,7 +12,7 @@ from ..grant import Refusal, SourceGrant
 from ..http.authorize import INVALID, REFUSED_ERRORS, Refused, refused_for
 from ..http.driver import STREAM_HEADERS, RawHeaders
 from ..http.responses import refuse
-from ..process.run import Run
+from ..process.process import Process
 from ..runtime.asgi import Receive, Scope, Send
 from ..runtime.failure_log import fields
 from ..stream.source import close_unused, iterator_of
@@ -119,18 +119,18 @@ async def _open(
     push: LivePush, grant: SourceGrant, iterator: AsyncIterator[object], client: object
 ) -> SSEStream | FiniteStream:
     try:
-        stream, run = await push._open_granted(grant, source=iterator)
+        stream, process = await push._open_granted(grant, source=iterator)
     except REFUSED_ERRORS as error:
         return soft_refusal(refused_for(error, push.soft_refusals), push)
     assert isinstance(stream, SourceStream)
-    return SSEStream(sse_headers(), SourceBody(stream, run, client))
+    return SSEStream(sse_headers(), SourceBody(stream, process, client))
 
 
 class SourceBody(StreamBody):
     """The bytes of a stream of a source. It ends after the source was closed."""
 
-    def __init__(self, stream: SourceStream, run: Run, client: object) -> None:
-        super().__init__(stream, run, limited=run.context.tcp_timeouts.limit(client))
+    def __init__(self, stream: SourceStream, process: Process, client: object) -> None:
+        super().__init__(stream, process, limited=process.context.tcp_timeouts.limit(client))
         self._source = stream.source
 
     async def __anext__(self) -> bytes:

@@ -29,8 +29,8 @@ from ..http.publish.request import AuthorizePublish
 from ..process.commands import CONFIRM_TIMEOUT, CommandSender
 from ..process.hooks import OnEnd, OnOpen, make_hooks
 from ..process.observer import Observer
+from ..process.process import NOT_RUNNING, Process, check_expiry
 from ..process.revocation import Disconnected, Revocation, can_be_revoked
-from ..process.run import NOT_RUNNING, Run, check_expiry
 from ..process.statistics import Counters, Statistics
 from ..runs.host import RunHost
 from ..runtime.asgi import ASGIApp, Receive, Scope, Send
@@ -44,8 +44,10 @@ from ..wire.cursor import Position
 from ..wire.encode import Encode
 from ..wire.reasons import RefusalCause
 from .arguments import (
+    check_authorize_run,
     check_broker,
     check_callbacks,
+    check_dialect,
     check_encode,
     check_hooks,
     check_settings,
@@ -55,7 +57,8 @@ from .arguments import (
 from .namespace import broker_in, slots_in
 from .publisher import Publisher
 from .publishing import Publication, prepare, publish, publish_in, publish_job, publish_with_retries
-from .run import Run as RunOfPush
+from .run import Run
+from .runs import AuthorizeRun, RunsEndpoint
 from .subscriber import Subscriber
 
 logger = logging.getLogger("livepush_asgi")
@@ -157,6 +160,7 @@ class LivePush:
         self.encode = encode
         #: The causes for which a client gets a 200 with a `livepush.refused` event.
         self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
+        self._cors = cors
         self._counters = Counters()
         self._observers: tuple[Observer, ...] = ()
         self._broker_name = type(broker).__name__
@@ -164,7 +168,7 @@ class LivePush:
         self._times_publishes = not getattr(broker, "in_process", False)
         self._failures = FailureLog()
         self._sender = CommandSender()
-        self._run: Run | None = None
+        self._process: Process | None = None
         self._host: RunHost | None = None
         # For `publish_sync`, where this LivePush is not started. It has no reference to this object.
         self._publisher = Publisher(partial(_lend, self.broker))
@@ -210,10 +214,10 @@ class LivePush:
 
         For middleware: await the returned coroutine instead of `push(...)`; it saves a frame per stream.
         """
-        run = self._run
-        if run is None or not run.running or run.loop is not loop_identity():
-            run = await self._current_run()
-        opened = await self._endpoint(run, request, receive, send)
+        process = self._process
+        if process is None or not process.running or process.loop is not loop_identity():
+            process = await self._current_process()
+        opened = await self._endpoint(process, request, receive, send)
         return None if opened is None else drive(*opened, receive, send, request.scope.get("client"))
 
     async def publish(
@@ -323,7 +327,7 @@ class LivePush:
             expected_position=expected_position,
             retry_for=retry_for,
         )
-        if self._is_in_process and self._live_run() is None:
+        if self._is_in_process and self._live_process() is None:
             # A mistake in the arguments is raised all the same.
             prepare(channel, data, event, id, retry, idempotency_key, expected_position, self.encode)
             _warn_unheard()
@@ -429,7 +433,7 @@ class LivePush:
             failures=self._failures,
         )
 
-    def run(self, id: str, *, dialect: Dialect | None = None) -> "RunOfPush":
+    def run(self, id: str, *, dialect: Dialect | None = None) -> Run:
         """Return the run with this id, for any process: a job that ends, whose output clients follow.
 
         `await push.run("17").start(answer())` starts it once, `read` and `grant` follow it, `cancel` ends it
@@ -438,14 +442,35 @@ class LivePush:
         EventSource if it is None. Who starts a run and who serves it name the same. This call does nothing
         yet. Raises TypeError if the broker keeps no history, and InvalidGrantError for an invalid id.
         """
-        return RunOfPush(self, id, dialect)
+        check_dialect(dialect)
+        return Run(self, id, dialect)
+
+    def runs(self, authorize_run: AuthorizeRun, *, dialect: Dialect | None = None) -> ASGIApp:
+        """Return an ASGI application that serves runs to their clients: mount it, at `/answers` for example.
+
+        A GET of `/answers/17` or `/answers/17/stream` streams the run `17` in the `dialect`, as `Run.grant`
+        does. A DELETE of `/answers/17` cancels it, and answers `{"id": "17", "state": ..., "count": ...}`, or
+        404 if there is none. Runs are started elsewhere, with the same dialect.
+
+        `authorize_run` decides about each request. It takes the StreamRequest and the Run, returns or raises
+        a RunAccess or a Refusal, and may be `async`. What holds for errors and blocking code of `authorize`
+        holds for it too. It is called for ids that no run has, too.
+
+        In a dialect without control events no refusal is soft: in a drain, for example, the client gets a 503
+        with `Retry-After`. It gets that in every dialect if the broker is away, unless `soft_refusals` has
+        `RefusalCause.ERROR`.
+
+        Raises TypeError if the broker keeps no history.
+        """
+        check_authorize_run(authorize_run)
+        return RunsEndpoint(self, authorize_run, dialect, self._cors)
 
     async def _run_host(self) -> RunHost:
         """Return the runs of this process. It starts this LivePush if it is not started."""
-        run = self._live_run()
-        if run is not None and run.running and run.loop is not loop_identity():
+        process = self._live_process()
+        if process is not None and process.running and process.loop is not loop_identity():
             raise RuntimeError(OTHER_LOOP)
-        process = await self._current_run()
+        process = await self._current_process()
         if process is None or process.stopping:
             raise NotRunningError(NOT_RUNNING)
         if self._host is None or self._host.process is not process:
@@ -483,7 +508,7 @@ class LivePush:
         return PublishEndpoint(
             self,
             self.publish,
-            self._current_run,
+            self._current_process,
             authorize_publish,
             keeps_history=isinstance(self.broker, HistoryBroker),
             encode=self.encode,
@@ -511,8 +536,8 @@ class LivePush:
         """
         return HealthEndpoint(
             self,
-            self._current_run,
-            lambda: self._run,
+            self._current_process,
+            lambda: self._process,
             unready_after=unready_after,
             dead_after=dead_after,
         )
@@ -545,13 +570,13 @@ class LivePush:
         return Subscriber(partial(self._open_subscriber, grant, last_event_id), last_event_id)
 
     async def _open_subscriber(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
-        run = self._live_run()
-        if run is not None and run.running and run.loop is not loop_identity():
+        process = self._live_process()
+        if process is not None and process.running and process.loop is not loop_identity():
             raise RuntimeError(OTHER_LOOP)
-        run = await self._current_run()
-        if run is None:
+        process = await self._current_process()
+        if process is None:
             raise NotRunningError(NOT_RUNNING)
-        return run.subscribe(grant, last_event_id)
+        return process.subscribe(grant, last_event_id)
 
     async def disconnect(
         self,
@@ -587,9 +612,14 @@ class LivePush:
                 self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout, retry_for=retry_for
             )
             return await run_on(loop, again)
-        run = self._run
-        if run is not None and run.running and not run.stopping and run.loop is loop_identity():
-            return await run.revoker.revoke(revocation, timeout, retry_for)
+        process = self._process
+        if (
+            process is not None
+            and process.running
+            and not process.stopping
+            and process.loop is loop_identity()
+        ):
+            return await process.revoker.revoke(revocation, timeout, retry_for)
         return await self._sender.revoke(self.broker, revocation, timeout, retry_for)
 
     def disconnect_sync(
@@ -605,7 +635,7 @@ class LivePush:
         function = partial(
             self.disconnect, slot_key=slot_key, channel=channel, timeout=timeout, retry_for=retry_for
         )
-        if self._is_in_process and self._live_run() is None:
+        if self._is_in_process and self._live_process() is None:
             Revocation(slot_key, channel)
             _warn_unheard()
             return Disconnected(0, 0, 0)
@@ -616,8 +646,8 @@ class LivePush:
 
         Subscribers end at once. Waits for the code in their blocks too, but no longer than the window.
         """
-        if self._run is not None:
-            await self._run.drain()
+        if self._process is not None:
+            await self._process.drain()
 
     @property
     def healthy(self) -> bool:
@@ -626,8 +656,8 @@ class LivePush:
         False while a channel cannot be subscribed, its history cannot be read, or the broker's connection is
         down. The streams stay open meanwhile.
         """
-        run = self._run
-        return run is None or not run.running or run.healthy
+        process = self._process
+        return process is None or not process.running or process.healthy
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -635,8 +665,8 @@ class LivePush:
 
         Empty while it is healthy. Any thread may read it.
         """
-        run = self._run
-        return run.faults if run is not None and run.running else ()
+        process = self._process
+        return process.faults if process is not None and process.running else ()
 
     def listeners(self, channel: str) -> int:
         """Return how many streams of this process are open on a channel; subscribers in Python do not count.
@@ -644,23 +674,23 @@ class LivePush:
         Raises InvalidGrantError for an invalid name.
         """
         check_channel(channel)
-        return self._run.listeners(channel) if self._run is not None and self._run.running else 0
+        return self._process.listeners(channel) if self._process is not None and self._process.running else 0
 
     def statistics(self) -> Statistics:
         """Return the current state and the counts of this process. Any thread may call it."""
         from .. import __version__
 
-        run = self._run if self._run is not None and self._run.running else None
+        process = self._process if self._process is not None and self._process.running else None
         return self._counters.statistics(
             version=__version__,
             broker=self._broker_name,
-            streams=len(run.streams) if run else 0,
-            channels=run.hub.channels if run else 0,
+            streams=len(process.streams) if process else 0,
+            channels=process.hub.channels if process else 0,
             healthy=self.healthy,
-            draining=run.draining if run else False,
-            outbox_bytes=run.outbox_bytes if run else 0,
-            sent_bytes=self._counters.sent_bytes(run.streams if run else ()),
-            broker_reconnects=self._run.broker_reconnects if self._run else 0,
+            draining=process.draining if process else False,
+            outbox_bytes=process.outbox_bytes if process else 0,
+            sent_bytes=self._counters.sent_bytes(process.streams if process else ()),
+            broker_reconnects=self._process.broker_reconnects if self._process else 0,
         )
 
     def _observe(self, observer: Observer) -> None:
@@ -668,7 +698,7 @@ class LivePush:
 
         Raises RuntimeError if this LivePush has started already.
         """
-        if self._run is not None and not self._run.ended:
+        if self._process is not None and not self._process.ended:
             raise RuntimeError(
                 "instrument a LivePush before it starts, where it is made: this one has started already"
             )
@@ -696,68 +726,69 @@ class LivePush:
         does not wait for the broker.
         """
         self._stopped_loop = None
-        if self._run is None or self._run.ended or self._run.loop is not loop_identity():
-            run = Run(
+        if self._process is None or self._process.ended or self._process.loop is not loop_identity():
+            process = Process(
                 self.broker,
                 self.slots,
                 self.timing,
                 self.limits,
                 self.drain_policy,
                 self._counters,
-                lambda request, authorize: self._endpoint.decide_again(request, run, authorize),
+                lambda request, authorize: self._endpoint.decide_again(request, process, authorize),
                 inline_send=self._inline_send,
                 hooks=make_hooks(self._on_open, self._on_end, self._observers),
                 observers=self._observers,
                 encode=self.encode,
             )
             with self._lock:
-                self._run = run
+                self._process = process
             try:
                 await self._close_publisher()
             finally:
                 self._user = None
-                run.launch()
+                process.launch()
         self._thread = get_ident()
-        await self._run.wait_started()
+        await self._process.wait_started()
 
     async def stop(self) -> None:
         """Drain, close every subscription and the slots, and refuse requests until `start`."""
-        run = self._run
-        if run is not None and run.loop is loop_identity():
-            await run.stop()
-            self._stopped_loop = run.loop
+        process = self._process
+        if process is not None and process.loop is loop_identity():
+            await process.stop()
+            self._stopped_loop = process.loop
 
-    async def _current_run(self) -> Run | None:
-        run = self._run
-        if run is not None and run.running and run.loop is loop_identity():
-            return run
+    async def _current_process(self) -> Process | None:
+        process = self._process
+        if process is not None and process.running and process.loop is loop_identity():
+            return process
         if self._stopped_loop is not None and self._stopped_loop is loop_identity():
             return None
         await self.start()
-        return self._run
+        return self._process
 
-    def _live_run(self) -> Run | None:
-        """Return the run if its event loop still runs, in any thread."""
-        run = self._run
-        return run if run is not None and is_running(run.loop) else None
+    def _live_process(self) -> Process | None:
+        """Return the process if its event loop still runs, in any thread."""
+        process = self._process
+        return process if process is not None and is_running(process.loop) else None
 
     def _other_loop(self) -> object | None:
         """Return the event loop that the broker belongs to, if it is not the caller's.
 
-        That is the loop of the run, or of `publish_sync`. `async_to_sync(push.publish)` may start an event
-        loop of its own. Raises RuntimeError if no such loop exists, and another one uses the broker.
+        That is the loop in which it was started, or that of `publish_sync`. `async_to_sync(push.publish)` may
+        start an event loop of its own. Raises RuntimeError if no such loop exists, and another one uses the
+        broker.
         """
-        here, run = loop_identity(), self._live_run()
+        here, process = loop_identity(), self._live_process()
         if here is self._user:
             return None
-        if run is not None and not run.ended:
-            return None if run.loop is here else run.loop
+        if process is not None and not process.ended:
+            return None if process.loop is here else process.loop
         loop = self._publisher.loop
         if loop is not None and loop is not here:
             return loop
         if not self._is_in_process:
             self._take_broker(here)
-        elif self._run is None:
+        elif self._process is None:
             _warn_unheard()
         return None
 
@@ -774,19 +805,19 @@ class LivePush:
 
     def _call_from_thread(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Await an asynchronous function on the event loop that the broker belongs to. Blocks."""
-        # With the lock: a call is submitted before `start` closes the publisher, or goes to the run.
+        # With the lock: a call is submitted before `start` closes the publisher, or goes to the process.
         with self._lock:
-            run = self._live_run()
-            if run is None:
+            process = self._live_process()
+            if process is None:
                 # `publish` compares the threads first, and the thread of an earlier run may call it.
                 self._thread = None
                 call, loop = self._publisher.submit(lambda thread: function())
-        if run is None:
+        if process is None:
             return result_of(call, loop)
-        return call_on(run.loop, partial(_when_started, run, function))
+        return call_on(process.loop, partial(_when_started, process, function))
 
     async def _close_publisher(self) -> None:
-        """Close the event loop of `publish_sync`: from now on the run publishes."""
+        """Close the event loop of `publish_sync`: from now on the process publishes."""
         if self._publisher.loop is None:
             return
         try:
@@ -810,7 +841,7 @@ class LivePush:
         grant: Grant,
         last_event_id: str | None = None,
         source: AsyncIterator[object] | None = None,
-    ) -> tuple[Stream, Run]:
+    ) -> tuple[Stream, Process]:
         """Open a stream for a Grant that the caller has decided on. The caller has to close the stream.
 
         With a `source` its events come from there, and the stream closes it.
@@ -820,16 +851,16 @@ class LivePush:
         a drain, and TypeError for a `replay` without history.
         """
         control_events = self.control_events if grant.control_events is None else grant.control_events
-        async with self._counting_refusals() as run:
+        async with self._counting_refusals() as process:
             check_expiry(grant)
-            run.check_replay(grant)
-            requested_at = run.scheduler.now()
-            run.admit()
+            process.check_replay(grant)
+            requested_at = process.scheduler.now()
+            process.admit()
             try:
                 if can_be_revoked(grant):
-                    await run.revoker.listen()
-                decided_at = run.revoker.log.number
-                stream = await run.open(
+                    await process.revoker.listen()
+                decided_at = process.revoker.log.number
+                stream = await process.open(
                     grant,
                     decided_at=decided_at,
                     control_events=control_events,
@@ -838,25 +869,25 @@ class LivePush:
                     requested_at=requested_at,
                 )
             finally:
-                run.pending -= 1
-            return stream, run
+                process.pending -= 1
+            return stream, process
 
-    async def _open_authorized(self, authorize: Authorize, request: StreamRequest) -> tuple[Stream, Run]:
+    async def _open_authorized(self, authorize: Authorize, request: StreamRequest) -> tuple[Stream, Process]:
         """Open the stream that this `authorize` grants. Otherwise as `_open_granted`.
 
         Raises Refused if the request is refused.
         """
-        async with self._counting_refusals() as run:
-            return await self._endpoint.open(run, request, authorize=authorize), run
+        async with self._counting_refusals() as process:
+            return await self._endpoint.open(process, request, authorize=authorize), process
 
     @asynccontextmanager
-    async def _counting_refusals(self) -> AsyncIterator[Run]:
-        """Yield the run for a new stream, and count a refusal that the body raises."""
+    async def _counting_refusals(self) -> AsyncIterator[Process]:
+        """Yield the process for a new stream, and count a refusal that the body raises."""
         try:
-            run = await self._current_run()
-            if run is None:
+            process = await self._current_process()
+            if process is None:
                 raise NotRunningError(NOT_RUNNING)
-            yield run
+            yield process
         except Refused as refused:
             self._count_refusal(refused.cause)
             raise
@@ -868,9 +899,9 @@ class LivePush:
         self._counters.refused[cause] += 1
 
 
-async def _when_started(run: Run, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Call a function when nothing but the run uses the broker."""
-    await run.wait_started()
+async def _when_started(process: Process, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Call a function when nothing but the process uses the broker."""
+    await process.wait_started()
     return await function()
 
 
@@ -899,16 +930,16 @@ def _warn_unheard() -> None:
 
 
 _instances: WeakSet[LivePush] = WeakSet()
-# The runs that a forked process has inherited. They are kept: collecting them would affect the event loop of
+# What a forked process has inherited. It is kept: collecting it would affect the event loop of
 # the parent process.
-_inherited: list[Run | None] = []
+_inherited: list[Process | None] = []
 
 
 def _reset_after_fork() -> None:
-    """Make every LivePush one that was not started: only its parent process has the thread of the run."""
+    """Make every LivePush one that was not started: only its parent process has its thread."""
     for push in list(_instances):
-        _inherited.append(push._run)
-        push._run = push._host = push._thread = push._user = push._stopped_loop = None
+        _inherited.append(push._process)
+        push._process = push._host = push._thread = push._user = push._stopped_loop = None
         push._lock, push._sender = Lock(), CommandSender()
         # The parent process exports what it has counted.
         push._counters = Counters()

@@ -2,22 +2,30 @@
 
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..brokers import HistoryBroker
+from ..brokers.backoff import retry_unavailable
 from ..dialects import Dialect, livepush
-from ..errors import NotRunningError, PositionConflictError, RunExistsError, RunNotFoundError
+from ..errors import (
+    BrokerUnavailableError,
+    NotRunningError,
+    PositionConflictError,
+    RunExistsError,
+    RunNotFoundError,
+)
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
-from ..process.run import NOT_RUNNING
+from ..process.process import NOT_RUNNING
 from ..runs.host import new_attempt, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
 from ..settings import check_seconds, check_whole
-from ..stream.run_stream import has_begun, start_id
+from ..stream.run_stream import has_begun, start_id, was_restarted
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
 
 # How much older than the lease the newest record may be before the producer is suspected, in seconds.
 CLOCK_TOLERANCE = 2.0
+UNREADABLE = "The state of this run cannot be read now."
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +115,17 @@ class Run:
 
         The `lease` is in seconds. If the process is killed, or does not reach the broker for that time, the
         run is `lost` to all readers. The iterator may run `ahead` events ahead of the broker, and then waits.
-        No reader ever slows it. While the broker is unavailable, its producer tries for `retry_for` seconds.
+        No reader ever slows it. While the broker is unavailable, this call tries for `retry_for` seconds, and
+        so does the producer later.
 
         When the iterator raises, the run has `failed`, and the log has the error; the readers get the text of
         a RunFailedError, and of no other. When the run is cancelled
         or found lost, the iterator is closed where it is, and its `finally` runs. When this LivePush stops,
-        its runs are lost at once.
+        its runs go on for `DrainPolicy.runs` seconds, and are lost then.
 
-        Raises NotRunningError in a drain, BrokerUnavailableError if the broker is away (the run may exist,
-        and is then lost after the lease), and RuntimeError if this LivePush runs on another event loop.
+        Raises NotRunningError in a drain, BrokerUnavailableError if the broker is away for all that time (the
+        run may exist, and is then lost after the lease), and RuntimeError if this LivePush runs on another
+        event loop.
         """
         check_seconds("lease", lease, 3600.0)
         check_whole("ahead", ahead)
@@ -123,9 +134,17 @@ class Run:
             iterator = self.dialect.items(iterator)
         try:
             host = await self._push._run_host()
-            if not host.process.accepting:
+            attempt = new_attempt()
+
+            async def claim() -> LogState | None:
+                if not host.process.accepting:
+                    raise NotRunningError(NOT_RUNNING)
+                return await self._claim(attempt, join=join, restart=restart, resume=resume, lease=lease)
+
+            start = await retry_unavailable(claim, retry_for)
+            if start is not None and host.process.stopping:
+                await self._give_up(start)
                 raise NotRunningError(NOT_RUNNING)
-            start = await self._claim(join=join, restart=restart, resume=resume, lease=lease)
             if start is not None:
                 host.start(self._log, start, iterator, retry_for, ahead)
                 return True
@@ -135,10 +154,15 @@ class Run:
         await close_unused(iterator)
         return False
 
-    async def _claim(self, *, join: bool, restart: bool, resume: bool, lease: float) -> LogState | None:
+    async def _claim(
+        self, attempt: str, *, join: bool, restart: bool, resume: bool, lease: float
+    ) -> LogState | None:
         """Append the start record and return the state after it, or None if there is a run to join."""
         while True:
             found, end = await self._log.state()
+            if found is not None and found.attempt == attempt and not found.ended:
+                # The answer to an earlier try was lost.
+                return found
             if found is not None and self._is_suspect(found):
                 found = await wait_for_sign(self._log, found)
                 continue
@@ -150,12 +174,18 @@ class Run:
             begin, count = end.offset + 1, 0
             if found is not None and resumes:
                 begin, count = found.begin, found.count
-            start = LogState(new_attempt(), RunState.RUNNING, begin, count, lease, time.time(), end.next())
+            start = LogState(attempt, RunState.RUNNING, begin, count, lease, time.time(), end.next())
             try:
                 position = await self._log.append(start.make("start", count=count), end)
             except PositionConflictError:
                 continue
             return replace(start, end=position)
+
+    async def _give_up(self, start: LogState) -> None:
+        """End an attempt without a producer, because this process has stopped meanwhile."""
+        # Otherwise it is found lost after its lease.
+        with suppress(BrokerUnavailableError, PositionConflictError):
+            await self._log.append(start.make("end", RunState.LOST, start.count), start.end)
 
     @staticmethod
     def _is_suspect(found: LogState) -> bool:
@@ -227,20 +257,44 @@ class Run:
         EventSource that is an event `livepush.end` with the data `{"state": "done", "count": 3}`.
 
         Returns a Refusal with the status `dialect.idle`, 204 for example, after which `EventSource` stops,
-        if there is no such run, and if the client has met its end before. Does not wait for a lease.
+        if there is no such run, and if the client has met its end before; and one with 503 while the broker
+        is away, after which `EventSource` comes back. Does not wait for a lease.
         """
-        found, _ = await self._push._on_own_loop(self._log.state)
-        last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
-        if found is None or (found.ended and self._needs_nothing(found, last_event_id)):
-            return Refusal(self.dialect.idle)
-        return await self._grant(found, slot_key, expires_at)
+        try:
+            found = await self._push._on_own_loop(partial(self._found_for, request))
+        except BrokerUnavailableError:
+            # After a status other than 200 an EventSource would stop.
+            return Refusal(503, UNREADABLE, soft=self.dialect.control_events)
+        return Refusal(self.dialect.idle) if found is None else await self._grant(found, slot_key, expires_at)
 
-    def _needs_nothing(self, found: LogState, last_event_id: str | None) -> bool:
+    async def _found_for(self, request: StreamRequest | str | None) -> LogState | None:
+        """Return the state of the run, or None if there is nothing for this client."""
+        found, _ = await self._log.state()
+        if found is None or (found.ended and await self._needs_nothing(found, request)):
+            return None
+        return found
+
+    async def _needs_nothing(self, found: LogState, request: StreamRequest | str | None) -> bool:
+        """Return whether a client of a run that has ended has all of it."""
+        last_event_id = request.last_event_id if isinstance(request, StreamRequest) else request
         if not last_event_id:
-            return not self.dialect.replays_ended
+            # A POST has started the run, and a short one has ended before its response.
+            has_started_it = isinstance(request, StreamRequest) and request.scope["method"] == "POST"
+            return not self.dialect.replays_ended and not has_started_it
+        return await self._is_past_end(found, last_event_id)
+
+    async def _is_past_end(self, found: LogState, last_event_id: str | None) -> bool:
+        """Return whether a client has met the end of a run, by its last event id."""
         cursor = Cursor.parse(last_event_id) if last_event_id else None
         positions = () if cursor is None else cursor.positions_in(self.channel)
-        return any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions)
+        if any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions):
+            return True
+        if all(at.epoch == found.end.epoch for at in positions):
+            return False
+        # The server has started again since, and has begun another epoch.
+        page = await self._log.bounds()
+        places = [at if page.has(at) else page.start_after_loss(at) for at in positions]
+        return any(place.offset >= found.ended_at for place in places)
 
     async def _grant(
         self,
@@ -260,16 +314,20 @@ class Run:
             follow=partial(host.follow, found, self._log),
         )
 
-    async def _open_reader(
-        self, last_event_id: str | None
-    ) -> tuple[SubscriberStream, RunFollower, Callable[[], None]]:
-        found = await self._state()
+    async def _open_reader(self, last_event_id: str | None) -> "_Opened":
+        found, _ = await self._log.state()
         if found is None:
             raise RunNotFoundError(self.id)
         grant = await self._grant(found)
-        stream = await self._push._open_subscriber(grant, start_id(grant, last_event_id))
+        if found.ended and await self._is_past_end(found, last_event_id):
+            # The end comes once more: nothing else would end this reader.
+            last_event_id = event_id(self.channel, found.end.at(found.ended_at - 1))
+        id, gap = start_id(grant, last_event_id), None
+        if was_restarted(grant, last_event_id):
+            gap = Gap(self.channel, GapReason.EPOCH, id or "")
+        stream = await self._push._open_subscriber(grant, id)
         follower = RunFollower(found.attempt, met=has_begun(grant, last_event_id))
-        return stream, follower, grant.follow()
+        return _Opened(stream, follower, grant.follow(), gap)
 
     async def _state(self) -> LogState | None:
         found, _ = await self._log.state()
@@ -281,18 +339,29 @@ class Run:
         return found
 
     async def _cancel(self) -> LogState | None:
-        found, _ = await self._log.state()
-        if found is None or found.ended:
-            return found
-        await self._log.append_cancelled(found)
-        await send_cancelled(self._broker, self.channel)
-        return (await self._log.state())[0]
+        attempt, (found, _) = "", await self._log.state()
+        # The attempt may have ended meanwhile, and the next one have begun.
+        while found is not None and not found.ended and found.attempt != attempt:
+            attempt = found.attempt
+            await self._log.append_cancelled(found)
+            await send_cancelled(self._broker, self.channel)
+            found, _ = await self._log.state()
+        return found
 
     def _status_of(self, found: LogState | None) -> RunStatus | None:
         if found is None:
             return None
         id = event_id(self.channel, found.end)
         return RunStatus(self.id, found.state, found.count, id, found.error)
+
+
+class _Opened(NamedTuple):
+    """What a RunReader has opened. `gap` precedes its items."""
+
+    stream: SubscriberStream
+    follower: RunFollower
+    leave_watch: Callable[[], None]
+    gap: Gap | None
 
 
 class RunReader(Subscriber):
@@ -304,7 +373,7 @@ class RunReader(Subscriber):
 
     def __init__(
         self,
-        open: Callable[[str | None], Awaitable[tuple[SubscriberStream, RunFollower, Callable[[], None]]]],
+        open: Callable[[str | None], Awaitable[_Opened]],
         last_event_id: str | None,
     ) -> None:
         super().__init__(self._open_run, last_event_id)
@@ -321,8 +390,11 @@ class RunReader(Subscriber):
         self._over = False
 
     async def _open_run(self) -> SubscriberStream:
-        stream, self._follower, self._leave_watch = await self._open_reader(self._first_id)
-        return stream
+        opened = await self._open_reader(self._first_id)
+        self._follower, self._leave_watch = opened.follower, opened.leave_watch
+        if opened.gap is not None:
+            self._items.append(opened.gap)
+        return opened.stream
 
     def _leave(self, stream: SubscriberStream) -> None:
         leave, self._leave_watch = self._leave_watch, None

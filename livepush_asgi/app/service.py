@@ -16,7 +16,7 @@ from ..grant import Authorize, Grant, Refusal, RunGrant, StreamRequest
 from ..http.authorize import Refused
 from ..http.driver import STREAM_HEADERS, RawHeaders, drive
 from ..http.responses import soft_block
-from ..process.run import NOT_RUNNING, Run
+from ..process.process import NOT_RUNNING, Process
 from ..process.statistics import Statistics
 from ..runtime.asgi import Receive, Send
 from ..runtime.tcp_timeout import Limited
@@ -55,12 +55,12 @@ class StreamBody:
     def __init__(
         self,
         stream: Stream,
-        run: Run,
+        process: Process,
         is_disconnected: IsDisconnected | None = None,
         limited: Limited | None = None,
     ) -> None:
         self._stream = stream
-        self._run = run
+        self._process = process
         self._is_disconnected = is_disconnected
         # Without `is_disconnected` an idle stream need not wake up before its heartbeat.
         self._poll_interval = None if is_disconnected is None else DISCONNECT_POLL
@@ -100,11 +100,13 @@ class StreamBody:
     def close(self) -> None:
         """Close the stream soon. Any thread may call this; harmless the second time."""
         if not self._stream.finished:
-            self._run.call_threadsafe(partial(self._stream.abort, EndReason.DISCONNECT))
+            self._process.call_threadsafe(partial(self._stream.abort, EndReason.DISCONNECT))
         limited, self._limited = self._limited, None
         if limited is not None:
             stuck = self._stream.reason not in (None, EndReason.DISCONNECT)
-            self._run.call_threadsafe(partial(self._run.context.tcp_timeouts.release, limited, stuck=stuck))
+            self._process.call_threadsafe(
+                partial(self._process.context.tcp_timeouts.release, limited, stuck=stuck)
+            )
 
     async def respond(self, receive: Receive, send: Send, headers: RawHeaders = STREAM_HEADERS) -> None:
         """Send the stream as an ASGI response, instead of iterating it. Does not poll `is_disconnected`."""
@@ -115,7 +117,7 @@ class StreamBody:
 
     def _release(self, *, stuck: bool) -> None:
         limited, self._limited = self._limited, None
-        self._run.context.tcp_timeouts.release(limited, stuck=stuck)
+        self._process.context.tcp_timeouts.release(limited, stuck=stuck)
 
     def __del__(self) -> None:
         # The garbage collector may run in any thread, so use `close` and not `aclose`.
@@ -246,8 +248,8 @@ class SSEStreamService:
         client: object = None,
     ) -> SSEStream:
         """Open a stream for a Grant, with several channels for example. Otherwise as `open_stream`."""
-        stream, run = await self.push._open_granted(grant, last_event_id=last_event_id)
-        return await self._wait_open(stream, run, is_disconnected, client)
+        stream, process = await self.push._open_granted(grant, last_event_id=last_event_id)
+        return await self._wait_open(stream, process, is_disconnected, client)
 
     async def open_authorized(
         self, authorize: Authorize, request: StreamRequest, is_disconnected: IsDisconnected | None = None
@@ -260,16 +262,16 @@ class SSEStreamService:
 
         Raises a Refusal if `authorize` refuses, raises or takes too long. Otherwise as `open_stream`.
         """
-        stream, run = await self.push._open_authorized(authorize, request)
-        return await self._wait_open(stream, run, is_disconnected, request.scope.get("client"))
+        stream, process = await self.push._open_authorized(authorize, request)
+        return await self._wait_open(stream, process, is_disconnected, request.scope.get("client"))
 
     async def _wait_open(
-        self, stream: Stream, run: Run, is_disconnected: IsDisconnected | None, client: object
+        self, stream: Stream, process: Process, is_disconnected: IsDisconnected | None, client: object
     ) -> SSEStream:
         try:
             # A stream of a LivePush waits for the broker for the same time.
             with anyio.move_on_after(self.push.timing.subscribe_timeout):
-                if (failure := await run.hub.wait_attempted(stream.grant.channel_names)) is not None:
+                if (failure := await process.hub.wait_attempted(stream.grant.channel_names)) is not None:
                     raise failure
             if stream.finished:
                 # A revocation or a drain ended the stream while it waited.
@@ -280,8 +282,8 @@ class SSEStreamService:
             stream.end(EndReason.DISCONNECT if left else EndReason.ERROR)
             stream.close()
             raise
-        limited = run.context.tcp_timeouts.limit(client)
-        return SSEStream(_headers_of(stream.grant), StreamBody(stream, run, is_disconnected, limited))
+        limited = process.context.tcp_timeouts.limit(client)
+        return SSEStream(_headers_of(stream.grant), StreamBody(stream, process, is_disconnected, limited))
 
     async def aclose(self) -> None:
         """Drain and stop."""

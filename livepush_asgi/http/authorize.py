@@ -18,8 +18,8 @@ from ..errors import (
     SlotsUnavailableError,
 )
 from ..grant import Grant, Refusal, StreamRequest
+from ..process.process import Process
 from ..process.revocation import deciding
-from ..process.run import Run
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import ClientLeftError
 from ..runtime.failure_log import FailureLog, fields
@@ -38,6 +38,8 @@ SOFT_CAUSES = frozenset(
 )
 #: The causes with soft refusals only: the client did nothing wrong and may reconnect in a moment.
 ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
+#: The `Retry-After`, in seconds, of a refusal that says to come back and not when.
+RETRY_AFTER = 5
 #: The detail of a 400: `authorize` raised InvalidGrantError.
 INVALID = "The request names no valid channel or key."
 # An `authorize` runs on the event loop, also an asynchronous one that does not wait. A warning is logged if
@@ -91,6 +93,24 @@ def refused_for(error: Exception, soft_refusals: Collection[RefusalCause] = ()) 
     return Refused(Refusal(status, detail, soft=soft, retry_after=getattr(error, "retry_after", None)), cause)
 
 
+def hardened(refusal: Refusal) -> Refusal:
+    """Return a refusal as one with its own status, for a client that takes a soft one for an answer.
+
+    A 429 or 503 says when to come back.
+    """
+    comes_back = refusal.status in (429, 503) and refusal.retry_after is None
+    retry_after = RETRY_AFTER if comes_back else refusal.retry_after
+    return Refusal(refusal.status, refusal.detail, retry_after=retry_after, headers=refusal.headers)
+
+
+def wrong_decision(name: str, decision: object, kind: type[object]) -> AuthorizeError:
+    """Return the error for a function of the application that returned something else."""
+    return AuthorizeError(
+        f"{name} returned {type(decision).__name__}, not a {kind.__name__} or a Refusal. "
+        "Is a `return` missing, or an `await` in front of what it calls?"
+    )
+
+
 class Decider(Generic[R, G]):
     """Calls `authorize` for a request, and waits for at most `timeout` seconds.
 
@@ -121,7 +141,7 @@ class Decider(Generic[R, G]):
     async def decide(
         self,
         request: R,
-        run: Run,
+        process: Process,
         receive: Receive | None = None,
         authorize: Callable[[R], object] | None = None,
         *,
@@ -134,7 +154,7 @@ class Decider(Generic[R, G]):
         Raises Refused, NotRunningError in a drain, and ClientLeftError.
         """
         try:
-            decision = await self.decision(request, run, receive, authorize)
+            decision = await self.decision(request, process, receive, authorize)
         except (NotRunningError, ClientLeftError):
             raise
         except InvalidGrantError as error:
@@ -155,7 +175,7 @@ class Decider(Generic[R, G]):
         return decision
 
     async def decision(
-        self, request: R, run: Run, receive: Receive | None, authorize: Callable[[R], object] | None
+        self, request: R, process: Process, receive: Receive | None, authorize: Callable[[R], object] | None
     ) -> G | Refusal:
         """Return what `authorize` returns, or the refusal that it raises. Raises its other exceptions."""
         try:
@@ -163,7 +183,7 @@ class Decider(Generic[R, G]):
             if not isinstance(decision, self._kind) and inspect.isawaitable(decision):
                 token = deciding.set(request)
                 try:
-                    decision = await run.callbacks.result(
+                    decision = await process.callbacks.result(
                         decision,
                         receive=receive,
                         timeout=self._timeout,
@@ -172,13 +192,9 @@ class Decider(Generic[R, G]):
                 finally:
                     deciding.reset(token)
             if not isinstance(decision, self._decisions):
-                raise AuthorizeError(
-                    f"{self._name} returned {type(decision).__name__}, not a {self._kind.__name__} or a "
-                    "Refusal. "
-                    "Is a `return` missing, or an `await` in front of what it calls?"
-                )
+                raise wrong_decision(self._name, decision, self._kind)
             if isinstance(decision, Grant):
-                run.check_replay(decision)
+                process.check_replay(decision)
         except Refusal as refusal:
             return refusal
         except Exception as error:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from ..grant import Refusal, is_foreign, path_below
-from ..process.run import Run
+from ..process.process import Process
 from ..runtime.asgi import ASGIApp, Receive, Scope, Send
 from .driver import DISCONNECT_ERRORS
 from .responses import answer, refuse
@@ -29,8 +29,8 @@ class HealthEndpoint:
     def __init__(
         self,
         push: ASGIApp,
-        current_run: Callable[[], Awaitable[Run | None]],
-        latest_run: Callable[[], Run | None],
+        current_process: Callable[[], Awaitable[Process | None]],
+        latest_process: Callable[[], Process | None],
         *,
         unready_after: float,
         dead_after: float,
@@ -43,8 +43,8 @@ class HealthEndpoint:
                 "is restarted for its health gets no requests before"
             )
         self._push = push
-        self._current_run = current_run
-        self._latest_run = latest_run
+        self._current_process = current_process
+        self._latest_process = latest_process
         self._unready_after = unready_after
         self._dead_after = dead_after
         # For how long the process was broken when the faults were looked at last.
@@ -69,30 +69,35 @@ class HealthEndpoint:
 
     async def _ready(self) -> str:
         # It starts as the first request would: without a check no request may ever come.
-        run = await self._current_run()
-        if run is None or not run.running:
+        process = await self._current_process()
+        if process is None or not process.running:
             return STOPPED
-        if run.draining:
+        if process.draining:
             return DRAINING
-        if self._broken_for(run) >= self._unready_after:
+        if self._broken_for(process) >= self._unready_after:
             return UNHEALTHY
-        return STARTING if run.starting and self._unready_after < math.inf else OK
+        return STARTING if process.starting and self._unready_after < math.inf else OK
 
     async def _live(self) -> str:
-        run = self._latest_run()
-        if run is None or not run.running or run.draining or self._broken_for(run) < self._dead_after:
+        process = self._latest_process()
+        if (
+            process is None
+            or not process.running
+            or process.draining
+            or self._broken_for(process) < self._dead_after
+        ):
             return OK
         return UNHEALTHY
 
-    def _broken_for(self, run: Run) -> float:
+    def _broken_for(self, process: Process) -> float:
         """Return for how long the process has not received all events, in seconds; -1 if it does."""
-        if run.healthy:
+        if process.healthy:
             self._looked_at = -math.inf
             return -1.0
-        now = run.scheduler.now()
+        now = process.scheduler.now()
         if not 0 <= now - self._looked_at < LOOK_INTERVAL:
             self._looked_at = now
-            self._broken = max([fault.seconds for fault in run.faults if not fault.refused], default=-1.0)
+            self._broken = max([fault.seconds for fault in process.faults if not fault.refused], default=-1.0)
         return self._broken if self._broken < 0 else self._broken + now - self._looked_at
 
 

@@ -1,4 +1,4 @@
-"""HubCounts: what the hub counts, over all runs of a LivePush."""
+"""HubCounts: what the hub counts, from the first start of a LivePush on."""
 
 from ..runtime.histogram import Histogram
 

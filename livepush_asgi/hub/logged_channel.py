@@ -26,7 +26,7 @@ AHEAD_RETRY = 0.1
 
 
 class LoggedChannel(Channel):
-    """A channel with a log. `spawn` starts a task of the run."""
+    """A channel with a log. `spawn` starts a task of the process."""
 
     __slots__ = (
         "_idle",

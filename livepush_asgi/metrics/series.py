@@ -176,6 +176,21 @@ SERIES = (
         lambda now: _one(now["delivery_lag_seconds"]),
     ),
     Series(
+        "livepush_runs",
+        "gauge",
+        "Runs whose output the process produces.",
+        "{run}",
+        lambda now: _one(now["runs"]),
+    ),
+    Series(
+        "livepush_runs_ended",
+        "counter",
+        "Runs that the process has produced and that have ended.",
+        "{run}",
+        lambda now: _each(now["runs_ended"]),
+        ("state",),
+    ),
+    Series(
         "livepush_broker_reconnects",
         "counter",
         "Lost connections to the broker that are up again.",

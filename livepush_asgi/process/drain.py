@@ -26,7 +26,7 @@ LAST_CHUNK_TIME = 0.2
 
 
 class Drain:
-    """Ends the streams of a run within the window of its policy, and then releases the held signals.
+    """Ends the streams of a process within the window of its policy, and then releases the held signals.
 
     `subscribers` end at once, and the drain waits, within the window, until their code has left them.
     """
@@ -99,7 +99,7 @@ class Drain:
     async def release_signals(self) -> None:
         """Pass the held signals on to the server, after the end of its streams."""
         if self._signals.fatal:
-            # The server may shut down in another way, and be about to stop this run.
+            # The server may shut down in another way, and be about to stop this LivePush.
             await anyio.sleep(EXIT_TIMEOUT)
         elif self._signals.holding:
             await anyio.sleep(LAST_CHUNK_TIME)

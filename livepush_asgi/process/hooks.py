@@ -25,7 +25,7 @@ OnEnd = Callable[[Grant, EndReason, float, Sent], object]
 
 
 class StreamHooks:
-    """Calls `on_open`, `on_end` and the observers for the streams of one run. What they raise is logged."""
+    """Calls `on_open`, `on_end` and the observers for the streams of a process, and logs what they raise."""
 
     def __init__(
         self, on_open: OnOpen | None, on_end: OnEnd | None, observers: Sequence[Observer] = ()
@@ -96,6 +96,6 @@ class StreamHooks:
 def make_hooks(
     on_open: OnOpen | None, on_end: OnEnd | None, observers: Sequence[Observer] = ()
 ) -> StreamHooks | None:
-    """Return the hooks for a run, or None if nobody wants to know of its streams."""
+    """Return the hooks for a process, or None if nobody wants to know of its streams."""
     wanted = on_open is not None or on_end is not None or stream_logger.isEnabledFor(logging.INFO)
     return StreamHooks(on_open, on_end, observers) if wanted or observers else None

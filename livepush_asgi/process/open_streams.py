@@ -1,4 +1,4 @@
-"""The open streams of a run: by slot key and by channel, their revocation, and their reauthorization."""
+"""The open streams of a process: by slot key and by channel, their revocation, and their reauthorization."""
 
 import logging
 import random
@@ -117,7 +117,7 @@ class OpenStreams:
             self._ending.add(ending)
             for stream in list(ending.remaining):
                 stream.end(EndReason.REVOKED)
-            # This task must outlive the run, and the task that revokes, which may be cancelled.
+            # This task must outlive the LivePush, and the task that revokes, which may be cancelled.
             spawn(partial(self._abort_remaining, ending), "livepush revocation")
         return ending
 

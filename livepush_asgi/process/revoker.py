@@ -46,9 +46,9 @@ MAX_KNOWN = 1000
 
 
 class Revoker:
-    """The revocations of one run. It sends commands, executes those of other processes, and confirms them.
+    """The revocations of a process. It sends commands, executes those of other processes, and confirms them.
 
-    It is a listener of the hub. `call_in_task` schedules a function in a task of the run.
+    It is a listener of the hub. `call_in_task` schedules a function in a task of the event loop.
     """
 
     multi_channel = True

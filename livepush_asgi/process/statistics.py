@@ -10,9 +10,11 @@ from ..hub.counts import HubCounts
 from ..runtime.histogram import Histogram, HistogramData
 from ..stream.counts import StreamCounts
 from ..stream.stream import Stream
-from ..wire.reasons import EndReason, GapReason, OpenOutcome, PublishFailure, RefusalCause
+from ..wire.reasons import EndReason, GapReason, OpenOutcome, PublishFailure, RefusalCause, RunState
 
 Name = TypeVar("Name", bound=StrEnum)
+
+RUN_ENDS = tuple(state for state in RunState if state is not RunState.RUNNING)
 
 
 class Statistics(TypedDict):
@@ -64,6 +66,11 @@ class Statistics(TypedDict):
     replayed: int
     #: Gap events that streams were sent, by `GapReason`.
     gaps: dict[str, int]
+    #: Runs whose output this process produces now.
+    runs: int
+    #: Runs that this process has produced and that have ended, by `RunState`. A process that is killed counts
+    #: none.
+    runs_ended: dict[str, int]
     #: Bytes of streams that were given to the server to send.
     sent_bytes: int
     #: How long events took from the broker's log to the streams of this process, for one event a second.
@@ -74,7 +81,7 @@ class Statistics(TypedDict):
 
 
 class Counters:
-    """The counts of a LivePush, over all its runs."""
+    """The counts of a LivePush, from its first start on."""
 
     __slots__ = (
         "_most_sent_bytes",
@@ -85,6 +92,8 @@ class Counters:
         "publish_errors",
         "published",
         "refused",
+        "runs",
+        "runs_ended",
         "stream_durations",
         "streams",
         "subscribers",
@@ -102,6 +111,8 @@ class Counters:
             reason: Histogram(0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900, 3600) for reason in EndReason
         }
         self.refused: Counter[RefusalCause] = Counter()
+        self.runs = 0
+        self.runs_ended: Counter[RunState] = Counter()
         self._most_sent_bytes = 0
         self.published = 0
         self.publish_errors: Counter[PublishFailure] = Counter()
@@ -181,6 +192,8 @@ class Counters:
             delivered=self.hub.delivered,
             replayed=self.streams.replayed,
             gaps=_by_name(GapReason, self.streams.gaps),
+            runs=self.runs,
+            runs_ended=_by_name(RUN_ENDS, self.runs_ended),
             sent_bytes=sent_bytes,
             delivery_lag_seconds=self.hub.lag.data(),
             broker_reconnects=broker_reconnects,

@@ -10,8 +10,9 @@ import anyio
 from ..brokers import HistoryBroker
 from ..hub.delivery import Batch
 from ..process.commands import decode_message, send
-from ..process.run import Run as Process
+from ..process.process import Process
 from ..process.statistics import Counters
+from ..runtime.event_loop import now
 from ..runtime.failure_log import fields
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL
@@ -19,6 +20,8 @@ from ..wire.reasons import GapReason
 from .log import LogState, RunLog
 from .producer import Producer
 from .watch import end_if_silent
+
+logger = logging.getLogger("livepush_asgi")
 
 _CANCEL = "cancel-run"
 
@@ -63,18 +66,36 @@ class RunHost:
         if (earlier := self._producers.get(log.channel)) is not None:
             earlier.look()
         self._producers[log.channel] = producer
+        self._counters.runs += 1
         self.process.start_task(partial(self._produce, log.channel, producer))
 
     async def _produce(self, channel: str, producer: Producer) -> None:
         try:
             await producer.run()
         finally:
+            self._counters.runs -= 1
+            self._counters.runs_ended[producer.state] += 1
             if self._producers.get(channel) is producer:
                 del self._producers[channel]
 
-    def _stop(self) -> None:
-        for producer in self._producers.values():
+    async def _stop(self) -> None:
+        """Let the producers end by themselves for `DrainPolicy.runs` seconds, and stop the others."""
+        producers, began_at = list(self._producers.values()), now()
+        with anyio.move_on_after(self.process.drain_policy.runs):
+            for producer in producers:
+                await producer.closed.wait()
+        late = list(self._producers.values())
+        for producer in late:
             producer.stop()
+        if producers:
+            logger.info(
+                "of %d runs of this process, %d have ended within %.1f s, and %d were stopped and are lost",
+                len(producers),
+                len(producers) - len(late),
+                now() - began_at,
+                len(late),
+                extra=fields("runs_stopped", runs=len(producers), lost=len(late)),
+            )
 
     def follow(self, run: LogState, log: RunLog) -> Callable[[], None]:
         """Watch a run as long as it has readers here. Returns the function that a reader calls at its end."""

@@ -1,6 +1,7 @@
 """Watch: finds that the producer of a run is silent, and ends the run as lost for all its readers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
 
@@ -78,8 +79,14 @@ async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:
 async def _end(log: RunLog, run: LogState, end: Position) -> LogState | None:
     """End a run as lost, if its log still ends there, and return its state."""
     found, current = await log.state()
-    if current != end or (found is not None and (found.ended or found.attempt != run.attempt)):
+    if current != end:
+        return found
+    if found is not None and (found.ended or found.attempt != run.attempt):
+        if found.ended and found.attempt != run.attempt and current.epoch != run.end.epoch:
+            # The server may have lost this attempt with its start: nothing else would end its readers.
+            await log.append(run.make("end", RunState.LOST), end)
         return found
     # Without a record, the log was lost with the server, and nobody has begun it again.
-    await log.append((found or run).make("end", RunState.LOST), end)
+    lost = found or replace(run, begin=end.offset + 1)
+    await log.append(lost.make("end", RunState.LOST), end)
     return (await log.state())[0]

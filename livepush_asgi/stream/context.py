@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class StreamContext:
-    """The objects that the streams of one process share. The run creates one."""
+    """The objects that the streams of one process share. Process creates one."""
 
     hub: Hub
     #: Makes the sleep of a stream that waits for its next chunk.
     make_sleep: Callable[[], Sleep]
+    #: Calls a function in the loop's next turn.
+    call_soon: Callable[[Callable[[], object]], object]
     #: Awaits snapshots.
     callbacks: Callbacks
     scheduler: Scheduler

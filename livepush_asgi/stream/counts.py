@@ -19,7 +19,7 @@ class Sent(NamedTuple):
 
 
 class StreamCounts:
-    """The counts of all streams together, over all runs of a LivePush. One object serves them all."""
+    """The counts of all streams of a LivePush together, from its first start on."""
 
     __slots__ = ("fresh", "gap", "gaps", "open_duration", "replayed", "resumed", "sent_bytes", "unopened")
 

@@ -219,6 +219,8 @@ class RecoveryState:
         gap = None
         if end.offset - position.offset > self._most_replayed:
             gap, position = GapReason.OVERFLOW, end.at(end.offset - self._most_replayed)
+            if self.resumption is not None:
+                position = self.resumption.skipped_to(channel, position)
         self._sent[channel] = position
         if position != end:
             self.behind += (channel,)

@@ -39,6 +39,7 @@ class Resumption:
         "_hub",
         "_missed",
         "_opened_at",
+        "_pages",
         "_seek_at",
         "_suspect",
         "_unread",
@@ -65,6 +66,8 @@ class Resumption:
         self._confirmed: dict[str, Position | None] = {}
         # The position where a log goes on for a client whose position it has refuted.
         self._after_loss: dict[str, Position] = {}
+        # The bounds of each doubtful log in which the client's position was looked up.
+        self._pages: dict[str, Page] = {}
         # Whether the client has missed an event that its log does not have any more.
         self._missed = False
         # Whether a log has refuted a position of this client, or lately that of another client.
@@ -120,6 +123,13 @@ class Resumption:
     def after_loss(self, channel: str) -> Position | None:
         """Return the position where the log goes on for a client whose position it has refuted."""
         return self._after_loss.get(channel)
+
+    def skipped_to(self, channel: str, position: Position) -> Position:
+        """Return the same place, so that each later end at which events may be missing is after it."""
+        page = self._pages.get(channel)
+        if page is None or position.offset > page.last:
+            return position
+        return page.in_oldest_epoch(Position(page.epoch, position.offset))
 
     def resumable(self) -> bool | None:
         """Return whether history still has every event after the client's positions.
@@ -244,6 +254,8 @@ class Resumption:
         """Confirm or refute the client's position, given the bounds of its log."""
         self._hub.refresh(channel, page.epoch)
         cursor_positions, history = self.cursor_positions(channel), self._hub.history
+        if page.doubtful:
+            self._pages[channel] = page
         position = next((position for position in cursor_positions if page.has(position)), None)
         if position is not None:
             if self.owes_log(channel, position):

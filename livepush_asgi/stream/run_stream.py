@@ -9,7 +9,7 @@ from ..wire.control import count_events, retry_line
 from ..wire.cursor import Cursor, Position, event_id
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, RunState
-from ..wire.run_record import RunFollower, RunRecord, is_record, record_of
+from ..wire.run_record import RunFollower, RunRecord, has_records, is_record, record_of
 from .composer import Composer
 from .context import StreamContext
 from .recovery import ChannelGap
@@ -24,7 +24,7 @@ def start_id(grant: RunGrant, last_event_id: str | None) -> str | None:
     channel, begin = grant.channel_names[0], grant.begin
     if has_begun(grant, last_event_id):
         return last_event_id
-    if _was_at_earlier_attempt(grant, last_event_id):
+    if was_restarted(grant, last_event_id):
         # After the start record, so that the id says that the client was told.
         return event_id(channel, begin.next())
     return event_id(channel, begin) if begin.offset else None
@@ -35,11 +35,11 @@ def has_begun(grant: RunGrant, last_event_id: str | None) -> bool:
     return any(_is_in(grant, at) for at in _positions(grant, last_event_id))
 
 
-def _was_at_earlier_attempt(grant: RunGrant, last_event_id: str | None) -> bool:
-    begin = grant.begin
-    return any(
-        at.epoch == begin.epoch and 0 < at.offset <= begin.offset for at in _positions(grant, last_event_id)
-    )
+def was_restarted(grant: RunGrant, last_event_id: str | None) -> bool:
+    """Return whether a client has a part of an earlier attempt, which this one does not continue."""
+    positions, begin = _positions(grant, last_event_id), grant.begin
+    is_earlier = any(at.epoch == begin.epoch and 0 < at.offset <= begin.offset for at in positions)
+    return is_earlier and not has_begun(grant, last_event_id)
 
 
 def _positions(grant: RunGrant, last_event_id: str | None) -> Sequence[Position]:
@@ -83,8 +83,7 @@ class RunComposer(Composer):
         # Whether they are composed and wait to be sent.
         self._first_unsent = False
         self._follower = RunFollower(grant.attempt, met=not self._first_owed)
-        # Whether it has a part of an earlier attempt, which this one does not continue.
-        self._restarted = self._first_owed and _was_at_earlier_attempt(grant, last_event_id)
+        self._restarted = was_restarted(grant, last_event_id)
         self._resuming = not self._first_owed
         # Where the output begins, until the client is past it: one that has met another log starts before it,
         # if that log was lost.
@@ -98,7 +97,7 @@ class RunComposer(Composer):
         """Whether any of these deliveries is no item, or something has to precede them."""
         if self._first_owed or self._begin is not None or batch.has_gap or self._follower.end is not None:
             return True
-        return any(is_record(delivery.bare) for delivery in batch.deliveries)
+        return has_records([delivery.bare for delivery in batch.deliveries])
 
     def _opening(
         self, retry: int, gaps: list[ChannelGap], not_live: Sequence[str], *, resumed: bool
@@ -121,24 +120,27 @@ class RunComposer(Composer):
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         chunk, events = b"", list[Delivery]()
         for delivery in deliveries:
-            position, record = delivery.position, record_of(delivery.bare)
+            position = delivery.position
+            if position is None and not delivery.gap:
+                events.append(delivery)
+                continue
             if self._begin is not None and position is not None and not delivery.gap:
                 if position.epoch == self._begin.epoch and position.offset <= self._begin.offset:
                     self._record_position()
                     self._recovery.mark_sent(delivery.channel, position)
                     continue
                 self._begin = None
+            if not delivery.gap and self._follower.end is None and not is_record(delivery.bare):
+                self._follower.meet()
+                events.append(delivery)
+                continue
             if delivery.gap:
                 chunk += self._compose_events(events) + self._pass_gap(delivery, delivery.gap)
-            elif position is None:
-                events.append(delivery)
-                continue
-            elif not self._follower.take(record, position.offset):
-                return chunk + self._compose_events(events) + self._finish()
-            elif record is None and self._follower.end is None:
-                events.append(delivery)
-                continue
             else:
+                assert position is not None
+                record = record_of(delivery.bare)
+                if not self._follower.take(record, position.offset):
+                    return chunk + self._compose_events(events) + self._finish()
                 chunk += self._compose_events(events) + self._pass(delivery.channel, position, record)
             events = []
             if self.end_reason is not None:

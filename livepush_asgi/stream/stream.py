@@ -206,7 +206,7 @@ class Stream:
         else:
             wake(self.sleeping)
 
-    # The run and the driver call these methods.
+    # The process and the driver call these methods.
 
     def end(self, reason: EndReason) -> None:
         """End the stream for this reason, unless it is ending already. Returns at once."""

@@ -5,6 +5,7 @@ that an application publishes is taken for a record.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -15,13 +16,14 @@ _MARK = b": livepush.run "
 # The longest error in a record, in characters.
 MAX_ERROR = 1000
 
-Kind = Literal["start", "alive", "end"]
+Kind = Literal["start", "alive", "gap", "end"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A record of one attempt to produce the output of a run.
 
+    A `gap` is where a server has lost events, and the attempt went on after them.
     `begin` is the offset of the first record of the output: earlier than its own for a start that continues
     an attempt which has ended. `count` is how many events the output had, None if the writer cannot know.
     `lease` is in seconds, and `at` the time of the writer's clock, in seconds since the epoch. `error` is a
@@ -48,6 +50,11 @@ def is_record(block: bytes) -> bool:
     return block.startswith(_MARK)
 
 
+def has_records(blocks: Iterable[bytes]) -> bool:
+    """Return whether a record is among blocks."""
+    return any(map(is_record, blocks))
+
+
 def record_of(block: bytes) -> RunRecord | None:
     """Return the record in a block, or None if the block is an event, or a record that cannot be read."""
     if not is_record(block):
@@ -69,9 +76,14 @@ def record_of(block: bytes) -> RunRecord | None:
         return None
 
 
+def has_record(payload: bytes) -> bool:
+    """Return whether a payload is a record."""
+    return _MARK in payload[:20]
+
+
 def record_in(payload: bytes) -> RunRecord | None:
     """Return the record in a payload, or None."""
-    return record_of(from_payload(payload)) if _MARK in payload[:20] else None
+    return record_of(from_payload(payload)) if has_record(payload) else None
 
 
 def error_text(error: object) -> str | None:
@@ -83,9 +95,9 @@ def error_text(error: object) -> str | None:
 
 def _kind_of(text: object) -> Kind:
     match text:
-        case "start" | "alive" | "end":
+        case "start" | "alive" | "gap" | "end":
             return text
-    raise ValueError(f"a record is a start, alive or an end, not {text!r}")
+    raise ValueError(f"a record is a start, alive, a gap or an end, not {text!r}")
 
 
 class RunFollower:
@@ -100,12 +112,16 @@ class RunFollower:
     def __init__(self, attempt: str, *, met: bool = False) -> None:
         #: The end that the reader has met, until a start follows that continues the output.
         self.end: RunRecord | None = None
-        #: Whether the last record says that the log was lost with the beginning of the output, which a reader
-        #: that has met nothing of it was not told.
+        #: Whether the last record says that events of the output were lost with a log: those right before it,
+        #: or the beginning, of which a reader that has met nothing of the output was not told.
         self.lacks_beginning = False
         self._attempt = attempt
         # Whether the reader was given anything of the output.
         self._met = met
+
+    def meet(self) -> None:
+        """Take an event, before any end. As `take(None, offset)`."""
+        self._met, self.lacks_beginning = True, False
 
     def take(self, record: RunRecord | None, offset: int) -> bool:
         """Take the next record of the log, or None for an event. Return False if the reading ends before it.
@@ -120,6 +136,8 @@ class RunFollower:
                 return False
             self.lacks_beginning = record.begin == offset and bool(record.count) and not self._met
             self._attempt, self.end, self._met = record.attempt, None, True
+        elif record.kind == "gap":
+            self.lacks_beginning = True
         elif record.kind == "end" and record.attempt == self._attempt and self.end is None:
             self.end = record
         return True

@@ -499,6 +499,23 @@ FOUND: dict[str, Tale] = {
             ("connect", 1, 0, Plan(channels=("b",), replay="all", control=False)),
         ],
     ),
+    "a client that had missed too many was not told of a doubtful end among those that it got": Tale(
+        Setup(seed=4215796, clients=12, replay_events=6, slot_delay=0.3),
+        [
+            ("publish", "a", 7, 0, "plain"),
+            ("connect", 0, 1, Plan(replay="all", control=False)),
+            (
+                "connect",
+                2,
+                2,
+                Plan(channels=("b", "a"), replay="all", slot="two", expires=1.0, authorize=2.0),
+            ),
+            ("read", 2, 3),
+            ("publish", "a", 3, 2, "plain"),
+            ("take over", "a", 5),
+            ("publish", "a", 3, 2, "plain"),
+        ],
+    ),
     "bounds that were older than its position sent a client a false gap, and events twice": Tale(
         Setup(seed=640, clients=2),
         [

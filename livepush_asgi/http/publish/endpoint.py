@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from ...errors import NotRunningError
 from ...grant import Refusal
-from ...process.run import Run
+from ...process.process import Process
 from ...runtime.asgi import ASGIApp, Receive, Scope, Send
 from ...runtime.callbacks import ClientLeftError
 from ...runtime.failure_log import FailureLog, fields
@@ -35,7 +35,7 @@ class PublishEndpoint:
         self,
         push: ASGIApp,
         publish: Publish,
-        current_run: Callable[[], Awaitable[Run | None]],
+        current_process: Callable[[], Awaitable[Process | None]],
         authorize_publish: AuthorizePublish,
         *,
         keeps_history: bool,
@@ -52,7 +52,7 @@ class PublishEndpoint:
             )
         check_whole("max_batch", max_batch)
         self._push = push
-        self._current_run = current_run
+        self._current_process = current_process
         self._bodies = Bodies(max_body, body_timeout)
         self._reader = Reader(encode, max_batch)
         self._publishing = Publishing(publish, keeps_history=keeps_history)
@@ -108,10 +108,10 @@ class PublishEndpoint:
         await answer(send, 200, headers, result.content)
 
     async def _publish(self, request: PublishRequest, kind: str, key: str | None) -> Answer:
-        run = await self._current_run()
-        if run is None:
+        process = await self._current_process()
+        if process is None:
             raise NotRunningError("this LivePush has stopped")
-        grant = await self._decider.decide(request, run)
+        grant = await self._decider.decide(request, process)
         # The body counts until its events are published: a slow broker holds no more than slow clients.
         content = self._reader.read(kind, await request.body())
         _check_channels(grant, content)

@@ -1,9 +1,9 @@
-"""Run: one run of a LivePush in one event loop. It owns the hub, the timers and the streams."""
+"""Process: a LivePush in one event loop, from start to stop. It owns the hub, the timers and the streams."""
 
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import anyio
@@ -18,7 +18,7 @@ from ..errors import (
     ProcessFullError,
     SlotsUnavailableError,
 )
-from ..grant import Authorize, Grant, RunGrant, StreamRequest
+from ..grant import Authorize, Grant, RunAccess, RunGrant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import Callbacks
@@ -28,6 +28,7 @@ from ..runtime.event_loop import (
     loop_identity,
     on_asyncio,
     sleep_maker,
+    soon_caller,
     spawn,
     threadsafe_caller,
 )
@@ -64,8 +65,8 @@ LISTENER_CLOSE_TIME = 0.5
 NOT_RUNNING = "no new streams: this process is draining or has stopped"
 
 
-def check_expiry(grant: Grant) -> None:
-    """Raise GrantExpiredError if the grant has expired."""
+def check_expiry(grant: Grant | RunAccess) -> None:
+    """Raise GrantExpiredError if the permission has expired."""
     if grant.expiry is not None and grant.expiry <= time.time():
         raise GrantExpiredError("the grant expired before its stream was opened")
 
@@ -84,8 +85,8 @@ class _ReplacementRelay:
             self.stream.replaced()
 
 
-class Run:
-    """One run of a LivePush. `launch` it once; `stop` it, or let the event loop end."""
+class Process:
+    """A LivePush from its start to its stop. `launch` it once; `stop` it, or let the event loop end."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class Run:
         # Whether the process was full, and has had no room since.
         self._was_full = False
         self._full_log = StateLog()
-        #: Whether the run has started and not ended. Every request reads it.
+        #: Whether it has started and not ended. Every request reads it.
         self.running = False
         #: Whether a drain has begun, or a signal has announced it.
         self.draining = False
@@ -143,11 +144,12 @@ class Run:
         self._slots = slots
         # The generators that have not been closed.
         self._sources: set[Source] = set()
-        #: Called when the run has drained and stops, before it waits for the generators.
-        self.on_stopping: list[Callable[[], object]] = []
+        #: Awaited when it has drained and stops, before it waits for the generators.
+        self.on_stopping: list[Callable[[], Awaitable[object]]] = []
         # One bound method for all streams.
         self._on_closed = self._stream_closed
-        self._drain_policy = drain_policy
+        #: How this process drains.
+        self.drain_policy = drain_policy
         self._signals = SignalWatch(
             lambda: self.call_threadsafe(self._on_signal),
             hold=drain_policy.hold or drain_policy.delay > 0,
@@ -159,17 +161,17 @@ class Run:
         self._observers = [observer for observer in observers if observer.interval is not None]
         self._started = anyio.Event()
         self._started_at = 0.0
-        #: Whether the run has drained and is closing its resources. No task may be started any more.
+        #: Whether it has drained and is closing its resources. No task may be started any more.
         self.stopping = False
         self._ended = anyio.Event()
 
     @property
     def ended(self) -> bool:
-        """Whether the run has ended. A run starts only once."""
+        """Whether it has ended. It starts only once."""
         return self._ended.is_set()
 
     def launch(self) -> None:
-        """Start the run as a task of the event loop. Returns at once."""
+        """Start it as a task of the event loop. Returns at once."""
         spawn(self._main, "livepush")
 
     async def wait_started(self) -> None:
@@ -177,14 +179,14 @@ class Run:
         await self._started.wait()
 
     async def stop(self) -> None:
-        """Drain, close the subscriptions and the slots, and end the run."""
+        """Drain, close the subscriptions and the slots, and end."""
         await self.drain()
         self.stopping = True
         self._called.set()
         await self._ended.wait()
 
     def call_threadsafe(self, function: Callable[[], object]) -> None:
-        """Schedule a function in a task of the run. Any thread, signal handler or finalizer may call this.
+        """Schedule a function in a task. Any thread, signal handler or finalizer may call this.
 
         The function runs in a task, because anyio does not work in a callback of the event loop.
         """
@@ -251,8 +253,8 @@ class Run:
         source: AsyncIterator[object] | None,
     ) -> Stream:
         if source is not None:
-            run = self.make_source(source)
-            return SourceStream(self.context, grant, self._on_closed, run, control_events=control_events)
+            made = self.make_source(source)
+            return SourceStream(self.context, grant, self._on_closed, made, control_events=control_events)
         kind = RunStream if isinstance(grant, RunGrant) else Stream
         return kind(
             self.context,
@@ -263,13 +265,13 @@ class Run:
         )
 
     def make_source(self, iterator: AsyncIterator[object]) -> Source:
-        """Return a Source. The run waits for its end when it stops; whoever starts it has to stop it."""
+        """Return a Source. This process waits for its end when it stops; whoever starts it has to stop it."""
         source = Source(iterator, self.context, self._sources.discard)
         self._sources.add(source)
         return source
 
     def start_task(self, function: BackgroundFunction) -> None:
-        """Start a task that is cancelled when the run stops. The function must not raise."""
+        """Start a task that is cancelled when this process stops. The function must not raise."""
         self._tasks.start_soon(function)
 
     def subscribe(self, grant: Grant, last_event_id: str | None) -> SubscriberStream:
@@ -368,7 +370,7 @@ class Run:
             async with anyio.create_task_group() as self._tasks:
                 self._set_up()
                 self._tasks.start_soon(self.scheduler.run, name="livepush scheduler")
-                if self._drain_policy.signals:
+                if self.drain_policy.signals:
                     self._signals.install()
                 self._started_at = self.scheduler.now()
                 self.running = True
@@ -380,7 +382,7 @@ class Run:
                     self._sample(observer)
                 await self._call_functions()
                 for stopping in self.on_stopping:
-                    stopping()
+                    await stopping()
                 # Before the scheduler ends: it bounds how long a generator may take.
                 await wait_all_closed(list(self._sources))
                 self._tasks.cancel_scope.cancel()
@@ -424,7 +426,7 @@ class Run:
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """Why the run is not healthy; empty while it is."""
+        """Why it is not healthy; empty while it is."""
         found = self.hub.faults
         if self._starts_late and not found:
             cause = "the broker has not answered since the start"
@@ -458,6 +460,7 @@ class Run:
         self.context = StreamContext(
             hub=self.hub,
             make_sleep=sleep_maker(),
+            call_soon=soon_caller(),
             callbacks=Callbacks(tasks),
             scheduler=self.scheduler,
             tcp_timeouts=TcpTimeouts(self.scheduler, self.timing),
@@ -482,7 +485,7 @@ class Run:
         )
 
     def _on_signal(self) -> None:
-        policy = self._drain_policy
+        policy = self.drain_policy
         if policy.delay and not self.draining and self.running:
             logger.info(
                 "draining in %.1f s; until then new streams are accepted",
@@ -497,7 +500,7 @@ class Run:
             self._tasks.start_soon(self._drain.release_signals)
 
     def _end_delay(self) -> None:
-        if self._drain_policy.hold or self._signals.fatal:
+        if self.drain_policy.hold or self._signals.fatal:
             # The server would cut its streams: it hears of the signal after them.
             self.drain_soon()
         else:
@@ -520,7 +523,7 @@ class Run:
                 try:
                     await self._slots.aclose()
                 except Exception:
-                    # Go on: `stop` and the next `start` wait for the end of this run.
+                    # Go on: `stop` and the next `start` wait for the end of this one.
                     logger.exception(
                         "closing the slots raised; the component stops all the same",
                         extra=fields("slots_close_failed"),

@@ -1,0 +1,39 @@
+"""Runs under any interleaving: each reader has the output once, in order, and whole or with a gap, and its
+end; no two producers write it; and its status is what its log says.
+
+The model is in `run_stories.py`. To tell many more by hand: `python -m tests.run_stories 20000`.
+"""
+
+import os
+import warnings
+
+import pytest
+
+from .programs import EVERYTHING
+from .run_stories import error_of
+
+STORIES = 60 if EVERYTHING in os.environ else 24
+PARTS = 4
+# They have failed once, each for a reason of its own.
+FOUND = [28, 469, 659, 1221]
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_whole_or_told(part: int) -> None:
+    for seed in range(part, STORIES, PARTS):
+        _check(seed)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_found_wrong_once(seed: int) -> None:
+    _check(seed)
+
+
+def _check(seed: int) -> None:
+    told: list[str] = []
+    with warnings.catch_warnings():
+        # What a story leaves behind that was broken off is of no interest.
+        warnings.simplefilter("ignore")
+        error = error_of(seed, told.append)
+    if error is not None:
+        pytest.fail(f"seed {seed}: {error}\n" + "\n".join(told[-100:]), pytrace=False)
