@@ -31,25 +31,22 @@ def start_id(grant: RunGrant, last_event_id: str | None) -> str | None:
 
 
 def has_begun(grant: RunGrant, last_event_id: str | None) -> bool:
-    """Return whether a reader with this event id has a part of the output, or has met another log."""
-    return any(_is_in(grant, at) for at in _positions(grant, last_event_id))
+    """Return whether a reader with this event id has a part of the output, or of a log that was lost."""
+    return any(at.offset > grant.begin.offset for at in _positions(grant, last_event_id))
 
 
 def was_restarted(grant: RunGrant, last_event_id: str | None) -> bool:
-    """Return whether a client has a part of an earlier attempt, which this one does not continue."""
-    positions, begin = _positions(grant, last_event_id), grant.begin
-    is_earlier = any(at.epoch == begin.epoch and 0 < at.offset <= begin.offset for at in positions)
-    return is_earlier and not has_begun(grant, last_event_id)
+    """Return whether a client has a part of an earlier attempt, which this one does not continue.
+
+    The epoch does not matter: a log can go on in another one when its server has restarted.
+    """
+    positions = _positions(grant, last_event_id)
+    return any(at.offset > 0 for at in positions) and not has_begun(grant, last_event_id)
 
 
 def _positions(grant: RunGrant, last_event_id: str | None) -> Sequence[Position]:
     cursor = Cursor.parse(last_event_id) if last_event_id else None
     return () if cursor is None else cursor.positions_in(grant.channel_names[0])
-
-
-def _is_in(attempt: RunGrant, position: Position) -> bool:
-    """Return whether a client at this position was sent the beginning of the attempt, or met another log."""
-    return position.epoch != attempt.begin.epoch or position.offset > attempt.begin.offset
 
 
 class RunComposer(Composer):
