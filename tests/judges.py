@@ -116,7 +116,7 @@ class Judges:
 @asynccontextmanager
 async def judges() -> AsyncIterator[Judges]:
     """Run the clients, and uvicorn in this process. A connection waits at the socket until it accepts."""
-    for package in ("ai", "@ag-ui/client", "eventsource"):
+    for package in ("ai", "@ai-sdk/react", "@ag-ui/client", "eventsource"):
         need_node_package(package)
     scripts = Scripts()
     config = uvicorn.Config(scripts, log_config=None, log_level="critical", lifespan="off", ws="none")
