@@ -390,6 +390,9 @@ class Story:
             last = number + chance.choice([0, 3, 30, 130])
             restart = chance.random() < 0.4
             items = self.items(number, last, fails=chance.random() < 0.5)
+            if chance.random() < 0.3 and (restart or not attempt):
+                await run.queue(restart=attempt > 0)
+                await anyio.sleep(chance.uniform(0, 10))
             if not await run.start(
                 items, restart=attempt > 0 and restart, resume=attempt > 0 and not restart
             ):
