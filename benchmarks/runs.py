@@ -48,12 +48,12 @@ class Job:
 
 
 JOBS = (
-    Job("one run, yield alone", 1, 40_000, -1),
-    Job("one run, sleep(0)", 1, 40_000, 0),
-    Job("one run, 100 tokens a second", 1, 400, 100),
-    Job("200 runs, yield alone", 200, 300, -1),
-    Job("200 runs, sleep(0)", 200, 300, 0),
-    Job("200 runs, 50 tokens a second", 200, 300, 50),
+    Job("one run: yield alone", 1, 40_000, -1),
+    Job("one run: sleep(0)", 1, 40_000, 0),
+    Job("one run: 100 tokens a second", 1, 400, 100),
+    Job("200 runs: yield alone", 200, 300, -1),
+    Job("200 runs: sleep(0)", 200, 300, 0),
+    Job("200 runs: 50 tokens a second", 200, 300, 50),
 )
 _ids = count()
 

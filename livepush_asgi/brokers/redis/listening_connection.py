@@ -25,11 +25,11 @@ from ..mailbox import MESSAGES_BETWEEN_PAUSES, Mailbox
 from ..timeouts import BrokerTimeouts
 from .connection import (
     FAILURES,
-    Arrived,
     Reply,
     address_of,
     drop,
     named_timeout,
+    pass_messages,
     raise_if_cancelled,
     send,
 )
@@ -210,6 +210,7 @@ class ListeningConnection:
             async with asyncio.timeout(self._timeouts.ping):
                 await connection.connect()
             raise_if_cancelled()
+            pass_messages(connection)
             self.is_connected = True
             for channel in self.channels.values():
                 self.subscribe(channel)
@@ -237,16 +238,11 @@ class ListeningConnection:
             await self._changed.wait()
 
     async def _read(self, connection: AbstractConnection) -> None:
-        arrived = Arrived(connection)
         for number in count(1):
             # Reading does not wait while there is something to read. Without a pause a burst of messages
             # would fill every outbox before one stream could send.
             if number % MESSAGES_BETWEEN_PAUSES == 0:
                 await asyncio.sleep(0)
-            if (message := await arrived.message()) is not None:
-                self._deliver(*message)
-                self._received.set()
-                continue
             try:
                 # No timeout: a timer costs as much as reading a message, and `_test` notices silence.
                 reply = await connection.read_response(disable_decoding=True, timeout=inf, push_request=True)
@@ -271,7 +267,8 @@ class ListeningConnection:
     def _take(self, reply: Reply) -> None:
         match reply:
             case [b"message" | b"smessage", bytes() as name, bytes() as payload]:
-                self._deliver(name, payload)
+                if channel := self.channels.get(name):
+                    channel.deliver(payload)
             case [
                 b"subscribe" | b"unsubscribe" | b"ssubscribe" | b"sunsubscribe" as verb,
                 bytes() as name,
@@ -281,10 +278,6 @@ class ListeningConnection:
             case _:
                 # The reply to PING, or another push message of the server.
                 pass
-
-    def _deliver(self, name: bytes, payload: bytes) -> None:
-        if channel := self.channels.get(name):
-            channel.deliver(payload)
 
     def _take_confirmation(self, confirmed: Command) -> None:
         channel = self.channels.get(confirmed[1])

@@ -1,8 +1,8 @@
 -- KEYS: log, head. ARGV: the first wanted offset; the most events; a fresh epoch; 1 to check the permissions
 -- for every command of a read; the most bytes of payload, which the first event may exceed.
 -- Returns the epoch, the first offset that is kept, the last one, the ancestors, the offset of the first event, the
--- sizes of the payloads with commas between them, and the payloads as one text. A client takes few texts several times
--- faster than a list.
+-- sizes of the payloads with commas between them, and the payloads as one text. A client takes few texts several
+-- times faster than a list.
 
 -- The most events that are examined in order to drop them. The next call continues.
 local MAX_EXAMINED = 1000

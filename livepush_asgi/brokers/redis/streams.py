@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from functools import lru_cache
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -85,7 +84,6 @@ class RedisStreamsBroker(ListeningBroker):
         self._age_script = age_script()
         self._calls = 0
         self._queues: dict[str, AppendQueue] = {}
-        self._names = lru_cache(maxsize=2**10)(self._find_names)
         # Whether the last call had one append, and no other call was under way.
         self._alone = False
         self._appending_loop: asyncio.AbstractEventLoop | None = None
@@ -146,11 +144,6 @@ class RedisStreamsBroker(ListeningBroker):
         # In a cluster its slot is that of the keys.
         return tag_of(channel) if self._server.verb == "SPUBLISH" else super()._live_name(channel)
 
-    def _find_names(self, channel: str) -> tuple[str, str, str]:
-        """Return the keys of the log and of its head, and the name to publish on."""
-        key = self._key(channel)
-        return key, f"{key}:head", self._live_name(channel)
-
     def _key(self, channel: str) -> str:
         return log_key(self._prefix, channel)
 
@@ -195,12 +188,12 @@ class RedisStreamsBroker(ListeningBroker):
             return
         self._alone = len(appends) == len(self._queues) == 1
         self._calls += 1
-        key, head, name = self._names(channel)
-        keys = [key, head]
+        key = self._key(channel)
+        keys = [key, f"{key}:head"]
         if writer:
             keys.append(f"{key}:writer:{writer}")
         arguments: list[Argument] = [
-            name,
+            self._live_name(channel),
             new_epoch(),
             self._calls if writer else b"",
             int(not self._may_append),
