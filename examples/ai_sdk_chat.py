@@ -21,7 +21,7 @@ TEXT = "Short waves are scattered more than long ones, so the light from all sid
 def run_of(messages):
     # The run of an answer has the id of its message, so a page that reads it twice shows it once.
     asked = [message["id"] for message in messages if message["role"] == "user"] or ["nothing"]
-    return push.run(f"answer-{asked[-1]}", dialect=ai_sdk(replays_ended=True))
+    return push.run(f"answer-{asked[-1]}", dialect=ai_sdk())
 
 
 async def answer(chat, message_id):

@@ -44,8 +44,8 @@ GAP_TEXT = "A part of the output is missing: it is not stored any more, or was l
 class RunEnd:
     """The end of a stream of a run. `RunState.RUNNING` says that the stream ends before the run does.
 
-    `error` is a text for the client, of a run that has failed: the dialect's own text if it is None. `count`
-    is how many events the run had, None if that is not known.
+    `error` is the text of the RunFailedError that the iterator has raised, for the client: without one it is
+    told the dialect's own text. `count` is how many events the run had, None if that is not known.
     """
 
     run_id: str
@@ -212,39 +212,49 @@ def livepush(*, control_events: bool = True, replays_ended: bool = True) -> Dial
 
 
 def ai_sdk(
-    *, message_id: str | None = None, go_on_at_gap: bool = False, replays_ended: bool = False
+    *, message_id: str | None = None, go_on_at_gap: bool = False, replays_ended: bool = True
 ) -> Dialect:
     """Return the dialect of the Vercel AI SDK: its UI message stream, for `useChat({resume: true})`.
 
     An item is a part, such as `{"type": "text-delta", "id": "0", "delta": "Hel"}`. The start part has the id
-    of the message: that of the run, unless it is given. By this id `useChat` replaces a message that it reads
-    again. The items may have a start and a finish of their own, as those of `parsed` do, if that start has no
-    `messageId` or the same.
+    of the message: that of the run, unless it is given. The items may have a start and a finish of their own,
+    as those of `parsed` do, if that start has no `messageId` or the same.
 
-    At a gap the client is sent a transient `data-livepush` part and an error. With `go_on_at_gap` the
-    error is left out: then `onData` has to tell the user, and deltas of a text whose start is missing are an
-    error of the client.
+    `useChat` sends no event id, so it reads a run from its beginning each time, and replaces the message
+    that has the id of the start part. So give each answer a run of its own, not one to each chat, and store
+    the message under the id of the start part: a page that has it under another id shows it twice.
 
-    A run that has ended is a 204, as the SDK wants it, because the page has the message from elsewhere. But a
-    page that was cut off, and comes back after the end, then takes what it has for the whole. With
-    `replays_ended` it is sent the run, as long as that is stored; a page that has the message under another
-    id shows it twice.
+    A run that has ended is sent again, as long as it is stored. A page that was cut off, and comes back after
+    the end, gets the rest. With `replays_ended=False` it gets a 204, and `useChat` shows what it has as a
+    message that is ready: then its page has to load the message from elsewhere.
+
+    A run that has failed or was lost, and a stream that ends before its run, end with an error part, which
+    `useChat` shows as its `error`. A cancelled run ends with an abort part, after which its status is
+    "ready": a page that has not cancelled it is told by a transient `data-livepush` part with the data
+    `{"end": "cancelled"}`, in `onData`.
+
+    At a gap the client is sent a transient `data-livepush` part with the data `{"gap": reason}`, and an
+    error. With `go_on_at_gap` the error is left out: then `onData` has to tell the user, and deltas of a text
+    whose start is missing are an error of the client.
     """
     done = Event("[DONE]")
+
+    def note(data: object) -> object:
+        return {"type": "data-livepush", "data": data, "transient": True}
 
     def last(end: RunEnd) -> bytes:
         match end.state:
             case RunState.DONE:
                 return frames({"type": "finish"}, done)
             case RunState.CANCELLED:
-                return frames({"type": "abort", "reason": end.text}, done)
+                return frames(note({"end": end.state.value}), {"type": "abort", "reason": end.text}, done)
             case RunState.RUNNING:
                 return frames({"type": "error", "errorText": end.text})
         return frames({"type": "error", "errorText": end.text}, done)
 
     def gap(run_id: str, reason: GapReason) -> bytes:
-        part = {"type": "data-livepush", "data": {"gap": reason.value}, "transient": True}
-        return frames(part, *([] if go_on_at_gap else [{"type": "error", "errorText": GAP_TEXT}, done]))
+        error = [] if go_on_at_gap else [{"type": "error", "errorText": GAP_TEXT}, done]
+        return frames(note({"gap": reason.value}), *error)
 
     return Dialect(
         name="ai-sdk",
@@ -270,8 +280,12 @@ def ag_ui(
     the thread is that of the run, unless it is given. With `own_start_and_end` the items have a RUN_STARTED
     and a RUN_FINISHED of their own: the client refuses a second RUN_STARTED.
 
-    A cancelled run ends with RUN_ERROR: RUN_FINISHED may not end a message that is not complete. At a gap the
-    run ends with RUN_ERROR too. With `go_on_at_gap` it goes on after a CUSTOM event `livepush.gap`.
+    A cancelled run ends with RUN_ERROR, as one that has failed or was lost: RUN_FINISHED may not end a
+    message that is not complete. At a gap the run ends with RUN_ERROR too. With `go_on_at_gap` it goes on
+    after a CUSTOM event `livepush.gap`. `runAgent` resolves after a RUN_ERROR, so the page has to have an
+    `onRunErrorEvent`, or it shows a part of a message as the whole.
+
+    The client sends no event id, and reads a run from its beginning each time.
     """
 
     def bound(kind: str, run_id: str) -> bytes:
@@ -309,7 +323,11 @@ def openai(*, model: str = "livepush", created: int = 0) -> Dialect:
 
     An item is a chunk, such as `{"object": "chat.completion.chunk", "choices": [...]}` or a model of the
     `openai` library. The protocol has one way to say that a text is not whole, an error: for every end but
-    `done`, and for a gap. `model` and `created` are those of the chunks that `text` makes.
+    `done`, and for a gap. The clients raise it, and an error of their own for a connection that was cut.
+    `model` and `created` are those of the chunks that `text` makes.
+
+    The clients do not come back by themselves. A program that reads the run again gets it from the beginning,
+    or after the id that it gives in `extra_headers={"Last-Event-ID": id}`.
     """
     done = Event("[DONE]")
 

@@ -16,6 +16,7 @@ LivePushError
 ├── AuthorizationUnavailableError  a token or ticket cannot be checked now
 ├── RunExistsError            a run has been started under this id
 ├── RunNotFoundError          there is no run under this id (also a LookupError)
+├── RunFailedError            raised by the iterator of a run, with a text for its readers
 └── NotRunningError           LivePush was used after it stopped
 """
 
@@ -144,6 +145,16 @@ class RunNotFoundError(LivePushError, LookupError):
     def __init__(self, id: str) -> None:
         self.id = id
         super().__init__(f"there is no run {id!r}: it was never started, or its time to live is over")
+
+
+class RunFailedError(LivePushError):
+    """Raise it in the iterator of a run, to end the run as failed with a text for its readers.
+
+        raise RunFailedError("The model is busy. Try again in a minute.") from error
+
+    The text goes to clients as it is: plain text, of which the first 1000 characters count. The readers of a
+    run whose iterator raises another error are told that it has failed, and nothing of the error.
+    """
 
 
 class NotRunningError(LivePushError):

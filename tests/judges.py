@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,6 +13,8 @@ from typing import Any
 
 import openai
 import uvicorn
+
+from livepush_asgi.runtime.asgi import ASGIApp
 
 from .apps.frames import Script, Scripts
 from .programs import need, need_node_package
@@ -33,8 +35,8 @@ class Said:
     #: For a client that came several times, the error each time.
     errors: list[str | None] = field(default_factory=list)
     messages: int = 1
-    #: The status that `useChat` shows.
-    status: str | None = None
+    #: The status that `useChat` shows, each time.
+    statuses: list[str] = field(default_factory=list)
 
 
 class Judges:
@@ -48,19 +50,30 @@ class Judges:
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._reading = asyncio.create_task(self._read())
 
-    def serve(self, script: Script) -> str:
-        """Serve a script, and return its URL."""
+    def serve(self, script: Script | ASGIApp) -> str:
+        """Serve a script or an application, and return its URL."""
         name = f"script{next(self._numbers)}"
         self._scripts.by_name[name] = script
         return f"{self._url}/{name}"
 
-    async def ask(self, client: str, script: Script, *, times: int = 1) -> Said:
-        """Let a client read a script, so many times."""
+    async def ask(
+        self, client: str, script: Script | ASGIApp, *, times: int = 1, messages: Sequence[object] = ()
+    ) -> Said:
+        """Let a client read a script or an application, so many times.
+
+        `messages` are those that the page of `chat` has loaded before.
+        """
         if client == "openai":
             return await self.ask_openai(self.serve(script))
         number = next(self._numbers)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
-        question = {"number": number, "client": client, "url": self.serve(script), "times": times}
+        question: dict[str, object] = {
+            "number": number,
+            "client": client,
+            "url": self.serve(script),
+            "times": times,
+        }
+        question["messages"] = list(messages)
         assert self._process.stdin is not None
         self._process.stdin.write(f"{json.dumps(question)}\n".encode())
         async with asyncio.timeout(PATIENCE):
@@ -103,7 +116,7 @@ class Judges:
 @asynccontextmanager
 async def judges() -> AsyncIterator[Judges]:
     """Run the clients, and uvicorn in this process. A connection waits at the socket until it accepts."""
-    for package in ("ai", "@ag-ui/client", "eventsource"):
+    for package in ("ai", "@ai-sdk/react", "@ag-ui/client", "eventsource"):
         need_node_package(package)
     scripts = Scripts()
     config = uvicorn.Config(scripts, log_config=None, log_level="critical", lifespan="off", ws="none")

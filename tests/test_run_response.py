@@ -196,7 +196,7 @@ def check_idle(answer: Answer, status: int) -> None:
 async def test_a_page_follows_a_run_in_its_dialect_comes_back_and_is_told_that_it_has_all(
     app: ASGIApp,
 ) -> None:
-    house = serving(ai_sdk())
+    house = serving(ai_sdk(replays_ended=False))
     async with house.push.lifespan(), Client(app) as client:
         check_idle(await client.request("GET", "/runs/7"), 204)
         await house.start()

@@ -29,6 +29,7 @@ from livepush_asgi import (
     Received,
     Refusal,
     RunExistsError,
+    RunFailedError,
     RunNotFoundError,
     RunState,
     RunStatus,
@@ -171,6 +172,37 @@ async def test_an_iterator_that_raises_has_failed() -> None:
         assert await text_of(push) == ["one", "failed"]
 
 
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("The model is busy.", "The model is busy."),
+        ("", None),
+        ("two\nlines \ud800 & <b>", "two\nlines ? & <b>"),
+        ("x" * 5000, "x" * 999 + "…"),
+    ],
+)
+async def test_the_text_of_a_failure_is_for_the_readers(raised: str, told: str | None) -> None:
+    async def failing() -> AsyncIterator[object]:
+        yield "one"
+        raise RunFailedError(raised) from ZeroDivisionError("a password")
+
+    push, other = serving(broker := MemoryBroker()), serving(broker)
+    async with push.lifespan(), other.lifespan(), Client(other) as client:
+        await push.run("a").start(failing())
+        async with other.run("a").read() as items:
+            assert [item.data async for item in items if isinstance(item, Received)] == ["one"]
+        assert (items.state, items.error) == (RunState.FAILED, told)
+        status = await status_of(other)
+        assert (status.state, status.error) == (RunState.FAILED, told)
+        async with client.open("/a") as page:
+            *_, end, _ = EventStreamParser().feed(await page.read_body(timeout=60))
+        assert (end.event, end.json()) == ("livepush.end", {"state": "failed", "count": 1, "error": told})
+        # Another attempt has an end of its own.
+        assert await push.run("a").start(Counting(2, 3)(), resume=True)
+        assert await text_of(other) == ["one", "2", "3", "done"]
+        assert (await status_of(other)).error is None
+
+
 async def test_cancel_ends_the_readers_and_closes_the_iterator() -> None:
     push, other = serving(broker := MemoryBroker()), serving(broker)
     job = Counting(1, 100, pace=3.0)
@@ -242,9 +274,9 @@ async def test_a_run_that_is_started_again_is_read_from_its_new_start() -> None:
         assert not await push.run("a").start(Counting(8, 9)())
         assert await push.run("a").start(Counting(8, 9)(), restart=True)
         assert await text_of(push) == ["8", "9", "done"]
-        assert await text_of(push, old.last_event_id) == ["8", "9", "done"]
-        # A part of the old output is in the reader's text.
-        assert await text_of(push, first.id) == ["gap epoch", "8", "9", "done"]
+        # The old output, or a part of it, is in the reader's text.
+        for id in (first.id, old.last_event_id):
+            assert await text_of(push, id) == ["gap epoch", "8", "9", "done"]
         assert (await status_of(push)).count == 2
 
 

@@ -467,7 +467,7 @@ async def test_it_serves_and_cancels_under_a_prefix_on_a_real_server(tmp_path: P
             types = []
             while (event := await page.next_event()).data != "[DONE]":
                 types.append(json.loads(event.data)["type"])
-            assert types == ["text-start", "text-delta", "abort"]
+            assert types == ["text-start", "text-delta", "data-livepush", "abort"]
             refused = await server.open(f"{runs}/{framework}", method="PUT")
             assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS, DELETE")
         assert "Error" not in server.log

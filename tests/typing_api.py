@@ -85,6 +85,7 @@ from livepush_asgi import (
     Run,
     RunAccess,
     RunExistsError,
+    RunFailedError,
     RunGrant,
     RunNotFoundError,
     RunReader,
@@ -532,5 +533,7 @@ def tell(error: LivePushError, gap: GapReason) -> str:
             return gap.value
         case PositionConflictError() | NotRunningError() | RunExistsError() | RunNotFoundError():
             return str(error)
+        case RunFailedError():
+            return "for readers"
         case _:
             return "unknown"

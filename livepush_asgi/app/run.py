@@ -26,7 +26,7 @@ from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
 from ..settings import check_seconds, check_whole
-from ..stream.run_stream import start_id, was_restarted
+from ..stream.run_stream import has_begun, start_id, was_restarted
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
@@ -67,13 +67,14 @@ class RunStatus:
     """What has become of a run, and how far it is.
 
     `count` is how many events its output has. `last_event_id` is the event id of the newest one: a reader
-    that begins there gets what comes next.
+    that begins there gets what comes next. `error` is the text of the RunFailedError that has ended it.
     """
 
     id: str
     state: RunState
     count: int
     last_event_id: str
+    error: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -141,7 +142,8 @@ class Run:
         No reader ever slows it. While the broker is unavailable, this call tries for `retry_for` seconds, and
         so does the producer later.
 
-        When the iterator raises, the run has `failed`, and the log has the error. When the run is cancelled
+        When the iterator raises, the run has `failed`, and the log has the error; the readers get the text of
+        a RunFailedError, and of no other. When the run is cancelled
         or found lost, the iterator is closed where it is, and its `finally` runs. When this LivePush stops,
         its runs go on for `DrainPolicy.runs` seconds, and are lost then.
 
@@ -407,7 +409,8 @@ class Run:
         if was_restarted(grant, last_event_id):
             gap = Gap(self.channel, GapReason.EPOCH, id or "")
         stream = await self._push._open_subscriber(grant, id)
-        return _Opened(stream, RunFollower(found.attempt), grant.follow(), gap)
+        follower = RunFollower(found.attempt, met=has_begun(grant, last_event_id))
+        return _Opened(stream, follower, grant.follow(), gap)
 
     async def _state(self) -> LogState | None:
         found, _ = await self._log.state()
@@ -436,7 +439,8 @@ class Run:
     def _status_of(self, found: LogState | None) -> RunStatus | None:
         if found is None:
             return None
-        return RunStatus(self.id, found.state, found.count, event_id(self.channel, found.end))
+        id = event_id(self.channel, found.end)
+        return RunStatus(self.id, found.state, found.count, id, found.error)
 
 
 def _checked_function(items: object) -> _Make:
@@ -482,6 +486,8 @@ class RunReader(Subscriber):
         self.state = RunState.RUNNING
         #: How many events the run had, if its end has been met and says so.
         self.count: int | None = None
+        #: The text of the RunFailedError that has ended it, if the end has been met.
+        self.error: str | None = None
         self._open_reader = open
         self._first_id = last_event_id
         self._follower = RunFollower("")
@@ -518,7 +524,7 @@ class RunReader(Subscriber):
             told = self._stream.context.hub.end_of(self._channel)
             self._over = told is None or told.epoch != position.epoch or told.offset <= position.offset
         if self._over and end is not None:
-            self.state, self.count = end.state, end.count
+            self.state, self.count, self.error = end.state, end.count, end.error
         if self._follower.lacks_beginning:
             self._items.append(Gap(self._channel, GapReason.EPOCH, self._id))
         return end is None and not self._over

@@ -30,6 +30,8 @@ class LogState:
     end: Position
     #: The offset of the record that has ended it, 0 if it has not ended.
     ended_at: int = 0
+    #: The text for readers, of a run that has failed.
+    error: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -148,4 +150,5 @@ def _with_record(found: LogState | None, record: RunRecord, offset: int, end: Po
         record.at,
         end,
         offset if record.kind == "end" else 0,
+        record.error,
     )

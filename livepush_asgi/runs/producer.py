@@ -347,7 +347,9 @@ class Producer:
             if self._batch:
                 # This task was cancelled while it appended.
                 await retry_unavailable(self._catch_up, self._retry_for)
-            self._batch, self._is_unsure = [self._start.make("end", state, self._count).encode()], False
+            end = self._start.make("end", state, self._count)
+            error = self._source.error if state is RunState.FAILED else None
+            self._batch, self._is_unsure = [replace(end, error=error).encode()], False
             await self._append()
         except EndedError:
             return

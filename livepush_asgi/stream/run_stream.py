@@ -21,30 +21,32 @@ def start_id(grant: RunGrant, last_event_id: str | None) -> str | None:
 
     A client that was at an earlier attempt, which was not continued, begins with this one.
     """
-    positions, first = _positions(grant, last_event_id), grant.begin
-    if any(at.epoch != first.epoch or at.offset >= first.offset for at in positions):
+    channel, begin = grant.channel_names[0], grant.begin
+    if has_begun(grant, last_event_id):
         return last_event_id
-    return event_id(grant.channel_names[0], first) if first.offset else None
+    if was_restarted(grant, last_event_id):
+        # After the start record, so that the id says that the client was told.
+        return event_id(channel, begin.next())
+    return event_id(channel, begin) if begin.offset else None
+
+
+def has_begun(grant: RunGrant, last_event_id: str | None) -> bool:
+    """Return whether a reader with this event id has a part of the output, or of a log that was lost."""
+    return any(at.offset > grant.begin.offset for at in _positions(grant, last_event_id))
+
+
+def was_restarted(grant: RunGrant, last_event_id: str | None) -> bool:
+    """Return whether a client has a part of an earlier attempt, which this one does not continue.
+
+    The epoch does not matter: a log can go on in another one when its server has restarted.
+    """
+    positions = _positions(grant, last_event_id)
+    return any(at.offset > 0 for at in positions) and not has_begun(grant, last_event_id)
 
 
 def _positions(grant: RunGrant, last_event_id: str | None) -> Sequence[Position]:
     cursor = Cursor.parse(last_event_id) if last_event_id else None
     return () if cursor is None else cursor.positions_in(grant.channel_names[0])
-
-
-def was_restarted(grant: RunGrant, last_event_id: str | None) -> bool:
-    """Return whether a client has a part of an earlier attempt, which this one does not continue."""
-    positions = _positions(grant, last_event_id)
-    return any(at.offset < grant.begin.offset for at in positions) and not _has_begun(grant, positions)
-
-
-def _has_begun(grant: RunGrant, positions: Sequence[Position]) -> bool:
-    return any(_is_in(grant, at) for at in positions)
-
-
-def _is_in(attempt: RunGrant, position: Position) -> bool:
-    """Return whether a client at this position was sent the beginning of the attempt, or met another log."""
-    return position.epoch != attempt.begin.epoch or position.offset > attempt.begin.offset
 
 
 class RunComposer(Composer):
@@ -54,27 +56,45 @@ class RunComposer(Composer):
     for one that accepts control events.
     """
 
-    __slots__ = ("_dialect", "_first_owed", "_follower", "_restarted", "_run_id", "gap_ends")
+    __slots__ = (
+        "_begin",
+        "_dialect",
+        "_first_owed",
+        "_first_unsent",
+        "_follower",
+        "_restarted",
+        "_run_id",
+        "is_told",
+    )
 
     def __init__(
         self, context: StreamContext, grant: RunGrant, ends: dict[str, Position], last_event_id: str | None
     ) -> None:
         id = start_id(grant, last_event_id)
         super().__init__(context, grant, ends, control_events=True, last_event_id=id)
-        #: Whether the client was sent a gap that is the end of its stream.
-        self.gap_ends = False
+        #: Whether the client was sent what its stream ends with: the end of the run, or a gap.
+        self.is_told = False
         self._dialect, self._run_id = grant.dialect, grant.run_id
-        self._follower = RunFollower(grant.attempt)
         # Whether the client has not been sent the first blocks, which stand where the output begins.
-        self._first_owed = not _has_begun(grant, _positions(grant, last_event_id))
+        self._first_owed = not has_begun(grant, last_event_id)
+        # Whether they are composed and wait to be sent.
+        self._first_unsent = False
+        self._follower = RunFollower(grant.attempt, met=not self._first_owed)
         self._restarted = was_restarted(grant, last_event_id)
         self._resuming = not self._first_owed
+        # Where the output begins, until the client is past it: one that has met another log starts before it,
+        # if that log was lost.
+        self._begin = None if self._first_owed else grant.begin
 
     def pass_through(self, batch: Batch) -> bytes:
         """Return deliveries to send past the outbox, or b"" if a record is among them."""
-        if self._first_owed or has_records([delivery.bare for delivery in batch.deliveries]):
-            return b""
-        return super().pass_through(batch)
+        return b"" if self._must_look(batch) else super().pass_through(batch)
+
+    def _must_look(self, batch: Batch) -> bool:
+        """Whether any of these deliveries is no item, or something has to precede them."""
+        if self._first_owed or self._begin is not None or batch.has_gap or self._follower.end is not None:
+            return True
+        return has_records([delivery.bare for delivery in batch.deliveries])
 
     def _opening(
         self, retry: int, gaps: list[ChannelGap], not_live: Sequence[str], *, resumed: bool
@@ -86,8 +106,7 @@ class RunComposer(Composer):
         return retry_line(retry) + b"".join([self._tell_gap(*gap) for gap in gaps])
 
     def _compose_page(self, page: Batch) -> bytes:
-        plain = not self._first_owed and not page.has_gap
-        if plain and not has_records([delivery.bare for delivery in page.deliveries]):
+        if not self._must_look(page):
             return super()._compose_page(page)
         self._record_position()
         self._context.counts.replayed += sum([not delivery.gap for delivery in page.deliveries])
@@ -102,6 +121,12 @@ class RunComposer(Composer):
             if position is None and not delivery.gap:
                 events.append(delivery)
                 continue
+            if self._begin is not None and position is not None and not delivery.gap:
+                if position.epoch == self._begin.epoch and position.offset <= self._begin.offset:
+                    self._record_position()
+                    self._recovery.mark_sent(delivery.channel, position)
+                    continue
+                self._begin = None
             if not delivery.gap and self._follower.end is None and not is_record(delivery.bare):
                 self._follower.meet()
                 events.append(delivery)
@@ -137,7 +162,7 @@ class RunComposer(Composer):
             return super()._tell_gap(channel, reason)
         self._context.counts.gaps[reason] += 1
         if self._dialect.ends_at_gap:
-            self.end_reason, self.gap_ends = EndReason.BROKER, True
+            self.end_reason = EndReason.BROKER
         first = self._first(None)
         return first + self._counted(self._dialect.gap_block(self._run_id, reason, self._id))
 
@@ -160,7 +185,7 @@ class RunComposer(Composer):
         """Return the first blocks of the dialect, once."""
         if not self._first_owed:
             return b""
-        self._first_owed = False
+        self._first_owed, self._first_unsent = False, True
         return self._counted(self._dialect.first_block(self._run_id, id))
 
     def _finish(self) -> bytes:
@@ -170,21 +195,40 @@ class RunComposer(Composer):
             # The run was begun again, and the client has to read that from its beginning.
             return self.interrupted()
         first = self._first(None)
-        run_end = RunEnd(self._run_id, end.state, count=end.count)
+        run_end = RunEnd(self._run_id, end.state, end.error, end.count)
         return first + self._counted(self._dialect.last_block(run_end, self._id))
 
     def interrupted(self) -> bytes:
         """Return what tells the client that the stream ends before its run."""
-        return self._counted(self._dialect.last_block(RunEnd(self._run_id, RunState.RUNNING)))
+        first = self._first(None)
+        return first + self._counted(self._dialect.last_block(RunEnd(self._run_id, RunState.RUNNING)))
 
     def _counted(self, blocks: bytes) -> bytes:
         self.sent_events += count_events(blocks)
         return blocks
 
+    def ready(self) -> bytes:
+        """Return the next chunk, or b"" if nothing is ready."""
+        return self._given(super().ready())
+
+    def flush(self) -> bytes:
+        """Return the whole outbox as one chunk."""
+        return self._given(super().flush())
+
+    def _given(self, chunk: bytes) -> bytes:
+        self._first_unsent, self.is_told = False, self.end_reason is not None
+        return chunk
+
+    def _take_queued(self) -> bytes:
+        # Only a gap without a position was dropped, and history shows whether anything is missing.
+        if self._outbox is not None:
+            self._outbox.take_dropped()
+        return super()._take_queued()
+
     def discard(self) -> None:
         """Discard everything that has not been sent."""
         super().discard()
-        self.gap_ends = False
+        self._first_owed, self._first_unsent = self._first_owed or self._first_unsent, False
 
 
 class RunStream(Stream):
@@ -220,6 +264,4 @@ class RunStream(Stream):
     def _closing(self, reason: EndReason) -> bytes:
         if self.grant.dialect.control_events:
             return super()._closing(reason)
-        if reason is EndReason.FINISHED or self._composer.gap_ends:
-            return b""
-        return self._composer.interrupted()
+        return b"" if self._composer.is_told else self._composer.interrupted()

@@ -8,11 +8,13 @@ from time import perf_counter
 
 import anyio
 
+from ..errors import RunFailedError
 from ..runtime.event_loop import Sleep, is_cancelled, pause, spawn, wake
 from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
 from ..wire.event import block_of
 from ..wire.reasons import EndReason
+from ..wire.run_record import error_text
 from .context import StreamContext
 
 #: How long a generator may take to close after its stream has ended, in seconds. Then it is cancelled again.
@@ -48,6 +50,7 @@ class Source:
         "_timer",
         "closed",
         "end_reason",
+        "error",
         "over",
     )
 
@@ -61,6 +64,8 @@ class Source:
         self.closed = anyio.Event()
         #: FINISHED or ERROR when the iterator has ended by itself. `take` may still return a block.
         self.end_reason: EndReason | None = None
+        #: The text for the readers of a run, if the iterator has raised one.
+        self.error: str | None = None
         #: Whether the response may end: the iterator has been closed, or has not been in LAST_CHUNK_WAIT.
         self.over = False
         self._iterator: AsyncIterator[object] | None = iterator
@@ -129,6 +134,8 @@ class Source:
             await self._iterate()
             reason = EndReason.FINISHED
         except Exception as error:
+            if isinstance(error, RunFailedError):
+                self.error = error_text(error)
             text = "a generator raised, so its stream ended as `error`"
             self._log_failure("a generator raised while it was closed" if self._stopped else text, error)
         except BaseException as error:

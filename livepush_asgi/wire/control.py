@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from .event import encode_block, id_line
-from .reasons import EndReason, GapReason, RunState
+from .reasons import EndReason, GapReason
 
 # A control event, or an id alone. The lines of data begin with `data:`, and they are the last of a block.
 _NO_EVENT = re.compile(rb"(?:\A|\n)(?:event: livepush\.|id: [^\n]*\n(?=\n))")
@@ -57,11 +57,6 @@ def _gap_block(channel: str, reason: GapReason) -> bytes:
 def close_block(reason: EndReason, retry: int) -> bytes:
     """Return the close event, the last block of a stream. `retry` is in milliseconds, one per client."""
     return encode_block(_json(reason=reason.value, retry=retry), event="livepush.close", retry=retry)
-
-
-def run_end_block(state: RunState, count: int | None, id: str) -> bytes:
-    """Return the end event of a run. `count` is how many events it had, None if that is not known."""
-    return encode_block(_json(state=state.value, count=count), event="livepush.end", id=id)
 
 
 def refused_block(reason: str, status: int, detail: str | None, retry: int) -> bytes:

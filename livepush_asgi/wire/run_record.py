@@ -13,6 +13,8 @@ from .event import from_payload, to_payload
 from .reasons import RunState
 
 _MARK = b": livepush.run "
+# The longest error in a record, in characters.
+MAX_ERROR = 1000
 
 Kind = Literal["start", "alive", "gap", "end"]
 
@@ -24,7 +26,8 @@ class RunRecord:
     A `gap` is where a server has lost events, and the attempt went on after them.
     `begin` is the offset of the first record of the output: earlier than its own for a start that continues
     an attempt which has ended. `count` is how many events the output had, None if the writer cannot know.
-    `lease` is in seconds, and `at` the time of the writer's clock, in seconds since the epoch.
+    `lease` is in seconds, and `at` the time of the writer's clock, in seconds since the epoch. `error` is a
+    text for the readers of a run that has failed.
     """
 
     kind: Kind
@@ -34,6 +37,7 @@ class RunRecord:
     at: float
     count: int | None = None
     state: RunState = RunState.RUNNING
+    error: str | None = None
 
     def encode(self) -> bytes:
         """Return the record as a payload for a broker."""
@@ -65,6 +69,7 @@ def record_of(block: bytes) -> RunRecord | None:
             at=float(values["at"]),
             count=None if values["count"] is None else int(values["count"]),
             state=RunState(values["state"]),
+            error=None if values.get("error") is None else error_text(values["error"]),
         )
     except (ValueError, KeyError, TypeError):
         # A later version may have written it.
@@ -81,6 +86,13 @@ def record_in(payload: bytes) -> RunRecord | None:
     return record_of(from_payload(payload)) if has_record(payload) else None
 
 
+def error_text(error: object) -> str | None:
+    """Return the text of an error for readers: bounded, and one that UTF-8 can hold. None for no text."""
+    text = str(error)
+    text = text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR - 1]}…"
+    return text.encode("utf-8", "replace").decode() or None
+
+
 def _kind_of(text: object) -> Kind:
     match text:
         case "start" | "alive" | "gap" | "end":
@@ -92,12 +104,12 @@ class RunFollower:
     """Follows the records that a reader of a run meets, and says when its reading ends.
 
     The first end of an attempt counts. It ends the reader if nothing follows it in the log: an attempt that
-    has ended may have been continued.
+    has ended may have been continued. `met` says whether the reader has a part of the output of `attempt`.
     """
 
     __slots__ = ("_attempt", "_met", "end", "lacks_beginning")
 
-    def __init__(self, attempt: str) -> None:
+    def __init__(self, attempt: str, *, met: bool = False) -> None:
         #: The end that the reader has met, until a start follows that continues the output.
         self.end: RunRecord | None = None
         #: Whether the last record says that events of the output were lost with a log: those right before it,
@@ -105,7 +117,7 @@ class RunFollower:
         self.lacks_beginning = False
         self._attempt = attempt
         # Whether the reader was given anything of the output.
-        self._met = False
+        self._met = met
 
     def meet(self) -> None:
         """Take an event, before any end. As `take(None, offset)`."""

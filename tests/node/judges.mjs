@@ -2,7 +2,8 @@
 // line of the output says what it made of it, under the same number.
 import {createInterface} from "node:readline";
 import {HttpAgent} from "@ag-ui/client";
-import {AbstractChat, DefaultChatTransport, readUIMessageStream} from "ai";
+import {Chat} from "@ai-sdk/react";
+import {DefaultChatTransport, readUIMessageStream} from "ai";
 import {EventSource} from "eventsource";
 
 const textOf = (message) => (message?.parts ?? []).map((part) => part.text ?? "").join("");
@@ -29,39 +30,20 @@ async function readAi({url}) {
   return {text: textOf(last), error: said(error), finish: finish?.type ?? null, data, idle: false};
 }
 
-// What `useChat` of the AI SDK is made of, without a page: it resumes, and again after each disconnect.
-class Chat extends AbstractChat {
-  constructor(url, told) {
-    const state = {
-      status: "ready",
-      error: undefined,
-      messages: [],
-      pushMessage(message) {
-        this.messages.push(message);
-      },
-      popMessage() {
-        this.messages.pop();
-      },
-      replaceMessage(index, message) {
-        this.messages[index] = message;
-      },
-      snapshot: (value) => structuredClone(value),
-    };
-    const transport = new DefaultChatTransport({api: url});
-    super({id: "chat", transport, state, onData: (part) => told.data.push(part), onFinish: (end) => told.ends.push(end)});
-  }
-}
-
-async function resumeAi({url, times}) {
-  const told = {data: [], ends: []};
-  const chat = new Chat(url, told);
+// The chat that `useChat` shows, without a page: it resumes, and again after each disconnect.
+async function resumeAi({url, times, messages}) {
+  const told = {data: []};
+  const transport = new DefaultChatTransport({api: url});
+  const chat = new Chat({id: "chat", messages, transport, onData: (part) => told.data.push(part)});
   const errors = [];
+  const statuses = [];
   for (let time = 0; time < times; time++) {
     await chat.resumeStream();
     errors.push(said(chat.error));
+    statuses.push(chat.status);
   }
   const {length} = chat.messages;
-  return {text: chat.messages.map(textOf).join("|"), error: errors.at(-1), errors, messages: length, status: chat.status, data: told.data};
+  return {text: chat.messages.map(textOf).join("|"), error: errors.at(-1), errors, messages: length, statuses, data: told.data};
 }
 
 // AG-UI. Each run is a request of its own, so a run that was cut is read again from its beginning.
