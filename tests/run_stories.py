@@ -108,10 +108,13 @@ class Ledger(FaultyServer):
         if channel != CHANNEL:
             return
         record = record_in(payload)
-        if record is not None and record.kind == "start":
-            self.outputs += record.begin == position.offset and not record.count
+        output = next((entry.output for entry in reversed(self.entries) if not entry.lost), self.outputs)
+        if record is not None and record.kind == "start" and record.begin == position.offset:
+            # With a count it goes on after the log was lost.
+            self.outputs += not record.count
+            output = self.outputs
         text = "" if record is not None else data_of(from_payload(payload))
-        entry = Entry(len(self.entries), position, record, text, self.outputs)
+        entry = Entry(len(self.entries), position, record, text, output)
         if text in self.by_text:
             raise PromiseBrokenError(f"{text} was appended twice")
         if record is None:

@@ -149,7 +149,7 @@ class Reader:
 
     def _take_number(self, number: int) -> None:
         self._tally.received += 1
-        begins_again = number == 1 and self.begins_again and self.ends == ["lost"]
+        begins_again = number == 1 and self.begins_again and self.ends[-1:] == ["lost"]
         if number != self.last + 1 and not self._gap and not begins_again:
             self.faults.append(f"{number} after {self.last}")
         self.last, self._gap = number, False

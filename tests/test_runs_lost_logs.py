@@ -13,6 +13,7 @@ from livepush_asgi import (
     Limits,
     LivePush,
     MemoryBroker,
+    NotRunningError,
     Received,
     Refusal,
     RunState,
@@ -148,3 +149,45 @@ async def test_a_page_that_comes_while_the_broker_is_away_comes_back() -> None:
         server.away = False
         async with client.open("/") as page:
             assert (await page.next_event(timeout=5)).data == "1"
+
+
+async def test_events_of_others_after_the_end_do_not_hide_it() -> None:
+    async def authorize(request: StreamRequest) -> Grant | Refusal:
+        return await push.run(RUN).grant(request)
+
+    push = LivePush(MemoryBroker(), authorize)
+    async with push.lifespan(), Client(push) as client:
+        await push.run(RUN).start(numbers(3))
+        await push.run(RUN).wait()
+        for _ in range(150):
+            await push.publish(f"run:{RUN}", "x")
+        async with client.open("/") as page:
+            assert [event.data for event in await page.events(3)] == ["1", "2", "3"]
+            assert (await page.next_event(timeout=5, control=True)).event == "livepush.end"
+
+
+async def test_a_process_stops_while_a_run_starts() -> None:
+    server = Ledger(History())
+    stopping, other = [LivePush(Link(server, latency=1.0), lambda request: Refusal()) for _ in range(2)]
+    refused = list[bool]()
+
+    async def start() -> None:
+        with pytest.raises(NotRunningError):
+            await stopping.run(RUN).start(numbers(3))
+        refused.append(True)
+
+    async with other.lifespan(), anyio.create_task_group() as tasks:
+        async with stopping.lifespan():
+            await anyio.sleep(5)
+            tasks.start_soon(start)
+            # The start is in the log, and its answer on its way.
+            await anyio.sleep(2.2)
+            assert server.entries
+        began = anyio.current_time()
+        await anyio.sleep(3)
+        assert refused
+        status = await other.run(RUN).status()
+        assert status is not None
+        assert status.state is RunState.LOST
+        # It is not found after its lease: the process itself has ended it.
+        assert anyio.current_time() - began < 10
