@@ -361,7 +361,7 @@ class Reader:
                         self.take_gap(item.id, item.reason)
                     else:
                         self.take(item.data, item.id)
-                    if pause:
+                    if pause and not self.story.settled.is_set():
                         await anyio.sleep(pause)
                 if items.state is not RunState.RUNNING:
                     self.take_end(items.state, items.count, None)
@@ -403,7 +403,7 @@ class Reader:
                         self.take(event.data, event.id or "")
                 if parser.last_event_id and parser.last_event_id != self.place.id:
                     self._move(parser.last_event_id, self.place.seen, gap=self.place.gap)
-                if pause:
+                if pause and not self.story.settled.is_set():
                     await anyio.sleep(pause)
         finally:
             exchange.leave()
@@ -435,6 +435,8 @@ class Reader:
         allowed = {"broker"} if self.story.server.outputs < 2 else {"broker", "epoch", "open"}
         if self.story.calm and reason not in allowed:
             self.fail(f"a gap ({reason}), and nothing was lost")
+        # The log may be another one, with another output.
+        self.output = None
         self._move(id, self.place.seen, gap=True)
 
     def take_end(self, state: RunState, count: int | None, id: str | None) -> None:

@@ -17,11 +17,11 @@ LOOKS = 4
 
 
 async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Position | None]) -> None:
-    """Wait until the log of a run has had nothing new for its lease, and append that the run is lost.
+    """Whenever the log of a run has had nothing new for its lease, and no end, append that the run is lost.
 
-    Returns then, or when the run has ended by itself. Time in which the broker is away, or this process
-    stands still, does not count. `known_end` returns the end of the log as far as this process was told:
-    while that changes, the log need not be asked.
+    Goes on until it is cancelled: while there are readers, the log may still be lost with the end. Time in
+    which the broker is away, or this process stands still, does not count. `known_end` returns the end of the
+    log as far as this process was told: while that changes, the log need not be asked.
     """
     pause = run.lease / LOOKS
     seen, quiet = known_end(), 0
@@ -49,10 +49,8 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
                 found = await _end(log, run, end)
             except (BrokerUnavailableError, PositionConflictError):
                 continue
-            if found is None or found.ended:
-                return
-            # It went on, or another attempt continues its output.
-            run = found
+            # It went on, or has ended and is still read: its log may yet be lost with the end.
+            run = found or run
 
 
 async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:
