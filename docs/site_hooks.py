@@ -41,7 +41,7 @@ def messages() -> list[tuple[str, str]]:
 
 def block(name: str) -> str:
     """Return an example as a block of code."""
-    kind = {"py": "python", "js": "javascript"}.get(name.partition(".")[2], "html")
+    kind = {"py": "python", "js": "javascript", "jsx": "jsx"}.get(name.partition(".")[2], "html")
     return f'```{kind} title="examples/{name}"\n{(REPOSITORY / "examples" / name).read_text()}```'
 
 

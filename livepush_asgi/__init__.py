@@ -34,10 +34,12 @@ from .app.livepush import LivePush
 from .app.middleware import LivePushMiddleware
 from .app.publisher import Publisher
 from .app.run import Run, RunReader, RunStatus
+from .app.runs import AuthorizeRun
 from .app.service import SSEStream, SSEStreamService, sse_headers
 from .app.subscriber import Gap, Received, Subscriber
 from .brokers import (
     READ_BYTES,
+    BatchBroker,
     Broker,
     ForwardingSubscription,
     HistoryBroker,
@@ -70,7 +72,7 @@ from .errors import (
     SlotsUnavailableError,
     SubscriptionClosedError,
 )
-from .grant import Authorize, Grant, Refusal, RunGrant, StreamRequest, public
+from .grant import Authorize, Grant, Refusal, RunAccess, RunGrant, StreamRequest, public
 from .http.cors import Cors
 from .http.credentials.signed_channels import ChannelSigner, SignedChannels
 from .http.credentials.tickets import MemoryTickets, Tickets
@@ -102,6 +104,8 @@ __all__ = [
     "Authorize",
     "AuthorizeError",
     "AuthorizePublish",
+    "AuthorizeRun",
+    "BatchBroker",
     "Broker",
     "BrokerTimeouts",
     "BrokerUnavailableError",
@@ -147,6 +151,7 @@ __all__ = [
     "Refusal",
     "RefusalCause",
     "Run",
+    "RunAccess",
     "RunExistsError",
     "RunGrant",
     "RunNotFoundError",

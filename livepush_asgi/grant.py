@@ -227,6 +227,33 @@ class RunGrant(Grant):
     replay: Replay = "all"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAccess:
+    """Permission for one client to read a run: the function that `LivePush.runs` takes returns it.
+
+    The stream takes a slot of `slot_key`, and ends at `expires_at`, as with a Grant. With `may_cancel=False`
+    the client gets a 403 when it cancels the run.
+
+    Raises what Grant raises for these values, and TypeError for a `may_cancel` that is no bool.
+    """
+
+    slot_key: str | None = None
+    expires_at: datetime | float | None = None
+    may_cancel: bool = True
+    #: `expires_at` in seconds since the epoch.
+    expiry: float | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.may_cancel, bool):
+            raise TypeError(
+                f"may_cancel is True or False, not {self.may_cancel!r:.100}; is an `await` missing in front "
+                "of what tells it?"
+            )
+        if self.slot_key is not None:
+            check_slot_key(self.slot_key)
+        object.__setattr__(self, "expiry", None if self.expires_at is None else _timestamp(self.expires_at))
+
+
 class Refusal(Exception):
     """The answer to a client that gets no stream. `authorize` returns or raises it.
 

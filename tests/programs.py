@@ -6,6 +6,7 @@ in `.ci/run`, it fails instead.
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def need_node_package(name: str) -> Path:
     need("node")
     found = node_package(name)
     return found if found is not None else Path(_missing(f"npm's {name} is not installed ({NPM_CI})"))
+
+
+def need_package(name: str) -> None:
+    """Skip the test, or fail it with `--everything`, unless a package of the extra `recipes` is installed."""
+    if find_spec(name) is None:
+        _missing(f"{name} is not installed (pip install -e '.[recipes]')")
 
 
 def _missing(reason: str) -> str:

@@ -42,7 +42,7 @@ class Relay:
         self, target: int, *, tls: ssl.SSLContext | None = None, cut_after: bytes | None = None
     ) -> None:
         self.port = free_port()
-        self._target = target
+        self.target = target
         self._tls = tls
         self._cut_after = cut_after
         self._connections: set[anyio.CancelScope] = set()
@@ -76,7 +76,7 @@ class Relay:
             if self.closed:
                 return
             try:
-                server = await anyio.connect_tcp("127.0.0.1", self._target)
+                server = await anyio.connect_tcp("127.0.0.1", self.target)
             except OSError:
                 return
             async with server, anyio.create_task_group() as tasks:

@@ -182,3 +182,15 @@ def test_an_unknown_case_is_named_with_those_that_there_are() -> None:
     need("cc")
     said = refusal("burst", "mounted", "--only", "middleware, gust")
     assert said == "burst has no case middleware, gust; it has livepush_asgi\n"
+
+
+def test_runs_are_measured_beside_a_plain_response() -> None:
+    _, _, title, head, *rows = benchmarks(
+        "--quick", "--only", "200 runs, yield", module="benchmarks.runs"
+    ).splitlines()
+    assert title == (
+        "200 runs, yield alone: tokens, processor time for each, and their delays "
+        "(200 streams, 30 events of 35 bytes at once; median of 1 round)"
+    )
+    assert words(head) == "events a second  µs per event  ratio (spread)  p50 ms  p99 ms"
+    assert [re.split(r"\s{2,}", row)[0] for row in rows] == ["StreamingResponse", "memory", "valkey"]

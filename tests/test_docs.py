@@ -80,7 +80,7 @@ def test_each_snippet_is_shown() -> None:
         "docs/snippets/http_publish/test_own.py",
         "docs/snippets/jwt/test_view.py",
         "docs/snippets/kafka/test_live.py",
-        "docs/snippets/runs/test_app.py",
+        *(f"docs/snippets/runs/test_{name}.py" for name in ("app", "chat", "frameworks", "htmx")),
     }
 
 
@@ -248,7 +248,7 @@ def test_every_framework_is_in_the_reference() -> None:
     names = shown_names()
     for path in Path(contrib.__file__).parent.glob("*.py"):
         if path.stem not in ("__init__", "route", "kafka", "opentelemetry", "prometheus", "rest_framework"):
-            for function in ("sse_streaming_response", "event_stream_response"):
+            for function in ("sse_streaming_response", "run_response", "event_stream_response"):
                 assert f"livepush_asgi.contrib.{path.stem}.{function}" in names
 
 
@@ -286,6 +286,7 @@ def test_every_setting_is_there_with_its_default(kind: type) -> None:
         "LivePush",
         "Grant",
         "Refusal",
+        "RunAccess",
         "MemorySlotCap",
         "SlotCap",
         "PublishGrant",
@@ -302,7 +303,7 @@ def test_every_argument_is_there(name: str) -> None:
     assert list(section(OPTIONS, name)) == arguments
 
 
-@pytest.mark.parametrize("name", ["publisher", "health"])
+@pytest.mark.parametrize("name", ["publisher", "runs", "health"])
 def test_every_argument_of_a_method_is_there_with_its_default(name: str) -> None:
     _, *arguments = inspect.signature(getattr(LivePush, name)).parameters.values()
     rows = section(OPTIONS, f"LivePush.{name}")

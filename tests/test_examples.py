@@ -34,6 +34,7 @@ USED_ELSEWHERE = {
     "worker.py": "test_subscriber_servers.py",
     "publisher.py": "test_frameworks.py",
     "resumable_job.py": "test_examples.py",
+    **dict.fromkeys(("run_page.py", "ai_sdk_chat.py"), "test_run_pages.py"),
     "postgres_orders.py": "test_examples.py",
     "plain_asgi.py": "test_frameworks.py",
     "starlette_app.py": "test_frameworks.py",

@@ -28,7 +28,7 @@ from livepush_asgi.brokers.history import History
 from livepush_asgi.errors import PositionConflictError
 from livepush_asgi.testing import Client
 from livepush_asgi.wire.cursor import MAX_OFFSET, Position
-from livepush_asgi.wire.event import positioned, split_position, to_payload
+from livepush_asgi.wire.event import BATCH_MARK, positioned, split_position, to_payload
 
 from .serving import REPOSITORY
 from .subscriptions import LONG, transcript_of
@@ -806,3 +806,38 @@ def test_wrong_arguments_are_refused() -> None:
         RedisStreamsBroker(redis.Redis())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="key_prefix"):
         RedisStreamsBroker(Redis(), key_prefix="{app}:")
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_a_batch_is_one_message(valkey: ValkeyProcess, protocol: int) -> None:
+    """A batch takes few bytes and one message; what looks like one and is malformed passes as it is."""
+    async with valkey.client(protocol=protocol) as client, client.pubsub() as listening:
+        broker = RedisStreamsBroker(client)
+        await listening.subscribe("batch")
+        subscription = await broker.subscribe("batch")
+        first = await broker.append("batch", b"0")
+        payloads = [b"", b"a\r\nb", bytes(range(256)), b"x" * 200_000, b"$5\r\nlast!\r\n"]
+        last = await broker.append_batch("batch", payloads, expected_position=first)
+        assert last == first.at(6)
+        heard = [await subscription.get_message(timeout=LONG) for _ in range(6)]
+        assert heard == [
+            positioned(first.at(number), payload) for number, payload in enumerate([b"0", *payloads], 1)
+        ]
+        messages = [await listening.get_message(timeout=LONG) for _ in range(3)]
+        assert [message["type"] for message in messages if message] == ["subscribe", "message", "message"]
+        malformed = [
+            BATCH_MARK,
+            BATCH_MARK + b"x.1\n2\n",
+            BATCH_MARK + b"a.1\n2,3\nabc",
+            BATCH_MARK + b"a.1\n\n",
+        ]
+        for message in malformed:
+            await client.publish("batch", message)
+            assert await subscription.get_message(timeout=LONG) == message
+        with pytest.raises(PositionConflictError):
+            await broker.append_batch("batch", [b"1", b"2"], expected_position=first)
+        # Of more than fit into one call it appends the first.
+        many = await broker.append_batch("batch", [b"x" * 1000] * 1000, expected_position=last)
+        assert 100 < many.offset - last.offset <= 200
+        large = await broker.append_batch("batch", [b"x" * 200_000] * 3, expected_position=many)
+        assert large == many.next()

@@ -1,8 +1,9 @@
 """Runs in memory: started once, read by many, cancelled, lost, continued, and what each of them is told."""
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -24,6 +25,7 @@ from livepush_asgi import (
     NotRunningError,
     Page,
     Position,
+    PositionConflictError,
     Received,
     Refusal,
     RunExistsError,
@@ -249,7 +251,8 @@ async def test_a_run_that_is_started_again_is_read_from_its_new_start() -> None:
 class StoppingBroker(MemoryBroker):
     """The connection of a process to a broker in memory. While it is stopped, nothing gets through.
 
-    As often as `cut` says, it appends and then says that the broker is away, or does not append.
+    As often as `cut` says, it appends and then says that the broker is away, or does not append. It may be
+    cut in the middle of a batch.
     """
 
     def __init__(self, broker: MemoryBroker, cut: Callable[[], bool] = lambda: False) -> None:
@@ -277,6 +280,24 @@ class StoppingBroker(MemoryBroker):
             raise BrokerUnavailableError("cut after the append")
         return position
 
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        await self.going.wait()
+        end = expected_position
+        for payload in payloads:
+            if self._cut():
+                raise BrokerUnavailableError("cut within a batch")
+            try:
+                end = await self._broker.append(channel, payload, expected_position=end)
+            except PositionConflictError:
+                if end is expected_position:
+                    raise
+                break
+        if self._cut():
+            raise BrokerUnavailableError("cut after a batch")
+        return end
+
     async def subscribe(self, channel: str) -> Subscription:
         return await self._broker.subscribe(channel)
 
@@ -302,6 +323,174 @@ async def test_a_silent_producer_is_lost_after_its_lease_and_fenced_when_it_wake
         await anyio.sleep(1)
         assert job.closed.is_set()
         assert await text_of(other) == [*map(str, range(1, 61)), "done"]
+
+
+async def burst(count: int) -> AsyncIterator[object]:
+    for number in range(count):
+        yield number
+
+
+class BatchFaults(MemoryBroker):
+    """A broker whose first batches of several events meet the named faults, and each other one none."""
+
+    def __init__(self, *faults: str, history: History | None = None) -> None:
+        super().__init__(history)
+        self.sizes: list[int] = []
+        self._faults = list(faults)
+        self._late: Callable[[], Awaitable[object]] | None = None
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected_position: Position | None = None,
+    ) -> Position:
+        return await super().append(
+            channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+        )
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        # The producer goes on in the meantime, as over a network.
+        await anyio.sleep(0.01)
+        await self.arrive()
+        self.sizes.append(len(payloads))
+        fault = self._faults.pop(0) if len(payloads) > 1 and self._faults else "none"
+        half = payloads[: len(payloads) // 2]
+        match fault:
+            case "half appended, and cut":
+                await super().append_batch(channel, half, expected_position=expected_position)
+            case "all appended, and cut":
+                await super().append_batch(channel, payloads, expected_position=expected_position)
+            case "late":
+                self._late = partial(
+                    super().append_batch, channel, payloads, expected_position=expected_position
+                )
+            case "half late":
+                await super().append_batch(channel, half[:1], expected_position=expected_position)
+                self._late = partial(
+                    super().append_batch,
+                    channel,
+                    half[1:],
+                    expected_position=expected_position.at(expected_position.offset + 1),
+                )
+            case "half appended, and another":
+                end = await super().append_batch(channel, half, expected_position=expected_position)
+                await self.publish(channel, "other")
+                return end
+            case "another":
+                await self.publish(channel, "other")
+                return await super().append_batch(channel, payloads, expected_position=expected_position)
+            case _:
+                return await super().append_batch(channel, payloads, expected_position=expected_position)
+        raise BrokerUnavailableError(fault)
+
+    async def arrive(self) -> None:
+        """Append what was late, unless something else was appended there."""
+        late, self._late = self._late, None
+        if late is not None:
+            with suppress(PositionConflictError):
+                await late()
+
+
+FAULTS = (
+    "half appended, and cut",
+    "all appended, and cut",
+    "late",
+    "half late",
+    "half appended, and another",
+    "another",
+)
+
+
+@pytest.mark.parametrize("faults", [*[(fault,) for fault in FAULTS], FAULTS, FAULTS[::-1]], ids="+".join)
+async def test_a_batch_is_in_the_log_once(faults: tuple[str, ...]) -> None:
+    push = serving(broker := BatchFaults(*faults))
+    async with push.lifespan():
+        await push.run("a").start(burst(500))
+        text = await text_of(push)
+        others = sum("another" in fault for fault in faults)
+        assert text.count("other") == others
+        assert [item for item in text if item != "other"] == [*map(str, range(500)), "done"]
+        assert (await status_of(push)).count == 500
+        assert push.statistics()["published"] == 500
+        # Records stay rare, and their place is in a batch.
+        assert max(broker.sizes) == 101
+        assert len(broker.sizes) < 10 + 3 * len(faults)
+
+
+async def test_a_batch_is_found_in_a_log_that_has_dropped_its_beginning() -> None:
+    push = serving(BatchFaults("all appended, and cut", history=History(events=30)))
+    async with push.lifespan():
+        await push.run("a").start(burst(50))
+        status = await push.run("a").wait()
+        assert (status.state, status.count) == (RunState.DONE, 50)
+        assert (await text_of(push))[1:] == [*map(str, range(21, 50)), "done"]
+
+
+async def test_a_cancelled_run_appends_no_batch_after_its_end() -> None:
+    closed = anyio.Event()
+
+    async def endless() -> AsyncIterator[object]:
+        try:
+            while True:
+                yield "x"
+        finally:
+            closed.set()
+
+    push = serving(BatchFaults("half late"))
+    async with push.lifespan():
+        await push.run("a").start(endless())
+        await anyio.sleep(0.1)
+        status = await push.run("a").cancel()
+        with anyio.fail_after(1):
+            await closed.wait()
+        assert status == await status_of(push)
+        assert status is not None
+        assert status.count + 1 == len(await text_of(push))
+
+
+async def test_an_iterator_runs_no_further_ahead_than_it_may() -> None:
+    yielded = 0
+
+    async def counting() -> AsyncIterator[object]:
+        nonlocal yielded
+        while True:
+            yielded += 1
+            yield yielded
+
+    push = serving(link := StoppingBroker(MemoryBroker()))
+    async with push.lifespan():
+        assert await push.run("a").start(counting(), ahead=7)
+        link.going = anyio.Event()
+        await anyio.sleep(1)
+        before = yielded
+        await anyio.sleep(1)
+        # One more is in the source, and one is yielded when that is full.
+        assert yielded == before <= push.statistics()["published"] + 7 + 2
+
+
+@pytest.mark.parametrize("cuts", [[True], [False, True], [True] * 5, [False, True, True]], ids=str)
+async def test_a_start_is_tried_again(cuts: list[bool]) -> None:
+    """The broker is away for the first appends, or their answers are lost."""
+    push = serving(StoppingBroker(MemoryBroker(), lambda: bool(cuts) and cuts.pop(0)))
+    async with push.lifespan():
+        assert await push.run("a").start(Counting(1, 3)())
+        assert await text_of(push) == ["1", "2", "3", "done"]
+        assert not cuts
+
+
+async def test_a_start_gives_up_after_its_time() -> None:
+    push = serving(StoppingBroker(MemoryBroker(), lambda: True))
+    async with push.lifespan():
+        job, began = Counting(1, 3), anyio.current_time()
+        with pytest.raises(BrokerUnavailableError, match="cut before"):
+            await push.run("a").start(job(), retry_for=20)
+        assert 15 < anyio.current_time() - began <= 20
+        assert not job.begun
 
 
 async def test_a_quiet_producer_keeps_its_lease() -> None:

@@ -147,7 +147,7 @@ async def test_a_run_is_cancelled_from_a_process_that_has_nothing_of_it(valkey: 
                 assert status.state is RunState.CANCELLED
                 assert await rest_of(items) == []
                 assert await next_line(process.stdout) == "closed\n"
-                # Alone on a machine it takes some 5 ms.
+                # Until the `finally` it takes 3 to 8 ms on two cores that do other work too.
                 assert anyio.current_time() - began < 1
 
 

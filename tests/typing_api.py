@@ -18,7 +18,7 @@ from fastapi import Request as FastAPIRequest
 from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
@@ -28,6 +28,8 @@ from livepush_asgi import (
     Authorize,
     AuthorizeError,
     AuthorizePublish,
+    AuthorizeRun,
+    BatchBroker,
     Broker,
     BrokerTimeouts,
     BrokerUnavailableError,
@@ -81,6 +83,7 @@ from livepush_asgi import (
     Refusal,
     RefusalCause,
     Run,
+    RunAccess,
     RunExistsError,
     RunGrant,
     RunNotFoundError,
@@ -113,6 +116,7 @@ from livepush_asgi import (
 )
 from livepush_asgi.contrib import fastapi as contrib_fastapi
 from livepush_asgi.contrib import starlette as contrib_starlette
+from livepush_asgi.dialects import ai_sdk
 from livepush_asgi.testing import (
     Answer,
     BrokerContract,
@@ -432,6 +436,12 @@ class OwnSink:
     def lost(self) -> None: ...
 
 
+async def append_a_batch(broker: HistoryBroker) -> None:
+    if isinstance(broker, BatchBroker):
+        position = await broker.append_batch("news", [b"1", b"2"], expected_position=Position("a", 1))
+        assert_type(position, Position)
+
+
 async def read_a_broker(broker: HistoryBroker, slots: Slots) -> None:
     subscription = await broker.subscribe("news")
     assert_type(await subscription.get_message(timeout=1), bytes | None)
@@ -488,6 +498,25 @@ async def run_of(push: LivePush, request: StreamRequest, answer: AsyncIterator[s
     decision = await run.grant(request, slot_key="k")
     assert_type(decision, RunGrant | Refusal)
     return decision
+
+
+async def authorize_run(request: StreamRequest, run: Run) -> RunAccess | Refusal:
+    """Decide about a client of a run."""
+    if request.headers.get("authorization") is None:
+        return Refusal(401)
+    return RunAccess(slot_key=run.id, expires_at=datetime.now(UTC), may_cancel=False)
+
+
+WAYS_TO_AUTHORIZE_A_RUN: list[AuthorizeRun] = [authorize_run, lambda request, run: RunAccess()]
+
+
+async def serve_runs(push: LivePush, request: Request, fastapi_request: FastAPIRequest) -> None:
+    """Mount the application for runs, and answer with a run in a route."""
+    Starlette(routes=[Mount("/answers", push.runs(authorize_run, dialect=ai_sdk()))])
+    FastAPI().mount("/answers", push.runs(authorize_run))
+    run = push.run("17", dialect=ai_sdk(replays_ended=True))
+    assert_type(await contrib_starlette.run_response(push, request, run, slot_key="k"), Response)
+    assert_type(await contrib_fastapi.run_response(push, fastapi_request, run, expires_at=1.0), Response)
 
 
 def tell(error: LivePushError, gap: GapReason) -> str:

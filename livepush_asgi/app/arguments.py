@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from inspect import iscoroutinefunction, signature
 
 from ..brokers import Broker
+from ..dialects import Dialect
 from ..grant import public
 from ..http.authorize import SOFT_CAUSES
 from ..http.cors import Cors
@@ -40,6 +41,27 @@ def check_callbacks(authorize: object, probe: object) -> None:
             f"probe is a function that says who may probe, not {probe!r:.100}; "
             "to allow all: lambda request: True"
         )
+
+
+def check_authorize_run(authorize_run: object) -> None:
+    """Raise TypeError if this cannot be called with a request and a run."""
+    if not callable(authorize_run):
+        raise TypeError(
+            "authorize_run is a function that returns a RunAccess or a Refusal, not "
+            f"{authorize_run!r:.100}; to let everybody read: lambda request, run: RunAccess()"
+        )
+    if not _takes(authorize_run, 2):
+        raise TypeError(
+            "authorize_run is called as authorize_run(request, run), and "
+            f"{authorize_run!r:.100} does not take that"
+        )
+
+
+def check_dialect(dialect: object) -> None:
+    """Raise TypeError if this is neither a Dialect nor None."""
+    if dialect is not None and not isinstance(dialect, Dialect):
+        hint = "; call the function: ai_sdk()" if callable(dialect) else ""
+        raise TypeError(f"dialect is a Dialect, such as ai_sdk(), not {dialect!r:.100}{hint}")
 
 
 def check_hooks(**hooks: object) -> None:

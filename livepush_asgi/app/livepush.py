@@ -44,8 +44,10 @@ from ..wire.cursor import Position
 from ..wire.encode import Encode
 from ..wire.reasons import RefusalCause
 from .arguments import (
+    check_authorize_run,
     check_broker,
     check_callbacks,
+    check_dialect,
     check_encode,
     check_hooks,
     check_settings,
@@ -56,6 +58,7 @@ from .namespace import broker_in, slots_in
 from .publisher import Publisher
 from .publishing import Publication, prepare, publish, publish_in, publish_job, publish_with_retries
 from .run import Run
+from .runs import AuthorizeRun, RunsEndpoint
 from .subscriber import Subscriber
 
 logger = logging.getLogger("livepush_asgi")
@@ -157,6 +160,7 @@ class LivePush:
         self.encode = encode
         #: The causes for which a client gets a 200 with a `livepush.refused` event.
         self.soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
+        self._cors = cors
         self._counters = Counters()
         self._observers: tuple[Observer, ...] = ()
         self._broker_name = type(broker).__name__
@@ -438,7 +442,28 @@ class LivePush:
         EventSource if it is None. Who starts a run and who serves it name the same. This call does nothing
         yet. Raises TypeError if the broker keeps no history, and InvalidGrantError for an invalid id.
         """
+        check_dialect(dialect)
         return Run(self, id, dialect)
+
+    def runs(self, authorize_run: AuthorizeRun, *, dialect: Dialect | None = None) -> ASGIApp:
+        """Return an ASGI application that serves runs to their clients: mount it, at `/answers` for example.
+
+        A GET of `/answers/17` or `/answers/17/stream` streams the run `17` in the `dialect`, as `Run.grant`
+        does. A DELETE of `/answers/17` cancels it, and answers `{"id": "17", "state": ..., "count": ...}`, or
+        404 if there is none. Runs are started elsewhere, with the same dialect.
+
+        `authorize_run` decides about each request. It takes the StreamRequest and the Run, returns or raises
+        a RunAccess or a Refusal, and may be `async`. What holds for errors and blocking code of `authorize`
+        holds for it too. It is called for ids that no run has, too.
+
+        In a dialect without control events no refusal is soft: in a drain, for example, the client gets a 503
+        with `Retry-After`. It gets that in every dialect if the broker is away, unless `soft_refusals` has
+        `RefusalCause.ERROR`.
+
+        Raises TypeError if the broker keeps no history.
+        """
+        check_authorize_run(authorize_run)
+        return RunsEndpoint(self, authorize_run, dialect, self._cors)
 
     async def _run_host(self) -> RunHost:
         """Return the runs of this process. It starts this LivePush if it is not started."""

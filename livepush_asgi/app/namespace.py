@@ -5,10 +5,10 @@ application and the clients use the names without prefix.
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from ..brokers import READ_BYTES, Broker, HistoryBroker, Page, Subscription
+from ..brokers import READ_BYTES, Broker, HistoryBroker, Page, Subscription, append_in_order
 from ..brokers.transaction import Connection, TransactionBroker
 from ..errors import CapExceededError, PositionConflictError
 from ..slots import Lease, Slots
@@ -93,6 +93,14 @@ class _HistoryBrokerInNamespace(_BrokerInNamespace[H]):
                 idempotency_key=idempotency_key,
                 expected_position=expected_position,
             )
+        except PositionConflictError as error:
+            raise PositionConflictError(channel, error.last) from error
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        try:
+            return await append_in_order(self._wrapped, self._name(channel), payloads, expected_position)
         except PositionConflictError as error:
             raise PositionConflictError(channel, error.last) from error
 

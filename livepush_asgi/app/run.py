@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..brokers import HistoryBroker
+from ..brokers.backoff import retry_unavailable
 from ..dialects import Dialect, livepush
 from ..errors import (
     BrokerUnavailableError,
@@ -113,14 +114,16 @@ class Run:
 
         The `lease` is in seconds. If the process is killed, or does not reach the broker for that time, the
         run is `lost` to all readers. The iterator may run `ahead` events ahead of the broker, and then waits.
-        No reader ever slows it. While the broker is unavailable, its producer tries for `retry_for` seconds.
+        No reader ever slows it. While the broker is unavailable, this call tries for `retry_for` seconds, and
+        so does the producer later.
 
         When the iterator raises, the run has `failed`, and the log has the error. When the run is cancelled
         or found lost, the iterator is closed where it is, and its `finally` runs. When this LivePush stops,
         its runs go on for `DrainPolicy.runs` seconds, and are lost then.
 
-        Raises NotRunningError in a drain, BrokerUnavailableError if the broker is away (the run may exist,
-        and is then lost after the lease), and RuntimeError if this LivePush runs on another event loop.
+        Raises NotRunningError in a drain, BrokerUnavailableError if the broker is away for all that time (the
+        run may exist, and is then lost after the lease), and RuntimeError if this LivePush runs on another
+        event loop.
         """
         check_seconds("lease", lease, 3600.0)
         check_whole("ahead", ahead)
@@ -129,9 +132,14 @@ class Run:
             iterator = self.dialect.items(iterator)
         try:
             host = await self._push._run_host()
-            if not host.process.accepting:
-                raise NotRunningError(NOT_RUNNING)
-            start = await self._claim(join=join, restart=restart, resume=resume, lease=lease)
+            attempt = new_attempt()
+
+            async def claim() -> LogState | None:
+                if not host.process.accepting:
+                    raise NotRunningError(NOT_RUNNING)
+                return await self._claim(attempt, join=join, restart=restart, resume=resume, lease=lease)
+
+            start = await retry_unavailable(claim, retry_for)
             if start is not None and host.process.stopping:
                 await self._give_up(start)
                 raise NotRunningError(NOT_RUNNING)
@@ -144,10 +152,15 @@ class Run:
         await close_unused(iterator)
         return False
 
-    async def _claim(self, *, join: bool, restart: bool, resume: bool, lease: float) -> LogState | None:
+    async def _claim(
+        self, attempt: str, *, join: bool, restart: bool, resume: bool, lease: float
+    ) -> LogState | None:
         """Append the start record and return the state after it, or None if there is a run to join."""
         while True:
             found, end = await self._log.state()
+            if found is not None and found.attempt == attempt and not found.ended:
+                # The answer to an earlier try was lost.
+                return found
             if found is not None and self._is_suspect(found):
                 found = await wait_for_sign(self._log, found)
                 continue
@@ -159,7 +172,7 @@ class Run:
             begin, count = end.offset + 1, 0
             if found is not None and resumes:
                 begin, count = found.begin, found.count
-            start = LogState(new_attempt(), RunState.RUNNING, begin, count, lease, time.time(), end.next())
+            start = LogState(attempt, RunState.RUNNING, begin, count, lease, time.time(), end.next())
             try:
                 position = await self._log.append(start.make("start", count=count), end)
             except PositionConflictError:

@@ -14,8 +14,10 @@ not healthy, `transaction.py` the port of a broker that appends in a transaction
 docs/guides/brokers.md says how to write an adapter.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from functools import cache
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 from ..wire.cursor import Position
 
@@ -224,3 +226,46 @@ class HistoryBroker(Broker, Protocol):
         BrokerUnavailableError if the backend is away.
         """
         ...
+
+
+@runtime_checkable
+class BatchBroker(HistoryBroker, Protocol):
+    """A broker with history that appends several events in one call; runs use it if it is there."""
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        """Append events in order, the first right behind `expected_position`; return the last one's position.
+
+        The call may append fewer events than it is given, from the first on, but one at least: the offset of
+        the position says how many. No other event comes between them. Raises PositionConflictError if the log
+        does not end at `expected_position`, and nothing was appended. Raises BrokerUnavailableError if the
+        backend is away, and any number of the events, from the first on, may have been appended.
+        """
+        ...
+
+
+async def append_in_order(
+    broker: HistoryBroker, channel: str, payloads: Sequence[bytes], expected_position: Position
+) -> Position:
+    """Do what `BatchBroker.append_batch` does, with any broker."""
+    if has_beside_append(broker, "append_batch"):
+        # `isinstance` of a protocol would cost as much as the append in memory.
+        return await cast("BatchBroker", broker).append_batch(
+            channel, payloads, expected_position=expected_position
+        )
+    return await broker.append(channel, payloads[0], expected_position=expected_position)
+
+
+def has_beside_append(broker: HistoryBroker, name: str) -> bool:
+    """Return whether the class that has `append` has this method too.
+
+    A subclass that changes `append` alone, or a wrapper with `__getattr__`, would be passed by.
+    """
+    return _has_beside_append(type(broker), name)
+
+
+@cache
+def _has_beside_append(kind: Hashable, name: str) -> bool:
+    assert isinstance(kind, type)
+    return name in next((vars(each) for each in kind.__mro__ if "append" in vars(each)), ())

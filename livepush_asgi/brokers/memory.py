@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate, count, islice
 
@@ -81,6 +81,8 @@ class MemoryLog:
 
     def ends_at(self, position: Position) -> bool:
         """Return whether the newest event is at a position; offset 0 means that there was none."""
+        if position is self.end:
+            return True
         return self.last == 0 if position.offset == 0 else position == self.end
 
     def append(self, payload: bytes, now: float, key: str | None = None) -> Position:
@@ -200,7 +202,39 @@ class MemoryBroker:
             return known
         if expected_position is not None and not log.ends_at(expected_position):
             raise PositionConflictError(channel, log.end)
-        position = log.append(payload, now, idempotency_key)
+        position = self._add(log, channel, payload, now, idempotency_key)
+        if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
+            await self._pause()
+        return position
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        """Append and deliver events in order. See `BatchBroker`."""
+        self._now()
+        position = self.append_now(channel, payloads, expected_position=expected_position)
+        if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
+            await self._pause()
+        return position
+
+    def append_now(self, channel: str, payloads: Sequence[bytes], *, expected_position: Position) -> Position:
+        """Do what `append_batch` does, without a pause; for the event loop that has called `append`."""
+        now = self._clock()
+        log = self._log(channel, now)
+        if not log.ends_at(expected_position):
+            raise PositionConflictError(channel, log.end)
+        position = log.end
+        for payload in payloads:
+            if log.end is not position:
+                # A delivery has made its listener publish to this channel.
+                break
+            position = self._add(log, channel, payload, now)
+        return position
+
+    def _add(
+        self, log: MemoryLog, channel: str, payload: bytes, now: float, key: str | None = None
+    ) -> Position:
+        position = log.append(payload, now, key)
         if log is not self._newest:
             self._newest = self._filled[channel] = log
             self._filled.move_to_end(channel)
@@ -211,10 +245,11 @@ class MemoryBroker:
                 mailbox.deliver_at(position, payload)
         self._publishes += 1
         self._bytes += len(payload)
-        if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
-            self._publishes = self._bytes = 0
-            await anyio.lowlevel.checkpoint()
         return position
+
+    async def _pause(self) -> None:
+        self._publishes = self._bytes = 0
+        await anyio.lowlevel.checkpoint()
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `HistoryBroker`."""

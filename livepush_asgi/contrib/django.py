@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial, wraps
 from importlib import import_module
 from inspect import isawaitable, iscoroutinefunction
@@ -29,11 +30,20 @@ except ModuleNotFoundError as error:
 
 from ..app.generator import SourceTerms, open_source
 from ..app.livepush import LivePush
+from ..app.run import Run
 from ..app.service import refusal_headers
 from ..grant import Authorize, Grant, Refusal, StreamRequest
 from ..runtime.asgi import Scope
 from ..wire.cursor import Position
-from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route, refusal_text
+from .route import (
+    CONTENT_TYPE,
+    RouteStream,
+    StreamService,
+    StreamTerms,
+    open_for_route,
+    open_run,
+    refusal_text,
+)
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -255,6 +265,31 @@ async def sse_streaming_response(
     if authorize := terms.get("authorize"):
         terms["authorize"] = _in_request(authorize)
     return await _response(open_for_route(service, _scope_of(request), **terms))
+
+
+async def run_response(
+    push: LivePush,
+    request: HttpRequest,
+    run: Run,
+    *,
+    slot_key: str | None = None,
+    expires_at: datetime | float | None = None,
+) -> HttpResponseBase:
+    """Return a run, `push.run(id, dialect=...)`, as the response of a view.
+
+    The caller has decided that the client may read it. The client gets the output from the beginning, or
+    from its last event id, then the end, and the response ends. It gets the status `dialect.idle`, such as
+    204, where there is no such run and where it has all of it. The stream takes a slot of `slot_key`, and
+    ends at `expires_at`. A client that gets no stream gets a 429 when the cap is full, a 503
+    when the slots or the broker are away, a 401 for `expires_at` in the past. A soft refusal is a response; a
+    dialect without control events gets none. The request's database connections are closed, as by
+    `sse_streaming_response`. Raises ValueError for a run of another LivePush, and ImproperlyConfigured under
+    WSGI.
+    """
+    _check_asgi(request)
+    await sync_to_async(_close_connections)()
+    opening = open_run(push, _scope_of(request), run, slot_key=slot_key, expires_at=expires_at)
+    return await _response(opening)
 
 
 def needs_asgi(request: HttpRequest) -> HttpResponseBase:

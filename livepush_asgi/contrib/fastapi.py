@@ -6,11 +6,12 @@ lives as long as a stream.
 
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from typing import Unpack, cast
 from weakref import WeakKeyDictionary
 
 try:
-    from fastapi import Depends, FastAPI, HTTPException, Request, params
+    from fastapi import Depends, FastAPI, HTTPException, Request, Response, params
     from fastapi.dependencies.models import Dependant
     from fastapi.dependencies.utils import get_dependant, get_parameterless_sub_dependant, solve_dependencies
     from fastapi.exceptions import RequestValidationError
@@ -20,11 +21,14 @@ except ModuleNotFoundError as error:
 from starlette.types import Message, Receive, Scope, Send
 
 from ..app.generator import SourceTerms, open_source
+from ..app.livepush import LivePush
+from ..app.run import Run
 from ..app.service import refusal_headers
 from ..errors import AuthorizeError
 from ..grant import Authorize, Decision, Refusal, StreamRequest
-from .route import RouteStream, StreamService, StreamTerms, open_for_route
+from .route import RouteStream, StreamService, StreamTerms, open_for_route, open_run
 from .starlette import EventStreamResponse as StarletteResponse
+from .starlette import without_body
 
 #: The detail of a 422 has no more characters.
 MAX_DETAIL = 500
@@ -71,6 +75,30 @@ async def sse_streaming_response(
     has expired, or what `authorize` refuses with. A soft refusal is a response.
     """
     return EventStreamResponse(await _opened(open_for_route(service, request.scope, **terms)))
+
+
+async def run_response(
+    push: LivePush,
+    request: Request,
+    run: Run,
+    *,
+    slot_key: str | None = None,
+    expires_at: datetime | float | None = None,
+) -> Response:
+    """Return a run, `push.run(id, dialect=...)`, as the response of a path operation.
+
+    The caller has decided that the client may read it. The client gets the output from the beginning, or
+    from its last event id, then the end, and the response ends. It gets the status `dialect.idle`, such as
+    204, where there is no such run and where it has all of it. The stream takes a slot of `slot_key`, and
+    ends at `expires_at`. Raises HTTPException: 429 when the cap is full, 503 when the slots or the
+    broker are away, 401 for `expires_at` in the past. A soft refusal is a response; a dialect without control
+    events gets none. Raises ValueError for a run of another LivePush.
+    """
+    opening = open_run(push, request.scope, run, slot_key=slot_key, expires_at=expires_at)
+    try:
+        return EventStreamResponse(await _opened(opening))
+    except HTTPException as error:
+        return without_body(error)
 
 
 async def event_stream_response(

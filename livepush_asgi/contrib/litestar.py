@@ -4,6 +4,7 @@ Litestar ends `yield` dependencies when the handler has returned: none is open w
 """
 
 from collections.abc import AsyncIterable, Awaitable
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Unpack
 
@@ -18,9 +19,11 @@ except ModuleNotFoundError as error:
     raise ImportError("this needs Litestar: pip install 'livepush_asgi[litestar]'") from error
 
 from ..app.generator import SourceTerms, open_source
+from ..app.livepush import LivePush
+from ..app.run import Run
 from ..app.service import FiniteStream, refusal_headers
 from ..grant import Refusal
-from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route
+from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route, open_run
 
 # Nothing here depends on the types of the application's users and authentication.
 AnyRequest = Request[Any, Any, State]
@@ -68,6 +71,26 @@ async def sse_streaming_response(
     has expired, or what `authorize` refuses with. A soft refusal is a response.
     """
     return await _response(open_for_route(service, request.scope, **terms))
+
+
+async def run_response(
+    push: LivePush,
+    request: AnyRequest,
+    run: Run,
+    *,
+    slot_key: str | None = None,
+    expires_at: datetime | float | None = None,
+) -> EventStreamResponse:
+    """Return a run, `push.run(id, dialect=...)`, as the response of a route handler.
+
+    The caller has decided that the client may read it. The client gets the output from the beginning, or
+    from its last event id, then the end, and the response ends. It gets the status `dialect.idle`, such as
+    204, where there is no such run and where it has all of it. The stream takes a slot of `slot_key`, and
+    ends at `expires_at`. Raises HTTPException: 429 when the cap is full, 503 when the slots or the
+    broker are away, 401 for `expires_at` in the past. A soft refusal is a response; a dialect without control
+    events gets none. Raises ValueError for a run of another LivePush.
+    """
+    return await _response(open_run(push, request.scope, run, slot_key=slot_key, expires_at=expires_at))
 
 
 async def event_stream_response(

@@ -1,6 +1,7 @@
 """Quart: an event stream as the response of a route."""
 
 from collections.abc import AsyncIterable, Awaitable
+from datetime import datetime
 from typing import Unpack
 
 try:
@@ -10,9 +11,19 @@ except ModuleNotFoundError as error:
     raise ImportError("this needs Quart: pip install 'livepush_asgi[quart]'") from error
 
 from ..app.generator import SourceTerms, open_source
+from ..app.livepush import LivePush
+from ..app.run import Run
 from ..app.service import refusal_headers
 from ..grant import Refusal
-from .route import CONTENT_TYPE, RouteStream, StreamService, StreamTerms, open_for_route, refusal_text
+from .route import (
+    CONTENT_TYPE,
+    RouteStream,
+    StreamService,
+    StreamTerms,
+    open_for_route,
+    open_run,
+    refusal_text,
+)
 
 
 async def sse_streaming_response(
@@ -26,6 +37,27 @@ async def sse_streaming_response(
     refusal is a response. Quart cancels the response when the client has gone.
     """
     return await _response(open_for_route(service, request.scope, **terms))
+
+
+async def run_response(
+    push: LivePush,
+    request: Request,
+    run: Run,
+    *,
+    slot_key: str | None = None,
+    expires_at: datetime | float | None = None,
+) -> Response:
+    """Return a run, `push.run(id, dialect=...)`, as the response of a route.
+
+    The caller has decided that the client may read it. The client gets the output from the beginning, or
+    from its last event id, then the end, and the response ends. It gets the status `dialect.idle`, such as
+    204, where there is no such run and where it has all of it. The stream takes a slot of `slot_key`, and
+    ends at `expires_at`. Raises TooManyRequests when the cap is full, ServiceUnavailable when
+    the slots or the broker are away, Unauthorized for `expires_at` in the past. A soft refusal is a response;
+    a dialect without control events gets none. `RESPONSE_TIMEOUT` does not end it. Raises ValueError for a
+    run of another LivePush.
+    """
+    return await _response(open_run(push, request.scope, run, slot_key=slot_key, expires_at=expires_at))
 
 
 async def event_stream_response(

@@ -2,21 +2,23 @@
 
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from http import HTTPStatus
 from typing import TypedDict, Unpack, cast
 
 from ..app.livepush import LivePush
+from ..app.run import Run
+from ..app.runs import authorize_once, is_soft_when_away
 from ..app.service import FiniteStream, SSEStream, SSEStreamService, soft_refusal
 from ..errors import BrokerUnavailableError, InvalidGrantError
-from ..grant import Authorize, Grant, Refusal, StreamRequest
-from ..http.authorize import INVALID, REFUSED_ERRORS, Refused, refused_for
+from ..grant import Authorize, Grant, Refusal, RunAccess, StreamRequest
+from ..http.authorize import INVALID, REFUSED_ERRORS, RETRY_AFTER, Refused, hardened, refused_for
 from ..runtime.asgi import Scope
 from ..runtime.failure_log import fields
 
 logger = logging.getLogger("livepush_asgi")
 
 CONTENT_TYPE = "text/event-stream"
-RETRY_AFTER = 5
 
 StreamService = SSEStreamService | LivePush
 
@@ -46,9 +48,56 @@ async def open_for_route(
     the component's `soft_refusals`, and in a drain, returns a FiniteStream instead, a soft refusal:
     `EventSource` never comes back after another status than 200.
     """
+    return await _answer(service, scope, _grant_or_authorize(**terms), hard=False)
+
+
+async def open_run(
+    push: LivePush,
+    scope: Mapping[str, object],
+    run: Run,
+    *,
+    slot_key: str | None = None,
+    expires_at: datetime | float | None = None,
+) -> RouteStream:
+    """Open a stream of a run, in its dialect, for a client that may read it.
+
+    Raises Refusal if the client gets no stream: with the status `dialect.idle` where there is no such run, or
+    the client has all of it, and with `Retry-After` for a 429 or 503. In a dialect without control events
+    none is soft: its client would take the soft refusal for an answer.
+    """
+    if not isinstance(run, Run):
+        raise TypeError(f"run_response takes a Run, not {run!r:.100}: push.run(id)")
+    if run._push is not push:
+        raise ValueError(
+            "this run is of another LivePush than the one that serves it: "
+            f"run_response(push, request, push.run({run.id!r:.100}))"
+        )
+    access = RunAccess(slot_key=slot_key, expires_at=expires_at)
+
+    async def allowed(request: StreamRequest) -> RunAccess:
+        return access
+
+    authorize = authorize_once(run, allowed, soft=is_soft_when_away(push, run.dialect))
+    try:
+        return await _answer(push, scope, authorize, hard=not run.dialect.control_events)
+    except Refusal as refusal:
+        # A cache may keep a 204 or a 404 otherwise.
+        refusal.headers.setdefault("cache-control", "no-store")
+        raise
+
+
+async def _answer(
+    service: StreamService, scope: Mapping[str, object], terms: Grant | Authorize, *, hard: bool
+) -> RouteStream:
     if isinstance(service, LivePush):
         service = SSEStreamService.of(service)
-    stream = await _open(service, _grant_or_authorize(**terms), StreamRequest(cast("Scope", scope)))
+    stream: RouteStream
+    try:
+        stream = await _open(service, terms, StreamRequest(cast("Scope", scope)))
+    except Refused as refused:
+        if hard:
+            raise hardened(refused) from refused
+        stream = soft_refusal(refused, service.push)
     if scope.get("method") == "HEAD":
         await stream.body.aclose()
         return FiniteStream(stream.headers)
@@ -91,7 +140,8 @@ def _grant_or_authorize(
         raise Refusal(400, INVALID) from error
 
 
-async def _open(service: SSEStreamService, terms: Grant | Authorize, request: StreamRequest) -> RouteStream:
+async def _open(service: SSEStreamService, terms: Grant | Authorize, request: StreamRequest) -> SSEStream:
+    """Open a stream. Raises Refused, and Refusal if the broker is away."""
     try:
         if not isinstance(terms, Grant):
             return await service.open_authorized(terms, request)
@@ -100,7 +150,5 @@ async def _open(service: SSEStreamService, terms: Grant | Authorize, request: St
         )
     except BrokerUnavailableError as error:
         raise Refusal(503, "No stream can be opened now.", retry_after=RETRY_AFTER) from error
-    except Refused as refused:
-        return soft_refusal(refused, service.push)
     except REFUSED_ERRORS as error:
-        return soft_refusal(refused_for(error, service.push.soft_refusals), service.push)
+        raise refused_for(error, service.push.soft_refusals) from error

@@ -38,6 +38,8 @@ SOFT_CAUSES = frozenset(
 )
 #: The causes with soft refusals only: the client did nothing wrong and may reconnect in a moment.
 ALWAYS_SOFT = frozenset({RefusalCause.DRAIN, RefusalCause.REVOKED})
+#: The `Retry-After`, in seconds, of a refusal that says to come back and not when.
+RETRY_AFTER = 5
 #: The detail of a 400: `authorize` raised InvalidGrantError.
 INVALID = "The request names no valid channel or key."
 # An `authorize` runs on the event loop, also an asynchronous one that does not wait. A warning is logged if
@@ -89,6 +91,24 @@ def refused_for(error: Exception, soft_refusals: Collection[RefusalCause] = ()) 
     causes = {cause, RefusalCause.CAP} if cause is RefusalCause.FULL else {cause}
     soft = not causes.isdisjoint((*ALWAYS_SOFT, *soft_refusals))
     return Refused(Refusal(status, detail, soft=soft, retry_after=getattr(error, "retry_after", None)), cause)
+
+
+def hardened(refusal: Refusal) -> Refusal:
+    """Return a refusal as one with its own status, for a client that takes a soft one for an answer.
+
+    A 429 or 503 says when to come back.
+    """
+    comes_back = refusal.status in (429, 503) and refusal.retry_after is None
+    retry_after = RETRY_AFTER if comes_back else refusal.retry_after
+    return Refusal(refusal.status, refusal.detail, retry_after=retry_after, headers=refusal.headers)
+
+
+def wrong_decision(name: str, decision: object, kind: type[object]) -> AuthorizeError:
+    """Return the error for a function of the application that returned something else."""
+    return AuthorizeError(
+        f"{name} returned {type(decision).__name__}, not a {kind.__name__} or a Refusal. "
+        "Is a `return` missing, or an `await` in front of what it calls?"
+    )
 
 
 class Decider(Generic[R, G]):
@@ -172,11 +192,7 @@ class Decider(Generic[R, G]):
                 finally:
                     deciding.reset(token)
             if not isinstance(decision, self._decisions):
-                raise AuthorizeError(
-                    f"{self._name} returned {type(decision).__name__}, not a {self._kind.__name__} or a "
-                    "Refusal. "
-                    "Is a `return` missing, or an `await` in front of what it calls?"
-                )
+                raise wrong_decision(self._name, decision, self._kind)
             if isinstance(decision, Grant):
                 process.check_replay(decision)
         except Refusal as refusal:

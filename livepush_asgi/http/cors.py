@@ -46,14 +46,14 @@ class Cors:
         fields = [(b"access-control-allow-origin", origin.encode("latin-1")), _EXPOSED, vary]
         return [*fields, (b"access-control-allow-credentials", b"true")] if self.credentials else fields
 
-    def preflight(self, origin: str | None) -> list[RawHeader]:
-        """Return the header fields of a response to a preflight."""
+    def preflight(self, origin: str | None, methods: bytes = b"GET, HEAD, OPTIONS") -> list[RawHeader]:
+        """Return the header fields of a response to a preflight of a path that takes these methods."""
         fields = self.answer(origin)
         if not any(name == b"access-control-allow-origin" for name, _ in fields):
             return fields
         return [
             *fields,
-            (b"access-control-allow-methods", b"GET, HEAD, OPTIONS"),
+            (b"access-control-allow-methods", methods),
             (b"access-control-allow-headers", ", ".join(self.headers).encode("latin-1")),
             (b"access-control-max-age", str(self.max_age).encode()),
         ]

@@ -12,7 +12,7 @@ from ..runtime.callbacks import ClientLeftError
 from ..settings import Timing
 from ..stream.stream import Stream
 from ..wire.reasons import RefusalCause
-from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, refused_for
+from .authorize import ALWAYS_SOFT, REFUSED_ERRORS, Decider, Refused, hardened, refused_for
 from .cors import Cors, RawHeader
 from .driver import DISCONNECT_ERRORS, stream_headers
 from .probe import QUERY as PROBE
@@ -26,7 +26,10 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class Endpoint:
-    """Answers HTTP requests for streams. It holds configuration only, and no state of a request."""
+    """Answers HTTP requests for streams. It holds configuration only, and no state of a request.
+
+    `name` is the name of `authorize` in log lines. With `hard` no refusal is soft.
+    """
 
     def __init__(
         self,
@@ -37,45 +40,61 @@ class Endpoint:
         soft_refusals: Collection[RefusalCause],
         count_refusal: Callable[[RefusalCause], None],
         probes: Probes | None = None,
+        *,
+        name: str = "authorize",
+        hard: bool = False,
     ) -> None:
         self._timing = timing
         self._cors = cors
         self._control_events = control_events
         self._soft_refusals = ALWAYS_SOFT | frozenset(soft_refusals)
-        self._decider = Decider(authorize, self._soft_refusals, timing.authorize_timeout, Grant)
+        self._hard = hard
+        causes = () if hard else self._soft_refusals
+        self._decider = Decider(authorize, causes, timing.authorize_timeout, Grant, name)
         self._count_refusal = count_refusal
         self._probes = probes
 
     async def __call__(
-        self, process: Process | None, request: StreamRequest, receive: Receive, send: Send
+        self,
+        process: Process | None,
+        request: StreamRequest,
+        receive: Receive,
+        send: Send,
+        authorize: Authorize | None = None,
+        methods: bytes = ALLOWED_METHODS,
     ) -> "OpenedStream | None":
         """Answer one request, or return the stream for it, which the caller has to drive.
 
-        `run` is None if the LivePush has stopped.
+        `process` is None if the LivePush has stopped. The request is authorized by the `authorize` of its
+        path or of the application. `methods` are those of its path, for `Allow` and for a preflight.
         """
         method = request.scope["method"]
-        headers = [] if self._cors is None else self._cors.answer(request.headers.get("origin"))
+        headers = self.cors_headers(request)
         if request.is_foreign:
             await refuse(send, Refusal(404), headers, body=method != "HEAD")
         elif request.is_too_long:
             await refuse(send, Refusal(414), headers, body=method != "HEAD")
         elif method == "OPTIONS":
-            await self._answer_options(request, send)
+            await self._answer_options(request, send, methods)
         elif method not in ("GET", "HEAD"):
-            refusal = Refusal(405, headers={"allow": ALLOWED_METHODS.decode()})
+            refusal = Refusal(405, headers={"allow": methods.decode()})
             await refuse(send, refusal, headers)
         elif method == "HEAD":
-            await self._answer_head(process, request, headers, receive, send)
+            await self._answer_head(process, request, headers, receive, send, authorize)
         elif self._probes is not None and PROBE in request.query:
             await self._answer_probe(self._probes, process, request, headers, receive, send)
         else:
-            return await self._answer_get(process, request, headers, receive, send)
+            return await self._answer_get(process, request, headers, receive, send, authorize)
         return None
 
-    async def _answer_options(self, request: StreamRequest, send: Send) -> None:
-        headers: list[RawHeader] = [(b"allow", ALLOWED_METHODS)]
+    def cors_headers(self, request: StreamRequest) -> list[RawHeader]:
+        """Return the header fields of a response to the page that sends this request."""
+        return [] if self._cors is None else self._cors.answer(request.headers.get("origin"))
+
+    async def _answer_options(self, request: StreamRequest, send: Send, methods: bytes) -> None:
+        headers: list[RawHeader] = [(b"allow", methods)]
         if self._cors is not None:
-            headers += self._cors.preflight(request.headers.get("origin"))
+            headers += self._cors.preflight(request.headers.get("origin"), methods)
         await answer(send, 204, headers)
 
     async def _answer_head(
@@ -85,15 +104,16 @@ class Endpoint:
         headers: list[RawHeader],
         receive: Receive,
         send: Send,
+        authorize: Authorize | None,
     ) -> None:
         try:
             process = _require_accepting(process)
-            grant = await self._decider.decide(request, process, receive, may_be_soft=False)
+            grant = await self._decider.decide(request, process, receive, authorize, may_be_soft=False)
             check_expiry(grant)
         except Refused as refused:
-            await refuse(send, refused, headers, body=False)
+            await refuse(send, self._firm(refused), headers, body=False)
         except REFUSED_ERRORS as error:
-            await refuse(send, refused_for(error), headers, body=False)
+            await refuse(send, self._firm(refused_for(error)), headers, body=False)
         except ClientLeftError:
             await _answer_closed(send)
         else:
@@ -109,9 +129,10 @@ class Endpoint:
         headers: list[RawHeader],
         receive: Receive,
         send: Send,
+        authorize: Authorize | None,
     ) -> "OpenedStream | None":
         try:
-            stream = await self.open(process, request, receive)
+            stream = await self.open(process, request, receive, authorize)
             return OpenedStream(stream, [*stream_headers(stream.grant), *headers])
         except Refused as error:
             refused = error
@@ -206,9 +227,12 @@ class Endpoint:
             return None
         return decision
 
+    def _firm(self, refused: Refused) -> Refusal:
+        return hardened(refused) if self._hard else refused
+
     async def _refuse(self, refused: Refused, headers: list[RawHeader], send: Send) -> None:
-        if not refused.soft:
-            await refuse(send, refused, headers)
+        if self._hard or not refused.soft:
+            await refuse(send, self._firm(refused), headers)
             return
         block = soft_block(refused, refused.cause, self._timing)
         await refuse_softly(send, refused, block, headers)

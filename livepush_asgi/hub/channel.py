@@ -61,6 +61,8 @@ class Coalescer:
         self._now = now
         #: The deliveries that wait for the end of the turn.
         self.pending: list[tuple[Channel, Delivery]] = []
+        #: How many turns of the loop have had an end with deliveries.
+        self.turn = 0
         self._end_scheduled = False
         self._flushing = False
         # Whether a message between processes is pending.
@@ -102,6 +104,7 @@ class Coalescer:
 
     def _end_turn(self) -> None:
         self._end_scheduled = False
+        self.turn += 1
         self.flush()
 
     def _deliver_parts(self, pending: "list[tuple[Channel, Delivery]]") -> None:

@@ -143,6 +143,11 @@ class Hub:
         channel = self._channels.get(name)
         return channel is not None and channel.doubtful
 
+    @property
+    def turn(self) -> int:
+        """A number that grows after turns of the event loop, and never within one."""
+        return self._coalescer.turn
+
     def flush(self) -> None:
         """Deliver the pending deliveries of this turn to every listener now."""
         self._coalescer.flush()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import anyio
 
-from ..brokers import READ_BYTES, HistoryBroker, Page, Record
+from ..brokers import READ_BYTES, HistoryBroker, Page
 from ..errors import InvalidEventError
 from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
@@ -48,7 +48,11 @@ class SharedPage:
     def batch(self) -> Batch:
         """All events of the page, with positions in the page's epoch."""
         if self._batch is None:
-            deliveries = list(map(self._delivery_of, self.page.records))
+            # `at` does not check the epoch again.
+            position_at = Position(self.page.epoch, 0).at
+            deliveries = [
+                self._delivery_of(record.payload, position_at(record.offset)) for record in self.page.records
+            ]
             self._batch = Batch(deliveries, has_gap=any(delivery.gap for delivery in deliveries))
         return self._batch
 
@@ -65,10 +69,9 @@ class SharedPage:
         skipped = sum([record.offset <= offset for record in records])
         return Batch(self.batch.deliveries[skipped:], has_gap=self.batch.has_gap)
 
-    def _delivery_of(self, record: Record) -> Delivery:
-        position = Position(self.page.epoch, record.offset)
+    def _delivery_of(self, payload: bytes, position: Position) -> Delivery:
         try:
-            return delivery_of(self._channel, record.payload, position)
+            return delivery_of(self._channel, payload, position)
         except InvalidEventError:
             return gap_delivery(self._channel, GapReason.BROKER, position)
 

@@ -18,7 +18,7 @@ from ..errors import (
     ProcessFullError,
     SlotsUnavailableError,
 )
-from ..grant import Authorize, Grant, RunGrant, StreamRequest
+from ..grant import Authorize, Grant, RunAccess, RunGrant, StreamRequest
 from ..hub.hub import Hub
 from ..runtime.asgi import Receive
 from ..runtime.callbacks import Callbacks
@@ -28,6 +28,7 @@ from ..runtime.event_loop import (
     loop_identity,
     on_asyncio,
     sleep_maker,
+    soon_caller,
     spawn,
     threadsafe_caller,
 )
@@ -64,8 +65,8 @@ LISTENER_CLOSE_TIME = 0.5
 NOT_RUNNING = "no new streams: this process is draining or has stopped"
 
 
-def check_expiry(grant: Grant) -> None:
-    """Raise GrantExpiredError if the grant has expired."""
+def check_expiry(grant: Grant | RunAccess) -> None:
+    """Raise GrantExpiredError if the permission has expired."""
     if grant.expiry is not None and grant.expiry <= time.time():
         raise GrantExpiredError("the grant expired before its stream was opened")
 
@@ -459,6 +460,7 @@ class Process:
         self.context = StreamContext(
             hub=self.hub,
             make_sleep=sleep_maker(),
+            call_soon=soon_caller(),
             callbacks=Callbacks(tasks),
             scheduler=self.scheduler,
             tcp_timeouts=TcpTimeouts(self.scheduler, self.timing),

@@ -1,10 +1,11 @@
 """RunLog: the log of a run's channel, and the state that it tells."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..brokers import HistoryBroker, Page, Record
+from ..brokers import HistoryBroker, Page, Record, append_in_order, has_beside_append
+from ..brokers.memory import MemoryBroker
 from ..wire.cursor import MAX_OFFSET, Position
 from ..wire.reasons import RunState
 from ..wire.run_record import Kind, RunRecord, record_in
@@ -54,11 +55,21 @@ class RunLog:
     def __init__(self, broker: HistoryBroker, channel: str) -> None:
         self.channel = channel
         self._broker = broker
+        #: Whether `append_now` may be called.
+        self.is_in_process = isinstance(broker, MemoryBroker) and has_beside_append(broker, "append_now")
 
-    async def append(self, payload: bytes | RunRecord, expected: Position) -> Position:
-        """Append an event or a record. Raises PositionConflictError if the log goes on after `expected`."""
-        data = payload.encode() if isinstance(payload, RunRecord) else payload
-        return await self._broker.append(self.channel, data, expected_position=expected)
+    async def append(self, record: RunRecord, expected: Position) -> Position:
+        """Append a record. Raises PositionConflictError if the log goes on after `expected`."""
+        return await self._broker.append(self.channel, record.encode(), expected_position=expected)
+
+    async def append_batch(self, payloads: Sequence[bytes], expected: Position) -> Position:
+        """Append one or more of these events and records, as `BatchBroker.append_batch` does."""
+        return await append_in_order(self._broker, self.channel, payloads, expected)
+
+    def append_now(self, payloads: Sequence[bytes], expected: Position) -> Position:
+        """Do what `append_batch` does without waiting, in a broker in this process."""
+        assert isinstance(self._broker, MemoryBroker)
+        return self._broker.append_now(self.channel, payloads, expected_position=expected)
 
     async def append_cancelled(self, state: LogState) -> Position:
         """Append the end of an attempt that is cancelled, whatever the producer appends meanwhile."""
@@ -103,13 +114,21 @@ class RunLog:
 def state_of(records: Iterable[Record], end: Position) -> LogState | None:
     """Return the state that these events and records tell. A count below 0 is unknown."""
     found: LogState | None = None
+    # The events since the last record.
+    events = 0
     for item in records:
         record = record_in(item.payload)
-        if record is not None:
-            found = _with_record(found, record, item.offset, end)
-        elif found is not None and not found.ended:
-            found = replace(found, count=found.count + (found.count >= 0))
-    return found
+        if record is None:
+            events += 1
+        else:
+            found, events = _with_record(_with_events(found, events), record, item.offset, end), 0
+    return _with_events(found, events)
+
+
+def _with_events(found: LogState | None, events: int) -> LogState | None:
+    if found is None or found.ended or found.count < 0 or not events:
+        return found
+    return replace(found, count=found.count + events)
 
 
 def _with_record(found: LogState | None, record: RunRecord, offset: int, end: Position) -> LogState:

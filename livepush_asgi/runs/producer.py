@@ -1,28 +1,31 @@
 """Producer: runs the iterator of one run, and appends what it yields, as long as the log is its own."""
 
 import logging
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import anyio
 
+from ..brokers import Record
 from ..brokers.backoff import retry_unavailable
 from ..errors import BrokerUnavailableError, PositionConflictError
 from ..process.process import Process
 from ..process.statistics import Counters
-from ..runtime.event_loop import Sleep, wake
+from ..runtime.event_loop import Sleep, pause, wake
 from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
-from ..wire.event import to_payload
+from ..wire.event import PAYLOAD_MARK
 from ..wire.reasons import EndReason, RunState
-from ..wire.run_record import RunRecord, record_in
+from ..wire.run_record import RunRecord, has_record, record_in
 from .log import LogState, RunLog
 
-# A record is appended in this part of a lease, and after so many events and bytes.
+# A record is appended in this part of a lease, and after so many events or bytes; a batch has no more.
 RENEWALS, ALIVE_EVENTS, ALIVE_BYTES = 3, 100, 256 * 1024
+# In memory, an iterator that yields again so soon after an append, in seconds, is busy. What it yields in the
+# next turns of the loop is appended together, for as long as each turn brings more, and within these bounds.
+BUSY, COLLECT_FOR, COLLECT_EVENTS = 0.015, 0.02, 32
 # How long appending the end may take when the process stops, in seconds.
 END_TIMEOUT = 5.0
 
@@ -57,11 +60,22 @@ class Producer:
         self._process = process
         self._counters = counters
         self._now = process.scheduler.now
-        # What the iterator has yielded and the broker has not taken.
-        self._waiting: deque[bytes] = deque()
+        # The payloads that the iterator has yielded and the broker has not taken, those on their way too.
+        self._waiting: list[bytes] = []
         self._ahead = ahead
         self._source = process.make_source(items)
         self._retry_for = retry_for
+        # What is being appended and not known to be in the log, and whether some of it may be there.
+        self._batch: Sequence[bytes] = ()
+        self._is_unsure = False
+        # How many of what waits are in the batch, and whether it has a record.
+        self._items = 0
+        self._renews = False
+        # Whether `_collect` is to be called, how many waited at its last call, and when it ends.
+        self._is_collecting = False
+        self._collected = 0
+        self._collect_until = 0.0
+        self._call_soon = process.context.call_soon
         # The position of what this attempt, or another publisher, has appended last.
         self._end = start.end
         self._count = start.count
@@ -101,6 +115,7 @@ class Producer:
             )
             state = None
         finally:
+            self._sleep = None
             self._renewal.cancel()
             self._source.stop()
             with anyio.CancelScope(shield=True):
@@ -110,41 +125,101 @@ class Producer:
             self.closed.set()
 
     async def _produce(self) -> RunState:
-        source, waiting = self._source, self._waiting
+        source = self._source
         source.start(self._take)
         while not self._stopping:
-            if waiting or (block := source.take()):
-                await self._append_item(to_payload(waiting.popleft() if waiting else block))
+            if self._waiting or self._must_renew:
+                if not self._batch:
+                    self._begin_batch()
+                await self._append()
+                if self._end_batch():
+                    # In this turn the iterator yields what the next batch can take.
+                    await pause()
             elif source.end_reason is not None:
                 return RunState.DONE if source.end_reason is EndReason.FINISHED else RunState.FAILED
-            elif not (self._must_look or self._must_renew):
+            elif not self._must_look:
                 self._sleep = self._process.context.make_sleep()
                 await self._sleep
             if self._must_look:
                 self._must_look = False
-                await retry_unavailable(partial(self._catch_up, None), self._retry_for)
-            if self._must_renew or self._events >= ALIVE_EVENTS or self._bytes >= ALIVE_BYTES:
-                await self._renew()
+                await retry_unavailable(self._catch_up, self._retry_for)
         return RunState.LOST
 
     def _take(self) -> None:
         """Take what the iterator has yielded, and let it run on. Called by the source, also at its end."""
+        has_more = self._fill()
+        if has_more and self._is_collecting:
+            return
+        if not has_more or not self._log.is_in_process or not self._sleeps:
+            wake(self._sleep)
+        elif self._now() - self._appended_at > BUSY:
+            self._append_now()
+        else:
+            self._is_collecting, self._collected = True, 0
+            self._collect_until = self._now() + COLLECT_FOR
+            self._call_soon(self._collect)
+
+    def _fill(self) -> bool:
+        """Take a block from the source, if there is one, and room for it."""
         if len(self._waiting) < self._ahead and (block := self._source.take()):
-            self._waiting.append(block)
-        wake(self._sleep)
+            self._waiting.append(PAYLOAD_MARK + block)
+            return True
+        return False
 
-    async def _append_item(self, payload: bytes) -> None:
-        await self._append(payload)
-        self._counters.published += 1
-        self._count += 1
-        self._events += 1
-        self._bytes += len(payload)
+    @property
+    def _sleeps(self) -> bool:
+        return self._sleep is not None and not self._sleep.done()
 
-    async def _renew(self) -> None:
-        self._must_renew, self._events, self._bytes = False, 0, 0
-        await self._append(self._start.make("alive", count=self._count).encode())
-        self._renewal.cancel()
-        self._renewal = self._set_renewal()
+    def _collect(self) -> None:
+        """Called once in a turn of the loop: append what waits, unless this turn has brought more."""
+        count = len(self._waiting)
+        if self._collected < count < COLLECT_EVENTS and self._now() < self._collect_until:
+            self._collected = count
+            self._call_soon(self._collect)
+        else:
+            self._is_collecting = False
+            self._append_now()
+
+    def _append_now(self) -> None:
+        """Append what waits, in memory. The task does it if it does not sleep, or if this fails."""
+        if not self._waiting or not self._sleeps:
+            return
+        self._begin_batch()
+        try:
+            end = self._log.append_now(self._batch, self._end)
+        except Exception as error:
+            self._is_unsure = not isinstance(error, PositionConflictError)
+            wake(self._sleep)
+            return
+        self._note_appended_to(end)
+        if self._batch:
+            wake(self._sleep)
+            return
+        self._appended_at = self._now()
+        if self._end_batch():
+            wake(self._sleep)
+
+    def _begin_batch(self) -> None:
+        """Make a batch of what waits, up to the next record, and with the record if it is due."""
+        items = self._waiting[: ALIVE_EVENTS - self._events]
+        self._bytes += sum(map(len, items))
+        while len(items) > 1 and self._bytes > ALIVE_BYTES:
+            self._bytes -= len(items.pop())
+        self._items = len(items)
+        self._events += self._items
+        self._renews = self._must_renew or self._events >= ALIVE_EVENTS or self._bytes >= ALIVE_BYTES
+        if self._renews:
+            self._must_renew, self._events, self._bytes = False, 0, 0
+            items.append(self._start.make("alive", count=self._count + self._items).encode())
+        self._batch, self._is_unsure = items, False
+
+    def _end_batch(self) -> bool:
+        """Called when the log has the batch. Return whether the iterator was waiting for its room."""
+        del self._waiting[: self._items]
+        if self._renews:
+            self._renewal.cancel()
+            self._renewal = self._set_renewal()
+        return self._fill()
 
     def _set_renewal(self) -> Timer:
         return self._process.scheduler.call_later(self._start.lease / RENEWALS, self._renew_soon)
@@ -153,54 +228,80 @@ class Producer:
         self._must_renew = True
         wake(self._sleep)
 
-    async def _append(self, payload: bytes) -> None:
-        """Append after the last position. Raises EndedError, and BrokerUnavailableError after retries."""
+    async def _append(self) -> None:
+        """Append the batch. Raises EndedError, and BrokerUnavailableError after retries."""
         try:
-            self._end = await self._log.append(payload, self._end)
-        except PositionConflictError:
-            await self._append_again(payload, unsure=False)
-        except BrokerUnavailableError:
-            await self._append_again(payload, unsure=True)
+            await self._append_batch()
+        except (PositionConflictError, BrokerUnavailableError):
+            while self._batch:
+                await retry_unavailable(self._append_again, self._retry_for)
         self._appended_at = self._now()
 
-    async def _append_again(self, payload: bytes, *, unsure: bool) -> None:
-        """Append after what others have appended. `unsure` says that the payload may be in the log."""
+    async def _append_again(self) -> None:
+        """Append after what others have appended."""
+        await self._catch_up()
+        with suppress(PositionConflictError):
+            await self._append_batch()
 
-        async def attempt() -> bool:
-            nonlocal unsure
-            if await self._catch_up(payload if unsure else None):
-                return True
+    async def _append_batch(self) -> None:
+        while self._batch:
+            was_unsure, self._is_unsure = self._is_unsure, True
             try:
-                self._end = await self._log.append(payload, self._end)
+                end = await self._log.append_batch(self._batch, self._end)
             except PositionConflictError:
-                return False
-            except BrokerUnavailableError:
-                unsure = True
+                # This call has appended nothing.
+                self._is_unsure = was_unsure
                 raise
-            return True
+            self._is_unsure = False
+            self._note_appended_to(end)
 
-        while not await retry_unavailable(attempt, self._retry_for):
-            pass
+    def _note_appended_to(self, end: Position) -> None:
+        number, self._end = end.offset - self._end.offset, end
+        self._note_appended(number)
 
-    async def _catch_up(self, sent: bytes | None) -> bool:
-        """Read what follows in the log, and go on after it. Return whether it begins with `sent`.
+    def _note_appended(self, number: int) -> None:
+        """Note that the log has so many more of the batch, whose last may be a record."""
+        batch = self._batch
+        if number < len(batch):
+            self._batch = batch[number:]
+        else:
+            self._batch = ()
+            number -= has_record(batch[-1])
+        self._count += number
+        self._counters.published += number
+
+    async def _catch_up(self) -> None:
+        """Read what follows in the log, and go on after it. The batch may be there, if its answer was lost.
 
         Raises EndedError if the attempt has ended.
         """
         while True:
             page = await self._log.after(self._end.offset)
-            placed = page.locate(self._end)
-            if placed is None:
-                return await self._find_place(sent)
+            if page.locate(self._end) is None:
+                await self._find_place()
+                return
             for record in page.records:
                 self._check(record_in(record.payload))
-            if sent is not None and page.records and page.records[0] == (placed.offset + 1, sent):
-                self._end = placed.next()
-                return True
-            sent = None
+            self._find_batch(page.records)
             self._end = Position(page.epoch, page.records[-1].offset if page.records else page.last)
             if self._end.offset >= page.last:
-                return False
+                return
+
+    def _find_batch(self, records: Sequence[Record]) -> None:
+        """Note what of the batch is among the records that follow in the log."""
+        if not self._is_unsure or not records:
+            return
+        found = 0
+        for place, record in enumerate(records):
+            at = record.offset - self._end.offset - 1
+            # The log may have dropped the first of the batch already.
+            if at >= len(self._batch) or record.payload != self._batch[at] or (place and at != found):
+                # What was to come here can come no more.
+                self._is_unsure = False
+                break
+            found = at + 1
+        if found:
+            self._note_appended(found)
 
     def _check(self, record: RunRecord | None) -> None:
         attempt = self._start.attempt
@@ -211,20 +312,19 @@ class Producer:
         if record.attempt != attempt and record.kind != "end":
             raise EndedError
 
-    async def _find_place(self, sent: bytes | None) -> bool:
+    async def _find_place(self) -> None:
         """Go on in a log that was lost, or has lost its end: readers are told of a gap there.
 
-        Returns whether `sent` is the last event. Raises EndedError if the attempt has ended, or may have.
+        Raises EndedError if the attempt has ended, or may have.
         """
         state, end = await self._log.state()
         if state is None:
             await self._begin_again(end)
-            return False
+            return
         if state.ended or state.attempt != self._start.attempt:
             raise EndedError
+        self._find_batch((await self._log.after(self._end.offset)).records)
         self._end = end
-        records = (await self._log.after(end.offset - 1)).records
-        return sent is not None and bool(records) and records[0] == (end.offset, sent)
 
     async def _begin_again(self, end: Position) -> None:
         """Append a start record to a log that has none, which says how many events are missing before it."""
@@ -244,7 +344,11 @@ class Producer:
         if state is None:
             return
         try:
-            await self._append(self._start.make("end", state, self._count).encode())
+            if self._batch:
+                # This task was cancelled while it appended.
+                await retry_unavailable(self._catch_up, self._retry_for)
+            self._batch, self._is_unsure = [self._start.make("end", state, self._count).encode()], False
+            await self._append()
         except EndedError:
             return
         except Exception as error:

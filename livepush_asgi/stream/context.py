@@ -25,6 +25,8 @@ class StreamContext:
     hub: Hub
     #: Makes the sleep of a stream that waits for its next chunk.
     make_sleep: Callable[[], Sleep]
+    #: Calls a function in the loop's next turn.
+    call_soon: Callable[[Callable[[], object]], object]
     #: Awaits snapshots.
     callbacks: Callbacks
     scheduler: Scheduler

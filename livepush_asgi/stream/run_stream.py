@@ -9,7 +9,7 @@ from ..wire.control import count_events, retry_line
 from ..wire.cursor import Cursor, Position, event_id
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, RunState
-from ..wire.run_record import RunFollower, RunRecord, is_record, record_of
+from ..wire.run_record import RunFollower, RunRecord, has_records, is_record, record_of
 from .composer import Composer
 from .context import StreamContext
 from .recovery import ChannelGap
@@ -72,7 +72,7 @@ class RunComposer(Composer):
 
     def pass_through(self, batch: Batch) -> bytes:
         """Return deliveries to send past the outbox, or b"" if a record is among them."""
-        if self._first_owed or any(is_record(delivery.bare) for delivery in batch.deliveries):
+        if self._first_owed or has_records([delivery.bare for delivery in batch.deliveries]):
             return b""
         return super().pass_through(batch)
 
@@ -87,7 +87,7 @@ class RunComposer(Composer):
 
     def _compose_page(self, page: Batch) -> bytes:
         plain = not self._first_owed and not page.has_gap
-        if plain and not any(is_record(delivery.bare) for delivery in page.deliveries):
+        if plain and not has_records([delivery.bare for delivery in page.deliveries]):
             return super()._compose_page(page)
         self._record_position()
         self._context.counts.replayed += sum([not delivery.gap for delivery in page.deliveries])
@@ -98,18 +98,21 @@ class RunComposer(Composer):
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         chunk, events = b"", list[Delivery]()
         for delivery in deliveries:
-            position, record = delivery.position, record_of(delivery.bare)
+            position = delivery.position
+            if position is None and not delivery.gap:
+                events.append(delivery)
+                continue
+            if not delivery.gap and self._follower.end is None and not is_record(delivery.bare):
+                self._follower.meet()
+                events.append(delivery)
+                continue
             if delivery.gap:
                 chunk += self._compose_events(events) + self._pass_gap(delivery, delivery.gap)
-            elif position is None:
-                events.append(delivery)
-                continue
-            elif not self._follower.take(record, position.offset):
-                return chunk + self._compose_events(events) + self._finish()
-            elif record is None and self._follower.end is None:
-                events.append(delivery)
-                continue
             else:
+                assert position is not None
+                record = record_of(delivery.bare)
+                if not self._follower.take(record, position.offset):
+                    return chunk + self._compose_events(events) + self._finish()
                 chunk += self._compose_events(events) + self._pass(delivery.channel, position, record)
             events = []
             if self.end_reason is not None:

@@ -11,7 +11,7 @@ import anyio
 from ..runtime.event_loop import Sleep, is_cancelled, pause, spawn, wake
 from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
-from ..wire.event import event_of
+from ..wire.event import block_of
 from ..wire.reasons import EndReason
 from .context import StreamContext
 
@@ -144,8 +144,11 @@ class Source:
             await self._close()
 
     async def _iterate(self) -> None:
-        iterator, turn_ends = self._iterator, perf_counter() + TURN
+        iterator = self._iterator
         assert iterator is not None
+        hub, turn_ends = self._context.hub, perf_counter() + TURN
+        # If the hub has delivered in another turn of the loop, the generator has waited by itself.
+        turn = hub.turn
         cancellation: BaseException | None = None
         while not self._stopped:
             self._stepping = True
@@ -157,10 +160,12 @@ class Source:
                 self._stepping = False
             if self._stopped:
                 return
-            self._block = event_of(item, self._context.encode).encode()
+            self._block = block_of(item, self._context.encode)
             self._tell_stream()
             cancellation = await self._wait_taken() if self._block else None
-            if perf_counter() >= turn_ends:
+            if turn != (turn := hub.turn):
+                turn_ends = perf_counter() + TURN
+            elif perf_counter() >= turn_ends:
                 try:
                     await pause()
                 except anyio.get_cancelled_exc_class() as error:

@@ -3,15 +3,23 @@
 Each rule is a test. Nothing here imports pytest: a subclass in a test module makes tests of a plain class.
 """
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from secrets import token_hex
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 
-from ..brokers import Broker, ForwardingSubscription, HistoryBroker, Page, Record, Subscription
+from ..brokers import (
+    Broker,
+    ForwardingSubscription,
+    HistoryBroker,
+    Page,
+    Record,
+    Subscription,
+    append_in_order,
+)
 from ..brokers.mailbox import Mailbox
 from ..errors import MessagesLostError, PositionConflictError
 from ..wire.cursor import MAX_OFFSET, Position
@@ -375,6 +383,37 @@ class HistoryBrokerContract(BrokerContract):
         check_equal(sorted(lost), [False] + [True] * 19)
         check_equal((await broker.read(channel, 0, 0)).last, 2)
 
+    async def test_a_batch_is_appended_in_order(self, broker: HistoryBroker) -> None:
+        """Several events of one call follow the expected position in order, and each is delivered."""
+        async with subscribed(broker) as (channel, subscription):
+            live, wanted = forwarded(subscription), [*numbers(30), *BYTES]
+            end = await broker.append(channel, b"begin")
+            await check_refused(broker, channel, [b"1", b"2"], end.at(end.offset + 1))
+            positions = await append_all(broker, channel, wanted, end)
+            check_equal([position.offset for position in positions], list(range(2, len(wanted) + 2)))
+            await check_refused(broker, channel, [b"1", b"2"], end)
+            heard = [split_position(await next_payload(live)) for _ in range(len(wanted) + 1)]
+        check_equal(heard, list(zip([end, *positions], [b"begin", *wanted], strict=True)))
+        check_equal((await broker.read(channel, 0, 100)).records, records([b"begin", *wanted]))
+
+    async def test_batches_do_not_mix(self, broker: HistoryBroker) -> None:
+        """No other event comes between those that one call has appended."""
+        channel, told = new_channel(), dict[int, bytes]()
+
+        async def add(number: int) -> None:
+            left = [b"%d %d" % (number, place) for place in range(6)]
+            while left:
+                page = await broker.read(channel, MAX_OFFSET, 0)
+                with suppress(PositionConflictError):
+                    end = await append_in_order(broker, channel, left, Position(page.epoch, page.last))
+                    added = end.offset - page.last
+                    told.update(enumerate(left[:added], page.last + 1))
+                    left = left[added:]
+
+        await concurrently(8, add)
+        check_equal(sorted(told), list(range(1, 49)))
+        check_equal((await broker.read(channel, 0, 100)).records, records(told[key] for key in sorted(told)))
+
     async def test_no_two_channels_share_a_log(self, broker: HistoryBroker) -> None:
         """Each channel has a log and an epoch of its own, whatever its name contains."""
         positions = {name: await broker.append(name, name.encode()) for name in hostile_channels()}
@@ -436,6 +475,31 @@ async def publish(broker: Broker, channel: str, payloads: Iterable[bytes]) -> No
 async def fill(broker: HistoryBroker, channel: str, count: int) -> list[Position]:
     """Append the numbers from 1 to `count`."""
     return [await broker.append(channel, payload) for payload in numbers(count + 1)[1:]]
+
+
+async def append_all(
+    broker: HistoryBroker, channel: str, payloads: Sequence[bytes], end: Position
+) -> list[Position]:
+    """Append the payloads behind the end of the log, in as many calls as it takes."""
+    found: list[Position] = []
+    while len(found) < len(payloads):
+        last = await append_in_order(broker, channel, payloads[len(found) :], end)
+        found += [last.at(offset) for offset in range(end.offset + 1, last.offset + 1)]
+        end = last
+    return found
+
+
+async def check_refused(
+    broker: HistoryBroker, channel: str, payloads: Sequence[bytes], expected_position: Position
+) -> None:
+    """Raise AssertionError unless appending the payloads is a conflict, and adds nothing."""
+    before = await broker.read(channel, 0, 1)
+    try:
+        await append_in_order(broker, channel, payloads, expected_position)
+    except PositionConflictError:
+        check_equal(await broker.read(channel, 0, 1), before)
+    else:
+        raise AssertionError(f"a batch was appended behind {expected_position}, where the log does not end")
 
 
 async def conflicts(broker: HistoryBroker, channel: str, expected_position: Position) -> bool:

@@ -8,7 +8,9 @@ published. Plain text becomes the data of an event.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, count, pairwise
 
 from ..errors import InvalidEventError
 from .cursor import Position, is_cursor
@@ -27,6 +29,9 @@ REPLY_CHANNEL = RESERVED_PREFIX + "replies"
 PAYLOAD_MARK = b"\xff1"
 # A payload with a position is: this mark, the position, a line end, and the payload without position.
 POSITION_MARK = b"\xff2"
+# Several payloads of a log are: this mark, the position of the first, a line end, their sizes in bytes with
+# commas between them, a line end, and the payloads.
+BATCH_MARK = b"\xff3"
 
 # One line end only: after a comment and a blank line some clients dispatch an empty event.
 HEARTBEAT = b":\n"
@@ -93,6 +98,13 @@ def event_of(item: object, encode: Encode | None) -> Event:
     if isinstance(item, Event):
         return item
     return Event(item if encode is None else encoded(item, encode))
+
+
+def block_of(item: object, encode: Encode | None) -> bytes:
+    """Return `event_of(item, encode).encode()` without making an Event, and raise what that raises."""
+    if isinstance(item, Event):
+        return item.encode()
+    return encode_block(_text_of(item if encode is None else encoded(item, encode)))
 
 
 def encode_block(
@@ -176,6 +188,25 @@ def split_position(payload: bytes) -> tuple[Position | None, bytes]:
         return Position.parse(text.decode("ascii")), rest
     except ValueError as error:
         raise InvalidEventError(f"a payload has a position that cannot be read: {text[:40]!r}") from error
+
+
+def split_batch(message: bytes) -> Iterator[tuple[Position, bytes]]:
+    """Return the payloads of a message with BATCH_MARK, each with its position.
+
+    Raises ValueError for a message that is malformed.
+    """
+    head, sizes, body = message.removeprefix(BATCH_MARK).split(b"\n", 2)
+    first = Position.parse(head.decode("ascii"))
+    payloads = split_payloads(sizes, body)
+    return zip(map(first.at, count(first.offset)), payloads, strict=False)
+
+
+def split_payloads(sizes: bytes, body: bytes) -> list[bytes]:
+    """Return the payloads that a text has, given their sizes with commas between them. Raises ValueError."""
+    ends = list(accumulate(map(int, sizes.split(b","))))
+    if ends[-1] != len(body):
+        raise ValueError(f"payloads have {len(body)} bytes, and should have {ends[-1]}")
+    return [body[start:end] for start, end in pairwise([0, *ends])]
 
 
 def with_id(block: bytes, id: str) -> bytes:

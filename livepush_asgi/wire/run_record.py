@@ -5,6 +5,7 @@ that an application publishes is taken for a record.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -45,6 +46,11 @@ def is_record(block: bytes) -> bool:
     return block.startswith(_MARK)
 
 
+def has_records(blocks: Iterable[bytes]) -> bool:
+    """Return whether a record is among blocks."""
+    return any(map(is_record, blocks))
+
+
 def record_of(block: bytes) -> RunRecord | None:
     """Return the record in a block, or None if the block is an event, or a record that cannot be read."""
     if not is_record(block):
@@ -65,9 +71,14 @@ def record_of(block: bytes) -> RunRecord | None:
         return None
 
 
+def has_record(payload: bytes) -> bool:
+    """Return whether a payload is a record."""
+    return _MARK in payload[:20]
+
+
 def record_in(payload: bytes) -> RunRecord | None:
     """Return the record in a payload, or None."""
-    return record_of(from_payload(payload)) if _MARK in payload[:20] else None
+    return record_of(from_payload(payload)) if has_record(payload) else None
 
 
 def _kind_of(text: object) -> Kind:
@@ -95,6 +106,10 @@ class RunFollower:
         self._attempt = attempt
         # Whether the reader was given anything of the output.
         self._met = False
+
+    def meet(self) -> None:
+        """Take an event, before any end. As `take(None, offset)`."""
+        self._met, self.lacks_beginning = True, False
 
     def take(self, record: RunRecord | None, offset: int) -> bool:
         """Take the next record of the log, or None for an event. Return False if the reading ends before it.

@@ -5,7 +5,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from livepush_asgi import LivePush, MemoryBroker, Refusal
-from livepush_asgi.contrib.starlette import sse_streaming_response
+from livepush_asgi.contrib.starlette import run_response
 
 push = LivePush(MemoryBroker(), lambda request: Refusal(404))
 
@@ -28,9 +28,8 @@ async def start(request):
 
 # start: readers
 async def follow(request):
-    run = push.run(request.path_params["id"])
     # Check here whether this user may read it.
-    return await sse_streaming_response(push, request, authorize=run.grant)
+    return await run_response(push, request, push.run(request.path_params["id"]))
 
 
 async def cancel(request):

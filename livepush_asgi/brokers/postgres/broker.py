@@ -155,21 +155,57 @@ class PostgresBroker:
         BrokerUnavailableError after four fifths of `BrokerTimeouts.publish`.
         """
         pool = self._connect()
+        added = self._queue(pool, channel, [(payload, idempotency_key, expected_position)])
+        (outcome,) = await self._outcomes(added)
+        return _raised(outcome)
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        """Append and deliver events in order, as many as fit into one call. See `BatchBroker`."""
+        events = [
+            (payload, None, expected_position.at(expected_position.offset + number))
+            for number, payload in enumerate(payloads[:_MAX_EVENTS])
+        ]
+        first, *others = await self._outcomes(self._queue(self._connect(), channel, events))
+        last = _raised(first)
+        for outcome in others:
+            if isinstance(outcome, PositionConflictError):
+                # Another call has appended in between, or the log has another epoch since the first event.
+                break
+            last = outcome
+        return last
+
+    def _queue(
+        self, pool: Pool, channel: str, events: Sequence[tuple[bytes, str | None, Position | None]]
+    ) -> list[asyncio.Future[Position]]:
+        """Have events appended, with the next call to their channel."""
         # Raises UnicodeError at once: it would fail the other events of the call.
-        digest(channel), digest(idempotency_key or "")
+        digest(channel), [digest(key or "") for _, key, _ in events]
         deadline = pool.loop.time() + self._timeouts.publish
-        append = Append(payload, idempotency_key, expected_position, pool.loop.create_future(), deadline)
+        appends = [Append(*event, pool.loop.create_future(), deadline) for event in events]
         if channel in self._waiting:
-            self._waiting[channel].append(append)
+            self._waiting[channel] += appends
         else:
-            self._waiting[channel] = [append]
+            self._waiting[channel] = appends
             spawn(partial(self._send, pool, channel, self._waiting), "livepush postgres append")
+        return [append.added for append in appends]
+
+    async def _outcomes(
+        self, added: Sequence[asyncio.Future[Position]]
+    ) -> list[Position | PositionConflictError]:
+        """Wait until events are appended. Raises BrokerUnavailableError if one of them may not be."""
+        outcomes: list[Position | PositionConflictError] = []
         try:
             async with asyncio.timeout(self._timeouts.publish):
-                return await append.added
+                for outcome in await asyncio.gather(*added, return_exceptions=True):
+                    if not isinstance(outcome, Position | PositionConflictError):
+                        raise outcome
+                    outcomes.append(outcome)
         except FAILURES as error:
             cause = error if str(error) else no_answer(self._timeouts.publish)
             raise unavailable("publish", self._address, cause, self._schema.grant) from error
+        return outcomes
 
     @overload
     def append_in(

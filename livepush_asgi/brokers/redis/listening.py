@@ -37,6 +37,8 @@ class ListeningBroker:
     A connection is opened for the first channel of its server, and closed after the last one.
     """
 
+    _mailbox = Mailbox
+
     def __init__(
         self, pool: ConnectionPool, timeouts: BrokerTimeouts, cluster: Topology | None = None
     ) -> None:
@@ -85,7 +87,7 @@ class ListeningBroker:
         `BrokerTimeouts.subscribe`.
         """
         loop = self._enter_loop()
-        mailbox = Mailbox(self._live_name(channel), self._leave)
+        mailbox = self._mailbox(self._live_name(channel), self._leave)
         name = mailbox.channel.encode()
         own = channel.startswith(RESERVED_PREFIX)
         subscribed = self._channels.setdefault(name, Channel(name, is_own=own))

@@ -23,7 +23,16 @@ from ...runtime.failure_log import FailureLog, fields
 from ..backoff import Backoff
 from ..mailbox import MESSAGES_BETWEEN_PAUSES, Mailbox
 from ..timeouts import BrokerTimeouts
-from .connection import FAILURES, Reply, address_of, drop, named_timeout, raise_if_cancelled, send
+from .connection import (
+    FAILURES,
+    Arrived,
+    Reply,
+    address_of,
+    drop,
+    named_timeout,
+    raise_if_cancelled,
+    send,
+)
 from .pipeline import pack
 
 logger = logging.getLogger("livepush_asgi")
@@ -94,17 +103,27 @@ class Channel:
             if not confirmed.done():
                 confirmed.set_exception(error)
 
+    def deliver(self, payload: bytes) -> None:
+        """Deliver a message to each mailbox. The error of one sink does not affect the others."""
+        if len(self.mailboxes) != 1:
+            self.each(lambda mailbox: mailbox.deliver(payload))
+            return
+        try:
+            self.mailboxes[0].deliver(payload)
+        except Exception:
+            self._log_raised()
+
     def each(self, call: Callable[[Mailbox], None]) -> None:
         """Call a function with each mailbox. The error of one sink does not affect the others."""
         for mailbox in tuple(self.mailboxes):
             try:
                 call(mailbox)
             except Exception:
-                logger.exception(
-                    "the sink of channel %r raised",
-                    mailbox.channel,
-                    extra=fields("sink_failed", channel=mailbox.channel),
-                )
+                self._log_raised()
+
+    def _log_raised(self) -> None:
+        name = self.name.decode()
+        logger.exception("the sink of channel %r raised", name, extra=fields("sink_failed", channel=name))
 
 
 class ListeningConnection:
@@ -218,11 +237,16 @@ class ListeningConnection:
             await self._changed.wait()
 
     async def _read(self, connection: AbstractConnection) -> None:
+        arrived = Arrived(connection)
         for number in count(1):
             # Reading does not wait while there is something to read. Without a pause a burst of messages
             # would fill every outbox before one stream could send.
             if number % MESSAGES_BETWEEN_PAUSES == 0:
                 await asyncio.sleep(0)
+            if (message := await arrived.message()) is not None:
+                self._deliver(*message)
+                self._received.set()
+                continue
             try:
                 # No timeout: a timer costs as much as reading a message, and `_test` notices silence.
                 reply = await connection.read_response(disable_decoding=True, timeout=inf, push_request=True)
@@ -247,8 +271,7 @@ class ListeningConnection:
     def _take(self, reply: Reply) -> None:
         match reply:
             case [b"message" | b"smessage", bytes() as name, bytes() as payload]:
-                if channel := self.channels.get(name):
-                    channel.each(lambda mailbox: mailbox.deliver(payload))
+                self._deliver(name, payload)
             case [
                 b"subscribe" | b"unsubscribe" | b"ssubscribe" | b"sunsubscribe" as verb,
                 bytes() as name,
@@ -258,6 +281,10 @@ class ListeningConnection:
             case _:
                 # The reply to PING, or another push message of the server.
                 pass
+
+    def _deliver(self, name: bytes, payload: bytes) -> None:
+        if channel := self.channels.get(name):
+            channel.deliver(payload)
 
     def _take_confirmation(self, confirmed: Command) -> None:
         channel = self.channels.get(confirmed[1])

@@ -1,7 +1,8 @@
 -- The log of a channel. This text is the beginning of append.lua and of read.lua. Each of them is one atomic
 -- step on the keys of one channel. Times are in milliseconds. log.py puts the constants of the
 -- broker's History before this text: EVENTS, SIZE and AGE (false: no bound), KEEP and REMEMBER (how long a
--- head and an idempotency key are kept), VERB (PUBLISH or SPUBLISH) and MARK (begins a live payload).
+-- head and an idempotency key are kept), VERB (PUBLISH or SPUBLISH), MARK and BATCH_MARK (begin a live payload, and
+-- a message of several).
 --
 -- A log is two keys. `<log>` is a stream. An event's id is `<offset>-<milliseconds>`: a read by offset is a
 -- search by id, and the id has the event's time. An event has one field. Its name is the number of payload

@@ -4,15 +4,17 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from itertools import accumulate, count
 from typing import NamedTuple
 
 from redis.exceptions import ResponseError
 
 from ...errors import PositionConflictError
 from ...wire.cursor import Position
-from ...wire.event import POSITION_MARK
+from ...wire.event import BATCH_MARK, POSITION_MARK, split_batch, split_payloads
 from .. import Page, Record
 from ..history import History
+from ..mailbox import Mailbox
 from .connection import Reply
 from .script import Script, tag_of
 
@@ -43,7 +45,8 @@ def log_scripts(history: History, verb: str) -> tuple[Script, Script]:
         "KEEP": "false" if age is None else max(2 * age, _LEAST_KEEP),
         "REMEMBER": _ENDLESS_REMEMBER if age is None else max(age, _LEAST_REMEMBER),
         "VERB": f"'{verb}'",
-        "MARK": "'" + "".join(f"\\{byte:03}" for byte in POSITION_MARK) + "'",
+        "MARK": _lua_text(POSITION_MARK),
+        "BATCH_MARK": _lua_text(BATCH_MARK),
     }
     begin = "".join(f"local {name} = {value}\n" for name, value in constants.items())
     folder = files(__package__)
@@ -51,9 +54,41 @@ def log_scripts(history: History, verb: str) -> tuple[Script, Script]:
     return Script(begin + log + append), Script(begin + log + read)
 
 
+def _lua_text(text: bytes) -> str:
+    return "'" + "".join(f"\\{byte:03}" for byte in text) + "'"
+
+
+def fitting(payloads: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the first payloads, as many as fit into one call."""
+    if len(payloads) <= MAX_EVENTS and sum(map(len, payloads)) <= MAX_BYTES:
+        return payloads
+    fit = sum(size <= MAX_BYTES for size in accumulate(map(len, payloads[:MAX_EVENTS])))
+    return payloads[: max(1, fit)]
+
+
 def age_script() -> Script:
     """Return the script that reads how long ago an event was added."""
     return Script(files(__package__).joinpath("age.lua").read_text())
+
+
+class LogMailbox(Mailbox):
+    """A subscription that takes the messages of the append script: of one payload, or of a batch."""
+
+    __slots__ = ()
+
+    def deliver(self, payload: bytes, /) -> None:
+        """Take a message."""
+        if not payload.startswith(BATCH_MARK):
+            super().deliver(payload)
+            return
+        try:
+            payloads = split_batch(payload)
+        except ValueError:
+            # Another program may publish anything. The sink refuses it.
+            super().deliver(payload)
+            return
+        for position, each in payloads:
+            self.deliver_at(position, each)
 
 
 class Added(NamedTuple):
@@ -64,9 +99,12 @@ class Added(NamedTuple):
 
 
 class Append(NamedTuple):
-    """An event to append, and the future of its place."""
+    """Events to append in order and together, and the future of the last one's place.
 
-    payload: bytes
+    The idempotency key is for one event alone.
+    """
+
+    payloads: Sequence[bytes]
     idempotency_key: str | None
     expected_position: Position | None
     added: asyncio.Future[Added]
@@ -89,12 +127,13 @@ class AppendQueue:
 
     def send_next(self) -> None:
         """Send the appends that wait, as many as fit into one call."""
-        self._sent, size = [], 0
-        while self.waiting and len(self._sent) < MAX_EVENTS and size < MAX_BYTES:
+        self._sent, events, size = [], 0, 0
+        while self.waiting and events < MAX_EVENTS and size < MAX_BYTES:
             append = self.waiting.popleft()
             if not append.added.done():
                 self._sent.append(append)
-                size += len(append.payload)
+                events += len(append.payloads)
+                size += sum(map(len, append.payloads))
         self._start(self, self._sent)
 
     def done(self) -> bool:
@@ -102,7 +141,7 @@ class AppendQueue:
         return False
 
     def set_result(self, reply: Reply, /) -> None:
-        """Take the reply of the append script: a text with the outcome of each event."""
+        """Take the reply of the append script: a text with the outcome of each append."""
         sent, more = self._sent, bool(self.waiting)
         self.send_next()
         if more:
@@ -151,19 +190,12 @@ def _outcome(channel: str, text: str) -> Added | PositionConflictError:
 def page_of(reply: Reply) -> Page:
     """Return the page in a reply of the read script. Raises ResponseError for another reply."""
     match reply:
-        case [bytes() as epoch, bytes() as first, bytes() as last, bytes() as older, list() as entries]:
-            records = tuple(map(_record, entries))
+        case [bytes(epoch), bytes(first), bytes(last), bytes(older), bytes(start), bytes(sizes), bytes(body)]:
+            payloads = split_payloads(sizes, body) if sizes else ()
+            records = tuple(map(Record, count(int(start or 0)), payloads))
             return Page(epoch.decode(), int(first), int(last), records, *_ancestors(older.decode()))
         case _:
             raise ResponseError(f"the server's reply is no page of a log: {reply!r:.100}")
-
-
-def _record(entry: Reply) -> Record:
-    match entry:
-        case [bytes() as id_, [_, bytes() as payload]]:
-            return Record(int(id_.partition(b"-")[0]), payload)
-        case _:
-            raise ResponseError(f"the log has an entry that is no event: {entry!r:.100}")
 
 
 def _ancestors(text: str) -> tuple[tuple[Position, ...], tuple[str, ...]]:

@@ -17,7 +17,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from ...runtime.event_loop import asyncio_loop, start_task
-from .connection import Argument, Reply, drop, is_broken, named_timeout, pool_of, raise_if_cancelled, send
+from .connection import (
+    Argument,
+    Arrived,
+    Reply,
+    drop,
+    is_broken,
+    named_timeout,
+    pool_of,
+    raise_if_cancelled,
+    send,
+)
 
 # Bounds of one exchange, so that its timeout does not depend on how many commands wait.
 MAX_COMMANDS = 1000
@@ -189,7 +199,11 @@ class Pipeline:
         own = connection.socket_timeout
         timeout_of_one = math.inf if own is not None and own >= self._timeout else None
         await send(connection, b"".join([call.command for call in calls]))
+        arrived = Arrived(connection)
         while calls:
+            if (text := await arrived.text()) is not None:
+                _settle(calls.popleft().receiver, text)
+                continue
             try:
                 reply = await connection.read_response(disable_decoding=True, timeout=timeout_of_one)
             except ResponseError as error:
@@ -199,9 +213,12 @@ class Pipeline:
                 else:
                     _fail(deque([call]), error)
             else:
-                receiver = calls.popleft().receiver
-                if not receiver.done():
-                    receiver.set_result(reply)
+                _settle(calls.popleft().receiver, reply)
+
+
+def _settle(receiver: Receiver, reply: Reply) -> None:
+    if not receiver.done():
+        receiver.set_result(reply)
 
 
 def _fail(calls: deque[_Call], error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import lru_cache
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -14,7 +15,18 @@ from ..history import History
 from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, Argument, pool_of, unavailable
 from .listening import ListeningBroker
-from .log import KEY_PREFIX, Added, Append, AppendQueue, age_script, log_key, log_scripts, page_of
+from .log import (
+    KEY_PREFIX,
+    Added,
+    Append,
+    AppendQueue,
+    LogMailbox,
+    age_script,
+    fitting,
+    log_key,
+    log_scripts,
+    page_of,
+)
 from .script import Call, OneServer, tag_of
 from .slot_router import SlotRouter
 
@@ -47,6 +59,8 @@ class RedisStreamsBroker(ListeningBroker):
     not receive. The client's user needs the permission for INFO, which has the server's replication id.
     """
 
+    _mailbox = LogMailbox
+
     def __init__(
         self,
         redis: Redis | RedisCluster,
@@ -71,7 +85,8 @@ class RedisStreamsBroker(ListeningBroker):
         self._age_script = age_script()
         self._calls = 0
         self._queues: dict[str, AppendQueue] = {}
-        # Whether the last call had one event, and no other call was under way.
+        self._names = lru_cache(maxsize=2**10)(self._find_names)
+        # Whether the last call had one append, and no other call was under way.
         self._alone = False
         self._appending_loop: asyncio.AbstractEventLoop | None = None
         # Until the first call has succeeded, each call checks all permissions. So a missing permission is
@@ -85,7 +100,7 @@ class RedisStreamsBroker(ListeningBroker):
         not at all, and the caller decides whether to publish it again.
         """
         data = payload_bytes(payload)
-        return (await self._append(channel, data)).receivers
+        return (await self._append(channel, (data,))).receivers
 
     async def append(
         self,
@@ -96,7 +111,13 @@ class RedisStreamsBroker(ListeningBroker):
         expected_position: Position | None = None,
     ) -> Position:
         """Append and deliver an event. See `HistoryBroker`."""
-        return (await self._append(channel, payload, idempotency_key, expected_position)).position
+        return (await self._append(channel, (payload,), idempotency_key, expected_position)).position
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        """Append and deliver events in order, as many as fit into one call. See `BatchBroker`."""
+        return (await self._append(channel, fitting(payloads), expected=expected_position)).position
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `HistoryBroker`."""
@@ -125,11 +146,20 @@ class RedisStreamsBroker(ListeningBroker):
         # In a cluster its slot is that of the keys.
         return tag_of(channel) if self._server.verb == "SPUBLISH" else super()._live_name(channel)
 
+    def _find_names(self, channel: str) -> tuple[str, str, str]:
+        """Return the keys of the log and of its head, and the name to publish on."""
+        key = self._key(channel)
+        return key, f"{key}:head", self._live_name(channel)
+
     def _key(self, channel: str) -> str:
         return log_key(self._prefix, channel)
 
     async def _append(
-        self, channel: str, payload: bytes, key: str | None = None, expected: Position | None = None
+        self,
+        channel: str,
+        payloads: Sequence[bytes],
+        key: str | None = None,
+        expected: Position | None = None,
     ) -> Added:
         loop = asyncio_loop()
         # Raises UnicodeError at once for text that is not UTF-8: it would fail the other events of the call.
@@ -137,7 +167,7 @@ class RedisStreamsBroker(ListeningBroker):
         if self._appending_loop is not loop:
             # Events that an earlier event loop left in the queues will not be sent.
             self._queues, self._appending_loop = {}, loop
-        append = Append(payload, key, expected, loop.create_future())
+        append = Append(payloads, key, expected, loop.create_future())
         queue = self._queues.get(channel)
         if queue is not None:
             queue.waiting.append(append)
@@ -165,12 +195,12 @@ class RedisStreamsBroker(ListeningBroker):
             return
         self._alone = len(appends) == len(self._queues) == 1
         self._calls += 1
-        key = self._key(channel)
-        keys = [key, f"{key}:head"]
+        key, head, name = self._names(channel)
+        keys = [key, head]
         if writer:
             keys.append(f"{key}:writer:{writer}")
         arguments: list[Argument] = [
-            self._live_name(channel),
+            name,
             new_epoch(),
             self._calls if writer else b"",
             int(not self._may_append),
@@ -181,5 +211,5 @@ class RedisStreamsBroker(ListeningBroker):
                 keys.append(f"{key}:key:{append.idempotency_key}")
                 # Lua counts from 1.
                 index = len(keys)
-            arguments += (append.payload, index, str(append.expected_position or ""))
+            arguments += (len(append.payloads), index, str(append.expected_position or ""), *append.payloads)
         self._server.start(Call(self._append_script, tag_of(channel), keys, arguments), queue)
