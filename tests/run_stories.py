@@ -295,8 +295,8 @@ class Place:
     seen: int = -1
     #: Whether a gap was told since.
     gap: bool = False
-    #: The numbers of items since the last gap need not be looked at below this.
-    told_to: int = -1
+    #: The output that it has a part of, None if it was told since that this is over.
+    output: int | None = None
 
 
 @dataclass
@@ -412,7 +412,7 @@ class Reader:
                 await task
 
     def _move(self, id: str | None, seen: int, *, gap: bool) -> None:
-        self.place = Place(id or self.place.id, seen, gap)
+        self.place = Place(id or self.place.id, seen, gap, self.place.output)
         self.places.append(self.place)
 
     def take(self, text: str, id: str) -> None:
@@ -423,11 +423,18 @@ class Reader:
         self.story.say(f"{self.name} gets {text} [{id}]")
         if entry.number <= self.place.seen:
             self.fail(f"{text} came twice or out of order")
-        if self.output not in (None, entry.output) and not entry.is_foreign:
+        if entry.is_foreign:
+            self._check_whole(entry.output, entry.number, f"before {text}")
+            self._move(id, entry.number, gap=self.place.gap)
+            return
+        if self.output not in (None, entry.output):
             self.fail(f"{text} came on a stream that had another output")
-        self.output = entry.output if not entry.is_foreign else self.output
+        self.output = entry.output
         self._check_whole(entry.output, entry.number, f"before {text}", text)
+        if self.place.output not in (None, entry.output) and not self.place.gap:
+            self.fail(f"{text} is of another output than the last item, and nothing was told")
         self._move(id, entry.number, gap=False)
+        self.place.output = entry.output
 
     def take_gap(self, id: str | None, reason: object) -> None:
         self.story.say(f"{self.name} is told of a gap: {reason} [{id}]")
@@ -468,6 +475,8 @@ class Reader:
             if len(errors) == len(ends):
                 raise errors[-1]
         self.end = state
+        self.place = replace(self.place, output=None)
+        self.places.append(self.place)
         if id is not None:
             self._move(id, max(end, self.place.seen), gap=self.place.gap)
 

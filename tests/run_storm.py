@@ -130,7 +130,8 @@ class Reader:
 
     def _take(self, block: Block) -> None:
         self._last_id = block.id or self._last_id
-        self._tally.statuses[block.event] += block.event == "livepush.refused"
+        if block.event == "livepush.refused":
+            self._tally.statuses[block.event] += 1
         match block.event:
             case "livepush.open":
                 for reason in json.loads(block.data).get("gaps", {}).values():

@@ -23,7 +23,7 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
     which the broker is away, or this process stands still, does not count. `known_end` returns the end of the
     log as far as this process was told: while that changes, the log need not be asked.
     """
-    pause = run.lease / LOOKS
+    pause, followed = run.lease / LOOKS, run
     seen, quiet = known_end(), 0
     while True:
         began = now()
@@ -47,6 +47,10 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
             quiet = 0
             try:
                 found = await _end(log, run, end)
+                if found is not None and _is_lost(followed, found):
+                    # Nothing else would end the readers of the attempt.
+                    await log.append(followed.make("end", RunState.LOST), found.end)
+                    followed = found
             except (BrokerUnavailableError, PositionConflictError):
                 continue
             # It went on, or has ended and is still read: its log may yet be lost with the end.
@@ -74,15 +78,17 @@ async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:
         return (await log.state())[0]
 
 
+def _is_lost(attempt: LogState, found: LogState) -> bool:
+    """Return whether a server may have lost an attempt with its start: another one has ended after a loss."""
+    return found.ended and found.attempt != attempt.attempt and found.end.epoch != attempt.end.epoch
+
+
 async def _end(log: RunLog, run: LogState, end: Position) -> LogState | None:
     """End a run as lost, if its log still ends there, and return its state."""
     found, current = await log.state()
     if current != end:
         return found
     if found is not None and (found.ended or found.attempt != run.attempt):
-        if found.ended and found.attempt != run.attempt and current.epoch != run.end.epoch:
-            # The server may have lost this attempt with its start: nothing else would end its readers.
-            await log.append(run.make("end", RunState.LOST), end)
         return found
     # Without a record, the log was lost with the server, and nobody has begun it again.
     lost = found or replace(run, begin=end.offset + 1)

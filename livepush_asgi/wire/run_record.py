@@ -97,15 +97,15 @@ class RunFollower:
 
     __slots__ = ("_attempt", "_met", "end", "lacks_beginning")
 
-    def __init__(self, attempt: str) -> None:
+    def __init__(self, attempt: str, *, met: bool = False) -> None:
         #: The end that the reader has met, until a start follows that continues the output.
         self.end: RunRecord | None = None
         #: Whether the last record says that events of the output were lost with a log: those right before it,
         #: or the beginning, of which a reader that has met nothing of the output was not told.
         self.lacks_beginning = False
         self._attempt = attempt
-        # Whether the reader was given anything of the output.
-        self._met = False
+        # Whether the reader was given anything of the output, here or before it came back.
+        self._met = met
 
     def meet(self) -> None:
         """Take an event, before any end. As `take(None, offset)`."""
