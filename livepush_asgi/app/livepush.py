@@ -456,9 +456,8 @@ class LivePush:
         a RunAccess or a Refusal, and may be `async`. What holds for errors and blocking code of `authorize`
         holds for it too. It is called for ids that no run has, too.
 
-        In a dialect without control events no refusal is soft: in a drain, for example, the client gets a 503
-        with `Retry-After`. It gets that in every dialect if the broker is away, unless `soft_refusals` has
-        `RefusalCause.ERROR`.
+        In a dialect without control events no refusal is soft: in a drain, or while the broker is away, the
+        client gets a 503 with `Retry-After`. An EventSource gets a soft refusal then, and comes back.
 
         Raises TypeError if the broker keeps no history.
         """

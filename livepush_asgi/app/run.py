@@ -1,7 +1,8 @@
 """Run, RunStatus and RunReader: a job that ends, whose output any number of clients follow."""
 
+import inspect
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,7 +21,7 @@ from ..errors import (
 )
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
 from ..process.process import NOT_RUNNING
-from ..runs.host import new_attempt, send_cancelled
+from ..runs.host import RunHost, new_attempt, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
@@ -41,6 +42,26 @@ CLOCK_TOLERANCE = 2.0
 UNREADABLE = "The state of this run cannot be read now."
 
 
+_Make = Callable[[int], AsyncIterable[object]]
+#: The items of a run: an async iterator, or a function that returns one for the events after so many.
+Items = AsyncIterable[object] | _Make
+
+# The states of a run that another start continues.
+_QUEUED = frozenset({RunState.QUEUED})
+_LOST = frozenset({RunState.QUEUED, RunState.LOST})
+_RESUMED = frozenset({RunState.QUEUED, RunState.LOST, RunState.FAILED, RunState.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """When a run may start: whether to join another one, and which states are begun again or continued."""
+
+    join: bool
+    restart: bool
+    continued: frozenset[RunState]
+    lease: float
+
+
 @dataclass(frozen=True, slots=True)
 class RunStatus:
     """What has become of a run, and how far it is.
@@ -56,16 +77,17 @@ class RunStatus:
 
     @property
     def ended(self) -> bool:
-        """Whether it is in a state other than `running`. It may be started again."""
-        return self.state is not RunState.RUNNING
+        """Whether it is in a state other than `queued` and `running`. It may be started again."""
+        return self.state.ended
 
 
 class Run:
     """A run: `push.run(id)` returns it. It holds nothing, so make one where it is needed, in any process.
 
-    `start` gives it an async iterator; `read` and `grant` are for its readers, `cancel` and `status` for
-    everybody. Its output is the channel `channel`, in a broker with history, which keeps the output and the
-    state of the run for `History.age` after the end.
+    `start` gives it an async iterator; `queue` makes it known before a worker does so, and `finish` is for
+    workers. `read` and `grant` are for its readers, `cancel` and `status` for everybody. Its output is the
+    channel `channel`, in a broker with history, which keeps the output and the state of the run for
+    `History.age` after the end.
     """
 
     def __init__(self, push: "LivePush", id: str, dialect: Dialect | None = None) -> None:
@@ -90,7 +112,7 @@ class Run:
 
     async def start(
         self,
-        items: AsyncIterable[object],
+        items: Items,
         *,
         join: bool = True,
         restart: bool = False,
@@ -102,15 +124,17 @@ class Run:
         """Start the run: this process reads the iterator, and publishes its items, until it ends.
 
         The items are those of the dialect. For an EventSource they are Events, or data for one as `publish`
-        takes it. They should have no id of their own.
+        takes it. They should have no id of their own. Instead of an iterator, `items` may be a function that
+        returns one: it is called when the run has begun, with the number of events that are there already.
+
         Returns True as soon as the run has begun; it goes on when the caller has ended, as long as this
         LivePush runs. Of several processes that start a run, one does. The others get False, and their
         iterator is closed unread; with `join=False` they get RunExistsError.
 
         A run that has ended counts as started too. With `restart=True` it begins again, and readers get the
-        new output alone. With `resume=True` the iterator goes on after the `count` events of a run that was
-        lost, failed or cancelled, and readers get one text. A run whose producer is silent is first watched
-        for its lease.
+        new output alone. With `resume=True` the output of a run that was lost, failed or cancelled goes on,
+        and readers get one text: give it a function, which knows how many events are there. A run whose
+        producer is silent is first watched for its lease.
 
         The `lease` is in seconds. If the process is killed, or does not reach the broker for that time, the
         run is `lost` to all readers. The iterator may run `ahead` events ahead of the broker, and then waits.
@@ -125,11 +149,49 @@ class Run:
         run may exist, and is then lost after the lease), and RuntimeError if this LivePush runs on another
         event loop.
         """
-        check_seconds("lease", lease, 3600.0)
+        continued = _RESUMED if resume else _QUEUED
+        return await self._start(items, _Terms(join, restart, continued, lease), retry_for, ahead)
+
+    async def finish(
+        self, items: Items, *, lease: float = 15.0, retry_for: float = 60.0, ahead: int = 100
+    ) -> RunStatus:
+        """Have the run end, and return how: produce it here, or wait while another process does.
+
+        This is the whole of a worker's job, also of one that is given the job again because its process was
+        killed. If the producer of the run is lost, this process goes on: `items` is a function of the number
+        of events that are there already, which returns an iterator of those that follow. A run that is done,
+        failed or cancelled stays so. For the arguments, and what it raises, see `start` and `wait`.
+        """
+        if isinstance(items, AsyncIterable):
+            raise TypeError("finish takes a function, since it may have to go on: lambda count: answer()")
+        terms = _Terms(join=True, restart=False, continued=_LOST, lease=lease)
+        while True:
+            await self._start(items, terms, retry_for, ahead)
+            status = await self.wait()
+            if status.state is not RunState.LOST:
+                return status
+
+    async def queue(self, *, start_within: float = 300.0, restart: bool = False) -> bool:
+        """Make the run known before a worker starts it: readers wait for its output, and `cancel` ends it.
+
+        Call it where the job is given to the worker, before. Returns False if there is a run under this id
+        already; with `restart=True` one that has ended is begun again. A run that nobody starts within
+        `start_within` seconds is `lost`. The worker's `start` or `finish` begins it, unless it was cancelled
+        meanwhile. Raises BrokerUnavailableError.
+        """
+        check_seconds("start_within", start_within, 7 * 86400.0)
+        attempt, terms = new_attempt(), _Terms(True, restart, frozenset(), start_within)
+
+        async def claim() -> LogState | None:
+            return await self._claim(attempt, terms, RunState.QUEUED)
+
+        return await self._push._on_own_loop(claim) is not None
+
+    async def _start(self, items: Items, terms: _Terms, retry_for: float, ahead: int) -> bool:
+        check_seconds("lease", terms.lease, 3600.0)
         check_whole("ahead", ahead)
-        iterator = iterator_of(items)
-        if self.dialect.item is not None:
-            iterator = self.dialect.items(iterator)
+        make = None if isinstance(items, AsyncIterable) else _checked_function(items)
+        iterator = self._in_dialect(items) if make is None else None
         try:
             host = await self._push._run_host()
             attempt = new_attempt()
@@ -137,44 +199,65 @@ class Run:
             async def claim() -> LogState | None:
                 if not host.process.accepting:
                     raise NotRunningError(NOT_RUNNING)
-                return await self._claim(attempt, join=join, restart=restart, resume=resume, lease=lease)
+                return await self._claim(attempt, terms, RunState.RUNNING)
 
             start = await retry_unavailable(claim, retry_for)
-            if start is not None and host.process.stopping:
-                await self._give_up(start)
-                raise NotRunningError(NOT_RUNNING)
             if start is not None:
+                iterator = await self._begun(start, iterator, make, host)
                 host.start(self._log, start, iterator, retry_for, ahead)
                 return True
         except BaseException:
-            await close_unused(iterator)
+            if iterator is not None:
+                await close_unused(iterator)
             raise
-        await close_unused(iterator)
+        if iterator is not None:
+            await close_unused(iterator)
         return False
 
-    async def _claim(
-        self, attempt: str, *, join: bool, restart: bool, resume: bool, lease: float
-    ) -> LogState | None:
+    async def _begun(
+        self,
+        start: LogState,
+        iterator: AsyncIterator[object] | None,
+        make: _Make | None,
+        host: RunHost,
+    ) -> AsyncIterator[object]:
+        """Return the iterator for an attempt that has begun, or end the attempt and raise."""
+        try:
+            if host.process.stopping:
+                raise NotRunningError(NOT_RUNNING)
+            if iterator is None:
+                assert make is not None
+                iterator = self._in_dialect(make(start.count))
+        except BaseException:
+            await self._give_up(start)
+            raise
+        return iterator
+
+    def _in_dialect(self, items: object) -> AsyncIterator[object]:
+        iterator = iterator_of(items)
+        return iterator if self.dialect.item is None else self.dialect.items(iterator)
+
+    async def _claim(self, attempt: str, terms: _Terms, state: RunState) -> LogState | None:
         """Append the start record and return the state after it, or None if there is a run to join."""
         while True:
             found, end = await self._log.state()
             if found is not None and found.attempt == attempt and not found.ended:
                 # The answer to an earlier try was lost.
                 return found
-            if found is not None and self._is_suspect(found):
+            if found is not None and found.state is RunState.RUNNING and self._is_suspect(found):
                 found = await wait_for_sign(self._log, found)
                 continue
-            resumes = found is not None and found.ended and resume and found.state is not RunState.DONE
-            if found is not None and not resumes and not (found.ended and restart):
-                if join:
+            continues = found is not None and found.state in terms.continued
+            if found is not None and not continues and not (found.ended and terms.restart):
+                if terms.join:
                     return None
                 raise RunExistsError(self.id, found.state)
             begin, count = end.offset + 1, 0
-            if found is not None and resumes:
+            if found is not None and continues:
                 begin, count = found.begin, found.count
-            start = LogState(attempt, RunState.RUNNING, begin, count, lease, time.time(), end.next())
+            start = LogState(attempt, state, begin, count, terms.lease, time.time(), end.next())
             try:
-                position = await self._log.append(start.make("start", count=count), end)
+                position = await self._log.append(start.make("start", state, count), end)
             except PositionConflictError:
                 continue
             return replace(start, end=position)
@@ -334,6 +417,11 @@ class Run:
     async def _state(self) -> LogState | None:
         found, _ = await self._log.state()
         while found is not None and self._is_suspect(found):
+            if found.state is RunState.QUEUED:
+                # It has no producer who might be alive.
+                await self._give_up(found)
+                found, _ = await self._log.state()
+                continue
             earlier, found = found, await wait_for_sign(self._log, found)
             if found is not None and not found.ended and found.end != earlier.end:
                 # It is alive, whatever the clocks say.
@@ -354,6 +442,23 @@ class Run:
         if found is None:
             return None
         return RunStatus(self.id, found.state, found.count, event_id(self.channel, found.end))
+
+
+def _checked_function(items: object) -> _Make:
+    """Return the function that makes the iterator. Raises TypeError for anything else, with the fix."""
+    if not callable(items):
+        # It raises.
+        iterator_of(items)
+    assert callable(items)
+    try:
+        inspect.signature(items).bind(0)
+    except TypeError as error:
+        name = getattr(items, "__name__", "items")
+        raise TypeError(
+            f"a run takes an async iterator, such as {name}(), or a function of the number of events that "
+            f"are there already: lambda count: {name}()"
+        ) from error
+    return items
 
 
 class _Opened(NamedTuple):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..dialects import Dialect
 from ..errors import BrokerUnavailableError, NotRunningError
 from ..grant import Authorize, Decision, Refusal, RunAccess, RunGrant, StreamRequest
-from ..http.authorize import REFUSED_ERRORS, RETRY_AFTER, Decider, hardened, refused_for, wrong_decision
+from ..http.authorize import REFUSED_ERRORS, Decider, hardened, refused_for, wrong_decision
 from ..http.cors import Cors
 from ..http.driver import DISCONNECT_ERRORS, drive
 from ..http.endpoint import CLIENT_CLOSED_REQUEST, Endpoint
@@ -19,7 +19,6 @@ from ..http.responses import ALLOWED_METHODS, answer, refuse
 from ..process.process import NOT_RUNNING, check_expiry
 from ..runtime.asgi import Receive, Scope, Send
 from ..runtime.callbacks import ClientLeftError
-from ..wire.reasons import RefusalCause
 from .run import Run, RunStatus
 
 if TYPE_CHECKING:
@@ -38,12 +37,11 @@ MAX_ID = 256
 AWAY = "The server cannot reach its broker now."
 
 
-def authorize_once(run: Run, access: Access, *, soft: bool = False) -> Authorize:
+def authorize_once(run: Run, access: Access) -> Authorize:
     """Return the `authorize` of one stream of a run, which asks `access` whenever it is called.
 
     It asks the log of the run once. An open stream is authorized again if revocations may have been lost:
-    the run may have ended by then, and the client has not had all of it. If the broker is away, the client
-    gets a 503, which may be `soft`.
+    the run may have ended by then, and the client has not had all of it.
     """
     granted: RunGrant | None = None
 
@@ -53,10 +51,7 @@ def authorize_once(run: Run, access: Access, *, soft: bool = False) -> Authorize
         if isinstance(allowed, Refusal):
             return allowed
         if granted is None:
-            try:
-                decision = await run.grant(request)
-            except BrokerUnavailableError:
-                return Refusal(503, AWAY, soft=soft, retry_after=RETRY_AFTER)
+            decision = await run.grant(request)
             if isinstance(decision, Refusal):
                 return decision
             granted = decision
@@ -76,7 +71,6 @@ class RunsEndpoint:
         self._push = push
         self._authorize_run = authorize_run
         self._dialect = dialect
-        self._is_soft = is_soft_when_away(push, written_in)
         self._endpoint = Endpoint(
             _refuse_all,
             push.timing,
@@ -121,7 +115,7 @@ class RunsEndpoint:
             request,
             receive,
             send,
-            authorize_once(run, access, soft=self._is_soft),
+            authorize_once(run, access),
             ALLOWED_METHODS if target.is_stream else RUN_METHODS,
         )
         return None if opened is None else drive(*opened, receive, send, request.scope.get("client"))
@@ -169,11 +163,6 @@ class RunsEndpoint:
         if status is None:
             raise Refusal(404)
         return status
-
-
-def is_soft_when_away(push: "LivePush", dialect: Dialect) -> bool:
-    """Return whether a refusal is soft if the log of a run cannot be read."""
-    return dialect.control_events and RefusalCause.ERROR in push.soft_refusals
 
 
 class _Target(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TypedDict, Unpack, cast
 
 from ..app.livepush import LivePush
 from ..app.run import Run
-from ..app.runs import authorize_once, is_soft_when_away
+from ..app.runs import authorize_once
 from ..app.service import FiniteStream, SSEStream, SSEStreamService, soft_refusal
 from ..errors import BrokerUnavailableError, InvalidGrantError
 from ..grant import Authorize, Grant, Refusal, RunAccess, StreamRequest
@@ -77,7 +77,7 @@ async def open_run(
     async def allowed(request: StreamRequest) -> RunAccess:
         return access
 
-    authorize = authorize_once(run, allowed, soft=is_soft_when_away(push, run.dialect))
+    authorize = authorize_once(run, allowed)
     try:
         return await _answer(push, scope, authorize, hard=not run.dialect.control_events)
     except Refusal as refusal:

@@ -14,7 +14,7 @@ from ..wire.reasons import EndReason, GapReason, OpenOutcome, PublishFailure, Re
 
 Name = TypeVar("Name", bound=StrEnum)
 
-RUN_ENDS = tuple(state for state in RunState if state is not RunState.RUNNING)
+RUN_ENDS = tuple(state for state in RunState if state.ended)
 
 
 class Statistics(TypedDict):

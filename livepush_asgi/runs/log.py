@@ -34,7 +34,7 @@ class LogState:
     @property
     def ended(self) -> bool:
         """Whether the attempt has ended."""
-        return self.state is not RunState.RUNNING
+        return self.state.ended
 
     def make(self, kind: Kind, state: RunState = RunState.RUNNING, count: int | None = None) -> RunRecord:
         """Return a record of this attempt."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 
 import anyio
 
@@ -11,9 +12,9 @@ from ..wire.cursor import Position
 from ..wire.reasons import RunState
 from .log import LogState, RunLog
 
-# How often the log is looked at in a lease. The run is lost when it had nothing new at all these times, and
-# the next.
-LOOKS = 4
+# How often the log is looked at in a lease, and the longest time between two looks, in seconds. The run is
+# lost when it had nothing new at all these times, and the next.
+LOOKS, MOST_PAUSE = 4, 15.0
 
 
 async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Position | None]) -> None:
@@ -23,38 +24,42 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
     which the broker is away, or this process stands still, does not count. `known_end` returns the end of the
     log as far as this process was told: while that changes, the log need not be asked.
     """
-    pause, followed = run.lease / LOOKS, run
+    followed = run
     seen, quiet = known_end(), 0
     while True:
-        began = now()
+        looks = max(LOOKS, ceil(run.lease / MOST_PAUSE))
+        pause, began = run.lease / looks, now()
         await anyio.sleep(pause)
         if now() - began > 2 * pause:
             # This process stood still, and what the producer did meanwhile is still to come.
             quiet = 0
             continue
         told = known_end()
-        if told is not None and told != seen:
+        is_new = told is not None and told != seen
+        if is_new and run.state is RunState.RUNNING:
             seen, quiet = told, 0
             continue
         try:
             page = await log.bounds()
-        except BrokerUnavailableError:
+            end = Position(page.epoch, page.last)
+            is_new = is_new or end != seen
+            seen, quiet = end, 0 if is_new else quiet + 1
+            if quiet > looks:
+                quiet, found = 0, await _end(log, run, end)
+            elif is_new and run.state is RunState.QUEUED:
+                # A producer has another lease.
+                found, _ = await log.state()
+            else:
+                continue
+            if found is not None and _is_lost(followed, found):
+                # Nothing else would end the readers of the attempt.
+                await log.append(followed.make("end", RunState.LOST), found.end)
+                followed = found
+        except (BrokerUnavailableError, PositionConflictError):
             quiet = 0
             continue
-        end = Position(page.epoch, page.last)
-        seen, quiet = end, quiet + 1 if end == seen else 0
-        if quiet > LOOKS:
-            quiet = 0
-            try:
-                found = await _end(log, run, end)
-                if found is not None and _is_lost(followed, found):
-                    # Nothing else would end the readers of the attempt.
-                    await log.append(followed.make("end", RunState.LOST), found.end)
-                    followed = found
-            except (BrokerUnavailableError, PositionConflictError):
-                continue
-            # It went on, or has ended and is still read: its log may yet be lost with the end.
-            run = found or run
+        # It went on, or has ended and is still read: its log may yet be lost with the end.
+        run = found or run
 
 
 async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:

@@ -104,6 +104,8 @@ class StreamState(StrEnum):
 class RunState(StrEnum):
     """What has become of a run."""
 
+    #: `queue` has made it known, and no process has started it.
+    QUEUED = "queued"
     #: Its producer holds the lease, or has been silent for less than it.
     RUNNING = "running"
     #: Its iterator has returned.
@@ -112,5 +114,10 @@ class RunState(StrEnum):
     FAILED = "failed"
     #: `cancel` has ended it.
     CANCELLED = "cancelled"
-    #: Its producer was killed, has stopped, or was silent for a lease.
+    #: Its producer was killed, has stopped, or was silent for a lease; or nobody has started it in time.
     LOST = "lost"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended: it is not queued or running."""
+        return self not in (RunState.QUEUED, RunState.RUNNING)

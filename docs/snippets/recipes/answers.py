@@ -28,16 +28,7 @@ async def answer(question, given):
 
 
 async def produce(push, id, question):
-    run = push.run(id)
-    while True:
-        status = await run.status()
-        if status is not None and status.ended and status.state != "lost":
-            return status.state
-        # Nobody has begun it, or the one who did was killed, and this one goes on. Or another worker is at
-        # it: then the iterator is not run, and this one waits, to go on if that one is killed.
-        given = 0 if status is None else status.count
-        await run.start(answer(question, given), resume=True, lease=LEASE)
-        await run.wait()
+    return await push.run(id).finish(lambda given: answer(question, given), lease=LEASE)
 
 
 # end: produce

@@ -14,11 +14,10 @@ push = LivePush(RedisStreamsBroker(Redis.from_url(URL)), lambda request: Refusal
 
 async def ask(request):
     id, question = request.path_params["id"], request.query_params["question"]
-    await asyncio.to_thread(answer_question.delay, id, question)
-    # For worker.py: await redis.rpush("answers", json.dumps({"id": id, "question": question}))
-    # A page that reads before a worker has begun would get a 204, and stop.
-    while await push.run(id).status() is None:
-        await asyncio.sleep(0.05)
+    # From now on a page waits for it, and may cancel it.
+    if await push.run(id).queue():
+        await asyncio.to_thread(answer_question.delay, id, question)
+        # For worker.py: await redis.rpush("answers", json.dumps({"id": id, "question": question}))
     return Response(status_code=202)
 
 

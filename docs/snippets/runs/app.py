@@ -11,8 +11,8 @@ push = LivePush(MemoryBroker(), lambda request: Refusal(404))
 
 
 # start: job
-async def answer(question):
-    for word in f"You have asked: {question}".split():
+async def answer(question, given=0):
+    for word in f"You have asked: {question}".split()[given:]:
         await asyncio.sleep(0.1)  # A language model thinks here.
         yield {"word": word}
 

@@ -1,0 +1,176 @@
+"""Runs of workers: known before they begin, cancelled while they wait, and finished by whoever is there."""
+
+import time
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from livepush_asgi import DrainPolicy, LivePush, MemoryBroker, Received, Refusal, RunState
+from livepush_asgi.testing import Client
+from livepush_asgi.wire.run_record import RunRecord
+
+LEASE = 15.0
+
+
+def pushes(count: int) -> list[LivePush]:
+    """Return the LivePush of so many processes, over one broker."""
+    broker = MemoryBroker()
+    return [LivePush(broker, lambda request: Refusal(404), drain=DrainPolicy(runs=0)) for _ in range(count)]
+
+
+async def numbers(count: int, last: int) -> AsyncIterator[object]:
+    """Yield what follows the first `count` of the numbers up to `last`, one a second."""
+    for number in range(count + 1, last + 1):
+        await anyio.sleep(1)
+        yield number
+
+
+async def text_of(push: LivePush, id: str = "a") -> list[str]:
+    async with push.run(id).read() as items:
+        found = [item.data if isinstance(item, Received) else f"gap {item.reason}" async for item in items]
+        return [*found, items.state]
+
+
+async def state_of(push: LivePush, id: str = "a") -> RunState | None:
+    status = await push.run(id).status()
+    return None if status is None else status.state
+
+
+async def append(push: LivePush, state: RunState, *, lease: float, at: float) -> None:
+    """Append the record of a process that does nothing after it."""
+    record = RunRecord(kind="start", attempt="x", begin=1, lease=lease, at=at, count=0, state=state)
+    assert isinstance(push.broker, MemoryBroker)
+    await push.broker.append("run:a", record.encode())
+
+
+async def test_a_reader_waits_for_a_run_that_is_queued() -> None:
+    web, worker = pushes(2)
+    texts: list[list[str]] = []
+
+    async def read() -> None:
+        texts.append(await text_of(web))
+
+    async with web.lifespan(), worker.lifespan(), anyio.create_task_group() as tasks:
+        assert await web.run("a").queue()
+        assert not await web.run("a").queue(restart=True)
+        assert await state_of(web) is RunState.QUEUED
+        tasks.start_soon(read)
+        await anyio.sleep(100)
+        assert await worker.run("a").start(numbers(0, 3))
+        assert await state_of(web) is RunState.RUNNING
+        await worker.run("a").wait()
+    assert texts == [["1", "2", "3", "done"]]
+
+
+async def test_a_page_of_a_run_that_is_queued_is_open() -> None:
+    async def authorize(request: object) -> object:
+        return await push.run("a").grant(request)  # type: ignore[arg-type]
+
+    push = LivePush(MemoryBroker(), authorize)  # type: ignore[arg-type]
+    async with push.lifespan(), Client(push) as client:
+        await push.run("a").queue()
+        async with client.open("/") as page:
+            await push.run("a").start(numbers(0, 1))
+            assert (await page.next_event(timeout=10)).data == "1"
+            end = await page.next_event(name="livepush.end")
+            assert (end.json()["state"], end.json()["count"]) == ("done", 1)
+
+
+async def test_a_run_that_is_cancelled_while_it_is_queued_is_not_started() -> None:
+    web, worker = pushes(2)
+    async with web.lifespan(), worker.lifespan():
+        await web.run("a").queue()
+        status = await web.run("a").cancel()
+        assert status is not None
+        assert status.state is RunState.CANCELLED
+        assert not await worker.run("a").start(numbers(0, 3))
+        assert (await worker.run("a").finish(lambda count: numbers(count, 3))).state is RunState.CANCELLED
+        assert await text_of(web) == ["cancelled"]
+        assert await web.run("a").queue(restart=True)
+        assert await worker.run("a").start(numbers(0, 1))
+        assert await text_of(web) == ["1", "done"]
+
+
+async def test_a_run_that_nobody_starts_is_lost() -> None:
+    (web,) = pushes(1)
+    async with web.lifespan():
+        await web.run("read").queue(start_within=60)
+        with anyio.fail_after(120):
+            assert await text_of(web, "read") == ["lost"]
+        # Who asks for the state waits for nobody.
+        await append(web, RunState.QUEUED, lease=60, at=time.time() - 63)
+        with anyio.fail_after(1):
+            assert await state_of(web) is RunState.LOST
+
+
+async def test_a_reader_from_the_queue_on_is_told_when_the_worker_is_killed() -> None:
+    """Catches a watch that goes on with the time of the queue."""
+    (web,) = pushes(1)
+    async with web.lifespan():
+        await web.run("a").queue(start_within=3600)
+        async with web.run("a").read() as items:
+            # The worker has begun, and does nothing any more.
+            await append(web, RunState.RUNNING, lease=LEASE, at=time.time())
+            with anyio.fail_after(4 * LEASE):
+                assert [item async for item in items] == []
+            assert items.state is RunState.LOST
+
+
+async def test_a_worker_finishes_what_another_has_begun() -> None:
+    web, first, second = pushes(3)
+    ends: list[RunState] = []
+
+    async def work(push: LivePush) -> None:
+        ends.append((await push.run("a").finish(lambda count: numbers(count, 6), lease=LEASE)).state)
+
+    async with web.lifespan(), second.lifespan(), anyio.create_task_group() as tasks:
+        async with first.lifespan():
+            await first.run("a").start(numbers(0, 6), lease=LEASE)
+            tasks.start_soon(work, second)
+            await anyio.sleep(3.5)
+        await web.run("a").wait()
+        status = await web.run("a").status()
+        while status is not None and status.state is RunState.LOST:
+            await anyio.sleep(1)
+            status = await web.run("a").status()
+        assert (await web.run("a").wait()).state is RunState.DONE
+        assert await text_of(web) == ["1", "2", "3", "4", "5", "6", "done"]
+    assert ends == [RunState.DONE]
+
+
+async def test_two_workers_finish_a_run_once() -> None:
+    one, two = pushes(2)
+    async with one.lifespan(), two.lifespan(), anyio.create_task_group() as tasks:
+        for push in (one, two):
+            tasks.start_soon(push.run("a").finish, lambda count: numbers(count, 3))
+        await anyio.sleep(10)
+        assert await text_of(one) == ["1", "2", "3", "done"]
+
+
+async def test_a_function_that_fails_leaves_the_run_as_lost() -> None:
+    def broken(count: int) -> AsyncIterator[object]:
+        raise OSError("no model")
+
+    (push,) = pushes(1)
+    async with push.lifespan():
+        with pytest.raises(OSError, match="no model"):
+            await push.run("a").start(broken)
+        assert await state_of(push) is RunState.LOST
+        assert await push.run("a").start(lambda count: numbers(count, 1), resume=True)
+        assert await text_of(push) == ["1", "done"]
+
+
+async def test_what_a_run_does_not_take_is_refused_before_it_begins() -> None:
+    async def answer() -> AsyncIterator[object]:
+        yield 1
+
+    (push,) = pushes(1)
+    async with push.lifespan():
+        with pytest.raises(TypeError, match=r"such as answer\(\), or a function .*: lambda count: "):
+            await push.run("a").start(answer)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="finish takes a function"):
+            await push.run("a").finish(answer())
+        with pytest.raises(TypeError, match="a source is an async iterator"):
+            await push.run("a").start([1, 2])  # type: ignore[arg-type]
+        assert await state_of(push) is None
