@@ -95,7 +95,10 @@ async def _end(log: RunLog, run: LogState, end: Position) -> LogState | None:
         return found
     if found is not None and (found.ended or found.attempt != run.attempt):
         return found
+    if found is None and run.ended and end.epoch == run.end.epoch:
+        # Another program has published so much that the history has dropped the end.
+        return run
     # Without a record, the log was lost with the server, and nobody has begun it again.
-    lost = found or replace(run, begin=end.offset + 1)
+    lost = found or (run if end.epoch == run.end.epoch else replace(run, begin=end.offset + 1))
     await log.append(lost.make("end", RunState.LOST), end)
     return (await log.state())[0]
