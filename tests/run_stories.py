@@ -108,10 +108,13 @@ class Ledger(FaultyServer):
         if channel != CHANNEL:
             return
         record = record_in(payload)
-        if record is not None and record.kind == "start":
-            self.outputs += record.begin == position.offset and not record.count
+        output = next((entry.output for entry in reversed(self.entries) if not entry.lost), self.outputs)
+        if record is not None and record.kind == "start" and record.begin == position.offset:
+            # With a count it goes on after the log was lost.
+            self.outputs += not record.count
+            output = self.outputs
         text = "" if record is not None else data_of(from_payload(payload))
-        entry = Entry(len(self.entries), position, record, text, self.outputs)
+        entry = Entry(len(self.entries), position, record, text, output)
         if text in self.by_text:
             raise PromiseBrokenError(f"{text} was appended twice")
         if record is None:
@@ -292,8 +295,8 @@ class Place:
     seen: int = -1
     #: Whether a gap was told since.
     gap: bool = False
-    #: The numbers of items since the last gap need not be looked at below this.
-    told_to: int = -1
+    #: The output that it has a part of, None if it was told since that this is over.
+    output: int | None = None
 
 
 @dataclass
@@ -358,7 +361,7 @@ class Reader:
                         self.take_gap(item.id, item.reason)
                     else:
                         self.take(item.data, item.id)
-                    if pause:
+                    if pause and not self.story.settled.is_set():
                         await anyio.sleep(pause)
                 if items.state is not RunState.RUNNING:
                     self.take_end(items.state, items.count, None)
@@ -400,7 +403,7 @@ class Reader:
                         self.take(event.data, event.id or "")
                 if parser.last_event_id and parser.last_event_id != self.place.id:
                     self._move(parser.last_event_id, self.place.seen, gap=self.place.gap)
-                if pause:
+                if pause and not self.story.settled.is_set():
                     await anyio.sleep(pause)
         finally:
             exchange.leave()
@@ -409,7 +412,7 @@ class Reader:
                 await task
 
     def _move(self, id: str | None, seen: int, *, gap: bool) -> None:
-        self.place = Place(id or self.place.id, seen, gap)
+        self.place = Place(id or self.place.id, seen, gap, self.place.output)
         self.places.append(self.place)
 
     def take(self, text: str, id: str) -> None:
@@ -420,11 +423,18 @@ class Reader:
         self.story.say(f"{self.name} gets {text} [{id}]")
         if entry.number <= self.place.seen:
             self.fail(f"{text} came twice or out of order")
-        if self.output not in (None, entry.output) and not entry.is_foreign:
+        if entry.is_foreign:
+            self._check_whole(entry.output, entry.number, f"before {text}")
+            self._move(id, entry.number, gap=self.place.gap)
+            return
+        if self.output not in (None, entry.output):
             self.fail(f"{text} came on a stream that had another output")
-        self.output = entry.output if not entry.is_foreign else self.output
+        self.output = entry.output
         self._check_whole(entry.output, entry.number, f"before {text}", text)
+        if self.place.output not in (None, entry.output) and not self.place.gap:
+            self.fail(f"{text} is of another output than the last item, and nothing was told")
         self._move(id, entry.number, gap=False)
+        self.place.output = entry.output
 
     def take_gap(self, id: str | None, reason: object) -> None:
         self.story.say(f"{self.name} is told of a gap: {reason} [{id}]")
@@ -432,6 +442,8 @@ class Reader:
         allowed = {"broker"} if self.story.server.outputs < 2 else {"broker", "epoch", "open"}
         if self.story.calm and reason not in allowed:
             self.fail(f"a gap ({reason}), and nothing was lost")
+        # The log may be another one, with another output.
+        self.output = None
         self._move(id, self.place.seen, gap=True)
 
     def take_end(self, state: RunState, count: int | None, id: str | None) -> None:
@@ -463,6 +475,8 @@ class Reader:
             if len(errors) == len(ends):
                 raise errors[-1]
         self.end = state
+        self.place = replace(self.place, output=None)
+        self.places.append(self.place)
         if id is not None:
             self._move(id, max(end, self.place.seen), gap=self.place.gap)
 

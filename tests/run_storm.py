@@ -130,7 +130,8 @@ class Reader:
 
     def _take(self, block: Block) -> None:
         self._last_id = block.id or self._last_id
-        self._tally.statuses[block.event] += block.event == "livepush.refused"
+        if block.event == "livepush.refused":
+            self._tally.statuses[block.event] += 1
         match block.event:
             case "livepush.open":
                 for reason in json.loads(block.data).get("gaps", {}).values():
@@ -149,7 +150,7 @@ class Reader:
 
     def _take_number(self, number: int) -> None:
         self._tally.received += 1
-        begins_again = number == 1 and self.begins_again and self.ends == ["lost"]
+        begins_again = number == 1 and self.begins_again and self.ends[-1:] == ["lost"]
         if number != self.last + 1 and not self._gap and not begins_again:
             self.faults.append(f"{number} after {self.last}")
         self.last, self._gap = number, False

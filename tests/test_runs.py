@@ -180,6 +180,7 @@ async def test_an_iterator_that_raises_has_failed() -> None:
         ("two\nlines \ud800 & <b>", "two\nlines ? & <b>"),
         ("x" * 5000, "x" * 999 + "…"),
     ],
+    ids=["text", "empty", "hostile", "long"],
 )
 async def test_the_text_of_a_failure_is_for_the_readers(raised: str, told: str | None) -> None:
     async def failing() -> AsyncIterator[object]:

@@ -13,6 +13,8 @@ from livepush_asgi import (
     Limits,
     LivePush,
     MemoryBroker,
+    NotRunningError,
+    Position,
     Received,
     Refusal,
     RunState,
@@ -148,3 +150,53 @@ async def test_a_page_that_comes_while_the_broker_is_away_comes_back() -> None:
         server.away = False
         async with client.open("/") as page:
             assert (await page.next_event(timeout=5)).data == "1"
+
+
+async def test_events_of_others_after_the_end_do_not_hide_it() -> None:
+    async def authorize(request: StreamRequest) -> Grant | Refusal:
+        return await push.run(RUN).grant(request)
+
+    push = LivePush(MemoryBroker(), authorize)
+    async with push.lifespan(), Client(push) as client:
+        await push.run(RUN).start(numbers(3))
+        await push.run(RUN).wait()
+        for _ in range(150):
+            await push.publish(f"run:{RUN}", "x")
+        async with client.open("/") as page:
+            assert [event.data for event in await page.events(3)] == ["1", "2", "3"]
+            assert (await page.next_event(timeout=5, control=True)).event == "livepush.end"
+
+
+class HoldingAnswers(Ledger):
+    """A server whose answer to the first append of the run is held back."""
+
+    def __init__(self) -> None:
+        super().__init__(History())
+        self.link = Link(self)
+        self.has_appended = anyio.Event()
+
+    def appended(self, channel: str, position: Position, payload: bytes) -> None:
+        super().appended(channel, position, payload)
+        if self.entries and not self.has_appended.is_set():
+            self.link.going = anyio.Event()
+            self.has_appended.set()
+
+
+async def test_a_process_stops_while_a_run_starts() -> None:
+    server = HoldingAnswers()
+    stopping, other = [LivePush(link, lambda request: Refusal()) for link in (server.link, Link(server))]
+
+    async def start() -> None:
+        with pytest.raises(NotRunningError):
+            await stopping.run(RUN).start(numbers(3))
+
+    async with other.lifespan(), anyio.create_task_group() as tasks:
+        async with stopping.lifespan():
+            tasks.start_soon(start)
+            await server.has_appended.wait()
+        server.link.going.set()
+        await anyio.sleep(1)
+        # It is not found after its lease: its process has ended it.
+        status = await other.run(RUN).status()
+        assert status is not None
+        assert status.state is RunState.LOST

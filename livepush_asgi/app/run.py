@@ -368,8 +368,7 @@ class Run:
 
     async def _is_past_end(self, found: LogState, last_event_id: str | None) -> bool:
         """Return whether a client has met the end of a run, by its last event id."""
-        cursor = Cursor.parse(last_event_id) if last_event_id else None
-        positions = () if cursor is None else cursor.positions_in(self.channel)
+        positions = self._positions_in(last_event_id)
         if any(at.epoch == found.end.epoch and at.offset >= found.ended_at for at in positions):
             return True
         if all(at.epoch == found.end.epoch for at in positions):
@@ -378,6 +377,10 @@ class Run:
         page = await self._log.bounds()
         places = [at if page.has(at) else page.start_after_loss(at) for at in positions]
         return any(place.offset >= found.ended_at for place in places)
+
+    def _positions_in(self, last_event_id: str | None) -> tuple[Position, ...]:
+        cursor = Cursor.parse(last_event_id) if last_event_id else None
+        return () if cursor is None else cursor.positions_in(self.channel)
 
     async def _grant(
         self,

@@ -18,12 +18,13 @@ LOOKS, MOST_PAUSE = 4, 15.0
 
 
 async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Position | None]) -> None:
-    """Wait until the log of a run has had nothing new for its lease, and append that the run is lost.
+    """Whenever the log of a run has had nothing new for its lease, and no end, append that the run is lost.
 
-    Returns then, or when the run has ended by itself. Time in which the broker is away, or this process
-    stands still, does not count. `known_end` returns the end of the log as far as this process was told:
-    while that changes, the log need not be asked.
+    Goes on until it is cancelled: while there are readers, the log may still be lost with the end. Time in
+    which the broker is away, or this process stands still, does not count. `known_end` returns the end of the
+    log as far as this process was told: while that changes, the log need not be asked.
     """
+    followed = run
     seen, quiet = known_end(), 0
     while True:
         looks = max(LOOKS, ceil(run.lease / MOST_PAUSE))
@@ -50,13 +51,15 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
                 found, _ = await log.state()
             else:
                 continue
+            if found is not None and _is_lost(followed, found):
+                # Nothing else would end the readers of the attempt.
+                await log.append(followed.make("end", RunState.LOST), found.end)
+                followed = found
         except (BrokerUnavailableError, PositionConflictError):
             quiet = 0
             continue
-        if found is None or found.ended:
-            return
-        # It went on, or another attempt continues its output.
-        run = found
+        # It went on, or has ended and is still read: its log may yet be lost with the end.
+        run = found or run
 
 
 async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:
@@ -80,17 +83,22 @@ async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:
         return (await log.state())[0]
 
 
+def _is_lost(attempt: LogState, found: LogState) -> bool:
+    """Return whether a server may have lost an attempt with its start: another one has ended after a loss."""
+    return found.ended and found.attempt != attempt.attempt and found.end.epoch != attempt.end.epoch
+
+
 async def _end(log: RunLog, run: LogState, end: Position) -> LogState | None:
     """End a run as lost, if its log still ends there, and return its state."""
     found, current = await log.state()
     if current != end:
         return found
     if found is not None and (found.ended or found.attempt != run.attempt):
-        if found.ended and found.attempt != run.attempt and current.epoch != run.end.epoch:
-            # The server may have lost this attempt with its start: nothing else would end its readers.
-            await log.append(run.make("end", RunState.LOST), end)
         return found
+    if found is None and run.ended and end.epoch == run.end.epoch:
+        # Another program has published so much that the history has dropped the end.
+        return run
     # Without a record, the log was lost with the server, and nobody has begun it again.
-    lost = found or replace(run, begin=end.offset + 1)
+    lost = found or (run if end.epoch == run.end.epoch else replace(run, begin=end.offset + 1))
     await log.append(lost.make("end", RunState.LOST), end)
     return (await log.state())[0]

@@ -116,7 +116,7 @@ class RunFollower:
         #: or the beginning, of which a reader that has met nothing of the output was not told.
         self.lacks_beginning = False
         self._attempt = attempt
-        # Whether the reader was given anything of the output.
+        # Whether the reader was given anything of the output, here or before it came back.
         self._met = met
 
     def meet(self) -> None:
@@ -132,7 +132,9 @@ class RunFollower:
         if record is None:
             self._met = True
         elif record.kind == "start":
-            if record.begin == offset and self._met and record.attempt != self._attempt:
+            # An attempt that goes on after its log was lost has a count.
+            goes_on = record.attempt == self._attempt and bool(record.count)
+            if record.begin == offset and self._met and not goes_on:
                 return False
             self.lacks_beginning = record.begin == offset and bool(record.count) and not self._met
             self._attempt, self.end, self._met = record.attempt, None, True
