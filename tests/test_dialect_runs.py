@@ -331,7 +331,7 @@ async def test_a_gap(house: House, client: str) -> None:
 
 @pytest.mark.parametrize("client", ["openai", "eventsource"])
 async def test_a_gap_in_the_middle_for_a_client_that_has_an_id(house: House, client: str) -> None:
-    push = await house.start(MemoryBroker(History(events=4)))
+    push = await house.start(MemoryBroker(History(events=5)))
     run, app = house.run(client, push)
     read = asyncio.Event()
 

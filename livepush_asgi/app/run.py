@@ -30,6 +30,7 @@ from ..stream.run_stream import has_begun, start_id, was_restarted
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
+from ..wire.parser import ParsedEvent
 from ..wire.reasons import GapReason, RunState
 from ..wire.run_record import RunFollower, record_of
 from .subscriber import Gap, Subscriber
@@ -412,7 +413,7 @@ class Run:
         if was_restarted(grant, last_event_id):
             gap = Gap(self.channel, GapReason.EPOCH, id or "")
         stream = await self._push._open_subscriber(grant, id)
-        follower = RunFollower(found.attempt, met=has_begun(grant, last_event_id))
+        follower = RunFollower(found.attempt, found.begin, met=has_begun(grant, last_event_id))
         return _Opened(stream, follower, grant.follow(), gap)
 
     async def _state(self) -> LogState | None:
@@ -516,6 +517,11 @@ class RunReader(Subscriber):
     def _take_block(self, block: bytes) -> None:
         if not self._over:
             super()._take_block(block)
+
+    def _take_control(self, event: ParsedEvent) -> None:
+        super()._take_control(event)
+        if event.event == "livepush.gap":
+            self._follower.meet_gap(Position.of_id(self._id).offset)
 
     def _passes(self, comments: Sequence[str]) -> bool:
         record = record_of(f":{comments[0]}\n\n".encode()) if comments else None

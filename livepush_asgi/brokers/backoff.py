@@ -36,12 +36,14 @@ class Backoff:
         self._failures = 0
 
 
-async def retry_unavailable(call: Callable[[], Awaitable[T]], retry_for: float) -> T:
+async def retry_unavailable(call: Callable[[], Awaitable[T]], retry_for: float, most_delay: float = 2.0) -> T:
     """Return what `call` returns. Call again for `retry_for` seconds while the broker is unavailable.
+
+    The delays between the calls are at most `most_delay` seconds.
 
     Raises what the last call raises.
     """
-    deadline, backoff = anyio.current_time() + retry_for, Backoff()
+    deadline, backoff = anyio.current_time() + retry_for, Backoff(most=most_delay)
     while True:
         try:
             return await call()

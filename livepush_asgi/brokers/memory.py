@@ -156,7 +156,8 @@ class MemoryBroker:
     in_process = True
 
     def __init__(self, history: History | None = None) -> None:
-        self._history = value_or_default("history", history, History)
+        #: The bounds of each log.
+        self.history = value_or_default("history", history, History)
         # One bound method for all subscriptions, of which there may be ten thousand.
         self._on_close = self._forget
         # Ordered by last use, the least recently used first.
@@ -238,7 +239,7 @@ class MemoryBroker:
         if log is not self._newest:
             self._newest = self._filled[channel] = log
             self._filled.move_to_end(channel)
-        if self._usage.bytes > self._history.total_size:
+        if self._usage.bytes > self.history.total_size:
             self._shrink_logs(log)
         if log.mailboxes:
             for mailbox in tuple(log.mailboxes):
@@ -271,7 +272,7 @@ class MemoryBroker:
         if log is None:
             # Up to two for each new log: their number shrinks to the bound, and no call takes long.
             self._forget_idle(now, 2, coming=1)
-            log = self._logs[channel] = MemoryLog(self._history, now, self._usage)
+            log = self._logs[channel] = MemoryLog(self.history, now, self._usage)
         self._logs.move_to_end(channel)
         log.used = now
         if now >= self._search_at:
@@ -304,7 +305,7 @@ class MemoryBroker:
         """
         for _ in range(min(most, len(self._logs))):
             channel, log = next(iter(self._logs.items()))
-            if not self._is_idle(log, now) and len(self._logs) + coming <= self._history.channels:
+            if not self._is_idle(log, now) and len(self._logs) + coming <= self.history.channels:
                 return
             if log.mailboxes:
                 log.trim(now)
@@ -318,13 +319,13 @@ class MemoryBroker:
                 self._newest = None
 
     def _is_idle(self, log: MemoryLog, now: float) -> bool:
-        return self._history.age is not None and now - log.used > self._history.age
+        return self.history.age is not None and now - log.used > self.history.age
 
     def _shrink_logs(self, newest: MemoryLog) -> None:
         """Drop the oldest events of the least recently published channels. The newest event stays."""
-        while self._usage.bytes > self._history.total_size:
+        while self._usage.bytes > self.history.total_size:
             channel, log = next(iter(self._filled.items()))
-            log.shrink(self._history.total_size, leave=int(log is newest))
+            log.shrink(self.history.total_size, leave=int(log is newest))
             if log is newest:
                 return
             if log.is_empty:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..brokers import HistoryBroker, Page, Record, append_in_order, has_beside_append
+from ..brokers.history import History
 from ..brokers.memory import MemoryBroker
 from ..wire.cursor import MAX_OFFSET, Position
 from ..wire.reasons import RunState
@@ -57,6 +58,8 @@ class RunLog:
     def __init__(self, broker: HistoryBroker, channel: str) -> None:
         self.channel = channel
         self._broker = broker
+        #: What the log keeps, as far as the broker says so.
+        self.history: History = getattr(broker, "history", None) or History()
         #: Whether `append_now` may be called.
         self.is_in_process = isinstance(broker, MemoryBroker) and has_beside_append(broker, "append_now")
 
@@ -141,10 +144,12 @@ def _with_record(found: LogState | None, record: RunRecord, offset: int, end: Po
     count = record.count
     if count is None:
         count = -1 if found is None else found.count
+    # A record that was made before the log was lost has the beginning in the lost one.
+    begin = record.begin if found is None or is_of_another else min(found.begin, record.begin)
     return LogState(
         record.attempt,
         record.state,
-        record.begin,
+        begin,
         count,
         record.lease,
         record.at,

@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 
 import anyio
 
@@ -21,7 +22,8 @@ from ..wire.reasons import EndReason, RunState
 from ..wire.run_record import RunRecord, has_record, record_in
 from .log import LogState, RunLog
 
-# A record is appended in this part of a lease, and after so many events or bytes; a batch has no more.
+# A record is appended in this part of a lease, and after so many events or bytes; a batch has no more. One
+# has to be in the log at all times, so a log that keeps less has them more often.
 RENEWALS, ALIVE_EVENTS, ALIVE_BYTES = 3, 100, 256 * 1024
 # In memory, an iterator that yields again so soon after an append, in seconds, is busy. What it yields in the
 # next turns of the loop is appended together, for as long as each turn brings more, and within these bounds.
@@ -65,6 +67,12 @@ class Producer:
         self._ahead = ahead
         self._source = process.make_source(items)
         self._retry_for = retry_for
+        history = log.history
+        self._alive_events = min(ALIVE_EVENTS, max(1, history.events // 2))
+        self._alive_bytes = min(ALIVE_BYTES, history.size // 2)
+        self._alive_seconds = min(start.lease / RENEWALS, (history.age or inf) / 2)
+        # A watcher counts the silence as soon as the broker answers again.
+        self._most_delay = min(2.0, start.lease / RENEWALS)
         # What is being appended and not known to be in the log, and whether some of it may be there.
         self._batch: Sequence[bytes] = ()
         self._is_unsure = False
@@ -142,7 +150,7 @@ class Producer:
                 await self._sleep
             if self._must_look:
                 self._must_look = False
-                await retry_unavailable(self._catch_up, self._retry_for)
+                await retry_unavailable(self._catch_up, self._retry_for, self._most_delay)
         return RunState.LOST
 
     def _take(self) -> None:
@@ -201,17 +209,21 @@ class Producer:
 
     def _begin_batch(self) -> None:
         """Make a batch of what waits, up to the next record, and with the record if it is due."""
-        items = self._waiting[: ALIVE_EVENTS - self._events]
+        items = self._waiting[: self._alive_events - self._events]
         self._bytes += sum(map(len, items))
-        while len(items) > 1 and self._bytes > ALIVE_BYTES:
+        while len(items) > 1 and self._bytes > self._alive_bytes:
             self._bytes -= len(items.pop())
         self._items = len(items)
         self._events += self._items
-        self._renews = self._must_renew or self._events >= ALIVE_EVENTS or self._bytes >= ALIVE_BYTES
+        self._renews = self._is_record_due
         if self._renews:
             self._must_renew, self._events, self._bytes = False, 0, 0
             items.append(self._start.make("alive", count=self._count + self._items).encode())
         self._batch, self._is_unsure = items, False
+
+    @property
+    def _is_record_due(self) -> bool:
+        return self._must_renew or self._events >= self._alive_events or self._bytes >= self._alive_bytes
 
     def _end_batch(self) -> bool:
         """Called when the log has the batch. Return whether the iterator was waiting for its room."""
@@ -222,7 +234,7 @@ class Producer:
         return self._fill()
 
     def _set_renewal(self) -> Timer:
-        return self._process.scheduler.call_later(self._start.lease / RENEWALS, self._renew_soon)
+        return self._process.scheduler.call_later(self._alive_seconds, self._renew_soon)
 
     def _renew_soon(self) -> None:
         self._must_renew = True
@@ -234,7 +246,7 @@ class Producer:
             await self._append_batch()
         except (PositionConflictError, BrokerUnavailableError):
             while self._batch:
-                await retry_unavailable(self._append_again, self._retry_for)
+                await retry_unavailable(self._append_again, self._retry_for, self._most_delay)
         self._appended_at = self._now()
 
     async def _append_again(self) -> None:
@@ -324,7 +336,11 @@ class Producer:
         if state.ended or state.attempt != self._start.attempt:
             raise EndedError
         self._find_batch((await self._log.after(self._end.offset)).records)
-        self._end = end
+        is_shorter, self._end = end.offset < self._end.offset, end
+        if is_shorter or state.count < self._count:
+            # Readers that come later would not notice that events are missing here.
+            with suppress(PositionConflictError):
+                self._end = await self._log.append(self._start.make("gap", count=self._count), end)
 
     async def _begin_again(self, end: Position) -> None:
         """Append a start record to a log that has none, which says how many events are missing before it."""
@@ -332,13 +348,12 @@ class Producer:
             # Another attempt may have begun and ended meanwhile.
             raise EndedError
         start = replace(self._start, begin=end.offset + 1)
-        self._end = end
         try:
-            self._end = await self._log.append(start.make("start", count=self._count), end)
+            end = await self._log.append(start.make("start", count=self._count), end)
         except PositionConflictError:
             # The caller reads what was appended instead.
             return
-        self._start = start
+        self._start, self._end = start, end
 
     async def _append_end(self, state: RunState | None) -> None:
         if state is None:
@@ -346,7 +361,7 @@ class Producer:
         try:
             if self._batch:
                 # This task was cancelled while it appended.
-                await retry_unavailable(self._catch_up, self._retry_for)
+                await retry_unavailable(self._catch_up, self._retry_for, self._most_delay)
             end = self._start.make("end", state, self._count)
             error = self._source.error if state is RunState.FAILED else None
             self._batch, self._is_unsure = [replace(end, error=error).encode()], False

@@ -79,7 +79,7 @@ class RunComposer(Composer):
         self._first_owed = not has_begun(grant, last_event_id)
         # Whether they are composed and wait to be sent.
         self._first_unsent = False
-        self._follower = RunFollower(grant.attempt, met=not self._first_owed)
+        self._follower = RunFollower(grant.attempt, grant.begin.offset + 1, met=not self._first_owed)
         self._restarted = was_restarted(grant, last_event_id)
         self._resuming = not self._first_owed
         # Where the output begins, until the client is past it: one that has met another log starts before it,
@@ -158,6 +158,7 @@ class RunComposer(Composer):
         return self._tell_gap(delivery.channel, reason)
 
     def _tell_gap(self, channel: str, reason: GapReason) -> bytes:
+        self._follower.meet_gap(Position.of_id(self._id).offset)
         if self._dialect.control_events:
             return super()._tell_gap(channel, reason)
         self._context.counts.gaps[reason] += 1

@@ -104,24 +104,31 @@ class RunFollower:
     """Follows the records that a reader of a run meets, and says when its reading ends.
 
     The first end of an attempt counts. It ends the reader if nothing follows it in the log: an attempt that
-    has ended may have been continued. `met` says whether the reader has a part of the output of `attempt`.
+    has ended may have been continued. `met` says whether the reader has a part of the output of `attempt`,
+    whose start record is at the offset `begin`.
     """
 
-    __slots__ = ("_attempt", "_met", "end", "lacks_beginning")
+    __slots__ = ("_attempt", "_begin", "_met", "end", "lacks_beginning")
 
-    def __init__(self, attempt: str, *, met: bool = False) -> None:
+    def __init__(self, attempt: str, begin: int = 0, *, met: bool = False) -> None:
         #: The end that the reader has met, until a start follows that continues the output.
         self.end: RunRecord | None = None
         #: Whether the last record says that events of the output were lost with a log: those right before it,
         #: or the beginning, of which a reader that has met nothing of the output was not told.
         self.lacks_beginning = False
-        self._attempt = attempt
+        self._attempt, self._begin = attempt, begin
         # Whether the reader was given anything of the output, here or before it came back.
         self._met = met
 
     def meet(self) -> None:
         """Take an event, before any end. As `take(None, offset)`."""
         self._met, self.lacks_beginning = True, False
+
+    def meet_gap(self, offset: int) -> None:
+        """Take a gap that the reader was told of. It goes on after this offset."""
+        if offset < self._begin:
+            # The start of the output is still to come: what the reader had was of a log that was lost.
+            self._met = False
 
     def take(self, record: RunRecord | None, offset: int) -> bool:
         """Take the next record of the log, or None for an event. Return False if the reading ends before it.

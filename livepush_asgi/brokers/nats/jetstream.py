@@ -53,11 +53,13 @@ class JetStreamBroker(NatsBroker):
         linger: float = 10.0,
     ) -> None:
         super().__init__(servers, prefix=prefix, options=options, timeouts=timeouts, linger=linger)
+        #: The bounds of each log.
+        self.history = history = value_or_default("history", history, History)
         store = Stream(
             self._connect,
             prefix.replace(".", "_") if stream is None else stream,
             prefix,
-            history := value_or_default("history", history, History),
+            history,
             size=max_size,
             replicas=replicas,
             window=idempotency_window,

@@ -88,7 +88,9 @@ class PostgresBroker:
         if max_connections < 2:
             raise ValueError(f"max_connections is 2 or more, not {max_connections!r}")
         self._timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
-        self._schema = Schema(prefix, value_or_default("history", history, History))
+        #: The bounds of each log.
+        self.history = value_or_default("history", history, History)
+        self._schema = Schema(prefix, self.history)
         self._server = Server(dsn, options or {}, self._schema, self._timeouts)
         self._address = address_of(dsn)
         self._max_connections = max_connections

@@ -69,7 +69,8 @@ class RedisStreamsBroker(ListeningBroker):
         timeouts: BrokerTimeouts | None = None,
     ) -> None:
         timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
-        history = value_or_default("history", history, History)
+        #: The bounds of each log.
+        self.history = history = value_or_default("history", history, History)
         if "{" in key_prefix or "}" in key_prefix:
             raise ValueError(f"key_prefix may have no braces, which enclose the channel: {key_prefix!r}")
         self._server: OneServer | SlotRouter
