@@ -33,6 +33,8 @@ class LogState:
     ended_at: int = 0
     #: The text for readers, of a run that has failed.
     error: str | None = None
+    #: Whether the record that has started the attempt is among those that tell this.
+    has_start: bool = False
 
     @property
     def ended(self) -> bool:
@@ -144,8 +146,10 @@ def _with_record(found: LogState | None, record: RunRecord, offset: int, end: Po
     count = record.count
     if count is None:
         count = -1 if found is None else found.count
-    # A record that was made before the log was lost has the beginning in the lost one.
-    begin = record.begin if found is None or is_of_another else min(found.begin, record.begin)
+    begin, has_start = record.begin, record.kind == "start"
+    if found is not None and found.has_start and not is_of_another and not has_start:
+        # A record that was made before the log was lost has the beginning in the lost one.
+        begin, has_start = found.begin, True
     return LogState(
         record.attempt,
         record.state,
@@ -156,4 +160,5 @@ def _with_record(found: LogState | None, record: RunRecord, offset: int, end: Po
         end,
         offset if record.kind == "end" else 0,
         record.error,
+        has_start,
     )

@@ -76,6 +76,8 @@ class Producer:
         # What is being appended and not known to be in the log, and whether some of it may be there.
         self._batch: Sequence[bytes] = ()
         self._is_unsure = False
+        # Whether a record has to say that events before it are missing.
+        self._owes_gap = False
         # How many of what waits are in the batch, and whether it has a record.
         self._items = 0
         self._renews = False
@@ -190,7 +192,8 @@ class Producer:
 
     def _append_now(self) -> None:
         """Append what waits, in memory. The task does it if it does not sleep, or if this fails."""
-        if not self._waiting or not self._sleeps:
+        if not self._waiting or not self._sleeps or self._owes_gap:
+            wake(self._sleep)
             return
         self._begin_batch()
         try:
@@ -256,6 +259,10 @@ class Producer:
             await self._append_batch()
 
     async def _append_batch(self) -> None:
+        if self._owes_gap:
+            # A second one, if the answer to the first was lost, does no harm.
+            self._end = await self._log.append(self._start.make("gap", count=self._count), self._end)
+            self._owes_gap = False
         while self._batch:
             was_unsure, self._is_unsure = self._is_unsure, True
             try:
@@ -321,6 +328,9 @@ class Producer:
             return
         if record.attempt == attempt and record.kind == "end":
             raise EndedError(record.state)
+        if record.attempt == attempt and record.kind == "start":
+            # The answer to this one was lost.
+            self._start = replace(self._start, begin=record.begin)
         if record.attempt != attempt and record.kind != "end":
             raise EndedError
 
@@ -336,11 +346,9 @@ class Producer:
         if state.ended or state.attempt != self._start.attempt:
             raise EndedError
         self._find_batch((await self._log.after(self._end.offset)).records)
-        is_shorter, self._end = end.offset < self._end.offset, end
-        if is_shorter or state.count < self._count:
-            # Readers that come later would not notice that events are missing here.
-            with suppress(PositionConflictError):
-                self._end = await self._log.append(self._start.make("gap", count=self._count), end)
+        # Readers that come later would not notice that events are missing here.
+        self._owes_gap |= end.offset < self._end.offset or state.count < self._count
+        self._end = end
 
     async def _begin_again(self, end: Position) -> None:
         """Append a start record to a log that has none, which says how many events are missing before it."""
