@@ -31,11 +31,10 @@ async def answer(question, given):
 
 
 async def ask(request):
-    run = push.run(request.path_params["id"])
-    status = await run.status()
-    items = answer((await request.json())["question"], status.count if status else 0)
+    question = (await request.json())["question"]
     # A run that was stopped, or whose worker was killed, goes on. One that runs, or is done, stays as it is.
-    await run.start(items, resume=True, lease=LEASE)
+    run = push.run(request.path_params["id"])
+    await run.start(lambda given: answer(question, given), resume=True, lease=LEASE)
     return Response(status_code=202)
 
 
