@@ -455,7 +455,7 @@ async def test_a_batch_is_in_the_log_once(faults: tuple[str, ...]) -> None:
         assert [item for item in text if item != "other"] == [*map(str, range(500)), "done"]
         assert (await status_of(push)).count == 500
         assert push.statistics()["published"] == 500
-        # Batches are no larger than from record to record. How large they are depends on the processor's time.
+        # No batch is larger than from record to record. The processor's time decides how large they are.
         assert 10 < max(broker.sizes) <= 101
         assert len(broker.sizes) < 100
 

@@ -26,7 +26,7 @@ from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
 from ..settings import check_seconds, check_whole
-from ..stream.run_stream import has_begun, start_id, was_restarted
+from ..stream.run_stream import has_begun, offset_of, start_id, was_restarted
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
@@ -520,8 +520,8 @@ class RunReader(Subscriber):
 
     def _take_control(self, event: ParsedEvent) -> None:
         super()._take_control(event)
-        if event.event == "livepush.gap":
-            self._follower.meet_gap(Position.of_id(self._id).offset)
+        if self._items and isinstance(gap := self._items[-1], Gap):
+            self._follower.meet_gap(offset_of(gap.id, gap.channel))
 
     def _passes(self, comments: Sequence[str]) -> bool:
         record = record_of(f":{comments[0]}\n\n".encode()) if comments else None

@@ -44,6 +44,12 @@ def was_restarted(grant: RunGrant, last_event_id: str | None) -> bool:
     return any(at.offset > 0 for at in positions) and not has_begun(grant, last_event_id)
 
 
+def offset_of(id: str, channel: str) -> int:
+    """Return the offset after which a client with this event id reads a channel on."""
+    cursor = Cursor.parse(id)
+    return max([at.offset for at in (() if cursor is None else cursor.positions_in(channel))], default=0)
+
+
 def _positions(grant: RunGrant, last_event_id: str | None) -> Sequence[Position]:
     cursor = Cursor.parse(last_event_id) if last_event_id else None
     return () if cursor is None else cursor.positions_in(grant.channel_names[0])
@@ -161,7 +167,7 @@ class RunComposer(Composer):
         return self._tell_gap(delivery.channel, reason)
 
     def _tell_gap(self, channel: str, reason: GapReason) -> bytes:
-        self._follower.meet_gap(Position.of_id(self._id).offset)
+        self._follower.meet_gap(offset_of(self._id, channel))
         if self._dialect.control_events:
             return super()._tell_gap(channel, reason)
         self._context.counts.gaps[reason] += 1
