@@ -144,9 +144,9 @@ class Run:
         so does the producer later.
 
         When the iterator raises, the run has `failed`, and the log has the error; the readers get the text of
-        a RunFailedError, and of no other. When the run is cancelled
-        or found lost, the iterator is closed where it is, and its `finally` runs. When this LivePush stops,
-        its runs go on for `DrainPolicy.runs` seconds, and are lost then.
+        a RunFailedError, and of no other. When the run is cancelled or found lost, the iterator is closed
+        where it is, and its `finally` runs. When this LivePush stops, its runs go on for `DrainPolicy.runs`
+        seconds, and are lost then.
 
         Raises NotRunningError in a drain, BrokerUnavailableError if the broker is away for all that time (the
         run may exist, and is then lost after the lease), and RuntimeError if this LivePush runs on another
