@@ -137,11 +137,28 @@ class Dialect:
         finally:
             await _close(iterator)
 
-    async def text(self, pieces: AsyncIterable[str], id: str = "0") -> AsyncGenerator[object, None]:
-        """Yield the items of a text in pieces, to start a run with. Closes `pieces` when it is closed."""
+    async def text(
+        self,
+        pieces: AsyncIterable[str] | Callable[[int], AsyncIterable[str]],
+        id: str = "0",
+        *,
+        given: int = 0,
+    ) -> AsyncGenerator[object, None]:
+        """Yield the items of a text in pieces, to start a run with. Closes `pieces` when it is closed.
+
+        A run that goes on has the first `given` of them already. Then `pieces` is a function of the number of
+        pieces that are there, without empty ones, which returns an iterator of those that follow:
+
+            run.finish(lambda given: dialect.text(lambda pieces: answer(pieces), given=given))
+        """
+        start = self.text_start(id)
+        if given and isinstance(pieces, AsyncIterable):
+            raise TypeError("a text that goes on is a function of its pieces: lambda pieces: answer(pieces)")
+        if not isinstance(pieces, AsyncIterable):
+            pieces = pieces(max(0, given - len(start)))
         iterator = aiter(pieces)
         try:
-            for item in self.text_start(id):
+            for item in start[given:]:
                 yield item
             async for piece in iterator:
                 # The client of AG-UI refuses an empty one.

@@ -644,7 +644,7 @@ class Story:
         self.jobs.append(job)
         process = self.any_process()
         job.accepted = await process.push.run(RUN).start(
-            job(),
+            (lambda count: job()) if mode == "resume" else job(),
             restart=mode == "restart",
             resume=mode == "resume",
             lease=self.lease,

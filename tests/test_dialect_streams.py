@@ -70,6 +70,10 @@ every_dialect = pytest.mark.parametrize("name", DIALECTS)
 each_kind = pytest.mark.parametrize("name", ["livepush", "ai-sdk", "ag-ui", "openai", "several"])
 
 
+def _of(items: AsyncIterator[object]) -> Callable[[int], AsyncIterator[object]]:
+    return lambda count: items
+
+
 def item_of(number: int) -> dict[str, object]:
     """Return an item that every dialect accepts."""
     return {"type": "item", "n": number}
@@ -393,8 +397,11 @@ class Story:
             if chance.random() < 0.3 and (restart or not attempt):
                 await run.queue(restart=attempt > 0)
                 await anyio.sleep(chance.uniform(0, 10))
+            resumes = attempt > 0 and not restart
             if not await run.start(
-                items, restart=attempt > 0 and restart, resume=attempt > 0 and not restart
+                _of(items) if resumes else items,
+                restart=attempt > 0 and restart,
+                resume=resumes,
             ):
                 break
             number = last

@@ -187,6 +187,21 @@ async def test_an_item_that_is_refused_ends_the_items() -> None:
         await anext(items)
 
 
+@every_dialect
+async def test_a_text_that_goes_on_has_each_piece_once(dialect: Dialect) -> None:
+    async def pieces(given: int) -> AsyncIterator[str]:
+        for piece in ["a", "b", "c"][given:]:
+            yield piece
+
+    whole = [dialect.event(item) async for item in dialect.text(pieces, "t")]
+    # Up to the last piece: the items after it are not told apart from one.
+    for given in range(len(dialect.text_start("t")) + 4):
+        rest = [dialect.event(item) async for item in dialect.text(pieces, "t", given=given)]
+        assert whole[:given] + rest == whole
+    with pytest.raises(TypeError, match="a text that goes on is a function of its pieces"):
+        await anext(dialect.text(pieces(0), given=1))
+
+
 async def test_a_stream_that_somebody_else_has_encoded() -> None:
     async def encoded() -> AsyncIterator[str | bytes]:
         yield 'data: {"type":"start"}\n\nda'

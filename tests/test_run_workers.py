@@ -1,12 +1,23 @@
 """Runs of workers: known before they begin, cancelled while they wait, and finished by whoever is there."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from livepush_asgi import DrainPolicy, LivePush, MemoryBroker, Received, Refusal, RunState
+from livepush_asgi import (
+    BrokerUnavailableError,
+    DrainPolicy,
+    Gap,
+    LivePush,
+    MemoryBroker,
+    Position,
+    Received,
+    Refusal,
+    RunState,
+)
 from livepush_asgi.testing import Client
 from livepush_asgi.wire.run_record import RunRecord
 
@@ -98,10 +109,13 @@ async def test_a_run_that_nobody_starts_is_lost() -> None:
         await web.run("read").queue(start_within=60)
         with anyio.fail_after(120):
             assert await text_of(web, "read") == ["lost"]
-        # Who asks for the state waits for nobody.
-        await append(web, RunState.QUEUED, lease=60, at=time.time() - 63)
-        with anyio.fail_after(1):
-            assert await state_of(web) is RunState.LOST
+        # Who asks for the state waits for nobody, and does not end it by a clock that may be wrong.
+        for at in (time.time() - 63, time.time() + 1e6):
+            await append(web, RunState.QUEUED, lease=60, at=at)
+            with anyio.fail_after(1):
+                assert await state_of(web) is RunState.QUEUED
+        assert await web.run("a").start(numbers(0, 1))
+        assert await text_of(web) == ["1", "done"]
 
 
 async def test_a_reader_from_the_queue_on_is_told_when_the_worker_is_killed() -> None:
@@ -148,6 +162,84 @@ async def test_two_workers_finish_a_run_once() -> None:
         assert await text_of(one) == ["1", "2", "3", "done"]
 
 
+async def test_a_run_whose_log_was_lost_begins_anew() -> None:
+    """Catches an output that goes on behind nothing: readers of the lost one would join the two."""
+    old, new = pushes(1)[0], pushes(1)[0]
+    async with old.lifespan(), new.lifespan():
+        await old.run("a").start(numbers(0, 3))
+        async with old.run("a").read() as items:
+            item = await anext(items)
+        # All that a process with readers has appended to the new log.
+        record = RunRecord(kind="end", attempt="x", begin=1, lease=LEASE, at=time.time(), state=RunState.LOST)
+        assert isinstance(new.broker, MemoryBroker)
+        await new.broker.append("run:a", record.encode())
+        async with new.run("a").read(last_event_id=item.id) as items:
+            assert [type(each) async for each in items] == [Gap]
+        status = await new.run("a").status()
+        assert status is not None
+        given: list[int] = []
+
+        def rest(count: int) -> AsyncIterator[object]:
+            given.append(count)
+            return numbers(count, 2)
+
+        assert (await new.run("a").finish(rest)).state is RunState.DONE
+        assert given == [0]
+        async with new.run("a").read(last_event_id=status.last_event_id) as items:
+            found = [each.data if isinstance(each, Received) else each.reason async for each in items]
+        assert found == ["epoch", "1", "2"]
+
+
+async def test_a_worker_gives_up_what_the_broker_refuses() -> None:
+    class Refusing(MemoryBroker):
+        def append_now(
+            self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+        ) -> Position:
+            if payloads[0].endswith(b"data: 3\n\n"):
+                raise BrokerUnavailableError("too large")
+            return super().append_now(channel, payloads, expected_position=expected_position)
+
+    push = LivePush(Refusing(), lambda request: Refusal(404))
+    made: list[int] = []
+
+    def items(count: int) -> AsyncIterator[object]:
+        made.append(count)
+        return numbers(count, 5)
+
+    async with push.lifespan():
+        status = await push.run("a").finish(items, retry_for=1)
+        assert (status.state, status.count, made) == (RunState.LOST, 2, [0, 2])
+
+
+@pytest.mark.parametrize("wrong", [1e6, -1e6])
+async def test_a_run_is_joined_whatever_the_clocks_say(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a start that waits for the end of a run, and then begins it again."""
+    (push,) = pushes(1)
+    async with push.lifespan():
+        await push.run("a").start(numbers(0, 60), lease=LEASE)
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + wrong)
+        with anyio.fail_after(2 * LEASE):
+            assert not await push.run("a").start(numbers(0, 3), restart=True)
+        assert await state_of(push) is RunState.RUNNING
+
+
+async def test_what_was_yielded_together_is_sent_before_the_next_item() -> None:
+    async def busy() -> AsyncIterator[object]:
+        for number in range(250):
+            yield number
+            await anyio.lowlevel.checkpoint()
+        await anyio.sleep(1000)
+
+    (push,) = pushes(1)
+    async with push.lifespan():
+        await push.run("a").start(busy(), lease=3600)
+        async with push.run("a").read() as items:
+            with anyio.fail_after(10):
+                for number in range(250):
+                    assert getattr(await anext(items), "data", None) == str(number)
+
+
 async def test_a_function_that_fails_leaves_the_run_as_lost() -> None:
     def broken(count: int) -> AsyncIterator[object]:
         raise OSError("no model")
@@ -170,7 +262,9 @@ async def test_what_a_run_does_not_take_is_refused_before_it_begins() -> None:
         with pytest.raises(TypeError, match=r"such as answer\(\), or a function .*: lambda count: "):
             await push.run("a").start(answer)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="finish takes a function"):
-            await push.run("a").finish(answer())
+            await push.run("a").finish(answer())  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="start with resume=True takes a function"):
+            await push.run("a").start(answer(), resume=True)
         with pytest.raises(TypeError, match="a source is an async iterator"):
             await push.run("a").start([1, 2])  # type: ignore[arg-type]
         assert await state_of(push) is None

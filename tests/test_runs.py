@@ -158,7 +158,7 @@ async def test_of_many_starts_one_runs() -> None:
         assert await text_of(other) == ["1", "2", "3", "done"]
         assert sum(job.begun for job in jobs) == 1
         with pytest.raises(RunExistsError, match="done"):
-            await push.run("a").start(jobs[0](), join=False, resume=True)
+            await push.run("a").start(lambda _: jobs[0](), join=False, resume=True)
 
 
 async def test_an_iterator_that_raises_has_failed() -> None:
@@ -204,7 +204,7 @@ async def test_the_text_of_a_failure_is_for_the_readers(
             *_, end, _ = EventStreamParser().feed(await page.read_body(timeout=60))
         assert (end.event, end.json()) == ("livepush.end", {"state": "failed", "count": 1, "error": told})
         # Another attempt has an end of its own.
-        assert await push.run("a").start(Counting(2, 3)(), resume=True)
+        assert await push.run("a").start(lambda _: Counting(2, 3)(), resume=True)
         assert await text_of(other) == ["one", "2", "3", "done"]
         assert (await status_of(other)).error is None
 
@@ -264,7 +264,7 @@ async def test_a_run_is_lost_when_its_process_stops_and_another_goes_on() -> Non
         assert job.closed.is_set()
         assert await text_of(other) == ["1", "2", "3", "lost"]
         status = await status_of(other)
-        assert await other.run("a").start(Counting(status.count + 1, 5)(), resume=True)
+        assert await other.run("a").start(lambda count: Counting(count + 1, 5)(), resume=True)
         assert await text_of(other) == ["1", "2", "3", "4", "5", "done"]
         assert await text_of(other, status.last_event_id) == ["4", "5", "done"]
 
@@ -356,7 +356,7 @@ async def test_a_silent_producer_is_lost_after_its_lease_and_fenced_when_it_wake
         began = anyio.current_time()
         assert await text_of(other) == ["1", "lost"]
         assert LEASE <= anyio.current_time() - began <= 2 * LEASE
-        assert await other.run("a").start(Counting(2, 60)(), resume=True)
+        assert await other.run("a").start(lambda _: Counting(2, 60)(), resume=True)
         stopping.going.set()
         await anyio.sleep(1)
         assert job.closed.is_set()
@@ -673,9 +673,7 @@ async def test_random_interleavings(seed: int) -> None:
                 if chance.random() < 0.3:
                     await push.run("a").cancel()
                     continue
-                status = await push.run("a").status()
-                count = status.count if status else 0
-                await push.run("a").start(Counting(count + 1, 60)(), resume=True)
+                await push.run("a").start(lambda count: Counting(count + 1, 60)(), resume=True)
 
     async def stand_still(link: StoppingBroker) -> None:
         for _ in range(3):

@@ -68,7 +68,7 @@ async def test_a_log_that_was_lost_with_its_run_and_its_producer_is_read_from_it
             assert [item async for item in items] == []
             assert items.state is RunState.LOST
         assert await text_of(second) == ["lost"]
-        assert await second.run(RUN).start(numbers(22, first=21), resume=True)
+        assert await second.run(RUN).start(lambda _: numbers(22, first=21), resume=True)
         assert await text_of(second) == ["21", "22", "done"]
         dying.going.set()
 

@@ -107,7 +107,7 @@ async def test_a_killed_producer_is_lost_and_another_goes_on(valkey: ValkeyProce
         status = await push.run("a").status()
         assert status is not None
         assert status.count == last
-        assert await push.run("a").start(rest(last + 1), resume=True)
+        assert await push.run("a").start(lambda _: rest(last + 1), resume=True)
         async with push.run("a").read() as items:
             assert await rest_of(items) == list(map(str, range(1, 100)))
             assert items.state is RunState.DONE
@@ -126,7 +126,7 @@ async def test_a_producer_that_stood_still_does_not_go_on_after_another(valkey: 
                 process.send_signal(SIGSTOP)
                 count = 1 + len(await rest_of(items))
                 assert items.state is RunState.LOST
-            assert await push.run("a").start(rest(count + 1), resume=True)
+            assert await push.run("a").start(lambda count: rest(count + 1), resume=True)
             process.send_signal(SIGCONT)
             assert await next_line(process.stdout) == "closed\n"
             async with push.run("a").read() as items:
@@ -215,7 +215,7 @@ async def test_the_other_brokers(kind: str, request: pytest.FixtureRequest) -> N
             assert status is not None
             assert status.state is RunState.CANCELLED
             assert 5 + len(await rest_of(items)) == status.count
-        assert await runs[1].start(numbers(status.count + 1, status.count + 200), resume=True)
+        assert await runs[1].start(lambda count: numbers(count + 1, count + 200), resume=True)
         async with runs[0].read() as items:
             assert await rest_of(items) == list(map(str, range(1, status.count + 200)))
             assert items.state is RunState.DONE

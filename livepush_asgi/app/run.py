@@ -43,9 +43,9 @@ CLOCK_TOLERANCE = 2.0
 UNREADABLE = "The state of this run cannot be read now."
 
 
-_Make = Callable[[int], AsyncIterable[object]]
+Make = Callable[[int], AsyncIterable[object]]
 #: The items of a run: an async iterator, or a function that returns one for the events after so many.
-Items = AsyncIterable[object] | _Make
+Items = AsyncIterable[object] | Make
 
 # The states of a run that another start continues.
 _QUEUED = frozenset({RunState.QUEUED})
@@ -88,8 +88,8 @@ class Run:
 
     `start` gives it an async iterator; `queue` makes it known before a worker does so, and `finish` is for
     workers. `read` and `grant` are for its readers, `cancel` and `status` for everybody. Its output is the
-    channel `channel`, in a broker with history, which keeps the output and the state of the run for
-    `History.age` after the end.
+    channel `channel`, in a broker with history, which keeps each event for `History.age`, and the state of
+    the run for as long after its end.
     """
 
     def __init__(self, push: "LivePush", id: str, dialect: Dialect | None = None) -> None:
@@ -135,8 +135,8 @@ class Run:
 
         A run that has ended counts as started too. With `restart=True` it begins again, and readers get the
         new output alone. With `resume=True` the output of a run that was lost, failed or cancelled goes on,
-        and readers get one text: give it a function, which knows how many events are there. A run whose
-        producer is silent is first watched for its lease.
+        and readers get one text: then `items` has to be a function. With both, one that is done begins again,
+        and another one goes on. A run whose producer is silent is first watched for its lease.
 
         The `lease` is in seconds. If the process is killed, or does not reach the broker for that time, the
         run is `lost` to all readers. The iterator may run `ahead` events ahead of the broker, and then waits.
@@ -152,37 +152,42 @@ class Run:
         run may exist, and is then lost after the lease), and RuntimeError if this LivePush runs on another
         event loop.
         """
+        if resume:
+            _check_goes_on(items, "start with resume=True")
         continued = _RESUMED if resume else _QUEUED
         return await self._start(items, _Terms(join, restart, continued, lease), retry_for, ahead)
 
     async def finish(
-        self, items: Items, *, lease: float = 15.0, retry_for: float = 60.0, ahead: int = 100
+        self, items: Make, *, lease: float = 15.0, retry_for: float = 60.0, ahead: int = 100
     ) -> RunStatus:
         """Have the run end, and return how: produce it here, or wait while another process does.
 
         This is the whole of a worker's job, also of one that is given the job again because its process was
         killed. If the producer of the run is lost, this process goes on: `items` is a function of the number
         of events that are there already, which returns an iterator of those that follow. A run that is done,
-        failed or cancelled stays so. For the arguments, and what it raises, see `start` and `wait`.
+        failed or cancelled stays so. If this process has lost it twice at the same event, which the broker
+        may refuse, `lost` is returned. For the arguments, and what it raises, see `start` and `wait`.
         """
-        if isinstance(items, AsyncIterable):
-            raise TypeError("finish takes a function, since it may have to go on: lambda count: answer()")
+        _check_goes_on(items, "finish")
         terms = _Terms(join=True, restart=False, continued=_LOST, lease=lease)
+        lost_at = -1
         while True:
-            await self._start(items, terms, retry_for, ahead)
+            is_own = await self._start(items, terms, retry_for, ahead)
             status = await self.wait()
-            if status.state is not RunState.LOST:
+            if status.state is not RunState.LOST or (is_own and status.count == lost_at):
                 return status
+            lost_at = status.count
 
     async def queue(self, *, start_within: float = 300.0, restart: bool = False) -> bool:
         """Make the run known before a worker starts it: readers wait for its output, and `cancel` ends it.
 
         Call it where the job is given to the worker, before. Returns False if there is a run under this id
-        already; with `restart=True` one that has ended is begun again. A run that nobody starts within
-        `start_within` seconds is `lost`. The worker's `start` or `finish` begins it, unless it was cancelled
-        meanwhile. Raises BrokerUnavailableError.
+        already; with `restart=True` one that has ended is begun again. The worker's `start` or `finish`
+        begins it, unless it was cancelled meanwhile. If nobody does within `start_within` seconds, at most
+        `History.age`, the run is `lost` to its readers; `finish` begins it even then. Raises
+        BrokerUnavailableError.
         """
-        check_seconds("start_within", start_within, 7 * 86400.0)
+        check_seconds("start_within", start_within, self._log.history.age or 7 * 86400.0)
         attempt, terms = new_attempt(), _Terms(True, restart, frozenset(), start_within)
 
         async def claim() -> LogState | None:
@@ -221,7 +226,7 @@ class Run:
         self,
         start: LogState,
         iterator: AsyncIterator[object] | None,
-        make: _Make | None,
+        make: Make | None,
         host: RunHost,
     ) -> AsyncIterator[object]:
         """Return the iterator for an attempt that has begun, or end the attempt and raise."""
@@ -248,15 +253,18 @@ class Run:
                 # The answer to an earlier try was lost.
                 return found
             if found is not None and found.state is RunState.RUNNING and self._is_suspect(found):
-                found = await wait_for_sign(self._log, found)
-                continue
+                earlier, found = found, await wait_for_sign(self._log, found)
+                if found is None or found.ended or found.end == earlier.end:
+                    continue
+                # It is alive, whatever the clocks say.
             continues = found is not None and found.state in terms.continued
             if found is not None and not continues and not (found.ended and terms.restart):
                 if terms.join:
                     return None
                 raise RunExistsError(self.id, found.state)
             begin, count = end.offset + 1, 0
-            if found is not None and continues:
+            # Of a log that was lost, only the end is there: its readers are told of another output.
+            if found is not None and continues and found.has_output:
                 begin, count = found.begin, found.count
             start = LogState(attempt, state, begin, count, terms.lease, time.time(), end.next())
             try:
@@ -420,10 +428,8 @@ class Run:
         found, _ = await self._log.state()
         while found is not None and self._is_suspect(found):
             if found.state is RunState.QUEUED:
-                # It has no producer who might be alive.
-                await self._give_up(found)
-                found, _ = await self._log.state()
-                continue
+                # Its readers find that nobody has begun it. By a clock, this process cannot know.
+                break
             earlier, found = found, await wait_for_sign(self._log, found)
             if found is not None and not found.ended and found.end != earlier.end:
                 # It is alive, whatever the clocks say.
@@ -447,7 +453,16 @@ class Run:
         return RunStatus(self.id, found.state, found.count, id, found.error)
 
 
-def _checked_function(items: object) -> _Make:
+def _check_goes_on(items: object, name: str) -> None:
+    """Raise TypeError for an iterator: it begins again, and not behind the events that are there."""
+    if isinstance(items, AsyncIterable):
+        raise TypeError(
+            f"{name} takes a function of the number of events that are there already, which returns an "
+            "iterator of those that follow: lambda count: answer(count)"
+        )
+
+
+def _checked_function(items: object) -> Make:
     """Return the function that makes the iterator. Raises TypeError for anything else, with the fix."""
     if not callable(items):
         # It raises.

@@ -15,6 +15,7 @@ from ..grant import Authorize, Grant, Refusal, RunAccess, StreamRequest
 from ..http.authorize import INVALID, REFUSED_ERRORS, RETRY_AFTER, Refused, hardened, refused_for
 from ..runtime.asgi import Scope
 from ..runtime.failure_log import fields
+from ..wire.reasons import RefusalCause
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -48,7 +49,7 @@ async def open_for_route(
     the component's `soft_refusals`, and in a drain, returns a FiniteStream instead, a soft refusal:
     `EventSource` never comes back after another status than 200.
     """
-    return await _answer(service, scope, _grant_or_authorize(**terms), hard=False)
+    return await _answer(service, scope, _grant_or_authorize(**terms), hard=False, soft=False)
 
 
 async def open_run(
@@ -79,7 +80,8 @@ async def open_run(
 
     authorize = authorize_once(run, allowed)
     try:
-        return await _answer(push, scope, authorize, hard=not run.dialect.control_events)
+        soft = run.dialect.control_events
+        return await _answer(push, scope, authorize, hard=not soft, soft=soft)
     except Refusal as refusal:
         # A cache may keep a 204 or a 404 otherwise.
         refusal.headers.setdefault("cache-control", "no-store")
@@ -87,13 +89,19 @@ async def open_run(
 
 
 async def _answer(
-    service: StreamService, scope: Mapping[str, object], terms: Grant | Authorize, *, hard: bool
+    service: StreamService,
+    scope: Mapping[str, object],
+    terms: Grant | Authorize,
+    *,
+    hard: bool,
+    soft: bool,
 ) -> RouteStream:
+    """Answer a request. `hard`: no refusal is soft; `soft`: that of a broker which is away is."""
     if isinstance(service, LivePush):
         service = SSEStreamService.of(service)
     stream: RouteStream
     try:
-        stream = await _open(service, terms, StreamRequest(cast("Scope", scope)))
+        stream = await _open(service, terms, StreamRequest(cast("Scope", scope)), soft=soft)
     except Refused as refused:
         if hard:
             raise hardened(refused) from refused
@@ -140,8 +148,10 @@ def _grant_or_authorize(
         raise Refusal(400, INVALID) from error
 
 
-async def _open(service: SSEStreamService, terms: Grant | Authorize, request: StreamRequest) -> SSEStream:
-    """Open a stream. Raises Refused, and Refusal if the broker is away."""
+async def _open(
+    service: SSEStreamService, terms: Grant | Authorize, request: StreamRequest, *, soft: bool
+) -> SSEStream:
+    """Open a stream. Raises Refused, with a 503 if the broker is away, which may be `soft`."""
     try:
         if not isinstance(terms, Grant):
             return await service.open_authorized(terms, request)
@@ -149,6 +159,7 @@ async def _open(service: SSEStreamService, terms: Grant | Authorize, request: St
             terms, last_event_id=request.last_event_id, client=request.scope.get("client")
         )
     except BrokerUnavailableError as error:
-        raise Refusal(503, "No stream can be opened now.", retry_after=RETRY_AFTER) from error
+        refusal = Refusal(503, "No stream can be opened now.", soft=soft, retry_after=RETRY_AFTER)
+        raise Refused(refusal, RefusalCause.ERROR) from error
     except REFUSED_ERRORS as error:
         raise refused_for(error, service.push.soft_refusals) from error

@@ -35,6 +35,8 @@ class LogState:
     error: str | None = None
     #: Whether the record that has started the attempt is among those that tell this.
     has_start: bool = False
+    #: Whether the log has, or had, the output: not if it was lost, and only the end was appended since.
+    has_output: bool = True
 
     @property
     def ended(self) -> bool:
@@ -101,7 +103,7 @@ class RunLog:
             records, end = await self._read_to_end(page, start)
             found = state_of(records, end)
             if start < page.first or (found is not None and found.count >= 0):
-                return None if found is None else replace(found, count=max(0, found.count)), end
+                return None if found is None else _with_known_count(found), end
             # Records are rarer than their writer makes them: another program publishes to the channel.
             window *= 8
 
@@ -116,6 +118,10 @@ class RunLog:
             after = page.records[-1].offset
             end = Position(page.epoch, after)
         return records, end
+
+
+def _with_known_count(found: LogState) -> LogState:
+    return found if found.count >= 0 else replace(found, count=0, has_output=False)
 
 
 def state_of(records: Iterable[Record], end: Position) -> LogState | None:

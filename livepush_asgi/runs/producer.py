@@ -145,8 +145,11 @@ class Producer:
                 if self._end_batch():
                     # In this turn the iterator yields what the next batch can take.
                     await pause()
+            elif source.end_reason is EndReason.FINISHED:
+                return RunState.DONE
             elif source.end_reason is not None:
-                return RunState.DONE if source.end_reason is EndReason.FINISHED else RunState.FAILED
+                self._log_failure()
+                return RunState.FAILED
             elif not self._must_look:
                 self._sleep = self._process.context.make_sleep()
                 await self._sleep
@@ -154,6 +157,16 @@ class Producer:
                 self._must_look = False
                 await retry_unavailable(self._catch_up, self._retry_for, self._most_delay)
         return RunState.LOST
+
+    def _log_failure(self) -> None:
+        """Name the run. The source has logged the error itself."""
+        channel = self._log.channel
+        self._process.context.failures.log(
+            logging.WARNING,
+            "the run on %r has failed, since its iterator raised",
+            channel,
+            extra=fields("run_iterator_failed", channel=channel),
+        )
 
     def _take(self) -> None:
         """Take what the iterator has yielded, and let it run on. Called by the source, also at its end."""
@@ -207,7 +220,8 @@ class Producer:
             wake(self._sleep)
             return
         self._appended_at = self._now()
-        if self._end_batch():
+        if self._end_batch() or self._waiting:
+            # More waits than fits into one batch, or has come since.
             wake(self._sleep)
 
     def _begin_batch(self) -> None:

@@ -107,6 +107,8 @@ class RunComposer(Composer):
     ) -> bytes:
         if self._restarted and not gaps:
             gaps = [(self._grant.channel_names[0], GapReason.EPOCH)]
+        if gaps:
+            self._follower.meet_gap(offset_of(self._id, self._grant.channel_names[0]))
         if self._dialect.control_events and self._first_owed and not gaps:
             # With an id of what precedes the output, it would come back as one that has read that.
             return open_block(retry, None, resumed=resumed, not_live=not_live)

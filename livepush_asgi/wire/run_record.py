@@ -71,7 +71,7 @@ def record_of(block: bytes) -> RunRecord | None:
             state=RunState(values["state"]),
             error=None if values.get("error") is None else error_text(values["error"]),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         # A later version may have written it.
         return None
 

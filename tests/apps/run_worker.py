@@ -85,7 +85,7 @@ class Producing:
 
     async def start(self, mode: str, id: str) -> None:
         """Start a run, or take it over when it is lost."""
-        run, first = app.run(id), 1
+        run = app.run(id)
         while True:
             try:
                 if mode != "start":
@@ -93,10 +93,12 @@ class Producing:
                     if status is None or status.state is not RunState.LOST:
                         await asyncio.sleep(0.2)
                         continue
-                    first = status.count + 1 if mode == "resume" else 1
-                items = self._items(id, first)
                 await run.start(
-                    items, lease=LEASE, resume=mode == "resume", restart=mode == "restart", retry_for=60
+                    lambda count: self._items(id, count + 1),
+                    lease=LEASE,
+                    resume=mode == "resume",
+                    restart=mode == "restart",
+                    retry_for=60,
                 )
                 return
             except BrokerUnavailableError:
