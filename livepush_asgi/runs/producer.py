@@ -148,7 +148,7 @@ class Producer:
             elif source.end_reason is EndReason.FINISHED:
                 return RunState.DONE
             elif source.end_reason is not None:
-                self._log_failure()
+                self._tell_failure()
                 return RunState.FAILED
             elif not self._must_look:
                 self._sleep = self._process.context.make_sleep()
@@ -158,8 +158,8 @@ class Producer:
                 await retry_unavailable(self._catch_up, self._retry_for, self._most_delay)
         return RunState.LOST
 
-    def _log_failure(self) -> None:
-        """Name the run. The source has logged the error itself."""
+    def _tell_failure(self) -> None:
+        """Log which run has failed. The source has logged the error itself."""
         channel = self._log.channel
         self._process.context.failures.log(
             logging.WARNING,
