@@ -10,6 +10,8 @@ from livepush_asgi.wire.event import RESERVED_PREFIX
 
 from .run_stories import RUN, Ledger, Link
 
+pytestmark = pytest.mark.virtual_time
+
 LEASE = 15.0
 
 

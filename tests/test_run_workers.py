@@ -21,6 +21,8 @@ from livepush_asgi import (
 from livepush_asgi.testing import Client
 from livepush_asgi.wire.run_record import RunRecord
 
+pytestmark = pytest.mark.virtual_time
+
 LEASE = 15.0
 
 

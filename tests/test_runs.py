@@ -40,6 +40,8 @@ from livepush_asgi.runs.log import RunLog
 from livepush_asgi.testing import Client, EventStreamParser
 from livepush_asgi.wire.run_record import RunRecord, record_in
 
+pytestmark = pytest.mark.virtual_time
+
 LEASE = 15.0
 
 

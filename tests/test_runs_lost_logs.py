@@ -25,6 +25,8 @@ from livepush_asgi.testing import Client
 
 from .run_stories import RUN, Ledger, Link
 
+pytestmark = pytest.mark.virtual_time
+
 
 async def numbers(last: int, pace: float = 1.0, first: int = 1) -> AsyncIterator[object]:
     for number in range(first, last + 1):
