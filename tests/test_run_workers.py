@@ -11,6 +11,7 @@ from livepush_asgi import (
     BrokerUnavailableError,
     DrainPolicy,
     Gap,
+    History,
     LivePush,
     MemoryBroker,
     Position,
@@ -240,6 +241,20 @@ async def test_what_was_yielded_together_is_sent_before_the_next_item() -> None:
             with anyio.fail_after(10):
                 for number in range(250):
                     assert getattr(await anext(items), "data", None) == str(number)
+
+
+async def test_an_item_that_the_log_cannot_hold_fails_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    async def items() -> AsyncIterator[object]:
+        yield "x" * 400
+        yield "x" * 600
+
+    push = LivePush(MemoryBroker(History(size=1000)), lambda request: Refusal(404))
+    async with push.lifespan():
+        await push.run("a").start(items())
+        status = await push.run("a").wait()
+    assert (status.state, status.count) == (RunState.FAILED, 1)
+    assert "an item of 608 bytes is too large for a log of 1000 bytes" in caplog.text
+    assert "the run on 'run:a' has failed, since its iterator raised" in caplog.messages
 
 
 async def test_a_function_that_fails_leaves_the_run_as_lost() -> None:

@@ -264,9 +264,9 @@ class Process:
             last_event_id=last_event_id,
         )
 
-    def make_source(self, iterator: AsyncIterator[object]) -> Source:
+    def make_source(self, iterator: AsyncIterator[object], most_bytes: int | None = None) -> Source:
         """Return a Source. This process waits for its end when it stops; whoever starts it has to stop it."""
-        source = Source(iterator, self.context, self._sources.discard)
+        source = Source(iterator, self.context, self._sources.discard, most_bytes)
         self._sources.add(source)
         return source
 

@@ -65,7 +65,8 @@ class Producer:
         # The payloads that the iterator has yielded and the broker has not taken, those on their way too.
         self._waiting: list[bytes] = []
         self._ahead = ahead
-        self._source = process.make_source(items)
+        # A larger one would push the records out of the log, and then itself.
+        self._source = process.make_source(items, log.history.size // 2)
         self._retry_for = retry_for
         history = log.history
         self._alive_events = min(ALIVE_EVENTS, max(1, history.events // 2))

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import anyio
 
-from ..errors import RunFailedError
+from ..errors import InvalidEventError, RunFailedError
 from ..runtime.event_loop import Sleep, is_cancelled, pause, spawn, wake
 from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
@@ -41,6 +41,7 @@ class Source:
         "_cancel",
         "_context",
         "_iterator",
+        "_most_bytes",
         "_on_closed",
         "_room",
         "_step_cancelled",
@@ -59,6 +60,7 @@ class Source:
         iterator: AsyncIterator[object],
         context: StreamContext,
         on_closed: Callable[["Source"], object],
+        most_bytes: int | None = None,
     ) -> None:
         #: Set when the iterator has been closed.
         self.closed = anyio.Event()
@@ -71,6 +73,8 @@ class Source:
         self._iterator: AsyncIterator[object] | None = iterator
         self._context = context
         self._on_closed = on_closed
+        # How large a block may be.
+        self._most_bytes = most_bytes
         # The block that the stream has not taken.
         self._block = b""
         # The task sleeps here while the stream has not taken the block.
@@ -167,7 +171,7 @@ class Source:
                 self._stepping = False
             if self._stopped:
                 return
-            self._block = block_of(item, self._context.encode)
+            self._block = self._checked(block_of(item, self._context.encode))
             self._tell_stream()
             cancellation = await self._wait_taken() if self._block else None
             if turn != (turn := hub.turn):
@@ -178,6 +182,14 @@ class Source:
                 except anyio.get_cancelled_exc_class() as error:
                     cancellation = error
                 turn_ends = perf_counter() + TURN
+
+    def _checked(self, block: bytes) -> bytes:
+        if self._most_bytes is not None and len(block) > self._most_bytes:
+            raise InvalidEventError(
+                f"an item of {len(block)} bytes is too large for a log of {2 * self._most_bytes} bytes, "
+                "which has to hold two: see History(size=...), or yield less at once"
+            )
+        return block
 
     async def _wait_taken(self) -> BaseException | None:
         """Wait until the stream has taken the block. Return a cancellation of this task meanwhile, if any.
