@@ -429,6 +429,13 @@ class Log:
         Besides, a broker without history has its streams authorized again, which is one line more.
         """
         lines = [line for line in self.lines if "revocations may have been lost" not in line]
+        if len(lines) > 2 * times:
+            # An outage began while a channel still read what it had missed in the one before: one line at the
+            # beginning, and one at the end, are of that.
+            begun = [line for line in lines if line.startswith("cannot subscribe at the broker")]
+            ended = [line for line in lines if line == "the broker delivers again"]
+            assert len(begun) == len(ended) < times, lines
+            lines = [line for line in lines if line not in (*begun, *ended)]
         assert len(lines) == 2 * times, lines
         assert all("trying until it works" in line for line in lines[::2]), lines
         assert all("again after" in line for line in lines[1::2]), lines
