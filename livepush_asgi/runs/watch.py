@@ -25,7 +25,8 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
     log as far as this process was told: while that changes, the log need not be asked.
     """
     followed = run
-    seen, quiet = known_end(), 0
+    seen = told_before = known_end()
+    quiet = 0
     while True:
         looks = max(LOOKS, ceil(run.lease / MOST_PAUSE))
         pause, began = run.lease / looks, now()
@@ -35,7 +36,8 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
             quiet = 0
             continue
         told = known_end()
-        is_new = told is not None and told != seen
+        # What this process was told may be ahead of a log that has lost its end.
+        is_new, told_before = told is not None and told != told_before, told
         if is_new and run.state is RunState.RUNNING:
             seen, quiet = told, 0
             continue
