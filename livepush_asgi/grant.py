@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Literal
 from urllib.parse import parse_qsl
 
-from .dialects import Dialect
+from .dialects import Dialect, RunEnd
 from .errors import InvalidGrantError
 from .runtime.asgi import Scope
 from .wire.cursor import MAX_POSITIONS, Position
@@ -216,7 +216,8 @@ class RunGrant(Grant):
     """Permission for one stream of a run's output, which ends with the run: `Run.grant` returns it.
 
     A client without an event id begins after `begin`. The stream is written in the `dialect`. `follow` is
-    called when the stream opens, and returns a function that is called when it has closed.
+    called when the stream opens, and returns a function that is called when it has closed. `end` says how
+    the run has ended, if it has, and `ended_at` is the offset of the record of it.
     """
 
     run_id: str
@@ -224,6 +225,8 @@ class RunGrant(Grant):
     begin: Position
     dialect: Dialect = field(repr=False, compare=False)
     follow: Callable[[], Callable[[], None]] = field(repr=False, compare=False)
+    end: RunEnd | None = field(default=None, repr=False, compare=False)
+    ended_at: int = field(default=0, repr=False, compare=False)
     replay: Replay = "all"
 
 

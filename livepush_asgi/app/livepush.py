@@ -929,7 +929,7 @@ def _warn_unheard() -> None:
 
 
 _instances: WeakSet[LivePush] = WeakSet()
-# What a forked process has inherited. It is kept: collecting it would affect the event loop of
+# The processes that a fork has inherited. They are kept: collecting them would affect the event loop of
 # the parent process.
 _inherited: list[Process | None] = []
 

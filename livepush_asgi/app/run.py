@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..brokers import HistoryBroker
 from ..brokers.backoff import retry_unavailable
-from ..dialects import Dialect, livepush
+from ..dialects import Dialect, RunEnd, livepush
 from ..errors import (
     BrokerUnavailableError,
     NotRunningError,
@@ -26,7 +26,7 @@ from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
 from ..settings import check_seconds, check_whole
-from ..stream.run_stream import has_begun, offset_of, start_id, was_restarted
+from ..stream.run_stream import end_behind, has_begun, offset_of, start_id, was_restarted
 from ..stream.source import close_unused, iterator_of
 from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
@@ -263,7 +263,7 @@ class Run:
                     return None
                 raise RunExistsError(self.id, found.state)
             begin, count = end.offset + 1, 0
-            # Of a log that was lost, only the end is there: its readers are told of another output.
+            # A log that was lost has the end alone: then another output begins, and its readers are told.
             if found is not None and continues and found.has_output:
                 begin, count = found.begin, found.count
             start = LogState(attempt, state, begin, count, terms.lease, time.time(), end.next())
@@ -407,6 +407,8 @@ class Run:
             attempt=found.attempt,
             begin=found.end.at(found.begin - 1),
             follow=partial(host.follow, found, self._log),
+            end=RunEnd(self.id, found.state, found.error, found.count) if found.ended else None,
+            ended_at=found.ended_at,
         )
 
     async def _open_reader(self, last_event_id: str | None) -> "_Opened":
@@ -422,7 +424,7 @@ class Run:
             gap = Gap(self.channel, GapReason.EPOCH, id or "")
         stream = await self._push._open_subscriber(grant, id)
         follower = RunFollower(found.attempt, found.begin, met=has_begun(grant, last_event_id))
-        return _Opened(stream, follower, grant.follow(), gap)
+        return _Opened(stream, follower, grant, grant.follow(), gap)
 
     async def _state(self) -> LogState | None:
         found, _ = await self._log.state()
@@ -484,6 +486,7 @@ class _Opened(NamedTuple):
 
     stream: SubscriberStream
     follower: RunFollower
+    grant: RunGrant
     leave_watch: Callable[[], None]
     gap: Gap | None
 
@@ -510,12 +513,13 @@ class RunReader(Subscriber):
         self._open_reader = open
         self._first_id = last_event_id
         self._follower = RunFollower("")
+        self._grant: RunGrant | None = None
         self._leave_watch: Callable[[], None] | None = None
         self._over = False
 
     async def _open_run(self) -> SubscriberStream:
         opened = await self._open_reader(self._first_id)
-        self._follower, self._leave_watch = opened.follower, opened.leave_watch
+        self._follower, self._grant, self._leave_watch = opened.follower, opened.grant, opened.leave_watch
         if opened.gap is not None:
             self._items.append(opened.gap)
         return opened.stream
@@ -536,7 +540,10 @@ class RunReader(Subscriber):
     def _take_control(self, event: ParsedEvent) -> None:
         super()._take_control(event)
         if self._items and isinstance(gap := self._items[-1], Gap):
-            self._follower.meet_gap(offset_of(gap.id, gap.channel))
+            offset = offset_of(gap.id, gap.channel)
+            self._follower.meet_gap(offset)
+            if self._grant is not None and (end := end_behind(self._grant, offset)) is not None:
+                self._over, self.state, self.count, self.error = True, end.state, end.count, end.error
 
     def _passes(self, comments: Sequence[str]) -> bool:
         record = record_of(f":{comments[0]}\n\n".encode()) if comments else None

@@ -74,7 +74,7 @@ class Producer:
         self._alive_seconds = min(start.lease / RENEWALS, (history.age or inf) / 2)
         # A watcher counts the silence as soon as the broker answers again.
         self._most_delay = min(2.0, start.lease / RENEWALS)
-        # What is being appended and not known to be in the log, and whether some of it may be there.
+        # The batch is being appended and not known to be in the log. `_is_unsure`: some of it may be there.
         self._batch: Sequence[bytes] = ()
         self._is_unsure = False
         # Whether a record has to say that events before it are missing.
@@ -330,7 +330,7 @@ class Producer:
             at = record.offset - self._end.offset - 1
             # The log may have dropped the first of the batch already.
             if at >= len(self._batch) or record.payload != self._batch[at] or (place and at != found):
-                # What was to come here can come no more.
+                # The rest of the batch cannot arrive late: another event has its place.
                 self._is_unsure = False
                 break
             found = at + 1

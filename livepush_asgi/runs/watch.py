@@ -36,7 +36,7 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
             quiet = 0
             continue
         told = known_end()
-        # What this process was told may be ahead of a log that has lost its end.
+        # This process may have been told of events that the log has lost since.
         is_new, told_before = told is not None and told != told_before, told
         if is_new and run.state is RunState.RUNNING:
             seen, quiet = told, 0

@@ -50,6 +50,11 @@ def offset_of(id: str, channel: str) -> int:
     return max([at.offset for at in (() if cursor is None else cursor.positions_in(channel))], default=0)
 
 
+def end_behind(grant: RunGrant, offset: int) -> RunEnd | None:
+    """Return the end of a run for a reader whose gap reaches past the record of it: that never comes."""
+    return grant.end if 0 < grant.ended_at <= offset else None
+
+
 def _positions(grant: RunGrant, last_event_id: str | None) -> Sequence[Position]:
     cursor = Cursor.parse(last_event_id) if last_event_id else None
     return () if cursor is None else cursor.positions_in(grant.channel_names[0])
@@ -61,6 +66,8 @@ class RunComposer(Composer):
     A gap is told in the dialect too. `Composer` then need not end the stream at a gap, so it takes the client
     for one that accepts control events.
     """
+
+    _grant: RunGrant
 
     __slots__ = (
         "_begin",
@@ -107,13 +114,12 @@ class RunComposer(Composer):
     ) -> bytes:
         if self._restarted and not gaps:
             gaps = [(self._grant.channel_names[0], GapReason.EPOCH)]
-        if gaps:
-            self._follower.meet_gap(offset_of(self._id, self._grant.channel_names[0]))
         if self._dialect.control_events and self._first_owed and not gaps:
             # With an id of what precedes the output, it would come back as one that has read that.
             return open_block(retry, None, resumed=resumed, not_live=not_live)
         if self._dialect.control_events:
-            return super()._opening(retry, gaps, not_live, resumed=resumed)
+            opening = super()._opening(retry, gaps, not_live, resumed=resumed)
+            return opening + (self._meet_gap() if gaps else b"")
         return retry_line(retry) + b"".join([self._tell_gap(*gap) for gap in gaps])
 
     def _compose_page(self, page: Batch) -> bytes:
@@ -169,14 +175,24 @@ class RunComposer(Composer):
         return self._tell_gap(delivery.channel, reason)
 
     def _tell_gap(self, channel: str, reason: GapReason) -> bytes:
-        self._follower.meet_gap(offset_of(self._id, channel))
         if self._dialect.control_events:
-            return super()._tell_gap(channel, reason)
+            return super()._tell_gap(channel, reason) + self._meet_gap()
         self._context.counts.gaps[reason] += 1
         if self._dialect.ends_at_gap:
             self.end_reason = EndReason.BROKER
         first = self._first(None)
-        return first + self._counted(self._dialect.gap_block(self._run_id, reason, self._id))
+        told = first + self._counted(self._dialect.gap_block(self._run_id, reason, self._id))
+        return told + self._meet_gap()
+
+    def _meet_gap(self) -> bytes:
+        """Take note of a gap that is told. Return the end of the run if the gap reaches past it."""
+        offset = offset_of(self._id, self._grant.channel_names[0])
+        self._follower.meet_gap(offset)
+        end = None if self.end_reason is not None else end_behind(self._grant, offset)
+        if end is None:
+            return b""
+        self.end_reason = EndReason.FINISHED
+        return self._counted(self._dialect.last_block(end, self._id))
 
     def _pass(self, channel: str, position: Position, record: RunRecord | None) -> bytes:
         """Pass a record, or an event after the end. Finish if the run has ended, and nothing follows."""

@@ -30,7 +30,7 @@ signed = push.publisher(hmac_publish(SECRET), max_body=BODY, body_timeout=TIMEOU
 mercure = push.publisher(jwt_publish(SECRET, ["HS256"]), max_body=BODY, body_timeout=TIMEOUT)
 
 
-# What a mount without a slash, and a proxy, answer.
+# A mount without a slash, and a proxy, answer so.
 PLAIN = {
     "/moved": (307, b"location", b"https://user:pw@example.org/publish/?a", b""),
     "/broken": (502, b"content-type", b"text/html", b"<h1>Bad Gateway</h1>"),
