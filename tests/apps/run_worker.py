@@ -88,11 +88,8 @@ class Producing:
         run = app.run(id)
         while True:
             try:
-                if mode != "start":
-                    status = await run.status()
-                    if status is None or status.state is not RunState.LOST:
-                        await asyncio.sleep(0.2)
-                        continue
+                if mode != "start" and (await run.wait()).state is not RunState.LOST:
+                    return
                 await run.start(
                     lambda count: self._items(id, count + 1),
                     lease=LEASE,
