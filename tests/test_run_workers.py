@@ -19,6 +19,8 @@ from livepush_asgi import (
     Refusal,
     RunState,
 )
+from livepush_asgi.runs.log import RunLog
+from livepush_asgi.runs.watch import end_if_silent
 from livepush_asgi.testing import Client
 from livepush_asgi.wire.run_record import RunRecord
 
@@ -132,6 +134,24 @@ async def test_a_reader_from_the_queue_on_is_told_when_the_worker_is_killed() ->
             with anyio.fail_after(4 * LEASE):
                 assert [item async for item in items] == []
             assert items.state is RunState.LOST
+
+
+async def test_a_watch_over_a_queued_run_begins_after_its_worker() -> None:
+    """Catches a watch that takes what the process was told for what the state was read from."""
+    (web,) = pushes(1)
+    async with web.lifespan(), anyio.create_task_group() as tasks:
+        await web.run("a").queue(start_within=3600)
+        log = RunLog(web.broker, "run:a")  # type: ignore[arg-type]
+        queued, _ = await log.state()
+        assert queued is not None
+        await append(web, RunState.RUNNING, lease=LEASE, at=time.time())
+        _, end = await log.state()
+        tasks.start_soon(end_if_silent, log, queued, lambda: end)
+        await anyio.sleep(4 * LEASE)
+        found, _ = await log.state()
+        assert found is not None
+        assert found.state is RunState.LOST
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_worker_finishes_what_another_has_begun() -> None:

@@ -25,7 +25,8 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
     log as far as this process was told: while that changes, the log need not be asked.
     """
     followed = run
-    seen = told_before = known_end()
+    # Not what this process was told: that may have more than `run` was read from.
+    seen, told_before = run.end, known_end()
     quiet = 0
     while True:
         looks = max(LOOKS, ceil(run.lease / MOST_PAUSE))
