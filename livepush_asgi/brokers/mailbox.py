@@ -3,7 +3,7 @@
 It holds a bounded number of payloads for `get_message`, or forwards each one to a sink.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import anyio
@@ -57,6 +57,12 @@ class Mailbox:
             self._logged.deliver_at(position, payload)
         else:
             self.deliver(positioned(position, payload))
+
+    def deliver_after(self, position: Position, payloads: Sequence[bytes]) -> None:
+        """Take the payloads that follow a position in a log."""
+        for payload in payloads:
+            position = position.next()
+            self.deliver_at(position, payload)
 
     def lost(self) -> None:
         """Note that payloads may be missing between the last one and the next."""

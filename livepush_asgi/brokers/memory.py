@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import accumulate, count, islice
+from itertools import accumulate, count, islice, repeat
 
 import anyio.lowlevel
 
@@ -101,6 +101,16 @@ class MemoryLog:
                 self._keys.popitem(last=False)
         self.trim(now)
         return self.end
+
+    def extend(self, payloads: Sequence[bytes], now: float) -> None:
+        """Add events in order, and drop events that exceed the bounds."""
+        number, size = len(payloads), sum(map(len, payloads))
+        self.end = self.end.at(self.end.offset + number)
+        self._payloads.extend(payloads)
+        self._times.extend(repeat(now, number))
+        self._size += size
+        self._usage.bytes += size + number * EVENT_COST
+        self.trim(now)
 
     def page(self, after: int, limit: int, now: float, max_bytes: int = READ_BYTES) -> Page:
         """Return up to `limit` events with offsets above `after`."""
@@ -224,29 +234,37 @@ class MemoryBroker:
         log = self._log(channel, now)
         if not log.ends_at(expected_position):
             raise PositionConflictError(channel, log.end)
-        position = log.end
-        for payload in payloads:
-            if log.end is not position:
-                # A delivery has made its listener publish to this channel.
-                break
-            position = self._add(log, channel, payload, now)
-        return position
+        if len(payloads) == 1:
+            return self._add(log, channel, payloads[0], now)
+        before = log.end
+        log.extend(payloads, now)
+        # A delivery may make its listener publish to this channel.
+        end = log.end
+        self._note_append(log, channel)
+        for mailbox in tuple(log.mailboxes):
+            mailbox.deliver_after(before, payloads)
+        self._publishes += len(payloads)
+        self._bytes += sum(map(len, payloads))
+        return end
 
     def _add(
         self, log: MemoryLog, channel: str, payload: bytes, now: float, key: str | None = None
     ) -> Position:
         position = log.append(payload, now, key)
-        if log is not self._newest:
-            self._newest = self._filled[channel] = log
-            self._filled.move_to_end(channel)
-        if self._usage.bytes > self.history.total_size:
-            self._shrink_logs(log)
+        self._note_append(log, channel)
         if log.mailboxes:
             for mailbox in tuple(log.mailboxes):
                 mailbox.deliver_at(position, payload)
         self._publishes += 1
         self._bytes += len(payload)
         return position
+
+    def _note_append(self, log: MemoryLog, channel: str) -> None:
+        if log is not self._newest:
+            self._newest = self._filled[channel] = log
+            self._filled.move_to_end(channel)
+        if self._usage.bytes > self.history.total_size:
+            self._shrink_logs(log)
 
     async def _pause(self) -> None:
         self._publishes = self._bytes = 0

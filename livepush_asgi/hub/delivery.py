@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from ..wire.control import gap_block
 from ..wire.cursor import Position, event_id
-from ..wire.event import from_payload, with_id
+from ..wire.event import blocks_of, from_payload
 from ..wire.reasons import GapReason
 
 # The bytes for streams on several channels are kept up to so many times those for one channel: with a hundred
@@ -30,10 +30,10 @@ class Delivery(NamedTuple):
 
 def delivery_of(channel: str, payload: bytes, position: Position | None) -> Delivery:
     """Return the delivery of a payload. Raises InvalidEventError for a payload that is no event."""
-    block = from_payload(payload)
     if position is None:
-        return Delivery(channel, block)
-    return Delivery(channel, with_id(block, event_id(channel, position)), position, block)
+        return Delivery(channel, from_payload(payload))
+    block, bare = blocks_of(payload, event_id(channel, position))
+    return Delivery(channel, block, position, bare)
 
 
 def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> Delivery:

@@ -87,6 +87,7 @@ class Producer:
         self._collected = 0
         self._collect_until = 0.0
         self._call_soon = process.context.call_soon
+        self._is_in_process = log.is_in_process
         # The position of what this attempt, or another publisher, has appended last.
         self._end = start.end
         self._count = start.count
@@ -174,7 +175,7 @@ class Producer:
         has_more = self._fill()
         if has_more and self._is_collecting:
             return
-        if not has_more or not self._log.is_in_process or not self._sleeps:
+        if not has_more or not self._is_in_process or not self._sleeps:
             wake(self._sleep)
         elif self._now() - self._appended_at > BUSY:
             self._append_now()
@@ -233,15 +234,13 @@ class Producer:
             self._bytes -= len(items.pop())
         self._items = len(items)
         self._events += self._items
-        self._renews = self._is_record_due
+        self._renews = (
+            self._must_renew or self._events >= self._alive_events or self._bytes >= self._alive_bytes
+        )
         if self._renews:
             self._must_renew, self._events, self._bytes = False, 0, 0
             items.append(self._start.make("alive", count=self._count + self._items).encode())
         self._batch, self._is_unsure = items, False
-
-    @property
-    def _is_record_due(self) -> bool:
-        return self._must_renew or self._events >= self._alive_events or self._bytes >= self._alive_bytes
 
     def _end_batch(self) -> bool:
         """Called when the log has the batch. Return whether the iterator was waiting for its room."""

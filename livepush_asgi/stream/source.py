@@ -100,8 +100,9 @@ class Source:
     def take(self) -> bytes:
         """Remove and return the block, and let the iterator run on. Return b"" if there is none."""
         block, self._block = self._block, b""
-        if block:
+        if block and self._room is not None:
             wake(self._room)
+            self._room = None
         return block
 
     def stop(self) -> None:
