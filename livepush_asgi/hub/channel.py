@@ -61,7 +61,7 @@ class Coalescer:
         self._now = now
         #: The deliveries that wait for the end of the turn.
         self.pending: list[tuple[Channel, Delivery]] = []
-        #: How many turns of the loop have had an end with deliveries.
+        #: How many turns of the loop have had an end with deliveries, and callbacks of `note_turn`.
         self.turn = 0
         self._end_scheduled = False
         self._flushing = False

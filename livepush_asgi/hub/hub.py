@@ -148,6 +148,10 @@ class Hub:
         """A number that grows after turns of the event loop, and never within one."""
         return self._coalescer.turn
 
+    def note_turn(self) -> None:
+        """Let `turn` grow. For callbacks of the event loop: whoever sees it grow has let others run."""
+        self._coalescer.turn += 1
+
     def flush(self) -> None:
         """Deliver the pending deliveries of this turn to every listener now."""
         self._coalescer.flush()

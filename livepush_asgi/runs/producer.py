@@ -87,6 +87,7 @@ class Producer:
         self._collected = 0
         self._collect_until = 0.0
         self._call_soon = process.context.call_soon
+        self._hub = process.hub
         self._is_in_process = log.is_in_process
         # The position of what this attempt, or another publisher, has appended last.
         self._end = start.end
@@ -197,6 +198,8 @@ class Producer:
 
     def _collect(self) -> None:
         """Called once in a turn of the loop: append what waits, unless this turn has brought more."""
+        # The iterator has let this callback run, so its source need not.
+        self._hub.note_turn()
         count = len(self._waiting)
         if self._collected < count < COLLECT_EVENTS and self._now() < self._collect_until:
             self._collected = count
