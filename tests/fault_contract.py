@@ -70,6 +70,10 @@ class BrokerServer(Protocol):
         """Continue the stopped process."""
         ...
 
+    def wait_cut(self) -> None:
+        """Block until it has closed the connection of a client that does not read, if it takes a while."""
+        ...
+
     def allow_only(self, channel: str) -> None:
         """Withdraw the brokers' permission for every channel but this one and `livepush.*`."""
         ...
@@ -377,6 +381,8 @@ class FaultContract:
             thread = threading.Thread(target=asyncio.run, args=[flood()])
             thread.start()
             thread.join()
+            # The event loop blocks on.
+            server.wait_cut()
             subscription.forward(heard)
             await until(lambda: None in heard.payloads, within=LONG)
             await until(lambda: broker.healthy, within=LONG)

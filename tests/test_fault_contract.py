@@ -1,5 +1,6 @@
 """Every networked broker of the package on the fault contract."""
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from redis.asyncio import Redis
 
 from livepush_asgi import BrokerTimeouts, JetStreamBroker, NatsBroker, RedisBroker, RedisStreamsBroker
 
-from .fault_contract import PING_INTERVAL, PING_TIMEOUT, TIMEOUT, FaultContract, WatchedBroker
+from .fault_contract import LONG, PING_INTERVAL, PING_TIMEOUT, TIMEOUT, FaultContract, WatchedBroker
 from .nats_server import NatsProcess
 from .valkey import ValkeyProcess
 
@@ -25,6 +26,14 @@ class ValkeyOfBrokers(ValkeyProcess):
     def __init__(self, directory: Path) -> None:
         user = "user web on >word +@all ~* allchannels"
         super().__init__(directory, "client-output-buffer-limit pubsub 65536 65536 1", user, persistent=True)
+
+    def wait_cut(self) -> None:
+        # It looks once in a while, unless something is written to the connection.
+        with redis.Redis.from_url(self.url) as admin:
+            deadline = time.monotonic() + LONG
+            while not admin.info("stats")["client_output_buffer_limit_disconnections"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
     def allow_only(self, channel: str) -> None:
         self._set_user("resetchannels", f"&{channel}", "&livepush.*")
@@ -68,6 +77,9 @@ class NatsOfBrokers(NatsProcess):
             'write_deadline: "1s"',
             f"authorization {{ users: [ {web}, {admin} ] }}",
         ]
+
+    def wait_cut(self) -> None:
+        """It closes the connection while the events are published."""
 
     def allow_only(self, channel: str) -> None:
         subjects = (
