@@ -26,7 +26,8 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
     """
     followed = run
     # Not what this process was told: that may have more than `run` was read from.
-    seen, told_before = run.end, known_end()
+    seen: Position | None = run.end
+    told_before = known_end()
     quiet = 0
     while True:
         looks = max(LOOKS, ceil(run.lease / MOST_PAUSE))
