@@ -63,7 +63,7 @@ def prepare(
 async def publish(broker: Broker, publication: Publication) -> str | None:
     """Publish once and return the event id. Raises what the broker raises."""
     channel, payload, own_id, idempotency_key, expected_position = publication
-    if _keeps_history(broker):
+    if keeps_history(broker):
         position = await broker.append(
             channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
         )
@@ -104,7 +104,7 @@ async def _id_of(channel: str, own_id: str | None, appending: Awaitable[Position
     return own_id or event_id(channel, position)
 
 
-def _keeps_history(broker: Broker) -> TypeGuard[HistoryBroker]:
+def keeps_history(broker: Broker) -> TypeGuard[HistoryBroker]:
     """Return `isinstance(broker, HistoryBroker)`, which alone costs as much as the rest of a publish."""
     # A broker that wraps another may define its methods on the instance only.
     return _is_history_broker(type(broker)) or isinstance(broker, HistoryBroker)

@@ -9,7 +9,6 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..brokers import HistoryBroker
 from ..brokers.backoff import retry_unavailable
 from ..dialects import Dialect, RunEnd, livepush
 from ..errors import (
@@ -33,6 +32,7 @@ from ..wire.cursor import Cursor, Position, event_id
 from ..wire.parser import ParsedEvent
 from ..wire.reasons import GapReason, RunState
 from ..wire.run_record import RunFollower, record_of
+from .publishing import keeps_history
 from .subscriber import Gap, Subscriber
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Run:
             raise ValueError("the id of a run is not empty")
         check_channel(self.channel)
         broker = push.broker
-        if not isinstance(broker, HistoryBroker):
+        if not keeps_history(broker):
             raise TypeError(
                 f"{type(broker).__name__} keeps no history, so it can keep no run; "
                 "MemoryBroker, RedisStreamsBroker, JetStreamBroker and PostgresBroker keep one"

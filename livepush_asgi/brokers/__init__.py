@@ -14,7 +14,7 @@ not healthy, `transaction.py` the port of a broker that appends in a transaction
 docs/guides/brokers.md says how to write an adapter.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, Protocol, cast, runtime_checkable
@@ -245,16 +245,16 @@ class BatchBroker(HistoryBroker, Protocol):
         ...
 
 
-async def append_in_order(
+def append_in_order(
     broker: HistoryBroker, channel: str, payloads: Sequence[bytes], expected_position: Position
-) -> Position:
+) -> Awaitable[Position]:
     """Do what `BatchBroker.append_batch` does, with any broker."""
     if has_beside_append(broker, "append_batch"):
         # `isinstance` of a protocol would cost as much as the append in memory.
-        return await cast("BatchBroker", broker).append_batch(
+        return cast("BatchBroker", broker).append_batch(
             channel, payloads, expected_position=expected_position
         )
-    return await broker.append(channel, payloads[0], expected_position=expected_position)
+    return broker.append(channel, payloads[0], expected_position=expected_position)
 
 
 def has_beside_append(broker: HistoryBroker, name: str) -> bool:

@@ -1,7 +1,7 @@
 """RunLog: the log of a run's channel, and the state that it tells."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..brokers import HistoryBroker, Page, Record, append_in_order, has_beside_append
@@ -71,9 +71,9 @@ class RunLog:
         """Append a record. Raises PositionConflictError if the log goes on after `expected`."""
         return await self._broker.append(self.channel, record.encode(), expected_position=expected)
 
-    async def append_batch(self, payloads: Sequence[bytes], expected: Position) -> Position:
+    def append_batch(self, payloads: Sequence[bytes], expected: Position) -> Awaitable[Position]:
         """Append one or more of these events and records, as `BatchBroker.append_batch` does."""
-        return await append_in_order(self._broker, self.channel, payloads, expected)
+        return append_in_order(self._broker, self.channel, payloads, expected)
 
     def append_now(self, payloads: Sequence[bytes], expected: Position) -> Position:
         """Do what `append_batch` does without waiting, in a broker in this process."""

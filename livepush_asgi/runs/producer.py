@@ -19,7 +19,7 @@ from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
 from ..wire.event import PAYLOAD_MARK
 from ..wire.reasons import EndReason, RunState
-from ..wire.run_record import RunRecord, has_record, record_in
+from ..wire.run_record import RunRecord, record_in
 from .log import LogState, RunLog
 
 # A record is appended in this part of a lease, and after so many events or bytes; a batch has no more. One
@@ -296,13 +296,13 @@ class Producer:
         self._note_appended(number)
 
     def _note_appended(self, number: int) -> None:
-        """Note that the log has so many more of the batch, whose last may be a record."""
+        """Note that the log has so many more of the batch, whose last is a record if it `_renews`."""
         batch = self._batch
         if number < len(batch):
             self._batch = batch[number:]
         else:
             self._batch = ()
-            number -= has_record(batch[-1])
+            number -= self._renews
         self._count += number
         self._counters.published += number
 
@@ -389,7 +389,7 @@ class Producer:
                 await retry_unavailable(self._catch_up, self._retry_for, self._most_delay)
             end = self._start.make("end", state, self._count)
             error = self._source.error if state is RunState.FAILED else None
-            self._batch, self._is_unsure = [replace(end, error=error).encode()], False
+            self._batch, self._is_unsure, self._renews = [replace(end, error=error).encode()], False, True
             await self._append()
         except EndedError:
             return

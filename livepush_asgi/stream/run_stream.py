@@ -107,7 +107,10 @@ class RunComposer(Composer):
         """Whether any of these deliveries is no item, or something has to precede them."""
         if self._first_owed or self._begin is not None or batch.has_gap or self._follower.end is not None:
             return True
-        return has_records([delivery.bare for delivery in batch.deliveries])
+        deliveries = batch.deliveries
+        if len(deliveries) == 1:
+            return is_record(deliveries[0].bare)
+        return has_records([delivery.bare for delivery in deliveries])
 
     def _opening(
         self, retry: int, gaps: list[ChannelGap], not_live: Sequence[str], *, resumed: bool

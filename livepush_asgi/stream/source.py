@@ -159,6 +159,7 @@ class Source:
         iterator = self._iterator
         assert iterator is not None
         hub, turn_ends = self._context.hub, perf_counter() + TURN
+        encode, most_bytes = self._context.encode, self._most_bytes
         # If the hub has delivered in another turn of the loop, the generator has waited by itself.
         turn = hub.turn
         cancellation: BaseException | None = None
@@ -172,7 +173,10 @@ class Source:
                 self._stepping = False
             if self._stopped:
                 return
-            self._block = self._checked(block_of(item, self._context.encode))
+            block = block_of(item, encode)
+            if most_bytes is not None and len(block) > most_bytes:
+                raise _too_large(block, most_bytes)
+            self._block = block
             self._tell_stream()
             cancellation = await self._wait_taken() if self._block else None
             if turn != (turn := hub.turn):
@@ -183,14 +187,6 @@ class Source:
                 except anyio.get_cancelled_exc_class() as error:
                     cancellation = error
                 turn_ends = perf_counter() + TURN
-
-    def _checked(self, block: bytes) -> bytes:
-        if self._most_bytes is not None and len(block) > self._most_bytes:
-            raise InvalidEventError(
-                f"an item of {len(block)} bytes is too large for a log of {2 * self._most_bytes} bytes, "
-                "which has to hold two: see History(size=...), or yield less at once"
-            )
-        return block
 
     async def _wait_taken(self) -> BaseException | None:
         """Wait until the stream has taken the block. Return a cancellation of this task meanwhile, if any.
@@ -263,6 +259,13 @@ class Source:
 
     def _log_failure(self, text: str, error: BaseException) -> None:
         self._context.failures.log(logging.ERROR, text, error=error, extra=fields("generator_failed"))
+
+
+def _too_large(block: bytes, most_bytes: int) -> InvalidEventError:
+    return InvalidEventError(
+        f"an item of {len(block)} bytes is too large for a log of {2 * most_bytes} bytes, "
+        "which has to hold two: see History(size=...), or yield less at once"
+    )
 
 
 def _throw(iterator: AsyncIterator[object], cancellation: BaseException) -> Awaitable[object]:
