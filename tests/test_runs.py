@@ -589,8 +589,11 @@ async def test_a_reader_of_one_item_a_second_loses_nothing_and_slows_nobody() ->
         assert [event.data for event in shown] == numbers
 
 
-async def test_a_history_that_is_too_short_is_a_gap_and_not_a_loss_of_the_state() -> None:
-    push = serving(MemoryBroker(History(events=50)))
+@pytest.mark.parametrize("history", [History(events=50), History(size=500)])
+async def test_a_history_that_is_too_short_is_a_gap_and_not_a_loss_of_the_state(
+    history: History, caplog: pytest.LogCaptureFixture
+) -> None:
+    push = serving(MemoryBroker(history))
     async with push.lifespan():
         await push.run("a").start(Counting(1, 500, pace=0.01)())
         status = await push.run("a").wait()
@@ -600,6 +603,22 @@ async def test_a_history_that_is_too_short_is_a_gap_and_not_a_loss_of_the_state(
             assert isinstance(first, Gap)
             assert first.reason is GapReason.EXPIRED
             assert [item.data async for item in items if isinstance(item, Received)][-1] == "500"
+    told = [record.livepush_channel for record in caplog.records if record.livepush_event == "run_outgrown"]  # type: ignore[attr-defined]
+    assert told == ["run:a"]
+
+
+async def test_an_output_that_the_history_holds_is_not_complained_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    push = serving(MemoryBroker())
+    async with push.lifespan():
+        await push.run("a").start(Counting(1, 9_000, pace=0.01)())
+        assert (await push.run("a").wait()).count == 9_000
+        async with push.run("a").read() as items:
+            first = await anext(items)
+            assert isinstance(first, Received)
+            assert first.data == "1"
+    assert not caplog.records
 
 
 async def test_what_is_no_run() -> None:

@@ -22,7 +22,7 @@ class History:
     nothing was published for the longest time.
     """
 
-    events: int = 1000
+    events: int = 10_000
     size: int = 1024 * 1024
     age: float | None = 3600.0
     channels: int = 10_000

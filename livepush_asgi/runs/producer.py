@@ -96,6 +96,8 @@ class Producer:
         self._appended_at = self._now()
         # Events and bytes since the last record.
         self._events = self._bytes = 0
+        # Bytes before that, of this attempt, and whether it was logged that the log drops the beginning.
+        self._written, self._is_outgrown = 0, False
         self._sleep: Sleep | None = None
         self._must_look = self._must_renew = self._stopping = False
         self._renewal = self._set_renewal()
@@ -241,9 +243,27 @@ class Producer:
             self._must_renew or self._events >= self._alive_events or self._bytes >= self._alive_bytes
         )
         if self._renews:
+            self._written += self._bytes
+            self._tell_outgrown()
             self._must_renew, self._events, self._bytes = False, 0, 0
             items.append(self._start.make("alive", count=self._count + self._items).encode())
         self._batch, self._is_unsure = items, False
+
+    def _tell_outgrown(self) -> None:
+        """Log once that the log drops the beginning of the output. Records and overhead are not counted."""
+        history = self._log.history
+        if self._is_outgrown or (self._count <= history.events and self._written <= history.size):
+            return
+        self._is_outgrown = True
+        self._process.context.failures.log(
+            logging.WARNING,
+            "the output of the run on %r has outgrown its log of %d events and %d bytes, so a reader that "
+            "begins now misses the beginning, and is told: give the broker History(events=..., size=...)",
+            self._log.channel,
+            history.events,
+            history.size,
+            extra=fields("run_outgrown", channel=self._log.channel, events=history.events, size=history.size),
+        )
 
     def _end_batch(self) -> bool:
         """Called when the log has the batch. Return whether the iterator was waiting for its room."""
