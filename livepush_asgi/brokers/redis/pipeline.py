@@ -164,6 +164,10 @@ class Pipeline:
         """Return whether commands are queued, now or while the idle connection is held."""
         if self._waiting or not self._idle_seconds:
             return bool(self._waiting)
+        # A caller that awaits each command sends the next one in this turn, and needs no timer.
+        await asyncio.sleep(0)
+        if self._waiting:
+            return True
         raise_if_cancelled()
         loop, end = asyncio.get_running_loop(), limit.when()
         if end is not None and end < loop.time() + self._idle_seconds:
