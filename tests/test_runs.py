@@ -36,6 +36,7 @@ from livepush_asgi import (
     StreamRequest,
     Subscription,
 )
+from livepush_asgi.dialects import Dialect, ai_sdk, livepush
 from livepush_asgi.runs.log import RunLog
 from livepush_asgi.testing import Client, EventStreamParser
 from livepush_asgi.wire.run_record import RunRecord, record_in
@@ -619,6 +620,24 @@ async def test_an_output_that_the_history_holds_is_not_complained_of(
             assert isinstance(first, Received)
             assert first.data == "1"
     assert not caplog.records
+
+
+@pytest.mark.parametrize("read", [ai_sdk(), livepush()], ids=lambda dialect: dialect.name)
+async def test_a_run_that_is_served_in_another_dialect_is_logged(
+    read: Dialect, caplog: pytest.LogCaptureFixture
+) -> None:
+    push = serving()
+    async with push.lifespan():
+        await push.run("a", dialect=read).queue()
+        # Nobody has written anything.
+        await push.run("a").grant()
+        assert not caplog.records
+        await push.run("a").start(Counting(1, 3)())
+        await push.run("a").wait()
+        for _ in range(2):
+            await push.run("a", dialect=read).grant()
+    told = [(record.livepush_written, record.livepush_read) for record in caplog.records]  # type: ignore[attr-defined]
+    assert told == ([] if read.name == "livepush" else [("livepush", "ai-sdk")])
 
 
 async def test_what_is_no_run() -> None:

@@ -1,6 +1,7 @@
 """Run, RunStatus and RunReader: a job that ends, whose output any number of clients follow."""
 
 import inspect
+import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from ..runs.host import RunHost, new_attempt, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
+from ..runtime.failure_log import fields
 from ..settings import check_seconds, check_whole
 from ..stream.run_stream import end_behind, has_begun, offset_of, start_id, was_restarted
 from ..stream.source import close_unused, iterator_of
@@ -266,7 +268,9 @@ class Run:
             # A log that was lost has the end alone: then another output begins, and its readers are told.
             if found is not None and continues and found.has_output:
                 begin, count = found.begin, found.count
-            start = LogState(attempt, state, begin, count, terms.lease, time.time(), end.next())
+            start = LogState(
+                attempt, state, begin, count, terms.lease, time.time(), end.next(), dialect=self.dialect.name
+            )
             try:
                 position = await self._log.append(start.make("start", state, count), end)
             except PositionConflictError:
@@ -357,7 +361,25 @@ class Run:
         except BrokerUnavailableError:
             # After a status other than 200 an EventSource would stop.
             return Refusal(503, UNREADABLE, soft=self.dialect.control_events)
-        return Refusal(self.dialect.idle) if found is None else await self._grant(found, slot_key, expires_at)
+        if found is None:
+            return Refusal(self.dialect.idle)
+        grant = await self._grant(found, slot_key, expires_at)
+        if found.state is not RunState.QUEUED and found.dialect not in (None, self.dialect.name):
+            await self._tell_dialects(found.dialect)
+        return grant
+
+    async def _tell_dialects(self, written: str | None) -> None:
+        """Log that the client of this run cannot read its output."""
+        host = await self._push._run_host()
+        host.process.context.failures.log(
+            logging.WARNING,
+            "the run on %r is written in the dialect %r and read in the dialect %r: give the same one to "
+            "push.run of who starts it and to push.runs or push.run of who serves it",
+            self.channel,
+            written,
+            self.dialect.name,
+            extra=fields("run_dialects", channel=self.channel, written=written, read=self.dialect.name),
+        )
 
     async def _found_for(self, request: StreamRequest | str | None) -> LogState | None:
         """Return the state of the run, or None if there is nothing for this client."""

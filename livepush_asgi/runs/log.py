@@ -37,6 +37,8 @@ class LogState:
     has_start: bool = False
     #: Whether the log has, or had, the output: not if it was lost, and only the end was appended since.
     has_output: bool = True
+    #: The name of the dialect that the output is written in, None if the records do not say so.
+    dialect: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -53,6 +55,7 @@ class LogState:
             at=time.time(),
             count=count,
             state=state,
+            dialect=self.dialect,
         )
 
 
@@ -167,4 +170,5 @@ def _with_record(found: LogState | None, record: RunRecord, offset: int, end: Po
         offset if record.kind == "end" else 0,
         record.error,
         has_start,
+        dialect=record.dialect,
     )

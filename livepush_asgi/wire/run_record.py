@@ -29,7 +29,7 @@ class RunRecord:
     `begin` is the offset of the first record of the output: earlier than its own for a start that continues
     an attempt which has ended. `count` is how many events the output had, None if the writer cannot know.
     `lease` is in seconds, and `at` the time of the writer's clock, in seconds since the epoch. `error` is a
-    text for the readers of a run that has failed.
+    text for the readers of a run that has failed, and `dialect` the name of what the output is written in.
     """
 
     kind: Kind
@@ -40,6 +40,7 @@ class RunRecord:
     count: int | None = None
     state: RunState = RunState.RUNNING
     error: str | None = None
+    dialect: str | None = None
 
     def encode(self) -> bytes:
         """Return the record as a payload for a broker."""
@@ -77,6 +78,7 @@ def _decode(block: bytes) -> RunRecord | None:
             count=None if values["count"] is None else int(values["count"]),
             state=RunState(values["state"]),
             error=None if values.get("error") is None else error_text(values["error"]),
+            dialect=None if values.get("dialect") is None else str(values["dialect"]),
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         # A later version may have written it.
