@@ -131,12 +131,18 @@ def check_whole(name: str, value: object) -> None:
         raise ValueError(f"{name} is a whole number from 1 up, not {value!r}")
 
 
-def check_seconds(name: str, value: object, longest: float) -> None:
-    """Raise ValueError unless `value` is a time in seconds, more than 0 and at most `longest`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= longest:
+def check_seconds(name: str, value: object, longest: float, shortest: float = 0.0) -> None:
+    """Raise ValueError unless `value` is a time in seconds, more than 0 and from `shortest` to `longest`."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 < value <= longest
+        or value < shortest
+    ):
         late = isinstance(value, (int, float)) and longest < value < math.inf
         hint = "; is it in milliseconds? divide by 1000" if late else ""
-        raise ValueError(f"{name} is in seconds, more than 0 and at most {longest:,}, not {value!r}{hint}")
+        least = f"at least {shortest}" if shortest else "more than 0"
+        raise ValueError(f"{name} is in seconds, {least} and at most {longest:,}, not {value!r}{hint}")
 
 
 def value_or_default(name: str, value: T | None, kind: type[T]) -> T:

@@ -640,6 +640,13 @@ async def test_a_run_that_is_served_in_another_dialect_is_logged(
     assert told == ([] if read.name == "livepush" else [("livepush", "ai-sdk")])
 
 
+@pytest.mark.parametrize("lease", [0, -1.0, float("inf"), float("nan")])
+def test_a_record_with_an_impossible_lease_is_none(lease: float) -> None:
+    """Another program may publish anything: nobody watches a run for ever, or without a pause."""
+    record = RunRecord(kind="start", attempt="x", begin=1, lease=lease, at=1e9, count=0)
+    assert record_in(record.encode()) is None
+
+
 async def test_what_is_no_run() -> None:
     with pytest.raises(TypeError, match="MockBroker keeps no history"):
         LivePush(MockBroker(), lambda request: Refusal()).run("a")
@@ -651,6 +658,9 @@ async def test_what_is_no_run() -> None:
     async with push.lifespan():
         with pytest.raises(TypeError, match="async iterator"):
             await push.run("a").start([1])  # type: ignore[arg-type]
+        for lease in (0.05, 0, -1, 3601, float("nan")):
+            with pytest.raises(ValueError, match=r"lease is in seconds, at least 0\.1"):
+                await push.run("a").start(Counting(1, 1)(), lease=lease)
         with pytest.raises(RunNotFoundError, match="never started"):
             await text_of(push)
         assert await push.run("a").status() is None

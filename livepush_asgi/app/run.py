@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 # How much older than the lease the newest record may be before the producer is suspected, in seconds.
 CLOCK_TOLERANCE = 2.0
+# Each process with readers looks at the log several times in a lease.
+SHORTEST_LEASE = 0.1
 UNREADABLE = "The state of this run cannot be read now."
 
 
@@ -140,10 +142,10 @@ class Run:
         and readers get one text: then `items` has to be a function. With both, one that is done begins again,
         and another one goes on. A run whose producer is silent is first watched for its lease.
 
-        The `lease` is in seconds. If the process is killed, or does not reach the broker for that time, the
-        run is `lost` to all readers. The iterator may run `ahead` events ahead of the broker, and then waits.
-        No reader ever slows it. While the broker is unavailable, this call tries for `retry_for` seconds, and
-        so does the producer later.
+        The `lease` is in seconds, from 0.1 to 3600. If the process is killed, or does not reach the broker
+        for that time, the run is `lost` to all readers. The iterator may run `ahead` events ahead of the
+        broker, and then waits. No reader ever slows it. While the broker is unavailable, this call tries for
+        `retry_for` seconds, and so does the producer later.
 
         When the iterator raises, the run has `failed`, and the log has the error; the readers get the text of
         a RunFailedError, and of no other. When the run is cancelled or found lost, the iterator is closed
@@ -198,7 +200,7 @@ class Run:
         return await self._push._on_own_loop(claim) is not None
 
     async def _start(self, items: Items, terms: _Terms, retry_for: float, ahead: int) -> bool:
-        check_seconds("lease", terms.lease, 3600.0)
+        check_seconds("lease", terms.lease, 3600.0, SHORTEST_LEASE)
         check_whole("ahead", ahead)
         make = None if isinstance(items, AsyncIterable) else _checked_function(items)
         iterator = self._in_dialect(items) if make is None else None

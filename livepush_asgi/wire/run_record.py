@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from typing import Literal
 
 from .event import from_payload, to_payload
@@ -73,7 +74,7 @@ def _decode(block: bytes) -> RunRecord | None:
             kind=_kind_of(values["kind"]),
             attempt=str(values["attempt"]),
             begin=int(values["begin"]),
-            lease=float(values["lease"]),
+            lease=_lease_of(values["lease"]),
             at=float(values["at"]),
             count=None if values["count"] is None else int(values["count"]),
             state=RunState(values["state"]),
@@ -100,6 +101,13 @@ def error_text(error: object) -> str | None:
     text = str(error)
     text = text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR - 1]}…"
     return text.encode("utf-8", "replace").decode() or None
+
+
+def _lease_of(value: object) -> float:
+    lease = float(value)  # type: ignore[arg-type]
+    if 0 < lease < inf:
+        return lease
+    raise ValueError(f"a lease is a time in seconds, not {lease}")
 
 
 def _kind_of(text: object) -> Kind:
