@@ -141,7 +141,7 @@ class Producer:
 
     async def _produce(self) -> RunState:
         source = self._source
-        source.start(self._take)
+        source.start(self._wake, self._accept)
         while not self._stopping:
             if self._waiting or self._must_renew:
                 if not self._batch:
@@ -173,12 +173,18 @@ class Producer:
             extra=fields("run_iterator_failed", channel=channel),
         )
 
-    def _take(self) -> None:
-        """Take what the iterator has yielded, and let it run on. Called by the source, also at its end."""
-        has_more = self._fill()
-        if has_more and self._is_collecting:
-            return
-        if not has_more or not self._is_in_process or not self._sleeps:
+    def _wake(self) -> None:
+        """Called by the source when it has ended, or waits for room."""
+        wake(self._sleep)
+
+    def _accept(self, block: bytes) -> bool:
+        """Take what the iterator has yielded, unless too much waits already. Called by the source."""
+        if len(self._waiting) >= self._ahead:
+            return False
+        self._waiting.append(PAYLOAD_MARK + block)
+        if self._is_collecting:
+            return True
+        if not self._is_in_process or not self._sleeps:
             wake(self._sleep)
         elif self._now() - self._appended_at > BUSY:
             self._append_now()
@@ -186,6 +192,7 @@ class Producer:
             self._is_collecting, self._collected = True, 0
             self._collect_until = self._now() + COLLECT_FOR
             self._call_soon(self._collect)
+        return True
 
     def _fill(self) -> bool:
         """Take a block from the source, if there is one, and room for it."""

@@ -37,6 +37,7 @@ class Source:
     """
 
     __slots__ = (
+        "_accept",
         "_block",
         "_cancel",
         "_context",
@@ -87,14 +88,18 @@ class Source:
         self._cancel: Callable[[], object] | None = None
         self._timer: Timer | None = None
         self._tell_stream: Callable[[], None] = lambda: None
+        self._accept: Callable[[bytes], bool] | None = None
 
-    def start(self, tell_stream: Callable[[], None]) -> None:
+    def start(
+        self, tell_stream: Callable[[], None], accept: Callable[[bytes], bool] | None = None
+    ) -> None:
         """Start the task, in the context of the calling task. Harmless the second time.
 
-        `tell_stream` is called when there is a block, and at the end.
+        `tell_stream` is called when there is a block, and at the end. `accept`, if given, is first offered
+        each block: where it returns True, it has taken the block, and nobody is told.
         """
         if self._cancel is None:
-            self._tell_stream = tell_stream
+            self._tell_stream, self._accept = tell_stream, accept
             self._cancel = spawn(self._run, "livepush generator", copy_context())
 
     def take(self) -> bytes:
@@ -159,7 +164,7 @@ class Source:
         iterator = self._iterator
         assert iterator is not None
         hub, turn_ends = self._context.hub, perf_counter() + TURN
-        encode, most_bytes = self._context.encode, self._most_bytes
+        accept, encode, most_bytes = self._accept, self._context.encode, self._most_bytes
         # If the hub has delivered in another turn of the loop, the generator has waited by itself.
         turn = hub.turn
         cancellation: BaseException | None = None
@@ -176,9 +181,11 @@ class Source:
             block = block_of(item, encode)
             if most_bytes is not None and len(block) > most_bytes:
                 raise _too_large(block, most_bytes)
-            self._block = block
-            self._tell_stream()
-            cancellation = await self._wait_taken() if self._block else None
+            cancellation = None
+            if accept is None or not accept(block):
+                self._block = block
+                self._tell_stream()
+                cancellation = await self._wait_taken() if self._block else None
             if turn != (turn := hub.turn):
                 turn_ends = perf_counter() + TURN
             elif perf_counter() >= turn_ends:
@@ -232,7 +239,7 @@ class Source:
             self.over = True
             self._tell_stream()
             # Break the reference cycle with the stream.
-            self._tell_stream = lambda: None
+            self._tell_stream, self._accept = lambda: None, None
             timer, self._timer = self._timer, None
             if timer is not None:
                 timer.cancel()
