@@ -90,6 +90,10 @@ class LoggedSink(Sink, Protocol):
         """Take one payload as it is in the log. Same as `deliver(positioned(position, payload))`."""
         ...
 
+    def deliver_after(self, position: Position, payloads: Sequence[bytes], /) -> None:
+        """Take the payloads that follow a position in the log. Same as `deliver_at` for each."""
+        ...
+
 
 @runtime_checkable
 class ForwardingSubscription(Subscription, Protocol):

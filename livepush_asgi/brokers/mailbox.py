@@ -60,6 +60,9 @@ class Mailbox:
 
     def deliver_after(self, position: Position, payloads: Sequence[bytes]) -> None:
         """Take the payloads that follow a position in a log."""
+        if self._logged is not None and not self._closed:
+            self._logged.deliver_after(position, payloads)
+            return
         for payload in payloads:
             position = position.next()
             self.deliver_at(position, payload)

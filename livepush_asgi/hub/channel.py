@@ -5,7 +5,7 @@ Its deliveries go through the Coalescer of the process.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 import anyio.lowlevel
@@ -76,6 +76,11 @@ class Coalescer:
         elif not self._end_scheduled:
             self._end_scheduled = True
             self._call_soon(self._end_turn)
+
+    def add_all(self, channel: "Channel", deliveries: Sequence[Delivery]) -> None:
+        """Do what `add` does with each of these."""
+        self.pending += [(channel, delivery) for delivery in deliveries[:-1]]
+        self.add(channel, deliveries[-1])
 
     def add_message(self, channel: "Channel", delivery: Delivery) -> None:
         """Deliver a message between processes now, after all earlier deliveries and before any later one.
@@ -247,6 +252,11 @@ class Channel:
     def deliver_at(self, position: Position | None, payload: bytes, /) -> None:
         """Deliver a payload with a position. A channel without a log ignores the position."""
         self._dispatch(payload, None)
+
+    def deliver_after(self, position: Position, payloads: Sequence[bytes], /) -> None:
+        """Deliver the payloads that follow a position, as `deliver_at` does each of them."""
+        for at, payload in zip(position.following(len(payloads)), payloads, strict=True):
+            self.deliver_at(at, payload)
 
     def lost(self) -> None:
         """Send every listener a gap: events may be missing."""

@@ -5,12 +5,16 @@ from typing import NamedTuple, Protocol
 
 from ..wire.control import gap_block
 from ..wire.cursor import Position, event_id
-from ..wire.event import blocks_of, from_payload
+from ..wire.event import blocks_of, data_blocks, from_payload
 from ..wire.reasons import GapReason
 
 # The bytes for streams on several channels are kept up to so many times those for one channel: with a hundred
 # channels the ids are ten times as large as an event.
 MAX_GROWTH = 2
+
+
+# Without the keywords of a NamedTuple.
+_new = tuple.__new__
 
 
 class Delivery(NamedTuple):
@@ -34,6 +38,21 @@ def delivery_of(channel: str, payload: bytes, position: Position | None) -> Deli
         return Delivery(channel, from_payload(payload))
     block, bare = blocks_of(payload, event_id(channel, position))
     return Delivery(channel, block, position, bare)
+
+
+def deliveries_after(channel: str, before: Position, payloads: Sequence[bytes]) -> list[Delivery]:
+    """Return `delivery_of` each of the payloads that follow a position in a log. Raises what that raises."""
+    positions = before.following(len(payloads))
+    bares = data_blocks(payloads)
+    if bares is None:
+        return [delivery_of(channel, *item) for item in zip(payloads, positions, strict=True)]
+    # Nearly always: this takes a third of the time.
+    start = f"id: {event_id(channel, before).rpartition('.')[0]}.".encode()
+    blocks = [b"%b%d\n%b" % (start, at.offset, bare) for at, bare in zip(positions, bares, strict=True)]
+    return [
+        _new(Delivery, (channel, block, at, bare, None))
+        for block, at, bare in zip(blocks, positions, bares, strict=True)
+    ]
 
 
 def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> Delivery:

@@ -6,18 +6,21 @@ other position shows a loss: the channel then ignores live payloads until it has
 known position. It drops a payload without a position, which is not in the log, and logs the cause.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 
 from ..brokers import HistoryBroker, Page
 from ..brokers.backoff import Backoff
+from ..errors import InvalidEventError
 from ..runtime.event_loop import BackgroundFunction
 from ..runtime.failure_log import fields
 from ..wire.cursor import MAX_OFFSET, Position
 from ..wire.reasons import GapReason
 from .channel import RETRY_FIRST, RETRY_MAX, Channel, Coalescer
+from .delivery import Delivery, deliveries_after
 
 # The size of a page when the channel reads its log: events, and bytes of their payloads.
 PAGE, PAGE_BYTES = 500, 1024 * 1024
@@ -84,6 +87,24 @@ class LoggedChannel(Channel):
         elif self._is_ahead(position):
             self.lost()
             self._last_seen = position
+
+    def deliver_after(self, position: Position, payloads: Sequence[bytes], /) -> None:
+        """Deliver the payloads that follow a position, as `deliver_at` does each of them."""
+        deliveries = self._next_deliveries(position, payloads)
+        if deliveries is None:
+            super().deliver_after(position, payloads)
+            return
+        self._idle = False
+        self.position = deliveries[-1].position
+        self._coalescer.counts.delivered += len(self._listeners) * len(deliveries)
+        self._coalescer.add_all(self, deliveries)
+
+    def _next_deliveries(self, position: Position, payloads: Sequence[bytes]) -> list[Delivery] | None:
+        """Return the deliveries of payloads that come next and are all events. None for any others."""
+        if not self._reading_log and position == self.position and self.counted:
+            with contextlib.suppress(InvalidEventError):
+                return deliveries_after(self.name, position, payloads)
+        return None
 
     def lost(self) -> None:
         """Read lost events from the log. A gap is sent only if the log does not have them."""

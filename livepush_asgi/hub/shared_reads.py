@@ -10,6 +10,7 @@ last position that this process has delivered, since the log then has no more. A
 caller in another epoch may know of a loss that came after the page.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import anyio
@@ -19,7 +20,7 @@ from ..errors import InvalidEventError
 from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
 from ..wire.reasons import GapReason
-from .delivery import MAX_GROWTH, Batch, Delivery, delivery_of, gap_delivery
+from .delivery import MAX_GROWTH, Batch, Delivery, deliveries_after, delivery_of, gap_delivery
 
 # How long a page is cached, in seconds, and the largest size of all cached pages, in bytes.
 MAX_AGE = 2.0
@@ -48,11 +49,7 @@ class SharedPage:
     def batch(self) -> Batch:
         """All events of the page, with positions in the page's epoch."""
         if self._batch is None:
-            # `at` does not check the epoch again.
-            position_at = Position(self.page.epoch, 0).at
-            deliveries = [
-                self._delivery_of(record.payload, position_at(record.offset)) for record in self.page.records
-            ]
+            deliveries = self._deliveries()
             self._batch = Batch(deliveries, has_gap=any(delivery.gap for delivery in deliveries))
         return self._batch
 
@@ -68,6 +65,15 @@ class SharedPage:
             return self.batch
         skipped = sum([record.offset <= offset for record in records])
         return Batch(self.batch.deliveries[skipped:], has_gap=self.batch.has_gap)
+
+    def _deliveries(self) -> list[Delivery]:
+        # `at` and `following` do not check the epoch again.
+        records, start = self.page.records, Position(self.page.epoch, 0)
+        if records and records[-1].offset - records[0].offset == len(records) - 1:
+            before = start.at(records[0].offset - 1)
+            with contextlib.suppress(InvalidEventError):
+                return deliveries_after(self._channel, before, [record.payload for record in records])
+        return [self._delivery_of(record.payload, start.at(record.offset)) for record in records]
 
     def _delivery_of(self, payload: bytes, position: Position) -> Delivery:
         try:

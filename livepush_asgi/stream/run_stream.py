@@ -148,9 +148,10 @@ class RunComposer(Composer):
                     continue
                 self._begin = None
             if not delivery.gap and self._follower.end is None and not is_record(delivery.bare):
-                self._follower.meet()
                 events.append(delivery)
                 continue
+            if events:
+                self._follower.meet()
             if delivery.gap:
                 chunk += self._compose_events(events) + self._pass_gap(delivery, delivery.gap)
             else:
@@ -162,6 +163,8 @@ class RunComposer(Composer):
             events = []
             if self.end_reason is not None:
                 return chunk
+        if events:
+            self._follower.meet()
         return chunk + self._compose_events(events)
 
     def _compose_events(self, events: Sequence[Delivery]) -> bytes:

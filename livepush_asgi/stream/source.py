@@ -90,9 +90,7 @@ class Source:
         self._tell_stream: Callable[[], None] = lambda: None
         self._accept: Callable[[bytes], bool] | None = None
 
-    def start(
-        self, tell_stream: Callable[[], None], accept: Callable[[bytes], bool] | None = None
-    ) -> None:
+    def start(self, tell_stream: Callable[[], None], accept: Callable[[bytes], bool] | None = None) -> None:
         """Start the task, in the context of the calling task. Harmless the second time.
 
         `tell_stream` is called when there is a block, and at the end. `accept`, if given, is first offered

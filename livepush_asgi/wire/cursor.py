@@ -86,6 +86,11 @@ class Position:
         """Return the position after this one in the same log."""
         return _make_position(self.epoch, self.offset + 1)
 
+    def following(self, number: int) -> "list[Position]":
+        """Return so many positions after this one in the same log."""
+        epoch = self.epoch
+        return [_make_position(epoch, offset) for offset in range(self.offset + 1, self.offset + 1 + number)]
+
     def at(self, offset: int) -> "Position":
         """Return the position with this offset in the same log. Raises what `Position(...)` raises."""
         if type(offset) is not int:

@@ -8,9 +8,9 @@ published. Plain text becomes the data of an event.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, pairwise
 
 from ..errors import InvalidEventError
 from .cursor import Position, is_cursor
@@ -34,7 +34,7 @@ POSITION_MARK = b"\xff2"
 BATCH_MARK = b"\xff3"
 
 # A payload that begins so has data alone.
-_DATA_ALONE = PAYLOAD_MARK + b"data: "
+_DATA_ALONE, _MARK_SIZE = PAYLOAD_MARK + b"data: ", len(PAYLOAD_MARK)
 
 # One line end only: after a comment and a blank line some clients dispatch an empty event.
 HEARTBEAT = b":\n"
@@ -190,6 +190,12 @@ def blocks_of(payload: bytes, id: str) -> tuple[bytes, bytes]:
     return with_id(bare, id), bare
 
 
+def data_blocks(payloads: Sequence[bytes]) -> list[bytes] | None:
+    """Return the blocks of payloads that all have data alone, and so no id. None for any others."""
+    blocks = [payload[_MARK_SIZE:] for payload in payloads if payload.startswith(_DATA_ALONE)]
+    return blocks if len(blocks) == len(payloads) else None
+
+
 def positioned(position: Position, payload: bytes) -> bytes:
     """Return a payload with its position in front, as a broker with history delivers it live."""
     return b"%s%s\n%s" % (POSITION_MARK, str(position).encode(), payload)
@@ -209,15 +215,14 @@ def split_position(payload: bytes) -> tuple[Position | None, bytes]:
         raise InvalidEventError(f"a payload has a position that cannot be read: {text[:40]!r}") from error
 
 
-def split_batch(message: bytes) -> Iterator[tuple[Position, bytes]]:
-    """Return the payloads of a message with BATCH_MARK, each with its position.
+def split_batch(message: bytes) -> tuple[Position, list[bytes]]:
+    """Return the payloads of a message with BATCH_MARK, and the position that they follow.
 
     Raises ValueError for a message that is malformed.
     """
     head, sizes, body = message.removeprefix(BATCH_MARK).split(b"\n", 2)
     first = Position.parse(head.decode("ascii"))
-    payloads = split_payloads(sizes, body)
-    return zip(map(first.at, count(first.offset)), payloads, strict=False)
+    return first.at(first.offset - 1), split_payloads(sizes, body)
 
 
 def split_payloads(sizes: bytes, body: bytes) -> list[bytes]:

@@ -82,13 +82,12 @@ class LogMailbox(Mailbox):
             super().deliver(payload)
             return
         try:
-            payloads = split_batch(payload)
+            before, payloads = split_batch(payload)
         except ValueError:
             # Another program may publish anything. The sink refuses it.
             super().deliver(payload)
             return
-        for position, each in payloads:
-            self.deliver_at(position, each)
+        self.deliver_after(before, payloads)
 
 
 class Added(NamedTuple):
