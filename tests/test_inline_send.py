@@ -486,6 +486,9 @@ def test_a_listener_that_raises_keeps_nothing_from_the_others(several: bool) -> 
                 raise self.error
             self.heard += [delivery.block for delivery in batch.deliveries]
 
+        def reads_log(self, channel: str, /) -> bool:
+            return False
+
         def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
             raise AssertionError("no event is missing")
 

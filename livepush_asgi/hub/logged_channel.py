@@ -95,15 +95,22 @@ class LoggedChannel(Channel):
             super().deliver_after(position, payloads)
             return
         self._idle = False
-        self.position = deliveries[-1].position
-        self._coalescer.counts.delivered += len(self._listeners) * len(deliveries)
-        self._coalescer.add_all(self, deliveries)
+        self.position = position.at(position.offset + len(payloads))
+        self._coalescer.counts.delivered += len(self._listeners) * len(payloads)
+        if deliveries:
+            self._coalescer.add_all(self, deliveries)
 
     def _next_deliveries(self, position: Position, payloads: Sequence[bytes]) -> list[Delivery] | None:
-        """Return the deliveries of payloads that come next and are all events. None for any others."""
-        if not self._reading_log and position == self.position and self.counted:
-            with contextlib.suppress(InvalidEventError):
-                return deliveries_after(self.name, position, payloads)
+        """Return the deliveries of payloads that come next and are all events. None for any others.
+
+        Returns none of them if every listener reads the log, and so gets them from there.
+        """
+        if self._reading_log or position != self.position or not self.counted:
+            return None
+        if all(listener.reads_log(self.name) for listener in self.listeners):
+            return []
+        with contextlib.suppress(InvalidEventError):
+            return deliveries_after(self.name, position, payloads)
         return None
 
     def lost(self) -> None:

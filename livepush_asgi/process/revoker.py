@@ -222,6 +222,10 @@ class Revoker:
             self._call_in_task(self._reauthorization.begin)
             self._send_hello()
 
+    def reads_log(self, channel: str, /) -> bool:
+        """Return False: it takes what it receives."""
+        return False
+
     def subscribed(self, channel: str, /) -> None:
         """Called when a channel is subscribed."""
         if channel == COMMAND_CHANNEL:

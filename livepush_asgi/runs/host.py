@@ -150,6 +150,10 @@ class RunHost:
         for producer in self._producers.values():
             producer.look()
 
+    def reads_log(self, channel: str, /) -> bool:
+        """Return False: it takes what it receives."""
+        return False
+
     def subscribed(self, channel: str, /) -> None:
         """Called when the command channel is subscribed: commands before may have been lost."""
         self.gap(channel, GapReason.BROKER)

@@ -158,6 +158,7 @@ class Producer:
             elif not self._must_look:
                 self._sleep = self._process.context.make_sleep()
                 await self._sleep
+                self._sleep = None
             if self._must_look:
                 self._must_look = False
                 await retry_unavailable(self._catch_up, self._retry_for, self._most_delay)
@@ -182,10 +183,12 @@ class Producer:
         if len(self._waiting) >= self._ahead:
             return False
         self._waiting.append(PAYLOAD_MARK + block)
-        if self._is_collecting:
+        sleep = self._sleep
+        if self._is_collecting or sleep is None or sleep.done():
+            # The task, or `_collect`, sees it.
             return True
-        if not self._is_in_process or not self._sleeps:
-            wake(self._sleep)
+        if not self._is_in_process:
+            sleep.set_result(True)
         elif self._now() - self._appended_at > BUSY:
             self._append_now()
         else:

@@ -169,6 +169,10 @@ class Composer:
                 self._outbox = _make_outbox(self._limits)
             self._put(self._outbox, gap)
 
+    def reads_log(self, channel: str) -> bool:
+        """Return whether `put` would drop what is delivered live on a channel."""
+        return self._recovery.reads_log(channel)
+
     def _put(self, outbox: Outbox, delivery: Delivery) -> None:
         try:
             outbox.put(delivery)

@@ -235,9 +235,13 @@ class RecoveryState:
         position, channel = delivery.position, delivery.channel
         if position is None:
             return True
-        if channel in self._unstarted or channel in self.behind:
+        if self.reads_log(channel):
             return False
         return channel not in self._ahead or self._is_new(channel, position)
+
+    def reads_log(self, channel: str) -> bool:
+        """Return whether a channel is behind, or not started: its log has what is delivered live now."""
+        return channel in self._unstarted or channel in self.behind
 
     def _is_new(self, channel: str, position: Position) -> bool:
         """Return whether a delivery of the hub is after the events that were read ahead from history."""

@@ -193,6 +193,10 @@ class Stream:
         else:
             wake(self.sleeping)
 
+    def reads_log(self, channel: str, /) -> bool:
+        """Return whether it reads this channel from its log, and so drops what it receives of it now."""
+        return self._composer.reads_log(channel)
+
     def subscribed(self, channel: str, /) -> None:
         """Called when a channel is subscribed. The stream opens after the last, or starts a late channel."""
         if channel not in self._unsubscribed:

@@ -8,7 +8,6 @@ published. Plain text becomes the data of an event.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -33,8 +32,8 @@ POSITION_MARK = b"\xff2"
 # commas between them, a line end, and the payloads.
 BATCH_MARK = b"\xff3"
 
-# A payload that begins so has data alone.
-_DATA_ALONE, _MARK_SIZE = PAYLOAD_MARK + b"data: ", len(PAYLOAD_MARK)
+#: A payload that begins so has data alone.
+DATA_ALONE = PAYLOAD_MARK + b"data: "
 
 # One line end only: after a comment and a blank line some clients dispatch an empty event.
 HEARTBEAT = b":\n"
@@ -182,18 +181,12 @@ def blocks_of(payload: bytes, id: str) -> tuple[bytes, bytes]:
 
     Raises what `from_payload` raises.
     """
-    if payload.startswith(_DATA_ALONE):
+    if payload.startswith(DATA_ALONE):
         # Nearly every event: it has no id.
         bare = payload[len(PAYLOAD_MARK) :]
         return f"id: {id}\n".encode() + bare, bare
     bare = from_payload(payload)
     return with_id(bare, id), bare
-
-
-def data_blocks(payloads: Sequence[bytes]) -> list[bytes] | None:
-    """Return the blocks of payloads that all have data alone, and so no id. None for any others."""
-    blocks = [payload[_MARK_SIZE:] for payload in payloads if payload.startswith(_DATA_ALONE)]
-    return blocks if len(blocks) == len(payloads) else None
 
 
 def positioned(position: Position, payload: bytes) -> bytes:
