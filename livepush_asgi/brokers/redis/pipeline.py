@@ -5,6 +5,7 @@ concurrent callers need one connection. The pipeline gives the connection back s
 """
 
 import asyncio
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable
@@ -15,15 +16,14 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from ...runtime.event_loop import asyncio_loop, start_task, wake
+from ...runtime.event_loop import asyncio_loop, start_task
 from .connection import Argument, Reply, drop, is_broken, named_timeout, pool_of, raise_if_cancelled, send
 
 # Bounds of one exchange, so that its timeout does not depend on how many commands wait.
 MAX_COMMANDS = 1000
 MAX_BYTES = 1_000_000
-# How long to hold an idle connection of a pool with other users, in seconds. In a pool of fewer connections
-# it is not held: they need it at once.
-HOLD, LEAST_POOL = 0.1, 10
+# In a pool of fewer connections an idle connection is not held: other users need it at once.
+LEAST_POOL = 10
 
 
 class Receiver(Protocol):
@@ -63,26 +63,22 @@ class Pipeline:
     """The commands to one server. For one event loop at a time.
 
     `timeout` in seconds bounds getting a connection, and each exchange: sending, and all replies. An idle
-    connection is held for `idle_seconds`: to take one from the pool for each command costs as much as the
-    command. In a pool that `has_no_other_user` it is closed afterwards.
+    connection is held for `idle_turns` turns of the event loop: a caller that awaits one command after the
+    other sends the next one within two turns, and to return the connection in between would cost more.
+    `idle_seconds` is for a pool without other users: an idle connection is held for this long, then closed.
     """
 
     def __init__(
-        self,
-        redis: Redis | ConnectionPool,
-        *,
-        timeout: float,
-        idle_seconds: float = 0.0,
-        has_no_other_user: bool = False,
+        self, redis: Redis | ConnectionPool, *, timeout: float, idle_turns: int = 0, idle_seconds: float = 0.0
     ) -> None:
         self._pool = pool_of(redis)
         self._timeout = timeout
+        self._idle_seconds = idle_seconds
         is_large = getattr(self._pool, "max_connections", LEAST_POOL) >= LEAST_POOL
-        self._idle_seconds = idle_seconds if is_large or has_no_other_user else 0.0
-        self._has_no_other_user = has_no_other_user
+        self._idle_turns = idle_turns if is_large else 0
         self._waiting: deque[_Call] = deque()
-        # The sleep of the task while it holds an idle connection.
-        self._idle: asyncio.Future[bool] | None = None
+        # Set when a command is queued, while an idle connection is kept.
+        self._queued: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
 
     def submit(self, *arguments: Argument) -> asyncio.Future[Reply]:
@@ -107,12 +103,12 @@ class Pipeline:
         call = _Call(pack(arguments), receiver, fallback)
         if self._task is not None and self._task.get_loop() is not loop:
             # The earlier loop ended. Its task may be finalized later, and then fails its own calls.
-            self._task, self._idle, self._waiting = None, None, deque()
+            self._task, self._queued, self._waiting = None, None, deque()
         self._waiting.append(call)
         if self._task is None:
             self._task = start_task(self._run(), "livepush redis pipeline")
-        else:
-            wake(self._idle)
+        elif self._queued is not None:
+            self._queued.set()
 
     async def _run(self) -> None:
         task = asyncio.current_task()
@@ -140,7 +136,7 @@ class Pipeline:
                     self._extend(limit)
                     calls = self._next_calls()
                     await self._exchange(calls, connection)
-                if self._has_no_other_user:
+                if self._idle_seconds:
                     await drop(connection)
         except BaseException as error:
             if connection is not None:
@@ -162,24 +158,20 @@ class Pipeline:
 
     async def _has_more(self, connection: AbstractConnection, limit: asyncio.Timeout) -> bool:
         """Return whether commands are queued, now or while the idle connection is held."""
-        if self._waiting or not self._idle_seconds:
-            return bool(self._waiting)
-        # A caller that awaits each command sends the next one in this turn, and needs no timer.
-        await asyncio.sleep(0)
-        if self._waiting:
-            return True
-        raise_if_cancelled()
-        loop, end = asyncio.get_running_loop(), limit.when()
-        if end is not None and end < loop.time() + self._idle_seconds:
+        for _ in range(self._idle_turns):
+            if self._waiting:
+                return True
+            await asyncio.sleep(0)
+        if self._idle_seconds and not self._waiting:
+            raise_if_cancelled()
             limit.reschedule(None)
-        self._idle = loop.create_future()
-        timer = loop.call_later(self._idle_seconds, wake, self._idle)
-        try:
-            await self._idle
-        finally:
-            timer.cancel()
-            self._idle = None
-        return bool(self._waiting) and not is_broken(connection)
+            self._queued = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._idle_seconds):
+                    await self._queued.wait()
+            self._queued = None
+            return bool(self._waiting) and not is_broken(connection)
+        return bool(self._waiting)
 
     def _next_calls(self) -> deque[_Call]:
         calls: deque[_Call] = deque()

@@ -7,7 +7,7 @@ from ...wire.event import payload_bytes
 from ..timeouts import BrokerTimeouts
 from .connection import FAILURES, pool_of, unavailable
 from .listening import ListeningBroker
-from .pipeline import HOLD, Pipeline
+from .pipeline import Pipeline
 
 
 class RedisBroker(ListeningBroker):
@@ -30,7 +30,7 @@ class RedisBroker(ListeningBroker):
     def __init__(self, redis: Redis, *, timeouts: BrokerTimeouts | None = None) -> None:
         timeouts = value_or_default("timeouts", timeouts, BrokerTimeouts)
         super().__init__(pool_of(redis), timeouts)
-        self._pipeline = Pipeline(redis, timeout=timeouts.publish, idle_seconds=HOLD)
+        self._pipeline = Pipeline(redis, timeout=timeouts.publish, idle_turns=2)
 
     async def publish(self, channel: str, payload: str | bytes) -> int:
         """Publish a payload and return how many connections listened, those of other processes too.

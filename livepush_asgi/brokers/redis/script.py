@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from ...runtime.event_loop import asyncio_loop
 from .connection import Argument, Reply
-from .pipeline import HOLD, Pipeline, Receiver
+from .pipeline import Pipeline, Receiver
 
 _ESCAPES = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 
@@ -73,7 +73,7 @@ class OneServer:
     writer = ""
 
     def __init__(self, redis: Redis, timeout: float) -> None:
-        self._pipeline = Pipeline(redis, timeout=timeout, idle_seconds=HOLD)
+        self._pipeline = Pipeline(redis, timeout=timeout, idle_turns=2)
 
     def start(self, call: Call, receiver: Receiver) -> None:
         """Run a script. Its reply goes to `receiver`, after this method has returned."""

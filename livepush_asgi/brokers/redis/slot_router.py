@@ -97,9 +97,7 @@ class Topology:
         node = self._nodes.get((host, port))
         if node is None:
             pool = _pool_of_node(self._redis, host, port)
-            pipeline = Pipeline(
-                pool, timeout=self._timeout, idle_seconds=_IDLE_SECONDS, has_no_other_user=True
-            )
+            pipeline = Pipeline(pool, timeout=self._timeout, idle_seconds=_IDLE_SECONDS)
             node = self._nodes[host, port] = Node((host, port), pool, pipeline)
         return node
 
