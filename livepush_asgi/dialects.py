@@ -11,10 +11,18 @@ Between them may be `HEARTBEAT` and `control_block`, and `gap_block` where event
 """
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from .errors import InvalidEventError
 from .wire.control import id_block
@@ -22,6 +30,8 @@ from .wire.encode import to_json
 from .wire.event import Event, encode_block, event_of, with_id
 from .wire.parser import EventStreamParser
 from .wire.reasons import GapReason, RunState
+
+T = TypeVar("T")
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
@@ -125,19 +135,19 @@ class Dialect:
             raise TypeError(f"`item` of the dialect {self.name!r} returns an Event, not {event!r:.100}")
         return event
 
-    async def items(self, source: AsyncIterable[object]) -> AsyncGenerator[Event, None]:
+    def items(self, source: AsyncIterable[object]) -> AsyncGenerator[Event, None]:
         """Yield the items of a source as Events. Raises what `item` raises.
 
         Closes `source` when it is closed.
         """
         iterator = aiter(source)
-        try:
-            async for item in iterator:
-                yield self.event(item)
-        finally:
-            await _close(iterator)
+        return _Closing(self._items(iterator), iterator)
 
-    async def text(
+    async def _items(self, iterator: AsyncIterator[object]) -> AsyncGenerator[Event, None]:
+        async for item in iterator:
+            yield self.event(item)
+
+    def text(
         self,
         pieces: AsyncIterable[str] | Callable[[int], AsyncIterable[str]],
         id: str = "0",
@@ -157,17 +167,19 @@ class Dialect:
         if not isinstance(pieces, AsyncIterable):
             pieces = pieces(max(0, given - len(start)))
         iterator = aiter(pieces)
-        try:
-            for item in start[given:]:
-                yield item
-            async for piece in iterator:
-                # The client of AG-UI refuses an empty one.
-                if piece:
-                    yield self.text_piece(id, piece)
-            for item in self.text_end(id):
-                yield item
-        finally:
-            await _close(iterator)
+        return _Closing(self._text(iterator, id, start[given:]), iterator)
+
+    async def _text(
+        self, iterator: AsyncIterator[str], id: str, start: Sequence[object]
+    ) -> AsyncGenerator[object, None]:
+        for item in start:
+            yield item
+        async for piece in iterator:
+            # The client of AG-UI refuses an empty one.
+            if piece:
+                yield self.text_piece(id, piece)
+        for item in self.text_end(id):
+            yield item
 
     def control_block(self, id: str) -> bytes:
         """Return a block that moves the client's last event id and dispatches nothing, or b""."""
@@ -193,21 +205,54 @@ def frames(*parts: object) -> bytes:
     return b"".join([event_of(part, None).encode() for part in parts])
 
 
-async def parsed(stream: AsyncIterable[str | bytes]) -> AsyncGenerator[Event, None]:
+def parsed(stream: AsyncIterable[str | bytes]) -> AsyncGenerator[Event, None]:
     """Yield the events of an event stream that a library has encoded, as items for the same dialect.
 
     It leaves out `[DONE]`, which the dialect sends, and each `id` and `retry`. So it is for what agent
     frameworks make for a response of their own, such as `adapter.encode_stream(adapter.run_stream())`. Closes
     `stream` when it is closed.
     """
-    iterator, parser = aiter(stream), EventStreamParser()
-    try:
-        async for chunk in iterator:
-            for event in parser.feed(chunk.encode() if isinstance(chunk, str) else chunk):
-                if event.data != "[DONE]":
-                    yield Event(event.data, None if event.event == "message" else event.event)
-    finally:
-        await _close(iterator)
+    iterator = aiter(stream)
+    return _Closing(_parsed(iterator), iterator)
+
+
+async def _parsed(iterator: AsyncIterator[str | bytes]) -> AsyncGenerator[Event, None]:
+    parser = EventStreamParser()
+    async for chunk in iterator:
+        for event in parser.feed(chunk.encode() if isinstance(chunk, str) else chunk):
+            if event.data != "[DONE]":
+                yield Event(event.data, None if event.event == "message" else event.event)
+
+
+class _Closing(AsyncGenerator[T, None]):
+    """A generator over an iterator, which closes the iterator too: also one that has never run.
+
+    A `finally` in the generator would not do that.
+    """
+
+    def __init__(self, generator: AsyncGenerator[T, None], iterator: AsyncIterator[object]) -> None:
+        self._generator = generator
+        self._iterator = iterator
+
+    async def asend(self, value: None) -> T:
+        return await self._or_close(self._generator.asend(value))
+
+    async def athrow(self, error: BaseException, /) -> T:  # type: ignore[override]
+        return await self._or_close(self._generator.athrow(error))
+
+    async def _or_close(self, step: Awaitable[T]) -> T:
+        try:
+            return await step
+        except BaseException:
+            # The generator has ended, and an `async for` closes nothing.
+            await _close(self._iterator)
+            raise
+
+    async def aclose(self) -> None:
+        try:
+            await self._generator.aclose()
+        finally:
+            await _close(self._iterator)
 
 
 def livepush(*, control_events: bool = True, replays_ended: bool = True) -> Dialect:

@@ -4,11 +4,13 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
 
 from ..brokers.backoff import retry_unavailable
 from ..dialects import Dialect, RunEnd, livepush
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 CLOCK_TOLERANCE = 2.0
 # Each process with readers looks at the log several times in a lease.
 SHORTEST_LEASE = 0.1
+# How long a cancelled start takes at most to end what it has begun, in seconds.
+WITHDRAW_TIMEOUT = 2.0
 UNREADABLE = "The state of this run cannot be read now."
 
 
@@ -177,10 +181,10 @@ class Run:
         lost_at = -1
         while True:
             is_own = await self._start(items, terms, retry_for, ahead)
-            status = await self.wait()
+            status = await self._wait(retry_for)
             if status.state is not RunState.LOST or (is_own and status.count == lost_at):
                 return status
-            lost_at = status.count
+            lost_at = status.count if is_own else lost_at
 
     async def queue(self, *, start_within: float = 300.0, restart: bool = False) -> bool:
         """Make the run known before a worker starts it: readers wait for its output, and `cancel` ends it.
@@ -192,35 +196,37 @@ class Run:
         BrokerUnavailableError.
         """
         check_seconds("start_within", start_within, self._log.history.age or 7 * 86400.0)
-        attempt, terms = new_attempt(), _Terms(True, restart, frozenset(), start_within)
+        attempts, terms = [new_attempt()], _Terms(True, restart, frozenset(), start_within)
 
         async def claim() -> LogState | None:
-            return await self._claim(attempt, terms, RunState.QUEUED)
+            return await self._claim(attempts, terms, RunState.QUEUED)
 
         return await self._push._on_own_loop(claim) is not None
 
     async def _start(self, items: Items, terms: _Terms, retry_for: float, ahead: int) -> bool:
-        check_seconds("lease", terms.lease, 3600.0, SHORTEST_LEASE)
-        check_whole("ahead", ahead)
         make = None if isinstance(items, AsyncIterable) else _checked_function(items)
         iterator = self._in_dialect(items) if make is None else None
+        attempts = [new_attempt()]
         try:
+            check_seconds("lease", terms.lease, 3600.0, SHORTEST_LEASE)
+            check_whole("ahead", ahead)
             host = await self._push._run_host()
-            attempt = new_attempt()
 
             async def claim() -> LogState | None:
                 if not host.process.accepting:
                     raise NotRunningError(NOT_RUNNING)
-                return await self._claim(attempt, terms, RunState.RUNNING)
+                return await self._claim(attempts, terms, RunState.RUNNING)
 
             start = await retry_unavailable(claim, retry_for)
             if start is not None:
                 iterator = await self._begun(start, iterator, make, host)
                 host.start(self._log, start, iterator, retry_for, ahead)
                 return True
-        except BaseException:
+        except BaseException as error:
             if iterator is not None:
                 await close_unused(iterator)
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                await self._withdraw(attempts)
             raise
         if iterator is not None:
             await close_unused(iterator)
@@ -249,20 +255,32 @@ class Run:
         iterator = iterator_of(items)
         return iterator if self.dialect.item is None else self.dialect.items(iterator)
 
-    async def _claim(self, attempt: str, terms: _Terms, state: RunState) -> LogState | None:
-        """Append the start record and return the state after it, or None if there is a run to join."""
+    async def _claim(self, attempts: list[str], terms: _Terms, state: RunState) -> LogState | None:
+        """Append the start record and return the state after it, or None if there is a run to join.
+
+        `attempts` are the names under which this call has tried, the one for the next try last.
+        """
         while True:
             found, end = await self._log.state()
-            if found is not None and found.attempt == attempt and not found.ended:
-                # The answer to an earlier try was lost.
-                return found
+            if found is not None and found.attempt in attempts:
+                if not found.ended:
+                    # The answer to an earlier try was lost.
+                    return found
+                if found.attempt == attempts[-1]:
+                    # That try was cancelled, or found lost. An attempt ends once: its name is not used again.
+                    attempts.append(new_attempt())
+            attempt = attempts[-1]
             if found is not None and found.state is RunState.RUNNING and self._is_suspect(found):
                 earlier, found = found, await wait_for_sign(self._log, found)
                 if found is None or found.ended or found.end == earlier.end:
                     continue
                 # It is alive, whatever the clocks say.
             continues = found is not None and found.state in terms.continued
-            if found is not None and not continues and not (found.ended and terms.restart):
+            # Without readers, nobody has found that a queued run was not begun in time.
+            is_over = found is not None and (
+                found.ended or (state is RunState.QUEUED is found.state and self._is_suspect(found))
+            )
+            if found is not None and not continues and not (is_over and terms.restart):
                 if terms.join:
                     return None
                 raise RunExistsError(self.id, found.state)
@@ -279,8 +297,16 @@ class Run:
                 continue
             return replace(start, end=position)
 
+    async def _withdraw(self, attempts: Sequence[str]) -> None:
+        """End what a start has begun that was cancelled while the answer was on its way."""
+        with anyio.move_on_after(WITHDRAW_TIMEOUT, shield=True):
+            with suppress(BrokerUnavailableError):
+                found, _ = await self._log.state()
+                if found is not None and found.attempt in attempts and not found.ended:
+                    await self._give_up(found)
+
     async def _give_up(self, start: LogState) -> None:
-        """End an attempt without a producer, because this process has stopped meanwhile."""
+        """End an attempt that has no producer here."""
         # Otherwise it is found lost after its lease.
         with suppress(BrokerUnavailableError, PositionConflictError):
             await self._log.append(start.make("end", RunState.LOST, start.count), start.end)
@@ -320,24 +346,31 @@ class Run:
     async def wait(self) -> RunStatus:
         """Wait until the run has ended, and return its state.
 
-        Raises RunNotFoundError, and NotRunningError in a drain.
+        Raises RunNotFoundError, BrokerUnavailableError, and NotRunningError in a drain.
         """
+        return await self._wait(0.0)
+
+    async def _wait(self, retry_for: float) -> RunStatus:
         while True:
-            status = await self.status()
+            status = await retry_unavailable(self.status, retry_for)
             if status is None:
                 raise RunNotFoundError(self.id)
             if status.ended:
                 return status
-            async with self.read(last_event_id=status.last_event_id) as items:
-                async for _ in items:
+            async with AsyncExitStack() as stack:
+                enter = partial(self._enter, stack, status.last_event_id)
+                async for _ in await retry_unavailable(enter, retry_for):
                     pass
+
+    async def _enter(self, stack: AsyncExitStack, last_event_id: str) -> "RunReader":
+        return await stack.enter_async_context(self.read(last_event_id=last_event_id))
 
     def read(self, *, last_event_id: str | None = None) -> "RunReader":
         """Return a RunReader, for `async with run.read() as items: async for item in items`.
 
         It yields the output from the beginning, or after `last_event_id`: a Received for each event, and a
         Gap where events are missing, as `LivePush.subscribe` does. The iteration ends with the run. Entering
-        raises RunNotFoundError.
+        raises RunNotFoundError and BrokerUnavailableError.
         """
         return RunReader(self._open_reader, last_event_id)
 

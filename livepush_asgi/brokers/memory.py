@@ -118,12 +118,19 @@ class MemoryLog:
         self.trim(now)
         first = self.last - len(self._payloads) + 1
         skipped = min(max(0, after - first + 1), len(self._payloads))
-        payloads = tuple(islice(self._payloads, skipped, skipped + limit))
+        payloads = self._part(skipped, limit)
         if sum(map(len, payloads)) > max_bytes:
             fitting = sum(size <= max_bytes for size in accumulate(map(len, payloads)))
             payloads = payloads[: max(1, fitting)]
         records = tuple(map(Record._make, zip(count(first + skipped), payloads, strict=False)))
         return Page(self.end.epoch, first, self.last, records)
+
+    def _part(self, skipped: int, limit: int) -> tuple[bytes, ...]:
+        """Return up to `limit` payloads after the first ones, without a walk over a long log to its end."""
+        behind = len(self._payloads) - skipped
+        if behind > limit:
+            return tuple(islice(self._payloads, skipped, skipped + limit))
+        return tuple(islice(reversed(self._payloads), behind))[::-1]
 
     def trim(self, now: float) -> None:
         """Drop the oldest events until the channel's bounds hold."""

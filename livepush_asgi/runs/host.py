@@ -84,8 +84,8 @@ class RunHost:
         with anyio.move_on_after(self.process.drain_policy.runs):
             for producer in producers:
                 await producer.closed.wait()
-        late = list(self._producers.values())
-        for producer in late:
+        late = [producer for producer in producers if not producer.closed.is_set()]
+        for producer in self._producers.values():
             producer.stop()
         if producers:
             logger.info(
@@ -125,6 +125,7 @@ class RunHost:
                 "the run on %r is not watched any more, so its readers here do not learn if it is lost: %s",
                 log.channel,
                 error,
+                about=log.channel,
                 extra=fields("run_unwatched", channel=log.channel, error=str(error)),
             )
         finally:

@@ -67,6 +67,8 @@ class RunLog:
         self._broker = broker
         #: What the log keeps, as far as the broker says so.
         self.history: History = getattr(broker, "history", None) or History()
+        #: Whether the log of each channel is bounded in bytes.
+        self.bounds_bytes: bool = getattr(broker, "bounds_bytes", True)
         #: Whether `append_now` may be called.
         self.is_in_process = isinstance(broker, MemoryBroker) and has_beside_append(broker, "append_now")
 

@@ -28,6 +28,8 @@ RENEWALS, ALIVE_EVENTS, ALIVE_BYTES = 3, 100, 256 * 1024
 # In memory, an iterator that yields again so soon after an append, in seconds, is busy. What it yields in the
 # next turns of the loop is appended together, for as long as each turn brings more, and within these bounds.
 BUSY, COLLECT_FOR, COLLECT_EVENTS = 0.015, 0.02, 32
+# How much an iterator may be ahead of the broker, in bytes, but for its last item.
+AHEAD_BYTES = 1024 * 1024
 # How long appending the end may take when the process stops, in seconds.
 END_TIMEOUT = 5.0
 
@@ -64,6 +66,7 @@ class Producer:
         self._now = process.scheduler.now
         # The payloads that the iterator has yielded and the broker has not taken, those on their way too.
         self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._ahead = ahead
         # A larger one would push the records out of the log, and then itself.
         self._source = process.make_source(items, log.history.size // 2)
@@ -118,6 +121,10 @@ class Producer:
         state: RunState | None = RunState.LOST
         try:
             self.state = state = await self._produce()
+            if not self._stopping:
+                # For as long as any other append is tried.
+                await self._append_end(state)
+                state = None
         except EndedError as ended:
             self.state, state = ended.state, None
         except Exception as error:
@@ -126,6 +133,7 @@ class Producer:
                 "the run on %r was given up, and its readers will find it lost: %s",
                 self._log.channel,
                 error,
+                about=self._log.channel,
                 extra=fields("run_given_up", channel=self._log.channel, error=str(error)),
             )
             state = None
@@ -171,6 +179,7 @@ class Producer:
             logging.WARNING,
             "the run on %r has failed, since its iterator raised",
             channel,
+            about=channel,
             extra=fields("run_iterator_failed", channel=channel),
         )
 
@@ -180,9 +189,10 @@ class Producer:
 
     def _accept(self, block: bytes) -> bool:
         """Take what the iterator has yielded, unless too much waits already. Called by the source."""
-        if len(self._waiting) >= self._ahead:
+        if not self._has_room:
             return False
         self._waiting.append(PAYLOAD_MARK + block)
+        self._waiting_bytes += len(block)
         sleep = self._sleep
         if self._is_collecting or sleep is None or sleep.done():
             # The task, or `_collect`, sees it.
@@ -199,10 +209,15 @@ class Producer:
 
     def _fill(self) -> bool:
         """Take a block from the source, if there is one, and room for it."""
-        if len(self._waiting) < self._ahead and (block := self._source.take()):
+        if self._has_room and (block := self._source.take()):
             self._waiting.append(PAYLOAD_MARK + block)
+            self._waiting_bytes += len(block)
             return True
         return False
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._waiting) < self._ahead and self._waiting_bytes < AHEAD_BYTES
 
     @property
     def _sleeps(self) -> bool:
@@ -260,9 +275,10 @@ class Producer:
         self._batch, self._is_unsure = items, False
 
     def _tell_outgrown(self) -> None:
-        """Log once that the log drops the beginning of the output. Records and overhead are not counted."""
-        history = self._log.history
-        if self._is_outgrown or (self._count <= history.events and self._written <= history.size):
+        """Log once that the log drops the beginning of the output. Of the bytes, records are not counted."""
+        history, events = self._log.history, self._end.offset - self._start.begin + 1
+        is_large = self._log.bounds_bytes and self._written > history.size
+        if self._is_outgrown or not (is_large or events > history.events):
             return
         self._is_outgrown = True
         self._process.context.failures.log(
@@ -272,11 +288,14 @@ class Producer:
             self._log.channel,
             history.events,
             history.size,
+            about=self._log.channel,
             extra=fields("run_outgrown", channel=self._log.channel, events=history.events, size=history.size),
         )
 
     def _end_batch(self) -> bool:
         """Called when the log has the batch. Return whether the iterator was waiting for its room."""
+        size = sum(map(len, self._waiting[: self._items])) - self._items * len(PAYLOAD_MARK)
+        self._waiting_bytes -= size
         del self._waiting[: self._items]
         if self._renews:
             self._renewal.cancel()
@@ -390,8 +409,10 @@ class Producer:
         if state is None:
             await self._begin_again(end)
             return
-        if state.ended or state.attempt != self._start.attempt:
+        if state.attempt != self._start.attempt:
             raise EndedError
+        if state.ended:
+            raise EndedError(state.state)
         self._find_batch((await self._log.after(self._end.offset)).records)
         # Readers that come later would not notice that events are missing here.
         self._owes_gap |= end.offset < self._end.offset or state.count < self._count
@@ -421,13 +442,17 @@ class Producer:
             error = self._source.error if state is RunState.FAILED else None
             self._batch, self._is_unsure, self._renews = [replace(end, error=error).encode()], False, True
             await self._append()
-        except EndedError:
-            return
+            self._written += self._bytes
+            self._tell_outgrown()
+        except EndedError as ended:
+            self.state = ended.state
         except Exception as error:
+            self.state = RunState.LOST
             self._process.context.failures.log(
                 logging.WARNING,
                 "the end of the run on %r cannot be published, so its readers will find it lost: %s",
                 self._log.channel,
                 error,
+                about=self._log.channel,
                 extra=fields("run_end_unpublished", channel=self._log.channel, error=str(error)),
             )

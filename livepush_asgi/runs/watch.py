@@ -60,7 +60,8 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
                 await log.append(followed.make("end", RunState.LOST), found.end)
                 followed = found
         except (BrokerUnavailableError, PositionConflictError):
-            quiet = 0
+            # What is new there may not have been read: a producer may have begun, with a shorter lease.
+            quiet, seen = 0, None
             continue
         # It went on, or has ended and is still read: its log may yet be lost with the end.
         run = found or run

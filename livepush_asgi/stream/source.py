@@ -191,7 +191,8 @@ class Source:
                     await pause()
                 except anyio.get_cancelled_exc_class() as error:
                     cancellation = error
-                turn_ends = perf_counter() + TURN
+                # What this pause has let others do is no reason to run for twice the time.
+                turn, turn_ends = hub.turn, perf_counter() + TURN
 
     async def _wait_taken(self) -> BaseException | None:
         """Wait until the stream has taken the block. Return a cancellation of this task meanwhile, if any.

@@ -62,12 +62,12 @@ def has_records(blocks: Iterable[bytes]) -> bool:
 
 def record_of(block: bytes) -> RunRecord | None:
     """Return the record in a block, or None if the block is an event, or a record that cannot be read."""
-    return _decode(block) if is_record(block) else None
+    if not is_record(block):
+        return None
+    return _known(block) if len(block) <= _MAX_KNOWN else _decode(block)
 
 
-@lru_cache(maxsize=1024)
 def _decode(block: bytes) -> RunRecord | None:
-    # Each reader and watcher of a run meets the same few records.
     try:
         values = json.loads(block[len(_MARK) :])
         return RunRecord(
@@ -84,6 +84,12 @@ def _decode(block: bytes) -> RunRecord | None:
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         # A later version may have written it.
         return None
+
+
+# Each reader and watcher of a run meets the same few records. Those with a long error, or of another program,
+# are not kept: they may be as large as a log.
+_MAX_KNOWN = 1024
+_known = lru_cache(maxsize=1024)(_decode)
 
 
 def has_record(payload: bytes) -> bool:
@@ -125,7 +131,7 @@ class RunFollower:
     whose start record is at the offset `begin`.
     """
 
-    __slots__ = ("_attempt", "_begin", "_met", "end", "lacks_beginning")
+    __slots__ = ("_attempt", "_begin", "_earlier", "_ended_at", "_met", "end", "lacks_beginning")
 
     def __init__(self, attempt: str, begin: int = 0, *, met: bool = False) -> None:
         #: The end that the reader has met, until a start follows that continues the output.
@@ -134,6 +140,10 @@ class RunFollower:
         #: or the beginning, of which a reader that has met nothing of the output was not told.
         self.lacks_beginning = False
         self._attempt, self._begin = attempt, begin
+        # The attempts before this one that the reader has followed, each with the offset where the next begins.
+        self._earlier: list[tuple[str, int]] = []
+        # The offset of the end that it has met.
+        self._ended_at = 0
         # Whether the reader was given anything of the output, here or before it came back.
         self._met = met
 
@@ -146,6 +156,11 @@ class RunFollower:
         if offset < self._begin:
             # The start of the output is still to come: what the reader had was of a log that was lost.
             self._met = False
+        # What the log has lost did not happen: an attempt that has begun there, or an end.
+        while self._earlier and self._earlier[-1][1] > offset:
+            self._attempt, self.end = self._earlier.pop()[0], None
+        if self._ended_at > offset:
+            self.end = None
 
     def take(self, record: RunRecord | None, offset: int) -> bool:
         """Take the next record of the log, or None for an event. Return False if the reading ends before it.
@@ -161,9 +176,11 @@ class RunFollower:
             if record.begin == offset and self._met and not goes_on:
                 return False
             self.lacks_beginning = record.begin == offset and bool(record.count) and not self._met
+            if record.attempt != self._attempt:
+                self._earlier.append((self._attempt, offset))
             self._attempt, self.end, self._met = record.attempt, None, True
         elif record.kind == "gap":
             self.lacks_beginning = True
         elif record.kind == "end" and record.attempt == self._attempt and self.end is None:
-            self.end = record
+            self.end, self._ended_at = record, offset
         return True

@@ -37,6 +37,9 @@ class JetStreamBroker(NatsBroker):
     includes the time for which an append waits for others of its channel. For the rest see `NatsBroker`.
     """
 
+    #: JetStream bounds the bytes of all channels together, and not those of each: see `max_size`.
+    bounds_bytes = False
+
     def __init__(
         self,
         servers: str | Sequence[str] = "nats://127.0.0.1:4222",
