@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from ..wire.control import gap_block
 from ..wire.cursor import Position, event_id
-from ..wire.event import DATA_ALONE, PAYLOAD_MARK, blocks_of, from_payload
+from ..wire.event import blocks_of, from_payload, numbered_blocks
 from ..wire.reasons import GapReason
 
 # The bytes for streams on several channels are kept up to so many times those for one channel: with a hundred
@@ -42,17 +42,12 @@ def delivery_of(channel: str, payload: bytes, position: Position | None) -> Deli
 
 def deliveries_after(channel: str, before: Position, payloads: Sequence[bytes]) -> list[Delivery]:
     """Return `delivery_of` each of the payloads that follow a position in a log. Raises what that raises."""
-    start, size = f"id: {event_id(channel, before).rpartition('.')[0]}.".encode(), len(PAYLOAD_MARK)
-    found = []
-    for payload, position in zip(payloads, before.following(len(payloads)), strict=True):
-        if payload.startswith(DATA_ALONE):
-            # Nearly always. It has no id, and this takes a third of the time.
-            bare = payload[size:]
-            block = b"%b%d\n%b" % (start, position.offset, bare)
-            found.append(_new(Delivery, (channel, block, position, bare, None)))
-        else:
-            found.append(delivery_of(channel, payload, position))
-    return found
+    id_start = event_id(channel, before).rpartition(".")[0] + "."
+    blocks = numbered_blocks(payloads, id_start, before.offset + 1)
+    return [
+        _new(Delivery, (channel, block, position, bare, None))
+        for position, (block, bare) in zip(before.following(len(payloads)), blocks, strict=True)
+    ]
 
 
 def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> Delivery:

@@ -8,6 +8,7 @@ published. Plain text becomes the data of an event.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -32,8 +33,8 @@ POSITION_MARK = b"\xff2"
 # commas between them, a line end, and the payloads.
 BATCH_MARK = b"\xff3"
 
-#: A payload that begins so has data alone.
-DATA_ALONE = PAYLOAD_MARK + b"data: "
+# A payload that begins so has data alone.
+_DATA_ALONE = PAYLOAD_MARK + b"data: "
 
 # One line end only: after a comment and a blank line some clients dispatch an empty event.
 HEARTBEAT = b":\n"
@@ -181,12 +182,26 @@ def blocks_of(payload: bytes, id: str) -> tuple[bytes, bytes]:
 
     Raises what `from_payload` raises.
     """
-    if payload.startswith(DATA_ALONE):
+    if payload.startswith(_DATA_ALONE):
         # Nearly every event: it has no id.
         bare = payload[len(PAYLOAD_MARK) :]
         return f"id: {id}\n".encode() + bare, bare
     bare = from_payload(payload)
     return with_id(bare, id), bare
+
+
+def numbered_blocks(payloads: Sequence[bytes], id_start: str, first: int) -> list[tuple[bytes, bytes]]:
+    """Return `blocks_of` each payload. The ids are `id_start` and a number, from `first` on."""
+    start, size = f"id: {id_start}".encode(), len(PAYLOAD_MARK)
+    found = []
+    for number, payload in enumerate(payloads, first):
+        if payload.startswith(_DATA_ALONE):
+            # A third of the time of `blocks_of`.
+            bare = payload[size:]
+            found.append((b"%b%d\n%b" % (start, number, bare), bare))
+        else:
+            found.append(blocks_of(payload, f"{id_start}{number}"))
+    return found
 
 
 def positioned(position: Position, payload: bytes) -> bytes:

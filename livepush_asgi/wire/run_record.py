@@ -140,7 +140,7 @@ class RunFollower:
         #: or the beginning, of which a reader that has met nothing of the output was not told.
         self.lacks_beginning = False
         self._attempt, self._begin = attempt, begin
-        # The attempts before this one that the reader has followed, each with the offset where the next begins.
+        # The attempts before this one that the reader has followed, each with the offset of the next start.
         self._earlier: list[tuple[str, int]] = []
         # The offset of the end that it has met.
         self._ended_at = 0

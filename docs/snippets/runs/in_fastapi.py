@@ -3,7 +3,7 @@ from fastapi import FastAPI, Request
 
 from livepush_asgi.contrib.fastapi import run_response
 
-app = FastAPI()
+app = FastAPI(lifespan=push.lifespan)
 
 
 # start: follow
