@@ -147,9 +147,9 @@ class Run:
         and another one goes on. A run whose producer is silent is first watched for its lease.
 
         The `lease` is in seconds, from 0.1 to 3600. If the process is killed, or does not reach the broker
-        for that time, the run is `lost` to all readers. The iterator may run `ahead` events ahead of the
-        broker, and then waits. No reader ever slows it. While the broker is unavailable, this call tries for
-        `retry_for` seconds, and so does the producer later.
+        for that time, the run is `lost` to all readers. The iterator may run `ahead` events or 1 MiB ahead of
+        the broker, and then waits. No reader ever slows it. While the broker is unavailable, this call tries
+        for `retry_for` seconds, and so does the producer later.
 
         When the iterator raises, the run has `failed`, and the log has the error; the readers get the text of
         a RunFailedError, and of no other. When the run is cancelled or found lost, the iterator is closed
