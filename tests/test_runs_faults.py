@@ -290,6 +290,21 @@ async def test_an_iterator_runs_ahead_in_bytes_no_further_than_it_may() -> None:
         assert (await push.run("a").wait()).count == 100
 
 
+@pytest.mark.parametrize("has_lifespan", [True, False])
+async def test_a_run_that_nothing_will_stop_is_logged(
+    has_lifespan: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    push = serving(MemoryBroker())
+    if has_lifespan:
+        await push.start()
+    for id in ("a", "b"):
+        await push.run(id).start(numbers(1))
+        await push.run(id).wait()
+    told = [record.livepush_event for record in caplog.records]  # type: ignore[attr-defined]
+    assert told == ([] if has_lifespan else ["run_unstopped"])
+    await push.stop()
+
+
 def test_a_large_record_is_not_kept() -> None:
     """Another program may publish records as large as a log."""
     block = RunRecord(kind="end", attempt="x" * 10_000, begin=1, lease=15, at=0).encode()[2:]

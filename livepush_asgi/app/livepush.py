@@ -176,6 +176,8 @@ class LivePush:
         # The event loop that has used the broker last, while this LivePush was not started.
         self._user: object = None
         self._stopped_loop: object = None
+        # Whether it was started by its application, which will stop it, and not by a request or a run.
+        self._has_lifespan = True
         # The thread in which it was started. Comparing threads is faster than comparing event loops.
         self._thread: int | None = None
         _instances.add(self)
@@ -476,6 +478,18 @@ class LivePush:
             self._host = RunHost(process, self._counters)
         return self._host
 
+    def _tell_unstopped(self, host: RunHost) -> None:
+        """Log that nothing ends the runs of this process when its server stops."""
+        if self._has_lifespan:
+            return
+        host.process.context.failures.log(
+            logging.WARNING,
+            "a run is started, and nothing stops this LivePush: when the server stops, the run is cut off, "
+            "its finally does not run, and its readers wait for the lease; give the application "
+            "lifespan=push.lifespan, or use async with push.lifespan()",
+            extra=fields("run_unstopped"),
+        )
+
     async def _on_own_loop(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Await a function on the event loop that the broker belongs to."""
         if get_ident() != self._thread and (loop := self._other_loop()) is not None:
@@ -724,7 +738,7 @@ class LivePush:
         Over a broker with a server, it starts to listen for the `disconnect` calls of other processes. It
         does not wait for the broker.
         """
-        self._stopped_loop = None
+        self._stopped_loop, self._has_lifespan = None, True
         if self._process is None or self._process.ended or self._process.loop is not loop_identity():
             process = Process(
                 self.broker,
@@ -763,6 +777,7 @@ class LivePush:
         if self._stopped_loop is not None and self._stopped_loop is loop_identity():
             return None
         await self.start()
+        self._has_lifespan = False
         return self._process
 
     def _live_process(self) -> Process | None:

@@ -219,6 +219,7 @@ class Run:
 
             start = await retry_unavailable(claim, retry_for)
             if start is not None:
+                self._push._tell_unstopped(host)
                 iterator = await self._begun(start, iterator, make, host)
                 host.start(self._log, start, iterator, retry_for, ahead)
                 return True
