@@ -68,7 +68,8 @@ def test_a_view_is_measured_beside_one_that_is_written_by_hand() -> None:
     _, _, title, head, *rows = benchmarks("--quick", "mounted", *options).splitlines()
     assert title.startswith("mounted: Processor time for each delivered event, all at once, where people ")
     assert words(head) == f"{HEAD}  KiB per stream  ratio (spread)"
-    figures = r"  [_\d]+  [_\d]+  [_\d]+  [_\d]+  0  0  [_\d]+  [_\d]+"
+    # So few streams may fit into memory that the process has already: then there is no ratio.
+    figures = r"  [_\d]+  [_\d]+  [_\d]+  [_\d]+  0  0  [_\d]+  (?:[_\d]+|nan|inf)"
     labels = (
         "floor",
         "behind five middleware",
