@@ -15,14 +15,14 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
     Callable,
+    Coroutine,
     Mapping,
     Sequence,
 )
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from .errors import InvalidEventError
 from .wire.control import id_block
@@ -31,6 +31,7 @@ from .wire.event import Event, encode_block, event_of, with_id
 from .wire.parser import EventStreamParser
 from .wire.reasons import GapReason, RunState
 
+# A coroutine declares `Any` for what its event loop sends into it.
 T = TypeVar("T")
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -144,8 +145,11 @@ class Dialect:
         return _Closing(self._items(iterator), iterator)
 
     async def _items(self, iterator: AsyncIterator[object]) -> AsyncGenerator[Event, None]:
-        async for item in iterator:
-            yield self.event(item)
+        try:
+            async for item in iterator:
+                yield self.event(item)
+        finally:
+            await _close(iterator)
 
     def text(
         self,
@@ -172,14 +176,17 @@ class Dialect:
     async def _text(
         self, iterator: AsyncIterator[str], id: str, start: Sequence[object]
     ) -> AsyncGenerator[object, None]:
-        for item in start:
-            yield item
-        async for piece in iterator:
-            # The client of AG-UI refuses an empty one.
-            if piece:
-                yield self.text_piece(id, piece)
-        for item in self.text_end(id):
-            yield item
+        try:
+            for item in start:
+                yield item
+            async for piece in iterator:
+                # The client of AG-UI refuses an empty one.
+                if piece:
+                    yield self.text_piece(id, piece)
+            for item in self.text_end(id):
+                yield item
+        finally:
+            await _close(iterator)
 
     def control_block(self, id: str) -> bytes:
         """Return a block that moves the client's last event id and dispatches nothing, or b""."""
@@ -218,40 +225,44 @@ def parsed(stream: AsyncIterable[str | bytes]) -> AsyncGenerator[Event, None]:
 
 async def _parsed(iterator: AsyncIterator[str | bytes]) -> AsyncGenerator[Event, None]:
     parser = EventStreamParser()
-    async for chunk in iterator:
-        for event in parser.feed(chunk.encode() if isinstance(chunk, str) else chunk):
-            if event.data != "[DONE]":
-                yield Event(event.data, None if event.event == "message" else event.event)
+    try:
+        async for chunk in iterator:
+            for event in parser.feed(chunk.encode() if isinstance(chunk, str) else chunk):
+                if event.data != "[DONE]":
+                    yield Event(event.data, None if event.event == "message" else event.event)
+    finally:
+        await _close(iterator)
 
 
 class _Closing(AsyncGenerator[T, None]):
-    """A generator over an iterator, which closes the iterator too: also one that has never run.
+    """A generator over an iterator, which closes the iterator also if it never runs.
 
-    A `finally` in the generator would not do that.
+    The `finally` of a generator that never ran is not reached.
     """
 
     def __init__(self, generator: AsyncGenerator[T, None], iterator: AsyncIterator[object]) -> None:
         self._generator = generator
         self._iterator = iterator
+        self._has_run = False
 
-    async def asend(self, value: None) -> T:
-        return await self._or_close(self._generator.asend(value))
+    # No coroutines of their own: each item of a run comes through here.
 
-    async def athrow(self, error: BaseException, /) -> T:  # type: ignore[override]
-        return await self._or_close(self._generator.athrow(error))
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        self._has_run = True
+        return self._generator.__anext__()
 
-    async def _or_close(self, step: Awaitable[T]) -> T:
-        try:
-            return await step
-        except BaseException:
-            # The generator has ended, and an `async for` closes nothing.
-            await _close(self._iterator)
-            raise
+    def asend(self, value: None) -> Coroutine[Any, Any, T]:
+        self._has_run = True
+        return self._generator.asend(value)
+
+    def athrow(self, error: BaseException, /) -> Coroutine[Any, Any, T]:  # type: ignore[override]
+        self._has_run = True
+        return self._generator.athrow(error)
 
     async def aclose(self) -> None:
-        try:
-            await self._generator.aclose()
-        finally:
+        await self._generator.aclose()
+        if not self._has_run:
+            self._has_run = True
             await _close(self._iterator)
 
 
