@@ -245,7 +245,7 @@ async def test_celery_produces_for_readers_elsewhere(valkey: ValkeyProcess, tmp_
         uvicorn("web:app", tmp_path / "web", "--app-dir", str(RECIPES), environment=environment) as server,
         program(f"-m celery -A tasks worker -l INFO {options}", log, " ready.", **environment) as worker,
     ):
-        question = "%20".join(str(number) for number in range(30))
+        question = "%20".join(str(number) for number in range(60))
         text = f"You have asked: {question}".replace("%20", " ")
         for id in ("stopped", "killed"):
             await server.open(f"/answers/{id}?question={question}", method="POST")

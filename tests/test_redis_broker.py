@@ -313,7 +313,7 @@ async def test_publishing_without_a_server_raises_in_time(own_valkey: ValkeyProc
 async def test_a_wrong_password_is_named_and_not_shown(tmp_path: Path) -> None:
     with ValkeyProcess(tmp_path, "requirepass the-right-one") as server:
         async with Redis.from_url(f"redis://:the-wrong-one@127.0.0.1:{server.port}") as client:
-            broker = RedisBroker(client, timeouts=BrokerTimeouts(subscribe=0.3, publish=0.3))
+            broker = RedisBroker(client, timeouts=BrokerTimeouts(subscribe=2.0, publish=2.0))
             for attempt in (broker.subscribe("news"), broker.publish("news", "x")):
                 with pytest.raises(
                     BrokerUnavailableError, match="check the user name and the password"
