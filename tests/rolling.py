@@ -32,7 +32,7 @@ OPEN_TIMEOUT = 60.0
 # Where nothing comes to any client for so long, in seconds, nothing more will. And how long a proxy that lets
 # clients in one by one may take.
 STALL, LONGEST = 15.0, 60.0
-# What went wrong before a stream, by a name.
+# The names of what may go wrong before a stream.
 UNREACHABLE, CUT_BEFORE, REFUSED, SENT_AWAY = "unreachable", "cut before its answer", "refused", "sent away"
 
 

@@ -738,8 +738,17 @@ class LivePush:
         Over a broker with a server, it starts to listen for the `disconnect` calls of other processes. It
         does not wait for the broker.
         """
-        self._stopped_loop, self._has_lifespan = None, True
-        if self._process is None or self._process.ended or self._process.loop is not loop_identity():
+        self._has_lifespan = True
+        await self._start()
+
+    @property
+    def _needs_start(self) -> bool:
+        process = self._process
+        return process is None or process.ended or process.loop is not loop_identity()
+
+    async def _start(self) -> None:
+        self._stopped_loop = None
+        if self._needs_start:
             process = Process(
                 self.broker,
                 self.slots,
@@ -761,6 +770,7 @@ class LivePush:
                 self._user = None
                 process.launch()
         self._thread = get_ident()
+        assert self._process is not None
         await self._process.wait_started()
 
     async def stop(self) -> None:
@@ -776,8 +786,9 @@ class LivePush:
             return process
         if self._stopped_loop is not None and self._stopped_loop is loop_identity():
             return None
-        await self.start()
-        self._has_lifespan = False
+        if self._needs_start:
+            self._has_lifespan = False
+        await self._start()
         return self._process
 
     def _live_process(self) -> Process | None:

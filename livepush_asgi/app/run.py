@@ -268,7 +268,7 @@ class Run:
                     # The answer to an earlier try was lost.
                     return found
                 if found.attempt == attempts[-1]:
-                    # That try was cancelled, or found lost. An attempt ends once: its name is not used again.
+                    # Somebody has ended that try. An attempt ends once, so the next try has another name.
                     attempts.append(new_attempt())
             attempt = attempts[-1]
             if found is not None and found.state is RunState.RUNNING and self._is_suspect(found):

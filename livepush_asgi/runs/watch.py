@@ -60,7 +60,7 @@ async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Posi
                 await log.append(followed.make("end", RunState.LOST), found.end)
                 followed = found
         except (BrokerUnavailableError, PositionConflictError):
-            # What is new there may not have been read: a producer may have begun, with a shorter lease.
+            # A producer may have begun, with a shorter lease, unseen by this look: the next one reads again.
             quiet, seen = 0, None
             continue
         # It went on, or has ended and is still read: its log may yet be lost with the end.

@@ -191,7 +191,7 @@ class Source:
                     await pause()
                 except anyio.get_cancelled_exc_class() as error:
                     cancellation = error
-                # What this pause has let others do is no reason to run for twice the time.
+                # `turn` has grown in this pause of the source. The generator has not waited by itself.
                 turn, turn_ends = hub.turn, perf_counter() + TURN
 
     async def _wait_taken(self) -> BaseException | None:

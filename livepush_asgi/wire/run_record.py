@@ -156,7 +156,7 @@ class RunFollower:
         if offset < self._begin:
             # The start of the output is still to come: what the reader had was of a log that was lost.
             self._met = False
-        # What the log has lost did not happen: an attempt that has begun there, or an end.
+        # The reader forgets the attempts and the end that the log has lost behind this offset.
         while self._earlier and self._earlier[-1][1] > offset:
             self._attempt, self.end = self._earlier.pop()[0], None
         if self._ended_at > offset:

@@ -252,7 +252,7 @@ class Client:
             mute=not connection.plan.control,
         )
         if not connection.state:
-            # Nobody asked for a state: to be told of a gap is enough.
+            # This client has no state to replace, so a gap tells it enough.
             self.promise.owed = False
             for claim in self.promise.claims.values():
                 claim.missing.clear()
