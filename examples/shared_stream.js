@@ -43,16 +43,22 @@ export function sharedStream(
   }
 
   function takeMessage({data: message}) {
+    if (leading) { // The stream of this tab brings what comes late from the tab before it.
+      if (message.hello) channel.postMessage({welcome: {state, lastEventId}});
+      return;
+    }
     if (message.event) takeEvent(message.event);
     if (message.state) takeState(message.state);
-    if (message.hello && leading) channel.postMessage({welcome: {state, lastEventId}});
-    if (message.welcome && !leading) {
+    if (message.welcome) {
       lastEventId ||= message.welcome.lastEventId;
       takeState(message.welcome.state);
     }
   }
 
-  /** Wait until all is here that the tab before this one has said: until a word of this one's has come round. */
+  /**
+   * Wait until a message of this tab has come back to it. All messages that were posted before it are here then,
+   * and those of this tab go before its lock. Without that, one or two of a hundred locks overtake them (Chromium).
+   */
   async function settle() {
     const echo = new BroadcastChannel(name); // A BroadcastChannel does not hear itself.
     const mark = crypto.randomUUID();
@@ -78,8 +84,9 @@ export function sharedStream(
     stopStream();
   }
 
-  function tellState(next) {
+  async function tellState(next) {
     channel.postMessage({state: next});
+    if (next === "replaced") await settle(); // Or the next tab that gets the lock opens the stream again.
     takeState(next);
   }
 

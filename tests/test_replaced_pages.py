@@ -25,6 +25,15 @@ source.addEventListener("livepush.close", ({data}) => {
   if (JSON.parse(data).reason === "replaced") source.close();
 });
 """
+# Locks and messages take different ways through a browser, and a lock may come first.
+SLOW_MESSAGES = """\
+(() => {
+  const post = BroadcastChannel.prototype.postMessage;
+  BroadcastChannel.prototype.postMessage = function (message) {
+    setTimeout(() => post.call(this, message), 300);
+  };
+})()
+"""
 
 pytestmark = pytest.mark.real_time
 
@@ -102,6 +111,21 @@ async def test_a_replaced_stream_ends_in_all_tabs_and_begins_in_a_new_one(
     third = browser.open(url)
     wait_for_state(third, "open, in this tab")
     assert await asked(server, "older") == 2
+
+
+async def test_a_tab_gives_the_stream_back_when_the_others_have_heard_that_it_was_replaced(
+    browser: Browser, server: Serving
+) -> None:
+    url = f"{server.url}{SHARED}{stream('older')}"
+    first, second = browser.open(url), browser.open(url)
+    wait_for_state(first, "open, in this tab")
+    wait_for_state(second, "open")
+    first.evaluate(SLOW_MESSAGES)
+    newer = replace(browser, server)
+    wait_for_state(second, "replaced")
+    wait_for_state(first, "replaced, in this tab")
+    await let_come_back(newer, server)
+    assert await asked(server, "older") == 1
 
 
 async def test_the_listener_of_the_guide_closes_a_replaced_event_source(
