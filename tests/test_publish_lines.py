@@ -169,6 +169,17 @@ def test_a_signal_ends_it_while_it_waits_for_a_line(valkey: ValkeyProcess, numbe
     assert log_of(valkey) == ["one"]
 
 
+def test_a_signal_that_another_thread_gets_ends_it_too() -> None:
+    """The kernel chooses the thread. No call of the one that waits is interrupted then."""
+    program = [sys.executable, "-m", "tests.apps.signalled_elsewhere"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.wait(timeout=20) == 0
+            assert process.communicate()[0] == b"(0, False)\n"
+        finally:
+            process.kill()
+
+
 def test_a_signal_lets_the_lines_be_published_that_were_read(own_valkey: ValkeyProcess) -> None:
     with publishing(own_valkey) as process:
         process.write(b"one\n")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -157,10 +158,14 @@ def publish_input(publish: Callable[[list[str]], tuple[int, Exception | None]]) 
 
 
 class _Stop:
-    """A signal handler that interrupts reading, and waits for publishing."""
+    """A signal handler that ends the waiting for input, and lets publishing come to its end."""
 
     def __init__(self) -> None:
-        self.wanted = self.reading = False
+        self.wanted = False
+        # Python writes a byte here for each signal, whichever thread it has reached. None is read.
+        self._woken, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self)
 
@@ -168,18 +173,12 @@ class _Stop:
         if self.wanted:
             raise SystemExit(FORCED)
         self.wanted = True
-        if self.reading:
-            raise KeyboardInterrupt
 
     def read(self) -> bytes:
         """Read a piece of standard input; return nothing at its end and after a signal."""
-        try:
-            self.reading = True
-            return b"" if self.wanted else os.read(sys.stdin.fileno(), READ_SIZE)
-        except KeyboardInterrupt:
-            return b""
-        finally:
-            self.reading = False
+        descriptor = sys.stdin.fileno()
+        ready, _, _ = select.select([descriptor, self._woken], [], [])
+        return b"" if self._woken in ready else os.read(descriptor, READ_SIZE)
 
 
 def _lines(stop: _Stop) -> Iterator[list[bytes]]:
