@@ -7,7 +7,10 @@ trimmed, lost, or go on without its newest events. Times need asyncio; without t
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 
 import anyio
 
@@ -17,7 +20,7 @@ from livepush_asgi.brokers.history import History
 from livepush_asgi.brokers.mailbox import Mailbox
 from livepush_asgi.brokers.memory import MemoryLog
 from livepush_asgi.wire.cursor import Position
-from livepush_asgi.wire.event import RESERVED_PREFIX, positioned
+from livepush_asgi.wire.event import RESERVED_PREFIX, positioned, split_position
 
 
 class FaultyServer:
@@ -114,6 +117,9 @@ class FaultyBroker:
         self.losing = 0
         #: Whether each live delivery comes twice.
         self.repeating = False
+        #: Whether live payloads of one turn of the loop come together, as a server sends them. On asyncio.
+        self.together = False
+        self._coming: list[tuple[Mailbox, bytes]] = []
         self.faults: defaultdict[str, Faults] = defaultdict(Faults)
         self._odd = False
         self._on_the_way: set[asyncio.Task[None]] = set()
@@ -188,8 +194,20 @@ class FaultyBroker:
                     )
                     self._on_the_way.add(late)
                     late.add_done_callback(self._on_the_way.discard)
+                elif self.together:
+                    self._deliver_soon(mailbox, payload)
                 else:
                     mailbox.deliver(payload)
+
+    def _deliver_soon(self, mailbox: Mailbox, payload: bytes) -> None:
+        if not self._coming:
+            asyncio.get_running_loop().call_soon(self._deliver_coming)
+        self._coming.append((mailbox, payload))
+
+    def _deliver_coming(self) -> None:
+        coming, self._coming = self._coming, []
+        for mailbox, payloads in groupby(coming, itemgetter(0)):
+            deliver_together(mailbox, [payload for _, payload in payloads])
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         faults = await self._reach(channel)
@@ -229,6 +247,25 @@ class FaultyBroker:
     def _refuse(refused: bool, what: str) -> None:
         if refused:
             raise BrokerUnavailableError(f"{what} is refused, as the test wants it")
+
+
+def deliver_together(mailbox: Mailbox, payloads: Iterable[bytes]) -> None:
+    """Deliver payloads in order, and those that follow each other in the log in one call."""
+    for place, group in groupby(enumerate(map(split_position, payloads)), _place_of):
+        numbered = list(group)
+        batch = [payload for _, (_, payload) in numbered]
+        if place is not None:
+            epoch, start = place
+            mailbox.deliver_after(Position(epoch, start + numbered[0][0] - 1), batch)
+            continue
+        for payload in batch:
+            mailbox.deliver(payload)
+
+
+def _place_of(numbered: tuple[int, tuple[Position | None, bytes]]) -> tuple[str, int] | None:
+    """Return what is the same for payloads that follow each other; None for one that is not in the log."""
+    number, (position, _) = numbered
+    return None if position is None else (position.epoch, position.offset - number)
 
 
 async def _deliver_late(mailbox: Mailbox, payload: bytes, delay: float) -> None:

@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -164,18 +164,43 @@ class Held(Subscription):
 
 
 class Link(FaultyBroker):
-    """The connection of one process. While it is stopped, nothing gets through."""
+    """The connection of one process. While it is stopped, nothing gets through.
+
+    Live payloads are asked for one by one, or those of one turn are delivered `together`.
+    """
 
     def __init__(
-        self, server: Ledger, chance: random.Random | None = None, cuts: float = 0.0, latency: float = 0.0
+        self,
+        server: Ledger,
+        chance: random.Random | None = None,
+        cuts: float = 0.0,
+        latency: float = 0.0,
+        *,
+        together: bool = False,
     ) -> None:
         super().__init__(server)
+        self.together = together
+        # What comes while it is stopped.
+        self._kept: list[tuple[str, bytes]] = []
         self.going = anyio.Event()
         self.going.set()
         self.dead = False
         self._chance = chance or random.Random(0)
         self._cuts = cuts
         self._latency = latency
+
+    def go(self) -> None:
+        """Go on after a stop."""
+        self.going.set()
+        kept, self._kept = self._kept, []
+        for channel, payload in kept:
+            self.deliver(channel, payload)
+
+    def deliver(self, channel: str, payload: bytes) -> None:
+        if not self.together or self.going.is_set():
+            super().deliver(channel, payload)
+        else:
+            self._kept.append((channel, payload))
 
     async def _travel(self) -> None:
         await anyio.sleep(self._chance.uniform(0, self._latency))
@@ -212,7 +237,36 @@ class Link(FaultyBroker):
 
     async def subscribe(self, channel: str) -> Subscription:
         await self._travel()
-        return Held(await super().subscribe(channel), self)
+        subscription = await super().subscribe(channel)
+        return subscription if self.together else Held(subscription, self)
+
+
+class BatchLink(Link):
+    """A connection that takes several events in one call, all of them or the first ones."""
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected_position: Position | None = None,
+    ) -> Position:
+        return await super().append(
+            channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+        )
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        await self._travel()
+        self._cut()
+        position = expected_position
+        for payload in payloads[: self._chance.randint(1, len(payloads))]:
+            position = await FaultyBroker.append(self, channel, payload, expected_position=position)
+        await self._travel()
+        self._cut()
+        return position
 
 
 class Job:
@@ -244,7 +298,8 @@ class Process:
     def __init__(self, story: "Story", number: int) -> None:
         chance = story.chance
         self.number = number
-        self.link = Link(story.server, chance, story.cuts, story.latency)
+        kind = BatchLink if story.batches else Link
+        self.link = kind(story.server, chance, story.cuts, story.latency, together=story.together)
         self.push = LivePush(
             self.link,
             self._authorize,
@@ -271,7 +326,7 @@ class Process:
         """Let nothing get in or out any more."""
         self.usable = False
         self.link.dead = True
-        self.link.going.set()
+        self.link.go()
         for scope in self.clients:
             scope.cancel()
 
@@ -281,7 +336,7 @@ class Process:
         self._end.set()
 
     async def close(self) -> None:
-        self.link.going.set()
+        self.link.go()
         self._end.set()
         await self.task
 
@@ -521,6 +576,9 @@ class Story:
         self.calm = chance.random() < 0.5
         history = 10_000 if self.calm else chance.choice([10_000, 10_000, 20])
         self.replay = 10_000 if self.calm else self.replay
+        # By itself, so that each seed tells what it told without it.
+        more = random.Random(f"batches {seed}")
+        self.batches, self.together = more.random() < 0.5, more.random() < 0.5
         self.server = Ledger(History(events=history))
         self.quiet, self.settled = asyncio.Event(), asyncio.Event()
         self.jobs: list[Job] = []
@@ -628,7 +686,7 @@ class Story:
     async def _wake(self, process: Process, seconds: float) -> None:
         await anyio.sleep(seconds)
         if not process.link.dead:
-            process.link.going.set()
+            process.link.go()
 
     async def _come_back(self, seconds: float) -> None:
         await anyio.sleep(seconds)
@@ -670,7 +728,7 @@ class Story:
         for process in self.processes:
             if not process.link.dead:
                 process.link.heal()
-                process.link.going.set()
+                process.link.go()
         self.quiet.set()
         await anyio.sleep(self.chance.choice([1.0, 200.0]))
         self.say("--- settled")

@@ -45,6 +45,8 @@ class Setup(Terse):
     #: The processes whose broker is wrapped, and those that stand behind a middleware.
     wrapped: tuple[int, ...] = ()
     behind: tuple[int, ...] = ()
+    #: The processes to which the live payloads of one turn of the event loop come together.
+    together: tuple[int, ...] = ()
     #: Whether the end is silent, so that only the component's own look into the log can find a loss.
     quiet_end: bool = False
 

@@ -103,6 +103,8 @@ class Story:
         self.setup = setup
         self.server = FaultyServer(History(events=setup.history, age=None))
         self.brokers = [FaultyBroker(self.server) for _ in range(setup.processes)]
+        for process in setup.together:
+            self.brokers[process].together = True
         self.ledgers = {channel: Ledger() for channel in CHANNELS}
         self.clients = [
             Client(self, number, latest=setup.overflow == "latest") for number in range(setup.clients)
