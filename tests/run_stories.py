@@ -4,7 +4,8 @@ A *story* is several processes with one run: starts of each kind, cancels, proce
 still or end, logs that are lost, a broker that is away, readers that are cut and come back with any id that
 they had. It runs in memory and in virtual time, so a seed tells the same story each time.
 
-`python -m tests.run_stories 20000` tells as many on all cores, and `--tell SEED` one with what happened.
+`python -m tests.run_stories 20000` tells as many on all cores, and `--tell SEED` one with what happened. With
+`--memory` the processes are LivePush objects over one MemoryBroker, where a run appends in other ways.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -33,6 +35,7 @@ from livepush_asgi import (
     Grant,
     Limits,
     LivePush,
+    MemoryBroker,
     NotRunningError,
     Refusal,
     RunNotFoundError,
@@ -68,6 +71,8 @@ FOREIGN = "foreign."
 #: How many turns of the loop a story may take: one that takes more spins.
 TURNS = 3_000_000
 CHUNK = 50
+#: What happens in memory, which has no faults.
+IN_MEMORY = ("join", "restart", "resume", "resume", "cancel", "twice", "end", "publish", "publish", "clock")
 
 
 class PromiseBrokenError(AssertionError):
@@ -94,17 +99,17 @@ class Entry:
         return self.text.startswith(FOREIGN)
 
 
-class Ledger(FaultyServer):
-    """The server, and all that was ever appended to the run's channel."""
+class Ledger:
+    """All that was ever appended to the run's channel."""
 
-    def __init__(self, history: History) -> None:
-        super().__init__(history)
+    def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.by_text: dict[str, Entry] = {}
         #: How many outputs there were.
         self.outputs = 0
 
-    def appended(self, channel: str, position: Position, payload: bytes) -> None:
+    def note(self, channel: str, position: Position, payload: bytes) -> None:
+        """Called for each event and record that is appended, in order."""
         if channel != CHANNEL:
             return
         record = record_in(payload)
@@ -121,6 +126,28 @@ class Ledger(FaultyServer):
             self.by_text[text] = entry
         self.entries.append(entry)
 
+    def at(self, position: Position) -> Entry | None:
+        """Return the entry at a position, which may have been appended in an earlier epoch."""
+        found = [entry for entry in self.entries if entry.position.offset == position.offset]
+        of_epoch = [entry for entry in found if entry.position.epoch == position.epoch]
+        kept = [entry for entry in found if not entry.lost]
+        return next(iter([*of_epoch, *kept, *found]), None)
+
+    def kept_from(self, first: int) -> list[Entry]:
+        """Return what the log has, if its first offset is this one."""
+        return [entry for entry in self.entries if not entry.lost and entry.position.offset >= first]
+
+
+class Server(FaultyServer):
+    """A server that may be away, and lose its log or the end of it."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__(history)
+        self.ledger = Ledger()
+
+    def appended(self, channel: str, position: Position, payload: bytes) -> None:
+        self.ledger.note(channel, position, payload)
+
     def lose(self, count: int | None) -> None:
         """Lose the log, or its newest events."""
         if count is None:
@@ -130,19 +157,68 @@ class Ledger(FaultyServer):
         else:
             self.restart(CHANNEL, count)
         last = 0 if count is None else self.log(CHANNEL).last
-        for entry in self.entries:
+        for entry in self.ledger.entries:
             entry.lost = entry.lost or entry.position.offset > last
 
     def kept(self) -> list[Entry]:
-        first = self.page(CHANNEL, 0, 0).first
-        return [entry for entry in self.entries if not entry.lost and entry.position.offset >= first]
+        return self.ledger.kept_from(self.page(CHANNEL, 0, 0).first)
 
-    def at(self, position: Position) -> Entry | None:
-        """Return the entry at a position, which may have been appended in an earlier epoch."""
-        found = [entry for entry in self.entries if entry.position.offset == position.offset]
-        of_epoch = [entry for entry in found if entry.position.epoch == position.epoch]
-        kept = [entry for entry in found if not entry.lost]
-        return next(iter([*of_epoch, *kept, *found]), None)
+
+class Memory(MemoryBroker):
+    """The memory of one process, with several LivePush objects in it."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__(history=history)
+        self.ledger = Ledger()
+        self._keys: set[str] = set()
+
+    async def append(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str | None = None,
+        expected_position: Position | None = None,
+    ) -> Position:
+        # Before the append, since it delivers at once.
+        if idempotency_key not in self._keys:
+            self._note(channel, [payload], expected_position)
+        if idempotency_key is not None:
+            self._keys.add(idempotency_key)
+        return await super().append(
+            channel, payload, idempotency_key=idempotency_key, expected_position=expected_position
+        )
+
+    async def append_batch(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
+        # It calls `append_now`.
+        return await super().append_batch(channel, payloads, expected_position=expected_position)
+
+    def append_now(self, channel: str, payloads: Sequence[bytes], *, expected_position: Position) -> Position:
+        self._note(channel, payloads, expected_position)
+        return super().append_now(channel, payloads, expected_position=expected_position)
+
+    def _note(self, channel: str, payloads: Sequence[bytes], expected: Position | None) -> None:
+        page = self._bounds(channel)
+        end = Position(page.epoch, page.last)
+        if expected is not None and expected != end and (page.last or expected.offset):
+            return
+        for payload in payloads:
+            end = end.next()
+            self.ledger.note(channel, end, payload)
+
+    def _bounds(self, channel: str) -> Page:
+        try:
+            # It waits for nothing.
+            self.read(channel, 0, 0).send(None)
+        except StopIteration as returned:
+            page: Page = returned.value
+            return page
+        raise AssertionError("a read in memory has waited")
+
+    def kept(self) -> list[Entry]:
+        return self.ledger.kept_from(self._bounds(CHANNEL).first)
 
 
 class Held(Subscription):
@@ -171,7 +247,7 @@ class Link(FaultyBroker):
 
     def __init__(
         self,
-        server: Ledger,
+        server: Server,
         chance: random.Random | None = None,
         cuts: float = 0.0,
         latency: float = 0.0,
@@ -207,6 +283,9 @@ class Link(FaultyBroker):
         await self.going.wait()
         if self.dead:
             raise BrokerUnavailableError("the process is dead")
+
+    def end_cuts(self) -> None:
+        self._cuts = 0.0
 
     def _cut(self) -> None:
         if self._chance.random() < self._cuts:
@@ -272,19 +351,22 @@ class BatchLink(Link):
 class Job:
     """An iterator whose items are named, and what became of it."""
 
-    def __init__(self, number: int, chance: random.Random) -> None:
+    def __init__(self, number: int, chance: random.Random, *, memory: bool = False) -> None:
         self.number = number
         self.begun = self.closed = False
         self.accepted: bool | None = None
-        self._count = chance.choice([0, 1, 3, 10, 40])
-        self._pace = chance.choice([0.0, 0.01, 0.5, 2.0, 20.0])
+        self._count = chance.choice([1, 40, 300] if memory else [0, 1, 3, 10, 40])
+        # None: it waits for nothing between its items.
+        paces = [None, 0.0, 0.001, 0.01, 0.2]
+        self._pace = chance.choice(paces if memory else [0.0, 0.01, 0.5, 2.0, 20.0])
         self._fails = chance.random() < 0.15
 
     async def __call__(self) -> AsyncIterator[object]:
         self.begun = True
         try:
             for number in range(self._count):
-                await anyio.sleep(self._pace)
+                if self._pace is not None:
+                    await anyio.sleep(self._pace)
                 yield f"{self.number}.{number}"
             if self._fails:
                 raise ZeroDivisionError("as the story wants it")
@@ -296,12 +378,10 @@ class Process:
     """A process with a LivePush."""
 
     def __init__(self, story: "Story", number: int) -> None:
-        chance = story.chance
         self.number = number
-        kind = BatchLink if story.batches else Link
-        self.link = kind(story.server, chance, story.cuts, story.latency, together=story.together)
+        self.link = story.link()
         self.push = LivePush(
-            self.link,
+            self.link or story.memory or Memory(History()),
             self._authorize,
             # Each takes a handler of the process otherwise.
             drain=DrainPolicy(signals=False),
@@ -324,6 +404,7 @@ class Process:
 
     def kill(self) -> None:
         """Let nothing get in or out any more."""
+        assert self.link is not None
         self.usable = False
         self.link.dead = True
         self.link.go()
@@ -336,7 +417,9 @@ class Process:
         self._end.set()
 
     async def close(self) -> None:
-        self.link.go()
+        if self.link is not None:
+            self.link.dead = not self.usable
+            self.link.go()
         self._end.set()
         await self.task
 
@@ -471,7 +554,7 @@ class Reader:
         self.places.append(self.place)
 
     def take(self, text: str, id: str) -> None:
-        entry = self.story.server.by_text.get(text)
+        entry = self.story.ledger.by_text.get(text)
         if entry is None:
             self.fail(f"{text} was never appended")
             return
@@ -494,7 +577,7 @@ class Reader:
     def take_gap(self, id: str | None, reason: object) -> None:
         self.story.say(f"{self.name} is told of a gap: {reason} [{id}]")
         # It may be told that the run was started again, and that it was there before the broker.
-        allowed = {"broker"} if self.story.server.outputs < 2 else {"broker", "epoch", "open"}
+        allowed = {"broker"} if self.story.ledger.outputs < 2 else {"broker", "epoch", "open"}
         if self.story.calm and reason not in allowed:
             self.fail(f"a gap ({reason}), and nothing was lost")
         # The log may be another one, with another output.
@@ -503,19 +586,19 @@ class Reader:
 
     def take_end(self, state: RunState, count: int | None, id: str | None) -> None:
         self.story.say(f"{self.name} is told of the end: {state} {count} [{id}]")
-        server, end = self.story.server, -1
+        ledger, end = self.story.ledger, -1
         if id is not None:
             cursor = Cursor.parse(id)
             assert cursor is not None
             (position,) = cursor.positions_in(CHANNEL)
-            entry = server.at(position)
+            entry = ledger.at(position)
             if entry is None:
                 self.fail(f"its end is at {position}, where nothing is")
                 return
             self._check_whole(entry.output, entry.number, "before the end")
             end = entry.number
         else:
-            ends = [entry for entry in server.entries if entry.record and entry.record.kind == "end"]
+            ends = [entry for entry in ledger.entries if entry.record and entry.record.kind == "end"]
             ends = [entry for entry in ends if entry.record and entry.record.state is state]
             if not ends:
                 self.fail(f"{state}, and no end says so")
@@ -538,7 +621,7 @@ class Reader:
     def take_nothing(self) -> None:
         """There is no run, or the reader has had all of it."""
         self.story.say(f"{self.name} finds nothing")
-        kept = [entry for entry in self.story.server.kept() if entry.record is not None]
+        kept = [entry for entry in self.story.kept() if entry.record is not None]
         if kept and self.kind == "code" and self.story.settled.is_set():
             self.fail("there is no run, and the log has one")
         if self.story.settled.is_set():
@@ -551,7 +634,7 @@ class Reader:
         """Check that nothing of an output is missing before the entry with this number."""
         if self.place.gap:
             return
-        for entry in self.story.server.entries[self.place.seen + 1 : number]:
+        for entry in self.story.ledger.entries[self.place.seen + 1 : number]:
             # The producer that went on after a loss knows of it.
             of_same = entry.text.split(".")[0] == text.split(".")[0]
             if entry.is_foreign or entry.record is not None:
@@ -563,7 +646,9 @@ class Reader:
 class Story:
     """What happens to one run."""
 
-    def __init__(self, seed: int, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, seed: int, say: Callable[[str], None] = lambda text: None, *, memory: bool = False
+    ) -> None:
         self.chance = chance = random.Random(seed)
         self._say = say
         self.cuts = chance.choice([0.0, 0.0, 0.05, 0.2])
@@ -579,7 +664,9 @@ class Story:
         # By itself, so that each seed tells what it told without it.
         more = random.Random(f"batches {seed}")
         self.batches, self.together = more.random() < 0.5, more.random() < 0.5
-        self.server = Ledger(History(events=history))
+        self.server = Server(History(events=history))
+        self.memory = Memory(History(events=history)) if memory else None
+        self.ledger = self.server.ledger if self.memory is None else self.memory.ledger
         self.quiet, self.settled = asyncio.Event(), asyncio.Event()
         self.jobs: list[Job] = []
         self.processes: list[Process] = []
@@ -589,6 +676,16 @@ class Story:
 
     def say(self, text: str) -> None:
         self._say(f"{asyncio.get_running_loop().time():9.3f} {text}")
+
+    def link(self) -> Link | None:
+        """Return the connection of another process; None if all is in memory."""
+        if self.memory is not None:
+            return None
+        kind = BatchLink if self.batches else Link
+        return kind(self.server, self.chance, self.cuts, self.latency, together=self.together)
+
+    def kept(self) -> list[Entry]:
+        return (self.memory or self.server).kept()
 
     def any_process(self) -> Process:
         usable = [process for process in self.processes if process.usable]
@@ -640,7 +737,9 @@ class Story:
         common = ["join", "restart", "resume", "resume", "cancel", "twice", "kill", "stop", "end", "away"]
         common += ["publish"]
         operation = chance.choice(
-            [*common, "deaf", "slow", "clock", *([] if self.calm else ["lose", "tail"])]
+            IN_MEMORY
+            if self.memory
+            else [*common, "deaf", "slow", "clock", *([] if self.calm else ["lose", "tail"])]
         )
         self.say(f"--- {operation} in {process.number}")
         match operation:
@@ -651,28 +750,35 @@ class Story:
             case "twice":
                 self.spawn(self._cancel())
                 self.spawn(self._cancel())
-            case "kill":
-                process.kill()
-                self.processes.append(Process(self, len(self.processes)))
-            case "stop":
-                if process.link.going.is_set():
-                    process.link.going = anyio.Event()
-                self.spawn(self._wake(process, chance.choice([0.5, 3.0, 30.0, 100.0])))
             case "end":
                 process.end()
                 self.processes.append(Process(self, len(self.processes)))
-            case "away":
-                self.server.away = True
-                self.spawn(self._come_back(chance.choice([0.1, 3.0, 30.0])))
-            case "deaf":
-                process.link.faults[RESERVED_PREFIX].cut = True
-                process.link.faults[CHANNEL].lossy = chance.random() < 0.5
-            case "slow":
-                process.link.faults[CHANNEL].late = chance.choice([0.1, 3.0])
             case "publish":
                 self.spawn(self._publish(process))
             case "clock":
                 self.clock = chance.choice([-100.0, 100.0, 0.0])
+            case _:
+                assert process.link is not None
+                self._harm(operation, process, process.link)
+
+    def _harm(self, operation: str, process: "Process", link: Link) -> None:
+        chance = self.chance
+        match operation:
+            case "kill":
+                process.kill()
+                self.processes.append(Process(self, len(self.processes)))
+            case "stop":
+                if link.going.is_set():
+                    link.going = anyio.Event()
+                self.spawn(self._wake(link, chance.choice([0.5, 3.0, 30.0, 100.0])))
+            case "away":
+                self.server.away = True
+                self.spawn(self._come_back(chance.choice([0.1, 3.0, 30.0])))
+            case "deaf":
+                link.faults[RESERVED_PREFIX].cut = True
+                link.faults[CHANNEL].lossy = chance.random() < 0.5
+            case "slow":
+                link.faults[CHANNEL].late = chance.choice([0.1, 3.0])
             case "lose":
                 self.server.lose(None)
             case "tail":
@@ -683,10 +789,10 @@ class Story:
     #: How many events another program has published to the channel.
     foreign = 0
 
-    async def _wake(self, process: Process, seconds: float) -> None:
+    async def _wake(self, link: Link, seconds: float) -> None:
         await anyio.sleep(seconds)
-        if not process.link.dead:
-            process.link.go()
+        if not link.dead:
+            link.go()
 
     async def _come_back(self, seconds: float) -> None:
         await anyio.sleep(seconds)
@@ -698,7 +804,7 @@ class Story:
             await process.push.publish(CHANNEL, f"{FOREIGN}{self.foreign}")
 
     async def _start(self, mode: str) -> None:
-        job = Job(len(self.jobs), self.chance)
+        job = Job(len(self.jobs), self.chance, memory=self.memory is not None)
         self.jobs.append(job)
         process = self.any_process()
         job.accepted = await process.push.run(RUN).start(
@@ -712,28 +818,29 @@ class Story:
 
     async def _cancel(self) -> None:
         process = self.any_process()
-        before = len(self.server.entries)
+        before = len(self.ledger.entries)
         status = await process.push.run(RUN).cancel()
         self.say(f"--- cancelled in {process.number}: {status}")
         if status is None:
             return
         if status.state is RunState.RUNNING:
-            later = self.server.entries[before:]
+            later = self.ledger.entries[before:]
             if not any(entry.record and entry.record.kind == "start" for entry in later) and self.calm:
                 raise PromiseBrokenError("cancel has returned, and the run is running")
 
     async def _settle(self) -> None:
         """End all faults, and the run."""
         self.server.away = False
-        for process in self.processes:
-            if not process.link.dead:
-                process.link.heal()
-                process.link.go()
+        links = [process.link for process in self.processes if process.link is not None]
+        for link in links:
+            if not link.dead:
+                link.heal()
+                link.go()
         self.quiet.set()
         await anyio.sleep(self.chance.choice([1.0, 200.0]))
         self.say("--- settled")
-        for process in self.processes:
-            process.link._cuts = 0.0
+        for link in links:
+            link.end_cuts()
         self.settled.set()
         _, late = await asyncio.wait(self.tasks, timeout=PATIENCE)
         if late:
@@ -761,9 +868,9 @@ class Story:
         statuses = [await process.push.run(RUN).status() for process in self.processes if process.usable]
         if len(set(statuses)) > 1:
             raise PromiseBrokenError(f"two states: {statuses}")
-        kept = self.server.kept()
+        kept = self.kept()
         self._check_status(statuses[0], kept)
-        self._check_fences(self.server.entries)
+        self._check_fences(self.ledger.entries)
         await anyio.sleep(self.lease + 5)
         alive = [process for process in self.processes if process.usable]
         dead = any(not process.usable for process in self.processes)
@@ -818,7 +925,6 @@ class Story:
         for task in self.tasks:
             task.cancel()
         for process in self.processes:
-            process.link.dead = not process.usable
             await process.close()
 
 
@@ -833,14 +939,16 @@ def wall_clock(story: Story, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         time.time = real
 
 
-def error_of(seed: int, say: Callable[[str], None] = lambda text: None) -> str | None:
+def error_of(
+    seed: int, say: Callable[[str], None] = lambda text: None, *, memory: bool = False
+) -> str | None:
     """Tell the story of a seed, and return what was wrong."""
 
     async def tell() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualClockLoop)
         loop.bound(TURNS)
-        story = Story(seed, say)
+        story = Story(seed, say, memory=memory)
         with wall_clock(story, loop):
             try:
                 await story.tell()
@@ -861,10 +969,11 @@ def error_of(seed: int, say: Callable[[str], None] = lambda text: None) -> str |
     return None
 
 
-def failures(seeds: range) -> list[tuple[int, str]]:
+def failures(seeds: range, *, memory: bool) -> list[tuple[int, str]]:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    return [(seed, error) for seed in seeds if (error := error_of(seed)) is not None]
+    found = ((seed, error_of(seed, memory=memory)) for seed in seeds)
+    return [(seed, error) for seed, error in found if error is not None]
 
 
 def main() -> int:
@@ -872,16 +981,21 @@ def main() -> int:
     parser.add_argument("stories", type=int, nargs="?", default=2000)
     parser.add_argument("--first", type=int, default=0, help="the seed of the first story")
     parser.add_argument("--tell", type=int, help="tell the story of this seed")
+    parser.add_argument("--memory", action="store_true", help="stories over MemoryBroker, without faults")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     if given.tell is not None:
         logging.disable(logging.CRITICAL)
-        print(error_of(given.tell, print))
+        print(error_of(given.tell, print, memory=given.memory))
         return 0
     began, last = time.monotonic(), given.first + given.stories
     chunks = [range(seed, min(seed + CHUNK, last)) for seed in range(given.first, last, CHUNK)]
     with ProcessPoolExecutor(given.jobs) as pool:
-        found = [failure for failed in pool.map(failures, chunks) for failure in failed]
+        found = [
+            failure
+            for failed in pool.map(partial(failures, memory=given.memory), chunks)
+            for failure in failed
+        ]
     kinds: defaultdict[str, list[int]] = defaultdict(list)
     for seed, error in found:
         kinds[re.sub(r"\d+(\.\d+)?|\([a-z]+\)", "#", error)[:110]].append(seed)

@@ -8,7 +8,7 @@ import pytest
 from livepush_asgi import History, LivePush, Refusal, RunState
 from livepush_asgi.wire.event import RESERVED_PREFIX
 
-from .run_stories import RUN, Ledger, Link
+from .run_stories import RUN, Link, Server
 
 pytestmark = pytest.mark.virtual_time
 
@@ -38,13 +38,13 @@ class Two:
     """Two processes with a server, whose answers take 5 ms each way."""
 
     def __init__(self) -> None:
-        self.server = Ledger(History())
+        self.server = Server(History())
         self.links = [Link(self.server, latency=0.005) for _ in range(2)]
         self.producing, self.other = [LivePush(link, lambda request: Refusal()) for link in self.links]
 
     def ends(self) -> list[RunState]:
         """Return the ends in the log, and check that no event is after the first."""
-        records = [entry.record for entry in self.server.entries]
+        records = [entry.record for entry in self.server.ledger.entries]
         ends = [number for number, record in enumerate(records) if record and record.kind == "end"]
         assert all(record is not None for record in records[ends[0] :])
         return [record.state for record in records if record is not None and record.kind == "end"]

@@ -22,11 +22,16 @@ def test_whole_or_told(part: int) -> None:
         _check(seed)
 
 
-def _check(seed: int) -> None:
+def test_whole_in_memory() -> None:
+    for seed in range(STORIES // PARTS):
+        _check(seed, memory=True)
+
+
+def _check(seed: int, *, memory: bool = False) -> None:
     told: list[str] = []
     with warnings.catch_warnings():
         # What a story leaves behind that was broken off is of no interest.
         warnings.simplefilter("ignore")
-        error = error_of(seed, told.append)
+        error = error_of(seed, told.append, memory=memory)
     if error is not None:
         pytest.fail(f"seed {seed}: {error}\n" + "\n".join(told[-100:]), pytrace=False)

@@ -23,7 +23,7 @@ from livepush_asgi import (
 from livepush_asgi.dialects import ai_sdk
 from livepush_asgi.testing import Client
 
-from .run_stories import RUN, Ledger, Link
+from .run_stories import RUN, Link, Server
 
 pytestmark = pytest.mark.virtual_time
 
@@ -41,7 +41,7 @@ async def text_of(push: LivePush, last_event_id: str | None = None) -> list[str]
 
 
 async def test_a_reader_that_had_the_end_gets_it_again_after_the_server_has_restarted() -> None:
-    server = Ledger(History())
+    server = Server(History())
     push = LivePush(Link(server), lambda request: Refusal())
     async with push.lifespan():
         await push.run(RUN).start(numbers(3))
@@ -55,7 +55,7 @@ async def test_a_reader_that_had_the_end_gets_it_again_after_the_server_has_rest
 
 
 async def test_a_log_that_was_lost_with_its_run_and_its_producer_is_read_from_its_beginning() -> None:
-    server = Ledger(History())
+    server = Server(History())
     dying, living = Link(server), Link(server)
     first, second = [LivePush(link, lambda request: Refusal()) for link in (dying, living)]
     async with first.lifespan(), second.lifespan():
@@ -76,7 +76,7 @@ async def test_a_log_that_was_lost_with_its_run_and_its_producer_is_read_from_it
 
 
 async def test_the_end_of_a_log_is_lost_and_who_comes_later_is_told() -> None:
-    server = Ledger(History())
+    server = Server(History())
     push = LivePush(Link(server), lambda request: Refusal())
     async with push.lifespan():
         await push.run(RUN).start(numbers(8), lease=60)
@@ -87,7 +87,7 @@ async def test_the_end_of_a_log_is_lost_and_who_comes_later_is_told() -> None:
 
 
 async def test_a_client_of_an_earlier_epoch_gets_the_new_output_alone() -> None:
-    server = Ledger(History())
+    server = Server(History())
     push = LivePush(Link(server), lambda request: Refusal())
     async with push.lifespan():
         await push.run(RUN).start(numbers(3))
@@ -119,7 +119,7 @@ async def test_a_reader_gets_all_that_the_log_has() -> None:
 
 @pytest.mark.parametrize("lease", [1.0, 5.0])
 async def test_a_producer_is_back_within_its_lease_when_the_server_is(lease: float) -> None:
-    server = Ledger(History())
+    server = Server(History())
     producing, watching = [LivePush(Link(server), lambda request: Refusal()) for _ in range(2)]
     async with producing.lifespan(), watching.lifespan():
         await producing.run(RUN).start(numbers(60), lease=lease)
@@ -139,7 +139,7 @@ async def test_a_page_that_comes_while_the_broker_is_away_comes_back() -> None:
         dialect = ai_sdk() if request.path == "/ai" else None
         return await push.run(RUN, dialect=dialect).grant(request)
 
-    server = Ledger(History())
+    server = Server(History())
     push = LivePush(Link(server), authorize)
     async with push.lifespan(), Client(push) as client:
         await push.run(RUN).start(numbers(3))
@@ -169,7 +169,7 @@ async def test_events_of_others_after_the_end_do_not_hide_it() -> None:
             assert (await page.next_event(timeout=5, control=True)).event == "livepush.end"
 
 
-class HoldingAnswers(Ledger):
+class HoldingAnswers(Server):
     """A server whose answer to the first append of the run is held back."""
 
     def __init__(self) -> None:
@@ -179,7 +179,7 @@ class HoldingAnswers(Ledger):
 
     def appended(self, channel: str, position: Position, payload: bytes) -> None:
         super().appended(channel, position, payload)
-        if self.entries and not self.has_appended.is_set():
+        if self.ledger.entries and not self.has_appended.is_set():
             self.link.going = anyio.Event()
             self.has_appended.set()
 
