@@ -145,6 +145,12 @@ def check_seconds(name: str, value: object, longest: float, shortest: float = 0.
         raise ValueError(f"{name} is in seconds, {least} and at most {longest:,}, not {value!r}{hint}")
 
 
+def check_retry_for(value: object) -> None:
+    """Raise ValueError unless `value` is a time in seconds to retry for: from 0 up, `math.inf` included."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"retry_for is in seconds, from 0 up, not {value!r}")
+
+
 def value_or_default(name: str, value: T | None, kind: type[T]) -> T:
     """Return `value`, or `kind()` if it is None. Raises TypeError for a value of another class."""
     if value is None:

@@ -7,6 +7,7 @@ from typing import TypeVar
 import anyio
 
 from ..errors import BrokerUnavailableError
+from ..settings import check_retry_for
 
 T = TypeVar("T")
 
@@ -41,8 +42,9 @@ async def retry_unavailable(call: Callable[[], Awaitable[T]], retry_for: float, 
 
     The delays between the calls are at most `most_delay` seconds.
 
-    Raises what the last call raises.
+    Raises what the last call raises, and ValueError for a `retry_for` that is no time.
     """
+    check_retry_for(retry_for)
     deadline, backoff = anyio.current_time() + retry_for, Backoff(most=most_delay)
     while True:
         try:
