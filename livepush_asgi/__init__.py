@@ -33,7 +33,8 @@ from .app.generator import send_event_stream
 from .app.livepush import LivePush
 from .app.middleware import LivePushMiddleware
 from .app.publisher import Publisher
-from .app.run import Run, RunReader, RunStatus
+from .app.run import Run, RunStatus
+from .app.run_reader import RunReader
 from .app.runs import AuthorizeRun
 from .app.service import SSEStream, SSEStreamService, sse_headers
 from .app.subscriber import Gap, Received, Subscriber

@@ -192,12 +192,14 @@ class Memory(MemoryBroker):
     async def append_batch(
         self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
     ) -> Position:
-        # It calls `append_now`.
+        # It calls `append_nowait`.
         return await super().append_batch(channel, payloads, expected_position=expected_position)
 
-    def append_now(self, channel: str, payloads: Sequence[bytes], *, expected_position: Position) -> Position:
+    def append_nowait(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
         self._note(channel, payloads, expected_position)
-        return super().append_now(channel, payloads, expected_position=expected_position)
+        return super().append_nowait(channel, payloads, expected_position=expected_position)
 
     def _note(self, channel: str, payloads: Sequence[bytes], expected: Position | None) -> None:
         page = self._bounds(channel)

@@ -20,7 +20,7 @@ from livepush_asgi import (
     RunState,
 )
 from livepush_asgi.runs.log import RunLog
-from livepush_asgi.runs.watch import end_if_silent
+from livepush_asgi.runs.watch import Watch
 from livepush_asgi.testing import Client
 from livepush_asgi.wire.run_record import RunRecord
 
@@ -146,7 +146,7 @@ async def test_a_watch_over_a_queued_run_begins_after_its_worker() -> None:
         assert queued is not None
         await append(web, RunState.RUNNING, lease=LEASE, at=time.time())
         _, end = await log.state()
-        tasks.start_soon(end_if_silent, log, queued, lambda: end)
+        tasks.start_soon(Watch(log, queued, lambda: end).run)
         await anyio.sleep(4 * LEASE)
         found, _ = await log.state()
         assert found is not None
@@ -215,12 +215,12 @@ async def test_a_run_whose_log_was_lost_begins_anew() -> None:
 
 async def test_a_worker_gives_up_what_the_broker_refuses() -> None:
     class Refusing(MemoryBroker):
-        def append_now(
+        def append_nowait(
             self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
         ) -> Position:
             if payloads[0].endswith(b"data: 3\n\n"):
                 raise BrokerUnavailableError("too large")
-            return super().append_now(channel, payloads, expected_position=expected_position)
+            return super().append_nowait(channel, payloads, expected_position=expected_position)
 
     push = LivePush(Refusing(), lambda request: Refusal(404))
     made: list[int] = []

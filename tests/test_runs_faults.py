@@ -18,7 +18,7 @@ from livepush_asgi import (
 from livepush_asgi.brokers import Page
 from livepush_asgi.dialects import ai_sdk, parsed
 from livepush_asgi.runs.log import RunLog
-from livepush_asgi.runs.watch import end_if_silent
+from livepush_asgi.runs.watch import Watch
 from livepush_asgi.wire.run_record import Kind, RunFollower, RunRecord, record_of
 
 pytestmark = pytest.mark.virtual_time
@@ -171,7 +171,7 @@ async def test_a_watch_that_could_not_read_looks_again() -> None:
         log = RunLog(broker, "run:a")
         queued, end = await log.state()
         assert queued is not None
-        tasks.start_soon(end_if_silent, log, queued, lambda: None)
+        tasks.start_soon(Watch(log, queued, lambda: None).run)
         await anyio.sleep(1)
         begun = RunRecord(kind="start", attempt="x", begin=1, lease=LEASE, at=1e9, count=0)
         await log.append(begun, end)

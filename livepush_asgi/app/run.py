@@ -1,14 +1,13 @@
-"""Run, RunStatus and RunReader: a job that ends, whose output any number of clients follow."""
+"""Run and RunStatus: a job that ends, whose output any number of clients follow."""
 
 import inspect
 import logging
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -17,37 +16,31 @@ from ..dialects import Dialect, RunEnd, livepush
 from ..errors import (
     BrokerUnavailableError,
     NotRunningError,
-    PositionConflictError,
-    RunExistsError,
     RunNotFoundError,
 )
 from ..grant import Refusal, RunGrant, StreamRequest, check_channel
 from ..process.process import NOT_RUNNING
-from ..runs.host import RunHost, new_attempt, send_cancelled
+from ..runs.claim import Claim, Conditions
+from ..runs.host import RunHost, send_cancelled
 from ..runs.log import CHANNEL_PREFIX, LogState, RunLog
 from ..runs.watch import wait_for_sign
 from ..runtime.event_loop import refuse_to_block
 from ..runtime.failure_log import fields
 from ..settings import check_seconds, check_whole
-from ..stream.run_stream import end_behind, has_begun, offset_of, start_id, was_restarted
+from ..stream.run_stream import has_begun, start_id, was_restarted
 from ..stream.source import close_unused, iterator_of
-from ..stream.subscriber import SubscriberStream
 from ..wire.cursor import Cursor, Position, event_id
-from ..wire.parser import ParsedEvent
 from ..wire.reasons import GapReason, RunState
-from ..wire.run_record import RunFollower, record_of
+from ..wire.run_record import RunFollower
 from .publishing import keeps_history
-from .subscriber import Gap, Subscriber
+from .run_reader import OpenedRun, RunReader
+from .subscriber import Gap
 
 if TYPE_CHECKING:
     from .livepush import LivePush
 
-# How much older than the lease the newest record may be before the producer is suspected, in seconds.
-CLOCK_TOLERANCE = 2.0
 # Each process with readers looks at the log several times in a lease.
 SHORTEST_LEASE = 0.1
-# How long a cancelled start takes at most to end what it has begun, in seconds.
-WITHDRAW_TIMEOUT = 2.0
 UNREADABLE = "The state of this run cannot be read now."
 
 
@@ -59,16 +52,6 @@ Items = AsyncIterable[object] | Make
 _QUEUED = frozenset({RunState.QUEUED})
 _LOST = frozenset({RunState.QUEUED, RunState.LOST})
 _RESUMED = frozenset({RunState.QUEUED, RunState.LOST, RunState.FAILED, RunState.CANCELLED})
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """When a run may start: whether to join another one, and which states are begun again or continued."""
-
-    join: bool
-    restart: bool
-    continued: frozenset[RunState]
-    lease: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +145,8 @@ class Run:
         """
         if resume:
             _check_goes_on(items, "start with resume=True")
-        continued = _RESUMED if resume else _QUEUED
-        return await self._start(items, _Terms(join, restart, continued, lease), retry_for, ahead)
+        conditions = Conditions(_RESUMED if resume else _QUEUED, restart, join)
+        return await self._start(items, conditions, lease, retry_for, ahead)
 
     async def finish(
         self, items: Make, *, lease: float = 15.0, retry_for: float = 60.0, ahead: int = 100
@@ -177,10 +160,9 @@ class Run:
         may refuse, `lost` is returned. For the arguments, and what it raises, see `start` and `wait`.
         """
         _check_goes_on(items, "finish")
-        terms = _Terms(join=True, restart=False, continued=_LOST, lease=lease)
         lost_at = -1
         while True:
-            is_own = await self._start(items, terms, retry_for, ahead)
+            is_own = await self._start(items, Conditions(_LOST), lease, retry_for, ahead)
             status = await self._wait(retry_for)
             if status.state is not RunState.LOST or (is_own and status.count == lost_at):
                 return status
@@ -196,45 +178,47 @@ class Run:
         BrokerUnavailableError.
         """
         check_seconds("start_within", start_within, self._log.history.age or 7 * 86400.0)
-        attempts, terms = [new_attempt()], _Terms(True, restart, frozenset(), start_within)
+        claim = self._claim(Conditions(frozenset(), restart), RunState.QUEUED, start_within)
+        return await self._push._on_own_loop(claim.make) is not None
 
-        async def claim() -> LogState | None:
-            return await self._claim(attempts, terms, RunState.QUEUED)
-
-        return await self._push._on_own_loop(claim) is not None
-
-    async def _start(self, items: Items, terms: _Terms, retry_for: float, ahead: int) -> bool:
+    async def _start(
+        self, items: Items, conditions: Conditions, lease: float, retry_for: float, ahead: int
+    ) -> bool:
         make = None if isinstance(items, AsyncIterable) else _checked_function(items)
         iterator = self._in_dialect(items) if make is None else None
-        attempts = [new_attempt()]
+        claim = self._claim(conditions, RunState.RUNNING, lease)
         try:
-            check_seconds("lease", terms.lease, 3600.0, SHORTEST_LEASE)
+            check_seconds("lease", lease, 3600.0, SHORTEST_LEASE)
             check_whole("ahead", ahead)
             host = await self._push._run_host()
 
-            async def claim() -> LogState | None:
+            async def begin() -> LogState | None:
                 if not host.process.accepting:
                     raise NotRunningError(NOT_RUNNING)
-                return await self._claim(attempts, terms, RunState.RUNNING)
+                return await claim.make()
 
-            start = await retry_unavailable(claim, retry_for)
+            start = await retry_unavailable(begin, retry_for)
             if start is not None:
                 self._push._tell_unstopped(host)
-                iterator = await self._begun(start, iterator, make, host)
+                iterator = await self._begun(claim, start, iterator, make, host)
                 host.start(self._log, start, iterator, retry_for, ahead)
                 return True
         except BaseException as error:
             if iterator is not None:
                 await close_unused(iterator)
             if isinstance(error, anyio.get_cancelled_exc_class()):
-                await self._withdraw(attempts)
+                await claim.withdraw()
             raise
         if iterator is not None:
             await close_unused(iterator)
         return False
 
+    def _claim(self, conditions: Conditions, state: RunState, lease: float) -> Claim:
+        return Claim(self._log, self.id, conditions, state, lease, self.dialect.name)
+
     async def _begun(
         self,
+        claim: Claim,
         start: LogState,
         iterator: AsyncIterator[object] | None,
         make: Make | None,
@@ -248,73 +232,13 @@ class Run:
                 assert make is not None
                 iterator = self._in_dialect(make(start.count))
         except BaseException:
-            await self._give_up(start)
+            await claim.give_up(start)
             raise
         return iterator
 
     def _in_dialect(self, items: object) -> AsyncIterator[object]:
         iterator = iterator_of(items)
         return iterator if self.dialect.item is None else self.dialect.items(iterator)
-
-    async def _claim(self, attempts: list[str], terms: _Terms, state: RunState) -> LogState | None:
-        """Append the start record and return the state after it, or None if there is a run to join.
-
-        `attempts` are the names under which this call has tried, the one for the next try last.
-        """
-        while True:
-            found, end = await self._log.state()
-            if found is not None and found.attempt in attempts:
-                if not found.ended:
-                    # The answer to an earlier try was lost.
-                    return found
-                if found.attempt == attempts[-1]:
-                    # Somebody has ended that try. An attempt ends once, so the next try has another name.
-                    attempts.append(new_attempt())
-            attempt = attempts[-1]
-            if found is not None and found.state is RunState.RUNNING and self._is_suspect(found):
-                earlier, found = found, await wait_for_sign(self._log, found)
-                if found is None or found.ended or found.end == earlier.end:
-                    continue
-                # It is alive, whatever the clocks say.
-            continues = found is not None and found.state in terms.continued
-            # Without readers, nobody has found that a queued run was not begun in time.
-            is_over = found is not None and (
-                found.ended or (state is RunState.QUEUED is found.state and self._is_suspect(found))
-            )
-            if found is not None and not continues and not (is_over and terms.restart):
-                if terms.join:
-                    return None
-                raise RunExistsError(self.id, found.state)
-            begin, count = end.offset + 1, 0
-            # A log that was lost has the end alone: then another output begins, and its readers are told.
-            if found is not None and continues and found.has_output:
-                begin, count = found.begin, found.count
-            start = LogState(
-                attempt, state, begin, count, terms.lease, time.time(), end.next(), dialect=self.dialect.name
-            )
-            try:
-                position = await self._log.append(start.make("start", state, count), end)
-            except PositionConflictError:
-                continue
-            return replace(start, end=position)
-
-    async def _withdraw(self, attempts: Sequence[str]) -> None:
-        """End what a start has begun that was cancelled while the answer was on its way."""
-        with anyio.move_on_after(WITHDRAW_TIMEOUT, shield=True):
-            with suppress(BrokerUnavailableError):
-                found, _ = await self._log.state()
-                if found is not None and found.attempt in attempts and not found.ended:
-                    await self._give_up(found)
-
-    async def _give_up(self, start: LogState) -> None:
-        """End an attempt that has no producer here."""
-        # Otherwise it is found lost after its lease.
-        with suppress(BrokerUnavailableError, PositionConflictError):
-            await self._log.append(start.make("end", RunState.LOST, start.count), start.end)
-
-    @staticmethod
-    def _is_suspect(found: LogState) -> bool:
-        return not found.ended and abs(time.time() - found.at) > found.lease + CLOCK_TOLERANCE
 
     async def status(self) -> RunStatus | None:
         """Return the state of the run, or None if there is none under this id.
@@ -363,10 +287,10 @@ class Run:
                 async for _ in await retry_unavailable(enter, retry_for):
                     pass
 
-    async def _enter(self, stack: AsyncExitStack, last_event_id: str) -> "RunReader":
+    async def _enter(self, stack: AsyncExitStack, last_event_id: str) -> RunReader:
         return await stack.enter_async_context(self.read(last_event_id=last_event_id))
 
-    def read(self, *, last_event_id: str | None = None) -> "RunReader":
+    def read(self, *, last_event_id: str | None = None) -> RunReader:
         """Return a RunReader, for `async with run.read() as items: async for item in items`.
 
         It yields the output from the beginning, or after `last_event_id`: a Received for each event, and a
@@ -469,7 +393,7 @@ class Run:
             ended_at=found.ended_at,
         )
 
-    async def _open_reader(self, last_event_id: str | None) -> "_Opened":
+    async def _open_reader(self, last_event_id: str | None) -> OpenedRun:
         found, _ = await self._log.state()
         if found is None:
             raise RunNotFoundError(self.id)
@@ -482,11 +406,11 @@ class Run:
             gap = Gap(self.channel, GapReason.EPOCH, id or "")
         stream = await self._push._open_subscriber(grant, id)
         follower = RunFollower(found.attempt, found.begin, met=has_begun(grant, last_event_id))
-        return _Opened(stream, follower, grant, grant.follow(), gap)
+        return OpenedRun(stream, follower, grant, grant.follow(), gap)
 
     async def _state(self) -> LogState | None:
         found, _ = await self._log.state()
-        while found is not None and self._is_suspect(found):
+        while found is not None and found.seems_silent:
             if found.state is RunState.QUEUED:
                 # Its readers find that nobody has begun it. By a clock, this process cannot know.
                 break
@@ -537,83 +461,3 @@ def _checked_function(items: object) -> Make:
             f"are there already: lambda count: {name}()"
         ) from error
     return items
-
-
-class _Opened(NamedTuple):
-    """What a RunReader has opened. `gap` precedes its items."""
-
-    stream: SubscriberStream
-    follower: RunFollower
-    grant: RunGrant
-    leave_watch: Callable[[], None]
-    gap: Gap | None
-
-
-class RunReader(Subscriber):
-    """The output of a run, for `async with` and then `async for`: `Run.read` returns it.
-
-    It yields a Received for each event, and a Gap where events are missing. Their ids are what `read` takes
-    as `last_event_id`. However slow its reader is, it holds up neither the producer nor another reader.
-    """
-
-    def __init__(
-        self,
-        open: Callable[[str | None], Awaitable[_Opened]],
-        last_event_id: str | None,
-    ) -> None:
-        super().__init__(self._open_run, last_event_id)
-        #: How the run has ended, as far as this reader has met its end.
-        self.state = RunState.RUNNING
-        #: How many events the run had, if its end has been met and says so.
-        self.count: int | None = None
-        #: The text of the RunFailedError that has ended it, if the end has been met.
-        self.error: str | None = None
-        self._open_reader = open
-        self._first_id = last_event_id
-        self._follower = RunFollower("")
-        self._grant: RunGrant | None = None
-        self._leave_watch: Callable[[], None] | None = None
-        self._over = False
-
-    async def _open_run(self) -> SubscriberStream:
-        opened = await self._open_reader(self._first_id)
-        self._follower, self._grant, self._leave_watch = opened.follower, opened.grant, opened.leave_watch
-        if opened.gap is not None:
-            self._items.append(opened.gap)
-        return opened.stream
-
-    def _leave(self, stream: SubscriberStream) -> None:
-        leave, self._leave_watch = self._leave_watch, None
-        if leave is not None:
-            leave()
-        super()._leave(stream)
-
-    async def _read(self, stream: SubscriberStream) -> bool:
-        return not self._over and await super()._read(stream)
-
-    def _take_block(self, block: bytes) -> None:
-        if not self._over:
-            super()._take_block(block)
-
-    def _take_control(self, event: ParsedEvent) -> None:
-        super()._take_control(event)
-        if self._items and isinstance(gap := self._items[-1], Gap):
-            offset = offset_of(gap.id, gap.channel)
-            self._follower.meet_gap(offset)
-            if self._grant is not None and (end := end_behind(self._grant, offset)) is not None:
-                self._over, self.state, self.count, self.error = True, end.state, end.count, end.error
-
-    def _passes(self, comments: Sequence[str]) -> bool:
-        record = record_of(f":{comments[0]}\n\n".encode()) if comments else None
-        position = Position.of_id(self._id)
-        self._over = not self._follower.take(record, position.offset)
-        end = self._follower.end
-        if end is not None and not self._over:
-            assert self._stream is not None
-            told = self._stream.context.hub.end_of(self._channel)
-            self._over = told is None or told.epoch != position.epoch or told.offset <= position.offset
-        if self._over and end is not None:
-            self.state, self.count, self.error = end.state, end.count, end.error
-        if self._follower.lacks_beginning:
-            self._items.append(Gap(self._channel, GapReason.EPOCH, self._id))
-        return end is None and not self._over

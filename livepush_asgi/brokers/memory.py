@@ -230,12 +230,14 @@ class MemoryBroker:
     ) -> Position:
         """Append and deliver events in order. See `BatchBroker`."""
         self._now()
-        position = self.append_now(channel, payloads, expected_position=expected_position)
+        position = self.append_nowait(channel, payloads, expected_position=expected_position)
         if self._publishes >= PUBLISHES_BETWEEN_PAUSES or self._bytes >= BYTES_BETWEEN_PAUSES:
             await self._pause()
         return position
 
-    def append_now(self, channel: str, payloads: Sequence[bytes], *, expected_position: Position) -> Position:
+    def append_nowait(
+        self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+    ) -> Position:
         """Do what `append_batch` does, without a pause; for the event loop that has called `append`."""
         now = self._clock()
         log = self._log(channel, now)

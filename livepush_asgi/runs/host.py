@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from secrets import token_urlsafe
 
 import anyio
 
@@ -19,7 +18,7 @@ from ..wire.event import COMMAND_CHANNEL
 from ..wire.reasons import GapReason
 from .log import LogState, RunLog
 from .producer import Producer
-from .watch import end_if_silent
+from .watch import Watch
 
 logger = logging.getLogger("livepush_asgi")
 
@@ -31,11 +30,11 @@ async def send_cancelled(broker: HistoryBroker, channel: str) -> None:
     await send(broker, {"command": _CANCEL, "channel": channel})
 
 
-class _Watch:
-    """A watch over one attempt of a run, shared by its readers in this process."""
+class _Readers:
+    """The readers of one attempt in this process, and the scope of the watch that they share."""
 
     def __init__(self) -> None:
-        self.readers = 0
+        self.count = 0
         self.scope = anyio.CancelScope()
 
 
@@ -48,7 +47,7 @@ class RunHost:
         self.process = process
         self._counters = counters
         self._producers: dict[str, Producer] = {}
-        self._watches: dict[tuple[str, str], _Watch] = {}
+        self._readers: dict[tuple[str, str], _Readers] = {}
         self._is_listening = False
 
     def start(
@@ -100,25 +99,25 @@ class RunHost:
     def follow(self, run: LogState, log: RunLog) -> Callable[[], None]:
         """Watch a run as long as it has readers here. Returns the function that a reader calls at its end."""
         key = (log.channel, run.attempt)
-        watch = self._watches.get(key)
-        if watch is None:
-            watch = self._watches[key] = _Watch()
-            self.process.start_task(partial(self._watch, key, watch, run, log))
-        watch.readers += 1
+        readers = self._readers.get(key)
+        if readers is None:
+            readers = self._readers[key] = _Readers()
+            self.process.start_task(partial(self._watch, key, readers, run, log))
+        readers.count += 1
 
         def leave() -> None:
-            watch.readers -= 1
-            if not watch.readers:
-                watch.scope.cancel()
-                if self._watches.get(key) is watch:
-                    del self._watches[key]
+            readers.count -= 1
+            if not readers.count:
+                readers.scope.cancel()
+                if self._readers.get(key) is readers:
+                    del self._readers[key]
 
         return leave
 
-    async def _watch(self, key: tuple[str, str], watch: _Watch, run: LogState, log: RunLog) -> None:
+    async def _watch(self, key: tuple[str, str], readers: _Readers, run: LogState, log: RunLog) -> None:
         try:
-            with watch.scope:
-                await end_if_silent(log, run, partial(self.process.hub.end_of, log.channel))
+            with readers.scope:
+                await Watch(log, run, partial(self.process.hub.end_of, log.channel)).run()
         except Exception as error:
             self.process.context.failures.log(
                 logging.WARNING,
@@ -129,8 +128,8 @@ class RunHost:
                 extra=fields("run_unwatched", channel=log.channel, error=str(error)),
             )
         finally:
-            if self._watches.get(key) is watch:
-                del self._watches[key]
+            if self._readers.get(key) is readers:
+                del self._readers[key]
 
     # The hub calls these methods, possibly outside of any task.
 
@@ -158,8 +157,3 @@ class RunHost:
     def subscribed(self, channel: str, /) -> None:
         """Called when the command channel is subscribed: commands before may have been lost."""
         self.gap(channel, GapReason.BROKER)
-
-
-def new_attempt() -> str:
-    """Return the name of a new attempt."""
-    return token_urlsafe(9)

@@ -15,6 +15,8 @@ from ..wire.run_record import Kind, RunRecord, record_in
 CHANNEL_PREFIX = "run:"
 # How many events the state is read from at first. A producer appends a record more often.
 WINDOW = 128
+# How much older than the lease the newest record may be, by another clock, in seconds.
+CLOCK_TOLERANCE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class LogState:
         """Whether the attempt has ended."""
         return self.state.ended
 
+    @property
+    def seems_silent(self) -> bool:
+        """Whether its newest record is older than its lease, by two clocks, which may differ."""
+        return not self.ended and abs(time.time() - self.at) > self.lease + CLOCK_TOLERANCE
+
     def make(self, kind: Kind, state: RunState = RunState.RUNNING, count: int | None = None) -> RunRecord:
         """Return a record of this attempt."""
         return RunRecord(
@@ -69,8 +76,8 @@ class RunLog:
         self.history: History = getattr(broker, "history", None) or History()
         #: Whether the log of each channel is bounded in bytes.
         self.bounds_bytes: bool = getattr(broker, "bounds_bytes", True)
-        #: Whether `append_now` may be called.
-        self.is_in_process = isinstance(broker, MemoryBroker) and has_beside_append(broker, "append_now")
+        #: Whether `append_nowait` may be called.
+        self.is_in_process = isinstance(broker, MemoryBroker) and has_beside_append(broker, "append_nowait")
 
     async def append(self, record: RunRecord, expected: Position) -> Position:
         """Append a record. Raises PositionConflictError if the log goes on after `expected`."""
@@ -80,10 +87,10 @@ class RunLog:
         """Append one or more of these events and records, as `BatchBroker.append_batch` does."""
         return append_in_order(self._broker, self.channel, payloads, expected)
 
-    def append_now(self, payloads: Sequence[bytes], expected: Position) -> Position:
+    def append_nowait(self, payloads: Sequence[bytes], expected: Position) -> Position:
         """Do what `append_batch` does without waiting, in a broker in this process."""
         assert isinstance(self._broker, MemoryBroker)
-        return self._broker.append_now(self.channel, payloads, expected_position=expected)
+        return self._broker.append_nowait(self.channel, payloads, expected_position=expected)
 
     async def append_cancelled(self, state: LogState) -> Position:
         """Append the end of an attempt that is cancelled, whatever the producer appends meanwhile."""

@@ -17,54 +17,68 @@ from .log import LogState, RunLog
 LOOKS, MOST_PAUSE = 4, 15.0
 
 
-async def end_if_silent(log: RunLog, run: LogState, known_end: Callable[[], Position | None]) -> None:
-    """Whenever the log of a run has had nothing new for its lease, and no end, append that the run is lost.
+class Watch:
+    """Whenever the log of a run has had nothing new for its lease, and no end, appends that the run is lost.
 
-    Goes on until it is cancelled: while there are readers, the log may still be lost with the end. Time in
-    which the broker is away, or this process stands still, does not count. `known_end` returns the end of the
-    log as far as this process was told: while that changes, the log need not be asked.
+    Time in which the broker is away, or this process stands still, does not count. `known_end` returns the
+    end of the log as far as this process was told: while that changes, the log need not be asked.
     """
-    followed = run
-    # Not what this process was told: that may have more than `run` was read from.
-    seen: Position | None = run.end
-    told_before = known_end()
-    quiet = 0
-    while True:
-        looks = max(LOOKS, ceil(run.lease / MOST_PAUSE))
-        pause, began = run.lease / looks, now()
-        await anyio.sleep(pause)
-        if now() - began > 2 * pause:
-            # This process stood still, and what the producer did meanwhile is still to come.
-            quiet = 0
-            continue
-        told = known_end()
-        # This process may have been told of events that the log has lost since.
-        is_new, told_before = told is not None and told != told_before, told
-        if is_new and run.state is RunState.RUNNING:
-            seen, quiet = told, 0
-            continue
-        try:
-            page = await log.bounds()
-            end = Position(page.epoch, page.last)
-            is_new = is_new or end != seen
-            seen, quiet = end, 0 if is_new else quiet + 1
-            if quiet > looks:
-                quiet, found = 0, await _end(log, run, end)
-            elif is_new and run.state is RunState.QUEUED:
-                # A producer has another lease.
-                found, _ = await log.state()
-            else:
+
+    def __init__(self, log: RunLog, run: LogState, known_end: Callable[[], Position | None]) -> None:
+        self._log = log
+        # The attempt that the readers follow, and the state that was read last.
+        self._followed = self._run = run
+        self._known_end = known_end
+        self._told = known_end()
+        # Not what this process was told: that may have more than `run` was read from.
+        self._seen: Position | None = run.end
+        # At how many looks in a row there was nothing new.
+        self._quiet = 0
+
+    async def run(self) -> None:
+        """Look at the log again and again, until cancelled.
+
+        An end is not the end of it: while there are readers, the log may still be lost with the end.
+        """
+        while True:
+            looks = max(LOOKS, ceil(self._run.lease / MOST_PAUSE))
+            pause, began = self._run.lease / looks, now()
+            await anyio.sleep(pause)
+            if now() - began > 2 * pause:
+                # This process stood still, and what the producer did meanwhile is still to come.
+                self._quiet = 0
                 continue
-            if found is not None and _is_lost(followed, found):
-                # Nothing else would end the readers of the attempt.
-                await log.append(followed.make("end", RunState.LOST), found.end)
-                followed = found
-        except (BrokerUnavailableError, PositionConflictError):
-            # A producer may have begun, with a shorter lease, unseen by this look: the next one reads again.
-            quiet, seen = 0, None
-            continue
+            # This process may have been told of events that the log has lost since.
+            before, self._told = self._told, self._known_end()
+            is_told = self._told is not None and self._told != before
+            if is_told and self._run.state is RunState.RUNNING:
+                self._seen, self._quiet = self._told, 0
+                continue
+            try:
+                await self._look(looks, is_new=is_told)
+            except (BrokerUnavailableError, PositionConflictError):
+                # A producer may have begun, with a shorter lease, and this look has not seen it: read again.
+                self._quiet, self._seen = 0, None
+
+    async def _look(self, looks: int, *, is_new: bool) -> None:
+        """Look whether the log has anything new, and end a run that has had nothing so many times."""
+        page = await self._log.bounds()
+        end = Position(page.epoch, page.last)
+        is_new = is_new or end != self._seen
+        self._seen, self._quiet = end, 0 if is_new else self._quiet + 1
+        if self._quiet > looks:
+            self._quiet, found = 0, await _end(self._log, self._run, end)
+        elif is_new and self._run.state is RunState.QUEUED:
+            # A producer has another lease.
+            found, _ = await self._log.state()
+        else:
+            return
+        if found is not None and _is_lost(self._followed, found):
+            # Nothing else would end the readers of the attempt.
+            await self._log.append(self._followed.make("end", RunState.LOST), found.end)
+            self._followed = found
         # It went on, or has ended and is still read: its log may yet be lost with the end.
-        run = found or run
+        self._run = found or self._run
 
 
 async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:
