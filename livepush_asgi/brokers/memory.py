@@ -4,7 +4,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate, count, islice, repeat
 
 import anyio.lowlevel
@@ -31,6 +31,9 @@ BYTES_BETWEEN_PAUSES = 128 * 1024
 SEARCH_INTERVAL, LOGS_PER_SEARCH = 10.0, 1000
 # Bytes that an event takes beside its payload: the objects around the payload and its time.
 EVENT_COST = 80
+
+# As `Record._make`, in half the time: without the check that there are two fields.
+_new_record = partial(tuple.__new__, Record)
 
 
 class Usage:
@@ -122,7 +125,7 @@ class MemoryLog:
         if sum(map(len, payloads)) > max_bytes:
             fitting = sum(size <= max_bytes for size in accumulate(map(len, payloads)))
             payloads = payloads[: max(1, fitting)]
-        records = tuple(map(Record._make, zip(count(first + skipped), payloads, strict=False)))
+        records = tuple(map(_new_record, zip(count(first + skipped), payloads, strict=False)))
         return Page(self.end.epoch, first, self.last, records)
 
     def _part(self, skipped: int, limit: int) -> tuple[bytes, ...]:

@@ -49,8 +49,7 @@ class SharedPage:
     def batch(self) -> Batch:
         """All events of the page, with positions in the page's epoch."""
         if self._batch is None:
-            deliveries = self._deliveries()
-            self._batch = Batch(deliveries, has_gap=any(delivery.gap for delivery in deliveries))
+            self._batch = self._make_batch()
         return self._batch
 
     def seen_from(self, position: Position) -> "SharedPage":
@@ -66,14 +65,15 @@ class SharedPage:
         skipped = sum([record.offset <= offset for record in records])
         return Batch(self.batch.deliveries[skipped:], has_gap=self.batch.has_gap)
 
-    def _deliveries(self) -> list[Delivery]:
+    def _make_batch(self) -> Batch:
         # `at` and `following` do not check the epoch again.
         records, start = self.page.records, Position(self.page.epoch, 0)
         if records and records[-1].offset - records[0].offset == len(records) - 1:
             before = start.at(records[0].offset - 1)
             with contextlib.suppress(InvalidEventError):
-                return deliveries_after(self._channel, before, [record.payload for record in records])
-        return [self._delivery_of(record.payload, start.at(record.offset)) for record in records]
+                return Batch(deliveries_after(self._channel, before, [record.payload for record in records]))
+        deliveries = [self._delivery_of(record.payload, start.at(record.offset)) for record in records]
+        return Batch(deliveries, has_gap=any(delivery.gap for delivery in deliveries))
 
     def _delivery_of(self, payload: bytes, position: Position) -> Delivery:
         try:
@@ -85,12 +85,14 @@ class SharedPage:
 class _Read:
     """A read of a log, and its page or error when it has ended."""
 
-    __slots__ = ("_ended", "_has_ended", "error", "page", "refuted", "started_at")
+    __slots__ = ("_ended", "_has_ended", "error", "page", "refuted", "size", "started_at")
 
     def __init__(self, started_at: float) -> None:
         self.started_at = started_at
         self.page: SharedPage | None = None
         self.error: Exception | None = None
+        #: How many bytes the page takes in the cache.
+        self.size = 0
         #: Whether the page has refuted the position of a client.
         self.refuted = False
         self._has_ended = False
@@ -205,14 +207,15 @@ class SharedReads:
         self._drop(request)
         if not self._cached:
             self._scheduler.call_later(MAX_AGE, self._expire)
+        read.size = _size(read)
         self._cached[request] = read
-        self._bytes += _size(read)
+        self._bytes += read.size
         while self._bytes > MAX_BYTES:
             self._drop(next(iter(self._cached)))
 
     def _drop(self, request: Request) -> None:
         if (read := self._cached.pop(request, None)) is not None:
-            self._bytes -= _size(read)
+            self._bytes -= read.size
 
     def _expire(self) -> None:
         latest = self._scheduler.now() - MAX_AGE
@@ -230,4 +233,6 @@ def _bounds(channel: str) -> Request:
 
 def _size(read: _Read) -> int:
     records = read.page.page.records if read.page else ()
-    return PAGE_OVERHEAD + sum([EVENT_OVERHEAD + COPIES * len(record.payload) for record in records])
+    return (
+        PAGE_OVERHEAD + EVENT_OVERHEAD * len(records) + COPIES * sum([len(each.payload) for each in records])
+    )

@@ -21,7 +21,7 @@ from .pending import Pending
 RENEWALS = 3
 # In memory, an iterator that yields again so soon after an append, in seconds, is busy. What it yields in the
 # next turns of the loop is appended together, for as long as each turn brings more, and within these bounds.
-BUSY, COLLECT_FOR, COLLECT_EVENTS = 0.015, 0.02, 32
+BUSY, COLLECT_FOR, COLLECT_EVENTS = 0.015, 0.05, 32
 # How long appending the end may take when the process stops, in seconds.
 END_TIMEOUT = 5.0
 
@@ -100,10 +100,10 @@ class Producer:
             self._sleep = None
             self._renewal.cancel()
             self._source.stop()
-            with anyio.CancelScope(shield=True):
-                with anyio.move_on_after(END_TIMEOUT):
+            if state is not None:
+                with anyio.move_on_after(END_TIMEOUT, shield=True):
                     await self._append_end(state)
-                await self._source.wait_closed()
+            await self._source.wait_closed()
             self.closed.set()
 
     async def _produce(self) -> RunState:
@@ -235,9 +235,7 @@ class Producer:
         self._pending.must_renew = True
         wake(self._sleep)
 
-    async def _append_end(self, state: RunState | None) -> None:
-        if state is None:
-            return
+    async def _append_end(self, state: RunState) -> None:
         try:
             attempt = self._attempt
             if attempt.batch:

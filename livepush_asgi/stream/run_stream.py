@@ -9,7 +9,7 @@ from ..wire.control import count_events, open_block, retry_line
 from ..wire.cursor import Cursor, Position, event_id
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, RunState
-from ..wire.run_record import RunFollower, RunRecord, has_records, is_record, record_of
+from ..wire.run_record import RunFollower, RunRecord, is_record, may_have_record, record_of
 from .composer import Composer
 from .context import StreamContext
 from .recovery import ChannelGap
@@ -104,13 +104,10 @@ class RunComposer(Composer):
         return b"" if self._must_look(batch) else super().pass_through(batch)
 
     def _must_look(self, batch: Batch) -> bool:
-        """Whether any of these deliveries is no item, or something has to precede them."""
+        """Whether any of these deliveries may be no item, or something has to precede them."""
         if self._first_owed or self._begin is not None or batch.has_gap or self._follower.end is not None:
             return True
-        deliveries = batch.deliveries
-        if len(deliveries) == 1:
-            return is_record(deliveries[0].bare)
-        return has_records([delivery.bare for delivery in deliveries])
+        return may_have_record(batch.joined)
 
     def _opening(
         self, retry: int, gaps: list[ChannelGap], not_live: Sequence[str], *, resumed: bool
@@ -135,44 +132,45 @@ class RunComposer(Composer):
         return chunk
 
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
-        chunk, events = b"", list[Delivery]()
-        for delivery in deliveries:
-            position = delivery.position
-            if position is None and not delivery.gap:
-                events.append(delivery)
-                continue
-            if self._begin is not None and position is not None and not delivery.gap:
-                if position.epoch == self._begin.epoch and position.offset <= self._begin.offset:
-                    self._record_position()
-                    self._recovery.mark_sent(delivery.channel, position)
+        chunk, at = b"", 0
+        others = [place for place, each in enumerate(deliveries) if each.gap or is_record(each.bare)]
+        for place in (*others, len(deliveries)):
+            while at <= place and at < len(deliveries):
+                if at < place and self._begin is None and self._follower.end is None:
+                    chunk += self._compose_items(deliveries[at:place])
+                    at = place
                     continue
-                self._begin = None
-            if not delivery.gap and self._follower.end is None and not is_record(delivery.bare):
-                events.append(delivery)
-                continue
-            if events:
-                self._follower.meet()
-            if delivery.gap:
-                chunk += self._compose_events(events) + self._pass_gap(delivery, delivery.gap)
-            else:
-                assert position is not None
-                record = record_of(delivery.bare)
-                if not self._follower.take(record, position.offset):
-                    return chunk + self._compose_events(events) + self._finish()
-                chunk += self._compose_events(events) + self._pass(delivery.channel, position, record)
-            events = []
-            if self.end_reason is not None:
-                return chunk
-        if events:
-            self._follower.meet()
-        return chunk + self._compose_events(events)
+                chunk += self._compose_other(deliveries[at])
+                at += 1
+                if self.end_reason is not None:
+                    return chunk
+        return chunk
 
-    def _compose_events(self, events: Sequence[Delivery]) -> bytes:
-        if not events:
-            return b""
+    def _compose_other(self, delivery: Delivery) -> bytes:
+        """Return what a gap, a record, or a delivery before the output or after its end becomes."""
+        position = delivery.position
+        if delivery.gap:
+            return self._pass_gap(delivery, delivery.gap)
+        if position is None:
+            return self._compose_items([delivery])
+        if self._begin is not None:
+            if position.epoch == self._begin.epoch and position.offset <= self._begin.offset:
+                self._record_position()
+                self._recovery.mark_sent(delivery.channel, position)
+                return b""
+            self._begin = None
+        if self._follower.end is None and not is_record(delivery.bare):
+            return self._compose_items([delivery])
+        record = record_of(delivery.bare)
+        if not self._follower.take(record, position.offset):
+            return self._finish()
+        return self._pass(delivery.channel, position, record)
+
+    def _compose_items(self, items: Sequence[Delivery]) -> bytes:
+        self._follower.meet()
         first = self._first(None)
         self._gap_queued = False
-        return first + super()._compose(events)
+        return first + super()._compose(items)
 
     def _pass_gap(self, delivery: Delivery, reason: GapReason) -> bytes:
         self._record_position()

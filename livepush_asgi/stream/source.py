@@ -285,6 +285,8 @@ def _throw(iterator: AsyncIterator[object], cancellation: BaseException) -> Awai
 
 async def wait_all_closed(sources: Sequence[Source]) -> None:
     """Wait as `Source.wait_closed` does, for all of these together."""
+    if all(source.closed.is_set() for source in sources):
+        return
     with anyio.move_on_after(CLOSE_TIMEOUT + PATIENCE, shield=True):
         for source in sources:
             await source.closed.wait()
