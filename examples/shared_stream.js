@@ -45,6 +45,7 @@ export function sharedStream(
   function takeMessage({data: message}) {
     if (leading) { // The stream of this tab brings what comes late from the tab before it.
       if (message.hello) channel.postMessage({welcome: {state, lastEventId}});
+      if (message.event && !lastEventId) takeEvent(message.event); // A stream without ids brings nothing again.
       return;
     }
     if (message.event) takeEvent(message.event);
@@ -57,7 +58,8 @@ export function sharedStream(
 
   /**
    * Wait until a message of this tab has come back to it. All messages that were posted before it are here then,
-   * and those of this tab go before its lock. Without that, one or two of a hundred locks overtake them (Chromium).
+   * and those of this tab are on their way. Otherwise one or two of a hundred locks reach the next tab before the
+   * last message of this one does (Chromium).
    */
   async function settle() {
     const echo = new BroadcastChannel(name); // A BroadcastChannel does not hear itself.
@@ -85,9 +87,10 @@ export function sharedStream(
   }
 
   async function tellState(next) {
-    channel.postMessage({state: next});
+    state = next;
+    channel.postMessage({state});
     if (next === "replaced") await settle(); // Or the next tab that gets the lock opens the stream again.
-    takeState(next);
+    if (!signal.aborted) takeState(next);
   }
 
   function leave() {

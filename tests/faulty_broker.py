@@ -190,16 +190,22 @@ class FaultyBroker:
             for mailbox in [mailbox for mailbox in self._mailboxes if mailbox.channel == channel]:
                 if faults.late:
                     late = asyncio.get_running_loop().create_task(
-                        _deliver_late(mailbox, payload, faults.late)
+                        self._arrive_late(mailbox, payload, faults.late)
                     )
                     self._on_the_way.add(late)
                     late.add_done_callback(self._on_the_way.discard)
-                elif self.together:
-                    self._deliver_soon(mailbox, payload)
                 else:
-                    mailbox.deliver(payload)
+                    self.arrive(mailbox, payload)
 
-    def _deliver_soon(self, mailbox: Mailbox, payload: bytes) -> None:
+    async def _arrive_late(self, mailbox: Mailbox, payload: bytes, delay: float) -> None:
+        await asyncio.sleep(delay)
+        self.arrive(mailbox, payload)
+
+    def arrive(self, mailbox: Mailbox, payload: bytes) -> None:
+        """Called when a live payload has reached the process."""
+        if not self.together:
+            mailbox.deliver(payload)
+            return
         if not self._coming:
             asyncio.get_running_loop().call_soon(self._deliver_coming)
         self._coming.append((mailbox, payload))
@@ -266,11 +272,6 @@ def _place_of(numbered: tuple[int, tuple[Position | None, bytes]]) -> tuple[str,
     """Return what is the same for payloads that follow each other; None for one that is not in the log."""
     number, (position, _) = numbered
     return None if position is None else (position.epoch, position.offset - number)
-
-
-async def _deliver_late(mailbox: Mailbox, payload: bytes, delay: float) -> None:
-    await asyncio.sleep(delay)
-    mailbox.deliver(payload)
 
 
 class SlowlyClosing(Mailbox):

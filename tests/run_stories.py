@@ -45,6 +45,7 @@ from livepush_asgi import (
 )
 from livepush_asgi.brokers import READ_BYTES, Page, Subscription
 from livepush_asgi.brokers.history import History
+from livepush_asgi.brokers.mailbox import Mailbox
 from livepush_asgi.dialects import Dialect, frames
 from livepush_asgi.testing.exchange import Exchange, http_scope
 from livepush_asgi.wire.cursor import Cursor, Position
@@ -259,7 +260,7 @@ class Link(FaultyBroker):
         super().__init__(server)
         self.together = together
         # What comes while it is stopped.
-        self._kept: list[tuple[str, bytes]] = []
+        self._kept: list[tuple[Mailbox, bytes]] = []
         self.going = anyio.Event()
         self.going.set()
         self.dead = False
@@ -271,14 +272,16 @@ class Link(FaultyBroker):
         """Go on after a stop."""
         self.going.set()
         kept, self._kept = self._kept, []
-        for channel, payload in kept:
-            self.deliver(channel, payload)
+        for mailbox, payload in kept:
+            self.arrive(mailbox, payload)
 
-    def deliver(self, channel: str, payload: bytes) -> None:
+    def arrive(self, mailbox: Mailbox, payload: bytes) -> None:
+        if self.dead:
+            return
         if not self.together or self.going.is_set():
-            super().deliver(channel, payload)
+            super().arrive(mailbox, payload)
         else:
-            self._kept.append((channel, payload))
+            self._kept.append((mailbox, payload))
 
     async def _travel(self) -> None:
         await anyio.sleep(self._chance.uniform(0, self._latency))
@@ -382,8 +385,10 @@ class Process:
     def __init__(self, story: "Story", number: int) -> None:
         self.number = number
         self.link = story.link()
+        broker = story.memory if self.link is None else self.link
+        assert broker is not None
         self.push = LivePush(
-            self.link or story.memory or Memory(History()),
+            broker,
             self._authorize,
             # Each takes a handler of the process otherwise.
             drain=DrainPolicy(signals=False),

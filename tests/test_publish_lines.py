@@ -169,6 +169,7 @@ def test_a_signal_ends_it_while_it_waits_for_a_line(valkey: ValkeyProcess, numbe
     assert log_of(valkey) == ["one"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel does not show what a thread waits for")
 def test_a_signal_that_another_thread_gets_ends_it_too() -> None:
     """The kernel chooses the thread. No call of the one that waits is interrupted then."""
     program = [sys.executable, "-m", "tests.apps.signalled_elsewhere"]

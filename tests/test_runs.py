@@ -661,7 +661,7 @@ async def test_what_is_no_run() -> None:
         for lease in (0.05, 0, -1, 3601, float("nan")):
             with pytest.raises(ValueError, match=r"lease is in seconds, at least 0\.1"):
                 await push.run("a").start(Counting(1, 1)(), lease=lease)
-        for retry_for in (-1, float("nan"), "5", True):
+        for retry_for in (-1, float("nan"), "5", "", None, True):
             with pytest.raises(ValueError, match="retry_for is in seconds, from 0 up"):
                 await push.run("a").start(Counting(1, 1)(), retry_for=retry_for)  # type: ignore[arg-type]
             with pytest.raises(ValueError, match="retry_for is in seconds, from 0 up"):

@@ -17,6 +17,7 @@ from livepush_asgi import (
 )
 from livepush_asgi.brokers import Page
 from livepush_asgi.dialects import ai_sdk, parsed
+from livepush_asgi.runs.host import send_cancelled
 from livepush_asgi.runs.log import RunLog
 from livepush_asgi.runs.watch import Watch
 from livepush_asgi.wire.run_record import Kind, RunFollower, RunRecord, record_of
@@ -88,6 +89,30 @@ async def text_of(push: LivePush) -> list[str]:
     async with push.run("a").read() as items:
         found = [item.data async for item in items if isinstance(item, Received)]
         return [*found, items.state]
+
+
+async def test_what_a_look_at_the_log_finds_is_not_appended_again() -> None:
+    """The answer to an append in memory is lost, and in the same turn of the loop a command comes."""
+
+    class Forgetting(MemoryBroker):
+        forgets = True
+
+        def append_nowait(
+            self, channel: str, payloads: Sequence[bytes], *, expected_position: Position
+        ) -> Position:
+            position = super().append_nowait(channel, payloads, expected_position=expected_position)
+            if self.forgets and payloads[0].endswith(b"data: 2\n\n"):
+                self.forgets = False
+                with pytest.raises(StopIteration):
+                    # In memory it waits for nothing.
+                    send_cancelled(self, channel).send(None)
+                raise BrokerUnavailableError("the answer is lost")
+            return position
+
+    push = serving(Forgetting())
+    async with push.lifespan():
+        await push.run("a").start(numbers(3))
+        assert await text_of(push) == ["1", "2", "3", "done"]
 
 
 async def test_the_end_of_a_run_waits_for_the_broker() -> None:

@@ -274,7 +274,7 @@ class LivePush:
             )
             if self._observers:
                 sent = await self._publish_observed(publication, retry_for)
-            elif retry_for:
+            elif retry_for != 0:
                 sent = await publish_with_retries(self.broker, publication, retry_for)
             else:
                 sent = await publish(self.broker, publication)

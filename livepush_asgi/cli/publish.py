@@ -162,7 +162,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.wanted = False
-        # Python writes a byte here for each signal, whichever thread it has reached. None is read.
+        # Python writes a byte here for each signal, whichever thread it has reached.
         self._woken, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -177,8 +177,19 @@ class _Stop:
     def read(self) -> bytes:
         """Read a piece of standard input; return nothing at its end and after a signal."""
         descriptor = sys.stdin.fileno()
+        while not self.wanted:
+            # Windows selects sockets alone. There a signal takes effect with the next line.
+            woken = sys.platform != "win32" and self._wait(descriptor)
+            if not woken:
+                return os.read(descriptor, READ_SIZE)
+        return b""
+
+    def _wait(self, descriptor: int) -> bool:
+        """Wait for input or a signal. Return whether there was a signal, of any kind."""
         ready, _, _ = select.select([descriptor, self._woken], [], [])
-        return b"" if self._woken in ready else os.read(descriptor, READ_SIZE)
+        if self._woken in ready:
+            os.read(self._woken, 512)
+        return self._woken in ready
 
 
 def _lines(stop: _Stop) -> Iterator[list[bytes]]:

@@ -13,9 +13,9 @@ from ..wire.reasons import RunState
 from ..wire.run_record import RunRecord, record_in
 from .log import LogState, RunLog
 
-# The longest delay between two tries, in seconds and in parts of the lease: a watcher counts the silence as
-# soon as the broker answers again.
-MOST_DELAY, TRIES = 2.0, 3
+# The longest delay between two tries: in seconds, and this part of the lease at most, since a watcher counts
+# the silence as soon as the broker answers again.
+MOST_DELAY, LEASE_PART = 2.0, 3
 
 
 class EndedError(Exception):
@@ -58,7 +58,7 @@ class Attempt:
         self._log = log
         self._counters = counters
         self._retry_for = retry_for
-        self._most_delay = min(MOST_DELAY, start.lease / TRIES)
+        self._most_delay = min(MOST_DELAY, start.lease / LEASE_PART)
         self._now = now
 
     def begin(self, batch: Sequence[bytes], *, has_record: bool) -> None:
@@ -66,7 +66,10 @@ class Attempt:
         self.batch, self._has_record, self._is_unsure = batch, has_record, False
 
     def append_nowait(self) -> bool:
-        """Append the batch in memory. Return whether all of it was appended; `append` does the rest."""
+        """Append the batch in memory. Return whether all of it was appended. Never raises.
+
+        `append` does the rest, and meets any error again.
+        """
         if self._owes_gap:
             return False
         try:

@@ -26,12 +26,15 @@ class Conditions:
     continued: AbstractSet[RunState]
     #: Whether a run that has ended begins anew.
     restart: bool = False
-    #: Whether any other run is joined. It raises RunExistsError otherwise.
+    #: Whether any other run is joined. Otherwise `Claim.make` raises RunExistsError.
     join: bool = True
 
 
 class Claim:
-    """Begins an attempt at a run. `dialect` is the one that its output is written in."""
+    """Begins an attempt at a run, which is RUNNING or QUEUED then. Its output is written in `dialect`.
+
+    The `lease` is in seconds: how long the producer may be silent, or how soon a queued run has to begin.
+    """
 
     def __init__(
         self, log: RunLog, run_id: str, conditions: Conditions, state: RunState, lease: float, dialect: str
@@ -48,8 +51,8 @@ class Claim:
     async def make(self) -> LogState | None:
         """Append the start record and return the state after it, or None if there is a run to join.
 
-        Waits for the lease of a producer that seems to be silent. Call it again after a
-        BrokerUnavailableError: the record may be there.
+        Waits for the lease of a producer that seems to be silent. Raises RunExistsError, and
+        BrokerUnavailableError: then the record may be there, and another call finds it.
         """
         while True:
             found, end = await self._log.state()

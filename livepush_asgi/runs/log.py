@@ -49,7 +49,7 @@ class LogState:
 
     @property
     def seems_silent(self) -> bool:
-        """Whether its newest record is older than its lease, by two clocks, which may differ."""
+        """Whether the time of its newest record is more than the lease away: two clocks may differ."""
         return not self.ended and abs(time.time() - self.at) > self.lease + CLOCK_TOLERANCE
 
     def make(self, kind: Kind, state: RunState = RunState.RUNNING, count: int | None = None) -> RunRecord:

@@ -6,7 +6,7 @@ from ..brokers.history import History
 from ..wire.event import PAYLOAD_MARK
 
 # A record is appended after so many events or bytes. One has to be in the log at all times, so a log that
-# keeps less has them more often. No batch has more.
+# keeps less has them more often. No batch has more, but for a single item.
 RENEW_EVENTS, RENEW_BYTES = 100, 256 * 1024
 # How much an iterator may be ahead of the broker, in bytes, but for its last item.
 AHEAD_BYTES = 1024 * 1024
@@ -41,7 +41,7 @@ class Pending:
 
     def accept(self, block: bytes) -> bool:
         """Take a block if there is room. Return whether there was."""
-        if len(self._payloads) >= self._ahead or self._size >= AHEAD_BYTES:
+        if not self.has_room:
             return False
         self._payloads.append(PAYLOAD_MARK + block)
         self._size += len(block)

@@ -110,7 +110,7 @@ class Producer:
         source = self._source
         source.start(self._wake, self._accept)
         while not self._stopping:
-            if self._pending or self._pending.must_renew:
+            if self._attempt.batch or self._pending or self._pending.must_renew:
                 if not self._attempt.batch:
                     self._begin_batch()
                 await self._attempt.append()
@@ -126,7 +126,8 @@ class Producer:
                 self._sleep = self._process.context.make_sleep()
                 await self._sleep
                 self._sleep = None
-            if self._must_look:
+            # A batch that `_append_nowait` has left may be in the log. `append` finds out, and drops it.
+            if self._must_look and not self._attempt.batch:
                 self._must_look = False
                 await self._attempt.look()
         return RunState.LOST

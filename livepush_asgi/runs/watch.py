@@ -18,7 +18,7 @@ LOOKS, MOST_PAUSE = 4, 15.0
 
 
 class Watch:
-    """Whenever the log of a run has had nothing new for its lease, and no end, appends that the run is lost.
+    """Appends that a run is lost, whenever its log has had nothing new for the lease, and no end.
 
     Time in which the broker is away, or this process stands still, does not count. `known_end` returns the
     end of the log as far as this process was told: while that changes, the log need not be asked.
@@ -27,7 +27,7 @@ class Watch:
     def __init__(self, log: RunLog, run: LogState, known_end: Callable[[], Position | None]) -> None:
         self._log = log
         # The attempt that the readers follow, and the state that was read last.
-        self._followed = self._run = run
+        self._followed = self._latest = run
         self._known_end = known_end
         self._told = known_end()
         # Not what this process was told: that may have more than `run` was read from.
@@ -38,11 +38,11 @@ class Watch:
     async def run(self) -> None:
         """Look at the log again and again, until cancelled.
 
-        An end is not the end of it: while there are readers, the log may still be lost with the end.
+        This goes on after the run has ended: while there are readers, the log may be lost with the end.
         """
         while True:
-            looks = max(LOOKS, ceil(self._run.lease / MOST_PAUSE))
-            pause, began = self._run.lease / looks, now()
+            looks = max(LOOKS, ceil(self._latest.lease / MOST_PAUSE))
+            pause, began = self._latest.lease / looks, now()
             await anyio.sleep(pause)
             if now() - began > 2 * pause:
                 # This process stood still, and what the producer did meanwhile is still to come.
@@ -51,7 +51,7 @@ class Watch:
             # This process may have been told of events that the log has lost since.
             before, self._told = self._told, self._known_end()
             is_told = self._told is not None and self._told != before
-            if is_told and self._run.state is RunState.RUNNING:
+            if is_told and self._latest.state is RunState.RUNNING:
                 self._seen, self._quiet = self._told, 0
                 continue
             try:
@@ -67,8 +67,8 @@ class Watch:
         is_new = is_new or end != self._seen
         self._seen, self._quiet = end, 0 if is_new else self._quiet + 1
         if self._quiet > looks:
-            self._quiet, found = 0, await _end(self._log, self._run, end)
-        elif is_new and self._run.state is RunState.QUEUED:
+            self._quiet, found = 0, await _end(self._log, self._latest, end)
+        elif is_new and self._latest.state is RunState.QUEUED:
             # A producer has another lease.
             found, _ = await self._log.state()
         else:
@@ -78,7 +78,7 @@ class Watch:
             await self._log.append(self._followed.make("end", RunState.LOST), found.end)
             self._followed = found
         # It went on, or has ended and is still read: its log may yet be lost with the end.
-        self._run = found or self._run
+        self._latest = found or self._latest
 
 
 async def wait_for_sign(log: RunLog, run: LogState) -> LogState | None:

@@ -8,7 +8,6 @@ from ..hub.delivery import Batch
 from ..hub.hub import Hub
 from ..hub.shared_reads import SharedPage
 from ..settings import Limits
-from ..wire.cursor import Position
 from .recovery import RecoveryState
 
 logger = logging.getLogger("livepush_asgi")
@@ -57,7 +56,8 @@ class HistoryReader:
         channel, position = self._recovery.next_behind()
         self._recovery.rotate_behind()
         try:
-            page = await self._read_page(channel, position)
+            with anyio.fail_after(READ_TIMEOUT):
+                page = await self._hub.history.read(channel, position, PAGE, self._limits.message_bytes)
         except Exception as error:
             if not self._failures:
                 logger.debug("history cannot be read, trying until it works: %s", error)
@@ -67,14 +67,6 @@ class HistoryReader:
             # `take_known` has taken this page meanwhile: several streams waited for it.
             return Batch(())
         return self._take(channel, page)
-
-    async def _read_page(self, channel: str, position: Position) -> SharedPage:
-        history = self._hub.history
-        if history.in_process:
-            # It never waits.
-            return await history.read(channel, position, PAGE, self._limits.message_bytes)
-        with anyio.fail_after(READ_TIMEOUT):
-            return await history.read(channel, position, PAGE, self._limits.message_bytes)
 
     def _take(self, channel: str, page: SharedPage) -> Batch:
         """Return what the client is sent of a page."""

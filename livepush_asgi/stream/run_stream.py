@@ -100,7 +100,7 @@ class RunComposer(Composer):
         self._begin = None if self._first_owed else grant.begin
 
     def pass_through(self, batch: Batch) -> bytes:
-        """Return deliveries to send past the outbox, or b"" if a record is among them."""
+        """Return deliveries to send past the outbox, or b"" if a record may be among them."""
         return b"" if self._must_look(batch) else super().pass_through(batch)
 
     def _must_look(self, batch: Batch) -> bool:
@@ -133,8 +133,9 @@ class RunComposer(Composer):
 
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
         chunk, at = b"", 0
-        others = [place for place, each in enumerate(deliveries) if each.gap or is_record(each.bare)]
-        for place in (*others, len(deliveries)):
+        # Between the records and gaps there are items, which need no look of their own in the midst of a run.
+        places = [place for place, each in enumerate(deliveries) if each.gap or is_record(each.bare)]
+        for place in (*places, len(deliveries)):
             while at <= place and at < len(deliveries):
                 if at < place and self._begin is None and self._follower.end is None:
                     chunk += self._compose_items(deliveries[at:place])
@@ -147,7 +148,7 @@ class RunComposer(Composer):
         return chunk
 
     def _compose_other(self, delivery: Delivery) -> bytes:
-        """Return what a gap, a record, or a delivery before the output or after its end becomes."""
+        """Return what is sent for a gap, for a record, and for an item at either end of the output."""
         position = delivery.position
         if delivery.gap:
             return self._pass_gap(delivery, delivery.gap)

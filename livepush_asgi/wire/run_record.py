@@ -55,7 +55,7 @@ def is_record(block: bytes) -> bool:
 
 
 def may_have_record(blocks: bytes) -> bool:
-    """Return False if none of these joined blocks is a record. An event may have the text of one."""
+    """Return whether a record may be among joined blocks: True too if an event has the text of one."""
     return _MARK in blocks
 
 

@@ -12,13 +12,15 @@ WAITING = ("0 0x0 ", "63 0x0 ", "23 ", "270 ", "72 ")
 
 
 def signal_this_thread(call: Path) -> None:
-    """Wait until the other thread waits for a line, and send a signal to this one."""
-    while not call.read_text().startswith(WAITING):
-        pass
-    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    """When the other thread waits for a line, send a signal of another kind to this one, and then SIGTERM."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        while not call.read_text().startswith(WAITING):
+            pass
+        signal.pthread_kill(threading.get_ident(), number)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
     call = Path(f"/proc/self/task/{threading.get_native_id()}/syscall")
     threading.Thread(target=signal_this_thread, args=(call,)).start()
     sys.stdout.write(f"{publish_input(lambda lines: (len(lines), None))}\n")

@@ -139,7 +139,8 @@ class Story:
     # What clients ask.
 
     def lags(self, connection: Connection, channel: str) -> bool:
-        return channel in self.late or connection.process in self.setup.wrapped
+        process, setup = connection.process, self.setup
+        return channel in self.late or process in setup.wrapped or process in setup.together
 
     def is_over(self, connection: Connection, tick: int, time: float) -> bool:
         if connection.expires is not None and time > connection.expires + LATE:
