@@ -232,7 +232,7 @@ class _Inventor:
             wrapped=(2,) if chance.random() < 0.2 else (),
             behind=(1,) if chance.random() < 0.7 else (0, 1, 2),
             quiet_end=chance.random() < 0.15,
-            together=chance.choice([(), (0, 1), (0, 1, 2)]),
+            together=chance.choice([(), (), (0, 1), (0, 1, 2)]),
         )
 
     def _operation(self) -> Operation:
