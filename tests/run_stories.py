@@ -259,7 +259,7 @@ class Link(FaultyBroker):
     ) -> None:
         super().__init__(server)
         self.together = together
-        # What comes while it is stopped.
+        # The live payloads that come while it is stopped.
         self._kept: list[tuple[Mailbox, bytes]] = []
         self.going = anyio.Event()
         self.going.set()

@@ -162,10 +162,11 @@ class _Stop:
 
     def __init__(self) -> None:
         self.wanted = False
-        # Python writes a byte here for each signal, whichever thread it has reached.
-        self._woken, wakeup = os.pipe()
-        os.set_blocking(wakeup, False)
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        if sys.platform != "win32":
+            # Python writes a byte here for each signal, whichever thread it has reached.
+            self._woken, wakeup = os.pipe()
+            os.set_blocking(wakeup, False)
+            signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self)
 

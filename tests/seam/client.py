@@ -312,7 +312,7 @@ class Client:
             # With an older id the client would get all that is missing, and need no state.
             connection.owes, self.promise.owed = False, True
         for channel in connection.plan.channels:
-            # What comes with the id itself is part of the claim.
+            # The events that come with the id itself are part of the claim.
             self.promise.start(channel, connection.floors[channel])
 
     def _take_open(self, connection: Connection, data: dict[str, Any]) -> None:
@@ -333,7 +333,7 @@ class Client:
         self.gaps += 1
         self.promise.gap(channel, self._world.tick(), owes=connection.state)
         connection.asked = connection.state
-        # What is missing in a replay may be in the state.
+        # Events that are missing in a replay may be in the state.
         connection.owes = connection.state and not connection.replays
         self._world.judge_gap(connection, channel, reason)
 
@@ -354,7 +354,7 @@ class Client:
             connection.owes = connection.asked = False
             connection.replays = connection.plan.replay != "new"
             channels = connection.plan.channels
-            # What comes late to this process may come again in another one.
+            # An event that comes late to this process may come again in another one.
             late = any(self._world.lags(connection, channel) for channel in channels)
             replaces = connection.plan.replay == "new" and not late
             self.promise.state(channels, called, replaces=replaces)
