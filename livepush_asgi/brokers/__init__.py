@@ -14,10 +14,11 @@ not healthy, `transaction.py` the port of a broker that appends in a transaction
 docs/guides/brokers.md says how to write an adapter.
 """
 
-from collections.abc import Awaitable, Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from itertools import count
+from typing import NamedTuple, Protocol, cast, overload, runtime_checkable
 
 from ..wire.cursor import Position
 
@@ -111,13 +112,59 @@ class Record(NamedTuple):
     payload: bytes
 
 
+class Records(Sequence[Record]):
+    """Records that follow each other in a log, from the offset `first` on. Equal to a tuple of the same.
+
+    Each is made when somebody looks at it: most pages are sent as a whole.
+    """
+
+    __slots__ = ("first", "payloads")
+
+    def __init__(self, first: int, payloads: Sequence[bytes]) -> None:
+        #: The offset of the first one.
+        self.first = first
+        #: The payload of each.
+        self.payloads = tuple(payloads)
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Record, ...]: ...
+    def __getitem__(self, place: int | slice) -> Record | tuple[Record, ...]:
+        if isinstance(place, slice):
+            return tuple(self)[place]
+        return Record(self.first + range(len(self))[place], self.payloads[place])
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(Record, count(self.first), self.payloads)
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if isinstance(other, Records) else other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+def payloads_of(records: Sequence[Record]) -> Sequence[bytes]:
+    """Return the payload of each record."""
+    if isinstance(records, Records):
+        return records.payloads
+    return [record.payload for record in records]
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """A part of a channel's log, all of it seen at one moment.
 
     `first` is the offset of the oldest event that is kept, `last` that of the newest. If the log keeps no
-    event, `first` is `last + 1`. `records` follow each other without a hole. If the first record has a
-    higher offset than the caller asked for, the log has dropped the events before it.
+    event, `first` is `last + 1`. `records` follow each other without a hole: a tuple, or Records. If the
+    first record has a higher offset than the caller asked for, the log has dropped the events before it.
 
     A log whose end may be lost continues under a new epoch, with the next offset. `ancestors` has the last
     position of each earlier epoch, the newest first: up to it, the log has the events of that epoch.
@@ -128,7 +175,7 @@ class Page:
     epoch: str
     first: int
     last: int
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     ancestors: tuple[Position, ...] = ()
     doubtful: tuple[str, ...] = ()
 

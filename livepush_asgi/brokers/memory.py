@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from itertools import accumulate, count, islice, repeat
+from functools import cache
+from itertools import accumulate
 
 import anyio.lowlevel
 
@@ -15,9 +15,10 @@ from ..runtime.failure_log import fields
 from ..settings import value_or_default
 from ..wire.cursor import Position, new_epoch
 from ..wire.event import payload_bytes
-from . import READ_BYTES, Page, Record, Subscription
+from . import READ_BYTES, Page, Records, Subscription
 from .history import History
 from .mailbox import Mailbox
+from .segments import Segments
 from .workers import one_of_several
 
 logger = logging.getLogger("livepush_asgi")
@@ -32,9 +33,6 @@ SEARCH_INTERVAL, LOGS_PER_SEARCH = 10.0, 1000
 # Bytes that an event takes beside its payload: the objects around the payload and its time.
 EVENT_COST = 80
 
-# As `Record._make`, in half the time: without the check that there are two fields.
-_new_record = partial(tuple.__new__, Record)
-
 
 class Usage:
     """How many bytes several logs keep together: their payloads, and `EVENT_COST` for each event."""
@@ -48,7 +46,7 @@ class Usage:
 class MemoryLog:
     """The log of one channel, bounded by a History. Times are seconds of one clock."""
 
-    __slots__ = ("_history", "_keys", "_payloads", "_size", "_times", "_usage", "end", "mailboxes", "used")
+    __slots__ = ("_events", "_history", "_keys", "_size", "_usage", "end", "mailboxes", "used")
 
     def __init__(self, history: History, now: float, usage: Usage | None = None) -> None:
         #: The position of the newest event.
@@ -59,10 +57,8 @@ class MemoryLog:
         self.mailboxes: dict[Mailbox, None] = {}
         self._history = history
         self._usage = usage or Usage()
-        # The payloads alone; offsets follow from the order. An object around each payload would cost the
-        # garbage collector a visit, for up to a million events.
-        self._payloads: deque[bytes] = deque()
-        self._times: deque[float] = deque()
+        # Offsets follow from the order.
+        self._events = Segments()
         self._size = 0
         # Created with the first key: most channels never have one.
         self._keys: OrderedDict[str, int] | None = None
@@ -75,7 +71,7 @@ class MemoryLog:
     @property
     def is_empty(self) -> bool:
         """Whether no event is kept."""
-        return not self._payloads
+        return not self._events.count
 
     def known(self, key: str) -> Position | None:
         """Return the position of the event that was added with this idempotency key."""
@@ -91,8 +87,7 @@ class MemoryLog:
     def append(self, payload: bytes, now: float, key: str | None = None) -> Position:
         """Add an event, and drop events that exceed the bounds."""
         self.end = self.end.next()
-        self._payloads.append(payload)
-        self._times.append(now)
+        self._events.append(payload, now)
         size = len(payload)
         self._size += size
         self._usage.bytes += size + EVENT_COST
@@ -109,8 +104,7 @@ class MemoryLog:
         """Add events in order, and drop events that exceed the bounds."""
         number, size = len(payloads), sum(map(len, payloads))
         self.end = self.end.at(self.end.offset + number)
-        self._payloads.extend(payloads)
-        self._times.extend(repeat(now, number))
+        self._events.extend(payloads, now)
         self._size += size
         self._usage.bytes += size + number * EVENT_COST
         self.trim(now)
@@ -119,40 +113,31 @@ class MemoryLog:
         """Return up to `limit` events with offsets above `after`."""
         self.used = now
         self.trim(now)
-        first = self.last - len(self._payloads) + 1
-        skipped = min(max(0, after - first + 1), len(self._payloads))
-        payloads = self._part(skipped, limit)
+        first = self.last - self._events.count + 1
+        skipped = min(max(0, after - first + 1), self._events.count)
+        payloads = self._events.part(skipped, skipped + limit)
         if sum(map(len, payloads)) > max_bytes:
             fitting = sum(size <= max_bytes for size in accumulate(map(len, payloads)))
             payloads = payloads[: max(1, fitting)]
-        records = tuple(map(_new_record, zip(count(first + skipped), payloads, strict=False)))
-        return Page(self.end.epoch, first, self.last, records)
-
-    def _part(self, skipped: int, limit: int) -> tuple[bytes, ...]:
-        """Return up to `limit` payloads after the first ones, without a walk over a long log to its end."""
-        behind = len(self._payloads) - skipped
-        if behind > limit:
-            return tuple(islice(self._payloads, skipped, skipped + limit))
-        return tuple(islice(reversed(self._payloads), behind))[::-1]
+        return Page(self.end.epoch, first, self.last, Records(first + skipped, payloads))
 
     def trim(self, now: float) -> None:
         """Drop the oldest events until the channel's bounds hold."""
-        history = self._history
-        while self._payloads and (
-            len(self._payloads) > history.events
-            or (self._size > history.size and len(self._payloads) > 1)
-            or (history.age is not None and now - self._times[0] > history.age)
+        history, events = self._history, self._events
+        while events.count and (
+            events.count > history.events
+            or (self._size > history.size and events.count > 1)
+            or (history.age is not None and now - events.oldest_time > history.age)
         ):
             self._drop_oldest()
 
     def shrink(self, most: int, *, leave: int) -> None:
         """Drop the oldest events until all logs use `most` bytes, or `leave` events are left in this one."""
-        while len(self._payloads) > leave and self._usage.bytes > most:
+        while self._events.count > leave and self._usage.bytes > most:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        size = len(self._payloads.popleft())
-        self._times.popleft()
+        size = len(self._events.drop_oldest())
         self._size -= size
         self._usage.bytes -= size + EVENT_COST
 

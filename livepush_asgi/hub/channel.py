@@ -19,7 +19,7 @@ from ..wire.cursor import Position
 from ..wire.event import RESERVED_PREFIX, split_position
 from ..wire.reasons import GapReason
 from .counts import HubCounts
-from .delivery import Batch, Delivery, Listener, delivery_of
+from .delivery import Delivery, Listener, LogBatch, batch_of, delivery_of
 
 # The timeout of one `get_message` of a subscription without `forward`, in seconds. It only decides how often
 # `get_message` is called again.
@@ -59,8 +59,9 @@ class Coalescer:
         self._sample_at = -math.inf if sample else math.inf
         self._call_soon = call_soon
         self._now = now
-        #: The deliveries that wait for the end of the turn.
-        self.pending: list[tuple[Channel, Delivery]] = []
+        #: The deliveries that wait for the end of the turn, and how many they are.
+        self.pending: list[Pending] = []
+        self._count = 0
         #: How many turns of the loop have had an end with deliveries, and callbacks of `note_turn`.
         self.turn = 0
         self._end_scheduled = False
@@ -70,17 +71,20 @@ class Coalescer:
 
     def add(self, channel: "Channel", delivery: Delivery) -> None:
         """Deliver at the end of this turn, after all earlier deliveries."""
-        self.pending.append((channel, delivery))
-        if len(self.pending) >= MAX_PENDING:
+        self._add((channel, delivery), 1)
+
+    def add_batch(self, channel: "Channel", batch: LogBatch) -> None:
+        """Do what `add` does, with each delivery of a batch that was not delivered yet."""
+        self._add((channel, batch), batch.count)
+
+    def _add(self, pending: "Pending", count: int) -> None:
+        self.pending.append(pending)
+        self._count += count
+        if self._count >= MAX_PENDING:
             self.flush()
         elif not self._end_scheduled:
             self._end_scheduled = True
             self._call_soon(self._end_turn)
-
-    def add_all(self, channel: "Channel", deliveries: Sequence[Delivery]) -> None:
-        """Do what `add` does with each of these."""
-        self.pending += [(channel, delivery) for delivery in deliveries[:-1]]
-        self.add(channel, deliveries[-1])
 
     def add_message(self, channel: "Channel", delivery: Delivery) -> None:
         """Deliver a message between processes now, after all earlier deliveries and before any later one.
@@ -98,7 +102,7 @@ class Coalescer:
             return
         self._flushing = True
         try:
-            pending, self.pending = self.pending, []
+            pending, self.pending, self._count = self.pending, [], 0
             if self._has_message:
                 self._has_message = False
                 self._deliver_parts(pending)
@@ -112,7 +116,7 @@ class Coalescer:
         self.turn += 1
         self.flush()
 
-    def _deliver_parts(self, pending: "list[tuple[Channel, Delivery]]") -> None:
+    def _deliver_parts(self, pending: "list[Pending]") -> None:
         """Deliver each message between processes by itself, and what is before and after it."""
         failure: BaseException | None = None
         while pending:
@@ -126,10 +130,10 @@ class Coalescer:
         if failure is not None:
             raise failure
 
-    def _deliver_batches(self, pending: "list[tuple[Channel, Delivery]]") -> None:
-        by_channel: dict[Channel, list[Delivery]] = {}
-        for channel, delivery in pending:
-            by_channel.setdefault(channel, []).append(delivery)
+    def _deliver_batches(self, pending: "list[Pending]") -> None:
+        by_channel: dict[Channel, list[Delivery | LogBatch]] = {}
+        for channel, item in pending:
+            by_channel.setdefault(channel, []).append(item)
         # The listeners that are attached to several channels, each with its channels in this turn.
         by_listener: dict[Listener, set[Channel]] = {}
         # Raised after all listeners have received their batches.
@@ -137,8 +141,8 @@ class Coalescer:
         now = self._now()
         if now >= self._sample_at:
             self._take_sample(pending, now)
-        for channel, deliveries in by_channel.items():
-            batch = Batch(deliveries, now)
+        for channel, items in by_channel.items():
+            batch = batch_of(items, now)
             for listener in channel.listeners:
                 if listener.multi_channel and len(by_channel) > 1:
                     by_listener.setdefault(listener, set()).add(channel)
@@ -149,17 +153,22 @@ class Coalescer:
                     failure = failure or error
         for listener, channels in by_listener.items():
             try:
-                listener.receive(Batch([item for channel, item in pending if channel in channels], now))
+                listener.receive(batch_of([item for channel, item in pending if channel in channels], now))
             except BaseException as error:
                 failure = failure or error
         if failure is not None:
             raise failure
 
-    def _take_sample(self, pending: "list[tuple[Channel, Delivery]]", now: float) -> None:
-        channel, delivery = pending[-1]
-        if self._sample is not None and channel.counted and delivery.position and not delivery.gap:
+    def _take_sample(self, pending: "list[Pending]", now: float) -> None:
+        # The hub delivers a gap at once, so none waits here.
+        channel, item = pending[-1]
+        if self._sample is not None and channel.counted and item.position:
             self._sample_at = now + SAMPLE_INTERVAL
-            self._sample(channel.name, delivery.position, now)
+            self._sample(channel.name, item.position, now)
+
+
+# What waits for the end of a turn, on one channel.
+Pending = tuple["Channel", Delivery | LogBatch]
 
 
 class Channel:

@@ -5,16 +5,12 @@ from typing import NamedTuple, Protocol
 
 from ..wire.control import gap_block
 from ..wire.cursor import Position, event_id
-from ..wire.event import blocks_of, from_payload, numbered_blocks
+from ..wire.event import bare_block, blocks_of, from_payload, numbered_blocks, to_payload
 from ..wire.reasons import GapReason
 
 # The bytes for streams on several channels are kept up to so many times those for one channel: with a hundred
 # channels the ids are ten times as large as an event.
 MAX_GROWTH = 2
-
-
-# Without the keywords of a NamedTuple.
-_new = tuple.__new__
 
 
 class Delivery(NamedTuple):
@@ -40,16 +36,6 @@ def delivery_of(channel: str, payload: bytes, position: Position | None) -> Deli
     return Delivery(channel, block, position, bare)
 
 
-def deliveries_after(channel: str, before: Position, payloads: Sequence[bytes]) -> list[Delivery]:
-    """Return `delivery_of` each of the payloads that follow a position in a log. Raises what that raises."""
-    id_start = event_id(channel, before).rpartition(".")[0] + "."
-    blocks = numbered_blocks(payloads, id_start, before.offset + 1)
-    return [
-        _new(Delivery, (channel, block, position, bare, None))
-        for position, (block, bare) in zip(before.following(len(payloads)), blocks, strict=True)
-    ]
-
-
 def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> Delivery:
     """Return the delivery of a gap: events are missing, in a log those up to a position."""
     bare = gap_block(channel, reason)
@@ -60,10 +46,10 @@ def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> 
 class Batch:
     """Deliveries in order, for several streams: those of one turn of the event loop, or a page of history."""
 
-    __slots__ = ("_composed", "_joined", "count", "deliveries", "has_gap", "position", "size", "time")
+    __slots__ = ("_composed", "_deliveries", "_joined", "count", "has_gap", "position", "size", "time")
 
     def __init__(self, deliveries: Sequence[Delivery], time: float = 0.0, *, has_gap: bool = False) -> None:
-        self.deliveries = deliveries
+        self._deliveries: Sequence[Delivery] | None = deliveries
         #: How many they are.
         self.count = len(deliveries)
         #: When it was delivered, by the loop's clock. 0 for a page of history.
@@ -85,11 +71,32 @@ class Batch:
             self.position = next((item.position for item in reversed(deliveries) if item.position), None)
 
     @property
+    def deliveries(self) -> Sequence[Delivery]:
+        """Each of them."""
+        assert self._deliveries is not None
+        return self._deliveries
+
+    @property
+    def channel(self) -> str:
+        """The channel of the last one."""
+        return self.deliveries[-1].channel
+
+    @property
     def joined(self) -> bytes:
         """The joined blocks, for streams on a single channel. Joined once for all streams."""
         if self._joined is None:
             self._joined = b"".join([delivery.block for delivery in self.deliveries])
         return self._joined
+
+    def part(self, start: int, end: int) -> "Batch":
+        """Return the deliveries from the place `start` on, up to `end`. The first one is at 0."""
+        return Batch(self.deliveries[start:end], self.time, has_gap=self.has_gap)
+
+    def places(self, start: bytes) -> list[int]:
+        """Return the places of all gaps, and of the events whose bare block starts so."""
+        return [
+            place for place, each in enumerate(self.deliveries) if each.gap or each.bare.startswith(start)
+        ]
 
     def composed(self, place: object, compose: Callable[[Sequence[Delivery]], bytes]) -> bytes:
         """Return what `compose` makes of the deliveries for a stream on several channels.
@@ -103,6 +110,75 @@ class Batch:
         if len(chunk) <= MAX_GROWTH * self.size:
             self._composed = place, chunk
         return chunk
+
+
+class LogBatch(Batch):
+    """The events that follow a position in a log. Most streams send them all, and look at none.
+
+    So their deliveries are made when somebody looks at one. `blocks` are those with ids, if they are known.
+    Raises InvalidEventError for a payload that is no event.
+    """
+
+    __slots__ = ("_before", "_blocks", "_channel", "_payloads")
+
+    def __init__(
+        self,
+        channel: str,
+        before: Position,
+        payloads: Sequence[bytes],
+        blocks: Sequence[bytes] | None = None,
+    ) -> None:
+        if blocks is None:
+            id_start = event_id(channel, before).rpartition(".")[0] + "."
+            blocks = numbered_blocks(payloads, id_start, before.offset + 1)
+        self._channel, self._before, self._blocks = channel, before, blocks
+        # The caller may change a list of its own before anybody looks.
+        self._payloads = tuple(payloads)
+        self._deliveries = self._composed = None
+        self._joined = b"".join(blocks)
+        self.count, self.size, self.time, self.has_gap = len(blocks), len(self._joined), 0.0, False
+        self.position = before.at(before.offset + self.count) if blocks else None
+
+    @property
+    def deliveries(self) -> Sequence[Delivery]:
+        """Each of them. Made once for all streams."""
+        if self._deliveries is None:
+            self._deliveries = [
+                Delivery(self._channel, block, position, bare_block(payload))
+                for position, block, payload in zip(
+                    self._before.following(self.count), self._blocks, self._payloads, strict=True
+                )
+            ]
+        return self._deliveries
+
+    @property
+    def channel(self) -> str:
+        """The channel of all."""
+        return self._channel
+
+    def part(self, start: int, end: int) -> "LogBatch":
+        """Return the events from the place `start` on, up to `end`. The first one is at 0."""
+        before = self._before.at(self._before.offset + start)
+        return LogBatch(self._channel, before, self._payloads[start:end], self._blocks[start:end])
+
+    def places(self, start: bytes) -> list[int]:
+        """Return the places of the events whose bare block starts so."""
+        wanted = to_payload(start)
+        return [place for place, payload in enumerate(self._payloads) if payload.startswith(wanted)]
+
+
+def batch_of(items: Sequence[Delivery | LogBatch], time: float) -> Batch:
+    """Return these in order as one batch, which is delivered at `time`."""
+    if len(items) == 1 and isinstance(batch := items[0], LogBatch):
+        batch.time = time
+        return batch
+    each: list[Delivery] = []
+    for item in items:
+        if isinstance(item, LogBatch):
+            each += item.deliveries
+        else:
+            each.append(item)
+    return Batch(each, time)
 
 
 class Listener(Protocol):

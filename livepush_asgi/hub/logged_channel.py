@@ -6,7 +6,6 @@ other position shows a loss: the channel then ignores live payloads until it has
 known position. It drops a payload without a position, which is not in the log, and logs the cause.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -20,7 +19,7 @@ from ..runtime.failure_log import fields
 from ..wire.cursor import MAX_OFFSET, Position
 from ..wire.reasons import GapReason
 from .channel import RETRY_FIRST, RETRY_MAX, Channel, Coalescer
-from .delivery import Delivery, deliveries_after
+from .delivery import LogBatch
 
 # The size of a page when the channel reads its log: events, and bytes of their payloads.
 PAGE, PAGE_BYTES = 500, 1024 * 1024
@@ -90,28 +89,22 @@ class LoggedChannel(Channel):
 
     def deliver_after(self, position: Position, payloads: Sequence[bytes], /) -> None:
         """Deliver the payloads that follow a position, as `deliver_at` does each of them."""
-        deliveries = self._next_deliveries(position, payloads)
-        if deliveries is None:
+        if self._reading_log or position != self.position or not self.counted:
             super().deliver_after(position, payloads)
             return
+        batch = None
+        # If all listeners read the log, they get these from there.
+        if not all(listener.reads_log(self.name) for listener in self.listeners):
+            try:
+                batch = LogBatch(self.name, position, payloads)
+            except InvalidEventError:
+                super().deliver_after(position, payloads)
+                return
         self._idle = False
         self.position = position.at(position.offset + len(payloads))
         self._coalescer.counts.delivered += len(self._listeners) * len(payloads)
-        if deliveries:
-            self._coalescer.add_all(self, deliveries)
-
-    def _next_deliveries(self, position: Position, payloads: Sequence[bytes]) -> list[Delivery] | None:
-        """Return the deliveries of payloads that come next and are all events. None for any others.
-
-        Returns none of them if every listener reads the log, and so gets them from there.
-        """
-        if self._reading_log or position != self.position or not self.counted:
-            return None
-        if all(listener.reads_log(self.name) for listener in self.listeners):
-            return []
-        with contextlib.suppress(InvalidEventError):
-            return deliveries_after(self.name, position, payloads)
-        return None
+        if batch is not None:
+            self._coalescer.add_batch(self, batch)
 
     def lost(self) -> None:
         """Read lost events from the log. A gap is sent only if the log does not have them."""

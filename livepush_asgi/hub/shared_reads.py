@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 import anyio
 
-from ..brokers import READ_BYTES, HistoryBroker, Page
+from ..brokers import READ_BYTES, HistoryBroker, Page, payloads_of
 from ..errors import InvalidEventError
 from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
 from ..wire.reasons import GapReason
-from .delivery import MAX_GROWTH, Batch, Delivery, deliveries_after, delivery_of, gap_delivery
+from .delivery import MAX_GROWTH, Batch, Delivery, LogBatch, delivery_of, gap_delivery
 
 # How long a page is cached, in seconds, and the largest size of all cached pages, in bytes.
 MAX_AGE = 2.0
@@ -63,15 +63,15 @@ class SharedPage:
         if not records or records[0].offset > offset:
             return self.batch
         skipped = sum([record.offset <= offset for record in records])
-        return Batch(self.batch.deliveries[skipped:], has_gap=self.batch.has_gap)
+        return self.batch.part(skipped, len(records))
 
     def _make_batch(self) -> Batch:
-        # `at` and `following` do not check the epoch again.
+        # `at` does not check the epoch again.
         records, start = self.page.records, Position(self.page.epoch, 0)
         if records and records[-1].offset - records[0].offset == len(records) - 1:
             before = start.at(records[0].offset - 1)
             with contextlib.suppress(InvalidEventError):
-                return Batch(deliveries_after(self._channel, before, [record.payload for record in records]))
+                return LogBatch(self._channel, before, payloads_of(records))
         deliveries = [self._delivery_of(record.payload, start.at(record.offset)) for record in records]
         return Batch(deliveries, has_gap=any(delivery.gap for delivery in deliveries))
 
@@ -233,6 +233,4 @@ def _bounds(channel: str) -> Request:
 
 def _size(read: _Read) -> int:
     records = read.page.page.records if read.page else ()
-    return (
-        PAGE_OVERHEAD + EVENT_OVERHEAD * len(records) + COPIES * sum([len(each.payload) for each in records])
-    )
+    return PAGE_OVERHEAD + EVENT_OVERHEAD * len(records) + COPIES * sum(map(len, payloads_of(records)))

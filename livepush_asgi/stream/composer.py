@@ -456,21 +456,25 @@ class Composer:
     def _compose_page(self, page: Batch) -> bytes:
         """Join the blocks of a page of history, and record the position at which the next page starts."""
         self._record_position()
-        self._context.counts.replayed += len(page.deliveries) - _gaps_in(page)
+        self._count_replayed(page)
         if page.position is None or page.has_gap or self._gap_queued or self._state_owed:
             self._gap_queued = self._gap_queued or page.has_gap
             chunk = self._compose(page.deliveries)
             self._record_position()
             return chunk
-        sent = self.sent_events + len(page.deliveries)
+        sent = self.sent_events + page.count
         if self._single_channel:
             chunk = page.joined
         else:
             chunk = page.composed(tuple(self._recovery.entries().items()), self._compose)
         # Not every stream that shares a page composes it.
         self.sent_events = sent
-        self._recovery.mark_sent(page.deliveries[-1].channel, page.position)
+        self._recovery.mark_sent(page.channel, page.position)
         return chunk
+
+    def _count_replayed(self, page: Batch) -> None:
+        gaps = sum([delivery.gap is not None for delivery in page.deliveries]) if page.has_gap else 0
+        self._context.counts.replayed += page.count - gaps
 
     def _take_queued(self) -> bytes:
         """Return the next part of the outbox, after a gap for each channel whose events were dropped."""
@@ -529,10 +533,6 @@ class Composer:
 def _of_run(limits: Limits) -> Limits:
     # The reader of a run is sent all of it, at its own pace.
     return replace(limits, overflow="resume", replay_events=MAX_OFFSET)
-
-
-def _gaps_in(page: Batch) -> int:
-    return sum([delivery.gap is not None for delivery in page.deliveries]) if page.has_gap else 0
 
 
 def _make_outbox(limits: Limits) -> Outbox:

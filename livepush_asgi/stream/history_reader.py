@@ -79,6 +79,6 @@ class HistoryReader:
         self._hub.refresh(channel, page.page.epoch)
         batch = recovery.take_page(channel, page, live_end)
         # The hub has delivered events that the log does not show yet, or has lost.
-        is_futile = not batch.deliveries and channel in recovery.behind
+        is_futile = not batch.count and channel in recovery.behind
         self._failures = self._failures + 1 if is_futile else 0
         return batch

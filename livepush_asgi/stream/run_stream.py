@@ -9,7 +9,14 @@ from ..wire.control import count_events, open_block, retry_line
 from ..wire.cursor import Cursor, Position, event_id
 from ..wire.event import HEARTBEAT
 from ..wire.reasons import EndReason, GapReason, RunState
-from ..wire.run_record import RunFollower, RunRecord, is_record, may_have_record, record_of
+from ..wire.run_record import (
+    RECORD_START,
+    RunFollower,
+    RunRecord,
+    is_record,
+    may_have_record,
+    record_of,
+)
 from .composer import Composer
 from .context import StreamContext
 from .recovery import ChannelGap
@@ -126,34 +133,37 @@ class RunComposer(Composer):
         if not self._must_look(page):
             return super()._compose_page(page)
         self._record_position()
-        self._context.counts.replayed += sum([not delivery.gap for delivery in page.deliveries])
-        chunk = self._compose(page.deliveries)
+        self._count_replayed(page)
+        chunk = self._compose_batch(page)
         self._record_position()
         return chunk
 
     def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
+        return self._compose_batch(Batch(deliveries))
+
+    def _compose_batch(self, batch: Batch) -> bytes:
         chunk, at = b"", 0
         # Between the records and gaps there are items, which need no look of their own in the midst of a run.
-        places = [place for place, each in enumerate(deliveries) if each.gap or is_record(each.bare)]
-        for place in (*places, len(deliveries)):
-            while at <= place and at < len(deliveries):
+        for place in (*batch.places(RECORD_START), batch.count):
+            while at <= place and at < batch.count:
                 if at < place and self._begin is None and self._follower.end is None:
-                    chunk += self._compose_items(deliveries[at:place])
+                    chunk += self._compose_items(batch.part(at, place))
                     at = place
                     continue
-                chunk += self._compose_other(deliveries[at])
+                chunk += self._compose_other(batch.part(at, at + 1))
                 at += 1
                 if self.end_reason is not None:
                     return chunk
         return chunk
 
-    def _compose_other(self, delivery: Delivery) -> bytes:
+    def _compose_other(self, part: Batch) -> bytes:
         """Return what is sent for a gap, for a record, and for an item at either end of the output."""
+        delivery = part.deliveries[0]
         position = delivery.position
         if delivery.gap:
             return self._pass_gap(delivery, delivery.gap)
         if position is None:
-            return self._compose_items([delivery])
+            return self._compose_items(part)
         if self._begin is not None:
             if position.epoch == self._begin.epoch and position.offset <= self._begin.offset:
                 self._record_position()
@@ -161,17 +171,19 @@ class RunComposer(Composer):
                 return b""
             self._begin = None
         if self._follower.end is None and not is_record(delivery.bare):
-            return self._compose_items([delivery])
+            return self._compose_items(part)
         record = record_of(delivery.bare)
         if not self._follower.take(record, position.offset):
             return self._finish()
         return self._pass(delivery.channel, position, record)
 
-    def _compose_items(self, items: Sequence[Delivery]) -> bytes:
+    def _compose_items(self, items: Batch) -> bytes:
         self._follower.meet()
         first = self._first(None)
         self._gap_queued = False
-        return first + super()._compose(items)
+        self.sent_events += items.count
+        self._unrecorded = items.position or self._unrecorded
+        return first + items.joined
 
     def _pass_gap(self, delivery: Delivery, reason: GapReason) -> bytes:
         self._record_position()

@@ -268,7 +268,7 @@ class HistoryBrokerContract(BrokerContract):
                 check_equal((page.first, page.last, bool(page.records)), (1, len(sizes), True))
                 size = sum(len(record.payload) for record in page.records)
                 check_equal(len(page.records) == 1 or size <= max_bytes, True)
-                found += page.records
+                found += tuple(page.records)
             check_equal(found, records(map(bytes, sizes)))
 
     async def test_bytes_are_kept_unchanged(self, broker: HistoryBroker) -> None:

@@ -177,6 +177,11 @@ def from_payload(payload: bytes) -> bytes:
     return block
 
 
+def bare_block(payload: bytes) -> bytes:
+    """Return `from_payload` of a payload whose block was made before, without checking it again."""
+    return payload[len(PAYLOAD_MARK) :] if payload.startswith(PAYLOAD_MARK) else from_payload(payload)
+
+
 def blocks_of(payload: bytes, id: str) -> tuple[bytes, bytes]:
     """Return the block of a payload with this id, unless it has one, and the block as it is in the payload.
 
@@ -190,18 +195,18 @@ def blocks_of(payload: bytes, id: str) -> tuple[bytes, bytes]:
     return with_id(bare, id), bare
 
 
-def numbered_blocks(payloads: Sequence[bytes], id_start: str, first: int) -> list[tuple[bytes, bytes]]:
-    """Return `blocks_of` each payload. The ids are `id_start` and a number, from `first` on."""
+def numbered_blocks(payloads: Sequence[bytes], id_start: str, first: int) -> list[bytes]:
+    """Return the blocks with an id of these payloads. The ids are `id_start` and a number, from `first` on.
+
+    Raises what `from_payload` raises.
+    """
     start, size = f"id: {id_start}".encode(), len(PAYLOAD_MARK)
-    found = []
-    for number, payload in enumerate(payloads, first):
-        if payload.startswith(_DATA_ALONE):
-            # A third of the time of `blocks_of`.
-            bare = payload[size:]
-            found.append((b"%b%d\n%b" % (start, number, bare), bare))
-        else:
-            found.append(blocks_of(payload, f"{id_start}{number}"))
-    return found
+    return [
+        b"%b%d\n%b" % (start, number, payload[size:])
+        if payload.startswith(_DATA_ALONE)
+        else blocks_of(payload, f"{id_start}{number}")[0]
+        for number, payload in enumerate(payloads, first)
+    ]
 
 
 def positioned(position: Position, payload: bytes) -> bytes:

@@ -13,7 +13,8 @@ from typing import Literal
 from .event import from_payload, to_payload
 from .reasons import RunState
 
-_MARK = b": livepush.run "
+#: What the block of a record starts with.
+RECORD_START = b": livepush.run "
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 # The longest error in a record, in characters.
 MAX_ERROR = 1000
@@ -46,17 +47,17 @@ class RunRecord:
         """Return the record as a payload for a broker."""
         # `asdict` takes as long as all the rest of the end of a run.
         values = {name: getattr(self, name) for name in self.__slots__}
-        return to_payload(_MARK + _to_json(values).encode() + b"\n\n")
+        return to_payload(RECORD_START + _to_json(values).encode() + b"\n\n")
 
 
 def is_record(block: bytes) -> bool:
     """Return whether a block is a record."""
-    return block.startswith(_MARK)
+    return block.startswith(RECORD_START)
 
 
 def may_have_record(blocks: bytes) -> bool:
     """Return whether a record may be among joined blocks: True too if an event has the text of one."""
-    return _MARK in blocks
+    return RECORD_START in blocks
 
 
 def record_of(block: bytes) -> RunRecord | None:
@@ -68,7 +69,7 @@ def record_of(block: bytes) -> RunRecord | None:
 
 def _decode(block: bytes) -> RunRecord | None:
     try:
-        values = json.loads(block[len(_MARK) :])
+        values = json.loads(block[len(RECORD_START) :])
         return RunRecord(
             kind=_kind_of(values["kind"]),
             attempt=str(values["attempt"]),
@@ -93,7 +94,7 @@ _known = lru_cache(maxsize=1024)(_decode)
 
 def has_record(payload: bytes) -> bool:
     """Return whether a payload is a record."""
-    return _MARK in payload[:20]
+    return RECORD_START in payload[:20]
 
 
 def record_in(payload: bytes) -> RunRecord | None:

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from itertools import accumulate, count
+from itertools import accumulate
 from typing import NamedTuple
 
 from redis.exceptions import ResponseError
@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from ...errors import PositionConflictError
 from ...wire.cursor import Position
 from ...wire.event import BATCH_MARK, POSITION_MARK, split_batch, split_payloads
-from .. import Page, Record
+from .. import Page, Records
 from ..history import History
 from ..mailbox import Mailbox
 from .connection import Reply
@@ -190,8 +190,7 @@ def page_of(reply: Reply) -> Page:
     """Return the page in a reply of the read script. Raises ResponseError for another reply."""
     match reply:
         case [bytes(epoch), bytes(first), bytes(last), bytes(older), bytes(start), bytes(sizes), bytes(body)]:
-            payloads = split_payloads(sizes, body) if sizes else ()
-            records = tuple(map(Record, count(int(start or 0)), payloads))
+            records = Records(int(start or 0), split_payloads(sizes, body) if sizes else ())
             return Page(epoch.decode(), int(first), int(last), records, *_ancestors(older.decode()))
         case _:
             raise ResponseError(f"the server's reply is no page of a log: {reply!r:.100}")
