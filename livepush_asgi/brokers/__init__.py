@@ -300,7 +300,7 @@ def append_in_order(
     broker: HistoryBroker, channel: str, payloads: Sequence[bytes], expected_position: Position
 ) -> Awaitable[Position]:
     """Do what `BatchBroker.append_batch` does, with any broker."""
-    if has_beside_append(broker, "append_batch"):
+    if has_beside(broker, "append", "append_batch"):
         # `isinstance` of a protocol would cost as much as the append in memory.
         return cast("BatchBroker", broker).append_batch(
             channel, payloads, expected_position=expected_position
@@ -308,15 +308,15 @@ def append_in_order(
     return broker.append(channel, payloads[0], expected_position=expected_position)
 
 
-def has_beside_append(broker: HistoryBroker, name: str) -> bool:
-    """Return whether the class that has `append` has this method too.
+def has_beside(broker: HistoryBroker, method: str, name: str) -> bool:
+    """Return whether the class that has a method has this one too, which does the same in another way.
 
-    A subclass that changes `append` alone, or a wrapper with `__getattr__`, would be passed by.
+    A subclass that changes the first alone, or a wrapper with `__getattr__`, would be passed by.
     """
-    return _has_beside_append(type(broker), name)
+    return _has_beside(type(broker), method, name)
 
 
 @cache
-def _has_beside_append(kind: Hashable, name: str) -> bool:
+def _has_beside(kind: Hashable, method: str, name: str) -> bool:
     assert isinstance(kind, type)
-    return name in next((vars(each) for each in kind.__mro__ if "append" in vars(each)), ())
+    return name in next((vars(each) for each in kind.__mro__ if method in vars(each)), ())

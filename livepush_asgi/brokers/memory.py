@@ -269,6 +269,10 @@ class MemoryBroker:
 
     async def read(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
         """Return a part of the channel's log. See `HistoryBroker`."""
+        return self.read_nowait(channel, after, limit, max_bytes=max_bytes)
+
+    def read_nowait(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
+        """Do what `read` does."""
         now = self._now()
         return self._log(channel, now).page(after, limit, now, max_bytes)
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import anyio
 
-from ..brokers import READ_BYTES, HistoryBroker, Page, payloads_of
+from ..brokers import READ_BYTES, HistoryBroker, Page, has_beside, payloads_of
+from ..brokers.memory import MemoryBroker
 from ..errors import InvalidEventError
 from ..runtime.scheduler import Scheduler
 from ..wire.cursor import Position
@@ -119,6 +120,12 @@ class SharedReads:
         #: Whether the logs are in the memory of this process, so that a read never waits.
         self.in_process: bool = getattr(broker, "in_process", False)
         self._broker = broker
+        # The same, if it reads without waiting.
+        self._memory = (
+            broker if isinstance(broker, MemoryBroker) and has_beside(broker, "read", "read_nowait") else None
+        )
+        #: Whether `read_nowait` returns pages.
+        self.reads_nowait = self._memory is not None
         self._scheduler = scheduler
         self._end_of = end_of
         self._in_flight: dict[Request, _Read] = {}
@@ -130,6 +137,17 @@ class SharedReads:
         """Return the page that `read` would return, if it was read lately; None if it has to be read."""
         read = self._known((channel, after.offset, limit, max_bytes), self._scheduler.now() - MAX_AGE)
         return None if read is None else self._current(channel, after.epoch, read)
+
+    def read_nowait(self, channel: str, after: Position, limit: int, max_bytes: int) -> SharedPage | None:
+        """Return the page that `read` would return, None if that would raise or `reads_nowait` is False."""
+        if self._memory is None:
+            return None
+        request, read = (channel, after.offset, limit, max_bytes), _Read(self._scheduler.now())
+        with contextlib.suppress(Exception):
+            found = self._memory.read_nowait(channel, after.offset, limit, max_bytes=max_bytes)
+            read.page = SharedPage(channel, found)
+            self._cache(request, read)
+        return read.page
 
     async def read(self, channel: str, after: Position, limit: int, max_bytes: int) -> SharedPage:
         """Return a page of the events after a position. Raises what the broker raises.

@@ -13,6 +13,7 @@ from ..process.process import Process
 from ..process.statistics import Counters
 from ..runtime.event_loop import now
 from ..runtime.failure_log import fields
+from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL
 from ..wire.reasons import GapReason
@@ -31,11 +32,18 @@ async def send_cancelled(broker: HistoryBroker, channel: str) -> None:
 
 
 class _Readers:
-    """The readers of one attempt in this process, and the scope of the watch that they share."""
+    """The readers of one attempt in this process, and the watch that they share."""
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Timer) -> None:
         self.count = 0
-        self.scope = anyio.CancelScope()
+        self._timer = timer
+        #: The scope of the task of the watch, which most runs end before.
+        self.scope: anyio.CancelScope | None = None
+
+    def end_watch(self) -> None:
+        self._timer.cancel()
+        if self.scope is not None:
+            self.scope.cancel()
 
 
 class RunHost:
@@ -101,31 +109,40 @@ class RunHost:
         key = (log.channel, run.attempt)
         readers = self._readers.get(key)
         if readers is None:
-            readers = self._readers[key] = _Readers()
-            self.process.start_task(partial(self._watch, key, readers, run, log))
+            watch = Watch(log, run, partial(self.process.hub.end_of, log.channel))
+            timer = self.process.scheduler.call_later(watch.pause, partial(self._start_watch, key, watch))
+            readers = self._readers[key] = _Readers(timer)
         readers.count += 1
 
         def leave() -> None:
             readers.count -= 1
             if not readers.count:
-                readers.scope.cancel()
+                readers.end_watch()
                 if self._readers.get(key) is readers:
                     del self._readers[key]
 
         return leave
 
-    async def _watch(self, key: tuple[str, str], readers: _Readers, run: LogState, log: RunLog) -> None:
+    def _start_watch(self, key: tuple[str, str], watch: Watch) -> None:
+        readers = self._readers[key]
+        readers.scope = anyio.CancelScope()
+        self.process.start_task(partial(self._watch, key, readers, readers.scope, watch))
+
+    async def _watch(
+        self, key: tuple[str, str], readers: _Readers, scope: anyio.CancelScope, watch: Watch
+    ) -> None:
+        channel = key[0]
         try:
-            with readers.scope:
-                await Watch(log, run, partial(self.process.hub.end_of, log.channel)).run()
+            with scope:
+                await watch.run()
         except Exception as error:
             self.process.context.failures.log(
                 logging.WARNING,
                 "the run on %r is not watched any more, so its readers here do not learn if it is lost: %s",
-                log.channel,
+                channel,
                 error,
-                about=log.channel,
-                extra=fields("run_unwatched", channel=log.channel, error=str(error)),
+                about=channel,
+                extra=fields("run_unwatched", channel=channel, error=str(error)),
             )
         finally:
             if self._readers.get(key) is readers:

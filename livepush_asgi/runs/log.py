@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..brokers import HistoryBroker, Page, Record, append_in_order, has_beside_append
+from ..brokers import HistoryBroker, Page, Record, append_in_order, has_beside
 from ..brokers.history import History
 from ..brokers.memory import MemoryBroker
 from ..wire.cursor import MAX_OFFSET, Position
@@ -77,7 +77,9 @@ class RunLog:
         #: Whether the log of each channel is bounded in bytes.
         self.bounds_bytes: bool = getattr(broker, "bounds_bytes", True)
         #: Whether `append_nowait` may be called.
-        self.is_in_process = isinstance(broker, MemoryBroker) and has_beside_append(broker, "append_nowait")
+        self.is_in_process = isinstance(broker, MemoryBroker) and has_beside(
+            broker, "append", "append_nowait"
+        )
 
     async def append(self, record: RunRecord, expected: Position) -> Position:
         """Append a record. Raises PositionConflictError if the log goes on after `expected`."""

@@ -34,39 +34,52 @@ class Watch:
         self._seen: Position | None = run.end
         # At how many looks in a row there was nothing new.
         self._quiet = 0
+        # When the pause before the next look began.
+        self._began = now()
+
+    @property
+    def pause(self) -> float:
+        """The time from one look to the next, in seconds. The first pause begins when the watch is made."""
+        return self._latest.lease / self._looks
+
+    @property
+    def _looks(self) -> int:
+        return max(LOOKS, ceil(self._latest.lease / MOST_PAUSE))
 
     async def run(self) -> None:
-        """Look at the log again and again, until cancelled.
+        """Look at the log after each pause, until cancelled.
 
         This goes on after the run has ended: while there are readers, the log may be lost with the end.
         """
         while True:
-            looks = max(LOOKS, ceil(self._latest.lease / MOST_PAUSE))
-            pause, began = self._latest.lease / looks, now()
-            await anyio.sleep(pause)
-            if now() - began > 2 * pause:
-                # This process stood still, and what the producer did meanwhile is still to come.
+            await anyio.sleep(max(0.0, self._began + self.pause - now()))
+            # Otherwise this process stood still, and what the producer did meanwhile is still to come.
+            if now() - self._began <= 2 * self.pause:
+                await self._look_if_quiet()
+            else:
                 self._quiet = 0
-                continue
-            # This process may have been told of events that the log has lost since.
-            before, self._told = self._told, self._known_end()
-            is_told = self._told is not None and self._told != before
-            if is_told and self._latest.state is RunState.RUNNING:
-                self._seen, self._quiet = self._told, 0
-                continue
-            try:
-                await self._look(looks, is_new=is_told)
-            except (BrokerUnavailableError, PositionConflictError):
-                # A producer may have begun, with a shorter lease, and this look has not seen it: read again.
-                self._quiet, self._seen = 0, None
+            self._began = now()
 
-    async def _look(self, looks: int, *, is_new: bool) -> None:
+    async def _look_if_quiet(self) -> None:
+        # This process may have been told of events that the log has lost since.
+        before, self._told = self._told, self._known_end()
+        is_told = self._told is not None and self._told != before
+        if is_told and self._latest.state is RunState.RUNNING:
+            self._seen, self._quiet = self._told, 0
+            return
+        try:
+            await self._look(is_new=is_told)
+        except (BrokerUnavailableError, PositionConflictError):
+            # A producer may have begun, with a shorter lease, and this look has not seen it: read again.
+            self._quiet, self._seen = 0, None
+
+    async def _look(self, *, is_new: bool) -> None:
         """Look whether the log has anything new, and end a run that has had nothing so many times."""
         page = await self._log.bounds()
         end = Position(page.epoch, page.last)
         is_new = is_new or end != self._seen
         self._seen, self._quiet = end, 0 if is_new else self._quiet + 1
-        if self._quiet > looks:
+        if self._quiet > self._looks:
             self._quiet, found = 0, await _end(self._log, self._latest, end)
         elif is_new and self._latest.state is RunState.QUEUED:
             # A producer has another lease.

@@ -311,7 +311,7 @@ class Composer:
                 # The state precedes the changes.
                 chunk += self._next_state_blocks(self._state)
             if self._recovery.behind:
-                chunk += self._take_known_history(self._context.limits.message_bytes - len(chunk))
+                chunk += self._take_history(self._context.limits.message_bytes - len(chunk))
             if self._outbox_filled and not self._state_owed and self.end_reason is None:
                 chunk += self._take_queued()
         if self.end_reason is not None:
@@ -320,18 +320,21 @@ class Composer:
         elif not chunk and self.heartbeat_due:
             chunk = HEARTBEAT
         self.heartbeat_due = False
-        self.work = None if self._recovery.settled and not self._state_owed else self._next_work()
+        self.work = None if self._recovery.settled and not self._state_owed else self._next_work(chunk)
         return chunk
 
-    def _next_work(self) -> Work | None:
+    def _next_work(self, chunk: bytes) -> Work | None:
         if self._state is not None and self._state_owed:
             if not self._state.must_read:
                 return None
             return self._seek if self._recovery.must_seek_first else self._read_state
         if self._recovery.must_seek:
             return self._seek
+        if not self._recovery.behind or self._head or (chunk and self._context.hub.history.reads_nowait):
+            # The next call takes the next page.
+            return None
         # Read one page per chunk, so that a busy live channel does not delay a channel that is behind.
-        return self._read_history if self._recovery.behind and not self._head else None
+        return self._read_history
 
     def flush(self) -> bytes:
         """Return the whole outbox as one chunk. Events that are still to be read from history are not sent.
@@ -433,15 +436,17 @@ class Composer:
         """Read a page of history into the head. A channel whose last event is read becomes live again."""
         self._head += self._compose_page(await self._history.read())
 
-    def _take_known_history(self, max_bytes: int) -> bytes:
-        """Return pages of history that other streams have read lately, as many as fit into so many bytes.
+    def _take_history(self, max_bytes: int) -> bytes:
+        """Return the pages of history that other streams have read lately, as many as fit into so many bytes.
 
         So the clients that come back together are sent the open event and what they have missed at once,
-        without a task.
+        without a task. If there is none, return one page that need not be waited for.
         """
         chunk = b""
         while self._recovery.behind and not self._recovery.must_seek and not self._state_owed:
-            batch = self._history.take_known(max_bytes - len(chunk))
+            batch = self._history.take_nowait(max_bytes - len(chunk), known=True)
+            if batch is None and not chunk:
+                batch = self._history.take_nowait(max_bytes, known=False)
             if batch is None or self.end_reason is not None:
                 break
             chunk += self._compose_page(batch)

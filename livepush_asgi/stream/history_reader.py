@@ -30,12 +30,16 @@ class HistoryReader:
         # How many reads in a row have returned nothing new.
         self._failures = 0
 
-    def take_known(self, max_bytes: int) -> Batch | None:
-        """Return the next page if another stream has read it lately, and if it fits into so many bytes."""
+    def take_nowait(self, max_bytes: int, *, known: bool) -> Batch | None:
+        """Return the next page if it need not be waited for, and if it fits into so many bytes.
+
+        With `known` only if another stream has read it lately.
+        """
         if self._failures or self._recovery.read_at > self._hub.now():
             return None
-        channel, position = self._recovery.next_behind()
-        page = self._hub.history.known_page(channel, position, PAGE, self._limits.message_bytes)
+        history, (channel, position) = self._hub.history, self._recovery.next_behind()
+        find = history.known_page if known else history.read_nowait
+        page = find(channel, position, PAGE, self._limits.message_bytes)
         if page is None or page.batch.size > max_bytes:
             return None
         self._recovery.rotate_behind()
@@ -64,7 +68,7 @@ class HistoryReader:
             self._failures += 1
             return Batch(())
         if not self._recovery.is_at(channel, position):
-            # `take_known` has taken this page meanwhile: several streams waited for it.
+            # `take_nowait` has taken this page meanwhile: several streams waited for it.
             return Batch(())
         return self._take(channel, page)
 
