@@ -10,7 +10,7 @@ from livepush_asgi.stream.outbox import Outbox, OutboxFullError
 
 
 def joined(outbox: Outbox) -> bytes:
-    return b"".join(delivery.block for delivery in outbox.take())
+    return outbox.take().joined
 
 
 def filled(limits: Limits, *blocks: bytes) -> Outbox:

@@ -6,7 +6,7 @@ the page that the first has read, with the open event.
 
 import gc
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
@@ -445,8 +445,8 @@ def test_bytes_whose_ids_outgrow_the_events_are_not_kept(factor: int, times: int
     """Or the pages of clients with a hundred channels would hold ten times the bytes that are counted."""
     batch, calls = Batch([Delivery("a", b"x" * 100), Delivery("a", b"y" * 100)]), []
 
-    def compose(deliveries: Sequence[Delivery]) -> bytes:
-        calls.append(deliveries)
+    def compose(composed: Batch) -> bytes:
+        calls.append(composed)
         return b"z" * 200 * factor
 
     assert batch.composed("here", compose) == batch.composed("here", compose) == b"z" * 200 * factor

@@ -142,7 +142,8 @@ class Coalescer:
         if now >= self._sample_at:
             self._take_sample(pending, now)
         for channel, items in by_channel.items():
-            batch = batch_of(items, now)
+            batch = batch_of(items)
+            batch.time = now
             for listener in channel.listeners:
                 if listener.multi_channel and len(by_channel) > 1:
                     by_listener.setdefault(listener, set()).add(channel)
@@ -153,7 +154,9 @@ class Coalescer:
                     failure = failure or error
         for listener, channels in by_listener.items():
             try:
-                listener.receive(batch_of([item for channel, item in pending if channel in channels], now))
+                batch = batch_of([item for channel, item in pending if channel in channels])
+                batch.time = now
+                listener.receive(batch)
             except BaseException as error:
                 failure = failure or error
         if failure is not None:

@@ -1,6 +1,6 @@
 """Delivery, Batch and Listener: what a channel passes on, or its log has, and to whom."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..wire.control import gap_block
@@ -48,12 +48,12 @@ class Batch:
 
     __slots__ = ("_composed", "_deliveries", "_joined", "count", "has_gap", "position", "size", "time")
 
-    def __init__(self, deliveries: Sequence[Delivery], time: float = 0.0, *, has_gap: bool = False) -> None:
+    def __init__(self, deliveries: Sequence[Delivery], *, has_gap: bool = False) -> None:
         self._deliveries: Sequence[Delivery] | None = deliveries
         #: How many they are.
         self.count = len(deliveries)
         #: When it was delivered, by the loop's clock. 0 for a page of history.
-        self.time = time
+        self.time = 0.0
         #: Whether a gap is among them, which only a page of history has.
         self.has_gap = has_gap
         #: The total size of the blocks, in bytes.
@@ -90,7 +90,7 @@ class Batch:
 
     def part(self, start: int, end: int) -> "Batch":
         """Return the deliveries from the place `start` on, up to `end`. The first one is at 0."""
-        return Batch(self.deliveries[start:end], self.time, has_gap=self.has_gap)
+        return Batch(self.deliveries[start:end], has_gap=self.has_gap)
 
     def places(self, start: bytes) -> list[int]:
         """Return the places of all gaps, and of the events whose bare block starts so."""
@@ -98,7 +98,7 @@ class Batch:
             place for place, each in enumerate(self.deliveries) if each.gap or each.bare.startswith(start)
         ]
 
-    def composed(self, place: object, compose: Callable[[Sequence[Delivery]], bytes]) -> bytes:
+    def composed(self, place: object, compose: Callable[["Batch"], bytes]) -> bytes:
         """Return what `compose` makes of the deliveries for a stream on several channels.
 
         `place` is all that the result depends on: the channels of the stream and its position in each.
@@ -106,7 +106,7 @@ class Batch:
         """
         if self._composed is not None and self._composed[0] == place:
             return self._composed[1]
-        chunk = compose(self.deliveries)
+        chunk = compose(self)
         if len(chunk) <= MAX_GROWTH * self.size:
             self._composed = place, chunk
         return chunk
@@ -134,9 +134,9 @@ class LogBatch(Batch):
         self._channel, self._before, self._blocks = channel, before, blocks
         # The caller may change a list of its own before anybody looks.
         self._payloads = tuple(payloads)
-        self._deliveries = self._composed = None
-        self._joined = b"".join(blocks)
-        self.count, self.size, self.time, self.has_gap = len(blocks), len(self._joined), 0.0, False
+        self._deliveries = self._composed = self._joined = None
+        self.count, self.time, self.has_gap = len(blocks), 0.0, False
+        self.size = sum(map(len, blocks))
         self.position = before.at(before.offset + self.count) if blocks else None
 
     @property
@@ -156,6 +156,20 @@ class LogBatch(Batch):
         """The channel of all."""
         return self._channel
 
+    @property
+    def joined(self) -> bytes:
+        """The joined blocks, for streams on a single channel. Joined once for all streams."""
+        if self._joined is None:
+            self._joined = b"".join(self._blocks)
+        return self._joined
+
+    def followed_by(self, other: "LogBatch") -> "LogBatch | None":
+        """Return the events of both, or None unless those of the other come next in the same log."""
+        if other._before != self.position or other._channel != self._channel:
+            return None
+        payloads, blocks = [*self._payloads, *other._payloads], [*self._blocks, *other._blocks]
+        return LogBatch(self._channel, self._before, payloads, blocks)
+
     def part(self, start: int, end: int) -> "LogBatch":
         """Return the events from the place `start` on, up to `end`. The first one is at 0."""
         before = self._before.at(self._before.offset + start)
@@ -167,18 +181,32 @@ class LogBatch(Batch):
         return [place for place, payload in enumerate(self._payloads) if payload.startswith(wanted)]
 
 
-def batch_of(items: Sequence[Delivery | LogBatch], time: float) -> Batch:
-    """Return these in order as one batch, which is delivered at `time`."""
-    if len(items) == 1 and isinstance(batch := items[0], LogBatch):
-        batch.time = time
-        return batch
-    each: list[Delivery] = []
+def batch_of(items: Sequence[Delivery | LogBatch]) -> Batch:
+    """Return these in order as one batch."""
+    return _joined_batches(items) or Batch(deliveries_of(items))
+
+
+def _joined_batches(items: Sequence[Delivery | LogBatch]) -> LogBatch | None:
+    """Return batches that follow each other in a log as one, or None for any other items."""
+    found = None
+    for item in items:
+        if not isinstance(item, LogBatch):
+            return None
+        found = item if found is None else found.followed_by(item)
+        if found is None:
+            return None
+    return found
+
+
+def deliveries_of(items: Iterable[Delivery | LogBatch]) -> list[Delivery]:
+    """Return each delivery of these, in order."""
+    found: list[Delivery] = []
     for item in items:
         if isinstance(item, LogBatch):
-            each += item.deliveries
+            found += item.deliveries
         else:
-            each.append(item)
-    return Batch(each, time)
+            found.append(item)
+    return found
 
 
 class Listener(Protocol):

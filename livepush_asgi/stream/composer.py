@@ -132,7 +132,7 @@ class Composer:
         outbox = self._outbox
         if outbox is None:
             outbox = self._outbox = _make_outbox(self._limits)
-        if self._recovery.settled and outbox.put_all(batch.deliveries, batch.size):
+        if self._recovery.settled and outbox.put_all(batch):
             return
         self._record_position()
         for delivery in batch.deliveries:
@@ -153,11 +153,8 @@ class Composer:
             return b""
         self.heartbeat_due = False
         if not self._single_channel:
-            return self._compose(batch.deliveries)
-        self.sent_events += batch.count
-        # This runs once for every event and stream, so the position is recorded only when it is needed.
-        self._unrecorded = batch.position or self._unrecorded
-        return batch.joined
+            return self._compose(batch)
+        return self._compose_shared(batch)
 
     def put_gap(self, channel: str, reason: GapReason, position: Position | None) -> None:
         """Queue a gap. Raises OutboxFullError."""
@@ -464,7 +461,7 @@ class Composer:
         self._count_replayed(page)
         if page.position is None or page.has_gap or self._gap_queued or self._state_owed:
             self._gap_queued = self._gap_queued or page.has_gap
-            chunk = self._compose(page.deliveries)
+            chunk = self._compose(page)
             self._record_position()
             return chunk
         sent = self.sent_events + page.count
@@ -488,30 +485,31 @@ class Composer:
         if dropped and not self._control_events:
             self.end_reason = EndReason.SLOW
             return b""
-        deliveries = self._outbox.take()
+        batch = self._outbox.take()
         self._outbox_filled = bool(self._outbox)
         if not dropped:
-            return self._compose(deliveries)
+            return self._compose(batch)
         self._resend_state_at_gap()
         self._context.counts.gaps[GapReason.OVERFLOW] += len(dropped)
         gaps = b"".join([gap_block(channel, GapReason.OVERFLOW) for channel in dropped])
-        return gaps + self._compose(deliveries)
+        return gaps + self._compose(batch)
 
-    def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
+    def _compose_shared(self, batch: Batch) -> bytes:
+        """Return the blocks of a batch on a single channel: each has its id."""
+        self.sent_events += batch.count
+        # This runs once for every event and stream, so the position is recorded only when it is needed.
+        self._unrecorded = batch.position or self._unrecorded
+        return batch.joined
+
+    def _compose(self, batch: Batch) -> bytes:
         """Join the blocks of deliveries, and record the positions that the client reaches with them."""
         if self._single_channel and not self._gap_queued and not self._state_owed:
-            # Each block has its id, and the last position is the client's.
-            for delivery in reversed(deliveries):
-                if delivery.position is not None:
-                    self._unrecorded = delivery.position
-                    break
-            self.sent_events += len(deliveries)
-            return b"".join([delivery.block for delivery in deliveries])
+            return self._compose_shared(batch)
         # A gap may be among the deliveries that are still in the outbox.
         self._gap_queued = self._gap_queued and self._outbox_filled
         self._record_position()
         blocks, entries = [], self._recovery.entries()
-        for delivery in deliveries:
+        for delivery in batch.deliveries:
             if delivery.gap and not self._state_has(delivery):
                 self._resend_state_at_gap()
             elif not delivery.gap and self._state_owed and self._state_will_have_it:

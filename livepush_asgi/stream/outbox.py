@@ -1,8 +1,6 @@
 """Outbox: the deliveries that wait for one client, bounded in events and in bytes."""
 
-from collections.abc import Sequence
-
-from ..hub.delivery import Delivery
+from ..hub.delivery import Batch, Delivery, LogBatch, batch_of, deliveries_of
 from ..settings import Limits
 from ..wire.event import name_line
 
@@ -18,19 +16,21 @@ class Outbox:
     for ever.
     """
 
-    __slots__ = ("_bytes", "_dropped", "_items", "_limits", "_most_bytes", "_most_events")
+    __slots__ = ("_bytes", "_count", "_dropped", "_items", "_limits", "_most_bytes", "_most_events")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._most_bytes = limits.outbox_bytes
         self._most_events = limits.outbox_events
         # None while the outbox is empty, as it nearly always is: this saves memory.
-        self._items: list[Delivery] | None = None
+        self._items: list[Delivery | LogBatch] | None = None
+        # How many deliveries they are.
+        self._count = 0
         self._bytes = 0
         self._dropped: dict[str, int] | None = None
 
     def __len__(self) -> int:
-        return len(self._items or ())
+        return self._count
 
     def __bool__(self) -> bool:
         return bool(self._items or self._dropped)
@@ -45,47 +45,52 @@ class Outbox:
         # This runs once for every event and stream, so it calls as little as possible.
         items = self._items
         size = self._bytes + len(delivery.block)
-        if items and (size > self._most_bytes or len(items) >= self._most_events):
+        if items and (size > self._most_bytes or self._count >= self._most_events):
             self._make_room(len(delivery.block))
-            size = self._bytes + len(delivery.block)
+            items, size = self._items, self._bytes + len(delivery.block)
         if items:
             items.append(delivery)
         else:
             self._items = [delivery]
+        self._count += 1
         self._bytes = size
 
-    def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
-        """Add deliveries of `size` bytes in all if there is room for every one. Return whether there was."""
-        fits = size + self._bytes <= self._most_bytes
-        if fits and len(self) + len(deliveries) <= self._most_events:
-            if self._items:
-                self._items.extend(deliveries)
-            else:
-                self._items = list(deliveries)
-            self._bytes += size
+    def put_all(self, batch: Batch) -> bool:
+        """Add a batch if there is room for every delivery. Return whether there was."""
+        fits = batch.size + self._bytes <= self._most_bytes
+        if fits and self._count + batch.count <= self._most_events:
+            self._items = self._items or []
+            self._items += [batch] if isinstance(batch, LogBatch) else batch.deliveries
+            self._count += batch.count
+            self._bytes += batch.size
             return True
         return False
 
-    def take(self) -> list[Delivery]:
+    def take(self) -> Batch:
         """Remove and return the next deliveries: up to `limits.message_bytes`, or one delivery."""
-        taken, most = self._items or [], self._limits.message_bytes
+        most = self._limits.message_bytes
         if self._bytes <= most:
-            self._items, self._bytes = None, 0
-            return taken
+            return self._take_items()
+        items = deliveries_of(self._items or ())
         size = count = 0
-        for item in taken:
+        for item in items:
             if count and size + len(item.block) > most:
                 break
             size += len(item.block)
             count += 1
-        self._items = taken[count:]
+        self._items = [*items[count:]]
+        self._count -= count
         self._bytes -= size
-        return taken[:count]
+        return Batch(items[:count])
 
-    def take_all(self) -> list[Delivery]:
+    def take_all(self) -> Batch:
         """Remove and return every delivery, and forget what was dropped."""
-        taken, self._items, self._bytes, self._dropped = self._items or [], None, 0, None
-        return taken
+        self._dropped = None
+        return self._take_items()
+
+    def _take_items(self) -> Batch:
+        items, self._items, self._count, self._bytes = self._items or (), None, 0, 0
+        return batch_of(items)
 
     def take_dropped(self) -> dict[str, int]:
         """Return how many deliveries of each channel were dropped since the last call.
@@ -106,23 +111,23 @@ class Outbox:
         if channels:
             for item in items:
                 if item.position is None:
-                    self._drop(item)
-            self._items, self._bytes = None, 0
+                    self._drop(item.channel)
+            self._items, self._count, self._bytes = None, 0, 0
         return list(channels)
 
     def _make_room(self, needed: int) -> None:
         if self._limits.overflow != "drop_oldest":
             raise OutboxFullError
-        while self._items and (
-            self._bytes + needed > self._most_bytes or len(self._items) >= self._most_events
-        ):
-            item = self._items.pop(0)
+        items = deliveries_of(self._items or ())
+        while items and (self._bytes + needed > self._most_bytes or len(items) >= self._most_events):
+            item = items.pop(0)
             self._bytes -= len(item.block)
-            self._drop(item)
+            self._drop(item.channel)
+        self._items, self._count = [*items], len(items)
 
-    def _drop(self, item: Delivery) -> None:
+    def _drop(self, channel: str) -> None:
         self._dropped = self._dropped or {}
-        self._dropped[item.channel] = self._dropped.get(item.channel, 0) + 1
+        self._dropped[channel] = self._dropped.get(channel, 0) + 1
 
 
 class LatestOutbox(Outbox):
@@ -143,23 +148,24 @@ class LatestOutbox(Outbox):
         older = self._by_name.pop(key, None)
         if older is not None and self._items:
             self._items.remove(older)
+            self._count -= 1
             self._bytes -= len(older.block)
         super().put(delivery)
         self._by_name[key] = delivery
 
-    def put_all(self, deliveries: Sequence[Delivery], size: int) -> bool:
+    def put_all(self, batch: Batch) -> bool:
         """Return False: each delivery may replace an older one, so `put` has to add it."""
         return False
 
-    def take_all(self) -> list[Delivery]:
+    def take_all(self) -> Batch:
         """Remove and return every delivery, and forget what was dropped."""
         self._by_name.clear()
         return super().take_all()
 
-    def take(self) -> list[Delivery]:
+    def take(self) -> Batch:
         """Remove and return the next deliveries, the newest of each name."""
         taken = super().take()
-        self._by_name = {_key_of(item): item for item in self._items or ()}
+        self._by_name = {_key_of(item): item for item in deliveries_of(self._items or ())}
         return taken
 
 

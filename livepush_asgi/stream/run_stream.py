@@ -134,14 +134,11 @@ class RunComposer(Composer):
             return super()._compose_page(page)
         self._record_position()
         self._count_replayed(page)
-        chunk = self._compose_batch(page)
+        chunk = self._compose(page)
         self._record_position()
         return chunk
 
-    def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
-        return self._compose_batch(Batch(deliveries))
-
-    def _compose_batch(self, batch: Batch) -> bytes:
+    def _compose(self, batch: Batch) -> bytes:
         chunk, at = b"", 0
         # Between the records and gaps there are items, which need no look of their own in the midst of a run.
         for place in (*batch.places(RECORD_START), batch.count):
@@ -181,9 +178,7 @@ class RunComposer(Composer):
         self._follower.meet()
         first = self._first(None)
         self._gap_queued = False
-        self.sent_events += items.count
-        self._unrecorded = items.position or self._unrecorded
-        return first + items.joined
+        return first + self._compose_shared(items)
 
     def _pass_gap(self, delivery: Delivery, reason: GapReason) -> bytes:
         self._record_position()

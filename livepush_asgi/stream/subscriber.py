@@ -5,10 +5,10 @@ client: the channel of each event, and the event id even for an event that has a
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ..grant import Grant
-from ..hub.delivery import Batch, Delivery
+from ..hub.delivery import Batch
 from ..runtime.failure_log import fields
 from ..wire.control import origin_line
 from ..wire.cursor import Position
@@ -33,12 +33,12 @@ class _OriginComposer(Composer):
     def _compose_page(self, page: Batch) -> bytes:
         # The bytes of a page that clients share lack the lines.
         self._gap_queued = self._gap_queued or page.has_gap
-        return self._compose(page.deliveries)
+        return self._compose(page)
 
-    def _compose(self, deliveries: Sequence[Delivery]) -> bytes:
+    def _compose(self, batch: Batch) -> bytes:
         self._gap_queued = self._gap_queued and self._outbox_filled
         blocks = []
-        for delivery in deliveries:
+        for delivery in batch.deliveries:
             if delivery.position is not None:
                 self._recovery.mark_sent(delivery.channel, delivery.position)
             if delivery.gap:
