@@ -17,6 +17,7 @@ from ..runtime.scheduler import Timer
 from ..wire.cursor import Position
 from ..wire.event import COMMAND_CHANNEL
 from ..wire.reasons import GapReason
+from .collector import Collector
 from .log import LogState, RunLog
 from .producer import Producer
 from .watch import Watch
@@ -53,6 +54,7 @@ class RunHost:
 
     def __init__(self, process: Process, counters: Counters) -> None:
         self.process = process
+        self._collector = Collector(process)
         self._counters = counters
         self._producers: dict[str, Producer] = {}
         self._readers: dict[tuple[str, str], _Readers] = {}
@@ -62,7 +64,9 @@ class RunHost:
         self, log: RunLog, start: LogState, items: AsyncIterator[object], retry_for: float, ahead: int
     ) -> None:
         """Start the producer of an attempt, whose start record was appended."""
-        producer = Producer(log, start, items, self.process, self._counters, retry_for, ahead)
+        producer = Producer(
+            log, start, items, self.process, self._collector, self._counters, retry_for, ahead
+        )
         if not self._is_listening:
             self._is_listening = True
             # The revoker has to be attached before the channel is subscribed, or it would not be told.

@@ -27,9 +27,10 @@ class Pending:
         self._ahead = ahead
         self._most_events = min(RENEW_EVENTS, max(1, history.events // 2))
         self._most_bytes = min(RENEW_BYTES, history.size // 2)
-        # Items and bytes since the last record, and how many of the payloads are in the batch.
+        # Items and bytes since the last record.
         self._events = self._bytes = 0
-        self._in_batch = 0
+        # How many of the payloads are in the batch, and their bytes without marks.
+        self._in_batch = self._batch_bytes = 0
 
     def __len__(self) -> int:
         return len(self._payloads)
@@ -41,7 +42,8 @@ class Pending:
 
     def accept(self, block: bytes) -> bool:
         """Take a block if there is room. Return whether there was."""
-        if not self.has_room:
+        # As `has_room`, without a call: this runs once for every item.
+        if len(self._payloads) >= self._ahead or self._size >= AHEAD_BYTES:
             return False
         self._payloads.append(PAYLOAD_MARK + block)
         self._size += len(block)
@@ -59,7 +61,7 @@ class Pending:
         self.batched_bytes += size
         self._bytes += size
         self._events += len(batch)
-        self._in_batch = len(batch)
+        self._in_batch, self._batch_bytes = len(batch), size - len(batch) * len(PAYLOAD_MARK)
         self.renews = self.must_renew or self._events >= self._most_events or self._bytes >= self._most_bytes
         if self.renews:
             self.must_renew, self._events, self._bytes = False, 0, 0
@@ -68,7 +70,6 @@ class Pending:
 
     def drop_batch(self) -> None:
         """Forget the batch that was made last: the log has it."""
-        taken = self._payloads[: self._in_batch]
-        self._size -= sum(map(len, taken)) - len(taken) * len(PAYLOAD_MARK)
         del self._payloads[: self._in_batch]
-        self._in_batch = 0
+        self._size -= self._batch_bytes
+        self._in_batch = self._batch_bytes = 0

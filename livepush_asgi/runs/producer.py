@@ -14,6 +14,7 @@ from ..runtime.failure_log import fields
 from ..runtime.scheduler import Timer
 from ..wire.reasons import EndReason, RunState
 from .attempt import Attempt, EndedError
+from .collector import Collector
 from .log import LogState, RunLog
 from .pending import Pending
 
@@ -35,6 +36,7 @@ class Producer:
         start: LogState,
         items: AsyncIterator[object],
         process: Process,
+        collector: Collector,
         counters: Counters,
         retry_for: float,
         ahead: int,
@@ -51,12 +53,11 @@ class Producer:
         # A larger one would push the records out of the log, and then itself.
         self._source = process.make_source(items, log.history.size // 2)
         self._renewal_interval = min(start.lease / RENEWALS, (log.history.age or inf) / 2)
-        # Whether `_collect` is to be called, how many waited at its last call, and when it ends.
+        self._collector = collector
+        # Whether `_still_collects` is to be called, how many waited at its last call, and when it ends.
         self._is_collecting = False
         self._collected = 0
         self._collect_until = 0.0
-        self._call_soon = process.context.call_soon
-        self._hub = process.hub
         self._is_in_process = log.is_in_process
         # Whether it was logged that the log drops the beginning.
         self._is_outgrown = False
@@ -153,7 +154,7 @@ class Producer:
             return False
         sleep = self._sleep
         if self._is_collecting or sleep is None or sleep.done():
-            # The task, or `_collect`, sees it.
+            # The task, or `_still_collects`, sees it.
             return True
         if not self._is_in_process:
             sleep.set_result(True)
@@ -162,24 +163,22 @@ class Producer:
         else:
             self._is_collecting, self._collected = True, 0
             self._collect_until = self._now() + COLLECT_FOR
-            self._call_soon(self._collect)
+            self._collector.add(self._still_collects)
         return True
 
     @property
     def _sleeps(self) -> bool:
         return self._sleep is not None and not self._sleep.done()
 
-    def _collect(self) -> None:
+    def _still_collects(self) -> bool:
         """Called once in a turn of the loop: append what waits, unless this turn has brought more."""
-        # The iterator has let this callback run, so its source need not.
-        self._hub.note_turn()
         count = len(self._pending)
         if self._collected < count < COLLECT_EVENTS and self._now() < self._collect_until:
             self._collected = count
-            self._call_soon(self._collect)
-        else:
-            self._is_collecting = False
-            self._append_nowait()
+            return True
+        self._is_collecting = False
+        self._append_nowait()
+        return False
 
     def _append_nowait(self) -> None:
         """Append what waits, in memory. The task does it if it does not sleep, or if this fails."""
