@@ -46,6 +46,7 @@ from .brokers import (
     HistoryBroker,
     Page,
     Record,
+    Records,
     Sink,
     Subscription,
 )
@@ -150,6 +151,7 @@ __all__ = [
     "Publisher",
     "Received",
     "Record",
+    "Records",
     "Refusal",
     "RefusalCause",
     "Run",

@@ -77,6 +77,7 @@ from livepush_asgi import (
     PublishRequest,
     Received,
     Record,
+    Records,
     RedisBroker,
     RedisStreamsBroker,
     RedisTickets,
@@ -425,9 +426,8 @@ class OwnBroker:
         newest = self._newest.get(channel)
         if newest is None:
             return Page("epoch", 1, 0, ())
-        return Page(
-            "epoch", newest.offset, newest.offset, (newest,) if limit and newest.offset > after else ()
-        )
+        wanted = [newest.payload] if limit and newest.offset > after else []
+        return Page("epoch", newest.offset, newest.offset, Records(newest.offset, wanted))
 
 
 class OwnSink:

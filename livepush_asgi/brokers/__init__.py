@@ -9,8 +9,9 @@ An adapter that already has one reader for everything (a single connection, say)
 
 Only slots/ and the rooms above it may import it. Start with this file, then `memory.py`, which needs no
 server; `redis/`, `nats/` and `postgres/` each need a client library. `mailbox.py` holds the messages of one
-subscription, `history.py` has the bounds of a log, `timeouts.py` the time-outs, `faults.py` why a broker is
-not healthy, `transaction.py` the port of a broker that appends in a transaction of the application.
+subscription, `segments.py` the events of a log in memory, `history.py` has the bounds of a log, `timeouts.py`
+the time-outs, `faults.py` why a broker is not healthy, `transaction.py` the port of a broker that appends in
+a transaction of the application.
 docs/guides/brokers.md says how to write an adapter.
 """
 
@@ -113,9 +114,10 @@ class Record(NamedTuple):
 
 
 class Records(Sequence[Record]):
-    """Records that follow each other in a log, from the offset `first` on. Equal to a tuple of the same.
+    """Records that follow each other in a log, the first at the offset `first`. Equal to a tuple of the same.
 
-    Each is made when somebody looks at it: most pages are sent as a whole.
+    Each is made when somebody looks at it: most pages are sent as a whole. So a `read` that returns these
+    costs less than one that makes a tuple.
     """
 
     __slots__ = ("first", "payloads")
