@@ -23,7 +23,6 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from livepush_asgi import Event, Grant, InvalidEventError, LivePush, MemoryBroker, Publisher, public
 from livepush_asgi.testing import Client
 
-from .serving import REPOSITORY
 from .valkey import ValkeyProcess
 
 UNIQUE = UUID("12345678-1234-5678-1234-567812345678")
@@ -255,21 +254,6 @@ async def test_a_snapshot_that_cannot_be_encoded_ends_its_stream(caplog: pytest.
     async with push.lifespan(), Client(push) as client, client.open("/") as stream:
         assert await stream.wait_ended() == "error"
     assert "encode cannot encode data of type object" in caplog.text
-
-
-@pytest.mark.real_time
-def test_the_snippets_of_the_guide_pass() -> None:
-    folder = REPOSITORY / "docs/snippets/encode"
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(folder), "-c", os.devnull]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pytest", *options],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{folder}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 async def asynchronous(data: object) -> str:
