@@ -48,7 +48,9 @@ class Batch:
 
     __slots__ = ("_composed", "_deliveries", "_joined", "count", "has_gap", "position", "size", "time")
 
-    def __init__(self, deliveries: Sequence[Delivery], *, has_gap: bool = False) -> None:
+    def __init__(
+        self, deliveries: Sequence[Delivery], *, has_gap: bool = False, size: int | None = None
+    ) -> None:
         self._deliveries: Sequence[Delivery] | None = deliveries
         #: How many they are.
         self.count = len(deliveries)
@@ -67,8 +69,10 @@ class Batch:
             self.position, self._joined = deliveries[0].position, deliveries[0].block
             self.size = len(self._joined)
         else:
-            self.size = sum([len(delivery.block) for delivery in deliveries])
-            self.position = next((item.position for item in reversed(deliveries) if item.position), None)
+            self.size = sum([len(delivery.block) for delivery in deliveries]) if size is None else size
+            self.position = deliveries[-1].position if deliveries else None
+            if self.position is None:
+                self.position = next((item.position for item in reversed(deliveries) if item.position), None)
 
     @property
     def deliveries(self) -> Sequence[Delivery]:

@@ -1,5 +1,7 @@
 """Outbox: the deliveries that wait for one client, bounded in events and in bytes."""
 
+from typing import cast
+
 from ..hub.delivery import Batch, Delivery, LogBatch, batch_of, deliveries_of
 from ..settings import Limits
 from ..wire.event import name_line
@@ -24,7 +26,7 @@ class Outbox:
         self._most_events = limits.outbox_events
         # None while the outbox is empty, as it nearly always is: this saves memory.
         self._items: list[Delivery | LogBatch] | None = None
-        # How many deliveries they are.
+        # How many deliveries they are. A LogBatch among them has more than one.
         self._count = 0
         self._bytes = 0
         self._dropped: dict[str, int] | None = None
@@ -60,7 +62,7 @@ class Outbox:
         fits = batch.size + self._bytes <= self._most_bytes
         if fits and self._count + batch.count <= self._most_events:
             self._items = self._items or []
-            self._items += [batch] if isinstance(batch, LogBatch) else batch.deliveries
+            self._items += [batch] if batch.count > 1 and isinstance(batch, LogBatch) else batch.deliveries
             self._count += batch.count
             self._bytes += batch.size
             return True
@@ -71,7 +73,7 @@ class Outbox:
         most = self._limits.message_bytes
         if self._bytes <= most:
             return self._take_items()
-        items = deliveries_of(self._items or ())
+        items = self._each()
         size = count = 0
         for item in items:
             if count and size + len(item.block) > most:
@@ -81,7 +83,7 @@ class Outbox:
         self._items = [*items[count:]]
         self._count -= count
         self._bytes -= size
-        return Batch(items[:count])
+        return Batch(items[:count], size=size)
 
     def take_all(self) -> Batch:
         """Remove and return every delivery, and forget what was dropped."""
@@ -89,8 +91,9 @@ class Outbox:
         return self._take_items()
 
     def _take_items(self) -> Batch:
-        items, self._items, self._count, self._bytes = self._items or (), None, 0, 0
-        return batch_of(items)
+        items, count, size = self._items or [], self._count, self._bytes
+        self._items, self._count, self._bytes = None, 0, 0
+        return batch_of(items) if count > len(items) else Batch(cast("list[Delivery]", items), size=size)
 
     def take_dropped(self) -> dict[str, int]:
         """Return how many deliveries of each channel were dropped since the last call.
@@ -118,12 +121,19 @@ class Outbox:
     def _make_room(self, needed: int) -> None:
         if self._limits.overflow != "drop_oldest":
             raise OutboxFullError
-        items = deliveries_of(self._items or ())
-        while items and (self._bytes + needed > self._most_bytes or len(items) >= self._most_events):
+        items = self._each()
+        while items and (self._bytes + needed > self._most_bytes or self._count >= self._most_events):
             item = items.pop(0)
+            self._count -= 1
             self._bytes -= len(item.block)
             self._drop(item.channel)
-        self._items, self._count = [*items], len(items)
+
+    def _each(self) -> list[Delivery]:
+        """Return the items, which are deliveries from now on. A change of the list is one of the outbox."""
+        items = self._items or []
+        if self._count > len(items):
+            self._items = items = [*deliveries_of(items)]
+        return cast("list[Delivery]", items)
 
     def _drop(self, channel: str) -> None:
         self._dropped = self._dropped or {}
@@ -165,7 +175,7 @@ class LatestOutbox(Outbox):
     def take(self) -> Batch:
         """Remove and return the next deliveries, the newest of each name."""
         taken = super().take()
-        self._by_name = {_key_of(item): item for item in deliveries_of(self._items or ())}
+        self._by_name = {_key_of(item): item for item in self._each()}
         return taken
 
 
