@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from livepush_asgi import Event, Grant, History, Limits, LivePush, MemoryBroker, PositionConflictError
 from livepush_asgi.brokers import ForwardingSubscription
 from livepush_asgi.grant import Replay
+from livepush_asgi.runtime.asgi import Message, Scope
 from livepush_asgi.testing import Client, ParsedEvent, Stream
 from livepush_asgi.testing.exchange import RequestOptions
 from livepush_asgi.wire.cursor import Cursor, Position
@@ -548,23 +550,58 @@ async def test_a_channel_that_has_nothing_to_read_keeps_no_other_waiting() -> No
             assert (await again.next_event(1)).data == "c1"
 
 
-async def test_a_busy_channel_keeps_no_other_from_being_read_on() -> None:
+# With their ids, 100 events of 2,600 bytes are larger than `message_bytes`.
+@pytest.mark.parametrize(("number", "size"), [(350, 0), (300, 2590)])
+async def test_a_busy_channel_keeps_no_other_from_being_read_on(number: int, size: int) -> None:
+    behind = [f"{each} {'x' * size}" for each in range(number)]
     push = LivePush(MemoryBroker(), lambda request: Grant(channels=["busy", "behind"]))
     async with push.lifespan(), Client(push) as client:
         async with client.open("/") as stream:
             await opened(stream)
-        for number in range(350):
-            await push.publish("behind", number)
+        for data in behind:
+            await push.publish("behind", data)
         async with client.open("/", last_event_id=stream.last_event_id, window=0) as again:
             await opened(again)
             seen: list[str] = []
             # Whenever the client takes something, something live waits already.
-            while seen.count("live") < 500 and seen[-1:] != ["349"]:
+            while seen.count("live") < 500 and seen[-1:] != behind[-1:]:
                 await push.publish("busy", "live")
                 seen.append((await again.next_event()).data)
     # History is read a page ahead, so the two take turns within a page.
-    assert [data for data in seen if data != "live"] == [str(number) for number in range(350)]
-    assert "live" in seen[:350]
+    assert [data for data in seen if data != "live"] == behind
+    assert "live" in seen[:number]
+
+
+async def test_a_long_replay_lets_others_run_though_send_never_waits() -> None:
+    push = LivePush(MemoryBroker(), lambda request: Grant(channels="news", replay="all"))
+    received, turns = 0, 0
+
+    async def receive() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        nonlocal received
+        received += message.get("body", b"").count(b"data: old")
+        if received == 10_000:
+            tasks.cancel_scope.cancel()
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+    async with push.lifespan():
+        for _ in range(10_000):
+            await push.publish("news", "old")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(turn)
+            tasks.start_soon(push, scope, receive, send)
+    assert received == 10_000
+    # A hundred pages.
+    assert turns >= 10
 
 
 async def test_an_event_that_the_log_shows_late_is_sent_when_it_does() -> None:

@@ -14,7 +14,7 @@ import uvicorn
 
 from livepush_asgi import EndReason, Grant, LivePush, MemoryBroker, StreamRequest, Timing, public
 from livepush_asgi.hub.channel import Channel, Coalescer
-from livepush_asgi.hub.delivery import Batch, Delivery
+from livepush_asgi.hub.delivery import Batch, Delivery, LogBatch
 from livepush_asgi.runtime.asgi import Message, Send
 from livepush_asgi.runtime.event_loop import HAS_EAGER_TASKS
 from livepush_asgi.runtime.inline_send import TESTED_UVICORN, can_step
@@ -506,3 +506,37 @@ def test_a_listener_that_raises_keeps_nothing_from_the_others(several: bool) -> 
     with pytest.raises(KeyboardInterrupt, match="first"):
         coalescer.flush()
     assert [ear.heard for ear in ears] == [[], [b"1", b"2"], [], [b"1", b"2"]]
+
+
+def test_a_large_batch_that_a_delivery_brings_comes_at_the_end_of_the_turn() -> None:
+    """Catches a batch that waits for the next event: while one is delivered, no other overtakes it."""
+    scheduled: list[Callable[[], object]] = []
+    coalescer = Coalescer(scheduled.append, lambda: 0.0)
+    one, two = (Channel(name, MemoryBroker(), coalescer, lambda channel: None) for name in ("one", "two"))
+    batch = LogBatch("two", Position("epoch", 0), [b"event"] * 300)
+    heard: list[int] = []
+
+    class Ear:
+        multi_channel = False
+
+        def receive(self, batch_of_one: Batch, /) -> None:
+            heard.append(batch_of_one.count)
+            if len(heard) == 1:
+                coalescer.add_batch(two, batch)
+
+        def reads_log(self, channel: str, /) -> bool:
+            return False
+
+        def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
+            raise AssertionError("no event is missing")
+
+        def subscribed(self, channel: str, /) -> None:
+            raise AssertionError("the coalescer subscribes nothing")
+
+    one.add(Ear())
+    two.add(Ear())
+    coalescer.add(one, Delivery("one", b"1"))
+    coalescer.flush()
+    while scheduled:
+        scheduled.pop()()
+    assert heard == [1, 300]

@@ -70,16 +70,19 @@ class Segments:
 
     def part(self, start: int, end: int) -> tuple[bytes, ...]:
         """Return the payloads from the place `start` on, up to `end`. The oldest one is at 0."""
+        end = min(end, self.count)
+        if start >= end:
+            return ()
         # Count the places as if `_oldest` were full.
         missing = SEGMENT - len(self._oldest)
-        start, end = start + missing, min(end, self.count) + missing
+        start, end = start + missing, end + missing
         first, last = start // SEGMENT, (end - 1) // SEGMENT
         found: list[Sequence[bytes]] = [] if first else [self._oldest[::-1]]
         found += self._older[max(0, first - 1) : last]
         if last > len(self._older):
             found.append(self._newest)
         before = SEGMENT * first if first else missing
-        return tuple(chain.from_iterable(found))[start - before : max(start, end) - before]
+        return tuple(chain.from_iterable(found))[start - before : end - before]
 
     def _fill_segments(self) -> None:
         full = len(self._newest) // SEGMENT * SEGMENT

@@ -80,7 +80,7 @@ class Coalescer:
     def _add(self, pending: "Pending", count: int) -> None:
         self.pending.append(pending)
         self._count += count
-        if self._count >= MAX_PENDING:
+        if self._count >= MAX_PENDING and not self._flushing:
             self.flush()
         elif not self._end_scheduled:
             self._end_scheduled = True

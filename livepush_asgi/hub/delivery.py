@@ -1,6 +1,7 @@
 """Delivery, Batch and Listener: what a channel passes on, or its log has, and to whom."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from ..wire.control import gap_block
@@ -44,7 +45,10 @@ def gap_delivery(channel: str, reason: GapReason, position: Position | None) -> 
 
 
 class Batch:
-    """Deliveries in order, for several streams: those of one turn of the event loop, or a page of history."""
+    """Deliveries in order: those of one turn of the event loop, a page of history, or what an outbox has had.
+
+    The first two are shared by several streams.
+    """
 
     __slots__ = ("_composed", "_deliveries", "_joined", "count", "has_gap", "position", "size", "time")
 
@@ -56,7 +60,7 @@ class Batch:
         self.count = len(deliveries)
         #: When it was delivered, by the loop's clock. 0 for a page of history.
         self.time = 0.0
-        #: Whether a gap is among them, which only a page of history has.
+        #: Whether a gap is among them, for a page of history. What waits in an outbox does not say so.
         self.has_gap = has_gap
         #: The total size of the blocks, in bytes.
         self.size: int
@@ -167,15 +171,24 @@ class LogBatch(Batch):
             self._joined = b"".join(self._blocks)
         return self._joined
 
-    def followed_by(self, other: "LogBatch") -> "LogBatch | None":
-        """Return the events of both, or None unless those of the other come next in the same log."""
-        if other._before != self.position or other._channel != self._channel:
-            return None
-        payloads, blocks = [*self._payloads, *other._payloads], [*self._blocks, *other._blocks]
-        return LogBatch(self._channel, self._before, payloads, blocks)
+    def is_followed_by(self, other: "LogBatch") -> bool:
+        """Return whether the events of the other come next in the same log."""
+        return other._before == self.position and other._channel == self._channel
+
+    @classmethod
+    def joining(cls, batches: Sequence["LogBatch"]) -> "LogBatch":
+        """Return batches, each followed by the next one, as one."""
+        first = batches[0]
+        if len(batches) == 1:
+            return first
+        payloads = [payload for batch in batches for payload in batch._payloads]
+        blocks = [block for batch in batches for block in batch._blocks]
+        return cls(first._channel, first._before, payloads, blocks)
 
     def part(self, start: int, end: int) -> "LogBatch":
         """Return the events from the place `start` on, up to `end`. The first one is at 0."""
+        if start == 0 and end >= self.count:
+            return self
         before = self._before.at(self._before.offset + start)
         return LogBatch(self._channel, before, self._payloads[start:end], self._blocks[start:end])
 
@@ -187,19 +200,10 @@ class LogBatch(Batch):
 
 def batch_of(items: Sequence[Delivery | LogBatch]) -> Batch:
     """Return these in order as one batch."""
-    return _joined_batches(items) or Batch(deliveries_of(items))
-
-
-def _joined_batches(items: Sequence[Delivery | LogBatch]) -> LogBatch | None:
-    """Return batches that follow each other in a log as one, or None for any other items."""
-    found = None
-    for item in items:
-        if not isinstance(item, LogBatch):
-            return None
-        found = item if found is None else found.followed_by(item)
-        if found is None:
-            return None
-    return found
+    batches = [item for item in items if isinstance(item, LogBatch)]
+    if 0 < len(batches) == len(items) and all(a.is_followed_by(b) for a, b in pairwise(batches)):
+        return LogBatch.joining(batches)
+    return Batch(deliveries_of(items))
 
 
 def deliveries_of(items: Iterable[Delivery | LogBatch]) -> list[Delivery]:

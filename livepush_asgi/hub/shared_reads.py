@@ -222,9 +222,9 @@ class SharedReads:
         return read if read is not None and read.started_at > since else None
 
     def _cache(self, request: Request, read: _Read) -> None:
-        self._drop(request)
         if not self._cached:
             self._scheduler.call_later(MAX_AGE, self._expire)
+        self._drop(request)
         read.size = _size(read)
         self._cached[request] = read
         self._bytes += read.size

@@ -25,9 +25,12 @@ class Collector:
     def _turn(self) -> None:
         # The iterators have let this callback run, so their sources need not.
         self._hub.note_turn()
-        waiting, self._waiting = self._waiting, []
-        # Appending may make another producer collect, which then is the first to wait.
-        waiting = [still_collects for still_collects in waiting if still_collects()]
-        if waiting and not self._waiting:
-            self._call_soon(self._turn)
-        self._waiting += waiting
+        waiting, self._waiting = iter(self._waiting), []
+        try:
+            for still_collects in waiting:
+                if still_collects():
+                    self.add(still_collects)
+        finally:
+            # If one has raised, the others are called all the same.
+            for still_collects in waiting:
+                self.add(still_collects)

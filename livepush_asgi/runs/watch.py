@@ -63,7 +63,7 @@ class Watch:
     async def _look_if_quiet(self) -> None:
         # This process may have been told of events that the log has lost since.
         before, self._told = self._told, self._known_end()
-        is_told = self._told is not None and self._told != before
+        is_told = self._told is not None and self._told not in (before, self._seen)
         if is_told and self._latest.state is RunState.RUNNING:
             self._seen, self._quiet = self._told, 0
             return

@@ -1,7 +1,7 @@
 """Composer: composes the next chunk of a stream from the outbox, history, a snapshot and heartbeats.
 
-The methods are synchronous, except `work`: reading history, or calling the snapshot. The stream runs `work`
-in a task of its own, meanwhile sends what is ready, and cancels the task when the stream ends.
+The methods are synchronous, except `work`: reading history from a server, or calling the snapshot. The stream
+runs `work` in a task of its own, meanwhile sends what is ready, and cancels the task when the stream ends.
 
 Until the client has been sent the whole state, each id carries the mark of `owed`. A client that disconnects
 before the end of a snapshot reconnects with such an id, and is sent the state again.
@@ -40,6 +40,10 @@ logger = logging.getLogger("livepush_asgi")
 # To look up a member of an enum is slow in Python 3.11.
 _FRESH = OpenOutcome.FRESH
 
+# How many pages of a log in this process are read one after the other without a task. Between two tasks a
+# server whose `send` does not wait lets nobody else run.
+PAGES_AT_ONCE = 8
+
 Work = Callable[[], Awaitable[None]]
 
 
@@ -50,6 +54,7 @@ class Composer:
     """
 
     __slots__ = (
+        "_awaits_history",
         "_context",
         "_control_events",
         "_gap_queued",
@@ -57,6 +62,7 @@ class Composer:
         "_head",
         "_outbox",
         "_outbox_filled",
+        "_pages_at_once",
         "_reader",
         "_recovery",
         "_resumable",
@@ -110,6 +116,10 @@ class Composer:
         # The position of the last delivery on a single channel, if it is not recorded in the recovery state
         # yet.
         self._unrecorded: Position | None = None
+        # Whether the next page of history has to be waited for, as far as the last call of `ready` has seen.
+        self._awaits_history = True
+        # How many pages were read since a task has read one.
+        self._pages_at_once = 0
         # Created on first use: a new client that keeps up never reads history.
         self._reader: HistoryReader | None = None
         self._single_channel = len(names) == 1
@@ -308,7 +318,7 @@ class Composer:
                 # The state precedes the changes.
                 chunk += self._next_state_blocks(self._state)
             if self._recovery.behind:
-                chunk += self._take_history(self._context.limits.message_bytes - len(chunk))
+                chunk = self._take_history(chunk)
             if self._outbox_filled and not self._state_owed and self.end_reason is None:
                 chunk += self._take_queued()
         if self.end_reason is not None:
@@ -317,18 +327,17 @@ class Composer:
         elif not chunk and self.heartbeat_due:
             chunk = HEARTBEAT
         self.heartbeat_due = False
-        self.work = None if self._recovery.settled and not self._state_owed else self._next_work(chunk)
+        self.work = None if self._recovery.settled and not self._state_owed else self._next_work()
         return chunk
 
-    def _next_work(self, chunk: bytes) -> Work | None:
+    def _next_work(self) -> Work | None:
         if self._state is not None and self._state_owed:
             if not self._state.must_read:
                 return None
             return self._seek if self._recovery.must_seek_first else self._read_state
         if self._recovery.must_seek:
             return self._seek
-        if not self._recovery.behind or self._head or (chunk and self._context.hub.history.reads_nowait):
-            # The next call takes the next page.
+        if not self._recovery.behind or self._head or not self._awaits_history:
             return None
         # Read one page per chunk, so that a busy live channel does not delay a channel that is behind.
         return self._read_history
@@ -431,23 +440,35 @@ class Composer:
 
     async def _read_history(self) -> None:
         """Read a page of history into the head. A channel whose last event is read becomes live again."""
+        self._pages_at_once = 0
         self._head += self._compose_page(await self._history.read())
 
-    def _take_history(self, max_bytes: int) -> bytes:
-        """Return the pages of history that other streams have read lately, as many as fit into so many bytes.
+    def _take_history(self, chunk: bytes) -> bytes:
+        """Return the chunk with the pages of history that other streams have read lately, as many as fit.
 
         So the clients that come back together are sent the open event and what they have missed at once,
-        without a task. If there is none, return one page that need not be waited for.
+        without a task. An empty chunk gets a page of a broker in this process, if there is none: one page
+        alone, so that a busy live channel and one that is behind take turns.
         """
-        chunk = b""
+        self._awaits_history = True
         while self._recovery.behind and not self._recovery.must_seek and not self._state_owed:
-            batch = self._history.take_nowait(max_bytes - len(chunk), known=True)
-            if batch is None and not chunk:
-                batch = self._history.take_nowait(max_bytes, known=False)
-            if batch is None or self.end_reason is not None:
+            page = self._history.take_known(self._context.limits.message_bytes - len(chunk))
+            if page is None and self._may_read_at_once:
+                # With a chunk, the next call reads.
+                page = None if chunk else self._read_at_once()
+                self._awaits_history = not chunk and page is None
+            if page is None or self.end_reason is not None:
                 break
-            chunk += self._compose_page(batch)
+            chunk += self._compose_page(page)
         return chunk
+
+    @property
+    def _may_read_at_once(self) -> bool:
+        return self._pages_at_once < PAGES_AT_ONCE and self._context.hub.history.reads_nowait
+
+    def _read_at_once(self) -> Batch | None:
+        self._pages_at_once += 1
+        return self._history.take_nowait()
 
     @property
     def _history(self) -> HistoryReader:

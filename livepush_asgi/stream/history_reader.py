@@ -30,20 +30,31 @@ class HistoryReader:
         # How many reads in a row have returned nothing new.
         self._failures = 0
 
-    def take_nowait(self, max_bytes: int, *, known: bool) -> Batch | None:
-        """Return the next page if it need not be waited for, and if it fits into so many bytes.
-
-        With `known` only if another stream has read it lately.
-        """
-        if self._failures or self._recovery.read_at > self._hub.now():
+    def take_known(self, max_bytes: int) -> Batch | None:
+        """Return the next page if another stream has read it lately, and if it fits into so many bytes."""
+        if self._must_wait:
             return None
-        history, (channel, position) = self._hub.history, self._recovery.next_behind()
-        find = history.known_page if known else history.read_nowait
-        page = find(channel, position, PAGE, self._limits.message_bytes)
+        channel, position = self._recovery.next_behind()
+        page = self._hub.history.known_page(channel, position, PAGE, self._limits.message_bytes)
         if page is None or page.batch.size > max_bytes:
             return None
         self._recovery.rotate_behind()
         return self._take(channel, page)
+
+    def take_nowait(self) -> Batch | None:
+        """Return the next page if the broker has it in this process."""
+        if self._must_wait:
+            return None
+        channel, position = self._recovery.next_behind()
+        page = self._hub.history.read_nowait(channel, position, PAGE, self._limits.message_bytes)
+        if page is None:
+            return None
+        self._recovery.rotate_behind()
+        return self._take(channel, page)
+
+    @property
+    def _must_wait(self) -> bool:
+        return self._failures > 0 or self._recovery.read_at > self._hub.now()
 
     async def read(self) -> Batch:
         """Read a page of the next channel, with gaps where events are missing.
