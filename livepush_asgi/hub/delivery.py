@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from ..wire.control import gap_block
 from ..wire.cursor import Position, event_id
@@ -201,7 +201,10 @@ class LogBatch(Batch):
 def batch_of(items: Sequence[Delivery | LogBatch]) -> Batch:
     """Return these in order as one batch."""
     batches = [item for item in items if isinstance(item, LogBatch)]
-    if 0 < len(batches) == len(items) and all(a.is_followed_by(b) for a, b in pairwise(batches)):
+    if not batches:
+        # The usual case, and one for each channel of each turn.
+        return Batch(cast("Sequence[Delivery]", items))
+    if len(batches) == len(items) and all(a.is_followed_by(b) for a, b in pairwise(batches)):
         return LogBatch.joining(batches)
     return Batch(deliveries_of(items))
 
