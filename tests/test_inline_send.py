@@ -536,7 +536,6 @@ def test_a_large_batch_that_a_delivery_brings_comes_at_the_end_of_the_turn() -> 
     one.add(Ear())
     two.add(Ear())
     coalescer.add(one, Delivery("one", b"1"))
-    coalescer.flush()
     while scheduled:
         scheduled.pop()()
     assert heard == [1, 300]
