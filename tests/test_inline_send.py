@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any
@@ -473,34 +473,48 @@ async def test_a_send_that_is_cancelled_ends_its_stream_and_nobody_else_misses_a
             server.gone.set()
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_a_listener_that_raises_keeps_nothing_from_the_others(several: bool) -> None:
-    class Ear:
-        def __init__(self, error: BaseException | None = None) -> None:
-            self.multi_channel = several
-            self.error = error
-            self.heard: list[bytes] = []
+class Ear:
+    """A listener that calls `told` with each batch, and hears of nothing else."""
 
-        def receive(self, batch: Batch, /) -> None:
-            if self.error is not None:
-                raise self.error
-            self.heard += [delivery.block for delivery in batch.deliveries]
+    def __init__(self, told: Callable[[Batch], object], *, several: bool = False) -> None:
+        self.multi_channel = several
+        self.told = told
+        self.heard: list[bytes] = []
 
-        def reads_log(self, channel: str, /) -> bool:
-            return False
+    def receive(self, batch: Batch, /) -> None:
+        self.told(batch)
+        self.heard += [delivery.block for delivery in batch.deliveries]
 
-        def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
-            raise AssertionError("no event is missing")
+    def reads_log(self, channel: str, /) -> bool:
+        return False
 
-        def subscribed(self, channel: str, /) -> None:
-            raise AssertionError("the coalescer subscribes nothing")
+    def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
+        raise AssertionError("no event is missing")
 
-    ears = [Ear(KeyboardInterrupt("first")), Ear(), Ear(ValueError("second")), Ear()]
-    coalescer = Coalescer(lambda function: None, lambda: 0.0)
+    def subscribed(self, channel: str, /) -> None:
+        raise AssertionError("the coalescer subscribes nothing")
+
+
+def two_channels(coalescer: Coalescer, ears: Sequence[Ear]) -> tuple[Channel, Channel]:
     one, two = (Channel(name, MemoryBroker(), coalescer, lambda channel: None) for name in ("one", "two"))
     for ear in ears:
         one.add(ear)
         two.add(ear)
+    return one, two
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_listener_that_raises_keeps_nothing_from_the_others(several: bool) -> None:
+    def ear(error: BaseException | None) -> Ear:
+        def told(batch: Batch) -> None:
+            if error is not None:
+                raise error
+
+        return Ear(told, several=several)
+
+    ears = [ear(KeyboardInterrupt("first")), ear(None), ear(ValueError("second")), ear(None)]
+    coalescer = Coalescer(lambda function: None, lambda: 0.0)
+    one, two = two_channels(coalescer, ears)
     coalescer.add(one, Delivery("one", b"1"))
     coalescer.add(two, Delivery("two", b"2"))
     with pytest.raises(KeyboardInterrupt, match="first"):
@@ -511,30 +525,15 @@ def test_a_listener_that_raises_keeps_nothing_from_the_others(several: bool) -> 
 def test_a_large_batch_that_a_delivery_brings_comes_at_the_end_of_the_turn() -> None:
     """Catches a batch that waits for the next event: while one is delivered, no other overtakes it."""
     scheduled: list[Callable[[], object]] = []
-    coalescer = Coalescer(scheduled.append, lambda: 0.0)
-    one, two = (Channel(name, MemoryBroker(), coalescer, lambda channel: None) for name in ("one", "two"))
-    batch = LogBatch("two", Position("epoch", 0), [b"event"] * 300)
     heard: list[int] = []
+    coalescer = Coalescer(scheduled.append, lambda: 0.0)
 
-    class Ear:
-        multi_channel = False
+    def told(batch: Batch) -> None:
+        heard.append(batch.count)
+        if len(heard) == 1:
+            coalescer.add_batch(two, LogBatch("two", Position("epoch", 0), [b"event"] * 300))
 
-        def receive(self, batch_of_one: Batch, /) -> None:
-            heard.append(batch_of_one.count)
-            if len(heard) == 1:
-                coalescer.add_batch(two, batch)
-
-        def reads_log(self, channel: str, /) -> bool:
-            return False
-
-        def gap(self, channel: str, reason: GapReason, position: Position | None = None, /) -> None:
-            raise AssertionError("no event is missing")
-
-        def subscribed(self, channel: str, /) -> None:
-            raise AssertionError("the coalescer subscribes nothing")
-
-    one.add(Ear())
-    two.add(Ear())
+    one, two = two_channels(coalescer, [Ear(told)])
     coalescer.add(one, Delivery("one", b"1"))
     while scheduled:
         scheduled.pop()()

@@ -272,7 +272,7 @@ class MemoryBroker:
         return self.read_nowait(channel, after, limit, max_bytes=max_bytes)
 
     def read_nowait(self, channel: str, after: int, limit: int, *, max_bytes: int = READ_BYTES) -> Page:
-        """Do what `read` does."""
+        """Do what `read` does, which never waits; for the event loop that `read` may be called on."""
         now = self._now()
         return self._log(channel, now).page(after, limit, now, max_bytes)
 

@@ -170,7 +170,7 @@ class Coalescer:
             self._sample(channel.name, item.position, now)
 
 
-# What waits for the end of a turn, on one channel.
+# A channel, and what it delivers at the end of the turn.
 Pending = tuple["Channel", Delivery | LogBatch]
 
 

@@ -42,6 +42,7 @@ class _Readers:
         self.scope: anyio.CancelScope | None = None
 
     def end_watch(self) -> None:
+        """End the watch, or do not begin it. Harmless the second time."""
         self._timer.cancel()
         if self.scope is not None:
             self.scope.cancel()
