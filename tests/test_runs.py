@@ -39,6 +39,7 @@ from livepush_asgi import (
 from livepush_asgi.dialects import Dialect, ai_sdk, livepush
 from livepush_asgi.runs.log import RunLog
 from livepush_asgi.testing import Client, EventStreamParser
+from livepush_asgi.wire.cursor import event_id
 from livepush_asgi.wire.run_record import RunRecord, record_in
 
 pytestmark = pytest.mark.virtual_time
@@ -775,3 +776,18 @@ async def test_random_interleavings(seed: int) -> None:
             ended = found.kind == "end"
         else:
             assert not ended
+
+
+async def test_a_reader_passes_a_long_output_that_was_restarted_without_a_pause() -> None:
+    """Catches a reader that stops at pages of which it is sent nothing, until the next heartbeat."""
+    push = LivePush(MemoryBroker(), lambda request: push.run("a").grant(request))
+    async with push.lifespan(), Client(push) as client:
+        await push.run("a").start(Counting(1, 1500, pace=0)())
+        assert len(await text_of(push)) == 1501
+        await push.run("a").start(Counting(1, 2, pace=0)(), restart=True)
+        began = anyio.current_time()
+        # Of a log that was lost: the reader begins with the first event of this one.
+        id = event_id("run:a", Position("lost", 9999))
+        async with client.open("/", last_event_id=id) as stream:
+            assert [(await stream.next_event()).data for _ in range(2)] == ["1", "2"]
+        assert anyio.current_time() - began < 5

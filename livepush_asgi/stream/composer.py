@@ -327,17 +327,18 @@ class Composer:
         elif not chunk and self.heartbeat_due:
             chunk = HEARTBEAT
         self.heartbeat_due = False
-        self.work = None if self._recovery.settled and not self._state_owed else self._next_work()
+        self.work = None if self._recovery.settled and not self._state_owed else self._next_work(chunk)
         return chunk
 
-    def _next_work(self) -> Work | None:
+    def _next_work(self, chunk: bytes) -> Work | None:
         if self._state is not None and self._state_owed:
             if not self._state.must_read:
                 return None
             return self._seek if self._recovery.must_seek_first else self._read_state
         if self._recovery.must_seek:
             return self._seek
-        if not self._recovery.behind or self._head or not self._awaits_history:
+        if not self._recovery.behind or self._head or (chunk and not self._awaits_history):
+            # There is a next call, since this one has a chunk or a head.
             return None
         # Read one page per chunk, so that a busy live channel does not delay a channel that is behind.
         return self._read_history

@@ -79,7 +79,7 @@ class HistoryReader:
             self._failures += 1
             return Batch(())
         if not self._recovery.is_at(channel, position):
-            # `take_nowait` has taken this page meanwhile: several streams waited for it.
+            # `take_known` has taken this page meanwhile: several streams waited for it.
             return Batch(())
         return self._take(channel, page)
 
